@@ -1,0 +1,1 @@
+"""The core: what modality interference is, how it is probed, scored and decided."""
