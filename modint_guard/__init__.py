@@ -1,1 +1,1 @@
-"""The core: what modality interference is, how it is probed, scored and decided."""
+"""modint-guard: find out whether a vision-language model answered from the wrong modality."""

@@ -1,0 +1,81 @@
+"""All numbers the guard may be tuned with, read once into frozen objects; nothing else holds a constant.
+
+The thresholds are an UNCALIBRATED default. `modint-guard calibrate` will fit them per model, adapter and probe
+set; until then every report says `"calibrated": false`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from modint_guard.errors import ConfigError
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of a GIF only the first frame is read
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The constants of a verdict.
+
+    risk = sigmoid(bias + weight_js * JS + weight_margin * margin), where JS is the base-2 divergence between
+    the served answer and the answer with the *irrelevant* modality taken out, and
+    margin = p(top answer) - p(y) under that same view, in [-1, 1].
+    An answer is flagged `text` or `image` when the view flips and risk >= flag_at.
+    """
+
+    bias: float = -4.0
+    weight_js: float = 4.0
+    weight_margin: float = 4.0
+    flag_at: float = 0.5
+    flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
+    confident: float = 0.9  # a unimodal answer is certain from here on (prior and conflict rules)
+    min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
+
+    def __post_init__(self) -> None:
+        for name in ("flag_at", "flip_margin", "confident"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")
+        if not 0.0 < self.min_probability < 1.0:
+            raise ConfigError(
+                f"thresholds.min_probability is {self.min_probability}: it must lie between 0 and 1, both excluded."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image of a request may be at most; pixels are checked from the header, before decoding."""
+
+    max_bytes: int = 20 * 1024 * 1024  # of one image, decoded from base64
+    max_pixels: int = 20_000_000  # of one image
+    max_images: int = 16  # in one request
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"image limit {name} is {getattr(self, name)}: it must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig:
+    """How the guard probes. `view_tokens` is 2 because some models begin an answer with a token of mere space."""
+
+    deadline_s: float = 5.0  # counted from the last token of the answer
+    max_deadline_s: float = 60.0  # what a request may ask for at most
+    top_logprobs: int = 20
+    view_tokens: int = 2
+    max_probes: int = 8
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    image_limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.deadline_s <= self.max_deadline_s:
+            raise ConfigError(
+                f"deadline_s is {self.deadline_s}: it must be above 0 and at most max_deadline_s ({self.max_deadline_s})."
+            )
+        if not 2 <= self.top_logprobs <= 128:
+            raise ConfigError(f"top_logprobs is {self.top_logprobs}: it must lie between 2 and 128.")
+        if self.view_tokens < 1:
+            raise ConfigError(f"view_tokens is {self.view_tokens}: it must be at least 1.")
+        if self.max_probes < 3:
+            raise ConfigError(f"max_probes is {self.max_probes}: the three cells of a verdict need at least 3.")

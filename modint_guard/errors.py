@@ -1,0 +1,89 @@
+"""Every error modint-guard raises on purpose, as one tree.
+
+ModintError
+├─ RequestError            a client's request is wrong: becomes OpenAI's error envelope
+│  └─ ImageError           an image that is none, truncated, too large or remote
+├─ ConfigError             a setting, flag, file or path is wrong: the process stops with exit code 2
+│  ├─ AdapterError         an adapter folder is missing or holds no PEFT adapter
+│  └─ DataError            a line of a data set is wrong
+├─ EndpointError           the upstream answered with an error
+│  ├─ EndpointTimeout      it did not answer in time
+│  └─ EndpointUnreachable  no connection could be made, or it broke
+└─ EngineError             our own vLLM child died or never became ready
+
+`str(error)` is one sentence that names the offending value and the remedy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ModintError(Exception):
+    """Root of the tree: catch it to catch everything modint-guard raises on purpose."""
+
+
+class RequestError(ModintError):
+    """A request that a client must change; carries what OpenAI's error envelope needs."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str = "invalid_request",
+        status: int = 400,
+        type: str = "invalid_request_error",  # noqa: A002 - the envelope's own name
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.status = status
+        self.type = type
+
+    def envelope(self) -> dict[str, Any]:
+        """OpenAI's error body: {"error": {"message", "type", "param", "code"}}."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class ImageError(RequestError):
+    """An image part that cannot be used; `code` says which way."""
+
+    def __init__(
+        self, message: str, *, param: str | None = "messages", code: str = "invalid_image", status: int = 400
+    ) -> None:
+        super().__init__(message, param=param, code=code, status=status)
+
+
+class ConfigError(ModintError):
+    """A setting, flag, file or path that stops the process (exit code 2)."""
+
+
+class AdapterError(ConfigError):
+    """An adapter folder that is missing or is not a PEFT adapter."""
+
+
+class DataError(ConfigError):
+    """A line of a data set that cannot be read; the message names file, line and remedy."""
+
+
+class EndpointError(ModintError):
+    """The upstream answered with an error; `status` and `body` are what it sent, where it sent any."""
+
+    def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+
+
+class EndpointTimeout(EndpointError):
+    """The upstream did not answer in time."""
+
+
+class EndpointUnreachable(EndpointError):
+    """No connection to the upstream could be made, or it broke."""
+
+
+class EngineError(ModintError):
+    """Our vLLM child died or never became ready; the message holds its last log lines and the likely remedy."""

@@ -1,0 +1,317 @@
+"""The frozen records that pass between the stages, and the closed sets of names they use."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+JSON = dict[str, Any]
+Complete = Callable[[JSON], Awaitable[JSON]]  # OpenAI chat body -> chat completion; raises EndpointError
+
+SCHEMA_VERSION = "1"
+METHOD = "first_token"  # views are compared at the first content position; teacher forcing comes later
+
+# The cells of the 2x2 (context or not, image or not); P0 repeats the request unchanged.
+NOOP = "noop"
+NO_CONTEXT = "no_context"
+NEUTRAL_IMAGE = "neutral_image"
+PRIOR = "prior"
+CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
+
+UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
+SKIPPED_REASONS = (
+    "opted_out",
+    "sampled_out",
+    "no_image",
+    "no_context",
+    "tool_calls",
+    "structured_output",
+    "multiple_choices",
+    "reasoning",
+    "refusal",
+    "audio",
+    "video",
+    "unsupported_part",
+    "empty_answer",
+)
+
+RelevantSource = Literal["request", "header", "rules", "none"]
+
+
+class Relevant(StrEnum):
+    """Which modality ought to decide the answer."""
+
+    IMAGE = "image"
+    TEXT = "text"
+    BOTH = "both"
+    UNKNOWN = "unknown"
+
+
+class State(StrEnum):
+    """What became of the examination; never PASS for "not examined"."""
+
+    PASS = "pass"  # noqa: S105 - not a password
+    FLAGGED = "flagged"
+    UNSCORED = "unscored"
+    SKIPPED = "skipped"
+
+
+class Cause(StrEnum):
+    """What drove a flagged answer."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    PRIOR = "prior"
+    CONFLICT = "conflict"
+
+
+class Outcome(StrEnum):
+    """What one probe found."""
+
+    CONSISTENT = "consistent"
+    FLIPPED = "flipped"
+    UNDECIDED = "undecided"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class ModintOptions:
+    """The `modint` field of a request merged with its headers; None means "the server's default"."""
+
+    mode: Literal["on", "off"] = "on"
+    relevant: Relevant | None = None  # None: auto
+    relevant_source: Literal["request", "header"] | None = None
+    context: str | None = None
+    question: str | None = None
+    probes: tuple[str, ...] | None = None
+    deadline_s: float | None = None
+    action: Literal["annotate"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One answer option: its label as written ("A") and its text ("red")."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """Where an image stands in the body, and its size in pixels (width, height)."""
+
+    message: int
+    part: int
+    url: str = field(repr=False)
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters [start, end) of one text: `part` is the content part's index, None for a plain string."""
+
+    part: int | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """One chat body split into images, context and question, with what is needed to rebuild it.
+
+    `body` is the client's own object without its `modint` field and is never changed; `turn` is the index of
+    the last user message; `context_spans` and `question_spans` say where its two halves stand.
+    """
+
+    body: JSON = field(repr=False)
+    turn: int
+    images: tuple[ImagePart, ...]
+    context: str | None
+    question: str
+    options: tuple[Option, ...]
+    context_spans: tuple[Span, ...]
+    question_spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A perturbed chat body, ready to be sent, under its probe's name."""
+
+    name: str
+    body: JSON = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one call answered, read at the first content position (first token that is not whitespace).
+
+    `token` is the token generated there, `top` the natural log-probabilities of its alternatives (None when
+    the upstream gave none). `skip` is a SKIPPED reason when this kind of answer cannot be judged.
+    """
+
+    text: str
+    finish_reason: str | None
+    token: str | None
+    top: Mapping[str, float] | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    ms: float = 0.0
+    skip: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A view that gave no reply: `outcome` is ERROR or TIMEOUT, `reason` one of UNSCORED_REASONS."""
+
+    outcome: Outcome
+    reason: str
+    ms: float = 0.0
+
+
+Replies = Mapping[str, Reply | Failure]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One row of the report's `probes`."""
+
+    name: str
+    outcome: Outcome
+    divergence: float | None = None  # JS, base 2, against the served answer
+    exact: bool = False  # over all options, not a top-k lower bound
+    flip: bool | None = None  # None: undecided or not known
+    delta_logprob: float | None = None  # log p(y) of the answer minus that of the view, nats
+    answer: str | None = None
+    tokens: int = 0
+    cached_tokens: int = 0
+    ms: float = 0.0
+
+    def to_json(self) -> JSON:
+        """The row as it stands in the `modint` object."""
+        return {
+            "name": self.name,
+            "outcome": self.outcome.value,
+            "divergence": self.divergence,
+            "exact": self.exact,
+            "flip": self.flip,
+            "delta_logprob": self.delta_logprob,
+            "answer": self.answer,
+            "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
+            "ms": round(self.ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CellScore:
+    """One view against the served answer y, at the first content position."""
+
+    divergence: float  # JS(M, view), base 2
+    exact: bool
+    flip: bool | None
+    margin: float  # p(view's top) - p(y) under the view, in [-1, 1]; negative when y itself is the top
+    confidence: float  # p of the view's top answer
+    p_answer: float  # p(y) under the view
+    reproduces: bool  # y is the view's top answer
+    delta_logprob: float
+    entropy: float  # bits, the tail counted as one symbol
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """All features of one answer: the cells that could be scored and what follows from them."""
+
+    cells: Mapping[str, CellScore]
+    missing: Mapping[str, str]  # cell -> UNSCORED reason
+    influence_text: float | None = None  # Shapley value of the context, nats of log p(y)
+    influence_image: float | None = None
+    relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
+    image_only: str | None = None
+    text_only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision; `reason` is set for UNSCORED and SKIPPED only, `cause` for FLAGGED only."""
+
+    state: State
+    cause: Cause | None = None
+    risk: float | None = None
+    reason: str | None = None
+    calibrated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the `modint` object says."""
+
+    verdict: Verdict
+    relevant: Relevant = Relevant.UNKNOWN
+    relevant_source: RelevantSource = "none"
+    examined: tuple[str, ...] = ()
+    influence_text: float | None = None
+    influence_image: float | None = None
+    image_only: str | None = None
+    text_only: str | None = None
+    probes: tuple[ProbeResult, ...] = ()
+    notes: tuple[str, ...] = ()
+    method: str = METHOD
+    action: str = "annotate"
+    schema: str = SCHEMA_VERSION
+
+    def to_json(self) -> JSON:
+        """The `modint` object (docs/schema/modint-1.schema.json)."""
+        return {
+            "schema": self.schema,
+            "verdict": self.verdict.state.value,
+            "cause": self.verdict.cause.value if self.verdict.cause else None,
+            "risk": self.verdict.risk,
+            "calibrated": self.verdict.calibrated,
+            "reason": self.verdict.reason,
+            "relevant": self.relevant.value,
+            "relevant_source": self.relevant_source,
+            "examined": list(self.examined),
+            "influence": {"text": self.influence_text, "image": self.influence_image},
+            "answers": {"image_only": self.image_only, "text_only": self.text_only},
+            "probes": [probe.to_json() for probe in self.probes],
+            "method": self.method,
+            "notes": list(self.notes),
+            "action": self.action,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the client itself asked for about log-probabilities, so that the rest can be taken out again."""
+
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done with one request; `skip` names the SKIPPED reason when nothing will be probed."""
+
+    body: JSON = field(repr=False)  # the client's body without `modint`
+    options: ModintOptions
+    asked: Asked
+    chat: Chat | None
+    relevant: Relevant
+    relevant_source: RelevantSource
+    views: tuple[View, ...]
+    deadline_s: float
+    skip: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A completion that carries its `modint` object, and the same as a typed report."""
+
+    completion: JSON
+    report: Report
