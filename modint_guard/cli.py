@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, commands: Iterable[EntryPoint] | Non
 
 
 def build_app(found: dict[str, EntryPoint], called: str | None) -> typer.Typer:
-    """Loads only the command that is called, or all of them when help or an unknown name asks for the list."""
+    """Loads only the command that is called, or all when help or an unknown name asks for the list."""
     app = typer.Typer(
         name="modint-guard",
         help="Serve vision-language models behind a guard that notices answers driven by the wrong modality.",
@@ -62,7 +62,10 @@ def missing_extra(point: EntryPoint) -> str:
 
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=lambda asked: _version(asked), help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=lambda asked: _version(asked), help="Print the version."
+        ),
     ] = False,
 ) -> None:
     return None

@@ -1,13 +1,13 @@
 """Makes a torchvision built for CUDA importable beside a CPU torch, and is inert everywhere else.
 
-Why: vLLM's CPU build needs torch 2.13.0+cpu, but the default index holds only torchvision's CUDA build. Its
-compiled half cannot load there, so importing it dies with `operator torchvision::nms does not exist`, and
-with it every vision-language class of transformers and vLLM. None of them calls the compiled operators:
-naming the two that torchvision mentions is enough. That has to happen in every process before anything imports
-torchvision, vLLM's workers included, hence a `.pth` file in the environment (a line that Python runs at start)
-that installs a lazy import hook. `python -m modint_guard.torchvision_guard` writes it, and only where
-`import torchvision` fails; it also removes torchaudio and torchcodec where they do not import, because a
-present but broken one takes transformers' processors down and nothing here needs them.
+Why: vLLM's CPU build needs torch 2.13.0+cpu, but the default index holds only torchvision's CUDA build.
+Its compiled half cannot load there, so importing it dies with `operator torchvision::nms does not exist`,
+and with it every vision-language class of transformers and vLLM. None of them calls the compiled
+operators: naming the two that torchvision mentions is enough. That has to happen in every process, vLLM's
+workers included, before anything imports torchvision; hence a `.pth` file in the environment (a line that
+Python runs at start) that installs a lazy import hook. `python -m modint_guard.torchvision_guard` writes
+it, and only where `import torchvision` fails; it also removes torchaudio and torchcodec where they do not
+import, because a present but broken one takes transformers' processors down and nothing here needs them.
 
 This file is copied into the environment as it is, so it imports the standard library only.
 """
@@ -47,7 +47,7 @@ def hook() -> None:
 
 
 def define_missing_operators() -> None:
-    """Names torchvision's operators, unless its own compiled library will (a second definition is an error)."""
+    """Names torchvision's operators, unless its own compiled library does (naming them twice is an error)."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None or importlib.util.find_spec("torch") is None:
         return
@@ -76,11 +76,15 @@ def repair(site_packages: Path) -> list[str]:
         (site_packages / f"{COPY}.py").write_text(Path(__file__).read_text("utf-8"), "utf-8")
         (site_packages / f"{COPY}.pth").write_text(f"import {COPY}; {COPY}.hook()\n", "utf-8")
         if not _imports("torchvision"):
-            raise SystemExit("torchvision does not import, even with its operators named: install the build for this torch")
+            raise SystemExit(
+                "torchvision does not import, even with its operators named: install the build for this torch"
+            )
         done.append("torchvision is a CUDA build and torch is not: its operators are named at start")
     for package in ("torchaudio", "torchcodec"):
         if _present(package) and not _imports(package):
-            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", package], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", package], check=True
+            )
             done.append(f"{package} does not import with this torch and is not needed: removed")
     return done
 

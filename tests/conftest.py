@@ -21,7 +21,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With CI=true a skipped test fails, unless it is marked `gpu`: a skip is a claim nobody checked."""
     report = yield
-    if _in_ci() and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("gpu") is None:
+    if (
+        _in_ci()
+        and report.skipped
+        and not hasattr(report, "wasxfail")
+        and item.get_closest_marker("gpu") is None
+    ):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where only gpu tests may be: {_reason(report)}"
     return report

@@ -74,13 +74,17 @@ def test_a_command_whose_extra_is_missing_stays_in_the_help(capsys: pytest.Captu
     assert "train" in out and "Says hello." in out
 
 
-def test_calling_a_command_whose_extra_is_missing_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+def test_calling_a_command_whose_extra_is_missing_says_what_to_install(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     points = [entry("train", "a_library_nobody_has.commands:train")]
     code, _, err = run(capsys, ["train", "recipe.yaml", "--resume", "auto"], points)
     assert (code, err) == (2, "`train` needs: pip install 'modint-guard[train]'\n")
 
 
-def test_a_library_missing_only_when_the_command_runs_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_library_missing_only_when_the_command_runs_says_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code, _, err = run(capsys, ["fit"], [entry("fit", f"{HERE}:need_a_library")])
     assert (code, err) == (2, "`fit` needs: pip install 'modint-guard[train]'\n")
 

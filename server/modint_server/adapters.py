@@ -1,0 +1,151 @@
+"""Finds the LoRA adapters to serve and refuses, with the remedy, those that vLLM would not load.
+
+`NAME` is looked up in `--adapter-dir` and then among the bundled ones; `NAME=PATH` names a PEFT folder.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modint_guard.errors import AdapterError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
+# How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
+PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+BUNDLED = "tinyworld-base"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT folder that vLLM can load as it is."""
+
+    name: str
+    path: Path
+    rank: int
+    base: str | None  # what its card says it was made for
+
+
+def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tuple[Adapter, ...]:
+    """One adapter for each `NAME` or `NAME=PATH`; raises AdapterError."""
+    adapters = tuple(resolve(one, adapter_dir, bundled) for one in wanted)
+    names = [adapter.name for adapter in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise AdapterError(f"adapter {name!r} is given twice: give each adapter a name of its own")
+    return adapters
+
+
+def resolve(wanted: str, adapter_dir: Path, bundled: Path) -> Adapter:
+    """Reads `NAME` or `NAME=PATH`; raises AdapterError."""
+    name, explicit, path = wanted.partition("=")
+    if not NAME.fullmatch(name):
+        raise AdapterError(
+            f"adapter name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', beginning "
+            "with a letter or digit (NAME or NAME=PATH)"
+        )
+    return read(name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled))
+
+
+def max_lora_rank(adapters: Sequence[Adapter]) -> int:
+    """The smallest of vLLM's choices that holds every adapter's rank."""
+    largest = max((adapter.rank for adapter in adapters), default=1)
+    return next(rank for rank in ALLOWED_RANKS if rank >= largest)
+
+
+def read(name: str, folder: Path) -> Adapter:
+    """Checks a PEFT folder as vLLM will; raises AdapterError."""
+    config = _config(name, folder)
+    if not any(folder.glob("adapter_model*.safetensors")):
+        raise AdapterError(
+            f"adapter {name!r}: {folder} has no adapter_model.safetensors: save it with "
+            "save_pretrained(…, safe_serialization=True)"
+        )
+    for refusal in _refusals(config):
+        raise AdapterError(f"adapter {name!r}: {refusal}")
+    base = config.get("base_model_name_or_path")
+    return Adapter(name, folder, _rank(name, config), base if isinstance(base, str) and base else None)
+
+
+def _given(name: str, path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        raise AdapterError(f"adapter {name!r}: no folder at {path!r}: give NAME=PATH with PATH a PEFT folder")
+    return folder.resolve()
+
+
+def _look_up(name: str, adapter_dir: Path, bundled: Path) -> Path:
+    for root in (adapter_dir, bundled):
+        folder = (root / name).resolve()
+        if not folder.is_dir() or name == BUNDLED:
+            continue
+        if not folder.is_relative_to(root.resolve()):
+            raise AdapterError(f"adapter {name!r} leads out of {root}: give its folder as {name}=PATH")
+        return folder
+    raise AdapterError(
+        f"adapter {name!r} is neither in {adapter_dir} nor bundled: give its folder as {name}=PATH or "
+        f"another --adapter-dir (bundled: {', '.join(bundled_names(bundled)) or 'none'})"
+    )
+
+
+def bundled_names(bundled: Path) -> list[str]:
+    """The adapters that ship with this package."""
+    return sorted(folder.parent.name for folder in bundled.glob("*/adapter_config.json"))
+
+
+def _config(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(
+            f"adapter {name!r}: {folder} has no adapter_config.json: it is not a PEFT folder"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"adapter {name!r}: cannot read {path}: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"adapter {name!r}: {path} is of type {kind!r}: only PEFT's LORA can be served")
+    return config
+
+
+def _refusals(config: dict[str, Any]) -> list[str]:
+    """What vLLM 0.32 does not load, each with the way out."""
+    start = config.get("init_lora_weights", True)
+    found = {
+        "it uses DoRA, which vLLM does not load: train with use_dora=False": config.get("use_dora"),
+        "it trains biases, which vLLM does not load: train with bias='none'": config.get("bias", "none")
+        != "none"
+        or config.get("lora_bias"),
+        f"it saves whole modules ({config.get('modules_to_save')}), which vLLM does not load: put them among "
+        "target_modules": config.get("modules_to_save"),
+        f"it began from {start!r}, which changes the base's weights too: train with init_lora_weights=True "
+        "or convert it with path_initial_model_for_weight_conversion": isinstance(start, str)
+        and start.lower() not in PLAIN_STARTS,
+        "it is an activated LoRA, which vLLM does not load: train a plain LoRA": config.get(
+            "alora_invocation_tokens"
+        ),
+        "it replicates layers, which vLLM does not load: train without layer_replication": config.get(
+            "layer_replication"
+        ),
+        "it is block-diagonal, which vLLM does not load: train without use_bdlora": config.get("use_bdlora"),
+        "it uses QALoRA, which vLLM does not load: train with use_qalora=False": config.get("use_qalora"),
+    }
+    return [refusal for refusal, present in found.items() if present]
+
+
+def _rank(name: str, config: dict[str, Any]) -> int:
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 for rank in ranks):
+        raise AdapterError(
+            f"adapter {name!r}: its ranks {ranks} are not all positive whole numbers: export it again"
+        )
+    largest = max(ranks)
+    if largest > ALLOWED_RANKS[-1]:
+        raise AdapterError(
+            f"adapter {name!r}: rank {largest} is above {ALLOWED_RANKS[-1]}, vLLM's largest: train one below"
+        )
+    return int(largest)

@@ -1,0 +1,156 @@
+"""Adapters are found by name or path, and what vLLM would not load is refused with the remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modint_guard.errors import AdapterError
+from modint_server.adapters import (
+    ALLOWED_RANKS,
+    NAME,
+    Adapter,
+    bundled_names,
+    max_lora_rank,
+    resolve,
+    resolve_all,
+)
+
+
+def make(folder: Path, **config: Any) -> Path:
+    """The smallest folder that passes for a PEFT adapter."""
+    folder.mkdir(parents=True)
+    whole = {
+        "peft_type": "LORA",
+        "r": 16,
+        "lora_alpha": 32,
+        "base_model_name_or_path": "tinyworld-base",
+        **config,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(whole), "utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """An adapter folder of the user's and a bundled one, both with `mine`, only the second with `robust`."""
+    make(tmp_path / "adapters" / "mine", r=4)
+    make(tmp_path / "bundled" / "mine", r=8)
+    make(tmp_path / "bundled" / "robust")
+    return tmp_path / "adapters", tmp_path / "bundled"
+
+
+def test_a_name_is_looked_up_in_the_users_folder_first(places: tuple[Path, Path]) -> None:
+    assert resolve("mine", *places) == Adapter("mine", places[0] / "mine", 4, "tinyworld-base")
+
+
+def test_a_name_the_user_does_not_have_is_a_bundled_one(places: tuple[Path, Path]) -> None:
+    assert resolve("robust", *places).path == places[1] / "robust"
+
+
+def test_a_path_can_be_named(places: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = make(tmp_path / "elsewhere", base_model_name_or_path="")
+    assert resolve(f"other={folder}", *places) == Adapter("other", folder, 16, None)
+
+
+def test_the_bundled_names_are_listed(places: tuple[Path, Path]) -> None:
+    assert bundled_names(places[1]) == ["mine", "robust"]
+
+
+def refuse(wanted: str, places: tuple[Path, Path], *parts: str) -> None:
+    with pytest.raises(AdapterError) as refused:
+        resolve(wanted, *places)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+def test_an_unknown_name_says_where_it_was_looked_for(places: tuple[Path, Path]) -> None:
+    refuse("nobody", places, "'nobody'", str(places[0]), "nobody=PATH", "mine, robust")
+
+
+def test_a_path_that_is_no_folder_is_refused(places: tuple[Path, Path]) -> None:
+    refuse("other=/no/such/folder", places, "/no/such/folder")
+    refuse("other=", places, "''")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "../mine", "a/b", "a b", "-x", "é", "x" * 65, "mine\n"])
+def test_a_name_outside_the_pattern_is_refused(name: str, places: tuple[Path, Path]) -> None:
+    refuse(name, places, "not allowed")
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
+    make(tmp_path / "secret")
+    (places[0] / "sneaky").symlink_to(tmp_path / "secret")
+    refuse("sneaky", places, "leads out of", "sneaky=PATH")
+
+
+def test_a_folder_without_a_config_is_no_adapter(places: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse(f"other={tmp_path / 'empty'}", places, "adapter_config.json", "not a PEFT folder")
+
+
+def test_a_folder_without_safetensors_is_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
+    (make(tmp_path / "pickled") / "adapter_model.safetensors").rename(
+        tmp_path / "pickled" / "adapter_model.bin"
+    )
+    refuse(f"other={tmp_path / 'pickled'}", places, "adapter_model.safetensors")
+
+
+def test_a_config_that_is_no_json_is_refused(places: tuple[Path, Path]) -> None:
+    (places[0] / "mine" / "adapter_config.json").write_text("{", "utf-8")
+    refuse("mine", places, "cannot read")
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        ({"use_dora": True}, "use_dora=False"),
+        ({"bias": "all"}, "bias='none'"),
+        ({"lora_bias": True}, "bias='none'"),
+        ({"modules_to_save": ["lm_head"]}, "target_modules"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=True"),
+        ({"use_qalora": True}, "use_qalora=False"),
+        ({"layer_replication": [[0, 2]]}, "without layer_replication"),
+        ({"alora_invocation_tokens": [1]}, "plain LoRA"),
+        ({"use_bdlora": {"a": 1}}, "without use_bdlora"),
+        ({"peft_type": "IA3"}, "only PEFT's LORA"),
+        ({"r": 0}, "export it again"),
+        ({"rank_pattern": {"q_proj": "8"}}, "export it again"),
+        ({"r": 1024}, "train a smaller one"),
+    ],
+)
+def test_what_vllm_does_not_load_is_refused_with_the_way_out(
+    config: dict[str, Any], remedy: str, places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    refuse(f"other={make(tmp_path / 'odd', **config)}", places, "'other'", remedy)
+
+
+def test_plain_variants_are_accepted(places: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = make(tmp_path / "rs", use_rslora=True, init_lora_weights="gaussian", rank_pattern={"q_proj": 32})
+    assert resolve(f"other={folder}", *places).rank == 32
+
+
+def test_a_name_given_twice_is_refused(places: tuple[Path, Path]) -> None:
+    with pytest.raises(AdapterError, match="'mine' is given twice"):
+        resolve_all(["mine", "robust", "mine"], *places)
+
+
+def test_the_rank_is_rounded_up_to_one_that_vllm_allows(places: tuple[Path, Path]) -> None:
+    assert max_lora_rank([]) == 1
+    assert max_lora_rank(resolve_all(["mine"], *places)) == 8  # its rank is 4
+    assert max_lora_rank(resolve_all(["mine", "robust"], *places)) == 16
+
+
+@given(st.lists(st.integers(1, 512), min_size=1))
+def test_the_rounded_rank_holds_every_adapter(ranks: list[int]) -> None:
+    chosen = max_lora_rank([Adapter("a", Path(), rank, None) for rank in ranks])
+    assert chosen >= max(ranks) and chosen in ALLOWED_RANKS
+
+
+@given(st.from_regex(NAME, fullmatch=True))
+def test_no_allowed_name_is_a_path(name: str) -> None:
+    assert Path(name).name == name and name not in {".", ".."}
