@@ -120,7 +120,7 @@ def test_a_config_that_is_no_json_is_refused(places: tuple[Path, Path]) -> None:
         ({"peft_type": "IA3"}, "only PEFT's LORA"),
         ({"r": 0}, "export it again"),
         ({"rank_pattern": {"q_proj": "8"}}, "export it again"),
-        ({"r": 1024}, "train a smaller one"),
+        ({"r": 1024}, "train one below"),
     ],
 )
 def test_what_vllm_does_not_load_is_refused_with_the_way_out(
