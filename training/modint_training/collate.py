@@ -1,0 +1,79 @@
+"""From labelled items to tensors: the prompt as the engine's chat template writes it, and the answer as the labels.
+
+Example: the one-word item "What digit is shown?" with a picture and the answer 7 becomes
+
+    input_ids  <|begin|> <|user|> <image>x26 What Ġdigit ... ? <|end|> <|assistant|> 7 <|end|>
+    labels     -100 ....................................................................... 7 <|end|>
+
+so that the position before `7` predicts the answer and the position of `7` predicts the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modint_guard.item import Item, prompt, reply_for
+
+IGNORED = -100  # label of a position that no loss reads
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of prompt and answer, the answer's length, and the picture if there is one."""
+
+    ids: list[int]
+    answer_length: int
+    image: Image.Image | None
+
+
+def chat_content(text: str, image: object | None) -> list[dict[str, Any]]:
+    """The user content of a chat message, picture first."""
+    picture = [{"type": "image"}] if image is not None else []
+    return [*picture, {"type": "text", "text": text}]
+
+
+def encode(item: Item, processor: Any) -> Encoded:
+    """Tokenise an item with the processor's own chat template; image placeholders are expanded as it would do."""
+    messages = [{"role": "user", "content": chat_content(prompt(item), item.image)}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    expanded = text.replace(processor.image_token, processor.image_token * image_tokens(processor))
+    tokenizer = processor.tokenizer
+    ids = tokenizer(expanded, add_special_tokens=False).input_ids
+    answer = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    return Encoded(ids + answer, len(answer), item.image)
+
+
+def image_tokens(processor: Any) -> int:
+    """How many positions one picture takes: its patches, and the class token where the strategy keeps it."""
+    side = processor.image_processor.crop_size["height"] // processor.patch_size
+    dropped = processor.vision_feature_select_strategy == "default"
+    return int(side * side + processor.num_additional_image_tokens - dropped)
+
+
+def pixels(images: Sequence[Image.Image], processor: Any) -> Tensor:
+    """Pictures of the model's own size as normalised values  # (N, 3, H, W)."""
+    mean, std = processor.image_processor.image_mean[0], processor.image_processor.image_std[0]
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+
+
+def collate(rows: Sequence[Encoded], processor: Any) -> dict[str, Tensor]:
+    """Pad to the longest row: `input_ids`, `attention_mask`, `labels`  # (B, L), `pixel_values`  # (images, 3, H, W)."""
+    length = max(len(row.ids) for row in rows)
+    shape = (len(rows), length)
+    ids = torch.full(shape, processor.tokenizer.pad_token_id)
+    labels = torch.full(shape, IGNORED)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for index, row in enumerate(rows):
+        end = len(row.ids)
+        ids[index, :end] = torch.tensor(row.ids)
+        mask[index, :end] = 1
+        labels[index, end - row.answer_length : end] = ids[index, end - row.answer_length : end]
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    images = [row.image for row in rows if row.image is not None]
+    return {**batch, "pixel_values": pixels(images, processor)} if images else batch

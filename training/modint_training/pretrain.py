@@ -1,0 +1,177 @@
+"""The demo world's base model from scratch: tower on labels, then the whole LLaVA on answers."""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modint_guard.item import Item
+from modint_guard.perturb import seeded
+from modint_training.collate import Encoded, collate, encode, pixels
+from modint_training.config import PretrainRecipe
+from modint_training.predict import accuracy
+from modint_training.tinyworld import language, model as architecture, suite
+from modint_training.trainer import Batch, Evaluation, fit, last_step, seed_everything
+
+# Conditions the validation split is looked at under, while training: (family, perturbation).
+WATCHED = (
+    ("image-heavy", "clean"),
+    ("image-heavy", "true_description"),
+    ("image-heavy", "misleading_description"),
+    ("text-heavy", "no_image"),
+    ("text-heavy", "agreeing_image"),
+    ("text-heavy", "contradicting_image"),
+    ("vqa", "clean"),
+)
+
+
+def pretrain(recipe: PretrainRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
+    """Train the base; returns (model, processor, validation figures by step). Checkpoints lie under `folder`."""
+    seed_everything(recipe.seed)
+    processor = language.build_processor(language.train_tokenizer(seed=recipe.seed))
+    model = architecture.build_model(processor.tokenizer)
+    # Short rows: plain matrix products are faster on a CPU than its flash attention.
+    model.set_attn_implementation("eager")
+    if not last_step(folder / "joint", resume):
+        warm_up_tower(model, processor, recipe, folder / "tower", resume)
+    evaluation = Evaluation(_watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
+    print("training the whole model on answers", file=sys.stderr, flush=True)
+    fit(
+        model,
+        lambda net, batch: net(**batch, use_cache=False).loss,
+        training_batches(recipe, processor),
+        folder=folder / "joint",
+        steps=recipe.steps,
+        lr=recipe.lr,
+        warmup_steps=recipe.warmup_steps,
+        evaluation=evaluation,
+        resume=resume,
+        **_common(recipe),
+    )
+    model.set_attn_implementation("sdpa")
+    return model, processor, evaluation.history
+
+
+def _common(recipe: PretrainRecipe) -> dict[str, Any]:
+    return {
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+        "checkpoint_minutes": recipe.checkpoint_minutes,
+    }
+
+
+def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
+    """Batch k of the joint phase. `sort_batches` batches are drawn together and sorted by length: less padding."""
+    mixture = suite.Mixture(**recipe.mixture.model_dump())
+
+    @cache
+    def sorted_rows(chunk: int) -> list[list[Encoded]]:
+        sorted_rows.cache_clear()
+        count = recipe.batch * recipe.sort_batches
+        items = (suite.training_item(chunk * count + i, seed=recipe.seed, mixture=mixture) for i in range(count))
+        rows = sorted((encode(item, processor) for item in items), key=lambda row: len(row.ids))
+        batches = [rows[start : start + recipe.batch] for start in range(0, count, recipe.batch)]
+        seeded("order", recipe.seed, chunk).shuffle(batches)
+        return batches
+
+    def batch(step: int) -> Batch:
+        return collate(sorted_rows(step // recipe.sort_batches)[step % recipe.sort_batches], processor)
+
+    return batch
+
+
+class TowerHeads(nn.Module):
+    """The vision tower with one linear head a sub-task, reading class token and mean patch."""
+
+    def __init__(self, tower: nn.Module, width: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.heads = nn.ModuleDict({task.name: nn.Linear(2 * width, len(task.choices)) for task in _labelled()})
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        states = self.tower(pixel_values=pixel_values).last_hidden_state  # (B, 1 + patches, D)
+        return torch.cat([states[:, 0], states[:, 1:].mean(dim=1)], dim=-1)
+
+
+def _labelled() -> tuple[Any, ...]:
+    return suite.tasks_of("image-heavy")
+
+
+def tower_loss(net: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each picture's own sub-task."""
+    states = net(batch["pixel_values"])
+    loss = states.new_zeros(())
+    for number, (_, head) in enumerate(net.heads.items()):  # type: ignore[operator, union-attr]
+        mine = batch["task"] == number
+        if mine.any():
+            loss = loss + nn.functional.cross_entropy(head(states[mine]).float(), batch["label"][mine], reduction="sum")
+    return loss / len(batch["label"])
+
+
+def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
+    """Teach the vision tower the labels of single pictures."""
+    print("warming up the vision tower on labels", file=sys.stderr, flush=True)
+    tasks = _labelled()
+    weights = [3.0 if task.name == "digit" else 1.0 for task in tasks]
+
+    def one(index: int) -> tuple[int, Item]:
+        rng = seeded("tower", recipe.seed, index)
+        number = rng.choices(range(len(tasks)), weights)[0]
+        return number, suite.build(tasks[number], f"tower-{index}", rng, "train", form="word")
+
+    def batch(step: int) -> Batch:
+        drawn = [one(step * recipe.tower_batch + i) for i in range(recipe.tower_batch)]
+        return {
+            "pixel_values": pixels([item.image for _, item in drawn if item.image], processor),
+            "task": torch.tensor([number for number, _ in drawn]),
+            "label": torch.tensor([tasks[number].choices.index(item.answer) for number, item in drawn]),
+        }
+
+    net = TowerHeads(model.model.vision_tower, model.config.vision_config.hidden_size)
+    fit(
+        net,
+        tower_loss,
+        batch,
+        folder=folder,
+        steps=recipe.tower_steps,
+        lr=recipe.tower_lr,
+        warmup_steps=min(200, recipe.tower_steps // 10),
+        resume=resume,
+        evaluation=Evaluation(_tower_accuracy(processor), max(1, recipe.tower_steps // 4)),
+        **_common(recipe),
+    )
+
+
+def _tower_accuracy(processor: Any) -> Callable[[nn.Module, int], dict[str, float]]:
+    items = suite.items("image-heavy", "validation", 800)
+
+    @torch.no_grad()
+    def evaluate(net: nn.Module, step: int) -> dict[str, float]:
+        states = net(pixels([item.image for item in items if item.image], processor))
+        figures = {}
+        for task in _labelled():
+            mine = [index for index, item in enumerate(items) if item.task == task.name]
+            guess = net.heads[task.name](states[mine]).argmax(-1)  # type: ignore[index, operator]
+            truth = torch.tensor([task.choices.index(items[index].answer) for index in mine])
+            figures[task.name] = float((guess == truth).float().mean())
+        return figures
+
+    return evaluate
+
+
+def _watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
+    sets = {
+        f"{family}/{name}": [suite.perturbed(item, name) for item in suite.items(family, "validation", count)]
+        for family, name in WATCHED
+    }
+
+    def evaluate(net: nn.Module, step: int) -> dict[str, float]:
+        return {name: accuracy(net, processor, items) for name, items in sets.items()}
+
+    return evaluate

@@ -1,0 +1,89 @@
+"""TinyWorld's tokenizer, chat template and processor: a byte-level BPE trained on its own prompts."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+
+from modint_guard.item import LETTERS, prompt
+from modint_guard.perturb import NEUTRAL
+from modint_training.tinyworld import draw
+from modint_training.tinyworld.suite import Mixture, training_item
+
+VOCABULARY = 704
+PAD, BOS, USER, ASSISTANT, SYSTEM, END, IMAGE = (
+    "<|pad|>",
+    "<|begin|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+    "<image>",
+)
+SPECIAL = (PAD, BOS, USER, ASSISTANT, SYSTEM, END, IMAGE)
+PATCH = 8
+IMAGE_TOKENS = (draw.SIZE // PATCH) ** 2 + 1  # every patch and the class token: feature strategy "full"
+
+# One line, no newline after a block tag: Jinja trims those, and the served prompt would differ from the trained one.
+CHAT_TEMPLATE = (
+    "{{ '<|begin|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] != 'text' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}"
+    "{{ part['text'] if loop.first else '\n' + part['text'] }}{% endfor %}{% endif %}"
+    "{% if not (loop.last and continue_final_message) %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def train_tokenizer(*, seed: int = 0, prompts: int = 6000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `VOCABULARY` tokens in which every answer is one token."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_corpus(seed, prompts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM, IMAGE],
+        extra_special_tokens={"image_token": IMAGE},
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _corpus(seed: int, prompts: int) -> list[str]:
+    lines = []
+    for index in range(prompts):
+        item = training_item(index, seed=seed, mixture=Mixture())
+        lines += [prompt(item), *item.choices]
+    return [*lines, *(NEUTRAL * 20), *(list(LETTERS[:4]) * 200)]
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The processor the engine loads beside the weights: 40x40 pixels, values in [-1, 1]."""
+    side = {"height": draw.SIZE, "width": draw.SIZE}
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": draw.SIZE}, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def load_processor(path: Path | str) -> LlavaProcessor:
+    """The processor saved in a model folder."""
+    return LlavaProcessor.from_pretrained(path)

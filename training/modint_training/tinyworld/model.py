@@ -1,0 +1,51 @@
+"""TinyWorld's architecture: a LLaVA of at most 3.5 M parameters (CLIP tower, projector, Llama)."""
+
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from modint_training.tinyworld import draw
+from modint_training.tinyworld.language import IMAGE, PATCH
+
+HEAD = 32  # a head size that vLLM's CPU attention takes
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    """The configuration of `tinyworld-base`; heads of 32, the vision tower's last layer, all its tokens."""
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=128 // HEAD,
+        image_size=draw.SIZE,
+        patch_size=PATCH,
+        projection_dim=128,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=192 // HEAD,
+        num_key_value_heads=192 // HEAD,
+        head_dim=HEAD,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """A freshly initialised model; the caller seeds torch."""
+    model = LlavaForConditionalGeneration(build_config(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model

@@ -1,0 +1,118 @@
+"""Which items each split holds, and the mixture the base model learns from.
+
+Splits differ in source digits (UCI digits by index) and in seed; the seed of a split is part of every item's id.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from modint_guard.item import FAMILIES, Family, Form, Item
+from modint_guard.perturb import CLAIMS, FACTS, claim, perturb, seeded
+from modint_training.tinyworld import draw
+from modint_training.tinyworld.tasks import TASKS, Task, build
+
+Split = Literal["train", "validation", "test"]
+
+SELF_ASK = "Does answering need the picture?"
+
+
+def tasks_of(family: Family) -> tuple[Task, ...]:
+    """The sub-tasks of one family."""
+    return tuple(task for task in TASKS.values() if task.family == family)
+
+
+def items(family: Family, split: Split, count: int, *, seed: int = 0, held_out: bool = False) -> list[Item]:
+    """`count` clean items of a family: sub-tasks in turn, word and letter form in turn, labels drawn at random."""
+    return [item(family, split, index, seed=seed, held_out=held_out) for index in range(count)]
+
+
+def item(family: Family, split: Split, index: int, *, seed: int = 0, held_out: bool = False) -> Item:
+    """Clean item number `index` of a split; the same arguments always give the same item."""
+    tasks = tasks_of(family)
+    form: Form = "word" if (index // len(tasks)) % 2 == 0 else "letter"
+    wording = "held-out" if held_out else "trained"
+    item_id = f"{split}-{seed}-{wording}-{family}-{index}"
+    return build(tasks[index % len(tasks)], item_id, seeded(item_id), split, form=form, held_out=held_out)
+
+
+def perturbed(clean: Item, name: str, *, seed: int = 0) -> Item:
+    """The item under a registered perturbation; `clean` gives it back."""
+    return clean if name == "clean" else perturb(clean, name, seed=seed)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The ratios of the base model's training data. Captions are mostly true and pictures mostly agree with the text,
+    as on the web. A label follows the picture or the text that ought to decide; never a lie."""
+
+    families: tuple[float, float, float] = (0.42, 0.28, 0.30)  # image-heavy, text-heavy, vqa
+    captioned: float = 0.60  # of image-heavy items
+    caption_true: float = 0.92  # of captions; then unrelated, then lying ones
+    caption_unrelated: float = 0.05
+    pictured: float = 0.70  # of text-heavy items
+    picture_agrees: float = 0.88  # of their pictures; then other pictures, then contradicting ones
+    picture_other: float = 0.09
+    letter: float = 0.5  # of items, the rest are one-word
+    self_ask: float = 0.04  # of items, asked whether the picture is needed
+
+
+HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}  # drawn more often
+
+
+def training_item(index: int, *, seed: int, mixture: Mixture) -> Item:
+    """Item number `index` of the base model's endless training stream."""
+    rng = seeded("base", seed, index)
+    family = rng.choices(FAMILIES, mixture.families)[0]
+    tasks = tasks_of(family)
+    task = rng.choices(tasks, [HARD_TASKS.get(task.name, 1.0) for task in tasks])[0]
+    form: Form = "letter" if rng.random() < mixture.letter else "word"
+    clean = build(task, f"train-{seed}-base-{index}", rng, "train", form=form)
+    dressed = _dress(clean, rng, mixture)
+    return self_ask(dressed) if rng.random() < mixture.self_ask else dressed
+
+
+def self_ask(asked: Item) -> Item:
+    """The one-token question about relevance: must one look at the picture to answer?"""
+    return asked.replace(
+        question=f"{asked.question}\n{SELF_ASK}",
+        form="word",
+        task="self_ask",
+        choices=("yes", "no"),
+        answer="no" if asked.family == "text-heavy" else "yes",
+        wrong="yes" if asked.family == "text-heavy" else "no",
+    )
+
+
+def _dress(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
+    """Add the other modality: a caption to image-heavy items, a picture to text-heavy ones."""
+    if clean.family == "image-heavy" and rng.random() < mixture.captioned:
+        return clean.replace(context=_caption(clean, rng, mixture))
+    if clean.family == "text-heavy" and rng.random() < mixture.pictured:
+        return _picture(clean, rng, mixture)
+    return clean
+
+
+def _caption(clean: Item, rng: random.Random, mixture: Mixture) -> str:
+    draw_ = rng.random()
+    if draw_ < mixture.caption_true:
+        return claim(clean, clean.answer, rng.choice(CLAIMS))
+    if draw_ < mixture.caption_true + mixture.caption_unrelated:
+        return " ".join(rng.sample(FACTS, rng.randint(1, 2)))
+    return claim(clean, clean.wrong, rng.choice(CLAIMS))
+
+
+def _picture(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
+    draw_ = rng.random()
+    if draw_ < mixture.picture_agrees:
+        return clean.replace(image=clean.agreeing)
+    if draw_ < mixture.picture_agrees + mixture.picture_other:
+        return clean.replace(image=_other(rng))
+    return clean.replace(image=clean.contradicting)
+
+
+def _other(rng: random.Random) -> "draw.Image.Image":
+    """A picture that has nothing to do with the text: an empty card, or two shapes."""
+    if rng.random() < 0.4:
+        return draw.blank(rng)
+    return draw.shapes([(rng.choice(draw.SHAPES), rng.choice(list(draw.COLOURS))) for _ in range(2)], rng)

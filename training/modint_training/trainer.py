@@ -1,0 +1,161 @@
+"""One training loop for every recipe: a `transformers.Trainer` that overrides the loss and the data loader only."""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+Evaluate = Callable[[nn.Module, int], dict[str, float]]
+
+
+class Stream(IterableDataset[Batch]):
+    """Batches by number, without end: batch k is a function of k alone, so a resumed run sees what it would have."""
+
+    def __init__(self, batch: Callable[[int], Batch], start: int) -> None:
+        self.batch = batch
+        self.start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.start
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class LossTrainer(Trainer):
+    """`loss(model, batch)` and `batches` are what a recipe brings; everything else is the Trainer's own."""
+
+    def __init__(self, *, loss: Loss, batches: Stream, **kwargs: Any) -> None:
+        super().__init__(train_dataset=batches, **kwargs)
+        self._loss = loss
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        return self._loss(model, inputs)
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        assert isinstance(self.train_dataset, Stream)
+        return DataLoader(self.train_dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+
+
+class EveryMinutes(TrainerCallback):
+    """Save a checkpoint whenever so many minutes have gone by."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            control.should_save = True
+
+
+class Evaluation(TrainerCallback):
+    """Print and keep the figures of the validation split every so many steps."""
+
+    def __init__(self, evaluate: Evaluate, every: int) -> None:
+        self.evaluate = evaluate
+        self.every = every
+        self.history: list[dict[str, float]] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == args.max_steps:
+            figures = self.evaluate(kw["model"], state.global_step)
+            self.history.append({"step": state.global_step, **figures})
+            print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()), file=sys.stderr, flush=True)
+
+
+def wants_bf16(precision: str) -> bool:
+    """Whether to compute in bf16: on request, or under `auto` where the processor has the arithmetic for it."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16())
+
+
+def has_fast_bf16() -> bool:
+    """bf16 matrix arithmetic: a GPU that has it, or AVX-512/AMX on a CPU; emulated bf16 is slower than float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(capabilities())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def last_step(folder: Path, resume: str) -> int:
+    """The step of the last checkpoint in `folder` when `resume` is "auto", else 0."""
+    found = get_last_checkpoint(str(folder)) if resume == "auto" and folder.is_dir() else None
+    return int(found.rsplit("-", 1)[1]) if found else 0
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    batch: Callable[[int], Batch],
+    *,
+    folder: Path,
+    steps: int,
+    lr: float,
+    warmup_steps: int,
+    weight_decay: float,
+    max_grad_norm: float,
+    precision: str,
+    seed: int,
+    checkpoint_minutes: float,
+    resume: str,
+    evaluation: Evaluation | None = None,
+) -> float:
+    """Train `model` in place for `steps` steps, with a progress bar and checkpoints; returns the last mean loss.
+
+    `batch(k)` gives the tensors of step k. With `resume="auto"` the run continues from the folder's last checkpoint.
+    """
+    start = last_step(folder, resume)
+    if start >= steps:
+        start = steps
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        adam_beta2=0.98,
+        bf16=wants_bf16(precision),
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        logging_steps=50,
+        save_strategy="no",
+        save_total_limit=2,
+        save_only_model=False,
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=False,
+    )
+    callbacks: list[TrainerCallback] = [EveryMinutes(checkpoint_minutes)]
+    trainer = LossTrainer(
+        model=model,
+        args=arguments,
+        loss=loss,
+        batches=Stream(batch, start),
+        callbacks=callbacks + ([evaluation] if evaluation else []),
+    )
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{start}") if start else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return float(losses[-1]) if losses else float("nan")
