@@ -1,0 +1,71 @@
+# Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make, nothing else.
+#   make install   make demo   make serve   make test   make check   make results-tinyworld   make clean
+# Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
+
+PYTHON ?= python3
+EXTRAS ?= cpu,train,report
+ARGS   ?=
+comma  := ,
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+# Where the CPU build of torch is, when pip as configured cannot find it. This branch could not be run where the
+# project was built (no such address is reached from there).
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_CPU       := torch==2.13.0+cpu
+
+.DEFAULT_GOAL := install
+.DELETE_ON_ERROR:
+.PHONY: install demo serve test check results-tinyworld clean help
+
+install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
+	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
+
+demo: $(STAMP)  ## the main job on a small model: serve, probe, flag, count (about 5 minutes)
+	$(BIN)/modint-guard demo $(ARGS)
+
+serve: $(STAMP)  ## the bundled model and its robust adapter behind the guard
+	$(BIN)/modint-guard serve --adapter robust-lora $(ARGS)
+
+test: $(STAMP)  ## every test, those with the real engine included
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+results-tinyworld: $(STAMP)  ## measure base and adapter on TinyWorld: docs/results/tinyworld.json
+	$(BIN)/modint-guard results tinyworld $(ARGS)
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile | sed 's/^  \([a-z-]*\):/  make \1  /'
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it with make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed and $(PYTHON) is $$($(PYTHON) -V): name another with make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "[1/4] creating $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "[2/4] looking for pip ≥ 25.1 and the CPU build of torch"
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@extra=""; \
+	case ",$(EXTRAS)," in \
+	*,cpu,*|*,train,*) \
+	    case ",$(EXTRAS)," in *,gpu,*) ;; *) \
+	        $(BIN)/python -m pip install --quiet --dry-run --no-deps '$(TORCH_CPU)' >/dev/null 2>&1 || { \
+	            echo "      not where pip looks: adding PyTorch's CPU index"; \
+	            extra="--extra-index-url $(TORCH_CPU_INDEX)"; } ;; esac ;; \
+	esac; \
+	echo "[3/4] installing modint-guard[$(EXTRAS)]: some minutes, about 1 GB"; \
+	$(BIN)/python -m pip install $$extra --constraint constraints.txt --editable '.[$(EXTRAS)]' --group dev
+	@echo "[4/4] checking torchvision"
+	@$(BIN)/python -m modint_guard.torchvision_guard
+	@touch $@
