@@ -297,9 +297,7 @@ class Engine:
     def _obituary(self, code: int) -> EngineError:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         killed = code == -signal.SIGKILL  # not by us: nobody asks for a reason then
-        way_out = (
-            "the memory was probably not enough: serve a smaller model" if killed else remedy(self._lines)
-        )
+        way_out = "memory was probably short: serve a smaller model" if killed else remedy(self._lines)
         return EngineError(f"the engine {how} after {self._elapsed_s():.0f} s: {way_out}{self._quoted()}")
 
     def _quoted(self) -> str:
@@ -309,7 +307,7 @@ class Engine:
         return time.monotonic() - self._started
 
     async def _unless_it_ends(self, stage: str, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result, with progress every second; the child's end or the time limit is an EngineError."""
+        """The work's result, with progress every second; the child's end or its limit is an EngineError."""
         task, end = asyncio.create_task(work), asyncio.create_task(self.ended())
         try:
             while not task.done():
@@ -329,9 +327,7 @@ class Engine:
             await asyncio.gather(task, end, return_exceptions=True)
 
     def _silent(self, stage: str, error: Exception) -> EngineError:
-        return EngineError(
-            f"the engine broke the connection while {stage} ({error}): see below{self._quoted()}"
-        )
+        return EngineError(f"the engine broke off while {stage} ({error}): see below{self._quoted()}")
 
     def _too_slow(self, stage: str) -> EngineError:
         return EngineError(
@@ -359,9 +355,8 @@ class Engine:
         names = [self.config.served_name, *(adapter.name for adapter in self.config.adapters)]
         notes: list[str] = []
         async with self._session() as session:
-            answers = {
-                name: [await _ask(session, name, content) for content in _contents()] for name in names
-            }
+            contents = _contents()
+            answers = {name: [await _ask(session, name, content) for content in contents] for name in names}
         base = answers[names[0]]
         if base[1] is None:
             notes.append(f"{names[0]} takes no images: there is nothing here for the guard to compare")

@@ -1,0 +1,12 @@
+"""The models that ship with the package: `tinyworld-base` and the adapter `robust-lora`, each a folder with a card."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+BASE = "tinyworld-base"
+ADAPTER = "robust-lora"
+
+
+def bundled(name: str) -> Path:
+    """The folder of a bundled model or adapter, whether or not it exists."""
+    return FOLDER / name

@@ -1,0 +1,54 @@
+"""`modint-guard serve`: the port, then the engine, then the gateway, and all of them down again in order."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modint_guard.errors import ConfigError
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model folder or hub id. Default: the bundled tinyworld-base.", show_default=False
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=PATH]", help="A LoRA adapter, by name or folder; may be repeated."),
+    ] = None,
+    adapter_dir: Annotated[
+        Path, typer.Option(help="Where adapters are looked up by name, before the bundled ones.")
+    ] = Path("adapters"),
+    upstream: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="MODINT_UPSTREAM_URL", help="Attach to a running vLLM instead."),
+    ] = None,
+    upstream_api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MODINT_UPSTREAM_API_KEY_FILE", help="A file with the key of the --upstream engine."
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8080,
+) -> None:
+    """Serve a vision-language model behind the guard: starts vLLM, or attaches to a running one."""
+    from modint_server import serving  # FastAPI, uvicorn and the rest only when they are needed
+
+    if upstream is None:
+        if upstream_api_key_file is not None:
+            raise ConfigError(
+                "--upstream-api-key-file is the key of a running engine: give --upstream URL too"
+            )
+        serving.start(model, adapter or [], adapter_dir, host, port)
+        return
+    if model is not None or adapter:
+        raise ConfigError(
+            "--upstream attaches to an engine that has its model and adapters: drop --model and --adapter"
+        )
+    serving.attach(upstream, upstream_api_key_file, host, port)

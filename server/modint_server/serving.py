@@ -1,0 +1,283 @@
+"""A gateway in front of one engine, from the first bound port to the last closed socket.
+
+bind the port → engine ready → gateway ready → (a signal, or the engine's end) → not ready → drained → stopped
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+from rich.console import Console
+from rich.markup import escape
+
+from modint_guard.errors import ConfigError, EngineError
+from modint_guard.models import FOLDER, bundled
+from modint_server.adapters import BUNDLED, resolve_all
+from modint_server.app import create_app
+from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_model, installed_device
+from modint_server.gateway import Gateway
+from modint_server.logs import configure_logs
+from modint_server.settings import Settings, load_settings
+
+T = TypeVar("T")
+
+NOTICE_S = 1.0  # between "not ready" and the closing port, so that whoever balances load sees it
+DRAIN_S = 30  # for answers that are still running
+QUIET_S = 10.0  # where no terminal is, a line of progress this often
+
+
+def start(
+    model: str | None,
+    adapters: Sequence[str],
+    adapter_dir: Path,
+    host: str,
+    port: int,
+    *,
+    command: Sequence[str] = VLLM,
+) -> None:
+    """Serves a model with an engine of our own (`command`) until a signal comes.
+
+    Raises ConfigError or AdapterError before anything is started, EngineError when the engine ends by itself.
+    """
+    settings = load_settings(upstream_url="http://engine", upstream_api_key=None, upstream_api_key_file=None)
+    folder = checked_model(model if model is not None else str(bundled(BUNDLED)))
+    config = EngineConfig(
+        model=folder,
+        served_name=served_name(folder),
+        adapters=resolve_all(adapters, adapter_dir, FOLDER),
+        device=installed_device(),
+        max_images=settings.max_images,
+    )
+    if any(adapter.name == config.served_name for adapter in config.adapters):
+        raise ConfigError(
+            f"adapter {config.served_name!r} has the model's name: name it otherwise with NAME=PATH"
+        )
+    with bound(host, port) as door:
+        asyncio.run(_start(config, command, settings, door))
+
+
+def attach(url: str, key_file: Path | None, host: str, port: int) -> None:
+    """Serves in front of a running engine until a signal comes; raises ConfigError."""
+    settings = load_settings(upstream_url=url, upstream_api_key_file=key_file)
+    with bound(host, port) as door:
+        asyncio.run(_attach(settings, door))
+
+
+def served_name(model: str) -> str:
+    """What clients call the base: the hub id, or the folder's own name."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """The gateway's port, taken before anything slow is started; raises ConfigError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"--host {host}: no such address: use 127.0.0.1, or 0.0.0.0 for every one"
+        ) from error
+    with socket.socket(family, kind, protocol) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(address)
+        except OSError as error:
+            raise ConfigError(_refused(host, port, error)) from error
+        yield door
+
+
+def _refused(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use: choose another with --port, or stop what listens there"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has: choose one above 1023 with --port"
+    return f"cannot listen on {host} port {port} ({error.strerror}): choose another --host or --port"
+
+
+async def _start(
+    config: EngineConfig, command: Sequence[str], settings: Settings, door: socket.socket
+) -> None:
+    with _signals() as stop, Waiting() as waiting:
+        async with Engine(config, command=command, on_progress=waiting.show) as engine:
+            ready = await _unless(stop, engine.wait_ready())
+            if ready is None:
+                return
+            for note in ready.notes:
+                waiting.say(f"note: {note}")
+            waiting.say(f"engine ready after {ready.seconds:.0f} s")
+            ours = {"upstream_url": engine.base_url, "upstream_uds": engine.uds}
+            app = create_app(
+                settings.model_copy(update=ours | {"upstream_api_key": SecretStr(engine.api_key)})
+            )
+            await _serve(app, door, stop, waiting, engine.ended())
+
+
+async def _attach(settings: Settings, door: socket.socket) -> None:
+    with _signals() as stop, Waiting() as waiting:
+        await _serve(create_app(settings), door, stop, waiting, _never())
+
+
+async def _serve(
+    app: FastAPI,
+    door: socket.socket,
+    stop: asyncio.Event,
+    waiting: "Waiting",
+    ended: Coroutine[Any, Any, EngineError],
+) -> None:
+    """Runs the gateway until a signal or the engine's end; the latter raises EngineError."""
+    gateway: Gateway = app.state.gateway
+    configure_logs(gateway.settings.log_level)
+    server = _Server(_uvicorn(app))
+    serving = asyncio.create_task(server.serve(sockets=[door]))
+    greeting = asyncio.create_task(_greet(gateway, door, waiting))
+    stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(ended)
+    try:
+        await asyncio.wait({serving, stopped, end}, return_when=asyncio.FIRST_COMPLETED)
+        gateway.draining = True
+        if not serving.done():
+            await asyncio.sleep(NOTICE_S)
+        server.should_exit = True
+        await serving
+    finally:
+        for task in (greeting, stopped, end):
+            task.cancel()
+        await asyncio.gather(greeting, stopped, end, return_exceptions=True)
+    if end.done() and not end.cancelled():
+        raise end.result()
+    if not stop.is_set():
+        raise EngineError("the gateway ended by itself: see the lines above")
+
+
+def _uvicorn(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,  # our own JSON lines
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: the gateway must say "not ready" before its port closes."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _greet(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> None:
+    """Says what is served once it is, and until then what is missing."""
+    attachment, began = gateway.attachment, time.monotonic()
+    while not attachment.ready:
+        waiting.show(Progress("waiting for the engine", time.monotonic() - began, attachment.problem or ""))
+        await asyncio.sleep(0.1)
+    for problem in attachment.capabilities.problems if attachment.capabilities else ():
+        waiting.say(f"note: {problem}")
+    names = [model.id for model in attachment.models]
+    for line in greeting(
+        address(door), names, bool(gateway.settings.api_keys or gateway.settings.api_keys_file)
+    ):
+        waiting.say(line)
+
+
+def address(door: socket.socket) -> str:
+    """The base URL under which a client on this machine reaches the gateway."""
+    host, port = door.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def greeting(url: str, models: Sequence[str], keys_asked: bool) -> list[str]:
+    """The lines a person needs to go on: base URL, models, a curl line that works."""
+    message = {"role": "user", "content": "What is two plus three?"}
+    body = json.dumps({"model": models[-1] if models else "MODEL", "messages": [message], "max_tokens": 8})
+    key = " -H 'authorization: Bearer KEY'" if keys_asked else ""
+    return [
+        "modint-guard is ready",
+        f"  base URL  {url}/v1",
+        f"  models    {', '.join(models)}",
+        f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
+    ]
+
+
+class Waiting:
+    """What a person sees: one moving line in a terminal, a line now and then where there is none."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._status = self._console.status("starting")
+        self._shown: tuple[str, float] | None = None
+
+    def __enter__(self) -> "Waiting":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._status.stop()
+
+    def show(self, progress: Progress) -> None:
+        text = f"{progress.stage} · {progress.elapsed_s:.0f} s · {progress.line[:100]}"
+        if self._console.is_terminal:
+            self._status.update(escape(text))
+            self._status.start()
+        elif self._shown is None or self._shown[0] != progress.stage or self._due(progress):
+            self._shown = (progress.stage, progress.elapsed_s)
+            self.say(text)
+
+    def _due(self, progress: Progress) -> bool:
+        return self._shown is not None and progress.elapsed_s - self._shown[1] >= QUIET_S
+
+    def say(self, line: str) -> None:
+        self._status.stop()
+        self._console.print(escape(line))
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second one ends the process at once (the engine with it)."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def heard() -> None:
+        stop.set()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(sign)
+
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sign, heard)
+    try:
+        yield stop
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(sign)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The work's result, or None if the signal comes first."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, stopped):
+            each.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EngineError):
+                await each
+
+
+async def _never() -> EngineError:
+    """The end of an engine that is not ours: its absence shows in /readyz instead."""
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
