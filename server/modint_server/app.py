@@ -1,0 +1,112 @@
+"""Puts the gateway together: everything it stands on is made here or handed in."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from modint_guard.config import GuardConfig, ImageLimits
+from modint_guard.guard import Guard
+from modint_server import errors
+from modint_server.attachment import Attachment
+from modint_server.gateway import Gateway
+from modint_server.intake import Keys, request_id
+from modint_server.metrics import Metrics
+from modint_server.pipeline import Pipeline
+from modint_server.routes import chat, completions, guard, health, models
+from modint_server.settings import Settings, client_keys, secret
+from modint_server.upstream import Upstream
+
+
+def create_app(
+    settings: Settings, *, upstream: Upstream | None = None, registry: CollectorRegistry | None = None
+) -> FastAPI:
+    """The ASGI app. Its lifespan opens the upstream and watches it; raises ConfigError on a bad key file."""
+    metrics = Metrics(registry if registry is not None else CollectorRegistry())
+    gateway = build(settings, upstream or upstream_of(settings), metrics)
+    app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
+    app.state.gateway = gateway
+    for room in (chat, completions, models, guard, health):
+        app.include_router(room.router)
+    app.add_middleware(RequestIds)
+    errors.install(app)
+    return app
+
+
+def upstream_of(settings: Settings) -> Upstream:
+    """The engine that the settings name; raises ConfigError where its key cannot be read."""
+    return Upstream(
+        settings.upstream_url,
+        uds=settings.upstream_uds,
+        api_key=secret(settings.upstream_api_key, settings.upstream_api_key_file),
+        connect_timeout_s=settings.connect_timeout_s,
+        read_timeout_s=settings.read_timeout_s,
+    )
+
+
+def guard_config(settings: Settings) -> GuardConfig:
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
+    return GuardConfig(deadline_s=settings.probe_deadline_s, image_limits=limits)
+
+
+def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
+    """The gateway without HTTP around it."""
+    upstream.on_failure = metrics.upstream_failed
+    attachment = Attachment(
+        upstream,
+        metrics,
+        poll_s=settings.upstream_poll_s,
+        capability_timeout_s=settings.capability_timeout_s,
+        max_adapters=settings.max_adapter_labels,
+    )
+    pipeline = Pipeline(
+        guard=Guard(guard_config(settings)),
+        upstream=upstream,
+        attachment=attachment,
+        settings=settings,
+        probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
+        images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
+    )
+    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    gateway: Gateway = app.state.gateway
+    async with gateway.pipeline.upstream:
+        watching = asyncio.create_task(gateway.attachment.watch())
+        try:
+            yield
+        finally:
+            gateway.draining = True
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+            gateway.pipeline.images.shutdown(wait=False, cancel_futures=True)
+
+
+class RequestIds:
+    """Gives every request an id, the client's own where it is harmless, and says it in the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = given
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", given.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

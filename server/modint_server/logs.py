@@ -1,0 +1,38 @@
+"""JSON logs, one line a request; never a prompt, an image, an answer or a key."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+LOGGER = logging.getLogger("modint_server")
+
+
+class JsonLines(logging.Formatter):
+    """Writes `{"time", "level", "event", ...}`; the fields come from `extra={"fields": {...}}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logs(level: str) -> None:
+    """Sends the gateway's own lines to stderr; the process that runs the app calls it once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    LOGGER.handlers = [handler]
+    LOGGER.setLevel(level.upper())
+    LOGGER.propagate = False
+
+
+def event(name: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
+    """One line. Callers pass counts, names and times, never content."""
+    LOGGER.log(level, name, extra={"fields": fields})

@@ -1,0 +1,181 @@
+"""Every metric of the gateway, with closed label sets whose children exist from the start."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from modint_guard.types import CELLS, SKIPPED_REASONS, Cause, Outcome, Relevant, Report, State
+
+NONE = "none"  # the base's adapter, a verdict without a cause
+UNKNOWN = "unknown"  # the request named no model that is served
+OTHER = "other"  # an adapter beyond the bounded number of label values
+ROUTES = ("chat", "completions", "models", "guard_check")
+OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
+REJECTIONS = ("in_flight", "draining")
+UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
+ACTIONS = ("annotate",)
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_OVERHEAD_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Served:
+    """The label values of one served model: the base is adapter="none"."""
+
+    model: str
+    adapter: str = NONE
+
+
+NOBODY = Served(UNKNOWN)
+
+
+class Metrics:
+    """The families, on a registry that is given; `know` makes the children of each served model."""
+
+    def __init__(self, registry: CollectorRegistry, *, upstream: str = "engine") -> None:
+        self.registry = registry
+        self._upstream = upstream
+        ma = ("model", "adapter")
+
+        def counter(name: str, text: str, labels: Iterable[str]) -> Counter:
+            return Counter(f"modint_{name}", text, tuple(labels), registry=registry)
+
+        def histogram(name: str, text: str, labels: Iterable[str], buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"modint_{name}", text, tuple(labels), registry=registry, buckets=buckets)
+
+        def gauge(name: str, text: str, labels: Iterable[str]) -> Gauge:
+            return Gauge(f"modint_{name}", text, tuple(labels), registry=registry)
+
+        self.requests = counter("requests_total", "Requests answered, by outcome.", (*ma, "route", "outcome"))
+        self.duration = histogram("request_duration_seconds", "First byte in to last byte out.", ma, _SECONDS)
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "To the first text of a stream.", ma, _SECONDS
+        )
+        self.overhead = histogram(
+            "gateway_overhead_seconds",
+            "Time not spent waiting for the main answer.",
+            ("route",),
+            _OVERHEAD_SECONDS,
+        )
+        self.tokens = counter(
+            "tokens_total", "Tokens of main answers, as the engine reports.", (*ma, "direction")
+        )
+        self.images = counter("images_total", "Images in requests.", (*ma, "direction"))
+        self.in_flight = gauge("requests_in_flight", "Requests being answered.", ("model",))
+        self.rejections = counter("admission_rejections_total", "Requests turned away.", ("reason",))
+        self.upstream_up = gauge("upstream_up", "1 while the engine answers.", ("upstream",))
+        self.upstream_errors = counter(
+            "upstream_errors_total", "Failed calls of the engine.", ("upstream", "kind")
+        )
+        self.verdicts = counter("verdicts_total", "Verdicts.", (*ma, "relevant", "verdict", "cause"))
+        self.risk = histogram("risk_ratio", "Risk of judged answers.", (*ma, "relevant"), _RATIOS)
+        self.probe_results = counter(
+            "probe_results_total", "Probes by outcome.", (*ma, "relevant", "probe", "outcome")
+        )
+        self.divergence = histogram(
+            "probe_divergence_ratio", "Jensen-Shannon, base 2, answer against probe.", (*ma, "probe"), _RATIOS
+        )
+        self.probe_seconds = histogram(
+            "probe_duration_seconds", "One probe's call.", (*ma, "probe"), _SECONDS
+        )
+        self.probe_tokens = counter("probe_tokens_total", "Tokens that probes cost.", ma)
+        self.probe_cached = counter("probe_cached_tokens_total", "Of these, found in the prefix cache.", ma)
+        self.probe_skipped = counter("probe_skipped_total", "Requests not probed.", ("model", "reason"))
+        self.actions = counter("policy_actions_total", "What was done about a verdict.", (*ma, "action"))
+        self.overflow = counter("metric_label_overflow_total", "Values kept out of a label.", ("label",))
+        self.build = gauge("build_info", "1, labelled with the version.", ("version",))
+        self._children_of_closed_sets()
+
+    def know(self, served: Iterable[Served]) -> None:
+        """Makes every child of the models served: a first event is then a rise from 0, not from nothing."""
+        for one in served:
+            self._children_of(one)
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.labels(reason).inc()
+
+    def upstream_failed(self, kind: str) -> None:
+        self.upstream_errors.labels(self._upstream, kind).inc()
+
+    def upstream_is(self, up: bool) -> None:
+        self.upstream_up.labels(self._upstream).set(float(up))
+
+    def used(self, served: Served, usage: object) -> None:
+        """Counts an OpenAI `usage` object; anything else counts nothing."""
+        if isinstance(usage, dict):
+            for direction, key in (("input", "prompt_tokens"), ("output", "completion_tokens")):
+                if isinstance(tokens := usage.get(key), int):
+                    self.tokens.labels(served.model, served.adapter, direction).inc(tokens)
+
+    def judged(self, served: Served, report: Report) -> None:
+        """Counts one verdict and its probes."""
+        verdict, ma = report.verdict, (served.model, served.adapter)
+        cause = verdict.cause.value if verdict.cause else NONE
+        self.verdicts.labels(*ma, report.relevant.value, verdict.state.value, cause).inc()
+        self.actions.labels(*ma, report.action if report.action in ACTIONS else OTHER).inc()
+        if verdict.risk is not None:
+            self.risk.labels(*ma, report.relevant.value).observe(verdict.risk)
+        if verdict.state is State.SKIPPED:
+            self.probe_skipped.labels(served.model, verdict.reason or UNKNOWN).inc()
+        for probe in report.probes:
+            self.probe_results.labels(*ma, report.relevant.value, probe.name, probe.outcome.value).inc()
+            self.probe_seconds.labels(*ma, probe.name).observe(probe.ms / 1000)
+            self.probe_tokens.labels(*ma).inc(probe.tokens)
+            self.probe_cached.labels(*ma).inc(probe.cached_tokens)
+            if probe.divergence is not None:
+                self.divergence.labels(*ma, probe.name).observe(probe.divergence)
+
+    def _children_of_closed_sets(self) -> None:
+        for reason in REJECTIONS:
+            self.rejections.labels(reason)
+        for kind in UPSTREAM_ERRORS:
+            self.upstream_errors.labels(self._upstream, kind)
+        for route in ROUTES:
+            self.overhead.labels(route)
+        for label in ("model", "adapter"):
+            self.overflow.labels(label)
+        for route, outcome in product(ROUTES, OUTCOMES):
+            self.requests.labels(UNKNOWN, NONE, route, outcome)
+        self.upstream_is(False)
+        self.build.labels(_version()).set(1)
+
+    def _children_of(self, one: Served) -> None:
+        ma = (one.model, one.adapter)
+        self.in_flight.labels(one.model)
+        for family in (self.duration, self.first_token, self.probe_tokens, self.probe_cached):
+            family.labels(*ma)
+        for direction in ("input", "output"):
+            self.tokens.labels(*ma, direction)
+        self.images.labels(*ma, "input")
+        for action in ACTIONS:
+            self.actions.labels(*ma, action)
+        for route, outcome in product(("chat", "completions", "guard_check"), OUTCOMES):
+            self.requests.labels(*ma, route, outcome)
+        for reason in SKIPPED_REASONS:
+            self.probe_skipped.labels(one.model, reason)
+        for relevant in Relevant:
+            self._judgements_of(ma, relevant.value)
+        for probe in CELLS:
+            self.divergence.labels(*ma, probe)
+            self.probe_seconds.labels(*ma, probe)
+
+    def _judgements_of(self, ma: tuple[str, str], relevant: str) -> None:
+        self.risk.labels(*ma, relevant)
+        for state in (State.PASS, State.UNSCORED, State.SKIPPED):
+            self.verdicts.labels(*ma, relevant, state.value, NONE)
+        for cause in Cause:
+            self.verdicts.labels(*ma, relevant, State.FLAGGED.value, cause.value)
+        for probe, outcome in product(CELLS, Outcome):
+            self.probe_results.labels(*ma, relevant, probe, outcome.value)
+
+
+def _version() -> str:
+    try:
+        return version("modint-guard")
+    except PackageNotFoundError:
+        return "0+unknown"

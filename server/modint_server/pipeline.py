@@ -1,0 +1,262 @@
+"""One chat request, stage by stage: parse, relevance, forward and probe together, score, policy, annotate.
+
+The answer comes first: a probe that fails or is late makes the verdict `unscored`, never the answer worse.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import orjson
+from starlette.responses import Response
+
+from modint_guard.chat import parse_options
+from modint_guard.errors import EndpointError, RequestError
+from modint_guard.guard import Guard
+from modint_guard.reply import StreamReply, reply_of, strip_added
+from modint_guard.types import JSON, Plan, Replies, Reply, Report, State, Verdict
+from modint_server import annotate
+from modint_server.attachment import Attachment
+from modint_server.exchange import Record, Wire, one_task_group
+from modint_server.intake import Incoming, check_images, read_chat, read_completion
+from modint_server.logs import LOGGER
+from modint_server.settings import Settings
+from modint_server.sse import chunk_of, data_of, events_of, frame
+from modint_server.upstream import CHAT, COMPLETIONS, Upstream, json_object
+
+T = TypeVar("T")
+INLINE_BYTES = 64 * 1024  # bodies up to here are decoded on the spot: a thread would cost more
+Judge = Callable[[JSON], Awaitable[JSON]]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a request and what they stand on; holds no state of a request."""
+
+    guard: Guard
+    upstream: Upstream
+    attachment: Attachment
+    settings: Settings
+    probe_slots: asyncio.Semaphore
+    images: Executor
+
+    async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
+        """POST /v1/chat/completions."""
+        incoming = read_chat(raw, self.settings)
+        record.stream, record.images = incoming.stream, incoming.images
+        debug = headers.get("x-modint-debug", "").lower() == "true"
+        async with self.attachment.serving(incoming.body["model"]) as record.served:
+            plan = await self._plan(incoming, headers, len(raw))
+            if plan is None or plan.skip is not None:
+                record.report = skipped(plan) if plan else None
+                await self._plain(CHAT, incoming, record, wire, debug)
+            elif incoming.stream:
+                await self._guarded_stream(plan, record, wire)
+            else:
+                await self._guarded_whole(plan, record, wire, debug)
+
+    async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
+        """POST /v1/completions: no images, so nothing to examine."""
+        incoming = read_completion(raw, self.settings)
+        record.stream = incoming.stream
+        async with self.attachment.serving(incoming.body["model"]) as record.served:
+            await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
+
+    async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
+        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; generates one token a view."""
+        incoming = read_chat(raw, self.settings)
+        answer = _answer_of(incoming.body)
+        record.images = incoming.images
+        asked = {
+            key: value
+            for key, value in incoming.body.items()
+            if key not in ("answer", "stream", "stream_options")
+        }
+        async with self.attachment.serving(asked["model"]) as record.served:
+            plan = await self._plan(replace(incoming, body=asked), headers, len(raw), always=True)
+            assert plan is not None
+            report = record.report = skipped(plan) if plan.skip else await self._checked(plan, answer, record)
+            await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
+
+    # The stages.
+
+    async def _plan(
+        self, incoming: Incoming, headers: Mapping[str, str], size: int, *, always: bool = False
+    ) -> Plan | None:
+        """What will be probed; None where the server's guard is off and the request does not ask for it."""
+        field = incoming.body.get("modint")
+        options = parse_options(field, headers)
+        if incoming.images:
+            await self._decode(size, partial(check_images, incoming.body, self.guard.config.image_limits))
+        asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
+        if self.settings.guard == "off" and not asks and not always:
+            return None
+        return await self._decode(size, partial(self.guard.plan, incoming.body, options))
+
+    async def _decode(self, size: int, work: Callable[[], T]) -> T:
+        """Decoding a large image must not hold up the other requests."""
+        if size <= INLINE_BYTES:
+            return work()
+        try:
+            async with asyncio.timeout(self.settings.image_timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self.images, work)
+        except TimeoutError as exc:
+            raise RequestError(
+                "the images took too long to decode: send smaller ones", code="image_timeout"
+            ) from exc
+
+    async def _guarded_whole(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
+        answered = asyncio.Event()
+        async with one_task_group() as group:
+            probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
+            with record.waiting():
+                completion = json_object(
+                    await self.upstream.post(CHAT, orjson.dumps(self.guard.main_body(plan)))
+                )
+            answered.set()
+            replies = await probing
+        record.usage = completion.get("usage")
+        report = record.report = self._judged(plan, partial(reply_of, completion), replies)
+        document = annotate.annotated(strip_added(completion, plan.asked), report)
+        await wire.respond(_json(document, annotate.headers_of(report, debug=debug)))
+
+    async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire) -> None:
+        answered = asyncio.Event()
+        answer = StreamReply()
+
+        def strip(chunk: JSON) -> JSON:
+            answer.feed(chunk)
+            return strip_added(chunk, plan.asked)
+
+        async with one_task_group() as group:
+            probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
+
+            async def judge(finish: JSON) -> JSON:
+                answered.set()
+                with record.holding():
+                    replies = await probing
+                record.report = self._judged(plan, answer.reply, replies)
+                return annotate.annotated(finish, record.report)
+
+            body = orjson.dumps(self.guard.main_body(plan))
+            await self._relay(CHAT, body, record, wire, strip=strip, judge=judge)
+            probing.cancel()
+
+    async def _plain(self, path: str, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
+        """Request and answer as they are; a client that sent `modint` is told why it was skipped."""
+        report = record.report
+        headers = annotate.headers_of(report, debug=debug) if report else {}
+        mark = report is not None and report.verdict.reason != "opted_out" and "modint" in incoming.body
+        body = incoming.without_modint().bytes()
+        if incoming.stream:
+
+            async def judge(finish: JSON) -> JSON:
+                return annotate.annotated(finish, report) if report else finish
+
+            await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
+            return
+        with record.waiting():
+            data = await self.upstream.post(path, body)
+        completion = json_object(data)
+        record.usage = completion.get("usage")
+        if report is not None and mark:
+            data = orjson.dumps(annotate.annotated(completion, report))
+        await wire.respond(Response(data, 200, headers, "application/json"))
+
+    async def _relay(
+        self,
+        path: str,
+        body: bytes,
+        record: Record,
+        wire: Wire,
+        *,
+        strip: Callable[[JSON], JSON] | None = None,
+        judge: Judge | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        with record.waiting():
+            async with self.upstream.stream(path, body) as pieces:
+                async for event in events_of(pieces):
+                    if not wire.streaming:
+                        await wire.start(headers)
+                    chunk = self._read_event(event, record)
+                    if chunk is None:
+                        await wire.write(event)
+                        continue
+                    shown = strip(chunk) if strip else chunk
+                    if judge is None or not annotate.finishes(chunk):
+                        await wire.write(event if shown == chunk else frame(shown))
+                        continue
+                    text, finish = annotate.split_finish(shown)
+                    if text is not None:
+                        await wire.write(frame(text))
+                    await wire.write(frame(await judge(finish)))
+                    judge = None
+        await wire.end()
+
+    def _read_event(self, event: bytes, record: Record) -> JSON | None:
+        """The chunk in an event, noted in the record; None for [DONE] and comments. Raises EndpointError."""
+        data = data_of(event)
+        if data is None or data == b"[DONE]":
+            return None
+        chunk = chunk_of(data)
+        if "error" in chunk:
+            raise self.upstream.failed(_error_in(chunk, data))
+        record.usage = chunk.get("usage") or record.usage
+        if annotate.has_text(chunk):
+            record.token_seen()
+        return chunk
+
+    async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
+        """Judges an answer given by the caller, under the distribution that the model itself has there."""
+        body = {**self.guard.main_body(plan), "max_tokens": 1, "temperature": 0, "stream": False}
+        body.pop("max_completion_tokens", None)
+        async with one_task_group() as group:
+            probing = group.create_task(self.guard.probe(plan, self._probe_call))
+            with record.waiting():
+                completion = await self.upstream.complete(body)
+            replies = await probing
+        return self._judged(plan, lambda: replace(reply_of(completion), text=answer), replies)
+
+    def _judged(self, plan: Plan, read: Callable[[], Reply], replies: Replies) -> Report:
+        """Score and policy. The answer is already there: whatever goes wrong here must not take it away."""
+        try:
+            return self.guard.judge(plan, read(), replies)
+        except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
+            LOGGER.exception("judging_failed")
+            return _report(plan, Verdict(State.UNSCORED, reason="incomplete"))
+
+    async def _probe_call(self, body: JSON) -> JSON:
+        async with self.probe_slots:
+            return await self.upstream.complete(body)
+
+
+def skipped(plan: Plan) -> Report:
+    """The report of a request that will not be probed, and why."""
+    return _report(plan, Verdict(State.SKIPPED, reason=plan.skip))
+
+
+def _report(plan: Plan, verdict: Verdict) -> Report:
+    return Report(verdict, plan.relevant, plan.relevant_source, notes=plan.notes)
+
+
+def _answer_of(body: JSON) -> str:
+    answer = body.get("answer")
+    if not isinstance(answer, str) or not answer.strip():
+        raise RequestError("answer must be the text to be judged", param="answer", code="invalid_answer")
+    return answer
+
+
+def _error_in(chunk: JSON, data: bytes) -> EndpointError:
+    error = chunk["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return EndpointError("the engine reported an error in the stream", status=status, body=data)
+
+
+def _json(document: JSON, headers: dict[str, str]) -> Response:
+    return Response(orjson.dumps(document), 200, headers, "application/json")

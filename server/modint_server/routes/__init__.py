@@ -1,0 +1,1 @@
+"""The routes, one file each; a path that is not here does not exist for clients."""

@@ -1,0 +1,13 @@
+"""POST /v1/completions: forwarded as it is, there is no image in it to examine."""
+
+from fastapi import APIRouter, Request, Response
+
+from modint_server.gateway import Exchange, Gateway
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def completions(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    return Exchange(gateway, "completions", gateway.pipeline.completion)

@@ -1,0 +1,13 @@
+"""POST /v1/guard/check: judges an answer that was given elsewhere, at its first token."""
+
+from fastapi import APIRouter, Request, Response
+
+from modint_server.gateway import Exchange, Gateway
+
+router = APIRouter()
+
+
+@router.post("/v1/guard/check")
+async def guard_check(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    return Exchange(gateway, "guard_check", gateway.pipeline.check)

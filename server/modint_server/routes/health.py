@@ -1,0 +1,38 @@
+"""GET /livez (the process answers), /readyz (requests will be answered, or why not), /metrics."""
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from modint_server.gateway import Gateway
+
+router = APIRouter()
+
+
+@router.get("/livez")
+async def livez() -> Response:
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    attachment = gateway.attachment
+    reasons = ["the gateway is shutting down"] if gateway.draining else []
+    if attachment.problem is not None:
+        reasons.append(attachment.problem)
+    found = attachment.capabilities
+    body = {
+        "status": "not ready" if reasons else "ok",
+        "reasons": reasons,
+        "capabilities": found.to_json() if found else None,
+        "notes": list(found.problems) if found else [],
+    }
+    return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    return Response(generate_latest(gateway.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})

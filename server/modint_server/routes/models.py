@@ -1,0 +1,36 @@
+"""GET /v1/models: the base and its adapters, each adapter with the base as its `parent`."""
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from modint_guard.errors import RequestError
+from modint_server.errors import unavailable
+from modint_server.gateway import Gateway
+from modint_server.upstream import Model
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    gateway.keys.check(request.headers)
+    listed = [model.to_json() for model in await _known(gateway)]
+    return Response(orjson.dumps({"object": "list", "data": listed}), media_type="application/json")
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    gateway.keys.check(request.headers)
+    for known in await _known(gateway):
+        if known.id == name:
+            return Response(orjson.dumps(known.to_json()), media_type="application/json")
+    await gateway.attachment.served(name)  # raises the 404 that names those served
+    raise RequestError("the model does not exist", param="model", code="model_not_found", status=404)
+
+
+async def _known(gateway: Gateway) -> tuple[Model, ...]:
+    if not gateway.attachment.models:
+        raise unavailable("the engine is not ready yet: see /readyz", "not_ready")
+    return gateway.attachment.models

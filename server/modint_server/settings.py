@@ -1,0 +1,144 @@
+"""Every setting of the gateway, read once into a frozen object; a bad one stops the process."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from modint_guard.errors import ConfigError
+
+ENV_PREFIX = "MODINT_"
+
+
+class Settings(BaseSettings):
+    """What `create_app` needs. In the environment with `MODINT_` in front; arguments win."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    # Where the engine is. With `upstream_uds` the host of the URL is only a name.
+    upstream_url: str = "http://127.0.0.1:8000"
+    upstream_uds: Path | None = None
+    upstream_api_key: SecretStr | None = None
+    upstream_api_key_file: Path | None = None
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    read_timeout_s: float = Field(
+        default=300.0, gt=0
+    )  # longest silence between two reads, not the whole answer
+    capability_timeout_s: float = Field(default=120.0, gt=0)  # the first logprobs on a new machine take 30 s
+    upstream_poll_s: float = Field(default=2.0, gt=0)
+
+    # Who may call. No key: anyone who reaches the port.
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    api_keys_file: Path | None = None
+
+    # What a request may be.
+    max_body_bytes: int = Field(default=32 * 2**20, gt=0)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    max_json_depth: int = Field(default=64, gt=0, le=512)
+    max_messages: int = Field(default=1024, gt=0)
+    max_images: int = Field(default=16, gt=0)
+    max_image_bytes: int = Field(default=20 * 2**20, gt=0)
+    max_image_pixels: int = Field(default=20_000_000, gt=0)
+    image_timeout_s: float = Field(default=10.0, gt=0)
+    image_threads: int = Field(default=2, gt=0)
+    max_n: int = Field(default=16, gt=0)
+    max_prompt_logprobs: int = Field(default=20, ge=0)
+
+    # How much at once.
+    max_in_flight: int = Field(default=256, gt=0)
+    max_probes_in_flight: int = Field(default=64, gt=0)
+    max_adapter_labels: int = Field(default=64, gt=0)
+
+    # The guard.
+    guard: Literal["on", "off"] = "on"
+    probe_deadline_s: float = Field(default=5.0, gt=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("upstream_url")
+    @classmethod
+    def _an_http_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://127.0.0.1:8000")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "must hold no user, password, query or fragment: a key goes into upstream_api_key_file"
+            )
+        return url.rstrip("/").removesuffix("/v1")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, keys: Any) -> Any:
+        return (
+            tuple(part.strip() for part in keys.split(",") if part.strip()) if isinstance(keys, str) else keys
+        )
+
+    @model_validator(mode="after")
+    def _one_source_for_a_key(self) -> Self:
+        if self.upstream_api_key is not None and self.upstream_api_key_file is not None:
+            raise ValueError("upstream_api_key and upstream_api_key_file are both given: keep one")
+        return self
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and the caller's arguments; raises ConfigError with one sentence."""
+    _refuse_unknown(os.environ)
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        raise ConfigError(_sentence(exc)) from exc
+
+
+def secret(key: SecretStr | None, file: Path | None) -> str | None:
+    """The key itself, from the setting or from its file; raises ConfigError if the file holds none."""
+    if file is None:
+        return None if key is None else key.get_secret_value()
+    lines = _lines(file)
+    if len(lines) != 1:
+        raise ConfigError(f"{file} holds {len(lines)} lines: write exactly one key into it")
+    return lines[0]
+
+
+def client_keys(settings: Settings) -> tuple[str, ...]:
+    """Every key a client may show; empty means that none is asked for."""
+    from_file = _lines(settings.api_keys_file) if settings.api_keys_file else ()
+    if settings.api_keys_file and not from_file:
+        raise ConfigError(f"{settings.api_keys_file} holds no key: write one per line, or drop api_keys_file")
+    return (*(key.get_secret_value() for key in settings.api_keys), *from_file)
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"{file} cannot be read ({type(exc).__name__}): name a readable file of keys"
+        ) from exc
+    return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"{name} is no setting of the gateway"
+                + (f": did you mean {near[0]}?" if near else ": unset it")
+            )
+
+
+def _sentence(exc: ValidationError) -> str:
+    """One line of the first fault, without the value: it may be a key."""
+    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, Settings.model_fields, n=1)
+        return f"{where} is no setting of the gateway" + (f": did you mean {near[0]}?" if near else "")
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

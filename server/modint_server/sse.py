@@ -1,0 +1,73 @@
+"""Server-sent events as bytes: cut a stream into events without changing it, read and write their data."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import orjson
+
+from modint_guard.errors import EndpointError
+from modint_guard.types import JSON
+
+DONE = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES = 8 * 2**20
+_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+
+
+class BrokenStreamError(EndpointError):
+    """An event that never ends or whose data is no JSON object."""
+
+
+class Splitter:
+    """Feeds on whatever the socket gave; yields whole events, their blank line included."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._rest += data
+        while end := _END.search(self._rest, self._searched):
+            event = bytes(self._rest[: end.end()])
+            del self._rest[: end.end()]
+            self._searched = 0
+            yield event
+        self._searched = max(0, len(self._rest) - 3)  # a blank line may be cut in two
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise BrokenStreamError(f"an event of the upstream is longer than {MAX_EVENT_BYTES} bytes")
+
+    @property
+    def rest(self) -> bytes:
+        """What is left of an event that was cut short."""
+        return bytes(self._rest)
+
+
+async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Whole events until [DONE], which comes last; raises BrokenStreamError if the stream ends without it."""
+    splitter = Splitter()
+    async for piece in pieces:
+        for event in splitter.feed(piece):
+            yield event
+            if data_of(event) == b"[DONE]":
+                return
+    raise BrokenStreamError("the engine ended the stream before [DONE]")
+
+
+def data_of(event: bytes) -> bytes | None:
+    """The data lines of an event, joined; None for a comment or an event without data."""
+    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def chunk_of(data: bytes) -> JSON:
+    """The JSON object in an event's data; raises BrokenStreamError."""
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise BrokenStreamError("an event of the upstream holds no JSON") from exc
+    if not isinstance(chunk, dict):
+        raise BrokenStreamError("an event of the upstream holds no JSON object")
+    return chunk
+
+
+def frame(chunk: JSON) -> bytes:
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
