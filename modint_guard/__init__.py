@@ -1,1 +1,45 @@
-"""modint-guard: find out whether a vision-language model answered from the wrong modality."""
+"""The core: what modality interference is, how it is probed, scored and decided.
+
+The public names below load on first use, so that importing one small module stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modint_guard.config import GuardConfig as GuardConfig
+    from modint_guard.config import ImageLimits as ImageLimits
+    from modint_guard.config import Thresholds as Thresholds
+    from modint_guard.endpoint import Endpoint as Endpoint
+    from modint_guard.errors import ModintError as ModintError
+    from modint_guard.guard import Guard as Guard
+    from modint_guard.schema import ModintObject as ModintObject
+    from modint_guard.schema import verdict as verdict
+    from modint_guard.types import Inspection as Inspection
+    from modint_guard.types import ModintOptions as ModintOptions
+    from modint_guard.types import Relevant as Relevant
+    from modint_guard.types import Report as Report
+
+_HOME = {
+    "Endpoint": "endpoint",
+    "Guard": "guard",
+    "GuardConfig": "config",
+    "ImageLimits": "config",
+    "Inspection": "types",
+    "ModintError": "errors",
+    "ModintObject": "schema",
+    "ModintOptions": "types",
+    "Relevant": "types",
+    "Report": "types",
+    "Thresholds": "config",
+    "verdict": "schema",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

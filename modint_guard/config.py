@@ -29,10 +29,11 @@ class Thresholds:
     flag_at: float = 0.5
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
     confident: float = 0.9  # a unimodal answer is certain from here on (prior and conflict rules)
+    min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability
     min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
 
     def __post_init__(self) -> None:
-        for name in ("flag_at", "flip_margin", "confident"):
+        for name in ("flag_at", "flip_margin", "confident", "min_option_mass"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")
@@ -78,4 +79,6 @@ class GuardConfig:
         if self.view_tokens < 1:
             raise ConfigError(f"view_tokens is {self.view_tokens}: it must be at least 1.")
         if self.max_probes < 3:
-            raise ConfigError(f"max_probes is {self.max_probes}: the three cells of a verdict need at least 3.")
+            raise ConfigError(
+                f"max_probes is {self.max_probes}: the three cells of a verdict need at least 3."
+            )

@@ -33,7 +33,7 @@ class RequestError(ModintError):
         param: str | None = None,
         code: str = "invalid_request",
         status: int = 400,
-        type: str = "invalid_request_error",  # noqa: A002 - the envelope's own name
+        type: str = "invalid_request_error",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -77,11 +77,11 @@ class EndpointError(ModintError):
         self.body = body
 
 
-class EndpointTimeout(EndpointError):
+class EndpointTimeout(EndpointError):  # noqa: N818 - "timeout" says it all
     """The upstream did not answer in time."""
 
 
-class EndpointUnreachable(EndpointError):
+class EndpointUnreachable(EndpointError):  # noqa: N818
     """No connection to the upstream could be made, or it broke."""
 
 

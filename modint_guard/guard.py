@@ -1,40 +1,272 @@
 """The guard: send a request and its perturbed views, compare the answers, say which modality decided.
 
-Start reading here. `Guard.inspect` is the whole flow; the gateway walks the same steps one by one.
+Start reading here. `Guard.inspect` is the whole flow; the gateway walks the same steps one by one, because it streams
+and measures in between:
+
+    plan    chat.parse → relevance.decide → the views            what to ask, or why nothing is asked
+    main_body, probe    the request and its views, at once       probe.run, one deadline
+    judge   scoring.score → policy.decide → Report               pure
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
+from collections.abc import Callable, Mapping
 
+from modint_guard import policy, probe, relevance, scoring
+from modint_guard.chat import parse, parse_options, rebuild, unsupported, without_context
 from modint_guard.config import GuardConfig
-from modint_guard.types import JSON, Complete, Inspection, ModintOptions, Plan, Replies, Reply, Report
+from modint_guard.errors import RequestError
+from modint_guard.images import neutral_image
+from modint_guard.reply import StreamReply as StreamReply
+from modint_guard.reply import reply_of as reply_of
+from modint_guard.reply import strip_added as strip_added
+from modint_guard.types import (
+    CELLS,
+    JSON,
+    NEUTRAL_IMAGE,
+    NO_CONTEXT,
+    NOOP,
+    PRIOR,
+    Asked,
+    Chat,
+    Complete,
+    Inspection,
+    ModintOptions,
+    Plan,
+    Replies,
+    Reply,
+    Report,
+    Score,
+    State,
+    Verdict,
+    View,
+)
+
+ViewMaker = Callable[[Chat], JSON]  # a chat -> its perturbed body; must not change the chat
+
+# Fields of the request that a view must not repeat: how the answer is delivered, how long it is, how many there are.
+_NOT_IN_VIEWS = frozenset(
+    {
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "n",
+        "best_of",
+        "use_beam_search",
+        "prompt_logprobs",
+        "store",
+        "metadata",
+    }
+)
+_STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
+NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
 class Guard:
     """Examines chat completions for modality interference. Holds no state besides its configuration."""
 
-    def __init__(self, config: GuardConfig = GuardConfig()) -> None:  # noqa: B008 - frozen
-        self.config = config
+    def __init__(
+        self, config: GuardConfig | None = None, *, extra_views: Mapping[str, ViewMaker] | None = None
+    ) -> None:
+        """`extra_views` are perturbations by registry name that a request may ask for in `modint.probes`."""
+        self.config = config or GuardConfig()
+        self._views: dict[str, ViewMaker] = {**_CELL_VIEWS, **(extra_views or {})}
 
     async def inspect(
         self, body: JSON, complete: Complete, options: ModintOptions | None = None
     ) -> Inspection:
-        """Answer `body` through `complete` and judge the answer."""
-        raise NotImplementedError
+        """Answer `body` through `complete` and judge the answer.
+
+        body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on.
+        complete: sends a chat body somewhere and returns the completion, e.g. `Endpoint.complete`.
+        Returns the completion, with the `modint` object in it, and the same as a typed `Report`.
+        Raises RequestError for a bad body and whatever `complete` raises for the request itself; a failing probe
+        raises nothing and leaves the answer unscored.
+        """
+        plan = self.plan(body, options)
+        completion, replies = await self._ask(plan, complete)
+        report = self.judge(plan, reply_of(completion), replies)
+        answer = strip_added(completion, plan.asked)
+        return Inspection({**answer, "modint": report.to_json()}, report)
 
     def plan(self, body: JSON, options: ModintOptions | None = None) -> Plan:
-        """Split the request, decide which modality ought to decide it, and prepare the views. Raises RequestError."""
-        raise NotImplementedError
+        """Split the request, decide which modality ought to decide it, prepare the views. Raises RequestError.
+
+        Decodes every image, which may take tens of milliseconds: an event loop runs it in a thread.
+        """
+        options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
+        chat = parse(body, options, self.config.image_limits, decode=options.mode == "on")
+        skip = _skip(chat, options)
+        relevant, source = relevance.decide(chat, options)
+        names = () if skip else self._probe_names(chat, options)
+        return Plan(
+            body=chat.body,
+            options=options,
+            asked=_asked(chat.body),
+            chat=chat,
+            relevant=relevant,
+            relevant_source=source,
+            views=tuple(View(name, self._view_body(self._views[name](chat))) for name in names),
+            deadline_s=min(options.deadline_s or self.config.deadline_s, self.config.max_deadline_s),
+            skip=skip,
+            notes=() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,),
+        )
 
     def main_body(self, plan: Plan) -> JSON:
         """The client's body as it goes upstream: log-probabilities added, `modint` removed."""
-        raise NotImplementedError
+        if plan.skip:
+            return plan.body
+        top = max(self.config.top_logprobs, plan.asked.top_logprobs)
+        return {**plan.body, "logprobs": True, "top_logprobs": top}
 
-    async def probe(self, plan: Plan, complete: Complete, *, answered: asyncio.Event | None = None) -> Replies:
+    async def probe(
+        self, plan: Plan, complete: Complete, *, answered: asyncio.Event | None = None
+    ) -> Replies:
         """Send all views at once; never raises but for cancellation. The deadline counts from `answered`."""
-        raise NotImplementedError
+        return await probe.run(plan.views, complete, deadline_s=plan.deadline_s, answered=answered)
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
-        raise NotImplementedError
+        reason = plan.skip or answer.skip
+        if reason is not None or plan.chat is None:
+            return _skipped(plan, reason or "no_image")
+        score = scoring.score(answer, replies, plan.chat, self.config.thresholds)
+        has_context = plan.chat.context is not None
+        verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
+        return self._report(plan, answer, replies, score, verdict)
+
+    async def _ask(self, plan: Plan, complete: Complete) -> tuple[JSON, Replies]:
+        """The request and its views, at once; the views are cancelled with the request."""
+        if not plan.views:
+            return await complete(self.main_body(plan)), {}
+        answered = asyncio.Event()
+        probes = asyncio.create_task(self.probe(plan, complete, answered=answered))
+        try:
+            completion = await complete(self.main_body(plan))
+            answered.set()
+            return completion, await probes
+        finally:
+            probes.cancel()
+            await asyncio.gather(probes, return_exceptions=True)
+
+    def _probe_names(self, chat: Chat, options: ModintOptions) -> tuple[str, ...]:
+        """The cells this request has, then the probes it asks for besides."""
+        cells = CELLS if chat.context is not None else (NEUTRAL_IMAGE,)
+        asked = options.probes or ()
+        for name in asked:
+            if name not in self._views:
+                raise _unknown_probe(name, tuple(self._views))
+        names = (*cells, *(name for name in asked if name not in CELLS))
+        if len(names) > self.config.max_probes:
+            raise RequestError(
+                f"`modint.probes` comes to {len(names)} probes, the limit is {self.config.max_probes}: ask for fewer.",
+                param="modint.probes",
+                code="too_many_probes",
+            )
+        return names
+
+    def _view_body(self, body: JSON) -> JSON:
+        kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
+        return {
+            **kept,
+            "max_tokens": self.config.view_tokens,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": self.config.top_logprobs,
+        }
+
+    def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, verdict: Verdict) -> Report:
+        assert plan.chat is not None
+        thresholds = self.config.thresholds
+        longer = len(answer.text.split()) > 1
+        return Report(
+            verdict=verdict,
+            relevant=plan.relevant,
+            relevant_source=plan.relevant_source,
+            examined=_examined(score),
+            influence_text=score.influence_text,
+            influence_image=score.influence_image,
+            image_only=score.image_only,
+            text_only=score.text_only,
+            probes=tuple(
+                scoring.probe_result(name, answer, reply, plan.chat, thresholds)
+                for name, reply in replies.items()
+            ),
+            notes=(*plan.notes, *((NOTE_FIRST_TOKEN,) if longer else ())),
+        )
+
+
+def _neutral(chat: Chat) -> list[str]:
+    return [neutral_image(image.size) for image in chat.images]
+
+
+# The cells of the 2x2 as views (P1, P2, P3), and the request unchanged (P0).
+_CELL_VIEWS: dict[str, ViewMaker] = {
+    NO_CONTEXT: without_context,
+    NEUTRAL_IMAGE: lambda chat: rebuild(chat, images=_neutral(chat)),
+    PRIOR: lambda chat: rebuild(chat, context="", images=_neutral(chat)),
+    NOOP: rebuild,
+}
+
+
+def _skip(chat: Chat, options: ModintOptions) -> str | None:
+    """Why this request is not probed, or None."""
+    body = chat.body
+    if options.mode == "off":
+        return "opted_out"
+    if part := unsupported(body):
+        return part
+    if "audio" in (body.get("modalities") or ()) or body.get("audio"):
+        return "audio"
+    if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
+        return "tool_calls"
+    if _is_structured(body):
+        return "structured_output"
+    if (body.get("n") or 1) != 1:
+        return "multiple_choices"
+    return None if chat.images else "no_image"
+
+
+def _ends_in_tool_call(body: JSON) -> bool:
+    last = body["messages"][-1]
+    return last["role"] in ("tool", "function") or bool(last.get("tool_calls"))
+
+
+def _is_structured(body: JSON) -> bool:
+    shape = body.get("response_format")
+    kind = shape.get("type") if isinstance(shape, dict) else None
+    return kind not in (None, "text") or any(body.get(key) for key in _STRUCTURED)
+
+
+def _asked(body: JSON) -> Asked:
+    top = body.get("top_logprobs")
+    return Asked(bool(body.get("logprobs")), top if isinstance(top, int) else 0)
+
+
+def _examined(score: Score) -> tuple[str, ...]:
+    """The modalities whose removal was compared."""
+    by_cell = {NO_CONTEXT: "text", NEUTRAL_IMAGE: "image"}
+    return tuple(modality for cell, modality in by_cell.items() if cell in score.cells)
+
+
+def _skipped(plan: Plan, reason: str) -> Report:
+    return Report(
+        verdict=Verdict(State.SKIPPED, reason=reason),
+        relevant=plan.relevant,
+        relevant_source=plan.relevant_source,
+        notes=plan.notes,
+    )
+
+
+def _unknown_probe(name: str, known: tuple[str, ...]) -> RequestError:
+    near = difflib.get_close_matches(name[:40], known, n=1, cutoff=0.0)[0]
+    return RequestError(
+        f"`modint.probes` names {name[:40]!r}, which is no probe here: did you mean {near!r}?",
+        param="modint.probes",
+        code="unknown_probe",
+    )

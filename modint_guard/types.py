@@ -52,7 +52,7 @@ class Relevant(StrEnum):
 class State(StrEnum):
     """What became of the examination; never PASS for "not examined"."""
 
-    PASS = "pass"  # noqa: S105 - not a password
+    PASS = "pass"
     FLAGGED = "flagged"
     UNSCORED = "unscored"
     SKIPPED = "skipped"

@@ -1,0 +1,94 @@
+"""A client of any OpenAI-compatible endpoint: its `complete` is a `Complete` that the guard can call."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import orjson
+
+from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
+from modint_guard.types import JSON
+
+_SHOWN_CHARACTERS = 200
+
+
+class Endpoint:
+    """`async with Endpoint("http://127.0.0.1:8000") as endpoint: await endpoint.complete(body)`.
+
+    base_url: with or without a trailing "/v1". api_key: sent as a bearer token. uds: path of a Unix socket to dial
+    instead of the URL's host. timeout_s: for one whole call.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None = None, timeout_s: float = 120.0, uds: str | None = None
+    ) -> None:
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_s = timeout_s
+        self._uds = uds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Endpoint:
+        connector = aiohttp.UnixConnector(self._uds) if self._uds else aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def complete(self, body: JSON) -> JSON:
+        """One chat completion, not streamed. Raises the EndpointError tree."""
+        return await self._call("POST", "/v1/chat/completions", body)
+
+    async def models(self) -> list[JSON]:
+        """The models the endpoint serves, LoRA adapters included."""
+        listed = (await self._call("GET", "/v1/models")).get("data")
+        if not isinstance(listed, list):
+            raise EndpointError(
+                f"{self.base_url}/v1/models lists no `data`: is this an OpenAI-compatible server?"
+            )
+        return listed
+
+    async def _call(self, method: str, path: str, body: JSON | None = None) -> JSON:
+        if self._session is None:
+            raise EndpointUnreachable(f"The client of {self.base_url} is closed: use it inside `async with`.")
+        url = self.base_url + path
+        data = None if body is None else orjson.dumps(body)
+        headers = {"content-type": "application/json"} if data is not None else {}
+        try:
+            async with self._session.request(method, url, data=data, headers=headers) as response:
+                return _document(url, response.status, await response.read())
+        except TimeoutError as exc:
+            raise EndpointTimeout(f"{url} did not answer within {self._timeout_s:g} seconds.") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise EndpointUnreachable(
+                f"{url} cannot be reached ({exc}): is the server running there?"
+            ) from exc
+
+
+def _document(url: str, status: int, raw: bytes) -> JSON:
+    """The JSON object of a good answer; EndpointError for any other."""
+    try:
+        document: Any = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        document = None
+    if status >= 400:
+        raise EndpointError(f"{url} answered {status}: {_message(document, raw)}", status=status, body=raw)
+    if not isinstance(document, dict):
+        raise EndpointError(f"{url} answered {status}, but no JSON object.", status=status, body=raw)
+    return document
+
+
+def _message(document: Any, raw: bytes) -> str:
+    """What an error body says, whatever its shape; bounded."""
+    error = document.get("error", document) if isinstance(document, dict) else document
+    said = error.get("message", error) if isinstance(error, dict) else error
+    text = said if isinstance(said, str) else raw.decode("utf-8", "replace")
+    return text[:_SHOWN_CHARACTERS]

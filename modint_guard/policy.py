@@ -1,0 +1,126 @@
+"""From scores to one of four verdicts. Pure; the constants are `config.Thresholds`.
+
+With y the served answer and the views no_context (image and question), neutral_image (text alone), prior (neither):
+
+relevant  flagged as   when
+image     text         y flips without the context, text alone reproduces y, and risk >= flag_at
+image     prior        text alone and the prior both give y with confidence, and the context was not what gave it
+text      image        y flips with a neutral image, and risk >= flag_at. What the image alone says is no evidence
+                       here: without its text the question has no answer to reproduce
+text      prior        without the context and without both, y still comes with confidence
+both      prior        every view gives y with confidence; otherwise influence is reported and the answer passes
+unknown   conflict     image alone and text alone are confident of different answers; otherwise it passes
+
+Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality to examine
+and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown is skipped likewise.
+
+`risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant (both, unknown,
+or nothing to remove) it is null: prior and conflict are rules without a risk. If a cell that the rule names is missing,
+the verdict is unscored and risk null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from modint_guard.config import Thresholds
+from modint_guard.types import (
+    CELLS,
+    NEUTRAL_IMAGE,
+    NO_CONTEXT,
+    PRIOR,
+    UNSCORED_REASONS,
+    Cause,
+    CellScore,
+    Relevant,
+    Score,
+    State,
+    Verdict,
+)
+
+Cells = Mapping[str, CellScore]
+
+
+def decide(
+    score: Score, relevant: Relevant, thresholds: Thresholds | None = None, *, has_context: bool
+) -> Verdict:
+    """The verdict on one scored answer."""
+    needed = cells_needed(relevant, has_context=has_context)
+    if any(name not in score.cells for name in needed):
+        return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
+    return _RULES[relevant](score.cells, thresholds or Thresholds(), has_context)
+
+
+def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
+    """The cells that the rule for this request names."""
+    if has_context:
+        return (NO_CONTEXT, NEUTRAL_IMAGE) if relevant is Relevant.UNKNOWN else CELLS
+    return () if relevant is Relevant.UNKNOWN else (NEUTRAL_IMAGE,)
+
+
+def risk(cell: CellScore, thresholds: Thresholds) -> float:
+    """Probability-like risk in [0, 1] from the removal of the irrelevant modality."""
+    z = thresholds.bias + thresholds.weight_js * cell.divergence + thresholds.weight_margin * cell.margin
+    return 1.0 / (1.0 + math.exp(-z)) if z > -700.0 else 0.0
+
+
+def _image_decides(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+    if not has_context:
+        if _confident_of_y(cells, thresholds, NEUTRAL_IMAGE):
+            return Verdict(State.FLAGGED, cause=Cause.PRIOR)
+        return Verdict(State.SKIPPED, reason="no_context")
+    value = risk(cells[NO_CONTEXT], thresholds)
+    if cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces and value >= thresholds.flag_at:
+        return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=value)
+    if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
+        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
+    return Verdict(State.PASS, risk=value)
+
+
+def _text_decides(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+    value = risk(cells[NEUTRAL_IMAGE], thresholds)
+    if cells[NEUTRAL_IMAGE].flip and value >= thresholds.flag_at:
+        return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=value)
+    neutral = cells[NEUTRAL_IMAGE].reproduces
+    if has_context and neutral and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
+        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
+    return Verdict(State.PASS, risk=value)
+
+
+def _both_decide(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+    if _confident_of_y(cells, thresholds, *(CELLS if has_context else (NEUTRAL_IMAGE,))):
+        return Verdict(State.FLAGGED, cause=Cause.PRIOR)
+    return Verdict(State.PASS)
+
+
+def _nobody_knows(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+    if not has_context:
+        return Verdict(State.SKIPPED, reason="no_context")
+    image, text = cells[NO_CONTEXT], cells[NEUTRAL_IMAGE]
+    disagree = _word(image.answer) != _word(text.answer)
+    if min(image.confidence, text.confidence) >= thresholds.confident and disagree:
+        return Verdict(State.FLAGGED, cause=Cause.CONFLICT)
+    return Verdict(State.PASS)
+
+
+_RULES = {
+    Relevant.IMAGE: _image_decides,
+    Relevant.TEXT: _text_decides,
+    Relevant.BOTH: _both_decide,
+    Relevant.UNKNOWN: _nobody_knows,
+}
+
+
+def _confident_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
+    return all(cells[name].reproduces and cells[name].p_answer >= thresholds.confident for name in names)
+
+
+def _word(answer: str) -> str:
+    return answer.casefold().rstrip(".").strip()
+
+
+def _why_missing(score: Score, needed: tuple[str, ...]) -> str:
+    """The first of UNSCORED_REASONS that holds for a missing cell."""
+    reasons = {score.missing.get(name, "incomplete") for name in needed if name not in score.cells}
+    return next(reason for reason in UNSCORED_REASONS if reason in reasons)

@@ -1,0 +1,143 @@
+"""Read what a completion says: its text and the alternatives at its first content position.
+
+The first content position is the first generated token with text other than blanks; the tokens before it are passed
+over. A view is asked for a token or two only, so of a longer answer it shows the first word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, log1p
+from typing import Any
+
+from modint_guard.types import JSON, Asked, Reply
+
+
+def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
+    """The first choice of a whole chat completion."""
+    choices = completion.get("choices") or [{}]
+    choice = choices[0]
+    message = choice.get("message") or {}
+    token, top = _first_content((choice.get("logprobs") or {}).get("content"))
+    text = _text(message.get("content"))
+    skip = "multiple_choices" if len(choices) > 1 else _skip(message) or _empty(text)
+    return _reply(text, choice.get("finish_reason"), token, top, completion.get("usage"), ms, skip)
+
+
+class StreamReply:
+    """Collects the same from the chunks of a stream: `feed` each one, then read `reply`."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._token: str | None = None
+        self._top: dict[str, float] | None = None
+        self._finish_reason: str | None = None
+        self._usage: JSON | None = None
+        self._skip: str | None = None
+
+    def feed(self, chunk: JSON) -> None:
+        """Take in one `chat.completion.chunk` object."""
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk.get("choices") or ():
+            if choice.get("index", 0) != 0:
+                self._skip = self._skip or "multiple_choices"
+                continue
+            delta = choice.get("delta") or {}
+            self._text.append(_text(delta.get("content")))
+            self._skip = self._skip or _skip(delta)
+            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+            if self._token is None:
+                self._token, self._top = _first_content((choice.get("logprobs") or {}).get("content"))
+
+    def reply(self, ms: float = 0.0) -> Reply:
+        """What the chunks so far say."""
+        text = "".join(self._text)
+        skip = self._skip or _empty(text)
+        return _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)
+
+
+def strip_added(completion: JSON, asked: Asked) -> JSON:
+    """A completion or chunk without the log-probabilities the client did not ask for; the given one stays as it is."""
+    choices = completion.get("choices")
+    if not choices or not any(choice.get("logprobs") for choice in choices):
+        return completion
+    return {**completion, "choices": [_stripped(choice, asked) for choice in choices]}
+
+
+def _stripped(choice: JSON, asked: Asked) -> JSON:
+    held = choice.get("logprobs")
+    if not held:
+        return choice
+    if not asked.logprobs:
+        return {**choice, "logprobs": None}
+    content = [
+        {**entry, "top_logprobs": (entry.get("top_logprobs") or [])[: asked.top_logprobs]}
+        for entry in held.get("content") or ()
+    ]
+    return {**choice, "logprobs": {**held, "content": content}}
+
+
+def _first_content(entries: Any) -> tuple[str | None, dict[str, float] | None]:
+    """Token and alternatives at the first content position; an entry without alternatives gives none."""
+    for entry in entries or ():
+        if str(entry.get("token") or "").strip(" \t\r\n\u2581\u0120\u010a"):
+            alternatives = entry.get("top_logprobs") or []
+            return str(entry["token"]), _alternatives(entry, alternatives) if alternatives else None
+    return None, None
+
+
+def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
+    """Log-probabilities by token text. Different tokens with one text (bytes that make no character) are added up."""
+    top: dict[str, float] = {}
+    for item in alternatives:
+        token, logprob = str(item["token"]), float(item["logprob"])
+        top[token] = _log_sum(top[token], logprob) if token in top else logprob
+    top.setdefault(str(entry["token"]), float(entry["logprob"]))  # a sampled token may lie outside the top k
+    return top
+
+
+def _log_sum(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))."""
+    return max(a, b) + log1p(exp(-abs(a - b)))
+
+
+def _skip(message: Mapping[str, Any]) -> str | None:
+    """The SKIPPED reason of an answer that is not plain text."""
+    if message.get("tool_calls") or message.get("function_call"):
+        return "tool_calls"
+    if message.get("reasoning_content") or message.get("reasoning"):
+        return "reasoning"
+    if message.get("refusal"):
+        return "refusal"
+    return "audio" if message.get("audio") else None
+
+
+def _empty(text: str) -> str | None:
+    return None if text.strip() else "empty_answer"
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else ""
+
+
+def _reply(
+    text: str,
+    finish_reason: str | None,
+    token: str | None,
+    top: dict[str, float] | None,
+    usage: JSON | None,
+    ms: float,
+    skip: str | None,
+) -> Reply:
+    usage = usage or {}
+    return Reply(
+        text=text,
+        finish_reason=finish_reason,
+        token=token,
+        top=top,
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        ms=ms,
+        skip=skip,
+    )

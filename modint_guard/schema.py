@@ -1,0 +1,116 @@
+"""The published shape of the `modint` object: a typed reader of it and its JSON Schema.
+
+`docs/schema/modint-1.schema.json` is written by `python -m modint_guard.schema`; its version is the object's `schema`.
+A reader ignores keys it does not know, so that a later minor addition breaks nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modint_guard.errors import EndpointError
+from modint_guard.types import SKIPPED_REASONS, UNSCORED_REASONS
+
+SCHEMA_ID = "urn:modint-guard:schema:modint-1"
+_PROBABILITY = {"ge": 0.0, "le": 1.0}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class Influence(_Record):
+    """Shapley values of the two modalities on log p(answer), in nats; null where they could not be computed."""
+
+    text: float | None
+    image: float | None
+
+
+class Answers(_Record):
+    """What image alone and text alone answer; of a longer answer the first word."""
+
+    image_only: str | None
+    text_only: str | None
+
+
+class ProbeObject(_Record):
+    """One probe: how far the answer moved from the served one when the request was changed."""
+
+    name: str
+    outcome: Literal["consistent", "flipped", "undecided", "error", "timeout"]
+    divergence: float | None = Field(ge=0.0, le=1.0, description="Jensen-Shannon divergence, base 2")
+    exact: bool = Field(description="over all options; otherwise a lower bound from the top-k")
+    flip: bool | None = Field(description="null: undecided, or not known")
+    delta_logprob: float | None = Field(description="log p(answer) served minus under this probe, nats")
+    answer: str | None
+    tokens: int = Field(ge=0)
+    cached_tokens: int = Field(ge=0)
+    ms: float = Field(ge=0.0)
+
+
+class ModintObject(_Record):
+    """The verdict on one answer, as it stands under `modint` in a completion or in the chunk that finishes a stream."""
+
+    schema_version: str = Field(alias="schema")
+    verdict: Literal["pass", "flagged", "unscored", "skipped"]
+    cause: Literal["text", "image", "prior", "conflict"] | None = Field(description="set when flagged")
+    risk: float | None = Field(
+        ge=0.0, le=1.0, description="null when unscored, or where no modality is known to be irrelevant"
+    )
+    calibrated: bool
+    reason: str | None = Field(
+        description="set when unscored or skipped",
+        json_schema_extra={"enum": [*UNSCORED_REASONS, *SKIPPED_REASONS, None]},
+    )
+    relevant: Literal["image", "text", "both", "unknown"] = Field(
+        description="which modality ought to decide"
+    )
+    relevant_source: Literal["request", "header", "rules", "none"]
+    examined: tuple[Literal["text", "image"], ...]
+    influence: Influence
+    answers: Answers
+    probes: tuple[ProbeObject, ...]
+    method: Literal["first_token"]
+    notes: tuple[str, ...]
+    action: Literal["annotate"]
+
+
+def verdict(completion: Any) -> ModintObject | None:
+    """The `modint` object of a completion or stream chunk (openai object or dict), typed; None if it has none.
+
+    Raises EndpointError for an object of another schema than this version reads.
+    """
+    held = _held(completion)
+    if held is None:
+        return None
+    try:
+        return ModintObject.model_validate(held)
+    except ValidationError as exc:
+        where = ".".join(str(part) for part in exc.errors()[0]["loc"])
+        raise EndpointError(
+            f"The `modint` object is not of schema 1 (at `{where}`): use a modint-guard of the server's version."
+        ) from exc
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the object."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        **ModintObject.model_json_schema(by_alias=True, mode="serialization"),
+    }
+
+
+def _held(completion: Any) -> Any:
+    if isinstance(completion, dict):
+        return completion.get("modint")
+    held = getattr(completion, "modint", None)
+    return held if held is not None else (getattr(completion, "model_extra", None) or {}).get("modint")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
