@@ -137,7 +137,7 @@ def installed_device() -> Device:
 def checked_model(model: str) -> str:
     """A folder that holds a model, or a hub id; raises ConfigError for a path that does not exist."""
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigError(
                 f"--model {model}: the folder has no config.json: give a transformers model folder"
