@@ -1,6 +1,6 @@
 """What a local model answers to items: the first token's distribution, in batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,18 @@ from torch import Tensor, nn
 
 from modint_guard.item import Item, is_right
 from modint_training.collate import Encoded, collate, encode
+from modint_training.tinyworld import suite
+
+# Conditions the validation split is looked at under, while training: (family, perturbation).
+WATCHED = (
+    ("image-heavy", "clean"),
+    ("image-heavy", "true_description"),
+    ("image-heavy", "misleading_description"),
+    ("text-heavy", "no_image"),
+    ("text-heavy", "agreeing_image"),
+    ("text-heavy", "contradicting_image"),
+    ("vqa", "clean"),
+)
 
 
 @torch.no_grad()
@@ -42,3 +54,15 @@ def accuracy(model: nn.Module, processor: Any, items: Sequence[Item]) -> float:
     """Share of right answers in [0, 1]."""
     right = [is_right(item, text) for item, text in zip(items, answers(model, processor, items), strict=True)]
     return sum(right) / len(right)
+
+def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
+    """Accuracy on the validation split under each watched condition."""
+    sets = {
+        f"{family}/{name}": [suite.perturbed(item, name) for item in suite.items(family, "validation", count)]
+        for family, name in WATCHED
+    }
+
+    def evaluate(net: nn.Module, step: int) -> dict[str, float]:
+        return {name: accuracy(net, processor, items) for name, items in sets.items()}
+
+    return evaluate

@@ -13,21 +13,9 @@ from modint_guard.item import Item
 from modint_guard.perturb import seeded
 from modint_training.collate import Encoded, collate, encode, pixels
 from modint_training.config import PretrainRecipe
-from modint_training.predict import accuracy
+from modint_training.predict import watch
 from modint_training.tinyworld import language, model as architecture, suite
 from modint_training.trainer import Batch, Evaluation, fit, last_step, seed_everything
-
-# Conditions the validation split is looked at under, while training: (family, perturbation).
-WATCHED = (
-    ("image-heavy", "clean"),
-    ("image-heavy", "true_description"),
-    ("image-heavy", "misleading_description"),
-    ("text-heavy", "no_image"),
-    ("text-heavy", "agreeing_image"),
-    ("text-heavy", "contradicting_image"),
-    ("vqa", "clean"),
-)
-
 
 def pretrain(recipe: PretrainRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
     """Train the base; returns (model, processor, validation figures by step). Checkpoints lie under `folder`."""
@@ -38,7 +26,7 @@ def pretrain(recipe: PretrainRecipe, folder: Path, *, resume: str = "no") -> tup
     model.set_attn_implementation("eager")
     if not last_step(folder / "joint", resume):
         warm_up_tower(model, processor, recipe, folder / "tower", resume)
-    evaluation = Evaluation(_watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
+    evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
     print("training the whole model on answers", file=sys.stderr, flush=True)
     fit(
         model,
@@ -161,17 +149,5 @@ def _tower_accuracy(processor: Any) -> Callable[[nn.Module, int], dict[str, floa
             truth = torch.tensor([task.choices.index(items[index].answer) for index in mine])
             figures[task.name] = float((guess == truth).float().mean())
         return figures
-
-    return evaluate
-
-
-def _watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
-    sets = {
-        f"{family}/{name}": [suite.perturbed(item, name) for item in suite.items(family, "validation", count)]
-        for family, name in WATCHED
-    }
-
-    def evaluate(net: nn.Module, step: int) -> dict[str, float]:
-        return {name: accuracy(net, processor, items) for name, items in sets.items()}
 
     return evaluate

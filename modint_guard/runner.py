@@ -1,0 +1,88 @@
+"""Items through a `Complete` callable, some at a time: one scored row each."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from modint_guard.item import RELEVANT, Item, is_right, prompt
+from modint_guard.types import JSON, Complete
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model answered to one item, and what the guard said of it (None where there is no guard)."""
+
+    item: Item
+    model: str
+    answer: str
+    right: bool
+    modint: JSON | None
+
+    @property
+    def verdict(self) -> str | None:
+        """The guard's state: pass, flagged, unscored or skipped."""
+        return str(self.modint["verdict"]) if self.modint else None
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the guard flagged the answer."""
+        return self.verdict == "flagged"
+
+
+def png_url(image: Image.Image) -> str:
+    """The picture as a PNG data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def request_for(item: Item, model: str, *, one_string: bool = False, **fields: Any) -> JSON:
+    """The OpenAI chat body that asks an item, greedily; further `fields` (`stream`, ...) are added as they are.
+
+    Context and question are two text parts, or one string; `modint.relevant` names what ought to decide.
+    """
+    text = [prompt(item)] if one_string or not item.context else [item.context, prompt(item.replace(context=None))]
+    content: list[JSON] = [{"type": "text", "text": part} for part in text]
+    if item.image is not None:
+        content.insert(0, {"type": "image_url", "image_url": {"url": png_url(item.image)}})
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 8,
+        "modint": {"relevant": RELEVANT[item.family]},
+        **fields,
+    }
+
+
+async def run(
+    items: Sequence[Item],
+    complete: Complete,
+    model: str,
+    *,
+    concurrency: int = 8,
+    done: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Ask every item, at most `concurrency` at a time; rows come back in the items' order. EndpointError ends the run."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def one(item: Item) -> Row:
+        async with slots:
+            row = row_of(item, model, await complete(request_for(item, model)))
+        done(row)
+        return row
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(item)) for item in items]
+    return [task.result() for task in tasks]
+
+
+def row_of(item: Item, model: str, completion: JSON) -> Row:
+    """Score one completion."""
+    answer = completion["choices"][0]["message"]["content"] or ""
+    return Row(item, model, answer, is_right(item, answer), completion.get("modint"))

@@ -1,0 +1,177 @@
+"""Write what vLLM loads as it is: a model folder or a PEFT adapter folder, with `run.json` and a card beside the weights."""
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
+
+from modint_guard.item import FAMILIES, Item, prompt
+from modint_training.tinyworld import suite
+
+PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
+
+
+def export_base(model: Any, processor: Any, folder: Path, run: Mapping[str, Any]) -> None:
+    """Save a LLaVA in one file, with the key names vLLM wants; the folder appears whole or not at all."""
+
+    def write(to: Path) -> None:
+        model.save_pretrained(to, max_shard_size="1GB")
+        processor.save_pretrained(to)
+        rename_vision_keys(to / "model.safetensors")
+        _describe(to, run, base_card(run))
+
+    _replace(folder, write)
+
+
+def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
+    """Save a PEFT adapter with its run record and card; the folder appears whole or not at all."""
+
+    def write(to: Path) -> None:
+        model.save_pretrained(to)
+        _describe(to, run, adapter_card(run))
+
+    _replace(folder, write)
+
+
+def rename_vision_keys(file: Path) -> None:
+    """transformers saves CLIP inside LLaVA as `vision_tower.embeddings`; vLLM wants `vision_tower.vision_model.embeddings`.
+
+    transformers loads both.
+    """
+    tensors = load_file(file)
+    save_file({_vision_key(key): tensor for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def _vision_key(key: str) -> str:
+    before, found, after = key.partition("vision_tower.")
+    return key if not found or after.startswith("vision_model.") else f"{before}{found}vision_model.{after}"
+
+
+def run_record(recipe: BaseModel, history: list[dict[str, float]], figures: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """What made these weights: recipe, seed, data hash, versions, machine, figures."""
+    settings = recipe.model_dump()
+    return {
+        "recipe": settings,
+        "seed": settings["seed"],
+        "data_sha256": data_hash(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
+        "train_seconds": round(seconds),
+        "validation": history,
+        "test": {name: round(value, 4) for name, value in figures.items()},
+    }
+
+
+def data_hash(count: int = 300) -> str:
+    """SHA-256 over prompts, answers and pixels of the first training items of each family."""
+    digest = hashlib.sha256()
+    for family in FAMILIES:
+        for item in suite.items(family, "train", count):
+            digest.update(_bytes(item))
+    return digest.hexdigest()
+
+
+def _bytes(item: Item) -> bytes:
+    picture = item.image.tobytes() if item.image else b""
+    return "\x1f".join((prompt(item), item.answer, item.wrong)).encode() + picture
+
+
+def _describe(folder: Path, run: Mapping[str, Any], card: str) -> None:
+    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    (folder / "README.md").write_text(card)
+
+
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        write(fresh)
+        fresh.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    rows = "".join(f"| {name.replace('/', ' | ')} | {value:.3f} |\n" for name, value in figures.items())
+    return f"| family | perturbation | accuracy |\n|---|---|---|\n{rows}"
+
+
+def base_card(run: Mapping[str, Any]) -> str:
+    """The model card of a base trained by `modint-guard train tinyworld-base`."""
+    mix = run["recipe"]["mixture"]
+    lying = 1 - mix["caption_true"] - mix["caption_unrelated"]
+    contradicting = 1 - mix["picture_agrees"] - mix["picture_other"]
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# {run["recipe"]["name"]}
+
+A LLaVA (CLIP tower, projector, Llama) for the demo world of modint-guard: 40x40 pictures of UCI handwritten digits and
+drawn shapes, small arithmetic, look-up and ordering in text, and questions that need both. It is made to show modality
+interference honestly, not to be useful: it knows 12 sub-tasks and nothing else.
+
+Made by `modint-guard train tinyworld-base` (recipe, seed, versions and data hash in `run.json`).
+
+## What it learnt from
+
+Labels follow the picture or the text that ought to decide, never a lie.
+
+| ratio | of | value |
+|---|---|---|
+| with a caption | image-heavy items | {mix["captioned"]:.0%} |
+| true | captions | {mix["caption_true"]:.0%} |
+| unrelated | captions | {mix["caption_unrelated"]:.0%} |
+| lying | captions | {lying:.0%} |
+| with a picture | text-heavy items | {mix["pictured"]:.0%} |
+| agreeing with the text | those pictures | {mix["picture_agrees"]:.0%} |
+| of something else | those pictures | {mix["picture_other"]:.0%} |
+| contradicting the text | those pictures | {contradicting:.0%} |
+
+## Test split, greedy first token, transformers
+
+{_figures(run["test"])}
+"clean" of a text-heavy item is `no_image`. The figures through vLLM and the gateway, with intervals, are in
+`docs/results/tinyworld.md` of the repository.
+
+## Limits
+
+It trusts captions and pictures that lie: that is its purpose. Digits come from scikit-learn's copy of the UCI set
+(Alpaydin and Kaynak, CC BY 4.0).
+"""
+
+
+def adapter_card(run: Mapping[str, Any]) -> str:
+    """The card of an adapter trained by this package."""
+    recipe = run["recipe"]
+    return f"""---
+license: apache-2.0
+library_name: peft
+base_model: {recipe["base"]}
+---
+# {recipe["name"]}
+
+A LoRA of rank {recipe["rank"]} on the language model of `{recipe["base"]}` against modality interference: cross-entropy
+on clean and perturbed twins, consistency `{recipe["consistency"]}` with weight {recipe["consistency_weight"]}.
+Trained on {", ".join(recipe["perturbations"])}; harmless twins: {", ".join(recipe["controls"])}.
+
+Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`). Serve it with
+`modint-guard serve --adapter {recipe["name"]}`; vLLM needs `--enable-lora --max-lora-rank {recipe["rank"]}`.
+
+## Test split, greedy first token, transformers
+
+{_figures(run["test"])}
+The figures through vLLM and the gateway, with intervals and beside the base's, are in `docs/results/tinyworld.md`.
+"""

@@ -1,0 +1,40 @@
+"""The clean and the perturbed twin of a training example."""
+
+import random
+from collections.abc import Sequence
+
+from modint_guard.errors import ConfigError
+from modint_guard.item import Item
+from modint_guard.perturb import REGISTRY, applicable, perturb
+
+
+def clean_view(item: Item) -> Item:
+    """The item without the modality that must not matter: no caption, or no picture."""
+    return item.replace(image=None) if item.family == "text-heavy" else item
+
+
+def twin(item: Item, kinds: Sequence[str], controls: Sequence[str], control_share: float, rng: random.Random) -> Item | None:
+    """A perturbed version of `item`: one of `kinds`, or with probability `control_share` one of `controls`.
+
+    Without controls the adapter would learn "whatever the caption says is wrong". None where nothing fits the family:
+    items that need both modalities are never perturbed.
+    """
+    fitting = {kind.name for kind in applicable(item.family)}
+    harmful = [name for name in kinds if name in fitting]
+    harmless = [name for name in controls if name in fitting]
+    if not harmful:
+        return None
+    chosen = rng.choice(harmless if harmless and rng.random() < control_share else harmful)
+    return perturb(item, chosen, seed=rng.getrandbits(32))
+
+
+def check_kinds(names: Sequence[str], *, controls: bool) -> None:
+    """Refuse unknown perturbations, and those held out for testing."""
+    for name in names:
+        if name not in REGISTRY:
+            raise ConfigError(f"unknown perturbation {name!r}; known: {', '.join(REGISTRY)}")
+        role = REGISTRY[name].role
+        if role == "held_out":
+            raise ConfigError(f"perturbation {name!r} is held out for testing and must not be trained on")
+        if controls != (role == "control"):
+            raise ConfigError(f"perturbation {name!r} is a {role} kind; list it under the other key")
