@@ -1,9 +1,11 @@
-"""Read an OpenAI chat body: split it into images, context and question, and rebuild it with one part replaced.
+"""Read an OpenAI chat body: split it into images, context and question, and rebuild it with one part
+replaced.
 
-Images may stand in any user message; the probed text is that of the last user message. Its context is told from its
-question by, in this order: explicit `modint.context` / `modint.question`; several text parts (the last one is the
-question); the last question sentence or option block of one string (`split`). A rebuild copies only what it
-changes: other fields, other messages, their order and the client's own object stay as they are.
+Images may stand in any user message; the probed text is that of the last user message. Its context is told
+from its question by, in this order: explicit `modint.context` / `modint.question`; several text parts (the
+last one is the question); the last question sentence or option block of one string (`split`). A rebuild
+copies only what it changes: other fields, other messages, their order and the client's own object stay as
+they are.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def parse(
     *,
     decode: bool = True,
 ) -> Chat:
-    """Split one chat body. `decode=False` checks images by their headers only. Raises RequestError, ImageError."""
+    """Split one chat body. `decode=False` checks images by their headers only. Raises RequestError,
+    ImageError.
+    """
     options = options or ModintOptions()
     messages = _messages(body)
     found = _images(messages, limits or ImageLimits(), decode=decode)
@@ -63,7 +67,9 @@ def parse(
 
 
 def unsupported(body: JSON) -> str | None:
-    """The SKIPPED reason of the first content part that cannot be probed: "audio", "video" or "unsupported_part"."""
+    """The SKIPPED reason of the first content part that cannot be probed: "audio", "video" or
+    "unsupported_part".
+    """
     for message in _messages(body):
         for part in _parts(message):
             kind = part.get("type")
@@ -99,7 +105,7 @@ def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | N
     return {**chat.body, "messages": messages}
 
 
-# -- reading the body ------------------------------------------------------------------------------------------
+# -- reading the body ------------------------------------------------------------------------------
 
 
 def _messages(body: JSON) -> list[JSON]:
@@ -171,7 +177,7 @@ def _image(message: int, index: int, part: JSON, limits: ImageLimits, *, decode:
     return ImagePart(message, index, url, size)
 
 
-# -- telling context from question ------------------------------------------------------------------------------
+# -- telling context from question -----------------------------------------------------------------
 
 
 def _split(
@@ -217,7 +223,7 @@ def _find(texts: tuple[TextPart, ...], wanted: str | None, key: str) -> tuple[Sp
         if (start := text.text.rfind(wanted)) >= 0:
             return (Span(text.part, start, start + len(wanted)),)
     raise RequestError(
-        f"`modint.{key}` does not stand in the last user message: repeat the words as they are written there.",
+        f"`modint.{key}` does not stand in the last user message: repeat its words as they are written.",
         param=f"modint.{key}",
     )
 
@@ -249,7 +255,7 @@ def _read(texts: tuple[TextPart, ...], spans: tuple[Span, ...]) -> str:
     return "\n".join(by_part[s.part][s.start : s.end].strip() for s in spans)
 
 
-# -- rebuilding ---------------------------------------------------------------------------------------------------
+# -- rebuilding ------------------------------------------------------------------------------------
 
 
 def _replace_images(messages: list[JSON], parts: tuple[ImagePart, ...], urls: Sequence[str]) -> None:
@@ -312,7 +318,7 @@ def _cut(text: str, start: int, end: int) -> str:
     return before.rstrip() + between + after.lstrip()
 
 
-# -- the `modint` field and headers ---------------------------------------------------------------------------------
+# -- the `modint` field and headers ----------------------------------------------------------------
 
 
 def parse_options(field: Any = None, headers: Mapping[str, str] | None = None) -> ModintOptions:

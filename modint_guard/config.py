@@ -1,7 +1,7 @@
 """All numbers the guard may be tuned with, read once into frozen objects; nothing else holds a constant.
 
-The thresholds are an UNCALIBRATED default. `modint-guard calibrate` will fit them per model, adapter and probe
-set; until then every report says `"calibrated": false`.
+The thresholds are an UNCALIBRATED default. `modint-guard calibrate` will fit them per model, adapter and
+probe set; until then every report says `"calibrated": false`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Thresholds:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")
         if not 0.0 < self.min_probability < 1.0:
             raise ConfigError(
-                f"thresholds.min_probability is {self.min_probability}: it must lie between 0 and 1, both excluded."
+                f"thresholds.min_probability is {self.min_probability}: it must lie above 0 and below 1."
             )
 
 
@@ -59,7 +59,9 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """How the guard probes. `view_tokens` is 2 because some models begin an answer with a token of mere space."""
+    """How the guard probes. `view_tokens` is 2 because some models begin an answer with a token of mere
+    space.
+    """
 
     deadline_s: float = 5.0  # counted from the last token of the answer
     max_deadline_s: float = 60.0  # what a request may ask for at most
@@ -72,7 +74,7 @@ class GuardConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.deadline_s <= self.max_deadline_s:
             raise ConfigError(
-                f"deadline_s is {self.deadline_s}: it must be above 0 and at most max_deadline_s ({self.max_deadline_s})."
+                f"deadline_s is {self.deadline_s}: it must be above 0 and at most {self.max_deadline_s:g}."
             )
         if not 2 <= self.top_logprobs <= 128:
             raise ConfigError(f"top_logprobs is {self.top_logprobs}: it must lie between 2 and 128.")

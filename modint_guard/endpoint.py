@@ -17,8 +17,8 @@ _SHOWN_CHARACTERS = 200
 class Endpoint:
     """`async with Endpoint("http://127.0.0.1:8000") as endpoint: await endpoint.complete(body)`.
 
-    base_url: with or without a trailing "/v1". api_key: sent as a bearer token. uds: path of a Unix socket to dial
-    instead of the URL's host. timeout_s: for one whole call.
+    base_url: with or without a trailing "/v1". api_key: sent as a bearer token. uds: path of a Unix socket to
+    dial instead of the URL's host. timeout_s: for one whole call.
     """
 
     def __init__(

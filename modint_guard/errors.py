@@ -86,4 +86,4 @@ class EndpointUnreachable(EndpointError):  # noqa: N818
 
 
 class EngineError(ModintError):
-    """Our vLLM child died or never became ready; the message holds its last log lines and the likely remedy."""
+    """Our vLLM child died or never became ready; the message holds its last words and the likely remedy."""

@@ -1,11 +1,11 @@
 """The guard: send a request and its perturbed views, compare the answers, say which modality decided.
 
-Start reading here. `Guard.inspect` is the whole flow; the gateway walks the same steps one by one, because it streams
-and measures in between:
+Start reading here. `Guard.inspect` is the whole flow; the gateway walks the same steps one by one, because it
+streams and measures in between:
 
-    plan    chat.parse → relevance.decide → the views            what to ask, or why nothing is asked
-    main_body, probe    the request and its views, at once       probe.run, one deadline
-    judge   scoring.score → policy.decide → Report               pure
+    plan    chat.parse → relevance.decide → the views    what to ask, or why nothing is asked
+    main_body, probe    the request and its views        at once; probe.run, one deadline
+    judge   scoring.score → policy.decide → Report       pure
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from modint_guard.types import (
 
 ViewMaker = Callable[[Chat], JSON]  # a chat -> its perturbed body; must not change the chat
 
-# Fields of the request that a view must not repeat: how the answer is delivered, how long it is, how many there are.
+# Fields that a view must not repeat: how an answer is delivered, how long it is, how many there are.
 _NOT_IN_VIEWS = frozenset(
     {
         "stream",
@@ -85,8 +85,8 @@ class Guard:
         body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on.
         complete: sends a chat body somewhere and returns the completion, e.g. `Endpoint.complete`.
         Returns the completion, with the `modint` object in it, and the same as a typed `Report`.
-        Raises RequestError for a bad body and whatever `complete` raises for the request itself; a failing probe
-        raises nothing and leaves the answer unscored.
+        Raises RequestError for a bad body and whatever `complete` raises for the request itself; a failing
+        probe raises nothing and leaves the answer unscored.
         """
         plan = self.plan(body, options)
         completion, replies = await self._ask(plan, complete)
@@ -95,7 +95,8 @@ class Guard:
         return Inspection({**answer, "modint": report.to_json()}, report)
 
     def plan(self, body: JSON, options: ModintOptions | None = None) -> Plan:
-        """Split the request, decide which modality ought to decide it, prepare the views. Raises RequestError.
+        """Split the request, decide which modality ought to decide it, prepare the views. Raises
+        RequestError.
 
         Decodes every image, which may take tens of milliseconds: an event loop runs it in a thread.
         """
@@ -164,7 +165,7 @@ class Guard:
         names = (*cells, *(name for name in asked if name not in CELLS))
         if len(names) > self.config.max_probes:
             raise RequestError(
-                f"`modint.probes` comes to {len(names)} probes, the limit is {self.config.max_probes}: ask for fewer.",
+                f"`modint.probes` comes to {len(names)} probes, the limit is {self.config.max_probes}.",
                 param="modint.probes",
                 code="too_many_probes",
             )

@@ -45,7 +45,7 @@ def png_data_url(image: Image.Image) -> str:
 
 @lru_cache(maxsize=64)
 def neutral_image(size: tuple[int, int]) -> str:
-    """The mean-grey image of (width, height) pixels: always the same string for a size, so engines cache it."""
+    """The mean-grey image of (width, height) pixels: the same string for a size, so engines cache it."""
     return png_data_url(Image.new("L", size, NEUTRAL_GREY))
 
 

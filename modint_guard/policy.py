@@ -1,22 +1,27 @@
 """From scores to one of four verdicts. Pure; the constants are `config.Thresholds`.
 
-With y the served answer and the views no_context (image and question), neutral_image (text alone), prior (neither):
+With y the served answer and the views no_context (image and question), neutral_image (text alone) and
+prior (neither):
 
 relevant  flagged as   when
 image     text         y flips without the context, text alone reproduces y, and risk >= flag_at
-image     prior        text alone and the prior both give y with confidence, and the context was not what gave it
-text      image        y flips with a neutral image, and risk >= flag_at. What the image alone says is no evidence
-                       here: without its text the question has no answer to reproduce
+image     prior        text alone and the prior both give y with confidence, and y stays without the context
+text      image        y flips with a neutral image, and risk >= flag_at. What the image alone says is no
+                       evidence here: without its text the question has no answer to reproduce
 text      prior        without the context and without both, y still comes with confidence
-both      prior        every view gives y with confidence; otherwise influence is reported and the answer passes
-unknown   conflict     image alone and text alone are confident of different answers; otherwise it passes
+both      prior        every view gives y with confidence
+unknown   conflict     image alone and text alone are confident of different answers
 
-Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality to examine
-and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown is skipped likewise.
+Any other answer passes; for both and unknown the report then speaks of influence only.
 
-`risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant (both, unknown,
-or nothing to remove) it is null: prior and conflict are rules without a risk. If a cell that the rule names is missing,
-the verdict is unscored and risk null.
+Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality
+to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
+is skipped likewise.
+
+`risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
+(both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
+their own, not read from the risk. If a cell that the rule names is missing, the verdict is unscored and
+risk null.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Run the perturbed views of one request, all at once, under one deadline.
 
-Nothing that goes wrong in here costs the user the answer: a view that fails or is late becomes a `Failure`. This is the
-one place with a broad `except`. If the caller is cancelled, so is every view, and `run` waits until they are gone.
+Nothing that goes wrong in here costs the user the answer: a view that fails or is late becomes a `Failure`.
+This is the one place with a broad `except`. If the caller is cancelled, so is every view, and `run` waits
+until they are gone.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ async def run(
 ) -> dict[str, Reply | Failure]:
     """Reply or failure of each view by name.
 
-    The views start at once; `deadline_s` seconds count from the moment `answered` is set, or from the start without it.
-    Raises nothing but CancelledError.
+    The views start at once; `deadline_s` seconds count from the moment `answered` is set, or from the start
+    without it. Raises nothing but CancelledError.
     """
     start = clock()
     tasks = {view.name: asyncio.create_task(_one(view, complete, clock)) for view in views}

@@ -1,13 +1,14 @@
 """Which modality ought to decide the answer: what the request says, else lexical rules on the question.
 
-The rules are general English and look at the question alone, never at the context (a caption that says "the picture
-shows" is no reason to look at the picture):
-  image  the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what is written in it;
-  text   the question names the text ("according to the passage", "in the note"), or is arithmetic or a comparison of
-         numbers it states itself;
+The rules are general English and look at the question alone, never at the context (a caption that says "the
+picture shows" is no reason to look at the picture):
+  image  the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what is
+         written in it;
+  text   the question names the text ("according to the passage", "in the note"), or is arithmetic or a
+         comparison of numbers it states itself;
   both   it does both;
-  weaker signs of the image ("what colour is", "how many … are there", "what is this") count only where no context
-  competes, or where the context itself talks about the picture, as a caption does;
+  weaker signs of the image ("what colour is", "how many … are there", "what is this") count only where no
+  context competes, or where the context itself talks about the picture, as a caption does;
   unknown otherwise: the report then speaks of influence, not of interference.
 """
 
@@ -29,6 +30,10 @@ _NUMBER = (
     r"(?:-?\d+(?:\.\d+)?|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
     r"sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand)"
 )
+_MORE = (
+    r"(?:larger|largest|bigger|biggest|greater|greatest|smaller|smallest|lower|lowest|higher|highest|less|least|more|"
+    r"most)"
+)
 _THE = r"(?:the|this|that|these|those|your|each|every|which)"
 
 
@@ -45,7 +50,7 @@ _IMAGE = _rule(
     r"\b(?:is|are|was|were|be|being|thing|one|object|what|which)\s+(?:\w+\s+)?(?:shown|depicted|displayed|pictured|drawn|visible|"
     r"portrayed|photographed)\b",
     r"\b(?:shown|depicted|displayed|pictured|drawn|visible)\s+(?:here|above|below)\b",
-    rf"\b{_THE}\s+(?:\w+\s+)?(?:shown|depicted|displayed|pictured|drawn)\s+\w+",
+    rf"\b{_THE}\s+(?:\w+\s+){{1,3}}(?:shown|depicted|displayed|pictured|drawn)\b",
     r"\b(?:can|do|did|could)\s+you\s+see\b",
     r"\blook(?:ing)?\s+at\b",
 )
@@ -57,12 +62,12 @@ _TEXT = _rule(
     rf"\b{_NUMBER}\s*(?:[+*/×÷]|[-−](?=\s)|plus|minus|times|divided\s+by|multiplied\s+by|modulo)\s*{_NUMBER}\b",
     rf"\b(?:plus|minus|times|divided\s+by|multiplied\s+by|add(?:ed)?(?:\s+to)?|subtract(?:ed)?(?:\s+from)?)\s+{_NUMBER}\b",
     rf"\b(?:sum|difference|product|quotient|average|mean|total)\s+(?:of|between)\s+{_NUMBER}\b",
-    rf"\b(?:larger|largest|bigger|biggest|greater|greatest|smaller|smallest|lower|lowest|higher|highest|less|more|"
-    rf"first|last)\b.*\b{_NUMBER}\b.*\b{_NUMBER}\b",
+    rf"\b{_MORE}\b.*\b{_NUMBER}\b.*\b{_NUMBER}\b",
+    rf"\b{_NUMBER}\b.*\b{_NUMBER}\b.*\b{_MORE}\b",
     rf"\b(?:add|subtract|multiply|divide)\s+{_NUMBER}\b",
 )
 _WEAK_IMAGE = _rule(
-    r"\bwhat\s+(?:colou?r|shape|kind\s+of\s+\w+)\s+(?:is|are|does|do)\b",
+    r"\b(?:what|which)\s+(?:colou?r|shape|kind\s+of\s+\w+)\s+(?:is|are|does|do)\b",
     r"\bcolou?r\s+of\b",
     r"\bhow\s+many\b.*\b(?:are\s+there|can\s+be\s+seen|do\s+you\s+count)\b",
     r"\b(?:what|which|who)\b[^?]*\b(?:is|are)\s+(?:this|these|that|those)\b",

@@ -1,7 +1,7 @@
 """Read what a completion says: its text and the alternatives at its first content position.
 
-The first content position is the first generated token with text other than blanks; the tokens before it are passed
-over. A view is asked for a token or two only, so of a longer answer it shows the first word.
+The first content position is the first generated token with text other than blanks; the tokens before it are
+passed over. A view is asked for a token or two only, so of a longer answer it shows the first word.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class StreamReply:
 
 
 def strip_added(completion: JSON, asked: Asked) -> JSON:
-    """A completion or chunk without the log-probabilities the client did not ask for; the given one stays as it is."""
+    """A completion or chunk without the log-probabilities the client did not ask for; the given one stays as
+    it is.
+    """
     choices = completion.get("choices")
     if not choices or not any(choice.get("logprobs") for choice in choices):
         return completion
@@ -87,7 +89,9 @@ def _first_content(entries: Any) -> tuple[str | None, dict[str, float] | None]:
 
 
 def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
-    """Log-probabilities by token text. Different tokens with one text (bytes that make no character) are added up."""
+    """Log-probabilities by token text. Different tokens with one text (bytes that make no character) are
+    added up.
+    """
     top: dict[str, float] = {}
     for item in alternatives:
         token, logprob = str(item["token"]), float(item["logprob"])

@@ -1,7 +1,7 @@
 """The published shape of the `modint` object: a typed reader of it and its JSON Schema.
 
-`docs/schema/modint-1.schema.json` is written by `python -m modint_guard.schema`; its version is the object's `schema`.
-A reader ignores keys it does not know, so that a later minor addition breaks nobody.
+`docs/schema/modint-1.schema.json` is written by `python -m modint_guard.schema`; its version is the object's
+`schema`. A reader ignores keys it does not know, so that a later minor addition breaks nobody.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class _Record(BaseModel):
 
 
 class Influence(_Record):
-    """Shapley values of the two modalities on log p(answer), in nats; null where they could not be computed."""
+    """Shapley values of the two modalities on log p(answer), in nats; null where not computed."""
 
     text: float | None
     image: float | None
 
 
 class Answers(_Record):
-    """What image alone and text alone answer; of a longer answer the first word."""
+    """What image alone and text alone answer; of a long answer the first word."""
 
     image_only: str | None
     text_only: str | None
@@ -53,7 +53,9 @@ class ProbeObject(_Record):
 
 
 class ModintObject(_Record):
-    """The verdict on one answer, as it stands under `modint` in a completion or in the chunk that finishes a stream."""
+    """The verdict on one answer, as it stands under `modint` in a completion or in the chunk that finishes a
+    stream.
+    """
 
     schema_version: str = Field(alias="schema")
     verdict: Literal["pass", "flagged", "unscored", "skipped"]
@@ -80,7 +82,8 @@ class ModintObject(_Record):
 
 
 def verdict(completion: Any) -> ModintObject | None:
-    """The `modint` object of a completion or stream chunk (openai object or dict), typed; None if it has none.
+    """The `modint` object of a completion or stream chunk (openai object or dict), typed; None if it has
+    none.
 
     Raises EndpointError for an object of another schema than this version reads.
     """
@@ -92,7 +95,7 @@ def verdict(completion: Any) -> ModintObject | None:
     except ValidationError as exc:
         where = ".".join(str(part) for part in exc.errors()[0]["loc"])
         raise EndpointError(
-            f"The `modint` object is not of schema 1 (at `{where}`): use a modint-guard of the server's version."
+            f"The `modint` object is not of schema 1 (at `{where}`): use the server's version."
         ) from exc
 
 

@@ -1,8 +1,8 @@
 """The one definition of interference: how far an answer moves when a modality is taken away.
 
-All distributions are those of the first content position: the first generated token that is not whitespace. Server,
-training and evaluation import these functions, so they mean the same by "divergence", "flip" and "influence".
-Divergences are Jensen-Shannon in base 2, in [0, 1]; log-probabilities are natural.
+All distributions are those of the first content position: the first generated token that is not whitespace.
+Server, training and evaluation import these functions, so they mean the same by "divergence", "flip" and
+"influence". Divergences are Jensen-Shannon in base 2, in [0, 1]; log-probabilities are natural.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def js_divergence(p: Distribution, q: Distribution) -> float:
 
 
 def js_lower_bound(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> float:
-    """The least JS, base 2, that two top-k lists of natural log-probabilities allow; exact when they are complete.
+    """The least JS, base 2, that two top-k lists of natural log-probabilities allow; exact when they are
+    complete.
 
-    A token that only one list holds has, under the other, at most the probability of that list's last entry and
-    at most its tail; the value nearest to its known one is taken. What neither list holds counts as one symbol.
-    Each term of JS is non-negative and grows with the distance of its two probabilities, so the sum is a lower
-    bound.
+    A token that only one list holds has, under the other, at most the probability of that list's last entry
+    and at most its tail; the value nearest to its known one is taken. What neither list holds counts as one
+    symbol. Each term of JS is non-negative and grows with the distance of its two probabilities, so the sum
+    is a lower bound.
     """
     p, q = _probabilities(p_top), _probabilities(q_top)
     p_tail, q_tail = _tail(p), _tail(q)
@@ -56,7 +57,8 @@ def js_lower_bound(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> fl
 def option_distribution(
     top: Mapping[str, float], labels: Iterable[str], min_mass: float
 ) -> Distribution | None:
-    """Probabilities of the labels, renormalised over them; None unless all are listed and hold `min_mass` together.
+    """Probabilities of the labels, renormalised over them; None unless all are listed and hold `min_mass`
+    together.
 
     Tokens that differ by surrounding blanks only (" A" and "A") are one label.
     """
@@ -71,7 +73,7 @@ def option_distribution(
 
 
 def word_distribution(top: Mapping[str, float]) -> Distribution:
-    """Probabilities of the listed tokens, those that differ by blanks or case merged; the tail is left out."""
+    """Probabilities of the listed tokens, merged where only blanks or case differ; the tail is left out."""
     merged: dict[str, float] = {}
     for token, probability in _probabilities(top).items():
         key = plain(token).casefold()
@@ -87,8 +89,8 @@ def plain(token: str) -> str:
 def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thresholds) -> CellScore | None:
     """One view against the served answer; None where either has no log-probabilities.
 
-    Over the option labels, exactly, when the answer is one of them and both sides list them all; else over words with
-    a lower bound. `delta_logprob` is always that of the words, so that it compares across views.
+    Over the option labels, exactly, when the answer is one of them and both sides list them all; else over
+    words with a lower bound. `delta_logprob` is always that of the words, so that it compares across views.
     """
     if answer.token is None or not answer.top or not view.top:
         return None
@@ -114,7 +116,9 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
 
 
 def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | None = None) -> Score:
-    """All features of the answer from the cells among `replies`; cells that cannot be scored are named as missing."""
+    """All features of the answer from the cells among `replies`; cells that cannot be scored are named as
+    missing.
+    """
     thresholds = thresholds or Thresholds()
     labels = tuple(option.label for option in chat.options)
     cells: dict[str, CellScore] = {}
@@ -142,8 +146,9 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
 def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> tuple[float | None, float | None]:
     """Shapley values (context, image) of f = log p(y) in the game of two players; nats.
 
-    With M = f(image, context): phi_context = ((M - no_context) + (neutral_image - prior)) / 2, phi_image alike. A cell
-    enters as its delta to M. Without a context the image is the only player: phi_image = M - neutral_image.
+    With M = f(image, context): phi_context = ((M - no_context) + (neutral_image - prior)) / 2, phi_image
+    alike. A cell enters as its delta to M. Without a context the image is the only player: phi_image = M -
+    neutral_image.
     """
     delta = {name: cell.delta_logprob for name, cell in cells.items()}
     if not has_context:
@@ -158,8 +163,8 @@ def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> tuple[flo
 def probe_result(
     name: str, answer: Reply, reply: Reply | Failure, chat: Chat, thresholds: Thresholds | None = None
 ) -> ProbeResult:
-    """The report's row of one probe. `answer` is the view's first word when its text goes on after it: a view is
-    only asked for a token or two."""
+    """The report's row of one probe. `answer` is the view's first word when its text goes on after it: a view
+    is only asked for a token or two."""
     if isinstance(reply, Failure):
         return ProbeResult(name, reply.outcome, ms=reply.ms)
     labels = tuple(option.label for option in chat.options)
@@ -182,7 +187,9 @@ def probe_result(
 
 
 def _js_term(p: float, q: float) -> float:
-    """One symbol's share of the JS divergence: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2; never negative."""
+    """One symbol's share of the JS divergence: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2; never
+    negative.
+    """
     middle = (p + q) / 2
     left = p * math.log2(p / middle) if p > 0.0 and middle > 0.0 else 0.0
     right = q * math.log2(q / middle) if q > 0.0 and middle > 0.0 else 0.0
@@ -209,8 +216,8 @@ def _tail(probabilities: Distribution) -> float:
 
 
 def _least_listed(probabilities: Distribution) -> float:
-    """At most this likely is what a top-k list leaves out. The last entry may be a sampled token from outside the
-    top k, so the last but one is taken."""
+    """At most this likely is what a top-k list leaves out. The last entry may be a sampled token from outside
+    the top k, so the last but one is taken."""
     ordered = sorted(probabilities.values())
     return ordered[1] if len(ordered) > 1 else 1.0
 
@@ -234,7 +241,9 @@ def _runner_up(distribution: Distribution, y: str) -> float:
 
 
 def _p_of(words: Distribution, said: str) -> float:
-    """p of the served word; one that is not listed is at most as likely as the last one listed and as the tail."""
+    """p of the served word; one that is not listed is at most as likely as the last one listed and as the
+    tail.
+    """
     listed = words.get(said.casefold())
     return listed if listed is not None else min(_tail(words), _least_listed(words))
 

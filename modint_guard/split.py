@@ -2,7 +2,7 @@
 
 The question is the last instruction: everything that tells the model what to do, option block included. What
 is left is context: captions, passages, OCR, claims. Rules, in this order:
- 1. an option block ("A. red\\nB. blue", "(A) red (B) blue", "Options: A. red B. blue") belongs to the question;
+ 1. an option block ("A. red\\nB. blue", "(A) red (B) blue", "Options: A. red B. blue") is question;
  2. the question is the sentence before that block, else the last sentence with a question mark, else the last
     imperative ("Name the colour."), else a last line left open ("The colour is"), else it cannot be told;
  3. "Look at the picture.", "Answer with one word.", "Question:", "Answer:" go with the question.
