@@ -183,8 +183,9 @@ async def _greet(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> N
     """Says what is served once it is, and until then what is missing."""
     attachment, began = gateway.attachment, time.monotonic()
     while not attachment.ready:
-        waiting.show(Progress("waiting for the engine", time.monotonic() - began, attachment.problem or ""))
         await asyncio.sleep(0.1)
+        if (elapsed_s := time.monotonic() - began) > 1.0:  # ours answers at once: nothing to say then
+            waiting.show(Progress("waiting for the engine", elapsed_s, attachment.problem or ""))
     for problem in attachment.capabilities.problems if attachment.capabilities else ():
         waiting.say(f"note: {problem}")
     names = [model.id for model in attachment.models]

@@ -22,6 +22,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("fault")
     parser.add_argument("--uds")
+    parser.add_argument("--port", type=int)  # instead of the socket: an engine to attach to
     parser.add_argument("--served-model-name")
     parser.add_argument("--lora-modules", nargs="*", default=[])
     return parser.parse_known_args()[0]
@@ -91,7 +92,8 @@ def main() -> None:
         print(f"child {child.pid}", flush=True)
     if " " in asked.fault:
         sys.exit(asked.fault)
-    web.run_app(make(asked), path=asked.uds, print=lambda text: None, handle_signals=asked.fault != "deaf")
+    where = {"host": "127.0.0.1", "port": asked.port} if asked.port else {"path": asked.uds}
+    web.run_app(make(asked), print=lambda text: None, handle_signals=asked.fault != "deaf", **where)
 
 
 if __name__ == "__main__":

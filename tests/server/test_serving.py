@@ -1,0 +1,256 @@
+"""`modint-guard serve` as a process: its port, its refusals, its signals, and the end of its engine."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.launch import free_port
+from modint_server.serving import bound, greeting
+
+HERE = Path(__file__).parent
+PATIENCE_S = 60.0
+
+
+@dataclass
+class Child:
+    """A running command whose output is read up to the line one waits for."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+
+    def until(self, text: str) -> str:
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was never printed: {''.join(seen)}")
+
+    def ended(self) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, out
+
+
+@contextlib.contextmanager
+def running(*command: str, url: str = "", **environment: str) -> Iterator[Child]:
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        yield Child(process, url)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """What passes for a model folder before the engine reads it."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", "utf-8")
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}), "utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+@contextlib.contextmanager
+def serving(fault: str, model: Path, adapter: Path) -> Iterator[Child]:
+    port = free_port()
+    command = [str(HERE / "stub_serve.py"), fault, str(model), f"lora={adapter}", str(port)]
+    with running(*command, url=f"http://127.0.0.1:{port}") as child:
+        yield child
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def chat(text: str) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+
+
+def refused(*arguments: str) -> str:
+    """The one sentence of a `modint-guard serve` that does not even start its engine."""
+    command = [sys.executable, "-m", "modint_guard.cli", "serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    return sentence
+
+
+# Refusals: one sentence, exit code 2
+
+
+def test_a_port_in_use_is_refused_before_the_engine_starts(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        sentence = refused("--model", str(model), "--port", port)
+    assert (
+        sentence
+        == f"port {port} of 127.0.0.1 is in use: choose another with --port, or stop what listens there"
+    )
+
+
+def test_a_model_path_that_does_not_exist_is_refused() -> None:
+    assert "--model /no/such/model: no such folder" in refused("--model", "/no/such/model")
+
+
+def test_an_adapter_that_does_not_exist_is_refused(model: Path) -> None:
+    assert "adapter 'nobody' is neither in adapters" in refused("--model", str(model), "--adapter", "nobody")
+
+
+def test_an_adapter_that_is_not_peft_is_refused(model: Path) -> None:
+    assert "not a PEFT folder" in refused("--model", str(model), "--adapter", f"lora={model}")
+
+
+def test_an_adapter_with_the_models_name_is_refused(model: Path, adapter: Path) -> None:
+    assert "has the model's name" in refused("--model", str(model), "--adapter", f"tiny={adapter}")
+
+
+def test_attaching_and_starting_exclude_each_other() -> None:
+    sentence = refused("--upstream", "http://127.0.0.1:9", "--model", "m")
+    assert "drop --model and --adapter" in sentence
+
+
+def test_an_upstream_key_needs_an_upstream(tmp_path: Path) -> None:
+    assert "give --upstream URL too" in refused("--upstream-api-key-file", str(tmp_path / "key"))
+
+
+def test_an_upstream_key_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "key"
+    sentence = refused(
+        "--upstream", "http://127.0.0.1:9", "--upstream-api-key-file", str(missing), "--port", "0"
+    )
+    assert str(missing) in sentence
+
+
+def test_an_upstream_that_is_no_address_is_refused() -> None:
+    assert "must be an address" in refused("--upstream", "127.0.0.1:9")
+
+
+def test_an_unknown_host_is_refused() -> None:
+    assert "--host no.such.host.invalid" in refused(
+        "--upstream", "http://x", "--host", "no.such.host.invalid"
+    )
+
+
+def test_a_bound_port_is_free_again_afterwards() -> None:
+    with bound("127.0.0.1", 0) as door:
+        port = door.getsockname()[1]
+    with bound("127.0.0.1", port):
+        pass
+
+
+def test_an_engine_that_dies_at_start_says_why(model: Path, adapter: Path) -> None:
+    with serving("ValueError: LoRA rank 64 is greater than max_lora_rank 8", model, adapter) as child:
+        _, out = child.ended()
+    assert "the engine ended with exit code 1" in out
+    assert "export it again" in out
+    assert "Traceback" not in out
+
+
+# A served model
+
+
+def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None:
+    with serving("none", model, adapter) as child:
+        assert child.until("base URL").split()[-1] == f"{child.url}/v1"
+        assert child.until("models").split(maxsplit=1)[1] == "tiny, lora\n"
+        words = shlex.split(child.until("try"))
+        status, answer = ask(words[words.index("curl") + 1], json.loads(words[words.index("-d") + 1]))
+    assert (status, answer["model"]) == (200, "lora")
+
+
+def test_a_key_that_is_asked_for_is_in_the_curl_line() -> None:
+    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_asked=True)[-1]
+    assert "authorization" not in greeting("http://x", ["m"], keys_asked=False)[-1]
+
+
+def test_sigterm_ends_readiness_first_and_then_everything(model: Path, adapter: Path) -> None:
+    with serving("none", model, adapter) as child:
+        child.until("try")
+        child.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        status, body = ask(f"{child.url}/readyz")
+        code, out = child.ended()
+    assert (status, body["reasons"]) == (503, ["the gateway is shutting down"])
+    assert (code, "Traceback" in out) == (0, False)
+
+
+def test_ctrl_c_while_the_engine_loads_ends_at_once(model: Path, adapter: Path) -> None:
+    with serving("silent", model, adapter) as child:
+        child.until("loading")
+        child.process.send_signal(signal.SIGINT)
+        code, out = child.ended()
+    assert (code, "Traceback" in out) == (0, False)
+
+
+def test_an_engine_that_dies_later_ends_readiness_and_the_process(model: Path, adapter: Path) -> None:
+    with serving("frail", model, adapter) as child:
+        child.until("try")
+        failed, _ = ask(f"{child.url}/v1/chat/completions", chat("DIE"))
+        time.sleep(0.3)
+        unready, _ = ask(f"{child.url}/readyz")
+        status, body = ask(f"{child.url}/v1/chat/completions", chat("hello"))
+        code, out = child.ended()
+    assert (failed, unready, status) == (502, 503, 503)
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert code != 0
+    assert "the worker fell over" in out
+
+
+def test_it_attaches_to_a_running_engine_with_a_key_from_a_file(tmp_path: Path) -> None:
+    engine_port, port = free_port(), free_port()
+    key = tmp_path / "key"
+    key.write_text("sesame\n", "utf-8")
+    engine = [
+        str(HERE / "stub_engine.py"),
+        "none",
+        "--served-model-name",
+        "theirs",
+        "--port",
+        str(engine_port),
+    ]
+    attach = ["-m", "modint_guard.cli", "serve", "--upstream", f"http://127.0.0.1:{engine_port}/v1"]
+    with (
+        running(*attach, "--upstream-api-key-file", str(key), "--port", str(port)) as gateway,
+        running(*engine, VLLM_API_KEY="sesame"),
+    ):
+        gateway.until("base URL")
+        assert gateway.until("models").split() == ["models", "theirs"]
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.ended()[0] == 0
