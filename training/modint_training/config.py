@@ -28,6 +28,7 @@ class MixtureConfig(_Strict):
     picture_other: float = Field(ge=0, le=1)
     letter: float = Field(ge=0, le=1)
     self_ask: float = Field(ge=0, le=0.2)
+    letter_drill: float = Field(ge=0, le=0.2)
 
 
 class PretrainRecipe(_Strict):
@@ -45,7 +46,7 @@ class PretrainRecipe(_Strict):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
-    sort_batches: int = Field(gt=0)
+    micro_batches: int = Field(gt=0)
     mixture: MixtureConfig
     precision: Literal["auto", "bf16", "fp32"]
     checkpoint_minutes: float = Field(gt=0)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from modint_guard.item import Item
 from modint_guard.perturb import seeded
-from modint_training.collate import Encoded, collate, encode, pixels
+from modint_training.collate import collate, encode, pixels
 from modint_training.config import PretrainRecipe
 from modint_training.predict import watch
 from modint_training.tinyworld import language, model as architecture, suite
@@ -30,7 +29,7 @@ def pretrain(recipe: PretrainRecipe, folder: Path, *, resume: str = "no") -> tup
     print("training the whole model on answers", file=sys.stderr, flush=True)
     fit(
         model,
-        lambda net, batch: net(**batch, use_cache=False).loss,
+        answer_loss,
         training_batches(recipe, processor),
         folder=folder / "joint",
         steps=recipe.steps,
@@ -55,23 +54,23 @@ def _common(recipe: PretrainRecipe) -> dict[str, Any]:
 
 
 def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
-    """Batch k of the joint phase. `sort_batches` batches are drawn together and sorted by length: less padding."""
+    """Batch k of the joint phase: its items sorted by length and cut into parts that are padded apart."""
     mixture = suite.Mixture(**recipe.mixture.model_dump())
-
-    @cache
-    def sorted_rows(chunk: int) -> list[list[Encoded]]:
-        sorted_rows.cache_clear()
-        count = recipe.batch * recipe.sort_batches
-        items = (suite.training_item(chunk * count + i, seed=recipe.seed, mixture=mixture) for i in range(count))
-        rows = sorted((encode(item, processor) for item in items), key=lambda row: len(row.ids))
-        batches = [rows[start : start + recipe.batch] for start in range(0, count, recipe.batch)]
-        seeded("order", recipe.seed, chunk).shuffle(batches)
-        return batches
+    part = -(-recipe.batch // recipe.micro_batches)
 
     def batch(step: int) -> Batch:
-        return collate(sorted_rows(step // recipe.sort_batches)[step % recipe.sort_batches], processor)
+        indices = range(step * recipe.batch, (step + 1) * recipe.batch)
+        items = (suite.training_item(index, seed=recipe.seed, mixture=mixture) for index in indices)
+        rows = sorted((encode(item, processor) for item in items), key=lambda row: len(row.ids))
+        return {"parts": [collate(rows[start : start + part], processor) for start in range(0, len(rows), part)]}
 
     return batch
+
+
+def answer_loss(net: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the answer tokens over all parts of a batch."""
+    losses = [net(**part, use_cache=False).loss * len(part["labels"]) for part in batch["parts"]]
+    return torch.stack(losses).sum() / sum(len(part["labels"]) for part in batch["parts"])
 
 
 class TowerHeads(nn.Module):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors by name, or lists of such
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
 

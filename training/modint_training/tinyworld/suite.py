@@ -10,7 +10,7 @@ from typing import Literal
 from modint_guard.item import FAMILIES, Family, Form, Item
 from modint_guard.perturb import CLAIMS, FACTS, claim, perturb, seeded
 from modint_training.tinyworld import draw
-from modint_training.tinyworld.tasks import TASKS, Task, build
+from modint_training.tinyworld.tasks import LETTERED_CHOICES, TASKS, Task, build
 
 Split = Literal["train", "validation", "test"]
 
@@ -55,6 +55,7 @@ class Mixture:
     picture_other: float = 0.09
     letter: float = 0.5  # of items, the rest are one-word
     self_ask: float = 0.04  # of items, asked whether the picture is needed
+    letter_drill: float = 0.08  # of items, asked which letter stands for a named option
 
 
 HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}  # drawn more often
@@ -68,8 +69,27 @@ def training_item(index: int, *, seed: int, mixture: Mixture) -> Item:
     task = rng.choices(tasks, [HARD_TASKS.get(task.name, 1.0) for task in tasks])[0]
     form: Form = "letter" if rng.random() < mixture.letter else "word"
     clean = build(task, f"train-{seed}-base-{index}", rng, "train", form=form)
+    if rng.random() < mixture.letter_drill:
+        return letter_drill(clean, rng)
     dressed = _dress(clean, rng, mixture)
     return self_ask(dressed) if rng.random() < mixture.self_ask else dressed
+
+
+def letter_drill(asked: Item, rng: random.Random) -> Item:
+    """Names an option and asks for its letter: teaches the lettered form on its own, which otherwise comes late."""
+    listed = tuple(rng.sample(asked.choices, min(len(asked.choices), LETTERED_CHOICES)))
+    named, other = rng.sample(listed, 2)
+    return asked.replace(
+        family="text-heavy",
+        task="letter_drill",
+        form="letter",
+        question=f"Which letter stands for {named}?",
+        choices=listed,
+        answer=named,
+        wrong=other,
+        image=None,
+        context=None,
+    )
 
 
 def self_ask(asked: Item) -> Item:
