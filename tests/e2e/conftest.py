@@ -1,0 +1,26 @@
+"""One real engine for the whole session: `modint-guard serve` with the bundled base and robust-lora."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modint_guard.errors import EngineError
+from modint_guard.launch import Served, serving
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Its address, process and time to ready; started once, for its start takes most of a minute."""
+    log = Path(tmp_path_factory.mktemp("serve")) / "serve.log"
+    try:
+        with log.open("wb") as output, serving(["--adapter", "robust-lora"], output=output) as running:
+            yield running
+    except EngineError as error:
+        pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def base_url(served: Served) -> str:
+    """What the `openai` client takes as its base URL."""
+    return f"{served.url}/v1"
