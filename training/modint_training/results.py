@@ -19,6 +19,7 @@ from modint_guard.perturb import REGISTRY, applicable
 from modint_guard.results import write_results
 from modint_guard.runner import Row, run
 from modint_guard.statistics import cluster_interval
+from modint_training.thresholds import thresholds
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.demo_items import demo_items
 
@@ -32,6 +33,9 @@ HELD_OUT_WORDINGS: tuple[tuple[Family, str], ...] = (
     ("text-heavy", "contradicting_image"),
     ("vqa", "clean"),
 )
+
+
+app.command()(thresholds)
 
 
 @dataclass(frozen=True)

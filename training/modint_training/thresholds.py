@@ -1,0 +1,134 @@
+"""Fit the guard's default risk on TinyWorld's validation split, through the real engine.
+
+Each item is answered by base and adapter with its views; the risk is a logistic of the divergence and the margin of the
+view without the irrelevant modality, fitted to "the answer is wrong". The fitted constants are the defaults of
+`modint_guard.config.Thresholds`: a starting point for TinyWorld-like models, not a calibration of anyone else's.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from sklearn.linear_model import LogisticRegression
+
+from modint_guard import scoring
+from modint_guard.endpoint import Endpoint
+from modint_guard.guard import Guard, reply_of
+from modint_guard.item import Family, Item, is_right
+from modint_guard.launch import serving
+from modint_guard.models import ADAPTER, BASE
+from modint_guard.results import write_results
+from modint_guard.runner import request_for
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT
+from modint_training.tinyworld import suite
+
+# Trained kinds and controls only: held-out perturbations and wordings choose nothing.
+CHOSEN: tuple[tuple[Family, str], ...] = (
+    ("image-heavy", "misleading_description"),
+    ("image-heavy", "true_description"),
+    ("image-heavy", "unrelated_facts"),
+    ("image-heavy", "neutral_text"),
+    ("text-heavy", "contradicting_image"),
+    ("text-heavy", "agreeing_image"),
+    ("text-heavy", "noise"),
+    ("text-heavy", "black"),
+)
+REMOVED = {"image-heavy": NO_CONTEXT, "text-heavy": NEUTRAL_IMAGE}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the policy sees of one answer, and whether the answer was wrong."""
+
+    divergence: float
+    margin: float
+    flip: bool
+    wrong: bool
+
+
+def thresholds(
+    output: Annotated[Path, typer.Option(help="The JSON file to rewrite.")] = Path("docs/results/thresholds.json"),
+    count: Annotated[int, typer.Option(help="Validation items a perturbation and model.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the items and the perturbations.")] = 0,
+) -> None:
+    """Fit the default risk on the validation split, through vLLM."""
+    with serving(["--adapter", ADAPTER]) as served:
+        samples = asyncio.run(_collect(served.url, count, seed))
+    model = fit([sample for found in samples.values() for sample in found])
+    rows = [
+        {"model": name, "n": len(found), **constants(model), **outcomes(model, found)} for name, found in samples.items()
+    ]
+    write_results(
+        output,
+        command=f"modint-guard results thresholds --count {count} --seed {seed}",
+        seeds=[seed],
+        rows=rows,
+        title="Default thresholds, fitted on the validation split",
+        notes="One logistic for both models: risk = sigmoid(bias + weight_js * JS + weight_margin * margin); an answer"
+        " is flagged where the view flips and the risk reaches flag_at. Shares are of the wrong and of the right answers.",
+    )
+    typer.echo(f"wrote {output}")
+
+
+async def _collect(url: str, count: int, seed: int) -> dict[str, list[Sample]]:
+    items = [
+        suite.perturbed(item, name, seed=seed)
+        for family, name in CHOSEN
+        for item in suite.items(family, "validation", count, seed=seed)
+    ]
+    async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
+        return {name: await _samples(endpoint, items, name) for name in (BASE, ADAPTER)}
+
+
+async def _samples(endpoint: Endpoint, items: Sequence[Item], model: str) -> list[Sample]:
+    guard, slots = Guard(), asyncio.Semaphore(6)
+
+    async def unguarded(body: JSON) -> JSON:
+        return await endpoint.complete({**body, "modint": {"mode": "off"}})
+
+    async def one(item: Item) -> Sample | None:
+        async with slots:
+            return await sample(guard, unguarded, item, model)
+
+    found = await asyncio.gather(*(one(item) for item in items))
+    return [each for each in found if each is not None]
+
+
+async def sample(guard: Guard, complete: Any, item: Item, model: str) -> Sample | None:
+    """Ask one item with its views; None where the view without the irrelevant modality cannot be scored."""
+    plan = guard.plan(request_for(item, model))
+    answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
+    assert plan.chat is not None
+    reply = reply_of(answer)
+    cell = scoring.score(reply, replies, plan.chat, guard.config.thresholds).cells.get(REMOVED[item.family])
+    if cell is None:
+        return None
+    return Sample(cell.divergence, cell.margin, bool(cell.flip), not is_right(item, reply.text))
+
+
+def fit(samples: Sequence[Sample]) -> LogisticRegression:
+    """A logistic of (JS, margin) for "wrong"; mild ridge, so that separable data stays finite."""
+    features = np.array([[sample.divergence, sample.margin] for sample in samples])
+    return LogisticRegression(C=10.0).fit(features, np.array([sample.wrong for sample in samples]))
+
+
+def constants(model: LogisticRegression) -> dict[str, float]:
+    """The fitted constants under the names of `Thresholds`."""
+    js, margin = (float(value) for value in model.coef_[0])
+    return {"bias": float(model.intercept_[0]), "weight_js": js, "weight_margin": margin, "flag_at": 0.5}
+
+
+def outcomes(model: LogisticRegression, samples: Sequence[Sample]) -> dict[str, float]:
+    """Shares of wrong and of right answers that would be flagged."""
+    features = np.array([[sample.divergence, sample.margin] for sample in samples])
+    flags = (model.predict_proba(features)[:, 1] >= 0.5) & np.array([sample.flip for sample in samples])
+    wrong = np.array([sample.wrong for sample in samples])
+    return {
+        "wrong": int(wrong.sum()),
+        "flagged_of_wrong": float(flags[wrong].mean()) if wrong.any() else 0.0,
+        "flagged_of_right": float(flags[~wrong].mean()),
+    }
