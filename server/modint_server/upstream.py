@@ -18,6 +18,7 @@ from modint_server.errors import kind_of
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
+METRICS = "/metrics"
 MAX_ERROR_BYTES = 64 * 1024
 _ATTEMPTS = 2  # a kept-alive connection may have been closed under us; only before the first byte
 
@@ -79,6 +80,11 @@ class Upstream:
                 f"{self.base_url}{MODELS} holds no list: is this an OpenAI-compatible server?"
             )
         return [entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+    async def metrics(self) -> bytes:
+        """The engine's own Prometheus page; raises EndpointError."""
+        async with self._opened("GET", METRICS, None) as response:
+            return await self._read(response)
 
     async def post(self, path: str, body: bytes) -> bytes:
         """The whole answer's bytes; raises EndpointError."""

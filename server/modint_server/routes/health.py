@@ -1,10 +1,12 @@
-"""GET /livez (the process answers), /readyz (requests will be answered, or why not), /metrics."""
+"""GET /livez (the process answers), /readyz (requests will be answered, or why not), /metrics, /engine/metrics."""
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from modint_guard.errors import EndpointError
+from modint_server.errors import of_endpoint
 from modint_server.gateway import Gateway
 
 router = APIRouter()
@@ -36,3 +38,14 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     return Response(generate_latest(gateway.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+@router.get("/engine/metrics")
+async def engine_metrics(request: Request) -> Response:
+    """vLLM's own metrics: an engine that `serve` started listens on a private socket, out of a scraper's reach."""
+    gateway: Gateway = request.app.state.gateway
+    try:
+        page = await gateway.pipeline.upstream.metrics()
+    except EndpointError as exc:
+        return of_endpoint(exc).response()
+    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
