@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None, commands: Iterable[EntryPoint] | Non
     found = {point.name: point for point in (entry_points(group=GROUP) if commands is None else commands)}
     called = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        build_app(found, called)(args=arguments, prog_name="modint-guard")
+        build_app({} if arguments == ["--version"] else found, called)(
+            args=arguments, prog_name="modint-guard"
+        )
     except ModintError as error:
         sys.exit(_say(str(error)))
     except ModuleNotFoundError as error:

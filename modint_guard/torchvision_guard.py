@@ -53,7 +53,7 @@ def define_missing_operators() -> None:
         return
     import torch  # also puts torch's libraries in reach of the one tried below
 
-    if _loads(Path(spec.origin).parent / "_C.so"):
+    if any(_loads(library) for library in Path(spec.origin).parent.glob("_C*.so")):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
