@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,13 +32,14 @@ class Record:
     started: float = field(default_factory=time.perf_counter)
     served: Served = NOBODY
     stream: bool = False
-    outcome: str = "internal_error"
+    outcome: str | None = None
     status: int | None = None
     code: str | None = None
     images: int = 0
     usage: Any = None
     report: Report | None = None
     first_token_s: float | None = None
+    closed: bool = False
     waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten
 
     def elapsed_s(self) -> float:
@@ -69,11 +70,13 @@ class Record:
 class Wire:
     """The way back to the client: one whole response, or frames of a stream."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], None]) -> None:
         self._scope, self._receive, self._send = scope, receive, send
+        self._on_last = on_last  # before the last byte: a client that has its answer finds it counted
         self.streaming = False
 
     async def respond(self, response: Response) -> None:
+        self._on_last(response.status_code)
         await response(self._scope, self._receive, self._send)
 
     async def start(self, headers: dict[str, str] | None = None) -> None:
@@ -85,8 +88,10 @@ class Wire:
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def end(self, last: bytes) -> None:
+        """The stream's last frame."""
+        self._on_last(200)
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def fail(self, failure: Failure) -> None:
         """An envelope with its status, or an error frame and [DONE] where the stream is already under way."""
@@ -94,8 +99,7 @@ class Wire:
             await self.respond(failure.response())
             return
         error: JSON = failure.envelope()
-        await self.write(frame(error) + DONE)
-        await self.end()
+        await self.end(frame(error) + DONE)
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ from modint_server.attachment import Attachment
 from modint_server.exchange import Record, Wire, unless_client_leaves
 from modint_server.intake import ClientLeft, Keys, read_body
 from modint_server.logs import event
-from modint_server.metrics import Metrics
+from modint_server.metrics import NOBODY, Metrics
 from modint_server.pipeline import Pipeline
 from modint_server.settings import Settings
 
@@ -39,17 +39,16 @@ class Gateway:
         """Runs one request; whatever happens, the client gets an envelope and the metrics one outcome."""
         headers = Headers(scope=scope)
         record = Record(route, scope["state"]["request_id"])
-        wire = Wire(scope, receive, send)
+        wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
             self.keys.check(headers)
             with self._admitted():
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
-            record.outcome, record.status = "ok", 200
         except ClientLeft:
-            record.outcome = "cancelled"
+            self._close(record, "cancelled", None)
         except asyncio.CancelledError:
-            record.outcome = "cancelled"
+            self._close(record, "cancelled", None)
             raise
         except RequestError as exc:
             await self._fail(
@@ -60,7 +59,7 @@ class Gateway:
             outcome = "client_error" if failure.status < 500 else "upstream_error"
             await self._fail(record, wire, failure, "interrupted" if wire.streaming else outcome)
         finally:
-            self._close(record)
+            self._close(record, "internal_error", 500)
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -80,8 +79,13 @@ class Gateway:
         record.outcome, record.status, record.code = outcome, failure.status, failure.code
         await wire.fail(failure)
 
-    def _close(self, record: Record) -> None:
-        """Metrics and the one log line of a request."""
+    def _close(self, record: Record, outcome: str, status: int | None) -> None:
+        """Metrics and the one log line of a request: the first end it comes to counts."""
+        if record.closed:
+            return
+        record.closed = True
+        record.outcome = record.outcome or outcome
+        record.status = record.status or status
         count(self.metrics, record)
         report = record.report
         verdict = report.verdict if report else None
@@ -111,7 +115,8 @@ def count(metrics: Metrics, record: Record) -> None:
     metrics.requests.labels(*ma, record.route, record.outcome).inc()
     metrics.overhead.labels(record.route).observe(max(0.0, record.elapsed_s() - record.waited_s))
     metrics.duration.labels(*ma).observe(record.elapsed_s())
-    metrics.images.labels(*ma, "input").inc(record.images)
+    if record.images and served is not NOBODY:
+        metrics.images.labels(*ma, "input").inc(record.images)
     metrics.used(served, record.usage)
     if record.first_token_s is not None:
         metrics.first_token.labels(*ma).observe(record.first_token_s)

@@ -267,7 +267,7 @@ def _check_media(part: JSON) -> None:
 
 
 def check_images(body: JSON, limits: ImageLimits) -> None:
-    """Reads every image's header, whether or not the guard will look at it; raises ImageError."""
+    """Reads every image's header where the guard does not; raises ImageError."""
     for part in _parts(body["messages"]):
         if "image_url" in part:
             check_data_url(_url(part["image_url"]), limits, whole=False)

@@ -12,7 +12,7 @@ from modint_guard.types import CELLS, SKIPPED_REASONS, Cause, Outcome, Relevant,
 NONE = "none"  # the base's adapter, a verdict without a cause
 UNKNOWN = "unknown"  # the request named no model that is served
 OTHER = "other"  # an adapter beyond the bounded number of label values
-ROUTES = ("chat", "completions", "models", "guard_check")
+ROUTES = ("chat", "completions", "guard_check")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
@@ -141,6 +141,7 @@ class Metrics:
             self.overflow.labels(label)
         for route, outcome in product(ROUTES, OUTCOMES):
             self.requests.labels(UNKNOWN, NONE, route, outcome)
+        self.duration.labels(UNKNOWN, NONE)
         self.upstream_is(False)
         self.build.labels(_version()).set(1)
 
@@ -154,7 +155,7 @@ class Metrics:
         self.images.labels(*ma, "input")
         for action in ACTIONS:
             self.actions.labels(*ma, action)
-        for route, outcome in product(("chat", "completions", "guard_check"), OUTCOMES):
+        for route, outcome in product(ROUTES, OUTCOMES):
             self.requests.labels(*ma, route, outcome)
         for reason in SKIPPED_REASONS:
             self.probe_skipped.labels(one.model, reason)

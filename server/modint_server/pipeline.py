@@ -24,7 +24,7 @@ from modint_server.exchange import Record, Wire, one_task_group
 from modint_server.intake import Incoming, check_images, read_chat, read_completion
 from modint_server.logs import LOGGER
 from modint_server.settings import Settings
-from modint_server.sse import chunk_of, data_of, events_of, frame
+from modint_server.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.upstream import CHAT, COMPLETIONS, Upstream, json_object
 
 T = TypeVar("T")
@@ -89,10 +89,9 @@ class Pipeline:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
         options = parse_options(field, headers)
-        if incoming.images:
-            await self._decode(size, partial(check_images, incoming.body, self.guard.config.image_limits))
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
         if self.settings.guard == "off" and not asks and not always:
+            await self._decode(size, partial(check_images, incoming.body, self.guard.config.image_limits))
             return None
         return await self._decode(size, partial(self.guard.plan, incoming.body, options))
 
@@ -183,6 +182,8 @@ class Pipeline:
                 async for event in events_of(pieces):
                     if not wire.streaming:
                         await wire.start(headers)
+                    if is_done(event):
+                        continue  # the last one: sent once the engine's stream is closed
                     chunk = self._read_event(event, record)
                     if chunk is None:
                         await wire.write(event)
@@ -196,12 +197,12 @@ class Pipeline:
                         await wire.write(frame(text))
                     await wire.write(frame(await judge(finish)))
                     judge = None
-        await wire.end()
+        await wire.end(event)
 
     def _read_event(self, event: bytes, record: Record) -> JSON | None:
-        """The chunk in an event, noted in the record; None for [DONE] and comments. Raises EndpointError."""
+        """The chunk in an event, noted in the record; None for a comment. Raises EndpointError."""
         data = data_of(event)
-        if data is None or data == b"[DONE]":
+        if data is None:
             return None
         chunk = chunk_of(data)
         if "error" in chunk:

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -88,7 +87,7 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment and the caller's arguments; raises ConfigError with one sentence."""
-    _refuse_unknown(os.environ)
+    _refuse_unknown(sorted(os.environ))
     try:
         return Settings(**overrides)
     except ValidationError as exc:
@@ -123,9 +122,9 @@ def _lines(file: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
+def _refuse_unknown(names: list[str]) -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted(environ):
+    for name in names:
         if name.startswith(ENV_PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(

@@ -47,7 +47,7 @@ async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         for event in splitter.feed(piece):
             yield event
-            if data_of(event) == b"[DONE]":
+            if is_done(event):
                 return
     raise BrokenStreamError("the engine ended the stream before [DONE]")
 
@@ -56,6 +56,10 @@ def data_of(event: bytes) -> bytes | None:
     """The data lines of an event, joined; None for a comment or an event without data."""
     lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
+
+
+def is_done(event: bytes) -> bool:
+    return data_of(event) == b"[DONE]"
 
 
 def chunk_of(data: bytes) -> JSON:
