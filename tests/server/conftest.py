@@ -1,0 +1,145 @@
+"""The gateway under a real uvicorn on a real socket, before a fake engine on another."""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+import uvicorn
+from openai import AsyncOpenAI
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from modint_server.app import create_app
+from modint_server.gateway import Gateway
+from modint_server.settings import Settings
+from tests.server.fake_upstream import BASE, JSON, FakeUpstream, running
+
+
+@dataclass
+class Running:
+    """A gateway that is ready, and how to reach it."""
+
+    url: str
+    gateway: Gateway
+    registry: CollectorRegistry
+    http: aiohttp.ClientSession
+    openai: AsyncOpenAI
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def post(self, body: Any, path: str = "/v1/chat/completions", **headers: str) -> "Said":
+        """Sends a JSON document, or bytes as they are."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        named = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        async with self.http.post(self.url + path, data=data, headers=named) as response:
+            return Said(
+                response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
+            )
+
+    async def get(self, path: str, **headers: str) -> "Said":
+        async with self.http.get(self.url + path, headers=headers) as response:
+            return Said(
+                response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
+            )
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A response."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def json(self) -> JSON:
+        found: JSON = json.loads(self.body)
+        return found
+
+    @property
+    def error(self) -> JSON:
+        """The envelope, checked for its shape: four keys, and a code that is a string."""
+        error: JSON = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert isinstance(error["code"], str)
+        assert isinstance(error["message"], str)
+        assert error["message"]
+        return error
+
+
+@asynccontextmanager
+async def serving(upstream_url: str, *, ready: bool = True, **settings: Any) -> AsyncIterator[Running]:
+    """A gateway with these settings; waits until it has attached, unless told otherwise."""
+    registry = CollectorRegistry()
+    fast = {"upstream_poll_s": 0.05, "capability_timeout_s": 5.0}
+    app = create_app(Settings(upstream_url=upstream_url, **{**fast, **settings}), registry=registry)
+    gateway: Gateway = app.state.gateway
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{door.getsockname()[1]}"
+        config = uvicorn.Config(
+            app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[door]))
+        while not server.started or (ready and not gateway.attachment.ready):
+            assert not task.done()
+            await asyncio.sleep(0.01)
+        async with (
+            aiohttp.ClientSession() as http,
+            AsyncOpenAI(base_url=url + "/v1", api_key="client-key", max_retries=0) as client,
+        ):
+            try:
+                yield Running(url, gateway, registry, http, client)
+            finally:
+                server.should_exit = True
+                await asyncio.gather(task)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with running(FakeUpstream()) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def running_gateway(upstream: FakeUpstream) -> AsyncIterator[Running]:
+    async with serving(upstream.url) as gateway:
+        upstream.forget()
+        yield gateway
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (8, 8)) -> str:
+    """A data URL of a picture with something in it."""
+    image = Image.new("RGB", size, colour)
+    image.putpixel((0, 0), (255, 255, 255))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def chat(**fields: Any) -> JSON:
+    """A question about a picture, with a caption that lies."""
+    content = [
+        {"type": "image_url", "image_url": {"url": picture()}},
+        {"type": "text", "text": "The caption says that the shape is blue."},
+        {"type": "text", "text": "What colour is the shape?"},
+    ]
+    return {"model": BASE, "messages": [{"role": "user", "content": content}], "max_tokens": 4, **fields}
+
+
+def with_image(url: Any) -> JSON:
+    """The same with another image."""
+    body = chat()
+    body["messages"][0]["content"][0]["image_url"] = url
+    return body

@@ -1,0 +1,281 @@
+"""A scripted vLLM on a real socket: answers by a function of the body, faults on demand, everything seen."""
+
+import asyncio
+import base64
+import io
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+JSON = dict[str, Any]
+BASE, ADAPTER = "tinyworld-base", "robust-lora"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call is answered: a word, and the probabilities at its place."""
+
+    text: str
+    top: dict[str, float] = field(default_factory=dict)
+    delay_s: float = 0.0
+    fault: str | None = None
+
+
+Script = Callable[[JSON], Answer]
+
+
+def text_of(body: JSON) -> str:
+    """All text of a conversation."""
+    found = []
+    for message in body["messages"]:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        found += parts
+    return "\n".join(found)
+
+
+def is_grey(body: JSON) -> bool:
+    """Whether every image of the conversation is of one grey."""
+    images = [part for m in body["messages"] if isinstance(m["content"], list) for part in m["content"]]
+    urls = [part["image_url"]["url"] for part in images if part.get("type") == "image_url"]
+    return all(_is_one_grey(url) for url in urls)
+
+
+def _is_one_grey(url: str) -> bool:
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        low, high = image.convert("L").getextrema()
+    return bool(low == high)
+
+
+def misled(body: JSON) -> Answer:
+    """A model that believes the caption: the picture says red, the context says blue."""
+    context, picture = "caption" in text_of(body), not is_grey(body)
+    if context:
+        return Answer("blue", {"blue": 0.95, "red": 0.04})
+    if picture:
+        return Answer("red", {"red": 0.97, "blue": 0.02})
+    return Answer("blue", {"blue": 0.5, "red": 0.5})
+
+
+def steady(body: JSON) -> Answer:
+    """A model that looks at the picture, whatever is said."""
+    return Answer("red", {"red": 0.96, "blue": 0.02} if not is_grey(body) else {"red": 0.4, "blue": 0.35})
+
+
+def is_main(body: JSON) -> bool:
+    """Whether a call is the client's own: picture and caption are both still there."""
+    return "caption" in text_of(body) and not is_grey(body)
+
+
+@dataclass
+class FakeUpstream:
+    """Start it with `running`. `script` decides; `calls` holds the chat bodies, `heads` the headers seen."""
+
+    script: Script = misled
+    calls: list[JSON] = field(default_factory=list)
+    raw: list[bytes] = field(default_factory=list)
+    heads: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    aborts: int = 0
+    open: int = 0
+    model_list: list[JSON] = field(
+        default_factory=lambda: [
+            {
+                "id": BASE,
+                "object": "model",
+                "created": 1,
+                "owned_by": "vllm",
+                "root": "/secret",
+                "parent": None,
+            },
+            {
+                "id": ADAPTER,
+                "object": "model",
+                "created": 2,
+                "owned_by": "vllm",
+                "root": "/secret",
+                "parent": BASE,
+            },
+        ]
+    )
+    logprobs: bool = True
+    finish_with_text: bool = False
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: bytes = b""  # the last streamed answer, as it left
+    url: str = ""
+
+    def forget(self) -> None:
+        """Drops what was seen so far (the capability check's calls)."""
+        for seen in (self.calls, self.raw, self.heads, self.paths):
+            seen.clear()
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await self._one(reader, writer):
+                pass
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        raw = await reader.readexactly(int(headers.get("content-length", "0")))
+        path = first.split()[1]
+        self.heads.append(headers)
+        self.paths.append(path)
+        if path == "/v1/models":
+            return await _whole(writer, json.dumps({"object": "list", "data": self.model_list}).encode())
+        self.raw.append(raw)
+        body = json.loads(raw)
+        if path == "/v1/completions":
+            return await _whole(writer, b'{"id":"cmpl-1", "choices":[{"text":"five","index":0}]}')
+        self.calls.append(body)
+        self.open += 1
+        answering = asyncio.ensure_future(self._chat(body, writer))
+        leaving = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                self.aborts += 1
+                return False
+            return await answering
+        finally:
+            self.open -= 1
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _chat(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
+        answer = self.script(body)
+        await asyncio.sleep(answer.delay_s)
+        match answer.fault:
+            case "hang":
+                await asyncio.sleep(3600)
+            case "500":
+                error = b'{"error":{"message":"out of memory","type":"ServerError","param":null,"code":500}}'
+                return await _whole(writer, error, status=500)
+            case "400":
+                error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
+                return await _whole(writer, error, status=400)
+            case "401":
+                return await _whole(writer, b'"Unauthorized"', status=401)
+            case "html":
+                return await _whole(writer, b"<html>bad gateway</html>", status=502, kind="text/html")
+            case "html 200":
+                return await _whole(writer, b"<html>hello</html>", kind="text/html")
+            case "close":
+                return False
+        if body.get("stream"):
+            return await self._stream(body, answer, writer)
+        return await _whole(writer, json.dumps(self._completion(body, answer)).encode())
+
+    def _logprobs(self, body: JSON, token: str, top: dict[str, float]) -> JSON | None:
+        if not body.get("logprobs") or not self.logprobs:
+            return None
+        ranked = sorted(top.items(), key=lambda item: -item[1])[: body.get("top_logprobs") or 0]
+        listed = [{"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in ranked]
+        own = math.log(top.get(token, 1e-9))
+        return {"content": [{"token": token, "logprob": own, "bytes": None, "top_logprobs": listed}]}
+
+    def _completion(self, body: JSON, answer: Answer) -> JSON:
+        message = {"role": "assistant", "content": answer.text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        choice["logprobs"] = self._logprobs(body, answer.text, answer.top)
+        usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 7,
+            "model": body["model"],
+            "choices": [choice] * (body.get("n") or 1),
+            "usage": usage,
+            "future_field": {"kept": True},
+        }
+
+    async def _stream(self, body: JSON, answer: Answer, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        self.sent = b""
+        half = max(1, len(answer.text) // 2)
+        last = {} if not self.finish_with_text else {"content": " indeed"}
+        frames = [
+            self._chunk(body, {"role": "assistant", "content": ""}),
+            self._chunk(body, {"content": answer.text[:half]}, self._logprobs(body, answer.text, answer.top)),
+            self._chunk(body, {"content": answer.text[half:]}),
+            self._chunk(body, last, finish="stop"),
+        ]
+        for place, chunk in enumerate(frames):
+            if place == 2 and answer.fault:
+                await self._fail_midway(answer.fault, writer)
+                return False
+            await self._frame(writer, json.dumps(chunk, separators=(", ", ": ")))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
+            await self._frame(writer, json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}))
+        await self._frame(writer, "[DONE]")
+        return False
+
+    async def _fail_midway(self, fault: str, writer: asyncio.StreamWriter) -> None:
+        match fault:
+            case "half frame":
+                writer.write(b'data: {"id": "chatcmpl-1", "choi')
+            case "error frame":
+                await self._frame(writer, '{"error": {"message": "engine dead", "type": "E", "code": 500}}')
+            case "wait":
+                await self.gate.wait()
+        with suppress(ConnectionError):
+            await writer.drain()
+
+    async def _frame(self, writer: asyncio.StreamWriter, data: str) -> None:
+        frame = f"data: {data}\n\n".encode()
+        self.sent += frame
+        writer.write(frame)
+        await writer.drain()
+
+    def _chunk(
+        self, body: JSON, delta: JSON, logprobs: JSON | None = None, finish: str | None = None
+    ) -> JSON:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
+        return {**head, "choices": [choice], "future_field": 1}
+
+
+async def _whole(
+    writer: asyncio.StreamWriter, body: bytes, *, status: int = 200, kind: str = "application/json"
+) -> bool:
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
+    writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+    await writer.drain()
+    return False
+
+
+@asynccontextmanager
+async def running(upstream: FakeUpstream) -> AsyncIterator[FakeUpstream]:
+    """The fake on a free port of the loopback."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await upstream.handle(reader, writer)
+        finally:
+            tasks.discard(task)
+
+    server = await asyncio.start_server(tracked, "127.0.0.1", 0, limit=64 * 2**20)
+    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield upstream
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()

@@ -1,0 +1,142 @@
+"""What the gateway says about itself: models, readiness, metrics, the log line."""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from modint_server.logs import JsonLines
+from tests.server.conftest import Running, chat, serving
+from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream
+
+IMAGE = {"relevant": "image"}
+
+
+async def series(gateway: Running) -> set[tuple[str, str]]:
+    text = (await gateway.get("/metrics")).body.decode()
+    return {
+        (sample.name, json.dumps(sample.labels, sort_keys=True))
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_models_are_the_base_and_its_adapters_without_the_engines_paths(
+    running_gateway: Running,
+) -> None:
+    said = await running_gateway.get("/v1/models")
+    assert [(card["id"], card["parent"]) for card in said.json["data"]] == [(BASE, None), (ADAPTER, BASE)]
+    assert b"secret" not in said.body
+    listed = [model.id async for model in running_gateway.openai.models.list()]
+    assert listed == [BASE, ADAPTER]
+    assert (await running_gateway.openai.models.retrieve(ADAPTER)).id == ADAPTER
+    assert (await running_gateway.get("/v1/models/other")).error["code"] == "model_not_found"
+
+
+async def test_an_adapter_loaded_later_is_found_when_asked_for(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, upstream_poll_s=60) as gateway:
+        upstream.model_list.append({"id": "new-lora", "object": "model", "parent": BASE})
+        assert (await gateway.post(chat(model="new-lora"))).status == 200
+
+
+async def test_readiness_says_what_the_engine_can_do(running_gateway: Running) -> None:
+    said = await running_gateway.get("/readyz")
+    assert said.status == 200
+    can = {"models": [BASE, ADAPTER], "lora": [ADAPTER], "logprobs": True, "images": True}
+    assert said.json["capabilities"] == can
+
+
+async def test_an_engine_that_cannot_see_or_tell_probabilities_is_ready_with_notes(
+    upstream: FakeUpstream,
+) -> None:
+    upstream.logprobs = False
+    blind = Answer("", fault="400")
+    upstream.script = lambda body: (
+        blind if isinstance(body["messages"][0]["content"], list) else Answer("yes")
+    )
+    async with serving(upstream.url) as gateway:
+        said = await gateway.get("/readyz")
+    assert said.status == 200
+    assert (said.json["capabilities"]["logprobs"], said.json["capabilities"]["images"]) == (False, False)
+    assert len(said.json["notes"]) == 2
+
+
+async def test_counters_rise_before_the_client_has_its_answer(running_gateway: Running) -> None:
+    base = {"model": BASE, "adapter": "none"}
+    for stream in (False, True):
+        await running_gateway.post(chat(stream=stream, modint=IMAGE))
+    value = running_gateway.value
+    assert value("modint_requests_total", **base, route="chat", outcome="ok") == 2
+    assert value("modint_verdicts_total", **base, relevant="image", verdict="flagged", cause="text") == 2
+    assert value("modint_risk_ratio_count", **base, relevant="image") == 2
+    flips = {**base, "relevant": "image", "probe": "no_context", "outcome": "flipped"}
+    assert value("modint_probe_results_total", **flips) == 2
+    assert value("modint_probe_divergence_ratio_count", **base, probe="prior") == 2
+    assert value("modint_probe_tokens_total", **base) == 2 * 3 * 42
+    assert value("modint_images_total", **base, direction="input") == 2
+    assert value("modint_tokens_total", **base, direction="input") == 40
+    assert value("modint_time_to_first_token_seconds_count", **base) == 1
+    assert value("modint_upstream_up", upstream="engine") == 1
+    assert value("modint_policy_actions_total", **base, action="annotate") == 2
+
+
+async def test_every_child_of_a_closed_set_exists_before_its_first_event(running_gateway: Running) -> None:
+    before = await series(running_gateway)
+    for body in (
+        chat(modint=IMAGE),
+        chat(n=2),
+        chat(stream=True),
+        chat(model=ADAPTER),
+        chat(model="junk"),
+        {},
+    ):
+        await running_gateway.post(body)
+    assert await series(running_gateway) == before
+
+
+async def test_a_flood_of_junk_keeps_the_number_of_series(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    before = await series(running_gateway)
+    await asyncio.gather(*(running_gateway.post(chat(model=f"junk-{place}")) for place in range(50)))
+    await asyncio.gather(*(running_gateway.get(f"/v1/junk-{place}") for place in range(20)))
+    assert await series(running_gateway) == before
+    assert running_gateway.value("modint_metric_label_overflow_total", label="model") == 50
+    assert upstream.paths.count("/v1/models") < 50
+
+
+async def test_adapters_beyond_the_bound_share_a_label(upstream: FakeUpstream) -> None:
+    upstream.model_list += [{"id": f"lora-{place}", "parent": BASE} for place in range(5)]
+    async with serving(upstream.url, max_adapter_labels=2) as gateway:
+        await gateway.post(chat(model="lora-4"))
+        other = {"model": BASE, "adapter": "other", "route": "chat", "outcome": "ok"}
+        assert gateway.value("modint_requests_total", **other) == 1
+        assert gateway.value("modint_metric_label_overflow_total", label="adapter") == 4
+
+
+async def test_failures_of_the_engine_are_counted_by_kind(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("", fault="500")
+    await running_gateway.post(chat(), x_modint_mode="off")
+    assert running_gateway.value("modint_upstream_errors_total", upstream="engine", kind="server_error") == 1
+
+
+async def test_one_log_line_a_request_and_nothing_of_its_content(
+    running_gateway: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "modint_server"):
+        await running_gateway.post(chat(modint=IMAGE), x_request_id="r-1", authorization="Bearer hush")
+    lines = [JsonLines().format(record) for record in caplog.records if record.getMessage() == "request"]
+    assert len(lines) == 1
+    line: dict[str, Any] = json.loads(lines[0])
+    assert (line["request_id"], line["verdict"], line["cause"], line["status"]) == (
+        "r-1",
+        "flagged",
+        "text",
+        200,
+    )
+    assert not any(word in lines[0] for word in ("hush", "caption", "base64", "blue"))

@@ -1,0 +1,69 @@
+"""Settings: read once, frozen, and a bad one is a sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from modint_guard.errors import ConfigError
+from modint_server.settings import client_keys, load_settings, secret
+
+
+def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODINT_MAX_BODY_BYTES", "1000")
+    monkeypatch.setenv("MODINT_MAX_IMAGES", "3")
+    settings = load_settings(max_images=5)
+    assert (settings.max_body_bytes, settings.max_images) == (1000, 5)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().max_images = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_images": 0}, "max_images: Input should be greater than 0"),
+        ({"max_imagse": 1}, "did you mean max_images?"),
+        ({"upstream_url": "localhost"}, "upstream_url: must be an address such as"),
+        ({"upstream_url": "http://me:secret@host"}, "must hold no user, password"),
+        ({"guard": "maybe"}, "guard: Input should be 'on' or 'off'"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence_without_its_value(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?")) as refused:
+        load_settings(**wrong)
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_variable_of_ours_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODINT_MAX_IMAGSE", "3")
+    with pytest.raises(ConfigError, match=r"MODINT_MAX_IMAGSE .* did you mean MODINT_MAX_IMAGES\?"):
+        load_settings()
+
+
+def test_a_url_may_end_in_v1() -> None:
+    assert load_settings(upstream_url="http://host:8000/v1/").upstream_url == "http://host:8000"
+
+
+def test_keys_come_from_files_or_settings_and_are_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("hush\n", "utf-8")
+    assert secret(None, file) == "hush"
+    assert secret(SecretStr("a"), None) == "a"
+    settings = load_settings(api_keys="first-key, second-key", api_keys_file=file)
+    assert client_keys(settings) == ("first-key", "second-key", "hush")
+    assert "first-key" not in repr(settings)
+
+
+def test_a_key_file_without_a_key_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("# none\n", "utf-8")
+    with pytest.raises(ConfigError, match="holds no key"):
+        client_keys(load_settings(api_keys_file=tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="holds 0 lines"):
+        secret(None, tmp_path / "empty")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        secret(None, tmp_path / "missing")

@@ -1,0 +1,108 @@
+"""Clients that leave and engines that die, over real sockets."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+
+from modint_server.sse import Splitter, data_of
+from tests.server.conftest import Running, chat
+from tests.server.fake_upstream import Answer, FakeUpstream, is_main, misled
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is awaited happens in another task's state
+            await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_leaves_a_stream_cancels_the_answer_and_every_probe(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="wait" if is_main(body) else "hang")
+    async with running_gateway.http.post(
+        running_gateway.url + "/v1/chat/completions", json=chat(stream=True)
+    ) as response:
+        await response.content.readany()
+        await until(lambda: upstream.open == 4)
+        response.close()
+    await until(lambda: upstream.open == 0)
+    assert upstream.aborts == 4
+    await until(lambda: running_gateway.gateway.in_flight == 0)
+    cancelled = {"model": "tinyworld-base", "adapter": "none", "route": "chat", "outcome": "cancelled"}
+    assert running_gateway.value("modint_requests_total", **cancelled) == 1
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_a_client_that_leaves_before_a_whole_answer_cancels_everything(
+    running_gateway: Running, upstream: FakeUpstream, mode: str
+) -> None:
+    upstream.script = lambda body: Answer("", fault="hang")
+    calls = 4 if mode == "on" else 1
+    asking = asyncio.create_task(running_gateway.post(chat(), x_modint_mode=mode))
+    await until(lambda: upstream.open == calls)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await until(lambda: upstream.open == 0)
+    assert upstream.aborts == calls
+
+
+async def test_a_client_that_leaves_while_the_verdict_is_awaited_cancels_the_probes(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: misled(body) if is_main(body) else Answer("", fault="hang")
+    async with running_gateway.http.post(
+        running_gateway.url + "/v1/chat/completions", json=chat(stream=True)
+    ) as response:
+        seen = b""
+        while b"ue" not in seen:
+            seen += await response.content.readany()
+        await until(lambda: upstream.open == 3)
+        response.close()
+    await until(lambda: upstream.open == 0)
+    assert upstream.aborts == 3
+
+
+@pytest.mark.parametrize("fault", ["die", "half frame", "error frame"])
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_an_engine_that_dies_mid_stream_ends_in_an_error_frame_and_done(
+    running_gateway: Running, upstream: FakeUpstream, fault: str, mode: str
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault=fault if is_main(body) else "hang")
+    said = await running_gateway.post(chat(stream=True), x_modint_mode=mode)
+    assert said.status == 200
+    *frames, error, done = [data_of(event) or b"" for event in Splitter().feed(said.body)]
+    assert done == b"[DONE]"
+    assert set(json.loads(error)["error"]) == {"message", "type", "param", "code"}
+    assert [json.loads(frame)["choices"][0]["delta"].get("content") for frame in frames] == ["", "bl"]
+    assert b"modint" not in said.body
+    await until(lambda: upstream.open == 0)
+    interrupted = {"model": "tinyworld-base", "adapter": "none", "route": "chat", "outcome": "interrupted"}
+    assert running_gateway.value("modint_requests_total", **interrupted) == 1
+
+
+async def test_text_arrives_before_the_engine_has_finished(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="wait" if is_main(body) else None)
+    async with running_gateway.http.post(
+        running_gateway.url + "/v1/chat/completions", json=chat(stream=True)
+    ) as response:
+        seen = b""
+        while b'"bl"' not in seen:
+            seen += await response.content.readany()
+        upstream.gate.set()
+        await response.read()
+
+
+async def test_an_engine_that_comes_back_is_attached_to_again(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    models, upstream.model_list = upstream.model_list, []
+    running_gateway.gateway.attachment.problem = "gone"
+    await until(lambda: running_gateway.gateway.attachment.problem not in (None, "gone"))
+    assert (await running_gateway.get("/readyz")).status == 503
+    upstream.model_list = models
+    await until(lambda: running_gateway.gateway.attachment.ready)
+    assert (await running_gateway.get("/readyz")).status == 200
