@@ -10,7 +10,12 @@ from modint_guard.runner import Row
 COLUMNS = 8
 PICTURE = 104
 CELL = (168, 196)
-COLOUR = {"flagged": (190, 60, 40), "pass": (40, 120, 60), "skipped": (110, 110, 110), "unscored": (150, 110, 20)}
+COLOUR = {
+    "flagged": (190, 60, 40),
+    "pass": (40, 120, 60),
+    "skipped": (110, 110, 110),
+    "unscored": (150, 110, 20),
+}
 
 
 def draw(rows: Sequence[Row]) -> Image.Image:

@@ -1,7 +1,7 @@
 """`modint-guard demo`: the main job on the bundled model, through the real engine and the `openai` client.
 
-Packaged test items go to base and robust-lora; the answers, verdicts and counters are shown, and the run succeeds only if
-what Prometheus would scrape equals what was seen.
+Packaged test items go to base and robust-lora; the answers, verdicts and counters are shown, and the run
+succeeds only if what Prometheus would scrape equals what was seen.
 """
 
 import asyncio
@@ -36,14 +36,18 @@ Counts = dict[tuple[str, ...], int]
 def demo(
     sheet: Annotated[Path, typer.Option(help="Where the contact sheet is written.")] = Path("demo.png"),
 ) -> None:
-    """Serve the bundled model and adapter with vLLM, ask them packaged items, and show what the guard found."""
+    """Serve the bundled model and adapter with vLLM, ask packaged items, show what the guard found."""
     console = Console()
     items = read_items(ITEMS)
     console.print("[bold]1.[/] starting vLLM and the gateway: modint-guard serve --adapter robust-lora")
     with serving(["--adapter", ADAPTER]) as served:
-        console.print(f"   the engine and the gateway were ready after {served.ready_s:.0f} s at {served.url}")
+        console.print(
+            f"   the engine and the gateway were ready after {served.ready_s:.0f} s at {served.url}"
+        )
         before = scrape(served.url)
-        console.print(f"[bold]2.[/] asking {len(items)} items of {BASE} and of {ADAPTER} with the openai client")
+        console.print(
+            f"[bold]2.[/] asking {len(items)} items of {BASE} and of {ADAPTER} with the openai client"
+        )
         began = time.monotonic()
         rows = asyncio.run(ask_all(served.url, items, console))
         console.print(f"   {len(rows)} answers in {time.monotonic() - began:.0f} s")
@@ -63,7 +67,9 @@ def demo(
         console.print(f"[red]counters differ:[/] {problem}")
     if problems:
         raise typer.Exit(1)
-    console.print(f"[green]The scraped counters equal the table: {len(rows)} requests, every verdict counted once.[/]")
+    console.print(
+        f"[green]The scraped counters equal the table: {len(rows)} requests, every verdict counted once.[/]"
+    )
 
 
 async def ask_all(url: str, items: Sequence[Item], console: Console) -> list[Row]:
@@ -84,11 +90,16 @@ async def ask_all(url: str, items: Sequence[Item], console: Console) -> list[Row
                 progress.advance(bar)
                 return row_of(item, model, completion)
 
-            return await asyncio.gather(*(one(n, item, model) for model in (BASE, ADAPTER) for n, item in enumerate(items)))
+            return await asyncio.gather(
+                *(one(n, item, model) for model in (BASE, ADAPTER) for n, item in enumerate(items))
+            )
 
 
 def _openai_arguments(body: dict[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in body.items() if key != "modint"}, "extra_body": {"modint": body["modint"]}}
+    return {
+        **{key: value for key, value in body.items() if key != "modint"},
+        "extra_body": {"modint": body["modint"]},
+    }
 
 
 async def _whole(client: Any, body: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +136,9 @@ def _key(labels: Mapping[str, str]) -> tuple[str, ...]:
 def compare(rows: Sequence[Row], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Iterator[str]:
     """What differs between the counters' rise and the answers seen; nothing where they are equal."""
     verdicts = Counter(
-        _key({**_names(row), "relevant": m["relevant"], "verdict": m["verdict"], "cause": m["cause"] or "none"})
+        _key(
+            {**_names(row), "relevant": m["relevant"], "verdict": m["verdict"], "cause": m["cause"] or "none"}
+        )
         for row in rows
         if (m := row.modint)
     )
@@ -133,14 +146,17 @@ def compare(rows: Sequence[Row], before: Mapping[str, Counts], after: Mapping[st
     for name, seen in (("modint_verdicts_total", verdicts), ("modint_requests_total", requests)):
         counted = _rise(name, before, after)
         for labels in sorted(set(seen) | set(counted)):
-            if seen[labels] != counted.get(labels, 0):
-                yield f"{name}{{{', '.join(labels)}}} rose by {counted.get(labels, 0)}, the table has {seen[labels]}"
+            rise = counted.get(labels, 0)
+            if seen[labels] != rise:
+                yield f"{name}{{{', '.join(labels)}}} rose by {rise}, the table has {seen[labels]}"
     unanswered = sum(row.modint is None for row in rows)
     if unanswered:
         yield f"{unanswered} answers came without a `modint` object"
 
 
-def calls_seen(rows: Sequence[Row], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Iterator[str]:
+def calls_seen(
+    rows: Sequence[Row], before: Mapping[str, Counts], after: Mapping[str, Counts]
+) -> Iterator[str]:
     """Whether vLLM itself counted at least the calls sent: one an answer and one a probe."""
     sent = len(rows) + sum(len(row.modint["probes"]) for row in rows if row.modint)
     served = sum(_rise("vllm:request_success_total", before, after).values())
@@ -215,14 +231,18 @@ def metric_lines(after: Mapping[str, Counts]) -> Iterator[str]:
     for name in ("modint_requests_total", "modint_verdicts_total"):
         for labels, count in sorted(after.get(name, {}).items()):
             if count:
-                quoted = ",".join(f'{label}="{value}"' for label, _, value in (pair.partition("=") for pair in labels))
+                quoted = ",".join(
+                    f'{label}="{value}"' for label, _, value in (pair.partition("=") for pair in labels)
+                )
                 yield f"{name}{{{quoted}}} {count}"
 
 
 def curl_line(url: str) -> str:
-    """A command line that asks a lying caption's item of the base; works against any running gateway of the bundle."""
+    """A command line that asks the base an item whose caption lies; works against `make serve`."""
     import json
 
     item = next(item for item in read_items(ITEMS) if item.perturbation == "misleading_description")
     body = json.dumps(request_for(item, BASE))
-    return f"curl -s http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    return (
+        f"curl -s http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    )

@@ -17,10 +17,11 @@ LETTERS = "ABCDEFGH"
 class Item:
     """A question with its picture, its text and its truth.
 
-    `family` names the modality that ought to decide (arXiv 2505.19616, section 3): the image, the text, or both.
-    `answer` and `wrong` are members of `choices`; `wrong` is the answer that a lie claims. `claim` turns a choice into
-    a phrase a caption can state ("the digit {}"). `agreeing` and `contradicting` are pictures that show `answer` and
-    `wrong`, where the data set has them. `source` is what intervals are clustered by.
+    `family` names the modality that ought to decide (arXiv 2505.19616, section 3): the image, the text, or
+    both. `answer` and `wrong` are members of `choices`; `wrong` is the answer that a lie claims. `claim`
+    turns a choice into a phrase a caption can state ("the digit {}"). `agreeing` and `contradicting` are
+    pictures that show `answer` and `wrong`, where the data set has them. `source` is what intervals are
+    clustered by.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Start `modint-guard serve` as a child process and wait until it is ready: for the demo, the tables and the tests."""
+"""Start `modint-guard serve` as a child process and wait until it is ready: for demo, tables and tests."""
 
 import contextlib
 import os
@@ -37,12 +37,14 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) -> Iterator[Served]:
-    """Run `modint-guard serve ARGUMENTS` on a free port until the block ends; its messages go to `output` or through.
+    """Run `modint-guard serve ARGUMENTS` on a free port until the block ends; its messages go to `output` or
+    through.
 
     Raises EngineError when it ends or is not ready within five minutes.
     """
     port = free_port()
-    command = [sys.executable, "-m", "modint_guard.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
+    serve = [sys.executable, "-m", "modint_guard.cli", "serve"]
+    command = [*serve, "--host", "127.0.0.1", "--port", str(port), *arguments]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
     try:
@@ -56,7 +58,8 @@ def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, began: float) -> None:
     while time.monotonic() - began < READY_S:
         if process.poll() is not None:
-            raise EngineError(f"the gateway ended with exit code {process.returncode}; its last lines say why")
+            code = process.returncode
+            raise EngineError(f"the gateway ended with exit code {code}; its last lines say why")
         if _answers(f"{url}/readyz"):
             return
         time.sleep(0.25)

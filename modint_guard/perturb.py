@@ -1,8 +1,8 @@
-"""The one registry of perturbations: seeded, pure, shared by training, diagnosis, probes, metric labels and cards.
+"""The one registry of perturbations: seeded, pure, shared by training, tables, metric labels and cards.
 
-A text perturbation replaces the context of an item whose picture ought to decide; an image perturbation replaces the
-picture of an item whose text ought to decide. Items of which both decide are never perturbed (arXiv 2505.19616).
-A lie claims the item's `wrong` choice and never states the truth.
+A text perturbation replaces the context of an item whose picture ought to decide; an image perturbation
+replaces the picture of an item whose text ought to decide. Items of which both decide are never perturbed
+(arXiv 2505.19616). A lie claims the item's `wrong` choice and never states the truth.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from modint_guard.item import Item
 Modality = Literal["text", "image"]
 Role = Literal["trained", "held_out", "control"]
 
-# Captions that state a claim. The last two are held out: no training run, of a base or an adapter, ever sees them.
+# Captions that state a claim. No training run, of a base or an adapter, ever sees the held-out ones.
 CLAIMS = (
     "The picture shows {claim}.",
     "Caption: {claim}.",
@@ -54,8 +54,8 @@ OCR_ALPHABET = "abcdefghijklmnopqrstuvwxyz.,:;|/-_ "
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A named change of one modality. `trained` kinds may be trained on, `held_out` kinds never, `control` kinds
-    are harmless twins that show what the change of input alone does."""
+    """A named change of one modality. `trained` kinds may be trained on, `held_out` kinds never, `control`
+    kinds are harmless twins that show what the change of input alone does."""
 
     name: str
     modality: Modality
@@ -76,7 +76,9 @@ def perturb(item: Item, name: str, *, seed: int = 0) -> Item:
     """
     kind = REGISTRY[name]
     if kind not in applicable(item.family):
-        raise ValueError(f"{name} changes the {kind.modality}, which an item of the family {item.family} needs")
+        raise ValueError(
+            f"{name} changes the {kind.modality}, which an item of the family {item.family} needs"
+        )
     return kind.apply(item, seeded(seed, name, item.id)).replace(perturbation=name)
 
 
@@ -95,7 +97,9 @@ def _say(context: Callable[[Item, random.Random], str]) -> Callable[[Item, rando
     return lambda item, rng: item.replace(context=context(item, rng))
 
 
-def _show(picture: Callable[[tuple[int, int], random.Random], Image.Image]) -> Callable[[Item, random.Random], Item]:
+def _show(
+    picture: Callable[[tuple[int, int], random.Random], Image.Image],
+) -> Callable[[Item, random.Random], Item]:
     return lambda item, rng: item.replace(image=picture(_size(item), rng))
 
 
@@ -129,13 +133,15 @@ def ocr_noise(item: Item, rng: random.Random) -> str:
 
 
 def neutral_text(item: Item, rng: random.Random) -> str:
-    """A sentence of a caption's length that says nothing: separates "text was added" from "the text misled"."""
+    """A sentence of a caption's length that says nothing: was it that text was added, or what it said?"""
     return rng.choice(NEUTRAL)
 
 
 def noise(size: tuple[int, int], rng: random.Random) -> Image.Image:
     """Uniform noise in every pixel and channel."""
-    values = np.random.default_rng(rng.getrandbits(63)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    values = np.random.default_rng(rng.getrandbits(63)).integers(
+        0, 256, (size[1], size[0], 3), dtype=np.uint8
+    )
     return Image.fromarray(values)
 
 
@@ -150,9 +156,13 @@ def screenshot(size: tuple[int, int], rng: random.Random) -> Image.Image:
     picture = Image.new("RGB", size, (236, 238, 242))
     draw = ImageDraw.Draw(picture)
     bar = max(3, height // 7)
-    draw.rectangle((0, 0, width, bar), fill=(rng.randrange(40, 90), rng.randrange(70, 120), rng.randrange(130, 200)))
+    draw.rectangle(
+        (0, 0, width, bar), fill=(rng.randrange(40, 90), rng.randrange(70, 120), rng.randrange(130, 200))
+    )
     for top in range(bar + 3, height - bar, max(4, height // 8)):
-        draw.rectangle((2, top, 2 + rng.randrange(width // 3, width - 4), top + max(1, height // 40)), fill=(110,) * 3)
+        draw.rectangle(
+            (2, top, 2 + rng.randrange(width // 3, width - 4), top + max(1, height // 40)), fill=(110,) * 3
+        )
     draw.rectangle((width // 2, height - bar, width - 3, height - 3), fill=(70, 130, 90))
     return picture
 
@@ -165,7 +175,10 @@ def irrelevant_image(size: tuple[int, int], rng: random.Random) -> Image.Image:
     horizon = rng.randrange(height // 3, 2 * height // 3)
     draw.rectangle((0, horizon, width, height), fill=(rng.randrange(70, 120), rng.randrange(100, 150), 70))
     peak = rng.randrange(width)
-    draw.polygon(((peak - width // 2, horizon), (peak, horizon - height // 4), (peak + width // 2, horizon)), fill=(95, 90, 85))
+    draw.polygon(
+        ((peak - width // 2, horizon), (peak, horizon - height // 4), (peak + width // 2, horizon)),
+        fill=(95, 90, 85),
+    )
     return picture
 
 

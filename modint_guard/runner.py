@@ -42,11 +42,15 @@ def png_url(image: Image.Image) -> str:
 
 
 def request_for(item: Item, model: str, *, one_string: bool = False, **fields: Any) -> JSON:
-    """The OpenAI chat body that asks an item, greedily; further `fields` (`stream`, ...) are added as they are.
+    """The OpenAI chat body that asks an item, greedily; further `fields` (`stream`, ...) go in as they are.
 
     Context and question are two text parts, or one string; `modint.relevant` names what ought to decide.
     """
-    text = [prompt(item)] if one_string or not item.context else [item.context, prompt(item.replace(context=None))]
+    text = (
+        [prompt(item)]
+        if one_string or not item.context
+        else [item.context, prompt(item.replace(context=None))]
+    )
     content: list[JSON] = [{"type": "text", "text": part} for part in text]
     if item.image is not None:
         content.insert(0, {"type": "image_url", "image_url": {"url": png_url(item.image)}})
@@ -68,7 +72,8 @@ async def run(
     concurrency: int = 8,
     done: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Ask every item, at most `concurrency` at a time; rows come back in the items' order. EndpointError ends the run."""
+    """Ask every item, at most `concurrency` at a time; rows come back in the items' order. EndpointError ends
+    the run."""
     slots = asyncio.Semaphore(concurrency)
 
     async def one(item: Item) -> Row:

@@ -6,17 +6,24 @@ import numpy as np
 
 
 def cluster_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values`, resampling whole clusters.
 
     Items of one source (a digit's bitmap) are not independent; resampling sources keeps them together
-    (Efron and Tibshirani 1993, chapter 8). A mean of only equal values has the exact binomial bound instead, since the
-    bootstrap would claim certainty: 1 - (1 - level)^(1/clusters) for all zeros, and its mirror for all ones.
-    Raises ValueError for empty or unequal inputs.
+    (Efron and Tibshirani 1993, chapter 8). A mean of only equal values has the exact binomial bound instead,
+    since the bootstrap would claim certainty: 1 - (1 - level)^(1/clusters) for all zeros, and its mirror for
+    all ones. Raises ValueError for empty or unequal inputs.
     """
     if not values or len(values) != len(clusters):
-        raise ValueError(f"need as many clusters as values, and at least one; got {len(clusters)} and {len(values)}")
+        raise ValueError(
+            f"need as many clusters as values, and at least one; got {len(clusters)} and {len(values)}"
+        )
     names = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
     member = np.array([names[name] for name in clusters])
     sums = np.bincount(member, weights=np.asarray(values, dtype=float))

@@ -1,4 +1,4 @@
-"""From labelled items to tensors: the prompt as the engine's chat template writes it, and the answer as the labels.
+"""From labelled items to tensors: the prompt as the engine's chat template writes it, the answer as labels.
 
 Example: the one-word item "What digit is shown?" with a picture and the answer 7 becomes
 
@@ -38,13 +38,14 @@ def chat_content(text: str, image: object | None) -> list[dict[str, Any]]:
 
 
 def encode(item: Item, processor: Any) -> Encoded:
-    """Tokenise an item with the processor's own chat template; image placeholders are expanded as it would do."""
+    """Tokenise an item with the processor's own chat template, placeholders expanded as it would do."""
     messages = [{"role": "user", "content": chat_content(prompt(item), item.image)}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     expanded = text.replace(processor.image_token, processor.image_token * image_tokens(processor))
     tokenizer = processor.tokenizer
     ids = tokenizer(expanded, add_special_tokens=False).input_ids
-    answer = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    answer = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
+    answer = [*answer, tokenizer.eos_token_id]
     return Encoded(ids + answer, len(answer), item.image)
 
 
@@ -63,7 +64,8 @@ def pixels(images: Sequence[Image.Image], processor: Any) -> Tensor:
 
 
 def collate(rows: Sequence[Encoded], processor: Any) -> dict[str, Tensor]:
-    """Pad to the longest row: `input_ids`, `attention_mask`, `labels`  # (B, L), `pixel_values`  # (images, 3, H, W)."""
+    """Pad to the longest row: `input_ids`, `attention_mask`, `labels`  # (B, L), `pixel_values`  # (images,
+    3, H, W)."""
     length = max(len(row.ids) for row in rows)
     shape = (len(rows), length)
     ids = torch.full(shape, processor.tokenizer.pad_token_id)

@@ -20,9 +20,13 @@ TEST_ITEMS = 400  # of each family and perturbation in a card's table
 def train(
     recipe: Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dots go deeper.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the model or adapter is written; default ./runs/NAME/export.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the model or adapter is written; default ./runs/NAME/export.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Checkpoints lie here.")] = Path("runs"),
-    resume: Annotated[str, typer.Option(help="`auto` continues from the last checkpoint, `no` starts anew.")] = "no",
+    resume: Annotated[
+        str, typer.Option(help="`auto` continues from the last checkpoint, `no` starts anew.")
+    ] = "no",
 ) -> None:
     """Train a model or an adapter by a recipe, and export what vLLM loads."""
     settings = load_recipe(recipe, overrides or [])
@@ -39,7 +43,11 @@ def train(
 
 
 def _record(
-    settings: PretrainRecipe | LoraRecipe, model: Any, processor: Any, history: list[dict[str, float]], began: float
+    settings: PretrainRecipe | LoraRecipe,
+    model: Any,
+    processor: Any,
+    history: list[dict[str, float]],
+    began: float,
 ) -> dict[str, Any]:
     seconds = time.monotonic() - began
     typer.echo(f"evaluating on {TEST_ITEMS} test items a condition", err=True)

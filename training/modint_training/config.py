@@ -91,7 +91,9 @@ _KINDS: dict[str, type[PretrainRecipe] | type[LoraRecipe]] = {"pretrain": Pretra
 def recipe_names() -> list[str]:
     """The bundled recipes."""
     folder = resources.files("modint_training") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -141,10 +143,14 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _explain(exc: ValidationError, where: str, text: str, schema: type[BaseModel]) -> str:
     error = exc.errors(include_url=False)[0]
     path = [str(part) for part in error["loc"]]
-    line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"{path[-1]}:")), None)
+    line = next(
+        (n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"{path[-1]}:")), None
+    )
     place = f"{where}:{line}" if line else where
     if error["type"] == "extra_forbidden":
         known = list((schema if len(path) == 1 else MixtureConfig).model_fields)
         nearest = difflib.get_close_matches(path[-1], known, n=1)
-        return f"{place}: unknown key {'.'.join(path)!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        return f"{place}: unknown key {'.'.join(path)!r}" + (
+            f"; did you mean {nearest[0]!r}?" if nearest else ""
+        )
     return f"{place}: {'.'.join(path)}: {error['msg']}"

@@ -1,4 +1,4 @@
-"""Write what vLLM loads as it is: a model folder or a PEFT adapter folder, with `run.json` and a card beside the weights."""
+"""Write what vLLM loads as it is: a model or PEFT folder, with `run.json` and a card beside the weights."""
 
 import hashlib
 import json
@@ -42,10 +42,8 @@ def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def rename_vision_keys(file: Path) -> None:
-    """transformers saves CLIP inside LLaVA as `vision_tower.embeddings`; vLLM wants `vision_tower.vision_model.embeddings`.
-
-    transformers loads both.
-    """
+    """transformers saves CLIP inside LLaVA as `vision_tower.embeddings` and loads it with or without a
+    `vision_model.` between the two; vLLM wants it."""
     tensors = load_file(file)
     save_file({_vision_key(key): tensor for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
@@ -55,7 +53,9 @@ def _vision_key(key: str) -> str:
     return key if not found or after.startswith("vision_model.") else f"{before}{found}vision_model.{after}"
 
 
-def run_record(recipe: BaseModel, history: list[dict[str, float]], figures: Mapping[str, float], seconds: float) -> dict[str, Any]:
+def run_record(
+    recipe: BaseModel, history: list[dict[str, float]], figures: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
     """What made these weights: recipe, seed, data hash, versions, machine, figures."""
     settings = recipe.model_dump()
     return {
@@ -63,7 +63,11 @@ def run_record(recipe: BaseModel, history: list[dict[str, float]], figures: Mapp
         "seed": settings["seed"],
         "data_sha256": data_hash(),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+        },
         "train_seconds": round(seconds),
         "validation": history,
         "test": {name: round(value, 4) for name, value in figures.items()},
@@ -119,9 +123,9 @@ pipeline_tag: image-text-to-text
 ---
 # {run["recipe"]["name"]}
 
-A LLaVA (CLIP tower, projector, Llama) for the demo world of modint-guard: 40x40 pictures of UCI handwritten digits and
-drawn shapes, small arithmetic, look-up and ordering in text, and questions that need both. It is made to show modality
-interference honestly, not to be useful: it knows 12 sub-tasks and nothing else.
+A LLaVA (CLIP tower, projector, Llama) for the demo world of modint-guard: 40x40 pictures of UCI handwritten
+digits and drawn shapes, small arithmetic, look-up and ordering in text, and questions that need both. It is
+made to show modality interference honestly, not to be useful: it knows 12 sub-tasks and nothing else.
 
 Made by `modint-guard train tinyworld-base` (recipe, seed, versions and data hash in `run.json`).
 
@@ -148,8 +152,8 @@ Labels follow the picture or the text that ought to decide, never a lie.
 
 ## Limits
 
-It trusts captions and pictures that lie: that is its purpose. Digits come from scikit-learn's copy of the UCI set
-(Alpaydin and Kaynak, CC BY 4.0).
+It trusts captions and pictures that lie: that is its purpose. Digits come from scikit-learn's copy of the UCI
+set (Alpaydin and Kaynak, CC BY 4.0).
 """
 
 
@@ -163,15 +167,18 @@ base_model: {recipe["base"]}
 ---
 # {recipe["name"]}
 
-A LoRA of rank {recipe["rank"]} on the language model of `{recipe["base"]}` against modality interference: cross-entropy
-on clean and perturbed twins, consistency `{recipe["consistency"]}` with weight {recipe["consistency_weight"]}.
+A LoRA of rank {recipe["rank"]} on the language model of `{recipe["base"]}` against modality interference:
+cross-entropy on clean and perturbed twins, consistency `{recipe["consistency"]}` with weight
+{recipe["consistency_weight"]}.
 Trained on {", ".join(recipe["perturbations"])}; harmless twins: {", ".join(recipe["controls"])}.
 
-Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`). Serve it with
-`modint-guard serve --adapter {recipe["name"]}`; vLLM needs `--enable-lora --max-lora-rank {recipe["rank"]}`.
+Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`). Serve it
+with `modint-guard serve --adapter {recipe["name"]}`; vLLM itself needs `--enable-lora` and
+`--max-lora-rank {recipe["rank"]}`.
 
 ## Test split, greedy first token, transformers
 
 {_figures(run["test"])}
-The figures through vLLM and the gateway, with intervals and beside the base's, are in `docs/results/tinyworld.md`.
+The figures through vLLM and the gateway, with intervals and beside the base's, are in
+`docs/results/tinyworld.md`.
 """

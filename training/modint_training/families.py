@@ -9,7 +9,7 @@ LINEAR = "(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """`lora_targets` is anchored on the language model: a bare list of suffixes would leak into the vision tower."""
+    """`lora_targets` names the language model: a bare list of suffixes would hit the vision tower too."""
 
     model_type: str
     lora_targets: str
@@ -27,4 +27,6 @@ def family_of(model_type: str) -> ModelFamily:
     try:
         return FAMILIES[model_type]
     except KeyError:
-        raise ConfigError(f"cannot train a model of type {model_type!r}; known: {', '.join(FAMILIES)}") from None
+        raise ConfigError(
+            f"cannot train a model of type {model_type!r}; known: {', '.join(FAMILIES)}"
+        ) from None

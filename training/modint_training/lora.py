@@ -32,7 +32,9 @@ def load_base(name: str) -> tuple[Any, Any]:
     return LlavaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
-def train_lora(recipe: LoraRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
+def train_lora(
+    recipe: LoraRecipe, folder: Path, *, resume: str = "no"
+) -> tuple[Any, Any, list[dict[str, float]]]:
     """Train the adapter; returns (PEFT model, processor, validation figures by step)."""
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
@@ -62,7 +64,7 @@ def train_lora(recipe: LoraRecipe, folder: Path, *, resume: str = "no") -> tuple
 
 
 def lora_config(recipe: LoraRecipe, model_type: str) -> LoraConfig:
-    """Adapters on the linear layers of the language model only; the vision tower and the projector stay as they are."""
+    """Adapters on the language model's linear layers only; vision tower and projector stay as they are."""
     return LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -107,7 +109,10 @@ def twin_batches(recipe: LoraRecipe, processor: Any) -> Callable[[int], Batch]:
             if other is not None:
                 clean_row.append(len(rows) - 1)
                 rows.append(other)
-        return {**collate([encode(row, processor) for row in rows], processor), "clean_row": torch.tensor(clean_row)}
+        return {
+            **collate([encode(row, processor) for row in rows], processor),
+            "clean_row": torch.tensor(clean_row),
+        }
 
     return batch
 

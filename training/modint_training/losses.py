@@ -19,13 +19,13 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kl_divergence(clean: Tensor, twin: Tensor) -> Tensor:
-    """KL(clean || twin) of each row, in nats; `clean` is a constant (stop-gradient)  # (N, V), (N, V) -> (N,)."""
+    """KL(clean || twin) of each row, in nats; `clean` is a constant  # (N, V), (N, V) -> (N,)."""
     log_p, log_q = F.log_softmax(clean.detach().float(), -1), F.log_softmax(twin.float(), -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def js_divergence(clean: Tensor, twin: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of each row, in nats, at most ln 2; `clean` is a constant  # (N, V), (N, V) -> (N,)."""
+    """Jensen-Shannon divergence, in nats, at most ln 2; `clean` is a constant  # (N, V), (N, V) -> (N,)."""
     log_p, log_q = F.log_softmax(clean.detach().float(), -1), F.log_softmax(twin.float(), -1)
     log_m = torch.logaddexp(log_p, log_q) - torch.log(log_p.new_tensor(2.0))
     return 0.5 * ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1))
@@ -37,8 +37,9 @@ CONSISTENCY = {"kl": kl_divergence, "js": js_divergence}
 def consistency_loss(logits: Tensor, labels: Tensor, clean_row: Tensor, kind: str) -> Tensor:
     """Mean divergence between each twin and its clean row over the tokens of the answer.
 
-    `clean_row`  # (B,) holds, for a twin, the row of its clean version, and -1 for every other row. Twin and clean
-    row share the answer, so their predicting positions pair up one to one. Zero where there are no twins.
+    `clean_row`  # (B,) holds, for a twin, the row of its clean version, and -1 for every other row. Twin and
+    clean row share the answer, so their predicting positions pair up one to one. Zero where there are no
+    twins.
     """
     twins = (clean_row >= 0).nonzero().squeeze(-1)
     if not len(twins):

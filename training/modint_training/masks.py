@@ -14,7 +14,8 @@ def answer_mask(labels: Tensor) -> Tensor:
 def predicting_mask(labels: Tensor) -> Tensor:
     """Positions whose logits predict an answer token: one before each (t-1)  # (B, L).
 
-    The reference code of arXiv 2505.19616 reads consistency at t, where a one-letter answer's decision is never seen.
+    The reference code of arXiv 2505.19616 reads consistency at t, where a one-letter answer's decision is
+    never seen.
     """
     shifted = torch.zeros_like(labels, dtype=torch.bool)
     shifted[:, :-1] = answer_mask(labels)[:, 1:]

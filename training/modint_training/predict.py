@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modint_guard.item import Item, is_right
+from modint_guard.item import Family, Item, is_right
 from modint_training.collate import Encoded, collate, encode
 from modint_training.tinyworld import suite
 
 # Conditions the validation split is looked at under, while training: (family, perturbation).
-WATCHED = (
+WATCHED: tuple[tuple[Family, str], ...] = (
     ("image-heavy", "clean"),
     ("image-heavy", "true_description"),
     ("image-heavy", "misleading_description"),
@@ -41,19 +41,26 @@ def _forward(model: nn.Module, rows: Sequence[Encoded], processor: Any) -> Itera
     inputs = collate(rows, processor)
     del inputs["labels"]
     device = next(model.parameters()).device
-    logits = model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False).logits.float().cpu()
+    logits = (
+        model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False)
+        .logits.float()
+        .cpu()
+    )
     return [logits[index, len(row.ids) - row.answer_length - 1] for index, row in enumerate(rows)]
 
 
 def answers(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[str]:
     """The greedy first token of each answer, as text; every TinyWorld answer is one token."""
-    return [processor.tokenizer.decode([int(token)]) for token in first_logits(model, processor, items).argmax(-1)]
+    return [
+        processor.tokenizer.decode([int(token)]) for token in first_logits(model, processor, items).argmax(-1)
+    ]
 
 
 def accuracy(model: nn.Module, processor: Any, items: Sequence[Item]) -> float:
     """Share of right answers in [0, 1]."""
     right = [is_right(item, text) for item, text in zip(items, answers(model, processor, items), strict=True)]
     return sum(right) / len(right)
+
 
 def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
     """Accuracy on the validation split under each watched condition."""

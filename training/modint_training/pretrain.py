@@ -13,11 +13,16 @@ from modint_guard.perturb import seeded
 from modint_training.collate import collate, encode, pixels
 from modint_training.config import PretrainRecipe
 from modint_training.predict import watch
-from modint_training.tinyworld import language, model as architecture, suite
+from modint_training.tinyworld import language, suite
+from modint_training.tinyworld import model as architecture
+from modint_training.tinyworld.tasks import build
 from modint_training.trainer import Batch, Evaluation, fit, last_step, seed_everything
 
-def pretrain(recipe: PretrainRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
-    """Train the base; returns (model, processor, validation figures by step). Checkpoints lie under `folder`."""
+
+def pretrain(
+    recipe: PretrainRecipe, folder: Path, *, resume: str = "no"
+) -> tuple[Any, Any, list[dict[str, float]]]:
+    """Train the base, with checkpoints under `folder`; returns (model, processor, validation figures)."""
     seed_everything(recipe.seed)
     processor = language.build_processor(language.train_tokenizer(seed=recipe.seed))
     model = architecture.build_model(processor.tokenizer)
@@ -62,7 +67,9 @@ def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], 
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         items = (suite.training_item(index, seed=recipe.seed, mixture=mixture) for index in indices)
         rows = sorted((encode(item, processor) for item in items), key=lambda row: len(row.ids))
-        return {"parts": [collate(rows[start : start + part], processor) for start in range(0, len(rows), part)]}
+        return {
+            "parts": [collate(rows[start : start + part], processor) for start in range(0, len(rows), part)]
+        }
 
     return batch
 
@@ -79,7 +86,9 @@ class TowerHeads(nn.Module):
     def __init__(self, tower: nn.Module, width: int) -> None:
         super().__init__()
         self.tower = tower
-        self.heads = nn.ModuleDict({task.name: nn.Linear(2 * width, len(task.choices)) for task in _labelled()})
+        self.heads = nn.ModuleDict(
+            {task.name: nn.Linear(2 * width, len(task.choices)) for task in _labelled()}
+        )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         states = self.tower(pixel_values=pixel_values).last_hidden_state  # (B, 1 + patches, D)
@@ -94,10 +103,12 @@ def tower_loss(net: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of each picture's own sub-task."""
     states = net(batch["pixel_values"])
     loss = states.new_zeros(())
-    for number, (_, head) in enumerate(net.heads.items()):  # type: ignore[operator, union-attr]
+    for number, (_, head) in enumerate(net.heads.items()):
         mine = batch["task"] == number
         if mine.any():
-            loss = loss + nn.functional.cross_entropy(head(states[mine]).float(), batch["label"][mine], reduction="sum")
+            loss = loss + nn.functional.cross_entropy(
+                head(states[mine]).float(), batch["label"][mine], reduction="sum"
+            )
     return loss / len(batch["label"])
 
 
@@ -110,7 +121,7 @@ def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Pa
     def one(index: int) -> tuple[int, Item]:
         rng = seeded("tower", recipe.seed, index)
         number = rng.choices(range(len(tasks)), weights)[0]
-        return number, suite.build(tasks[number], f"tower-{index}", rng, "train", form="word")
+        return number, build(tasks[number], f"tower-{index}", rng, "train", form="word")
 
     def batch(step: int) -> Batch:
         drawn = [one(step * recipe.tower_batch + i) for i in range(recipe.tower_batch)]
@@ -144,7 +155,7 @@ def _tower_accuracy(processor: Any) -> Callable[[nn.Module, int], dict[str, floa
         figures = {}
         for task in _labelled():
             mine = [index for index, item in enumerate(items) if item.task == task.name]
-            guess = net.heads[task.name](states[mine]).argmax(-1)  # type: ignore[index, operator]
+            guess = net.heads[task.name](states[mine]).argmax(-1)
             truth = torch.tensor([task.choices.index(items[index].answer) for index in mine])
             figures[task.name] = float((guess == truth).float().mean())
         return figures

@@ -71,9 +71,9 @@ def conditions() -> Iterator[Condition]:
 
 @app.command()
 def tinyworld(
-    output: Annotated[Path, typer.Option(help="The JSON file to rewrite; a Markdown table goes beside it.")] = Path(
-        "docs/results/tinyworld.json"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="The JSON file to rewrite; a Markdown table goes beside it.")
+    ] = Path("docs/results/tinyworld.json"),
     count: Annotated[int, typer.Option(help="Test items a family and perturbation.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the items and the perturbations.")] = 0,
     concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 12,
@@ -94,22 +94,27 @@ def tinyworld(
 
 
 NOTES = """\
-Greedy answers through vLLM and the gateway; the client names `relevant`. Intervals: 95 %, bootstrap clustered by source
-digit. `flagged_rate` is the share of all answers flagged, right or wrong; text-heavy items without a picture and
-image-heavy ones without a caption have little or nothing to probe. `held_out` says what no training has seen:
-`perturbation`, `wording`, or `no`."""
+Greedy answers through vLLM and the gateway; the client names `relevant`. Intervals: 95 %, bootstrap clustered
+by source digit. `flagged_rate` is the share of all answers flagged, right or wrong; text-heavy items without
+a picture and image-heavy ones without a caption have little or nothing to probe. `held_out` says what no
+training has seen: `perturbation`, `wording`, or `no`."""
 
 
-async def _ask(url: str, cells: Sequence[Condition], count: int, seed: int, concurrency: int) -> list[dict[str, Any]]:
+async def _ask(
+    url: str, cells: Sequence[Condition], count: int, seed: int, concurrency: int
+) -> list[dict[str, Any]]:
     asked = [(model, cell) for model in (BASE, ADAPTER) for cell in cells]
     rows: list[dict[str, Any]] = []
     async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
         with tqdm(total=len(asked) * count, unit="item") as bar:
+
+            def advance(_: Row) -> None:
+                bar.update()
+
             for model, cell in asked:
                 bar.set_postfix_str(f"{model} {cell.family} {cell.perturbation}")
-                found = await run(
-                    cell.items(count, seed), endpoint.complete, model, concurrency=concurrency, done=lambda _: bar.update()
-                )
+                items = cell.items(count, seed)
+                found = await run(items, endpoint.complete, model, concurrency=concurrency, done=advance)
                 rows += table_rows(model, cell, found)
     return rows
 
@@ -118,7 +123,9 @@ def table_rows(model: str, cell: Condition, found: Sequence[Row]) -> Iterator[di
     """One row for both forms together and one for each."""
     for form in ("all", "word", "letter"):
         chosen = [row for row in found if form in ("all", row.item.form)]
-        low, high = cluster_interval([float(row.right) for row in chosen], [row.item.source for row in chosen])
+        low, high = cluster_interval(
+            [float(row.right) for row in chosen], [row.item.source for row in chosen]
+        )
         yield {
             "model": model,
             "family": cell.family,

@@ -1,8 +1,9 @@
 """Fit the guard's default risk on TinyWorld's validation split, through the real engine.
 
-Each item is answered by base and adapter with its views; the risk is a logistic of the divergence and the margin of the
-view without the irrelevant modality, fitted to "the answer is wrong". The fitted constants are the defaults of
-`modint_guard.config.Thresholds`: a starting point for TinyWorld-like models, not a calibration of anyone else's.
+Each item is answered by base and adapter with its views; the risk is a logistic of the divergence and the
+margin of the view without the irrelevant modality, fitted to "the answer is wrong". The fitted constants are
+the defaults of `modint_guard.config.Thresholds`: a starting point for TinyWorld-like models, not a
+calibration of anyone else's.
 """
 
 import asyncio
@@ -51,7 +52,9 @@ class Sample:
 
 
 def thresholds(
-    output: Annotated[Path, typer.Option(help="The JSON file to rewrite.")] = Path("docs/results/thresholds.json"),
+    output: Annotated[Path, typer.Option(help="The JSON file to rewrite.")] = Path(
+        "docs/results/thresholds.json"
+    ),
     count: Annotated[int, typer.Option(help="Validation items a perturbation and model.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the items and the perturbations.")] = 0,
 ) -> None:
@@ -60,7 +63,8 @@ def thresholds(
         samples = asyncio.run(_collect(served.url, count, seed))
     model = fit([sample for found in samples.values() for sample in found])
     rows = [
-        {"model": name, "n": len(found), **constants(model), **outcomes(model, found)} for name, found in samples.items()
+        {"model": name, "n": len(found), **constants(model), **outcomes(model, found)}
+        for name, found in samples.items()
     ]
     write_results(
         output,
@@ -68,8 +72,9 @@ def thresholds(
         seeds=[seed],
         rows=rows,
         title="Default thresholds, fitted on the validation split",
-        notes="One logistic for both models: risk = sigmoid(bias + weight_js * JS + weight_margin * margin); an answer"
-        " is flagged where the view flips and the risk reaches flag_at. Shares are of the wrong and of the right answers.",
+        notes="One logistic for both models: risk = sigmoid(bias + weight_js * JS + weight_margin * margin);"
+        " an answer is flagged where the view flips and the risk reaches flag_at."
+        " Shares are of the wrong and of the right answers.",
     )
     typer.echo(f"wrote {output}")
 

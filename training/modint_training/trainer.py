@@ -1,4 +1,4 @@
-"""One training loop for every recipe: a `transformers.Trainer` that overrides the loss and the data loader only."""
+"""One training loop for every recipe: a `transformers.Trainer` with another loss and data loader."""
 
 import random
 import sys
@@ -20,7 +20,7 @@ Evaluate = Callable[[nn.Module, int], dict[str, float]]
 
 
 class Stream(IterableDataset[Batch]):
-    """Batches by number, without end: batch k is a function of k alone, so a resumed run sees what it would have."""
+    """Batches by number, without end: batch k depends on k alone, so a resumed run sees the same ones."""
 
     def __init__(self, batch: Callable[[int], Batch], start: int) -> None:
         self.batch = batch
@@ -55,7 +55,9 @@ class EveryMinutes(TrainerCallback):
         self.seconds = minutes * 60
         self.last = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if time.monotonic() - self.last >= self.seconds:
             self.last = time.monotonic()
             control.should_save = True
@@ -69,20 +71,26 @@ class Evaluation(TrainerCallback):
         self.every = every
         self.history: list[dict[str, float]] = []
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
+    ) -> None:
         if state.global_step % self.every == 0 or state.global_step == args.max_steps:
             figures = self.evaluate(kw["model"], state.global_step)
             self.history.append({"step": state.global_step, **figures})
-            print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()), file=sys.stderr, flush=True)
+            print(
+                "  ".join(f"{name} {value:.3f}" for name, value in figures.items()),
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def wants_bf16(precision: str) -> bool:
-    """Whether to compute in bf16: on request, or under `auto` where the processor has the arithmetic for it."""
+    """Whether to compute in bf16: on request, or under `auto` where the processor has that arithmetic."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16())
 
 
 def has_fast_bf16() -> bool:
-    """bf16 matrix arithmetic: a GPU that has it, or AVX-512/AMX on a CPU; emulated bf16 is slower than float32."""
+    """A GPU with bf16, or AVX-512/AMX on a CPU; emulated bf16 is slower than float32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
     capabilities = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -119,9 +127,9 @@ def fit(
     resume: str,
     evaluation: Evaluation | None = None,
 ) -> float:
-    """Train `model` in place for `steps` steps, with a progress bar and checkpoints; returns the last mean loss.
+    """Train `model` in place, with a progress bar and checkpoints; returns the last mean loss.
 
-    `batch(k)` gives the tensors of step k. With `resume="auto"` the run continues from the folder's last checkpoint.
+    `batch(k)` gives the tensors of step k. `resume="auto"` continues from the folder's last checkpoint.
     """
     start = last_step(folder, resume)
     if start >= steps:

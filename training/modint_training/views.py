@@ -13,11 +13,13 @@ def clean_view(item: Item) -> Item:
     return item.replace(image=None) if item.family == "text-heavy" else item
 
 
-def twin(item: Item, kinds: Sequence[str], controls: Sequence[str], control_share: float, rng: random.Random) -> Item | None:
+def twin(
+    item: Item, kinds: Sequence[str], controls: Sequence[str], control_share: float, rng: random.Random
+) -> Item | None:
     """A perturbed version of `item`: one of `kinds`, or with probability `control_share` one of `controls`.
 
-    Without controls the adapter would learn "whatever the caption says is wrong". None where nothing fits the family:
-    items that need both modalities are never perturbed.
+    Without controls the adapter would learn "whatever the caption says is wrong". None where nothing fits the
+    family: items that need both modalities are never perturbed.
     """
     fitting = {kind.name for kind in applicable(item.family)}
     harmful = [name for name in kinds if name in fitting]

@@ -43,7 +43,7 @@ def digit_split(split: str) -> dict[int, tuple[int, ...]]:
 
 
 def digit(source: int, rng: random.Random, *, spread: float = 1.0) -> Image.Image:
-    """UCI digit number `source`, slightly turned, scaled and shifted; `spread` widens these ranges for training."""
+    """UCI digit number `source`, slightly turned, scaled and shifted; `spread` widens these ranges."""
     glyphs, _ = _digit_source()
     angle = math.radians(rng.uniform(-8, 8) * spread)
     scale = 4.0 * (1 + rng.uniform(-0.08, 0.08) * spread)
@@ -107,7 +107,8 @@ def _mask(name: str, x: float, y: float, radius: float, turn: float) -> Pixels:
     else:
         corners = [(r * radius, a + turn) for r, a in _OUTLINES[name]]
         draw.polygon(
-            [(_OVERSAMPLE * (x + r * math.sin(a)), _OVERSAMPLE * (y - r * math.cos(a))) for r, a in corners], fill=255
+            [(_OVERSAMPLE * (x + r * math.sin(a)), _OVERSAMPLE * (y - r * math.cos(a))) for r, a in corners],
+            fill=255,
         )
     return np.asarray(canvas.reduce(_OVERSAMPLE), dtype=np.float32)[..., None] / 255.0
 

@@ -24,7 +24,7 @@ SPECIAL = (PAD, BOS, USER, ASSISTANT, SYSTEM, END, IMAGE)
 PATCH = 8
 IMAGE_TOKENS = (draw.SIZE // PATCH) ** 2 + 1  # every patch and the class token: feature strategy "full"
 
-# One line, no newline after a block tag: Jinja trims those, and the served prompt would differ from the trained one.
+# No newline after a block tag: Jinja trims those, and the served prompt would differ from the trained one.
 CHAT_TEMPLATE = (
     "{{ '<|begin|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"

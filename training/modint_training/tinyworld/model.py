@@ -1,6 +1,12 @@
 """TinyWorld's architecture: a LLaVA of at most 3.5 M parameters (CLIP tower, projector, Llama)."""
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from modint_training.tinyworld import draw
 from modint_training.tinyworld.language import IMAGE, PATCH

@@ -1,11 +1,13 @@
 """Which items each split holds, and the mixture the base model learns from.
 
-Splits differ in source digits (UCI digits by index) and in seed; the seed of a split is part of every item's id.
+Splits differ in source digits (UCI digits by index) and in seed, which is part of every item's id.
 """
 
 import random
 from dataclasses import dataclass
 from typing import Literal
+
+from PIL import Image
 
 from modint_guard.item import FAMILIES, Family, Form, Item
 from modint_guard.perturb import CLAIMS, FACTS, claim, perturb, seeded
@@ -23,7 +25,7 @@ def tasks_of(family: Family) -> tuple[Task, ...]:
 
 
 def items(family: Family, split: Split, count: int, *, seed: int = 0, held_out: bool = False) -> list[Item]:
-    """`count` clean items of a family: sub-tasks in turn, word and letter form in turn, labels drawn at random."""
+    """`count` clean items of a family: sub-tasks and forms in turn, labels drawn at random."""
     return [item(family, split, index, seed=seed, held_out=held_out) for index in range(count)]
 
 
@@ -43,8 +45,8 @@ def perturbed(clean: Item, name: str, *, seed: int = 0) -> Item:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The ratios of the base model's training data. Captions are mostly true and pictures mostly agree with the text,
-    as on the web. A label follows the picture or the text that ought to decide; never a lie."""
+    """The ratios of the base model's training data. Captions are mostly true and pictures mostly agree with
+    the text, as on the web. A label follows the picture or the text that ought to decide; never a lie."""
 
     families: tuple[float, float, float] = (0.42, 0.28, 0.30)  # image-heavy, text-heavy, vqa
     captioned: float = 0.60  # of image-heavy items
@@ -76,7 +78,7 @@ def training_item(index: int, *, seed: int, mixture: Mixture) -> Item:
 
 
 def letter_drill(asked: Item, rng: random.Random) -> Item:
-    """Names an option and asks for its letter: teaches the lettered form on its own, which otherwise comes late."""
+    """Names an option and asks for its letter: teaches the lettered form, which otherwise comes late."""
     listed = tuple(rng.sample(asked.choices, min(len(asked.choices), LETTERED_CHOICES)))
     named, other = rng.sample(listed, 2)
     return asked.replace(
@@ -131,7 +133,7 @@ def _picture(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
     return clean.replace(image=clean.contradicting)
 
 
-def _other(rng: random.Random) -> "draw.Image.Image":
+def _other(rng: random.Random) -> Image.Image:
     """A picture that has nothing to do with the text: an empty card, or two shapes."""
     if rng.random() < 0.4:
         return draw.blank(rng)

@@ -1,8 +1,8 @@
 """The sub-tasks of TinyWorld: each makes one labelled item from a seeded generator.
 
-image-heavy: digit, shape, colour, count · text-heavy: arithmetic, lookup, ordering · vqa: digit_plus, is_colour,
-shape_of_colour, count_of_colour. Every sub-task has trained and held-out wordings; the held-out ones recombine words
-that the trained ones use.
+image-heavy: digit, shape, colour, count · text-heavy: arithmetic, lookup, ordering · vqa: digit_plus,
+is_colour, shape_of_colour, count_of_colour. Every sub-task has trained and held-out wordings; the held-out
+ones recombine words that the trained ones use.
 """
 
 import random
@@ -35,7 +35,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Task:
-    """A sub-task: its wordings, its answers, what shows an answer as a picture, and how an item comes about."""
+    """A sub-task: its wordings, its answers, how an item comes about, what shows an answer as a picture."""
 
     name: str
     family: Family
@@ -47,7 +47,9 @@ class Task:
     show: Callable[[str, random.Random, str], tuple[Image.Image, str]] | None = None
 
 
-def build(task: Task, item_id: str, rng: random.Random, split: str, *, form: Form, held_out: bool = False) -> Item:
+def build(
+    task: Task, item_id: str, rng: random.Random, split: str, *, form: Form, held_out: bool = False
+) -> Item:
     """One clean item of `task`: image-heavy without a caption, text-heavy without a picture."""
     draft = task.make(rng, split)
     wrong = rng.choice([choice for choice in task.choices if choice != draft.answer])
@@ -73,7 +75,9 @@ def build(task: Task, item_id: str, rng: random.Random, split: str, *, form: For
     )
 
 
-def _choices(every: Sequence[str], answer: str, wrong: str, form: Form, rng: random.Random) -> tuple[str, ...]:
+def _choices(
+    every: Sequence[str], answer: str, wrong: str, form: Form, rng: random.Random
+) -> tuple[str, ...]:
     if form == "word" or len(every) <= 2:
         return tuple(every)
     others = [choice for choice in every if choice not in (answer, wrong)]
@@ -100,7 +104,9 @@ def _show_count(choice: str, rng: random.Random, split: str) -> tuple[Image.Imag
     return draw.shapes([(shape, colour)] * int(choice), rng), ""
 
 
-def _seen(show: Callable[[str, random.Random, str], tuple[Image.Image, str]], choices: Sequence[str]) -> Callable[[random.Random, str], Draft]:
+def _seen(
+    show: Callable[[str, random.Random, str], tuple[Image.Image, str]], choices: Sequence[str]
+) -> Callable[[random.Random, str], Draft]:
     def make(rng: random.Random, split: str) -> Draft:
         answer = rng.choice(choices)
         image, source = show(answer, rng, split)
@@ -126,7 +132,9 @@ def _lookup(kind: str) -> Callable[[random.Random, str], Draft]:
     def make(rng: random.Random, split: str) -> Draft:
         people = rng.sample(NAMES, 3)
         owned = [(rng.choice(COLOURS), rng.choice(draw.SHAPES)) for _ in people]
-        context = " ".join(f"{who} has a {colour} {shape}." for who, (colour, shape) in zip(people, owned, strict=True))
+        context = " ".join(
+            f"{who} has a {colour} {shape}." for who, (colour, shape) in zip(people, owned, strict=True)
+        )
         asked = rng.randrange(3)
         answer = owned[asked][0 if kind == "colour" else 1]
         return Draft({"who": people[asked]}, answer, None, "", context)
@@ -182,7 +190,12 @@ TASKS: dict[str, Task] = {
         Task(
             "digit",
             "image-heavy",
-            ("What digit is shown?", "Which digit do you see in the picture?", "What digit does the picture show?", "Which digit is this?"),
+            (
+                "What digit is shown?",
+                "Which digit do you see in the picture?",
+                "What digit does the picture show?",
+                "Which digit is this?",
+            ),
             ("Which digit does the picture show?", "What digit do you see?"),
             DIGITS,
             "the digit {}",
@@ -191,7 +204,12 @@ TASKS: dict[str, Task] = {
         Task(
             "shape",
             "image-heavy",
-            ("What shape is shown?", "Which shape do you see in the picture?", "What shape does the picture show?", "Which shape is this?"),
+            (
+                "What shape is shown?",
+                "Which shape do you see in the picture?",
+                "What shape does the picture show?",
+                "Which shape is this?",
+            ),
             ("Which shape does the picture show?", "What shape do you see?"),
             draw.SHAPES,
             "the shape {}",
@@ -200,7 +218,12 @@ TASKS: dict[str, Task] = {
         Task(
             "colour",
             "image-heavy",
-            ("What colour is the shape shown?", "Which colour do you see in the picture?", "What colour does the shape in the picture have?", "Which colour is this shape?"),
+            (
+                "What colour is the shape shown?",
+                "Which colour do you see in the picture?",
+                "What colour does the shape in the picture have?",
+                "Which colour is this shape?",
+            ),
             ("Which colour does the shape shown have?", "What colour do you see in the picture?"),
             COLOURS,
             "the colour {}",
@@ -209,7 +232,12 @@ TASKS: dict[str, Task] = {
         Task(
             "count",
             "image-heavy",
-            ("How many shapes are shown?", "How many shapes do you see in the picture?", "How many shapes does the picture show?", "How many shapes are in this picture?"),
+            (
+                "How many shapes are shown?",
+                "How many shapes do you see in the picture?",
+                "How many shapes does the picture show?",
+                "How many shapes are in this picture?",
+            ),
             ("How many shapes are shown in this picture?", "How many shapes do you see?"),
             COUNTS,
             "{} shapes",
@@ -218,7 +246,12 @@ TASKS: dict[str, Task] = {
         Task(
             "arithmetic",
             "text-heavy",
-            ("What is {a} {sign} {b}?", "How much is {a} {sign} {b}?", "What do you get for {a} {sign} {b}?", "What number is {a} {sign} {b}?"),
+            (
+                "What is {a} {sign} {b}?",
+                "How much is {a} {sign} {b}?",
+                "What do you get for {a} {sign} {b}?",
+                "What number is {a} {sign} {b}?",
+            ),
             ("How much do you get for {a} {sign} {b}?", "Which number is {a} {sign} {b}?"),
             DIGITS,
             "the digit {}",
@@ -228,8 +261,15 @@ TASKS: dict[str, Task] = {
         Task(
             "lookup_colour",
             "text-heavy",
-            ("According to the text, what colour is the shape of {who}?", "From the text, which colour does the shape of {who} have?", "What colour did the text give for {who}?"),
-            ("According to the text, which colour does the shape of {who} have?", "From the text, what colour is the shape of {who}?"),
+            (
+                "According to the text, what colour is the shape of {who}?",
+                "From the text, which colour does the shape of {who} have?",
+                "What colour did the text give for {who}?",
+            ),
+            (
+                "According to the text, which colour does the shape of {who} have?",
+                "From the text, what colour is the shape of {who}?",
+            ),
             COLOURS,
             "the colour {}",
             _lookup("colour"),
@@ -238,8 +278,15 @@ TASKS: dict[str, Task] = {
         Task(
             "lookup_shape",
             "text-heavy",
-            ("According to the text, what shape does {who} have?", "From the text, which shape is that of {who}?", "What shape did the text give for {who}?"),
-            ("According to the text, which shape is that of {who}?", "From the text, what shape does {who} have?"),
+            (
+                "According to the text, what shape does {who} have?",
+                "From the text, which shape is that of {who}?",
+                "What shape did the text give for {who}?",
+            ),
+            (
+                "According to the text, which shape is that of {who}?",
+                "From the text, what shape does {who} have?",
+            ),
             draw.SHAPES,
             "the shape {}",
             _lookup("shape"),
@@ -248,8 +295,15 @@ TASKS: dict[str, Task] = {
         Task(
             "ordering",
             "text-heavy",
-            ("Which number is the {most} of {a}, {b} and {c}?", "Of {a}, {b} and {c}, what is the {most} number?", "What is the {most} of {a}, {b} and {c}?"),
-            ("What number is the {most} of {a}, {b} and {c}?", "Of {a}, {b} and {c}, which number is the {most}?"),
+            (
+                "Which number is the {most} of {a}, {b} and {c}?",
+                "Of {a}, {b} and {c}, what is the {most} number?",
+                "What is the {most} of {a}, {b} and {c}?",
+            ),
+            (
+                "What number is the {most} of {a}, {b} and {c}?",
+                "Of {a}, {b} and {c}, which number is the {most}?",
+            ),
             DIGITS,
             "the digit {}",
             _ordering,
@@ -258,7 +312,11 @@ TASKS: dict[str, Task] = {
         Task(
             "digit_plus",
             "vqa",
-            ("What is the digit shown plus {n}?", "How much is the digit in the picture plus {n}?", "What number is the digit shown plus {n}?"),
+            (
+                "What is the digit shown plus {n}?",
+                "How much is the digit in the picture plus {n}?",
+                "What number is the digit shown plus {n}?",
+            ),
             ("How much is the digit shown plus {n}?", "What is the digit in the picture plus {n}?"),
             DIGITS,
             "the digit {}",
@@ -267,7 +325,11 @@ TASKS: dict[str, Task] = {
         Task(
             "is_colour",
             "vqa",
-            ("Is the {shape} shown {colour}?", "Is the {shape} in the picture {colour}?", "Does the picture show a {colour} {shape}?"),
+            (
+                "Is the {shape} shown {colour}?",
+                "Is the {shape} in the picture {colour}?",
+                "Does the picture show a {colour} {shape}?",
+            ),
             ("Does this picture show a {colour} {shape}?", "Is the {shape} in this picture {colour}?"),
             ("yes", "no"),
             "{}",
@@ -276,7 +338,11 @@ TASKS: dict[str, Task] = {
         Task(
             "shape_of_colour",
             "vqa",
-            ("What shape in the picture is {colour}?", "Which shape is {colour} in the picture?", "What is the {colour} shape shown?"),
+            (
+                "What shape in the picture is {colour}?",
+                "Which shape is {colour} in the picture?",
+                "What is the {colour} shape shown?",
+            ),
             ("Which shape in the picture is {colour}?", "What shape is {colour} in the picture?"),
             draw.SHAPES,
             "the shape {}",
@@ -285,7 +351,11 @@ TASKS: dict[str, Task] = {
         Task(
             "count_of_colour",
             "vqa",
-            ("How many {colour} shapes are shown?", "How many {colour} shapes do you see in the picture?", "How many of the shapes in the picture are {colour}?"),
+            (
+                "How many {colour} shapes are shown?",
+                "How many {colour} shapes do you see in the picture?",
+                "How many of the shapes in the picture are {colour}?",
+            ),
             ("How many {colour} shapes are in the picture?", "How many of the shapes shown are {colour}?"),
             tuple("1234"),
             "{} shapes",
