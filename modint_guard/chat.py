@@ -100,7 +100,7 @@ def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | N
     messages = list(chat.body["messages"])
     if images is not None:
         _replace_images(messages, chat.images, images)
-    if context is not None and chat.turn >= 0:
+    if context is not None and chat.turn >= 0 and (context or chat.context_spans):
         messages[chat.turn] = _with_text(messages[chat.turn], chat, context)
     return {**chat.body, "messages": messages}
 
@@ -303,7 +303,7 @@ def _edited(text: str, chat: Chat, part: int | None, context: str) -> str:
             text = text[: span.start] + context + text[span.end :]
         else:
             text = _cut(text, span.start, span.end)
-    return text
+    return text if context else text.strip()
 
 
 def _cut(text: str, start: int, end: int) -> str:

@@ -222,7 +222,7 @@ def _skip(chat: Chat, options: ModintOptions) -> str | None:
         return "opted_out"
     if part := unsupported(body):
         return part
-    if "audio" in (body.get("modalities") or ()) or body.get("audio"):
+    if body.get("audio"):
         return "audio"
     if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
         return "tool_calls"
@@ -245,8 +245,10 @@ def _is_structured(body: JSON) -> bool:
 
 
 def _asked(body: JSON) -> Asked:
-    top = body.get("top_logprobs")
-    return Asked(bool(body.get("logprobs")), top if isinstance(top, int) else 0)
+    top = body.get("top_logprobs") or 0
+    if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+        raise RequestError("`top_logprobs` must be a whole number, 0 or more.", param="top_logprobs")
+    return Asked(bool(body.get("logprobs")), top)
 
 
 def _examined(score: Score) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
         raise ImageError("The image's data URL is not base64: send data:image/png;base64,… .")
     if not kind.startswith("image/"):
         raise ImageError(f"The data URL holds {_shown(kind)}, not an image: send data:image/png;base64,… .")
-    if len(data) > (limits.max_bytes + 2) // 3 * 4:
+    if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
         raise ImageError(
             f"The image is larger than {limits.max_bytes} bytes: send a smaller one.",
             code="image_too_large",

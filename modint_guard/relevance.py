@@ -57,6 +57,7 @@ _IMAGE = _rule(
 _TEXT = _rule(
     rf"\baccording\s+to\s+(?:{_THE}\s+)?(?:\w+\s+)?{_WRITTEN}\b",
     rf"\b(?:in|from|by|of|on|with|using|based\s+on|given|read|reading|does|do|did)\s+{_THE}\s+(?:\w+\s+)?{_WRITTEN}\b",
+    rf"\b(?:match(?:es)?|agrees?\s+with|fits?|contradicts?|supports?)\s+{_THE}\s+{_WRITTEN}\b",
     rf"\b{_THE}\s+{_WRITTEN}\s+(?:say|says|said|state|states|mention|mentions|tell|tells|above|below)\b",
     rf"\b(?:mentioned|stated|said|told|written)\s+(?:above|below|in\s+{_THE}\s+{_WRITTEN})\b",
     rf"\b{_NUMBER}\s*(?:[+*/×÷]|[-−](?=\s)|plus|minus|times|divided\s+by|multiplied\s+by|modulo)\s*{_NUMBER}\b",

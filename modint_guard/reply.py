@@ -10,11 +10,19 @@ from collections.abc import Mapping
 from math import exp, log1p
 from typing import Any
 
+from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Asked, Reply
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
-    """The first choice of a whole chat completion."""
+    """The first choice of a whole chat completion. Raises EndpointError where it is none."""
+    try:
+        return _read(completion, ms)
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise EndpointError("The upstream's answer is no chat completion of OpenAI's shape.") from exc
+
+
+def _read(completion: JSON, ms: float) -> Reply:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
     message = choice.get("message") or {}

@@ -37,6 +37,7 @@ class OptionBlock:
     options: tuple[Option, ...]
 
 
+_BULLETS = " \t-*•"
 _LABEL = re.compile(
     r"(?<!\S)(?P<open>[(\[]?)(?P<label>[A-Za-z]|\d{1,2})(?P<close>[.):\]])(?=[ \t]+\S|(?<=\))\S)"
 )
@@ -108,11 +109,16 @@ def option_block(text: str) -> OptionBlock | None:
             end = _block_end(text, run)
             starts = [*(match.start() for match in run[1:]), end]
             options = tuple(
-                Option(match["label"], text[match.end() : stop].strip().rstrip(".,;").rstrip())
+                Option(match["label"], _option_text(text[match.end() : stop]))
                 for match, stop in zip(run, starts, strict=True)
             )
             return OptionBlock(_block_start(text, run), end, options)
     return None
+
+
+def _option_text(raw: str) -> str:
+    """The text of one option without the next one's bullet and without closing punctuation."""
+    return re.sub(r"\n[ \t]*[-*•][ \t]*\Z", "", raw).strip().rstrip(".,;").rstrip()
 
 
 def _run(text: str, labels: list[re.Match[str]]) -> list[re.Match[str]]:
@@ -141,12 +147,15 @@ def _may_follow(text: str, last: re.Match[str], match: re.Match[str]) -> bool:
 
 
 def _starts_line(text: str, position: int) -> bool:
-    return text[text.rfind("\n", 0, position) + 1 : position].strip(" \t-*•") == ""
+    return text[text.rfind("\n", 0, position) + 1 : position].strip(_BULLETS) == ""
 
 
 def _block_start(text: str, run: list[re.Match[str]]) -> int:
-    header = _HEADER_BEFORE.search(text, 0, run[0].start())
-    return header.start() if header else run[0].start()
+    start = run[0].start()
+    if _starts_line(text, start):  # a bullet before the label
+        start -= len(text[:start]) - len(text[:start].rstrip(_BULLETS))
+    header = _HEADER_BEFORE.search(text, 0, start)
+    return header.start() if header else start
 
 
 def _block_end(text: str, run: list[re.Match[str]]) -> int:

@@ -1,0 +1,376 @@
+"""The whole path of a request through the guard, with scripted models."""
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+
+from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
+from modint_guard.chat import with_context
+from modint_guard.errors import EndpointError, RequestError
+from modint_guard.guard import NOTE_FIRST_TOKEN, NOTE_IMAGE_ONLY
+from modint_guard.types import JSON, Relevant, Reply, State
+from tests.core.fakes import GREY, RED, ask, completion, image_part, sees_picture, text_part, world
+
+LIE = "The ball is blue."
+QUESTION = "What colour is the ball in the picture?"
+SUM = "What is 2 plus 3?"
+
+
+def others() -> set[asyncio.Task[object]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+async def test_an_answer_that_follows_a_lying_caption_is_flagged_text() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert found.completion["choices"][0]["message"]["content"] == "blue"
+    assert found.completion["modint"] == found.report.to_json()
+    said = found.report.to_json()
+    assert (said["verdict"], said["cause"], said["relevant"], said["relevant_source"]) == (
+        "flagged",
+        "text",
+        "image",
+        "rules",
+    )
+    assert said["risk"] > 0.9
+    assert said["answers"] == {"image_only": "red", "text_only": "blue"}
+    assert said["examined"] == ["text", "image"]
+    assert [row["name"] for row in said["probes"]] == ["no_context", "neutral_image", "prior"]
+    assert said["influence"]["text"] > 1 > abs(said["influence"]["image"])
+    assert not others()
+
+
+async def test_a_true_caption_passes() -> None:
+    model = world(both="red", image="red", text="red", neither="round", lie="red.")
+    found = await Guard().inspect(ask(f"The ball is red.\n{QUESTION}"), model)
+    assert found.report.verdict.state is State.PASS
+    assert found.report.verdict.risk is not None and found.report.verdict.risk < 0.1
+
+
+async def test_a_sum_answered_from_the_picture_beside_it_is_flagged_image() -> None:
+    model = world(both="red", image="red", text="green", neither="green")
+    found = await Guard().inspect(ask(SUM), model)
+    said = found.report.to_json()
+    assert (said["verdict"], said["cause"], said["relevant"]) == ("flagged", "image", "text")
+    assert [row["name"] for row in said["probes"]] == ["neutral_image"]
+    assert said["examined"] == ["image"]
+    assert said["notes"] == [NOTE_IMAGE_ONLY]
+
+
+async def test_an_answer_that_needs_neither_is_flagged_prior() -> None:
+    model = world(both="red", image="red", text="red", neither="red")
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
+    found = await Guard().inspect(ask(QUESTION), model)
+    assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
+
+
+async def test_a_question_about_the_picture_without_a_context_is_skipped_for_want_of_one() -> None:
+    model = world(both="red", image="red", text="green", neither="green")
+    found = await Guard().inspect(ask(QUESTION), model)
+    assert (found.report.verdict.state, found.report.verdict.reason) == ("skipped", "no_context")
+    assert (found.report.text_only, len(found.report.probes)) == ("green", 1)
+
+
+async def test_two_sure_and_different_sources_are_a_conflict_where_nobody_knows() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    found = await Guard().inspect(ask(f"{LIE}\nIs it so?"), model)
+    assert (found.report.verdict.cause, found.report.relevant) == ("conflict", Relevant.UNKNOWN)
+
+
+async def test_lettered_answers_are_exact() -> None:
+    async def model(body: JSON) -> JSON:
+        said = "A" if sees_picture(body) and "blue ball" not in str(body) else "B"
+        return completion(said, [{said: 0.9, "A" if said == "B" else "B": 0.1}])
+
+    found = await Guard().inspect(ask(f"A blue ball.\n{QUESTION}\nA. red\nB. blue"), model)
+    assert all(row.exact for row in found.report.probes)
+    assert found.report.verdict.cause == "text"
+
+
+async def test_a_late_probe_leaves_the_answer_unscored_and_intact() -> None:
+    fast = world(both="blue", image="red", text="blue", neither="round")
+
+    async def model(body: JSON) -> JSON:
+        if body.get("max_tokens") == 2 and not sees_picture(body):
+            await asyncio.sleep(60)
+        return await fast(body)
+
+    found = await Guard(GuardConfig(deadline_s=0.05)).inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    said = found.report.to_json()
+    assert found.completion["choices"][0]["message"]["content"] == "blue"
+    assert (said["verdict"], said["reason"], said["risk"], said["cause"]) == (
+        "unscored",
+        "timeout",
+        None,
+        None,
+    )
+    assert {row["name"]: row["outcome"] for row in said["probes"]} == {
+        "no_context": "flipped",
+        "neutral_image": "timeout",
+        "prior": "timeout",
+    }
+    assert not others()
+
+
+async def test_failing_probes_leave_the_answer_unscored() -> None:
+    async def model(body: JSON) -> JSON:
+        if body.get("max_tokens") == 2:
+            raise EndpointError("busy", status=503)
+        return completion("blue", [{"blue": 1.0}])
+
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert (found.report.verdict.state, found.report.verdict.reason) == ("unscored", "upstream_error")
+
+
+async def test_an_upstream_without_log_probabilities_leaves_the_answer_unscored() -> None:
+    async def model(body: JSON) -> JSON:
+        return completion("blue")
+
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert (found.report.verdict.state, found.report.verdict.reason) == ("unscored", "no_logprobs")
+
+
+async def test_an_error_of_the_request_itself_is_raised_and_its_probes_are_cancelled() -> None:
+    async def model(body: JSON) -> JSON:
+        if body.get("max_tokens") == 2:
+            await asyncio.sleep(60)
+        raise EndpointError("no such model", status=404)
+
+    with pytest.raises(EndpointError, match="no such model"):
+        await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert not others()
+
+
+async def test_cancelling_an_inspection_leaves_no_task() -> None:
+    started = []
+
+    async def model(body: JSON) -> JSON:
+        started.append(body)
+        await asyncio.sleep(60)
+        return {}
+
+    running = asyncio.create_task(Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model))
+    await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(started) == 4
+    assert not others()
+
+
+def test_the_main_body_asks_for_log_probabilities_and_hides_modint() -> None:
+    guard = Guard()
+    body = ask(f"{LIE}\n{QUESTION}", modint={"relevant": "image"}, temperature=0.7, x_unknown=1)
+    before = copy.deepcopy(body)
+    sent = guard.main_body(guard.plan(body))
+    assert sent == {
+        **{k: v for k, v in before.items() if k != "modint"},
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    assert body == before
+    more = guard.plan(ask(QUESTION, logprobs=True, top_logprobs=30))
+    assert guard.main_body(more)["top_logprobs"] == 30
+
+
+async def test_the_client_gets_back_only_the_log_probabilities_it_asked_for() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    bare = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert bare.completion["choices"][0]["logprobs"] is None
+    two = await Guard().inspect(ask(f"{LIE}\n{QUESTION}", logprobs=True, top_logprobs=2), model)
+    (entry,) = two.completion["choices"][0]["logprobs"]["content"]
+    assert len(entry["top_logprobs"]) == 2
+
+
+def test_views_bear_the_same_model_and_are_short_sure_and_whole() -> None:
+    body = ask(
+        f"{LIE}\n{QUESTION}",
+        stream=True,
+        stream_options={"include_usage": True},
+        max_completion_tokens=99,
+        min_tokens=9,
+        temperature=1,
+        seed=3,
+        n=1,
+    )
+    plan = Guard().plan(body)
+    assert [view.name for view in plan.views] == ["no_context", "neutral_image", "prior"]
+    for view in plan.views:
+        rest = {key: value for key, value in view.body.items() if key != "messages"}
+        assert rest == {
+            "model": "m",
+            "seed": 3,
+            "max_tokens": 2,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 20,
+        }
+    contents = {view.name: view.body["messages"][0]["content"] for view in plan.views}
+    assert contents["no_context"] == [image_part(RED), text_part(QUESTION)]
+    assert contents["neutral_image"] == [image_part(GREY), text_part(f"{LIE}\n{QUESTION}")]
+    assert contents["prior"] == [image_part(GREY), text_part(QUESTION)]
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+TOOL_TURN: list[JSON] = [
+    {"role": "user", "content": [image_part(), text_part(QUESTION)]},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "red"},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (ask(QUESTION, modint={"mode": "off"}), "opted_out"),
+        (ask(QUESTION, images=0), "no_image"),
+        ({"model": "m", "messages": [{"role": "user", "content": QUESTION}]}, "no_image"),
+        (ask(QUESTION, tools=[TOOL]), "tool_calls"),
+        (ask(QUESTION, functions=[{"name": "look"}]), "tool_calls"),
+        ({"model": "m", "messages": TOOL_TURN}, "tool_calls"),
+        (
+            ask(QUESTION, response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
+            "structured_output",
+        ),
+        (ask(QUESTION, response_format={"type": "json_object"}), "structured_output"),
+        (ask(QUESTION, structured_outputs={"regex": "a|b"}), "structured_output"),
+        (ask(QUESTION, n=2), "multiple_choices"),
+        (ask(QUESTION, modalities=["text", "audio"], audio={"voice": "a", "format": "wav"}), "audio"),
+    ],
+)
+async def test_requests_that_cannot_be_probed_are_skipped_by_name_and_sent_as_they_are(
+    body: JSON, reason: str
+) -> None:
+    guard, sent = Guard(), []
+
+    async def model(received: JSON) -> JSON:
+        sent.append(received)
+        return completion("red")
+
+    found = await guard.inspect(body, model)
+    assert (found.report.verdict.state, found.report.verdict.reason) == ("skipped", reason)
+    assert (found.report.probes, found.report.examined) == ((), ())
+    assert sent == [{key: value for key, value in body.items() if key != "modint"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("input_audio", "audio"), ("video_url", "video"), ("file", "unsupported_part")]
+)
+def test_requests_with_other_media_are_skipped_by_name(kind: str, reason: str) -> None:
+    body = ask(QUESTION)
+    body["messages"][0]["content"].append({"type": kind, kind: {}})
+    assert Guard().plan(body).skip == reason
+
+
+@pytest.mark.parametrize(
+    "harmless", [{"tools": []}, {"n": None}, {"n": 1}, {"response_format": {"type": "text"}}]
+)
+def test_harmless_fields_do_not_stop_the_guard(harmless: JSON) -> None:
+    assert Guard().plan(ask(QUESTION, **harmless)).skip is None
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"reasoning_content": "Hm."}, "reasoning"),
+        ({"refusal": "No."}, "refusal"),
+    ],
+)
+async def test_answers_that_cannot_be_judged_are_skipped_by_name(message: JSON, reason: str) -> None:
+    async def model(body: JSON) -> JSON:
+        return completion("red", [{"red": 1.0}], **message)
+
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert (found.report.verdict.state, found.report.verdict.reason) == ("skipped", reason)
+
+
+async def test_an_empty_answer_is_skipped() -> None:
+    async def model(body: JSON) -> JSON:
+        return completion("", [{"</s>": 1.0}])
+
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert found.report.verdict.reason == "empty_answer"
+
+
+def test_a_request_may_ask_for_more_probes_by_name() -> None:
+    guard = Guard(extra_views={"neutral_text": lambda chat: with_context(chat, "This line says nothing.")})
+    plan = guard.plan(ask(f"{LIE}\n{QUESTION}"), ModintOptions(probes=("noop", "neutral_text", "prior")))
+    assert [view.name for view in plan.views] == [
+        "no_context",
+        "neutral_image",
+        "prior",
+        "noop",
+        "neutral_text",
+    ]
+    assert plan.views[3].body["messages"] == ask(f"{LIE}\n{QUESTION}")["messages"]
+
+
+def test_an_unknown_probe_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(RequestError, match="did you mean 'neutral_image'") as caught:
+        Guard().plan(ask(QUESTION, modint={"probes": ["neutral_imag"]}))
+    assert caught.value.param == "modint.probes"
+
+
+def test_too_many_probes_are_refused() -> None:
+    guard = Guard(GuardConfig(max_probes=3))
+    with pytest.raises(RequestError, match="comes to 4 probes, the limit is 3"):
+        guard.plan(ask(f"{LIE}\n{QUESTION}", modint={"probes": ["noop"]}))
+
+
+def test_a_request_sets_its_deadline() -> None:
+    assert Guard().plan(ask(QUESTION)).deadline_s == 5.0
+    assert Guard().plan(ask(QUESTION, modint={"deadline_s": 0.5})).deadline_s == 0.5
+    guard = Guard(GuardConfig(max_deadline_s=7.0))
+    assert guard.plan(ask(QUESTION, modint={"deadline_s": 50})).deadline_s == 7.0
+
+
+@pytest.mark.parametrize("top", [-1, "5", True, 1.5])
+def test_a_wrong_top_logprobs_is_refused(top: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        Guard().plan(ask(QUESTION, top_logprobs=top))
+    assert caught.value.param == "top_logprobs"
+
+
+@pytest.mark.parametrize("body", [None, [], "hello", {}])
+def test_a_body_that_is_none_is_refused(body: Any) -> None:
+    with pytest.raises(RequestError):
+        Guard().plan(body)
+
+
+async def test_of_a_long_answer_only_the_first_word_is_judged_and_the_report_says_so() -> None:
+    async def model(body: JSON) -> JSON:
+        return completion("blue as the sea", [{"blue": 0.9, "red": 0.1}])
+
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert found.report.notes == (NOTE_FIRST_TOKEN,)
+
+
+async def test_thresholds_decide_what_is_flagged() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    never = GuardConfig(thresholds=Thresholds(flag_at=1.0))
+    found = await Guard(never).inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert found.report.verdict.state is State.PASS
+
+
+def test_judging_is_pure() -> None:
+    guard = Guard()
+    plan = guard.plan(ask(QUESTION))
+    answer = Reply("red", "stop", "red", {"red": 0.0})
+    assert guard.judge(plan, answer, {}) == guard.judge(plan, answer, {})
+    assert guard.judge(plan, answer, {}).verdict.reason == "incomplete"
+
+
+async def test_the_report_is_read_back_typed() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    read = verdict((await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)).completion)
+    assert read is not None
+    assert (read.verdict, read.cause, read.answers.image_only, read.probes[0].flip) == (
+        "flagged",
+        "text",
+        "red",
+        True,
+    )

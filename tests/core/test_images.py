@@ -1,0 +1,116 @@
+"""Images: what is refused, by which reason, and that the neutral image is fixed."""
+
+import base64
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from modint_guard.config import ImageLimits
+from modint_guard.errors import ImageError
+from modint_guard.images import NEUTRAL_GREY, check_data_url, decode_data_url, neutral_image, png_data_url
+
+
+def encoded(kind: str, size: tuple[int, int] = (31, 17), frames: int = 1) -> bytes:
+    buffer = io.BytesIO()
+    pictures = [Image.effect_noise(size, 90).convert("RGB") for _ in range(frames)]
+    extra = {"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}
+    pictures[0].save(buffer, kind, **extra)
+    return buffer.getvalue()
+
+
+def url(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_each_allowed_format_is_read_at_its_size(kind: str) -> None:
+    assert check_data_url(url(encoded(kind), kind.lower())) == (31, 17)
+    assert decode_data_url(url(encoded(kind))).size == (31, 17)
+
+
+def test_only_the_first_frame_of_a_gif_is_read() -> None:
+    assert decode_data_url(url(encoded("GIF", frames=3), "gif")).size == (31, 17)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO"])
+def test_other_formats_are_refused(kind: str) -> None:
+    with pytest.raises(ImageError, match="no PNG, JPEG, WebP or GIF"):
+        check_data_url(url(encoded(kind)))
+
+
+@pytest.mark.parametrize(
+    "address", ["http://a/b.png", "https://a/b.png", "file:///etc/passwd", "ftp://a", "b.png", ""]
+)
+def test_an_image_by_address_is_refused_and_told_how_to_send_it(address: str) -> None:
+    with pytest.raises(ImageError, match="send the image itself as a data: URL") as caught:
+        check_data_url(address)
+    assert (caught.value.code, caught.value.status) == ("remote_image_refused", 400)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("data:image/png,abc", "not base64"),
+        ("data:image/png;base64", "not base64"),
+        ("data:text/html;base64,YWJj", "not an image"),
+        ("data:image/png;base64,a*b=", "base64 text is damaged"),
+        ("data:image/png;base64,aGVsbG8", "base64 text is damaged"),
+        ("data:image/png;base64,aGVsbG8=", "no PNG"),
+        ("data:image/png;base64,", "no PNG"),
+    ],
+)
+def test_what_is_no_image_is_named(bad: str, said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        check_data_url(bad)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_image_is_an_error(kind: str, share: float) -> None:
+    data = encoded(kind)
+    with pytest.raises(ImageError, match=r"truncated|no PNG"):
+        check_data_url(url(data[: int(len(data) * share)]))
+
+
+def test_pixels_are_refused_by_the_header_before_anything_is_decoded() -> None:
+    header_only = encoded("PNG", (400, 300))[:60]
+    with pytest.raises(ImageError, match="400 x 300 pixels, more than the limit of 1000") as caught:
+        check_data_url(url(header_only), ImageLimits(max_pixels=1000))
+    assert (caught.value.code, caught.value.status) == ("image_too_large", 413)
+
+
+def test_a_bomb_is_an_error() -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    with pytest.raises(ImageError, match="too many pixels"):
+        check_data_url(url(bomb.getvalue()))
+
+
+def test_bytes_are_counted_before_decoding() -> None:
+    with pytest.raises(ImageError, match="larger than 100 bytes"):
+        check_data_url(url(b"x" * 101), ImageLimits(max_bytes=100))
+    with pytest.raises(ImageError, match="no PNG"):
+        check_data_url(url(b"x" * 100), ImageLimits(max_bytes=100))
+
+
+def test_without_decoding_only_the_header_is_checked() -> None:
+    data = encoded("PNG", (40, 30))
+    assert check_data_url(url(data[: len(data) // 2]), whole=False) == (40, 30)
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_the_neutral_image_is_plain_mean_grey_and_the_same_for_a_size(width: int, height: int) -> None:
+    first = neutral_image((width, height))
+    picture = decode_data_url(first).convert("RGB")
+    assert picture.size == (width, height)
+    assert picture.getcolors() == [(width * height, (NEUTRAL_GREY,) * 3)]
+    neutral_image.cache_clear()
+    assert neutral_image((width, height)) == first
+
+
+def test_png_keeps_every_pixel() -> None:
+    picture = Image.effect_noise((9, 9), 50).convert("RGB")
+    assert decode_data_url(png_data_url(picture)).tobytes() == picture.tobytes()

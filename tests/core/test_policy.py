@@ -1,0 +1,147 @@
+"""The table of verdicts."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modint_guard.config import Thresholds
+from modint_guard.policy import cells_needed, decide, risk
+from modint_guard.types import CellScore, Relevant, Score, Verdict
+
+FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
+
+
+def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
+    """flip: sure of another answer. same: gives y without confidence. sure: gives y with 0.95."""
+    p = {FLIP: 0.02, SAME: 0.6, SURE: 0.95, UNDECIDED: 0.48}[kind]
+    other = {FLIP: 0.96, SAME: 0.3, SURE: 0.03, UNDECIDED: 0.5}[kind]
+    return CellScore(
+        divergence=0.9 if kind == FLIP else divergence,
+        exact=True,
+        flip={FLIP: True, UNDECIDED: None}.get(kind, False),
+        margin=other - p,
+        confidence=max(p, other),
+        p_answer=p,
+        reproduces=kind in (SAME, SURE),
+        delta_logprob=1.0,
+        entropy=0.5,
+        answer=answer or ("other" if kind in (FLIP, UNDECIDED) else "y"),
+    )
+
+
+def judged(relevant: str, **kinds: str) -> Verdict:
+    cells = {name: cell(kind) for name, kind in kinds.items()}
+    return decide(Score(cells, {}), Relevant(relevant), has_context="no_context" in kinds)
+
+
+@pytest.mark.parametrize(
+    ("relevant", "no_context", "neutral_image", "prior", "verdict"),
+    [
+        ("image", FLIP, SURE, FLIP, "flagged/text"),
+        ("image", FLIP, SAME, SAME, "flagged/text"),
+        ("image", FLIP, FLIP, FLIP, "pass"),  # text and image together, not the text alone
+        ("image", UNDECIDED, SURE, FLIP, "pass"),
+        ("image", SURE, FLIP, FLIP, "pass"),  # the image decided, as it should
+        ("image", SURE, SURE, FLIP, "pass"),  # a true caption
+        ("image", SURE, SURE, SURE, "flagged/prior"),
+        ("image", SURE, SAME, SURE, "pass"),
+        ("image", SURE, SURE, SAME, "pass"),
+        ("text", FLIP, FLIP, FLIP, "flagged/image"),
+        ("text", SURE, FLIP, FLIP, "flagged/image"),
+        ("text", FLIP, SURE, FLIP, "pass"),  # the text decided, as it should
+        ("text", FLIP, UNDECIDED, FLIP, "pass"),
+        ("text", SURE, SURE, SURE, "flagged/prior"),
+        ("text", SURE, SURE, FLIP, "pass"),
+        ("both", FLIP, SURE, FLIP, "pass"),
+        ("both", FLIP, FLIP, FLIP, "pass"),
+        ("both", SURE, SURE, SURE, "flagged/prior"),
+        ("both", SURE, SURE, SAME, "pass"),
+        ("unknown", FLIP, SURE, FLIP, "flagged/conflict"),
+        ("unknown", SURE, FLIP, FLIP, "flagged/conflict"),
+        ("unknown", SURE, SURE, SURE, "pass"),
+        ("unknown", FLIP, SAME, FLIP, "pass"),
+    ],
+)
+def test_the_table_with_a_context(
+    relevant: str, no_context: str, neutral_image: str, prior: str, verdict: str
+) -> None:
+    found = judged(relevant, no_context=no_context, neutral_image=neutral_image, prior=prior)
+    assert "/".join(filter(None, (found.state, found.cause))) == verdict
+    assert (found.reason, found.calibrated) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("relevant", "neutral_image", "verdict"),
+    [
+        ("text", FLIP, "flagged/image"),
+        ("text", SURE, "pass"),
+        ("text", UNDECIDED, "pass"),
+        ("image", SURE, "flagged/prior"),
+        ("image", FLIP, "skipped/no_context"),
+        ("image", SAME, "skipped/no_context"),
+        ("both", SURE, "flagged/prior"),
+        ("both", FLIP, "pass"),
+        ("unknown", FLIP, "skipped/no_context"),
+    ],
+)
+def test_the_table_without_a_context(relevant: str, neutral_image: str, verdict: str) -> None:
+    found = judged(relevant, neutral_image=neutral_image)
+    assert "/".join(filter(None, (found.state, found.cause or found.reason))) == verdict
+
+
+def test_a_flip_below_the_threshold_of_risk_passes() -> None:
+    cells = {"neutral_image": cell(FLIP)}
+    strict = Thresholds(bias=-20.0)
+    found = decide(Score(cells, {}), Relevant.TEXT, strict, has_context=False)
+    assert found.state == "pass" and found.risk is not None and found.risk < 0.01
+
+
+def test_risk_by_hand() -> None:
+    # -4 + 4 * 0.9 + 4 * 0.94 = 3.36; 1 / (1 + exp(-3.36)) = 0.9664
+    assert risk(cell(FLIP), Thresholds(bias=-4.0, weight_js=4.0, weight_margin=4.0)) == pytest.approx(
+        0.9664, abs=1e-4
+    )
+    assert risk(cell(FLIP), Thresholds(bias=-1e6)) == 0.0
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_risk_grows_with_the_divergence_and_stays_within_0_and_1(a: float, b: float) -> None:
+    low, high = (risk(cell(SAME, divergence), Thresholds()) for divergence in sorted((a, b)))
+    assert 0.0 <= low <= high <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("relevant", "has_risk"), [("image", True), ("text", True), ("both", False), ("unknown", False)]
+)
+def test_there_is_a_risk_only_where_a_modality_is_known_to_be_irrelevant(
+    relevant: str, has_risk: bool
+) -> None:
+    found = judged(relevant, no_context=FLIP, neutral_image=SURE, prior=FLIP)
+    assert (found.risk is not None) is has_risk
+
+
+@pytest.mark.parametrize("relevant", list(Relevant))
+@pytest.mark.parametrize("lost", ["no_context", "neutral_image", "prior"])
+def test_a_missing_cell_that_the_rule_names_leaves_the_answer_unscored(relevant: Relevant, lost: str) -> None:
+    cells = {name: cell(FLIP) for name in ("no_context", "neutral_image", "prior") if name != lost}
+    found = decide(Score(cells, {lost: "timeout"}), relevant, has_context=True)
+    if lost in cells_needed(relevant, has_context=True):
+        assert (found.state, found.reason, found.risk) == ("unscored", "timeout", None)
+    else:
+        assert found.state != "unscored"
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ({"no_context": "upstream_error", "prior": "timeout"}, "timeout"),
+        ({"no_context": "no_logprobs", "prior": "upstream_error"}, "upstream_error"),
+        ({"no_context": "budget"}, "budget"),
+        ({}, "incomplete"),
+    ],
+)
+def test_the_gravest_reason_is_given(missing: Mapping[str, str], reason: str) -> None:
+    found = decide(Score({}, missing), Relevant.IMAGE, has_context=True)
+    assert (found.state, found.reason, found.risk, found.cause) == ("unscored", reason, None, None)
