@@ -15,7 +15,7 @@ from modint_server import errors
 from modint_server.attachment import Attachment
 from modint_server.exchange import Record, Wire, unless_client_leaves
 from modint_server.intake import ClientLeft, Keys, read_body
-from modint_server.logs import event
+from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.pipeline import Pipeline
 from modint_server.settings import Settings
@@ -58,6 +58,9 @@ class Gateway:
             failure = errors.of_endpoint(exc)
             outcome = "client_error" if failure.status < 500 else "upstream_error"
             await self._fail(record, wire, failure, "interrupted" if wire.streaming else outcome)
+        except Exception:  # noqa: BLE001 - the edge: a bug of ours ends in an envelope too, and in the log
+            LOGGER.exception("internal_error", extra={"fields": {"request_id": record.request_id}})
+            await self._fail(record, wire, errors.INTERNAL, "internal_error")
         finally:
             self._close(record, "internal_error", 500)
 

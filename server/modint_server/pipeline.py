@@ -28,7 +28,6 @@ from modint_server.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.upstream import CHAT, COMPLETIONS, Upstream, json_object
 
 T = TypeVar("T")
-INLINE_BYTES = 64 * 1024  # bodies up to here are decoded on the spot: a thread would cost more
 Judge = Callable[[JSON], Awaitable[JSON]]
 
 
@@ -49,7 +48,7 @@ class Pipeline:
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await self._plan(incoming, headers, len(raw))
+            plan = await self._plan(incoming, headers)
             if plan is None or plan.skip is not None:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
@@ -76,7 +75,7 @@ class Pipeline:
             if key not in ("answer", "stream", "stream_options")
         }
         async with self.attachment.serving(asked["model"]) as record.served:
-            plan = await self._plan(replace(incoming, body=asked), headers, len(raw), always=True)
+            plan = await self._plan(replace(incoming, body=asked), headers, always=True)
             assert plan is not None
             report = record.report = skipped(plan) if plan.skip else await self._checked(plan, answer, record)
             await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
@@ -84,21 +83,20 @@ class Pipeline:
     # The stages.
 
     async def _plan(
-        self, incoming: Incoming, headers: Mapping[str, str], size: int, *, always: bool = False
+        self, incoming: Incoming, headers: Mapping[str, str], *, always: bool = False
     ) -> Plan | None:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
         options = parse_options(field, headers)
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
         if self.settings.guard == "off" and not asks and not always:
-            await self._decode(size, partial(check_images, incoming.body, self.guard.config.image_limits))
+            check_images(incoming.body, self.guard.config.image_limits)
             return None
-        return await self._decode(size, partial(self.guard.plan, incoming.body, options))
+        work = partial(self.guard.plan, incoming.body, options)
+        return await self._decode(work) if incoming.images else work()
 
-    async def _decode(self, size: int, work: Callable[[], T]) -> T:
-        """Decoding a large image must not hold up the other requests."""
-        if size <= INLINE_BYTES:
-            return work()
+    async def _decode(self, work: Callable[[], T]) -> T:
+        """Decoding must not hold up the other requests: a picture of 60 kB may hold 20 million pixels."""
         try:
             async with asyncio.timeout(self.settings.image_timeout_s):
                 return await asyncio.get_running_loop().run_in_executor(self.images, work)

@@ -227,6 +227,10 @@ class FakeUpstream:
                 writer.write(b'data: {"id": "chatcmpl-1", "choi')
             case "error frame":
                 await self._frame(writer, '{"error": {"message": "engine dead", "type": "E", "code": 500}}')
+            case "not JSON":
+                await self._frame(writer, "{,")
+            case "odd frame":
+                await self._frame(writer, '{"choices": ["neither", "is an object"]}')
             case "wait":
                 await self.gate.wait()
         with suppress(ConnectionError):

@@ -64,7 +64,7 @@ async def test_a_client_that_leaves_while_the_verdict_is_awaited_cancels_the_pro
     assert upstream.aborts == 3
 
 
-@pytest.mark.parametrize("fault", ["die", "half frame", "error frame"])
+@pytest.mark.parametrize("fault", ["die", "half frame", "error frame", "not JSON"])
 @pytest.mark.parametrize("mode", ["on", "off"])
 async def test_an_engine_that_dies_mid_stream_ends_in_an_error_frame_and_done(
     running_gateway: Running, upstream: FakeUpstream, fault: str, mode: str
@@ -80,6 +80,16 @@ async def test_an_engine_that_dies_mid_stream_ends_in_an_error_frame_and_done(
     await until(lambda: upstream.open == 0)
     interrupted = {"model": "tinyworld-base", "adapter": "none", "route": "chat", "outcome": "interrupted"}
     assert running_gateway.value("modint_requests_total", **interrupted) == 1
+
+
+async def test_a_frame_that_nobody_understands_ends_in_an_error_frame_too(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="odd frame")
+    said = await running_gateway.post(chat(stream=True))
+    *_, error, done = [data_of(event) or b"" for event in Splitter().feed(said.body)]
+    assert json.loads(error)["error"]["code"] == "internal_error"
+    assert done == b"[DONE]"
 
 
 async def test_text_arrives_before_the_engine_has_finished(

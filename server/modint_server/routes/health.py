@@ -1,4 +1,4 @@
-"""GET /livez (the process answers), /readyz (requests will be answered, or why not), /metrics, /engine/metrics."""
+"""GET /livez (the process answers), /readyz (requests will be, or why not), /metrics, /engine/metrics."""
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -42,7 +42,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/engine/metrics")
 async def engine_metrics(request: Request) -> Response:
-    """vLLM's own metrics: an engine that `serve` started listens on a private socket, out of a scraper's reach."""
+    """vLLM's own: an engine that `serve` started listens on a private socket, out of a scraper's reach."""
     gateway: Gateway = request.app.state.gateway
     try:
         page = await gateway.pipeline.upstream.metrics()
