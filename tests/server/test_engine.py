@@ -162,6 +162,8 @@ async def test_an_engine_that_never_listens_is_given_up() -> None:
         ("ModuleNotFoundError: No module named 'vllm'", "pip install 'modint-guard[cpu]'"),
         ("OSError: some/model is not a local folder and is not a valid model identifier", "was not found"),
         ("ValueError: Model architectures ['Foo'] are not supported for now.", "does not know the model's"),
+        ("ValueError: Call to add_lora method failed: sizes differ", "which base it was trained for"),
+        ("safetensors.SafetensorError: Error while deserializing header", "the files are damaged"),
         ("OSError: [Errno 98] Address already in use", "stop the other engine"),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "export it again"),
         ("RuntimeError: operator torchvision::nms does not exist", "modint_guard.torchvision_guard"),
@@ -185,10 +187,20 @@ def test_the_error_is_shown_rather_than_the_traceback_around_it() -> None:
         "(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900] Traceback (most recent call last):",
         '(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900]   File "core.py", line 1, in run',
         "(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900] ValueError: the head is too large",
+        "WARNING 11-22 16:40:01 [u.py:1] Found ulimit of 20000; errors like `OSError: [Errno 24] Too many`",
         "RuntimeError: Engine core initialization failed. See root cause above.",
         "INFO 11-22 16:40:02 [launcher.py:5] Shutting down",
     ]
     assert telling(said) == ["ValueError: the head is too large"]
+
+
+def test_what_a_validation_error_says_is_shown_with_it() -> None:
+    said = [
+        "ValidationError: 1 validation error for ModelConfig",
+        "  Value error, no such architecture",
+        "bye",
+    ]
+    assert telling(said) == said[:2]
 
 
 async def test_an_engine_that_is_killed_names_the_signal() -> None:

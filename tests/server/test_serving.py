@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from modint_guard.launch import free_port
-from modint_server.serving import bound, greeting
+from modint_server.adapters import Adapter
+from modint_server.engine import EngineConfig
+from modint_server.serving import bound, greeting, misfits
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60.0
@@ -184,6 +186,13 @@ def test_an_engine_that_dies_at_start_says_why(model: Path, adapter: Path) -> No
 
 
 # A served model
+
+
+def test_an_adapter_made_for_another_base_is_noted(adapter: Path) -> None:
+    ours, theirs = (Adapter("lora", adapter, 8, base) for base in ("org/tiny", "org/large"))
+    assert misfits(EngineConfig("/m/tiny", "tiny", (ours,))) == []
+    (note,) = misfits(EngineConfig("/m/tiny", "tiny", (theirs,)))
+    assert note == "adapter 'lora' was made for 'org/large', and 'tiny' is served"
 
 
 def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None:
