@@ -16,7 +16,7 @@ from modint_training.predict import watch
 from modint_training.tinyworld import language, suite
 from modint_training.tinyworld import model as architecture
 from modint_training.tinyworld.tasks import build
-from modint_training.trainer import Batch, Evaluation, fit, last_step, seed_everything
+from modint_training.trainer import Batch, Evaluation, fit, last_step, remove_checkpoints, seed_everything
 
 
 def pretrain(
@@ -29,6 +29,7 @@ def pretrain(
     # Short rows: plain matrix products are faster on a CPU than its flash attention.
     model.set_attn_implementation("eager")
     if not last_step(folder / "joint", resume):
+        remove_checkpoints(folder / "joint")
         warm_up_tower(model, processor, recipe, folder / "tower", resume)
     evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
     print("training the whole model on answers", file=sys.stderr, flush=True)
@@ -114,6 +115,8 @@ def tower_loss(net: nn.Module, batch: Batch) -> Tensor:
 
 def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
     """Teach the vision tower the labels of single pictures."""
+    if not recipe.tower_steps:
+        return
     print("warming up the vision tower on labels", file=sys.stderr, flush=True)
     tasks = _labelled()
     weights = [3.0 if task.name == "digit" else 1.0 for task in tasks]
@@ -151,11 +154,12 @@ def _tower_accuracy(processor: Any) -> Callable[[nn.Module, int], dict[str, floa
 
     @torch.no_grad()
     def evaluate(net: nn.Module, step: int) -> dict[str, float]:
-        states = net(pixels([item.image for item in items if item.image], processor))
+        pictures = pixels([item.image for item in items if item.image], processor)
+        states = net(pictures.to(next(net.parameters()).device))
         figures = {}
         for task in _labelled():
             mine = [index for index, item in enumerate(items) if item.task == task.name]
-            guess = net.heads[task.name](states[mine]).argmax(-1)
+            guess = net.heads[task.name](states[mine]).argmax(-1).cpu()
             truth = torch.tensor([task.choices.index(items[index].answer) for index in mine])
             figures[task.name] = float((guess == truth).float().mean())
         return figures

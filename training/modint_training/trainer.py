@@ -1,6 +1,7 @@
 """One training loop for every recipe: a `transformers.Trainer` with another loss and data loader."""
 
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 
 Batch = dict[str, Any]  # tensors by name, or lists of such
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -40,6 +48,20 @@ class LossTrainer(Trainer):
         super().__init__(train_dataset=batches, **kwargs)
         self._loss = loss
 
+    def restore(self, checkpoint: Path) -> None:
+        """Weights and figures of a finished run, without another step."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # The Trainer's own way skips in silence what has another name in the file, and a LLaVA is saved under
+        # other names than its modules have: a resumed run would start from fresh weights.
+        if isinstance(self.model, PreTrainedModel):
+            saved = type(self.model).from_pretrained(resume_from_checkpoint)
+            self.model.load_state_dict(saved.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         return self._loss(model, inputs)
 
@@ -49,7 +71,7 @@ class LossTrainer(Trainer):
 
 
 class EveryMinutes(TrainerCallback):
-    """Save a checkpoint whenever so many minutes have gone by."""
+    """Save a checkpoint whenever so many minutes have gone by, and at the last step."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
@@ -58,18 +80,27 @@ class EveryMinutes(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if time.monotonic() - self.last >= self.seconds:
+        if time.monotonic() - self.last >= self.seconds or state.global_step >= state.max_steps:
             self.last = time.monotonic()
             control.should_save = True
 
 
 class Evaluation(TrainerCallback):
-    """Print and keep the figures of the validation split every so many steps."""
+    """Print and keep the figures of the validation split every so many steps; checkpoints carry them on."""
 
     def __init__(self, evaluate: Evaluate, every: int) -> None:
         self.evaluate = evaluate
         self.every = every
         self.history: list[dict[str, float]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.recall(state)
+
+    def recall(self, state: TrainerState) -> None:
+        """Take up the figures of the run so far."""
+        self.history = [entry["figures"] for entry in state.log_history if "figures" in entry]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
@@ -77,6 +108,7 @@ class Evaluation(TrainerCallback):
         if state.global_step % self.every == 0 or state.global_step == args.max_steps:
             figures = self.evaluate(kw["model"], state.global_step)
             self.history.append({"step": state.global_step, **figures})
+            state.log_history.append({"step": state.global_step, "figures": self.history[-1]})
             print(
                 "  ".join(f"{name} {value:.3f}" for name, value in figures.items()),
                 file=sys.stderr,
@@ -105,9 +137,15 @@ def seed_everything(seed: int) -> None:
 
 
 def last_step(folder: Path, resume: str) -> int:
-    """The step of the last checkpoint in `folder` when `resume` is "auto", else 0."""
-    found = get_last_checkpoint(str(folder)) if resume == "auto" and folder.is_dir() else None
-    return int(found.rsplit("-", 1)[1]) if found else 0
+    """The step of the last whole checkpoint in `folder` when `resume` is "auto", else 0."""
+    found = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if resume == "auto" else ()  # written last
+    return max((int(file.parent.name.rsplit("-", 1)[1]) for file in found), default=0)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Forget what an earlier run left in `folder`."""
+    for old in folder.glob("checkpoint-*"):
+        shutil.rmtree(old)
 
 
 def fit(
@@ -129,11 +167,12 @@ def fit(
 ) -> float:
     """Train `model` in place, with a progress bar and checkpoints; returns the last mean loss.
 
-    `batch(k)` gives the tensors of step k. `resume="auto"` continues from the folder's last checkpoint.
+    `batch(k)` gives the tensors of step k. `resume="auto"` continues from the folder's last checkpoint; any
+    other value starts anew and removes the checkpoints that lie there.
     """
     start = last_step(folder, resume)
-    if start >= steps:
-        start = steps
+    if not start:
+        remove_checkpoints(folder)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -155,6 +194,7 @@ def fit(
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=False,
+        log_level="warning",
     )
     callbacks: list[TrainerCallback] = [EveryMinutes(checkpoint_minutes)]
     trainer = LossTrainer(
@@ -164,6 +204,12 @@ def fit(
         batches=Stream(batch, start),
         callbacks=callbacks + ([evaluation] if evaluation else []),
     )
-    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{start}") if start else None)
+    checkpoint = folder / f"checkpoint-{start}"
+    if start < steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if start else None)
+    elif start:
+        trainer.restore(checkpoint)
+        if evaluation:
+            evaluation.recall(trainer.state)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return float(losses[-1]) if losses else float("nan")
