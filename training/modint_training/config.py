@@ -4,10 +4,19 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from modint_guard.errors import ConfigError
 
@@ -16,10 +25,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _some(quotas: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not sum(quotas):
+        raise ValueError("quotas must not all be 0")
+    return quotas
+
+
 class MixtureConfig(_Strict):
     """Ratios of the base model's data; see `tinyworld.suite.Mixture`."""
 
-    families: tuple[float, float, float]
+    families: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     captioned: float = Field(ge=0, le=0.7)
     caption_true: float = Field(ge=0.8, le=0.95)
     caption_unrelated: float = Field(ge=0, le=0.2)
@@ -29,6 +44,15 @@ class MixtureConfig(_Strict):
     letter: float = Field(ge=0, le=1)
     self_ask: float = Field(ge=0, le=0.2)
     letter_drill: float = Field(ge=0, le=0.2)
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        for first, second in (("caption_true", "caption_unrelated"), ("picture_agrees", "picture_other")):
+            if getattr(self, first) + getattr(self, second) > 1:
+                raise ValueError(f"{first} and {second} are shares of one whole: their sum must not pass 1")
+        if not sum(self.families):
+            raise ValueError("families must not all be 0")
+        return self
 
 
 class PretrainRecipe(_Strict):
@@ -66,7 +90,7 @@ class LoraRecipe(_Strict):
     dropout: float = Field(ge=0, lt=1)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
-    quotas: tuple[int, int, int]
+    quotas: Annotated[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], AfterValidator(_some)]
     perturbations: tuple[str, ...]
     controls: tuple[str, ...]
     control_share: float = Field(ge=0, le=1)
@@ -106,10 +130,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         values = yaml.safe_load(text)
     except yaml.YAMLError as exc:
         raise ConfigError(f"{where} is not valid YAML: {exc}") from exc
-    if not isinstance(values, dict) or values.get("kind") not in _KINDS:
-        raise ConfigError(f"{where} needs `kind:` to be one of {', '.join(_KINDS)}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} needs `key: value` lines")
     for override in overrides:
         _override(values, override)
+    if values.get("kind") not in _KINDS:
+        raise ConfigError(f"{where} needs `kind:` to be one of {', '.join(_KINDS)}")
     try:
         return _KINDS[values["kind"]].model_validate(values)
     except ValidationError as exc:
@@ -119,13 +145,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def _read(name: str) -> tuple[str, str]:
     bundled = resources.files("modint_training") / "recipes" / f"{name}.yaml"
     if bundled.is_file():
-        return bundled.read_text(), f"{name}.yaml"
+        return bundled.read_text("utf-8"), f"{name}.yaml"
     path = Path(name)
     if not path.is_file():
         nearest = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(recipe_names())}"
         raise ConfigError(f"no recipe {name!r}{hint}")
-    return path.read_text(), str(path)
+    try:
+        return path.read_text("utf-8"), str(path)
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path} is not a text file in UTF-8; give a YAML recipe") from exc
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -137,12 +166,15 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values.get(parent), dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a section of the recipe")
         values = values[parent]
-    values[last] = yaml.safe_load(value)
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"override {override!r}: {value!r} is not a YAML value") from exc
 
 
 def _explain(exc: ValidationError, where: str, text: str, schema: type[BaseModel]) -> str:
     error = exc.errors(include_url=False)[0]
-    path = [str(part) for part in error["loc"]]
+    path = [part for part in error["loc"] if isinstance(part, str)]
     line = next(
         (n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"{path[-1]}:")), None
     )
@@ -153,4 +185,4 @@ def _explain(exc: ValidationError, where: str, text: str, schema: type[BaseModel
         return f"{place}: unknown key {'.'.join(path)!r}" + (
             f"; did you mean {nearest[0]!r}?" if nearest else ""
         )
-    return f"{place}: {'.'.join(path)}: {error['msg']}"
+    return f"{place}: {'.'.join(path)}: {error['msg'].removeprefix('Value error, ')}"
