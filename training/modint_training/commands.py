@@ -2,13 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from modint_guard.errors import AdapterError
 from modint_guard.models import bundled
 from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
-from modint_training.export import export_adapter, export_base, run_record
+from modint_training.export import check_target, export_adapter, export_base, run_record
 from modint_training.lora import load_base, train_lora
 from modint_training.predict import WATCHED, accuracy
 from modint_training.pretrain import pretrain
@@ -25,13 +26,15 @@ def train(
     ] = None,
     runs: Annotated[Path, typer.Option(help="Checkpoints lie here.")] = Path("runs"),
     resume: Annotated[
-        str, typer.Option(help="`auto` continues from the last checkpoint, `no` starts anew.")
+        Literal["auto", "no"],
+        typer.Option(help="`auto` continues from the last checkpoint, `no` starts anew."),
     ] = "no",
 ) -> None:
     """Train a model or an adapter by a recipe, and export what vLLM loads."""
     settings = load_recipe(recipe, overrides or [])
     folder = runs / settings.name
     target = output or folder / "export"
+    check_target(target)
     began = time.monotonic()
     if isinstance(settings, PretrainRecipe):
         model, processor, history = pretrain(settings, folder, resume=resume)
@@ -64,6 +67,16 @@ def test_figures(model: Any, processor: Any, count: int) -> dict[str, float]:
     }
 
 
+def adapter_folder(name: str) -> Path:
+    """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
+    folder = Path(name) if Path(name).is_dir() else bundled(name)
+    if not (folder / "adapter_config.json").is_file():
+        raise AdapterError(
+            f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
+        )
+    return folder
+
+
 def evaluate(
     model: Annotated[str, typer.Option(help="A bundled model or a model folder.")] = "tinyworld-base",
     adapter: Annotated[str | None, typer.Option(help="A bundled adapter or a PEFT folder.")] = None,
@@ -74,6 +87,6 @@ def evaluate(
     if adapter:
         from peft import PeftModel  # slow to import
 
-        net = PeftModel.from_pretrained(net, adapter if Path(adapter).is_dir() else bundled(adapter))
+        net = PeftModel.from_pretrained(net, adapter_folder(adapter))
     for name, value in test_figures(net, processor, count).items():
         typer.echo(f"{name:44} {value:.3f}")

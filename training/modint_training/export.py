@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
+from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
 from modint_training.tinyworld import suite
 
@@ -35,7 +36,9 @@ def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
     """Save a PEFT adapter with its run record and card; the folder appears whole or not at all."""
 
     def write(to: Path) -> None:
-        model.save_pretrained(to)
+        # The name in the recipe, not the folder it was found in: the weights travel.
+        model.active_peft_config.base_model_name_or_path = run["recipe"]["base"]
+        model.save_pretrained(to, save_embedding_layers=False)
         _describe(to, run, adapter_card(run))
 
     _replace(folder, write)
@@ -89,21 +92,34 @@ def _bytes(item: Item) -> bytes:
 
 
 def _describe(folder: Path, run: Mapping[str, Any], card: str) -> None:
-    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    (folder / "README.md").write_text(card)
+    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", "utf-8")
+    (folder / "README.md").write_text(card, "utf-8")
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to replace a folder that no export wrote: ConfigError."""
+    if folder.exists() and not (folder / "run.json").is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds other files, which an export would replace; name another folder")
 
 
 def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         write(fresh)
-        fresh.chmod(0o755)
+        _make_readable(fresh)
         if folder.exists():
             shutil.rmtree(folder)
         fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Temporary folders and safetensors files are made for their owner only; a served model is for all."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _figures(figures: Mapping[str, float]) -> str:

@@ -1,5 +1,6 @@
 """A LoRA adapter on the language model, trained on clean and perturbed twins."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,12 @@ from modint_training.views import check_kinds, clean_view, twin
 def load_base(name: str) -> tuple[Any, Any]:
     """The model and processor of a bundled model name or a model folder."""
     folder = Path(name) if Path(name).is_dir() else bundled(name)
-    if not folder.is_dir():
-        raise ConfigError(f"no base model {name!r}: neither a folder nor a bundled model; train it first")
+    described = folder / "config.json"
+    if not described.is_file():
+        raise ConfigError(
+            f"no base model {name!r}: neither a model folder nor a bundled model; train it first"
+        )
+    family_of(json.loads(described.read_text("utf-8")).get("model_type", "unknown"))
     return LlavaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
