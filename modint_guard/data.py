@@ -26,16 +26,18 @@ def write_items(items: Sequence[Item], folder: Path) -> None:
             record["image"] = f"{item.id}.png"
             item.image.save(folder / record["image"], optimize=True)
         lines.append(json.dumps(record))
-    (folder / ITEMS).write_text("\n".join(lines) + "\n")
+    (folder / ITEMS).write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def read_items(folder: Path) -> list[Item]:
     """The items of a folder written by `write_items`. Raises DataError with file, line and remedy."""
     path = folder / ITEMS
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except OSError as exc:
         raise DataError(f"cannot read {path}: {exc.strerror}; give a folder that holds {ITEMS}") from exc
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{path} is not UTF-8: {exc.reason} at byte {exc.start}; save it as UTF-8") from exc
     return [_item(line, number, folder) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -43,6 +45,8 @@ def _item(line: str, number: int, folder: Path) -> Item:
     where = f"{folder / ITEMS}:{number}"
     try:
         record = json.loads(line)
+        if not isinstance(record, dict):
+            raise TypeError("not an object")
         picture = _picture(folder / record["image"]) if record.get("image") else None
         return Item(**{**record, "choices": tuple(record["choices"]), "image": picture})
     except json.JSONDecodeError as exc:

@@ -42,6 +42,10 @@ class Item:
     perturbation: str = "clean"
 
     def __post_init__(self) -> None:
+        if self.family not in FAMILIES or self.form not in ("word", "letter"):
+            raise ValueError(f"item {self.id}: no family {self.family!r} in the form {self.form!r}")
+        if self.form == "letter" and len(self.choices) > len(LETTERS):
+            raise ValueError(f"item {self.id}: at most {len(LETTERS)} lettered choices, not {self.choices}")
         if self.answer not in self.choices or self.wrong not in self.choices:
             raise ValueError(f"item {self.id}: answer and wrong must be among the choices {self.choices}")
         if self.answer == self.wrong:
@@ -72,4 +76,4 @@ def reply_for(item: Item, choice: str) -> str:
 
 def is_right(item: Item, text: str) -> bool:
     """Whether a reply states the truth: exact match of word or letter, blanks and a final full stop aside."""
-    return text.strip().rstrip(".").strip().casefold() == reply_for(item, item.answer).casefold()
+    return text.strip().removesuffix(".").strip().casefold() == reply_for(item, item.answer).casefold()

@@ -16,7 +16,9 @@ Row = Mapping[str, Any]
 def write_results(
     path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = ""
 ) -> None:
-    """Write `path` (JSON) and its Markdown twin; all rows must have the same keys."""
+    """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ."""
+    if len({tuple(row) for row in rows}) != 1:
+        raise ValueError(f"a result table needs rows with the same keys; got {len(rows)} rows")
     record = {
         "command": command,
         "commit": commit(),
@@ -26,10 +28,10 @@ def write_results(
         "rows": list(rows),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
     parts = [f"# {title}", made, notes, table(rows)]
-    path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part))
+    path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part), "utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:
