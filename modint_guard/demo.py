@@ -5,6 +5,8 @@ succeeds only if what Prometheus would scrape equals what was seen.
 """
 
 import asyncio
+import json
+import shlex
 import time
 import urllib.request
 from collections import Counter
@@ -20,7 +22,7 @@ from rich.table import Table
 
 from modint_guard import contact_sheet
 from modint_guard.data import read_items
-from modint_guard.errors import ConfigError
+from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.item import Item, prompt, reply_for
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE
@@ -52,7 +54,6 @@ def demo(
         rows = asyncio.run(ask_all(served.url, items, console))
         console.print(f"   {len(rows)} answers in {time.monotonic() - began:.0f} s")
         after = scrape(served.url)
-        curl = curl_line(served.url)
         problems = [*compare(rows, before, after), *calls_seen(rows, before, after)]
     console.print(examples(rows))
     console.print(summary(rows))
@@ -62,7 +63,7 @@ def demo(
     contact_sheet.draw(rows).save(sheet)
     console.print(f"[bold]4.[/] every answer with its picture: {sheet}")
     console.print("[bold]5.[/] the same with curl, once `make serve` runs:")
-    console.print(curl, highlight=False, soft_wrap=True, markup=False)
+    console.print(curl_line(), highlight=False, soft_wrap=True, markup=False)
     for problem in problems:
         console.print(f"[red]counters differ:[/] {problem}")
     if problems:
@@ -86,7 +87,10 @@ async def ask_all(url: str, items: Sequence[Item], console: Console) -> list[Row
             async def one(number: int, item: Item, model: str) -> Row:
                 async with slots:
                     ask = _stream if number % STREAMED_EVERY == 0 else _whole
-                    completion = await ask(client, request_for(item, model))
+                    try:
+                        completion = await ask(client, request_for(item, model))
+                    except openai.OpenAIError as exc:
+                        raise EndpointError(f"{model} gave no answer to item {item.id}: {exc}") from exc
                 progress.advance(bar)
                 return row_of(item, model, completion)
 
@@ -237,12 +241,9 @@ def metric_lines(after: Mapping[str, Counts]) -> Iterator[str]:
                 yield f"{name}{{{quoted}}} {count}"
 
 
-def curl_line(url: str) -> str:
+def curl_line() -> str:
     """A command line that asks the base an item whose caption lies; works against `make serve`."""
-    import json
-
     item = next(item for item in read_items(ITEMS) if item.perturbation == "misleading_description")
     body = json.dumps(request_for(item, BASE))
-    return (
-        f"curl -s http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
-    )
+    url = "http://127.0.0.1:8080/v1/chat/completions"
+    return f"curl -s {url} -H 'content-type: application/json' -d {shlex.quote(body)}"

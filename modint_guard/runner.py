@@ -82,8 +82,11 @@ async def run(
         done(row)
         return row
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except ExceptionGroup as failed:  # the first says what went wrong; the others were cancelled or follow
+        raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
