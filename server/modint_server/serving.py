@@ -241,7 +241,7 @@ class Waiting:
     def show(self, progress: Progress) -> None:
         text = f"{progress.stage} · {progress.elapsed_s:.0f} s · {progress.line[:100]}"
         if self._console.is_terminal:
-            self._status.update(escape(text))
+            self._status.update(escape(text[: self._console.width - 4]))  # one line: it is drawn over itself
             self._status.start()
         elif self._shown is None or self._shown[0] != progress.stage or self._due(progress):
             self._shown = (progress.stage, progress.elapsed_s)
