@@ -34,6 +34,7 @@ _MORE = (
     r"(?:larger|largest|bigger|biggest|greater|greatest|smaller|smallest|lower|lowest|higher|highest|less|least|more|"
     r"most)"
 )
+_MAX_CHARACTERS = 1000
 _THE = r"(?:the|this|that|these|those|your|each|every|which)"
 
 
@@ -63,15 +64,15 @@ _TEXT = _rule(
     rf"\b{_NUMBER}\s*(?:[+*/×÷]|[-−](?=\s)|plus|minus|times|divided\s+by|multiplied\s+by|modulo)\s*{_NUMBER}\b",
     rf"\b(?:plus|minus|times|divided\s+by|multiplied\s+by|add(?:ed)?(?:\s+to)?|subtract(?:ed)?(?:\s+from)?)\s+{_NUMBER}\b",
     rf"\b(?:sum|difference|product|quotient|average|mean|total)\s+(?:of|between)\s+{_NUMBER}\b",
-    rf"\b{_MORE}\b.*\b{_NUMBER}\b.*\b{_NUMBER}\b",
-    rf"\b{_NUMBER}\b.*\b{_NUMBER}\b.*\b{_MORE}\b",
+    rf"\b{_MORE}\b.{{0,120}}?\b{_NUMBER}\b.{{0,40}}?\b{_NUMBER}\b",
+    rf"\b{_NUMBER}\b.{{0,40}}?\b{_NUMBER}\b.{{0,120}}?\b{_MORE}\b",
     rf"\b(?:add|subtract|multiply|divide)\s+{_NUMBER}\b",
 )
 _WEAK_IMAGE = _rule(
     r"\b(?:what|which)\s+(?:colou?r|shape|kind\s+of\s+\w+)\s+(?:is|are|does|do)\b",
     r"\bcolou?r\s+of\b",
-    r"\bhow\s+many\b.*\b(?:are\s+there|can\s+be\s+seen|do\s+you\s+count)\b",
-    r"\b(?:what|which|who)\b[^?]*\b(?:is|are)\s+(?:this|these|that|those)\b",
+    r"\bhow\s+many\b.{0,120}\b(?:are\s+there|can\s+be\s+seen|do\s+you\s+count)\b",
+    r"\b(?:what|which|who)\b[^?]{0,120}\b(?:is|are)\s+(?:this|these|that|those)\b",
     r"\b(?:wearing|holding|standing|sitting)\b",
     r"\bdescribe\s+(?:what|this|it)\b",
 )
@@ -88,6 +89,8 @@ def decide(chat: Chat, options: ModintOptions | None = None) -> tuple[Relevant, 
 
 def by_rules(question: str, context: str | None) -> Relevant:
     """The lexical rules alone."""
+    if len(question) > 2 * _MAX_CHARACTERS:  # an instruction stands at either end
+        question = f"{question[:_MAX_CHARACTERS]} {question[-_MAX_CHARACTERS:]}"
     stripped, read_from_picture = _READ_FROM_PICTURE.subn("", question)
     image = bool(read_from_picture or _IMAGE.search(stripped))
     text = bool(_TEXT.search(stripped))

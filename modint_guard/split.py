@@ -6,6 +6,7 @@ is left is context: captions, passages, OCR, claims. Rules, in this order:
  2. the question is the sentence before that block, else the last sentence with a question mark, else the last
     imperative ("Name the colour."), else a last line left open ("The colour is"), else it cannot be told;
  3. "Look at the picture.", "Answer with one word.", "Question:", "Answer:" go with the question.
+Texts may be long and hostile: every step is linear in the text, or looks at a bounded stretch of it.
 Where the question cannot be told from the rest, all of the text is question and there is no context.
 """
 
@@ -38,6 +39,11 @@ class OptionBlock:
 
 
 _BULLETS = " \t-*•"
+_MAX_LABELS = 400  # of a text, counted from its end
+_MAX_OPTIONS = 60
+_MAX_OPTION_CHARACTERS = 2000
+_MAX_INSTRUCTION_CHARACTERS = 300
+_LOOK_BACK = 80  # characters before a label or a full stop that can matter
 _LABEL = re.compile(
     r"(?<!\S)(?P<open>[(\[]?)(?P<label>[A-Za-z]|\d{1,2})(?P<close>[.):\]])(?=[ \t]+\S|(?<=\))\S)"
 )
@@ -53,7 +59,7 @@ _QUESTION_WORD = re.compile(
     r"(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|will|would|should|has|have)\b",
     re.IGNORECASE,
 )
-_ASKS = re.compile(r"\?[\"'”’)\]]*\Z")
+_CLOSING = "\"'”’)]"
 _IMPERATIVE = re.compile(
     r"(?:please[\s,]+)?(?:name|describe|tell|state|count|list|identify|explain|say|give|choose|select|pick|find|compute|"
     r"calculate|determine|read|write|summari[sz]e|translate|classify|transcribe|estimate|guess|complete|fill|show|add|"
@@ -95,7 +101,8 @@ def split_text(text: str) -> TextSplit:
     if asked is None:
         whole = _trimmed(text, 0, len(text))
         return TextSplit((whole,) if whole else (), (), block.options if block else ())
-    kept = [_is_kept(text, units, index, asked, block) for index in range(len(units))]
+    chain = range(_first_of_chain(text, units, asked), asked + 1)
+    kept = [index in chain or _is_kept(text, units, index, asked, block) for index in range(len(units))]
     return TextSplit(
         _merged(units, kept, wanted=True), _merged(units, kept, wanted=False), block.options if block else ()
     )
@@ -103,9 +110,12 @@ def split_text(text: str) -> TextSplit:
 
 def option_block(text: str) -> OptionBlock | None:
     """The last run of at least two options whose labels count up from A, a or 1."""
-    labels = list(_LABEL.finditer(text))
+    labels = list(_LABEL.finditer(text))[-_MAX_LABELS:]
     for first in reversed(range(len(labels))):
-        if labels[first]["label"] in ("A", "a", "1") and len(run := _run(text, labels[first:])) >= 2:
+        if (
+            labels[first]["label"] in ("A", "a", "1")
+            and len(run := _run(text, labels[first : first + _MAX_OPTIONS])) >= 2
+        ):
             end = _block_end(text, run)
             starts = [*(match.start() for match in run[1:]), end]
             options = tuple(
@@ -138,23 +148,27 @@ def _next_label(label: str) -> str:
 
 
 def _may_follow(text: str, last: re.Match[str], match: re.Match[str]) -> bool:
-    if re.search(r"\n\s*\n\s*\S", text[last.end() : match.start()]):
+    if match.start() - last.end() > _MAX_OPTION_CHARACTERS:
+        return False
+    between = text[last.end() : match.start()].rstrip()
+    if re.search(r"\n[ \t]*\n", between):  # a new paragraph
         return False
     if _starts_line(text, match.start()):
         return True
     sure = match["close"] in ")]" or (match["label"].isupper() and match["close"] == ".")
-    return sure and "\n" not in text[last.end() : match.start()]
+    return sure and "\n" not in between
 
 
 def _starts_line(text: str, position: int) -> bool:
-    return text[text.rfind("\n", 0, position) + 1 : position].strip(_BULLETS) == ""
+    before = text[max(0, position - _LOOK_BACK) : position].rstrip(_BULLETS)
+    return before.endswith("\n") or (not before and position <= _LOOK_BACK)
 
 
 def _block_start(text: str, run: list[re.Match[str]]) -> int:
     start = run[0].start()
     if _starts_line(text, start):  # a bullet before the label
         start -= len(text[:start]) - len(text[:start].rstrip(_BULLETS))
-    header = _HEADER_BEFORE.search(text, 0, start)
+    header = _HEADER_BEFORE.search(text, max(0, start - _LOOK_BACK), start)
     return header.start() if header else start
 
 
@@ -189,8 +203,8 @@ def _sentences(text: str, start: int, end: int) -> list[Piece]:
 def _sentences_of_line(text: str, start: int, end: int) -> list[Piece]:
     cuts = [start]
     for match in _SENTENCE_END.finditer(text, start, end):
-        before, after = text[cuts[-1] : match.end()], text[match.end() : end]
-        initial = _INITIAL.search(before) and not _QUESTION_WORD.match(after)
+        before = text[max(cuts[-1], match.end() - _LOOK_BACK) : match.end()]
+        initial = _INITIAL.search(before) and not _QUESTION_WORD.match(text, match.end())
         if not _ABBREVIATION.search(before) and not initial:
             cuts.append(match.end())
     pieces = (_trimmed(text, a, b) for a, b in zip(cuts, [*cuts[1:], end], strict=True))
@@ -210,17 +224,21 @@ def _question_unit(text: str, units: list[Piece], block: OptionBlock | None) -> 
     at = next((i for i, (start, _) in enumerate(units) if block and start == block.start), None)
     if at is not None:
         before = at - 1
-        while before > 0 and _is_instruction(said[before]) and not _ASKS.search(said[before]):
+        while before > 0 and _is_instruction(said[before]) and not _asks(said[before]):
             before -= 1
         if before >= 0 and not said[before].endswith((".", "!")):
             return before
     candidates = [i for i in range(len(units)) if i != at]
-    for test in (_ASKS.search, _IMPERATIVE.match, _is_open):
+    for test in (_asks, _IMPERATIVE.match, _is_open):
         hits = [i for i in candidates if test(said[i])]
         hits = hits if test is not _is_open else [i for i in hits if i == candidates[-1]]
         if hits:
             return hits[-1]
     return None if at is None else max(at - 1, 0)
+
+
+def _asks(sentence: str) -> bool:
+    return sentence.rstrip(_CLOSING).endswith("?")
 
 
 def _is_open(sentence: str) -> bool:
@@ -229,21 +247,31 @@ def _is_open(sentence: str) -> bool:
 
 
 def _is_instruction(sentence: str) -> bool:
-    return any(pattern.match(sentence) for pattern in (_LOOK, _ANSWER_HOW, _ANSWER_AMONG))
+    return len(sentence) <= _MAX_INSTRUCTION_CHARACTERS and any(
+        pattern.match(sentence) for pattern in (_LOOK, _ANSWER_HOW, _ANSWER_AMONG)
+    )
+
+
+def _first_of_chain(text: str, units: list[Piece], asked: int) -> int:
+    """Where the unbroken row of questions on the asking unit's line begins."""
+    first = asked
+    while first > 0 and _asks(text[slice(*units[first - 1])]):
+        if "\n" in text[units[first - 1][1] : units[first][0]]:
+            break
+        first -= 1
+    return first
 
 
 def _is_kept(text: str, units: list[Piece], index: int, asked: int, block: OptionBlock | None) -> bool:
     """Whether a unit belongs to the question."""
     start, end = units[index]
-    if index == asked or (block and start == block.start):
+    if block and start == block.start:
         return True
     sentence = text[start:end]
     if index < asked and _QUESTION_HEADER.match(sentence):
         return index == asked - 1
     if index > asked and _ANSWER_HEADER.match(sentence):
         return True
-    if index < asked and _ASKS.search(sentence) and "\n" not in text[start : units[asked][0]]:
-        return all(_ASKS.search(text[a:b]) for a, b in units[index:asked])
     return _is_instruction(sentence)
 
 

@@ -126,3 +126,26 @@ def test_question_and_context_share_no_character_and_leave_out_blanks_only(text:
     covered = {i for a, b in pieces for i in range(a, b)}
     assert all(text[i].isspace() for i in range(len(text)) if i not in covered)
     assert bool(split.question) == bool(text.strip())
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "Is it? ",
+        "A. ",
+        "A. B. ",
+        "a\n",
+        "\n",
+        "1. ",
+        "answer word ",
+        '."',
+        "options: ",
+        "( ",
+        "Mr. ",
+        "A. red B. blue ",
+    ],
+)
+def test_a_long_hostile_text_is_split_all_the_same(piece: str) -> None:
+    text = piece * (60_000 // len(piece))
+    split = split_text(text)
+    assert bool(split.question) == bool(text.strip())
