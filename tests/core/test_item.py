@@ -1,0 +1,85 @@
+"""Items: what a model reads, what it must answer, and which items cannot be."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modint_guard.item import LETTERS, asked, is_right, prompt, reply_for
+from tests.core.items import DIGIT, LETTERED
+
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
+
+
+def test_the_one_word_form_asks_the_bare_question() -> None:
+    assert prompt(DIGIT) == "What digit is shown?"
+
+
+def test_the_lettered_form_lists_its_options_a_line_each() -> None:
+    assert asked(LETTERED) == "What digit is shown?\nA. 5\nB. 7\nC. 3\nD. 1"
+
+
+def test_the_context_stands_above_the_question() -> None:
+    captioned = LETTERED.replace(context="Caption: the digit 7.")
+    assert prompt(captioned) == "Caption: the digit 7.\nWhat digit is shown?\nA. 5\nB. 7\nC. 3\nD. 1"
+
+
+def test_a_choice_is_answered_by_its_word_or_by_its_letter() -> None:
+    assert reply_for(DIGIT, "7") == "7"
+    assert [reply_for(LETTERED, choice) for choice in LETTERED.choices] == ["A", "B", "C", "D"]
+
+
+@pytest.mark.parametrize("text", ["3", " 3", "3.", " 3 .\n"])
+def test_blanks_and_a_final_full_stop_do_not_make_an_answer_wrong(text: str) -> None:
+    assert is_right(DIGIT, text)
+
+
+@pytest.mark.parametrize("text", ["", ".", "7", "33", "3..", "3 or 7", "The answer is 3"])
+def test_anything_else_than_the_truth_is_wrong(text: str) -> None:
+    assert not is_right(DIGIT, text)
+
+
+def test_a_lettered_item_is_answered_by_the_letter_and_not_by_the_word() -> None:
+    assert is_right(LETTERED, "C") and is_right(LETTERED, "c.")
+    assert not is_right(LETTERED, "3")
+
+
+def test_an_article_is_no_letter() -> None:
+    first = LETTERED.replace(choices=("3", "7", "5", "1"))
+    assert not is_right(first, "A dog. The answer is C")
+
+
+@given(st.lists(WORDS, min_size=2, max_size=8, unique=True), st.data())
+def test_exactly_one_choice_is_right(choices: list[str], data: st.DataObject) -> None:
+    answer, wrong = data.draw(st.permutations(choices))[:2]
+    item = DIGIT.replace(
+        choices=tuple(choices),
+        answer=answer,
+        wrong=wrong,
+        form=data.draw(st.sampled_from(["word", "letter"])),
+    )
+    assert [choice for choice in choices if is_right(item, reply_for(item, choice))] == [answer]
+
+
+def test_a_lie_that_equals_the_truth_is_refused() -> None:
+    with pytest.raises(ValueError, match="item digit-0: the lie '3' equals the truth"):
+        DIGIT.replace(wrong="3")
+
+
+@pytest.mark.parametrize("field", ["answer", "wrong"])
+def test_an_answer_that_is_no_choice_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match="must be among the choices"):
+        DIGIT.replace(**{field: "9"})
+
+
+@pytest.mark.parametrize("changes", [{"family": "image_heavy"}, {"form": "words"}])
+def test_an_unknown_family_or_form_is_refused(changes: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes.values()))):
+        DIGIT.replace(**changes)
+
+
+def test_more_choices_than_letters_are_refused_in_the_lettered_form() -> None:
+    nine = tuple("123456789")
+    assert len(LETTERS) == 8
+    DIGIT.replace(choices=nine)
+    with pytest.raises(ValueError, match="at most 8 lettered choices"):
+        DIGIT.replace(choices=nine, form="letter")

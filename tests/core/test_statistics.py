@@ -1,0 +1,64 @@
+"""Intervals, against values worked out by hand."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from modint_guard.statistics import cluster_interval
+
+HALF = [1.0] * 50 + [0.0] * 50
+
+
+def test_items_of_their_own_have_the_binomial_interval() -> None:
+    # 95 % of Binomial(100, 1/2) lie in [40, 60].
+    low, high = cluster_interval(HALF, range(100))
+    assert low == pytest.approx(0.40, abs=0.011)
+    assert high == pytest.approx(0.60, abs=0.011)
+
+
+def test_items_of_one_source_count_as_one() -> None:
+    # Ten sources, ten equal answers each: as uncertain as ten items; 95 % of Binomial(10, 1/2) lie in [2, 8].
+    assert cluster_interval(HALF, [index // 10 for index in range(100)]) == pytest.approx((0.2, 0.8))
+
+
+def test_a_larger_source_weighs_more() -> None:
+    # Sources of 3 ones and of 1 zero: two draws give 6/6, 3/4 or 0/2, with 1/4, 1/2 and 1/4.
+    assert cluster_interval([1, 1, 1, 0], "aaab") == (0.0, 1.0)
+    assert cluster_interval([1, 1, 1, 0], "aaab", level=0.2) == pytest.approx((0.75, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("value", "sources", "expected"),
+    [
+        (1.0, 20, (0.86089, 1.0)),  # 0.05 ** (1 / 20)
+        (0.0, 20, (0.0, 0.13911)),
+        (0.0, 5, (0.0, 0.45072)),  # 1 - 0.05 ** (1 / 5)
+    ],
+)
+def test_all_right_is_not_certainty(value: float, sources: int, expected: tuple[float, float]) -> None:
+    assert cluster_interval([value] * sources, range(sources)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_bound_counts_sources_and_not_items() -> None:
+    assert cluster_interval([1.0] * 100, [index // 20 for index in range(100)]) == cluster_interval(
+        [1.0] * 5, range(5)
+    )
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = [0.1, 0.7, 0.4, 0.9]
+    assert cluster_interval(values, "abcd", seed=3) == cluster_interval(values, "abcd", seed=3)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.integers(0, 5)), min_size=1, max_size=30))
+def test_the_interval_of_a_share_holds_the_share(rows: list[tuple[float, int]]) -> None:
+    values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
+    assume(len(set(clusters)) > 1)
+    low, high = cluster_interval(values, clusters)
+    assert 0 <= low <= sum(values) / len(values) <= high <= 1
+
+
+@pytest.mark.parametrize(("values", "clusters"), [([], []), ([1.0], []), ([1.0], [1, 2])])
+def test_values_without_their_clusters_are_refused(values: list[float], clusters: list[int]) -> None:
+    with pytest.raises(ValueError, match="as many clusters as values, and at least one"):
+        cluster_interval(values, clusters)
