@@ -1,0 +1,96 @@
+"""Data sets on disk: what is written comes back, and a bad line is named with its file and number."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.data import ITEMS, read_items, write_items
+from modint_guard.errors import DataError
+from tests.core.items import DIGIT, LETTERED, SUM
+
+RECORD: dict[str, Any] = {
+    "id": "sum-0",
+    "family": "text-heavy",
+    "task": "arithmetic",
+    "form": "word",
+    "question": "What is 1 plus 2?",
+    "choices": ["3", "7"],
+    "answer": "3",
+    "wrong": "7",
+}
+
+
+def folder_with(tmp_path: Path, *lines: str) -> Path:
+    (tmp_path / ITEMS).write_text("\n".join(lines) + "\n", "utf-8")
+    return tmp_path
+
+
+def test_items_come_back_as_they_were_written(tmp_path: Path) -> None:
+    items = [
+        DIGIT.replace(context="Légende: “7”\u2028", perturbation="misleading_description"),
+        LETTERED.replace(held_out_wording=True),
+        SUM,
+    ]
+    write_items(items, tmp_path / "new" / "set")
+    found = read_items(tmp_path / "new" / "set")
+    assert found == items
+    assert [item.image and item.image.tobytes() for item in found] == [
+        item.image and item.image.tobytes() for item in items
+    ]
+    assert [item.agreeing for item in found] == [None] * 3
+
+
+def test_each_picture_is_a_png_beside_the_lines(tmp_path: Path) -> None:
+    write_items([DIGIT, SUM], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digit-0.png", "items.jsonl"]
+
+
+def test_a_record_needs_eight_fields_and_the_others_have_defaults(tmp_path: Path) -> None:
+    (item,) = read_items(folder_with(tmp_path, json.dumps(RECORD), "", "  "))
+    assert item == SUM.replace(claim="{}")
+
+
+def test_a_separator_inside_a_string_does_not_end_the_line(tmp_path: Path) -> None:
+    record = json.dumps({**RECORD, "context": "a\u2028b\x85c"}, ensure_ascii=False)
+    (item,) = read_items(folder_with(tmp_path, record))
+    assert item.context == "a\u2028b\x85c"
+
+
+def test_a_folder_without_items_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*items.jsonl: No such file .*; give a folder that"):
+        read_items(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ITEMS).write_bytes(b"{\xff}")
+    with pytest.raises(DataError, match=r"items.jsonl is not UTF-8: .* at byte 1; save it as UTF-8"):
+        read_items(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not an object"),
+        ("3", "not an object"),
+        (json.dumps({key: value for key, value in RECORD.items() if key != "wrong"}), "'wrong'"),
+        (json.dumps({key: value for key, value in RECORD.items() if key != "choices"}), "'choices'"),
+        (json.dumps({**RECORD, "colour": "red"}), "'colour'"),
+        (json.dumps({**RECORD, "choices": 3}), "not iterable"),
+        (json.dumps({**RECORD, "answer": "9"}), "must be among the choices"),
+        (json.dumps({**RECORD, "wrong": "3"}), "equals the truth"),
+        (json.dumps({**RECORD, "family": "text"}), "no family 'text'"),
+        (json.dumps({**RECORD, "image": "none.png"}), "picture 'none.png' cannot be read; put a PNG there"),
+        (json.dumps({**RECORD, "image": ITEMS}), "picture 'items.jsonl' cannot be read"),
+        (json.dumps({**RECORD, "image": 3}), "an item needs id, family, task, form, question, choices"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, line: str, said: str) -> None:
+    folder = folder_with(tmp_path, json.dumps(RECORD), "", line)
+    with pytest.raises(DataError) as refused:
+        read_items(folder)
+    assert str(refused.value).startswith(f"{folder / ITEMS}:3: ")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,179 @@
+"""The demo's own check: counters that equal the answers pass, and one off is a sentence."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from modint_guard.demo import Counts, calls_seen, compare, examples, metric_lines, scrape, summary
+from modint_guard.item import Item
+from modint_guard.models import ADAPTER, BASE
+from modint_guard.perturb import perturb
+from modint_guard.runner import Row
+from modint_guard.types import JSON
+from tests.core.items import DIGIT, SUM
+
+LIED = perturb(DIGIT, "misleading_description")
+SHOWN = perturb(SUM, "contradicting_image")
+
+
+def report(verdict: str, cause: str | None, probes: int, relevant: str = "image") -> JSON:
+    risk = 0.93 if verdict == "flagged" else 0.1
+    return {"relevant": relevant, "verdict": verdict, "cause": cause, "probes": [{}] * probes, "risk": risk}
+
+
+def row(item: Item, model: str, answer: str, modint: JSON | None) -> Row:
+    return Row(item, model, answer, answer == item.answer, modint)
+
+
+ROWS = [
+    row(LIED, BASE, "7", report("flagged", "text", 3)),
+    row(SHOWN, BASE, "3", report("pass", None, 3, "text")),
+    row(LIED, ADAPTER, "3", report("pass", None, 3)),
+    row(SHOWN, ADAPTER, "3", report("pass", None, 2, "text")),
+]
+REQUESTS: Counts = {
+    ("adapter=none", f"model={BASE}", "outcome=ok", "route=chat"): 2,
+    (f"adapter={ADAPTER}", f"model={BASE}", "outcome=ok", "route=chat"): 2,
+}
+VERDICTS: Counts = {
+    ("adapter=none", "cause=text", f"model={BASE}", "relevant=image", "verdict=flagged"): 1,
+    ("adapter=none", "cause=none", f"model={BASE}", "relevant=text", "verdict=pass"): 1,
+    (f"adapter={ADAPTER}", "cause=none", f"model={BASE}", "relevant=image", "verdict=pass"): 1,
+    (f"adapter={ADAPTER}", "cause=none", f"model={BASE}", "relevant=text", "verdict=pass"): 1,
+}
+# Four answers and eleven probes, and the warm-up before them.
+CALLS: Counts = {("engine=0", "finished_reason=stop"): 4 + 11}
+WARM_UP: Counts = {("engine=0", "finished_reason=stop"): 5, ("engine=0", "finished_reason=abort"): 1}
+
+
+def counters(requests: Counts, verdicts: Counts, calls: Counts) -> dict[str, Counts]:
+    return {
+        "modint_requests_total": requests,
+        "modint_verdicts_total": verdicts,
+        "vllm:request_success_total": calls,
+    }
+
+
+BEFORE = counters(dict.fromkeys(REQUESTS, 7), {}, WARM_UP)
+AFTER = counters(
+    {key: 7 + count for key, count in REQUESTS.items()},
+    {**VERDICTS, ("adapter=none", "cause=image", f"model={BASE}", "relevant=both", "verdict=flagged"): 0},
+    dict(Counter(WARM_UP) + Counter(CALLS)),
+)
+
+
+def test_counters_that_equal_the_answers_say_nothing() -> None:
+    assert list(compare(ROWS, BEFORE, AFTER)) == []
+    assert list(calls_seen(ROWS, BEFORE, AFTER)) == []
+
+
+def test_an_answer_that_was_not_counted_is_a_sentence() -> None:
+    missing: Counts = {key: count for key, count in VERDICTS.items() if "verdict=flagged" not in key}
+    (problem,) = compare(ROWS, BEFORE, {**AFTER, "modint_verdicts_total": missing})
+    assert problem == (
+        f"modint_verdicts_total{{adapter=none, cause=text, model={BASE}, relevant=image, verdict=flagged}}"
+        " rose by 0, the table has 1"
+    )
+
+
+def test_a_count_without_an_answer_is_a_sentence() -> None:
+    failed = ("adapter=none", f"model={BASE}", "outcome=upstream_error", "route=chat")
+    after = {**AFTER, "modint_requests_total": {**AFTER["modint_requests_total"], failed: 1}}
+    (problem,) = compare(ROWS, BEFORE, after)
+    assert problem.endswith("outcome=upstream_error, route=chat} rose by 1, the table has 0")
+
+
+def test_an_answer_counted_twice_is_a_sentence() -> None:
+    twice = {key: count + (key[0] == "adapter=none") for key, count in AFTER["modint_requests_total"].items()}
+    (problem,) = compare(ROWS, BEFORE, {**AFTER, "modint_requests_total": twice})
+    assert problem.endswith("rose by 3, the table has 2")
+
+
+def test_an_answer_without_a_verdict_is_a_sentence() -> None:
+    rows = [*ROWS[1:], row(LIED, BASE, "7", None)]
+    assert list(compare(rows, BEFORE, AFTER))[-1] == "1 answers came without a `modint` object"
+
+
+def test_fewer_calls_than_were_sent_are_a_sentence() -> None:
+    short: Counts = {("engine=0", "finished_reason=stop"): 5 + 14}
+    (problem,) = calls_seen(ROWS, BEFORE, {**AFTER, "vllm:request_success_total": short})
+    assert problem == "vllm:request_success_total rose by 14, but 15 calls were sent"
+
+
+def test_more_calls_than_were_sent_are_no_problem() -> None:
+    more: Counts = {("engine=0", "finished_reason=stop"): 100}
+    assert list(calls_seen(ROWS, BEFORE, {**AFTER, "vllm:request_success_total": more})) == []
+
+
+def test_only_counters_that_moved_are_printed_as_prometheus_writes_them() -> None:
+    lines = list(metric_lines(AFTER))
+    assert len(lines) == 2 + 4
+    labels = f'adapter="none",cause="text",model="{BASE}",relevant="image",verdict="flagged"'
+    assert f"modint_verdicts_total{{{labels}}} 1" in lines
+
+
+GATEWAY = b"""# TYPE modint_requests_total counter
+modint_requests_total{route="chat",model="m"} 3.0
+modint_requests_created{route="chat",model="m"} 1.7e9
+# TYPE modint_upstream_up gauge
+modint_upstream_up 1.0
+"""
+ENGINE = b"""# TYPE vllm:request_success_total counter
+vllm:request_success_total{finished_reason="stop"} 12.0
+"""
+
+
+class _Metrics(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(ENGINE if self.path == "/engine/metrics" else GATEWAY)
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Metrics) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_counters_of_gateway_and_engine_are_read_and_nothing_else(gateway: str) -> None:
+    assert scrape(gateway) == {
+        "modint_requests_total": {("model=m", "route=chat"): 3},
+        "vllm:request_success_total": {("finished_reason=stop",): 12},
+    }
+
+
+def printed(table: Table) -> str:
+    console = Console(width=200, record=True, quiet=False, file=None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_the_summary_counts_right_answers_and_flags_by_kind_and_model() -> None:
+    cells = [[part.strip() for part in line.split("│")[1:-1]] for line in printed(summary(ROWS)).splitlines()]
+    assert [line for line in cells if len(line) == 6] == [
+        ["image-heavy, misleading description", BASE, "1", "0%", "1/1", "0/0"],
+        ["", ADAPTER, "1", "100%", "0/0", "0/1"],
+        ["text-heavy, contradicting image", BASE, "1", "100%", "0/0", "0/1"],
+        ["", ADAPTER, "1", "100%", "0/0", "0/1"],
+    ]
+
+
+def test_the_examples_show_the_telling_answer_of_each_kind_beside_its_twin() -> None:
+    text = printed(examples(ROWS))
+    assert "7 ✗" in text and "flagged" in text and "0.93" in text
+    assert text.count("3 ✓") == 3
+    assert text.index("7 ✗") < text.index("3 ✓")

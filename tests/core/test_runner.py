@@ -1,0 +1,138 @@
+"""Items through a model: the request that asks one, and the rows that come back."""
+
+import asyncio
+import base64
+import io
+
+import pytest
+from PIL import Image
+
+from modint_guard.errors import EndpointError
+from modint_guard.guard import Guard
+from modint_guard.item import Item
+from modint_guard.perturb import perturb
+from modint_guard.runner import Row, png_url, request_for, row_of, run
+from modint_guard.types import JSON
+from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM
+
+LIED = perturb(DIGIT, "misleading_description")
+
+
+def saying(text: str | None, **more: object) -> JSON:
+    return {"choices": [{"message": {"role": "assistant", "content": text}}], **more}
+
+
+def test_a_request_holds_picture_context_and_question_in_parts() -> None:
+    item = LETTERED.replace(context="Caption: the digit 7.")
+    assert request_for(item, "base") == {
+        "model": "base",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": png_url(RED)}},
+                    {"type": "text", "text": "Caption: the digit 7."},
+                    {"type": "text", "text": "What digit is shown?\nA. 5\nB. 7\nC. 3\nD. 1"},
+                ],
+            }
+        ],
+        "temperature": 0,
+        "max_tokens": 8,
+        "modint": {"relevant": "image"},
+    }
+
+
+def test_context_and_question_can_be_one_string() -> None:
+    content = request_for(LIED, "base", one_string=True)["messages"][0]["content"]
+    assert content[1:] == [{"type": "text", "text": f"{LIED.context}\nWhat digit is shown?"}]
+
+
+def test_a_request_without_picture_or_context_is_the_question() -> None:
+    content = request_for(SUM, "base")["messages"][0]["content"]
+    assert content == [{"type": "text", "text": "What is 1 plus 2?"}]
+
+
+@pytest.mark.parametrize(("item", "relevant"), [(DIGIT, "image"), (SUM, "text"), (BOTH, "both")])
+def test_the_client_names_what_ought_to_decide(item: Item, relevant: str) -> None:
+    assert request_for(item, "base")["modint"] == {"relevant": relevant}
+
+
+def test_further_fields_go_in_as_they_are() -> None:
+    assert (
+        request_for(DIGIT, "base", stream=True, max_tokens=1).items()
+        >= {"stream": True, "max_tokens": 1}.items()
+    )
+
+
+def test_a_picture_travels_without_loss() -> None:
+    picture = Image.effect_noise((9, 7), 60).convert("RGB")
+    head, _, data = png_url(picture).partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as read:
+        assert (read.size, read.tobytes()) == (picture.size, picture.tobytes())
+
+
+def test_the_guard_finds_context_and_question_where_they_were_put() -> None:
+    plan = Guard().plan(request_for(LIED, "base"))
+    assert plan.skip is None
+    assert plan.chat is not None
+    assert (plan.chat.context, plan.chat.question) == (LIED.context, "What digit is shown?")
+
+
+async def test_rows_come_back_in_the_items_order_whichever_answer_is_first() -> None:
+    seen: list[str] = []
+
+    async def complete(body: JSON) -> JSON:
+        lettered = "\nA. " in body["messages"][0]["content"][-1]["text"]
+        await asyncio.sleep(0 if lettered else 0.02)
+        return saying("C" if lettered else "7", modint={"verdict": "flagged"} if lettered else None)
+
+    rows = await run([DIGIT, LETTERED], complete, "base", done=lambda row: seen.append(row.item.id))
+    assert [(row.item.id, row.answer, row.right, row.flagged) for row in rows] == [
+        ("digit-0", "7", False, False),
+        ("digit-1", "C", True, True),
+    ]
+    assert seen == ["digit-1", "digit-0"]
+    assert {row.model for row in rows} == {"base"}
+
+
+async def test_no_more_than_the_allowed_requests_are_under_way() -> None:
+    under_way, most = 0, 0
+
+    async def complete(body: JSON) -> JSON:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return saying("3")
+
+    rows = await run([DIGIT] * 20, complete, "base", concurrency=3)
+    assert (len(rows), most) == (20, 3)
+
+
+async def test_an_endpoint_error_ends_the_run_as_itself() -> None:
+    calls = 0
+
+    async def complete(body: JSON) -> JSON:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.001)
+        raise EndpointError("the engine is gone: start it again")
+
+    with pytest.raises(EndpointError, match="the engine is gone"):
+        await run([DIGIT] * 20, complete, "base", concurrency=2)
+    assert calls <= 4
+
+
+@pytest.mark.parametrize(
+    ("modint", "verdict", "flagged"),
+    [(None, None, False), ({"verdict": "pass"}, "pass", False), ({"verdict": "flagged"}, "flagged", True)],
+)
+def test_a_row_knows_the_guards_verdict(modint: JSON | None, verdict: str | None, flagged: bool) -> None:
+    row = row_of(DIGIT, "base", saying("3", modint=modint))
+    assert (row.verdict, row.flagged) == (verdict, flagged)
+
+
+def test_an_empty_message_is_a_wrong_answer() -> None:
+    assert row_of(DIGIT, "base", saying(None)) == Row(DIGIT, "base", "", right=False, modint=None)
