@@ -1,0 +1,17 @@
+"""One tokenizer and processor for all tests of the training, and no deadline for properties."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from modint_training.tinyworld import language
+
+settings.register_profile("modint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("modint")
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    """The processor that ships with the base."""
+    return language.build_processor(language.train_tokenizer())
