@@ -129,12 +129,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{where} is not valid YAML: {exc}") from exc
+        raise ConfigError(f"{where}{_what_yaml_says(exc)}") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{where} needs `key: value` lines")
     for override in overrides:
         _override(values, override)
-    if values.get("kind") not in _KINDS:
+    if str(values.get("kind")) not in _KINDS:
         raise ConfigError(f"{where} needs `kind:` to be one of {', '.join(_KINDS)}")
     try:
         return _KINDS[values["kind"]].model_validate(values)
@@ -157,6 +157,12 @@ def _read(name: str) -> tuple[str, str]:
         raise ConfigError(f"{path} is not a text file in UTF-8; give a YAML recipe") from exc
 
 
+def _what_yaml_says(exc: yaml.YAMLError) -> str:
+    if isinstance(exc, yaml.MarkedYAMLError) and exc.problem_mark:
+        return f":{exc.problem_mark.line + 1} is not valid YAML: {exc.problem}"
+    return " is not valid YAML"
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
@@ -173,8 +179,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(exc: ValidationError, where: str, text: str, schema: type[BaseModel]) -> str:
-    error = exc.errors(include_url=False)[0]
-    path = [part for part in error["loc"] if isinstance(part, str)]
+    errors = exc.errors(include_url=False)
+    # A mistyped key is also a missing one: the mistake is the more telling of the two.
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    first, *deeper = error["loc"]
+    path = [str(first), *(part for part in deeper if isinstance(part, str))]  # without places in a list
     line = next(
         (n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"{path[-1]}:")), None
     )

@@ -1,0 +1,59 @@
+"""A LLaVA of 40,000 parameters in the shape of TinyWorld's, and recipes of a few steps for it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
+from modint_training.tinyworld.model import build_config
+
+WIDTH = 32
+
+
+def small_config(processor: Any) -> Any:
+    """TinyWorld's own configuration, one layer high and one head wide."""
+    config = build_config(processor.tokenizer)
+    for part in (config.vision_config, config.text_config):
+        part.hidden_size = part.intermediate_size = WIDTH
+        part.num_hidden_layers = part.num_attention_heads = 1
+    config.text_config.num_key_value_heads = 1
+    return config
+
+
+def small_model(processor: Any, *, seed: int = 0) -> Any:
+    """A freshly initialised small model."""
+    torch.manual_seed(seed)
+    return LlavaForConditionalGeneration(small_config(processor))
+
+
+def save_small_base(processor: Any, folder: Path) -> Path:
+    """A model folder as the engine would load it."""
+    small_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def lora_recipe(base: Path | str, *overrides: str) -> LoraRecipe:
+    """The bundled recipe, two steps long."""
+    short = (
+        f"base={base}",
+        "rank=2",
+        "steps=2",
+        "batch=8",
+        "warmup_steps=1",
+        "evaluate_steps=2",
+        "evaluate_items=4",
+    )
+    recipe = load_recipe("robust-lora", [*short, "precision=fp32", *overrides])
+    assert isinstance(recipe, LoraRecipe)
+    return recipe
+
+
+def pretrain_recipe(*overrides: str) -> PretrainRecipe:
+    """The bundled recipe, two steps of the tower and two of the whole."""
+    short = ("tower_steps=2", "tower_batch=8", "steps=2", "batch=8", "warmup_steps=1", "evaluate_items=4")
+    recipe = load_recipe("tinyworld-base", [*short, "evaluate_steps=1", "precision=fp32", *overrides])
+    assert isinstance(recipe, PretrainRecipe)
+    return recipe

@@ -1,0 +1,200 @@
+"""Recipes: the bundled ones load; what is wrong in one is named, with its line, before anything starts."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from modint_guard.errors import ConfigError
+from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe, recipe_names
+from modint_training.tinyworld.suite import Mixture
+from modint_training.views import check_kinds
+
+
+def text_of(name: str) -> str:
+    return (resources.files("modint_training") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def refusal(name: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(name, overrides)
+    said = str(refused.value)
+    assert said and "\n" not in said
+    return said
+
+
+def line_of(text: str, key: str) -> int:
+    return next(number for number, line in enumerate(text.split("\n"), 1) if line.startswith(f"{key}:"))
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_the_bundled_recipes_train_a_base_and_an_adapter() -> None:
+    assert recipe_names() == ["robust-lora", "tinyworld-base"]
+    assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
+    assert isinstance(load_recipe("robust-lora"), LoraRecipe)
+
+
+def test_every_option_of_a_bundled_recipe_is_written_out() -> None:
+    for name in recipe_names():
+        assert set(yaml.safe_load(text_of(name))) == set(type(load_recipe(name)).model_fields)
+
+
+def test_the_bundled_mixture_is_the_suites_own() -> None:
+    recipe = load_recipe("tinyworld-base")
+    assert isinstance(recipe, PretrainRecipe)
+    assert Mixture(**recipe.mixture.model_dump()) == Mixture()
+
+
+def test_the_bundled_adapter_trains_on_nothing_that_is_held_out() -> None:
+    recipe = load_recipe("robust-lora")
+    assert isinstance(recipe, LoraRecipe)
+    check_kinds(recipe.perturbations, controls=False)
+    check_kinds(recipe.controls, controls=True)
+
+
+def test_overrides_reach_into_sections_and_keep_their_types() -> None:
+    recipe = load_recipe("tinyworld-base", ["steps=7", "mixture.captioned=0.25", "lr=1e-4", "name=mine"])
+    assert isinstance(recipe, PretrainRecipe)
+    assert (recipe.steps, recipe.mixture.captioned, recipe.lr, recipe.name) == (7, 0.25, 1e-4, "mine")
+    adapter = load_recipe("robust-lora", ["perturbations=[noise, black]", "quotas=[1, 0, 2]"])
+    assert isinstance(adapter, LoraRecipe)
+    assert (adapter.perturbations, adapter.quotas) == (("noise", "black"), (1, 0, 2))
+
+
+def test_a_recipe_can_be_a_file(tmp_path: Path) -> None:
+    path = written(tmp_path, text_of("robust-lora").replace("seed: 0", "seed: 5"))
+    assert load_recipe(path).seed == 5
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe: Any = load_recipe("robust-lora")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 3
+
+
+# Refusals
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    assert refusal("robust-laro") == "no recipe 'robust-laro'; did you mean robust-lora?"
+    assert refusal("xyz") == "no recipe 'xyz'; known: robust-lora, tinyworld-base"
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known(tmp_path: Path) -> None:
+    text = text_of("tinyworld-base").replace("\nwarmup_steps:", "\nwarm_up_steps:")
+    line = line_of(text, "warm_up_steps")
+    path = written(tmp_path, text)
+    assert refusal(path) == f"{path}:{line}: unknown key 'warm_up_steps'; did you mean 'warmup_steps'?"
+
+
+def test_an_unknown_key_beside_the_known_ones_is_refused(tmp_path: Path) -> None:
+    text = text_of("robust-lora") + "warmup_step: 3\n"
+    path = written(tmp_path, text)
+    line = line_of(text, "warmup_step")
+    assert refusal(path) == f"{path}:{line}: unknown key 'warmup_step'; did you mean 'warmup_steps'?"
+
+
+def test_an_unknown_key_of_a_section_is_named_with_its_section() -> None:
+    said = refusal("tinyworld-base", "mixture.captoned=0.5")
+    assert said == "tinyworld-base.yaml: unknown key 'mixture.captoned'; did you mean 'captioned'?"
+
+
+def test_an_unknown_key_like_no_other_is_still_named() -> None:
+    assert refusal("robust-lora", "zzz=1") == "robust-lora.yaml: unknown key 'zzz'"
+
+
+def test_a_value_of_the_wrong_type_is_named_with_its_line() -> None:
+    line = line_of(text_of("robust-lora"), "rank")
+    assert refusal("robust-lora", "rank=many").startswith(
+        f"robust-lora.yaml:{line}: rank: Input should be a valid"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "key"),
+    [
+        ("robust-lora", "steps=0", "steps"),
+        ("robust-lora", "control_share=1.5", "control_share"),
+        ("robust-lora", "dropout=1", "dropout"),
+        ("robust-lora", "consistency=mse", "consistency"),
+        ("robust-lora", "quotas=[1, 2]", "quotas"),
+        ("robust-lora", "quotas=[0, 0, 0]", "quotas"),
+        ("robust-lora", "quotas=[1, -1, 0]", "quotas"),
+        ("robust-lora", "precision=fp8", "precision"),
+        ("tinyworld-base", "checkpoint_minutes=0", "checkpoint_minutes"),
+        ("tinyworld-base", "micro_batches=0", "micro_batches"),
+        ("tinyworld-base", "mixture.captioned=0.71", "mixture.captioned"),
+        ("tinyworld-base", "mixture.caption_true=0.79", "mixture.caption_true"),
+        ("tinyworld-base", "mixture.caption_true=0.96", "mixture.caption_true"),
+        ("tinyworld-base", "mixture.caption_unrelated=0.1", "mixture"),
+        ("tinyworld-base", "mixture.picture_other=0.2", "mixture"),
+        ("tinyworld-base", "mixture.families=[0, 0, 0]", "mixture"),
+        ("tinyworld-base", "mixture.families=[-1, 1, 1]", "mixture.families"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named_with_its_line(name: str, override: str, key: str) -> None:
+    said = refusal(name, override)
+    place, _, rest = said.partition(": ")
+    assert place.startswith(f"{name}.yaml:") and place.rpartition(":")[2].isdigit()
+    assert rest.startswith(f"{key}: ")
+    assert "Value error" not in said
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    text = text_of("robust-lora").replace("rank: 16\n", "")
+    path = written(tmp_path, text)
+    assert refusal(path) == f"{path}: rank: Field required"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("steps", "override 'steps' is not key=value"),
+        ("lr.deep=1", "override 'lr.deep=1': 'lr' is not a section of the recipe"),
+        ("steps=[1", "override 'steps=[1': '[1' is not a YAML value"),
+        ("kind=full", "robust-lora.yaml needs `kind:` to be one of pretrain, lora"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, said: str) -> None:
+    assert refusal("robust-lora", override) == said
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    assert refusal(path) == f"{path} needs `key: value` lines"
+
+
+@pytest.mark.parametrize("text", ["name: x\n", "kind: full\n", "kind: [lora]\n"])
+def test_a_file_without_a_known_kind_is_refused(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, lora"
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "kind: [lora\nname: x\n")
+    assert refusal(path).startswith(f"{path}:2 is not valid YAML: expected ',' or ']'")
+
+
+def test_a_key_that_is_no_word_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, text_of("robust-lora") + "7: 3\n")
+    line = line_of(text_of("robust-lora") + "7: 3\n", "7")
+    assert refusal(path) == f"{path}:{line}: 7: Keys should be strings"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.yaml"
+    path.write_bytes(b"\x80\x81")
+    assert refusal(str(path)) == f"{path} is not a text file in UTF-8; give a YAML recipe"
