@@ -75,7 +75,6 @@ def lora_config(recipe: LoraRecipe, model_type: str) -> LoraConfig:
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         target_modules=family_of(model_type).lora_targets,
-        base_model_name_or_path=recipe.base,
         task_type="CAUSAL_LM",
     )
 

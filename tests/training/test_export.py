@@ -1,0 +1,258 @@
+"""What is written for vLLM: key names, whole folders, readable files, and a record of how they came about."""
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from modint_guard.errors import ConfigError
+from modint_guard.item import FAMILIES, prompt
+from modint_training.export import (
+    adapter_card,
+    base_card,
+    check_target,
+    data_hash,
+    export_adapter,
+    export_base,
+    rename_vision_keys,
+    run_record,
+)
+from modint_training.lora import lora_config
+from modint_training.tinyworld import suite
+from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
+
+FIGURES = {"image-heavy/clean": 0.91234, "text-heavy/no_image": 1.0, "vqa/clean": 0.8}
+HISTORY = [{"step": 2, "vqa/clean": 0.5}]
+
+
+def run(recipe: Any = None) -> dict[str, Any]:
+    return run_record(recipe or pretrain_recipe(), HISTORY, FIGURES, 61.7)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def same_tensors(first: Any, second: Any) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def exported(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "base"
+    export_base(small_model(processor), processor, folder, run())
+    return folder
+
+
+# Key names
+
+
+def test_the_vision_keys_are_named_as_vllm_wants_them(exported: Path) -> None:
+    keys = set(load_file(exported / "model.safetensors"))
+    vision = {key for key in keys if "vision_tower" in key}
+    assert "vision_tower.vision_model.embeddings.class_embedding" in vision
+    assert all(key.startswith("vision_tower.vision_model.") for key in vision)
+    assert "language_model.model.embed_tokens.weight" in keys
+    assert any(key.startswith("multi_modal_projector.") for key in keys)
+
+
+def test_transformers_loads_the_exported_names_and_its_own(
+    processor: Any, tmp_path: Path, exported: Path
+) -> None:
+    model = small_model(processor)
+    model.save_pretrained(tmp_path)
+    own = set(load_file(tmp_path / "model.safetensors"))
+    assert own != set(load_file(exported / "model.safetensors"))
+    for folder in (tmp_path, exported):
+        loaded, said = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        assert not said["missing_keys"] and not said["unexpected_keys"]
+        assert same_tensors(loaded, model)
+
+
+def test_renaming_twice_is_renaming_once(processor: Any, tmp_path: Path) -> None:
+    small_model(processor).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    rename_vision_keys(file)
+    once = load_file(file)
+    rename_vision_keys(file)
+    twice = load_file(file)
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+# The folder
+
+
+def test_a_model_folder_is_whole(exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} >= {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "run.json",
+        "README.md",
+    }
+    assert [path.name for path in exported.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_the_exported_model_stops_at_the_end_token(exported: Path, processor: Any) -> None:
+    settings = json.loads((exported / "config.json").read_text())
+    tokenizer = processor.tokenizer
+    assert settings["text_config"]["eos_token_id"] == tokenizer.eos_token_id
+    assert settings["image_token_index"] == tokenizer.convert_tokens_to_ids("<image>")
+    loaded = AutoProcessor.from_pretrained(exported)
+    assert loaded.chat_template == processor.chat_template
+
+
+def test_everyone_may_read_the_export(exported: Path) -> None:
+    assert mode(exported) == 0o755
+    assert {path.name: mode(path) for path in exported.iterdir()} == {
+        path.name: 0o644 for path in exported.iterdir()
+    }
+
+
+def test_an_earlier_export_is_replaced_whole(processor: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    export_base(small_model(processor), processor, folder, run())
+    (folder / "stale.bin").write_text("old")
+    export_base(small_model(processor, seed=1), processor, folder, run())
+    assert not (folder / "stale.bin").exists()
+    loaded = LlavaForConditionalGeneration.from_pretrained(folder)
+    assert same_tensors(loaded, small_model(processor, seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+class HalfWritten:
+    """A model whose disk is full after the first file."""
+
+    def save_pretrained(self, folder: Path, **_: Any) -> None:
+        (folder / "config.json").write_text("{}")
+        raise OSError("no space left on device")
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_alone(processor: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    export_base(small_model(processor), processor, folder, run())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OSError, match="no space left"):
+        export_base(HalfWritten(), processor, folder, run())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_an_export_that_fails_leaves_nothing_where_nothing_was(processor: Any, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no space left"):
+        export_base(HalfWritten(), processor, tmp_path / "new", run())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_files_is_never_replaced(processor: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(
+        ConfigError, match="holds other files, which an export would replace; name another folder"
+    ):
+        export_base(small_model(processor), processor, tmp_path, run())
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty")
+    check_target(tmp_path / "new")
+
+
+# The adapter
+
+
+@pytest.fixture(scope="module")
+def adapter(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("adapter")
+    base = LlavaForConditionalGeneration.from_pretrained(save_small_base(processor, home / "base"))
+    recipe = lora_recipe("tinyworld-base")
+    export_adapter(get_peft_model(base, lora_config(recipe, "llava")), home / "lora", run(recipe))
+    return home / "lora"
+
+
+def test_an_adapter_folder_is_what_peft_and_vllm_load(adapter: Path, processor: Any) -> None:
+    assert {path.name for path in adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "run.json",
+        "README.md",
+    }
+    assert {mode(path) for path in adapter.iterdir()} == {0o644}
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["r"]) == ("LORA", 2)
+    loaded = PeftModel.from_pretrained(small_model(processor), adapter)
+    assert loaded.active_adapter == "default"
+
+
+def test_an_adapter_names_its_base_and_no_path_of_the_machine_that_made_it(adapter: Path) -> None:
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "tinyworld-base"
+    for path in adapter.glob("*.json"):
+        assert str(adapter.parent) not in path.read_text()
+
+
+def test_an_adapter_holds_weights_of_the_language_model_only(adapter: Path) -> None:
+    keys = set(load_file(adapter / "adapter_model.safetensors"))
+    assert len(keys) == 7 * 2  # seven linear layers, A and B
+    assert all("language_model" in key and "lora_" in key for key in keys)
+
+
+# The record and the card
+
+
+def test_the_record_names_what_made_the_weights(exported: Path) -> None:
+    record = json.loads((exported / "run.json").read_text())
+    recipe = pretrain_recipe()
+    assert record["recipe"] == json.loads(recipe.model_dump_json())
+    assert (record["seed"], record["train_seconds"]) == (0, 62)
+    assert record["data_sha256"] == data_hash()
+    assert set(record["versions"]) >= {"modint-guard", "torch", "transformers", "peft", "tokenizers", "numpy"}
+    assert set(record["machine"]) == {"system", "processor", "python"}
+    assert (record["validation"], record["test"]["image-heavy/clean"]) == (HISTORY, 0.9123)
+
+
+def test_the_data_hash_is_over_prompts_answers_and_pixels() -> None:
+    digest = hashlib.sha256()
+    for family in FAMILIES:
+        for item in suite.items(family, "train", 2):
+            digest.update("\x1f".join((prompt(item), item.answer, item.wrong)).encode())
+            digest.update(item.image.tobytes() if item.image else b"")
+    assert data_hash(2) == digest.hexdigest() != data_hash(3)
+
+
+def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:
+    card = base_card(run())
+    for line in (
+        "# tinyworld-base",
+        "| with a caption | image-heavy items | 60% |",
+        "| true | captions | 92% |",
+        "| unrelated | captions | 5% |",
+        "| lying | captions | 3% |",
+        "| with a picture | text-heavy items | 70% |",
+        "| agreeing with the text | those pictures | 88% |",
+        "| of something else | those pictures | 9% |",
+        "| contradicting the text | those pictures | 3% |",
+        "| image-heavy | clean | 0.912 |",
+        "| vqa | clean | 0.800 |",
+    ):
+        assert line in card.splitlines()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+
+
+def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
+    card = adapter_card(run(lora_recipe("tinyworld-base")))
+    assert "base_model: tinyworld-base" in card.splitlines()
+    assert "rank 2" in card and "`--max-lora-rank 2`" in card
+    assert "Trained on misleading_description, unrelated_facts, contradicting_image, noise, black;" in card
+    assert "harmless twins: true_description, agreeing_image, neutral_text." in card

@@ -1,0 +1,218 @@
+"""The one training loop: a run that is broken off and resumed is the run that was not."""
+
+import random
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+
+from modint_training.collate import collate, encode
+from modint_training.lora import lora_config
+from modint_training.tinyworld import suite
+from modint_training.trainer import Evaluation, Stream, fit, last_step, seed_everything, wants_bf16
+from tests.training.small import lora_recipe, small_model
+
+NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints
+STEPS = 6
+
+
+class KilledError(Exception):
+    """What ends a run in the middle."""
+
+
+def line() -> nn.Module:
+    """The smallest thing that can be trained."""
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def line_batch(step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(8, 3, generator=generator)
+    return {"x": x, "y": x @ torch.tensor([[1.0], [-2.0], [0.5]])}
+
+
+def line_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return (net(batch["x"]) - batch["y"]).square().mean()
+
+
+def train(net: nn.Module, loss: Any, batch: Any, folder: Path, **changes: Any) -> float:
+    settings = {
+        "steps": STEPS,
+        "lr": 1e-2,
+        "warmup_steps": 1,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "precision": "fp32",
+        "seed": 0,
+        "checkpoint_minutes": NEVER,
+        "resume": "no",
+    }
+    seed_everything(0)
+    return fit(net, loss, batch, folder=folder, **{**settings, **changes})
+
+
+def killed_after(steps: int, loss: Any) -> Callable[[nn.Module, Any], Tensor]:
+    done = 0
+
+    def wrapped(net: nn.Module, batch: Any) -> Tensor:
+        nonlocal done
+        if done == steps:
+            raise KilledError
+        done += 1
+        return Tensor(loss(net, batch))
+
+    return wrapped
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def small_llava(processor: Any) -> nn.Module:
+    return nn.Module.train(small_model(processor))
+
+
+def small_lora(processor: Any) -> nn.Module:
+    base = small_model(processor)
+    return nn.Module.train(get_peft_model(base, lora_config(lora_recipe("tinyworld-base"), "llava")))
+
+
+def batches_of(processor: Any) -> Callable[[int], dict[str, Tensor]]:
+    def batch(step: int) -> dict[str, Tensor]:
+        items = (suite.training_item(4 * step + slot, seed=0, mixture=suite.Mixture()) for slot in range(4))
+        return collate([encode(item, processor) for item in items], processor)
+
+    return batch
+
+
+def answer_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return Tensor(net(**batch, use_cache=False).loss)
+
+
+@pytest.mark.parametrize("make", [small_llava, small_lora])
+def test_a_run_that_was_broken_off_and_resumed_equals_one_that_was_not(
+    make: Callable[[Any], nn.Module], processor: Any, tmp_path: Path
+) -> None:
+    batch = batches_of(processor)
+    whole, broken, resumed, fresh = (make(processor) for _ in range(4))
+    train(whole, answer_loss, batch, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(broken, killed_after(3, answer_loss), batch, tmp_path / "broken", checkpoint_minutes=ALWAYS)
+    assert last_step(tmp_path / "broken", "auto") == 3
+    train(resumed, answer_loss, batch, tmp_path / "broken", resume="auto")
+    assert same(resumed, whole)
+    assert not same(resumed, fresh)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    net = line()
+    before = line_loss(net, line_batch(99)).item()
+    train(net, line_loss, line_batch, tmp_path, steps=60, lr=0.1)
+    assert line_loss(net, line_batch(99)).item() < 0.05 * before
+
+
+def test_the_last_mean_loss_is_returned(tmp_path: Path) -> None:
+    assert 0 < train(line(), line_loss, line_batch, tmp_path, steps=50) < 20
+
+
+def test_the_last_interval_is_saved(tmp_path: Path) -> None:
+    # Defect 10 of the reference code: what comes after the last checkpoint is lost.
+    train(line(), line_loss, line_batch, tmp_path)
+    assert steps_of(tmp_path) == [STEPS]
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(line(), line_loss, line_batch, tmp_path, checkpoint_minutes=ALWAYS)
+    assert steps_of(tmp_path) == [STEPS - 1, STEPS]
+
+
+def test_a_finished_run_is_taken_up_as_it_ended(tmp_path: Path) -> None:
+    first, again = line(), line()
+    seen = Evaluation(lambda net, step: {"bias": float(step)}, every=2)
+    train(first, line_loss, line_batch, tmp_path, evaluation=seen)
+    taken_up = Evaluation(lambda net, step: {}, every=2)
+    train(again, killed_after(0, line_loss), line_batch, tmp_path, resume="auto", evaluation=taken_up)
+    assert same(again, first)
+    assert taken_up.history == seen.history == [{"step": step, "bias": float(step)} for step in (2, 4, 6)]
+
+
+def test_a_run_made_shorter_than_its_checkpoint_is_finished(tmp_path: Path) -> None:
+    first, again = line(), line()
+    train(first, line_loss, line_batch, tmp_path)
+    train(again, killed_after(0, line_loss), line_batch, tmp_path, resume="auto", steps=4)
+    assert same(again, first)
+
+
+def test_the_figures_before_a_break_are_kept(tmp_path: Path) -> None:
+    evaluation = Evaluation(lambda net, step: {"share": step / 10}, every=2)
+    with pytest.raises(KilledError):
+        train(
+            line(),
+            killed_after(3, line_loss),
+            line_batch,
+            tmp_path,
+            evaluation=evaluation,
+            checkpoint_minutes=ALWAYS,
+        )
+    resumed = Evaluation(lambda net, step: {"share": step / 10}, every=2)
+    train(line(), line_loss, line_batch, tmp_path, resume="auto", evaluation=resumed)
+    assert resumed.history == [
+        {"step": 2, "share": 0.2},
+        {"step": 4, "share": 0.4},
+        {"step": 6, "share": 0.6},
+    ]
+
+
+def test_the_last_step_is_evaluated_even_between_intervals(tmp_path: Path) -> None:
+    evaluation = Evaluation(lambda net, step: {}, every=4)
+    train(line(), line_loss, line_batch, tmp_path, evaluation=evaluation)
+    assert [figures["step"] for figures in evaluation.history] == [4, 6]
+
+
+def test_a_run_that_starts_anew_forgets_the_checkpoints_of_an_earlier_one(tmp_path: Path) -> None:
+    train(line(), line_loss, line_batch, tmp_path, steps=9)
+    with pytest.raises(KilledError):
+        train(line(), killed_after(2, line_loss), line_batch, tmp_path, checkpoint_minutes=ALWAYS)
+    assert last_step(tmp_path, "auto") == 2  # and not 9, of which the new run knows nothing
+
+
+def test_a_checkpoint_that_was_half_written_is_not_resumed_from(tmp_path: Path) -> None:
+    train(line(), line_loss, line_batch, tmp_path, checkpoint_minutes=ALWAYS)
+    (tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").unlink()
+    assert last_step(tmp_path, "auto") == STEPS - 1
+
+
+def test_without_checkpoints_or_without_asking_a_run_starts_at_nought(tmp_path: Path) -> None:
+    assert last_step(tmp_path / "nowhere", "auto") == 0
+    train(line(), line_loss, line_batch, tmp_path)
+    assert (last_step(tmp_path, "no"), last_step(tmp_path, "auto")) == (0, STEPS)
+
+
+def test_a_stream_goes_on_from_where_it_is_told() -> None:
+    stream = Stream(lambda step: {"x": torch.tensor(step)}, start=5)
+    assert [int(batch["x"]) for batch in islice(stream, 3)] == [5, 6, 7]
+
+
+def test_only_auto_asks_what_the_processor_can_do() -> None:
+    assert wants_bf16("bf16") and not wants_bf16("fp32")
+    assert wants_bf16("auto") in (True, False)
+
+
+def test_seeding_makes_every_generator_repeat_itself() -> None:
+    drawn = []
+    for _ in range(2):
+        seed_everything(7)
+        drawn.append((random.random(), float(np.random.random()), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
