@@ -1,0 +1,271 @@
+"""README and docs tell the truth: modules, files, targets, commands, links, settings and names exist."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+from prometheus_client import CollectorRegistry
+from typer.main import get_command
+
+from modint_guard.schema import ModintObject, ProbeObject
+from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, Outcome, State
+from modint_server.intake import STRIPPED, STRIPPED_PREFIXES
+from modint_server.metrics import OUTCOMES, REJECTIONS, ROUTES, UPSTREAM_ERRORS, Metrics, Served
+from modint_server.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+PACKAGES = ("modint_guard", "server/modint_server", "training/modint_training")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+
+
+def text(page: Path) -> str:
+    return page.read_text("utf-8")
+
+
+def section(page: Path, title: str) -> str:
+    """The lines under one heading, down to the next of the same or a higher level."""
+    heading = re.search(rf"^(#+) {re.escape(title)}$", text(page), re.MULTILINE)
+    assert heading, f"{page.name} has no section {title!r}"
+    below = text(page)[heading.end() :]
+    following = re.search(rf"^#{{1,{len(heading[1])}}} ", below, re.MULTILINE)
+    return below[: following.start()] if following else below
+
+
+def code(page: Path) -> str:
+    """Everything set as code: fenced, indented or between backticks."""
+    fenced = [match[2] for match in FENCE.finditer(text(page))]
+    rest = FENCE.sub("", text(page))
+    indented = [line for line in rest.splitlines() if line.startswith("    ")]
+    return "\n".join([*fenced, *indented, *re.findall(r"`([^`\n]+)`", rest)])
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def tree() -> dict[str, str]:
+    """Path -> comment of the file tree; folders end with a slash."""
+    (block,) = (match[2] for match in FENCE.finditer(section(README, "The files")))
+    found: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        name, _, comment = line.strip().partition("  ")
+        depth = len(line) - len(line.lstrip())
+        above = [(at, folder) for at, folder in above if at < depth]
+        path = "".join(folder for _, folder in above) + name
+        if name.endswith("/"):
+            above.append((depth, name))
+        found[path] = comment.strip()
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def modules_named(page: Path) -> set[str]:
+    return set(re.findall(r"\bmodint_(?:guard|server|training)(?:\.\w+)+", text(page)))
+
+
+def exists(dotted: str) -> bool:
+    """A module, or a name that a module defines. A module of its own is not imported: some need torch."""
+    try:
+        if find_spec(dotted) is not None:
+            return True
+    except ModuleNotFoundError:  # what is before the last dot is no package
+        pass
+    try:
+        resolve_name(dotted)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+def commands_named(page: Path) -> Iterator[tuple[str, str]]:
+    yield from re.findall(r"\bmodint-guard ([a-z][\w-]*)(?: ([a-z][\w-]*))?", code(page))
+
+
+def unnamed(names: Iterable[str], where: str) -> list[str]:
+    return [name for name in names if f"`{name}`" not in where]
+
+
+def test_the_life_of_a_request_names_modules_that_exist() -> None:
+    life = section(README, "The life of a request")
+    named = set(re.findall(r"`(modint_\w+(?:\.\w+)+)`", life))
+    assert len(named) >= 15
+    assert [name for name in named if find_spec(name) is None] == []
+
+
+@pages
+def test_every_module_named_exists(page: Path) -> None:
+    assert [name for name in modules_named(page) if not exists(name)] == []
+
+
+def test_the_file_tree_holds_every_file_of_the_packages() -> None:
+    shown = tree()
+    leaves = {
+        path
+        for path in shown
+        if path.endswith("/") and not any(p != path and p.startswith(path) for p in shown)
+    }
+    ours = [path.relative_to(ROOT).as_posix() for path in tracked()]
+    missing = [
+        name
+        for name in ours
+        if name.startswith(PACKAGES) and name not in shown and not name.startswith(tuple(leaves))
+    ]
+    assert missing == []
+
+
+def test_the_file_tree_holds_no_file_that_does_not_exist() -> None:
+    assert [path for path in tree() if not (ROOT / path).exists()] == []
+
+
+def test_every_line_of_the_file_tree_says_what_it_is() -> None:
+    assert [path for path, comment in tree().items() if not comment] == []
+
+
+@pages
+def test_every_make_target_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(page)))
+    assert named <= targets
+
+
+@pages
+def test_every_command_named_exists(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    known = set(project["entry-points"]["modint_guard.commands"])
+    assert {command for command, _ in commands_named(page)} <= known
+
+
+@pages
+def test_every_recipe_and_result_named_exists(page: Path) -> None:
+    from modint_training.config import recipe_names
+    from modint_training.results import app
+
+    known = {"train": set(recipe_names()), "results": set(getattr(get_command(app), "commands", {}))}
+    for command, word in commands_named(page):
+        assert not word or command not in known or word in known[command], f"modint-guard {command} {word}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.name))
+def test_relative_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text(page))):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pages
+def test_python_examples_compile(page: Path) -> None:
+    for language, block in FENCE.findall(text(page)):
+        if language == "python":
+            compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+
+def test_the_example_of_a_verdict_is_one() -> None:
+    (shown,) = (json.loads(block) for language, block in FENCE.findall(text(README)) if language == "json")
+    assert ModintObject.model_validate(shown).verdict == "flagged"
+    assert set(shown) == {field.alias or name for name, field in ModintObject.model_fields.items()}
+    assert {key for probe in shown["probes"] for key in probe} == set(ProbeObject.model_fields)
+
+
+def test_every_setting_is_in_the_table_with_its_default() -> None:
+    rows = re.findall(r"^\| `(MODINT_\w+)` \| `?([^`|]+?)`? \|", section(README, "Configuration"), re.M)
+    defaults = {
+        ENV_PREFIX + name.upper(): f"{field.default:g}"
+        if isinstance(field.default, float)
+        else str(field.default)
+        for name, field in Settings.model_fields.items()
+    }
+    assert dict(rows) == {
+        name: {"None": "none", "()": "none"}.get(value, value) for name, value in defaults.items()
+    }
+
+
+def test_every_metric_is_in_the_table_with_its_labels() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.know([Served("base"), Served("base", "adapter")])
+    families = {}
+    for family in metrics.registry.collect():
+        labels = next(sample.labels for sample in family.samples)
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        families[name] = (family.type, ", ".join(label for label in labels if label != "le"))
+    shown = re.findall(r"^\| `(modint_\w+)` \| (\w+) \| ([^|]+) \|", text(ROOT / "docs" / "metrics.md"), re.M)
+    assert {name: (kind, labels) for name, kind, labels in shown} == families
+
+
+def test_every_label_value_is_named() -> None:
+    page = text(ROOT / "docs" / "metrics.md")
+    assert unnamed([*ROUTES, *OUTCOMES, *REJECTIONS, *UPSTREAM_ERRORS, *Outcome], page) == []
+
+
+def test_the_readme_names_no_metric_that_does_not_exist() -> None:
+    families = text(ROOT / "docs" / "metrics.md")
+    named = set(re.findall(r"`(modint_\w+_(?:total|seconds|ratio|flight|up))`", text(README)))
+    assert named and unnamed(sorted(named), families) == []
+
+
+def test_every_reason_verdict_and_probe_is_explained() -> None:
+    page = ROOT / "docs" / "probes.md"
+    assert unnamed([*UNSCORED_REASONS], section(page, "Why an answer is `unscored`")) == []
+    assert unnamed([*SKIPPED_REASONS], section(page, "Why an answer is `skipped`")) == []
+    assert unnamed([*CELLS, *State, *Cause, *Outcome], text(page)) == []
+
+
+def test_every_field_of_the_object_is_explained() -> None:
+    said = section(ROOT / "docs" / "probes.md", "The object")
+    fields = {field.alias or name for name, field in ModintObject.model_fields.items()}
+    assert unnamed([*fields, *ProbeObject.model_fields], said) == []
+
+
+def test_every_stripped_field_is_named() -> None:
+    said = section(ROOT / "docs" / "gateway.md", "Fields that are stripped")
+    assert unnamed([*STRIPPED, *STRIPPED_PREFIXES, "uuid"], said) == []
+
+
+def test_no_tracked_text_names_a_registry_or_a_folder_of_some_machine() -> None:
+    registry = re.compile(
+        r"\b(?:py" + r"pi\.org|python" + r"hosted|ana" + r"conda\.org|npm" + r"js\.org)|/sim" + r"ple\b"
+    )
+    folder = re.compile(r"(?<![\w.:/$}-])/(?:home|root|work|Users|mnt|srv|tmp)/\w")
+    found = []
+    for path in tracked():
+        try:
+            held = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}: {match[0]}"
+            for match in (registry.search(held), folder.search(held))
+            if match
+        ]
+    assert found == []
+
+
+def test_the_cpu_index_of_torch_stands_in_the_makefile_alone() -> None:
+    index = "download." + "pytorch.org"
+    holding = [
+        path.relative_to(ROOT).as_posix()
+        for path in tracked()
+        for _ in range(path.read_bytes().count(index.encode()))
+    ]
+    assert holding == ["Makefile"]
