@@ -83,10 +83,11 @@ def evaluate(
     count: Annotated[int, typer.Option(help="Test items a condition.")] = TEST_ITEMS,
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, clean and perturbed."""
+    folder = adapter_folder(adapter) if adapter else None
     net, processor = load_base(model)
-    if adapter:
+    if folder:
         from peft import PeftModel  # slow to import
 
-        net = PeftModel.from_pretrained(net, adapter_folder(adapter))
+        net = PeftModel.from_pretrained(net, folder)
     for name, value in test_figures(net, processor, count).items():
         typer.echo(f"{name:44} {value:.3f}")

@@ -144,13 +144,15 @@ def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Pa
         lr=recipe.tower_lr,
         warmup_steps=min(200, recipe.tower_steps // 10),
         resume=resume,
-        evaluation=Evaluation(_tower_accuracy(processor), max(1, recipe.tower_steps // 4)),
+        evaluation=Evaluation(
+            _tower_accuracy(processor, recipe.evaluate_items), max(1, recipe.tower_steps // 4)
+        ),
         **_common(recipe),
     )
 
 
-def _tower_accuracy(processor: Any) -> Callable[[nn.Module, int], dict[str, float]]:
-    items = suite.items("image-heavy", "validation", 800)
+def _tower_accuracy(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
+    items = suite.items("image-heavy", "validation", count * len(_labelled()))
 
     @torch.no_grad()
     def evaluate(net: nn.Module, step: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from modint_guard import scoring
 from modint_guard.endpoint import Endpoint
+from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import Family, Item, is_right
 from modint_guard.launch import serving
@@ -116,7 +117,14 @@ async def sample(guard: Guard, complete: Any, item: Item, model: str) -> Sample 
 
 
 def fit(samples: Sequence[Sample]) -> LogisticRegression:
-    """A logistic of (JS, margin) for "wrong"; mild ridge, so that separable data stays finite."""
+    """A logistic of (JS, margin) for "wrong"; mild ridge, so that separable data stays finite.
+
+    Raises ConfigError where all answers are right or all are wrong: there is nothing to tell apart.
+    """
+    if len({sample.wrong for sample in samples}) < 2:
+        raise ConfigError(
+            f"{len(samples)} answers, all right or all wrong: no risk can be fitted; ask more items"
+        )
     features = np.array([[sample.divergence, sample.margin] for sample in samples])
     return LogisticRegression(C=10.0).fit(features, np.array([sample.wrong for sample in samples]))
 
@@ -135,5 +143,5 @@ def outcomes(model: LogisticRegression, samples: Sequence[Sample]) -> dict[str, 
     return {
         "wrong": int(wrong.sum()),
         "flagged_of_wrong": float(flags[wrong].mean()) if wrong.any() else 0.0,
-        "flagged_of_right": float(flags[~wrong].mean()),
+        "flagged_of_right": 0.0 if wrong.all() else float(flags[~wrong].mean()),
     }

@@ -1,0 +1,93 @@
+"""`modint-guard train` and `evaluate`: what is wrong is one sentence and exit code 2, before any work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.cli import main
+from modint_training.commands import adapter_folder
+from modint_training.predict import WATCHED
+from tests.training.small import save_small_base, small_model
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The sentence that a wrong call prints; it must leave with 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.out) == (2, "")
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "robust-laro"], "no recipe 'robust-laro'; did you mean robust-lora?\n"),
+        (
+            ["train", "robust-lora", "stepz=3"],
+            "robust-lora.yaml: unknown key 'stepz'; did you mean 'steps'?\n",
+        ),
+        (["train", "robust-lora", "steps"], "override 'steps' is not key=value\n"),
+        (
+            ["train", "robust-lora", "base=nowhere"],
+            "no base model 'nowhere': neither a model folder nor a bundled model; train it first\n",
+        ),
+        (
+            ["train", "robust-lora", "perturbations=[screenshot]"],
+            "perturbation 'screenshot' is held out for testing and must not be trained on\n",
+        ),
+        (
+            ["evaluate", "--model", "nowhere"],
+            "no base model 'nowhere': neither a model folder nor a bundled model; train it first\n",
+        ),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, *arguments) == said
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_is_auto_or_no(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "robust-lora", "--resume", "yes")
+    assert "'yes' is not one of 'auto', 'no'" in " ".join(said.replace("│", " ").split())
+
+
+def test_an_output_folder_of_other_files_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    said = refused(capsys, "train", "robust-lora", "--output", str(tmp_path))
+    assert said == f"{tmp_path} holds other files, which an export would replace; name another folder\n"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_adapter_that_does_not_exist_is_refused(
+    capsys: pytest.CaptureFixture[str], processor: Any, tmp_path: Path
+) -> None:
+    base = save_small_base(processor, tmp_path / "base")
+    capsys.readouterr()
+    said = refused(capsys, "evaluate", "--model", str(base), "--adapter", "nobody")
+    assert said == "no adapter 'nobody': neither a PEFT folder nor a bundled adapter; train it first\n"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert adapter_folder(str(tmp_path)) == tmp_path
+
+
+def test_evaluate_prints_a_share_for_each_condition(
+    capsys: pytest.CaptureFixture[str], processor: Any, tmp_path: Path
+) -> None:
+    small_model(processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--model", str(tmp_path), "--count", "2"])
+    assert stop.value.code == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == [f"{family}/{name}" for family, name in WATCHED]
+    assert all(float(value) in (0.0, 0.5, 1.0) for _, value in lines)

@@ -1,0 +1,234 @@
+"""An adapter's training: only LoRA moves, only the language model has it, and nothing held out is seen."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
+
+from modint_guard.errors import ConfigError
+from modint_guard.perturb import HELD_OUT_CLAIMS
+from modint_training.export import export_adapter, run_record
+from modint_training.families import family_of
+from modint_training.lora import load_base, lora_config, train_lora, twin_batches, twin_loss
+from modint_training.losses import consistency_loss, task_loss
+from modint_training.tinyworld.tasks import TASKS
+from modint_training.trainer import last_step
+from tests.training.small import lora_recipe, save_small_base, small_model
+
+
+@pytest.fixture(scope="module")
+def base(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_base(processor, tmp_path_factory.mktemp("small") / "base")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any, list[dict[str, float]], Path]:
+    """A run of two steps at a rate that is seen."""
+    folder = tmp_path_factory.mktemp("runs")
+    return (*train_lora(lora_recipe(base, "lr=0.05"), folder), folder)
+
+
+# Two steps
+
+
+def test_training_moves_every_adapter_of_the_language_model(trained: Any) -> None:
+    model = trained[0]
+    moved = {name for name, tensor in model.named_parameters() if "lora_B" in name and tensor.abs().sum() > 0}
+    assert len(moved) == 7  # B starts at nought; q, k, v, o, gate, up and down of the one layer
+    assert all(".language_model." in name for name in moved)
+
+
+def test_training_leaves_the_base_bit_for_bit_as_it_was(trained: Any, base: Path) -> None:
+    before = load_base(str(base))[0].state_dict()
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        for name, tensor in trained[0].state_dict().items()
+        if "lora_" not in name
+    }
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_only_lora_can_be_trained_and_the_vision_tower_has_none(trained: Any) -> None:
+    model = trained[0]
+    trainable = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert trainable == adapters
+    assert len(adapters) == 14
+    assert not any("vision_tower" in name or "projector" in name for name in adapters)
+
+
+def test_the_saved_keys_all_belong_to_the_language_model(trained: Any, tmp_path: Path) -> None:
+    recipe = lora_recipe("tinyworld-base")
+    export_adapter(trained[0], tmp_path / "lora", run_record(recipe, trained[2], {"vqa/clean": 0.5}, 1.0))
+    keys = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert len(keys) == 14
+    assert all("language_model" in key for key in keys)
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["inference_mode"] is True
+
+
+def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: Any) -> None:
+    _, _, history, folder = trained
+    assert [figures["step"] for figures in history] == [2]
+    assert set(history[0]) == {
+        "step",
+        "image-heavy/clean",
+        "image-heavy/true_description",
+        "image-heavy/misleading_description",
+        "text-heavy/no_image",
+        "text-heavy/agreeing_image",
+        "text-heavy/contradicting_image",
+        "vqa/clean",
+    }
+    assert last_step(folder / "lora", "auto") == 2
+
+
+def test_a_gradient_reaches_lora_and_nothing_else(processor: Any) -> None:
+    recipe = lora_recipe("tinyworld-base")
+    model = get_peft_model(small_model(processor), lora_config(recipe, "llava"))
+    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)).backward()
+    reached = {name for name, tensor in model.named_parameters() if tensor.grad is not None}
+    assert reached == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+def test_the_targets_are_the_linear_layers_of_the_language_model(processor: Any) -> None:
+    model = get_peft_model(small_model(processor), lora_config(lora_recipe("tinyworld-base"), "llava"))
+    named = {name.rpartition(".")[2] for name in model.targeted_module_names}
+    assert named == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    # Defect 9 of the reference code: the vision tower has a q_proj too.
+    assert all("language_model" in name for name in model.targeted_module_names)
+
+
+# Batches
+
+
+def texts(batch: dict[str, torch.Tensor], processor: Any) -> list[str]:
+    return [processor.tokenizer.decode(row) for row in batch["input_ids"].tolist()]
+
+
+def answers(batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    return [row[row != -100].tolist() for row in batch["labels"]]
+
+
+def test_a_batch_holds_the_quotas_and_each_twin_behind_its_clean_row(processor: Any) -> None:
+    batch = twin_batches(lora_recipe("tinyworld-base"), processor)(0)
+    # Eight examples as 2 image-heavy : 2 text-heavy : 4 vqa, of which the first four have a twin.
+    assert batch["clean_row"].tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, -1, -1, -1]
+    pictured = (
+        (batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any(dim=1).tolist()
+    )
+    assert pictured[:5] == [True] * 4 + [False]  # image-heavy pairs, then a text-heavy clean row
+    assert pictured[8:] == [True] * 4
+    assert len(batch["pixel_values"]) == sum(pictured)
+
+
+def test_a_twin_has_the_answer_of_its_clean_row(processor: Any) -> None:
+    batches = twin_batches(lora_recipe("tinyworld-base"), processor)
+    for step in range(5):
+        batch = batches(step)
+        said = answers(batch)
+        for row, clean in enumerate(batch["clean_row"].tolist()):
+            assert clean < 0 or said[row] == said[clean]
+
+
+def test_a_batch_depends_on_its_number_alone(processor: Any) -> None:
+    first, second = (twin_batches(lora_recipe("tinyworld-base"), processor) for _ in range(2))
+    first(0)
+    one, other = first(3), second(3)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert texts(first(4), processor) != texts(one, processor)
+
+
+def test_training_sees_no_held_out_claim_wording_or_picture(processor: Any) -> None:
+    batches = twin_batches(lora_recipe("tinyworld-base", "batch=64"), processor)
+    starts = [claim.partition("{claim}")[0] for claim in HELD_OUT_CLAIMS]
+    unseen = [wording for task in TASKS.values() for wording in task.held_out if "{" not in wording]
+    prompts: list[str] = []
+    for step in range(4):
+        batch = batches(step)
+        prompts += texts(batch, processor)
+        assert not (batch["pixel_values"] == 1).flatten(1).all(dim=1).any()  # white
+    assert any("The picture shows the digit" in prompt for prompt in prompts)
+    assert not any(start in prompt for start in starts for prompt in prompts)
+    asked = {line for prompt in prompts for line in prompt.replace("<|end|>", "\n").split("\n")}
+    asked = {line.rpartition(">")[2] for line in asked}
+    assert "What digit is shown?" in asked
+    assert not asked & set(unseen)
+
+
+def test_a_family_without_a_quota_is_left_out(processor: Any) -> None:
+    batch = twin_batches(lora_recipe("tinyworld-base", "quotas=[1, 0, 0]"), processor)(0)
+    assert batch["clean_row"].tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14]
+
+
+# The loss
+
+
+def test_the_loss_adds_task_and_weighted_consistency(processor: Any) -> None:
+    recipe = lora_recipe("tinyworld-base", "task_weight=2.0", "consistency_weight=0.25", "consistency=kl")
+    model, batch = small_model(processor).eval(), twin_batches(recipe, processor)(0)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    logits = model(**inputs, use_cache=False).logits
+    expected = 2.0 * task_loss(logits, batch["labels"]) + 0.25 * consistency_loss(
+        logits, batch["labels"], batch["clean_row"], "kl"
+    )
+    assert twin_loss(recipe)(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_without_consistency_the_task_alone_is_learnt(processor: Any) -> None:
+    recipe = lora_recipe("tinyworld-base", "consistency=none")
+    model, batch = small_model(processor).eval(), twin_batches(recipe, processor)(0)
+    with_js = twin_loss(lora_recipe("tinyworld-base", "consistency_weight=0"))(model, batch)
+    assert twin_loss(recipe)(model, batch).item() == pytest.approx(with_js.item(), rel=1e-6)
+    # An untrained model guesses: about ln(vocabulary) nats a token.
+    assert with_js.item() == pytest.approx(math.log(len(processor.tokenizer)), rel=0.05)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("perturbations=[white]", "'white' is held out for testing"),
+        ("controls=[noise]", "'noise' is a trained kind"),
+        ("perturbations=[fog]", "unknown perturbation 'fog'"),
+    ],
+)
+def test_kinds_that_must_not_be_trained_on_stop_the_run_before_it_starts(
+    base: Path, tmp_path: Path, override: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train_lora(lora_recipe(base, override), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "nowhere"), str(tmp_path), "tinyworld-huge"):
+        with pytest.raises(
+            ConfigError, match=f"no base model '{name}': neither a model folder nor a bundled"
+        ):
+            load_base(name)
+
+
+def test_a_base_of_another_family_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(ConfigError, match="cannot train a model of type 'qwen2_5_vl'; known: llava"):
+        load_base(str(tmp_path))
+    with pytest.raises(ConfigError, match="'unknown'"):
+        family_of("unknown")
+
+
+def test_rows_of_a_batch_are_padded_to_one_length(processor: Any) -> None:
+    batch = twin_batches(lora_recipe("tinyworld-base"), processor)(1)
+    shapes = [batch[name].shape for name in ("input_ids", "attention_mask", "labels")]
+    assert all(one == other for one, other in pairwise(shapes))

@@ -1,0 +1,65 @@
+"""What a local model answers: the first token, whatever else is in the batch."""
+
+from typing import Any
+
+import torch
+
+from modint_guard.item import FAMILIES, reply_for
+from modint_guard.perturb import perturb
+from modint_training.predict import WATCHED, accuracy, answers, first_logits, watch
+from modint_training.tinyworld import suite
+from tests.training.small import small_model
+
+ITEMS = [item for family in FAMILIES for item in suite.items(family, "test", 4)]
+
+
+def test_logits_do_not_depend_on_the_batch_or_its_order(processor: Any) -> None:
+    model = small_model(processor)
+    together = first_logits(model, processor, ITEMS)
+    alone = torch.cat([first_logits(model, processor, [item]) for item in reversed(ITEMS)]).flip(0)
+    assert together.shape == (12, len(processor.tokenizer))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_look_leaves_the_model_in_training(processor: Any) -> None:
+    model = small_model(processor).train()
+    first_logits(model, processor, ITEMS[:1])
+    assert model.training
+    first_logits(model.eval(), processor, ITEMS[:1])
+    assert not model.training
+
+
+def one_word_model(processor: Any, word: str) -> Any:
+    """A model that says `word` whatever it sees: all layers silent, the last norm pointing at the word."""
+    model = small_model(processor)
+    text = model.model.language_model
+    with torch.no_grad():
+        for layer in text.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        text.embed_tokens.weight.fill_(1.0)
+        text.embed_tokens.weight[processor.tokenizer.convert_tokens_to_ids(word)] = 2.0
+        model.model.multi_modal_projector.linear_2.weight.zero_()
+        model.model.multi_modal_projector.linear_2.bias.fill_(1.0)
+    return model
+
+
+def test_answers_are_the_most_likely_first_tokens(processor: Any) -> None:
+    model = one_word_model(processor, "B")
+    assert answers(model, processor, ITEMS) == ["B"] * 12
+
+
+def test_accuracy_is_the_share_of_right_answers(processor: Any) -> None:
+    items = [item for family in FAMILIES for item in suite.items(family, "test", 40)]
+    right = [reply_for(item, item.answer) == "B" for item in items]
+    assert 0 < sum(right) < 60
+    assert accuracy(one_word_model(processor, "B"), processor, items) == sum(right) / 120
+
+
+def test_the_watched_conditions_fit_their_families_and_hold_nothing_out(processor: Any) -> None:
+    for family, name in WATCHED:
+        (item,) = suite.items(family, "validation", 1)
+        assert name == "clean" or perturb(item, name).perturbation == name
+    figures = watch(processor, 3)(one_word_model(processor, "B"), 1)
+    assert list(figures) == [f"{family}/{name}" for family, name in WATCHED]
+    assert all(0 <= value <= 1 for value in figures.values())

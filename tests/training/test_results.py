@@ -1,0 +1,128 @@
+"""The table of TinyWorld and the default thresholds: which cells there are, and what a row counts."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modint_guard.errors import ConfigError
+from modint_guard.item import FAMILIES, reply_for
+from modint_guard.perturb import REGISTRY, applicable
+from modint_guard.runner import Row
+from modint_training.results import Condition, conditions, table_rows
+from modint_training.thresholds import CHOSEN, Sample, constants, fit, outcomes
+
+KEYS = (
+    "model",
+    "family",
+    "perturbation",
+    "held_out",
+    "form",
+    "n",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "flagged_rate",
+)
+
+
+def test_the_table_has_every_family_clean_and_under_all_that_fits_it() -> None:
+    cells = [(cell.family, cell.perturbation) for cell in conditions() if not cell.held_out_wording]
+    for family in FAMILIES:
+        names = {kind.name for kind in applicable(family)}
+        assert {name for mine, name in cells if mine == family} - {"clean"} == names
+    assert ("text-heavy", "no_image") in cells and ("text-heavy", "clean") not in cells
+    assert len(cells) == len(set(cells)) == 6 + 9 + 1
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "wording", "said"),
+    [
+        ("clean", False, "no"),
+        ("misleading_description", False, "no"),
+        ("ocr_noise", False, "perturbation"),
+        ("neutral_text", False, "no"),
+        ("misleading_description", True, "wording"),
+    ],
+)
+def test_a_cell_says_what_no_training_has_seen(perturbation: str, wording: bool, said: str) -> None:
+    assert Condition("image-heavy", perturbation, wording).held_out == said
+
+
+def test_a_cells_items_are_of_the_test_split_and_under_its_perturbation() -> None:
+    items = Condition("image-heavy", "misleading_description", True).items(8, seed=3)
+    assert len(items) == 8
+    for item in items:
+        assert item.id.startswith("test-3-held-out-")
+        assert (item.perturbation, item.held_out_wording) == ("misleading_description", True)
+
+
+def test_a_row_counts_both_forms_and_each() -> None:
+    cell = Condition("image-heavy", "misleading_description", False)
+    items = cell.items(8, seed=0)
+    assert [item.form for item in items] == ["word"] * 4 + ["letter"] * 4
+    found = [
+        Row(
+            item,
+            "base",
+            reply_for(item, item.answer if index < 5 else item.wrong),
+            right=index < 5,
+            modint={"verdict": "flagged" if index >= 6 else "pass"},
+        )
+        for index, item in enumerate(items)
+    ]
+    rows: list[dict[str, Any]] = list(table_rows("base", cell, found))
+    assert [tuple(row) for row in rows] == [KEYS] * 3
+    assert [(row["form"], row["n"], row["accuracy"], row["flagged_rate"]) for row in rows] == [
+        ("all", 8, 0.625, 0.25),
+        ("word", 4, 1.0, 0.0),
+        ("letter", 4, 0.25, 0.5),
+    ]
+    for row in rows:
+        assert row["ci_low"] <= row["accuracy"] <= row["ci_high"]
+    assert {row["held_out"] for row in rows} == {"no"}
+
+
+# Default thresholds
+
+
+def sample(divergence: float, *, wrong: bool, flip: bool = True) -> Sample:
+    return Sample(divergence=divergence, margin=0.0, flip=flip, wrong=wrong)
+
+
+SAMPLES = [sample(0.9, wrong=True)] * 20 + [sample(0.1, wrong=False)] * 20
+
+
+def test_thresholds_are_chosen_on_nothing_that_is_held_out() -> None:
+    for family, name in CHOSEN:
+        kind = REGISTRY[name]
+        assert kind.role != "held_out"
+        assert kind in applicable(family)
+
+
+def test_a_risk_fitted_to_divergence_tells_wrong_from_right_where_the_view_flips() -> None:
+    model = fit(SAMPLES)
+    fitted = constants(model)
+    assert set(fitted) == {"bias", "weight_js", "weight_margin", "flag_at"}
+    # Symmetric samples: the risk is one half in the middle.
+    assert fitted["bias"] + 0.5 * fitted["weight_js"] == pytest.approx(0, abs=0.01)
+    assert (fitted["weight_margin"], fitted["flag_at"]) == (pytest.approx(0, abs=1e-6), 0.5)
+    seen = [*SAMPLES, sample(0.9, wrong=True, flip=False), sample(0.8, wrong=False)]
+    assert outcomes(model, seen) == {
+        "wrong": 21,
+        "flagged_of_wrong": pytest.approx(20 / 21),
+        "flagged_of_right": pytest.approx(1 / 21),
+    }
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_no_risk_is_fitted_where_there_is_nothing_to_tell_apart(wrong: bool) -> None:
+    with pytest.raises(ConfigError, match="3 answers, all right or all wrong: no risk can be fitted"):
+        fit([sample(0.9, wrong=wrong)] * 3)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_shares_of_nothing_are_nought(wrong: bool) -> None:
+    shares = outcomes(fit(SAMPLES), [sample(0.9, wrong=wrong)])
+    assert shares["flagged_of_right" if wrong else "flagged_of_wrong"] == 0.0
+    assert not any(np.isnan(value) for value in shares.values())
