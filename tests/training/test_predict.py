@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from modint_guard.item import FAMILIES, reply_for
+from modint_guard.item import FAMILIES, prompt, reply_for
 from modint_guard.perturb import perturb
+from modint_training.collate import chat_content
 from modint_training.predict import WATCHED, accuracy, answers, first_logits, watch
 from modint_training.tinyworld import suite
 from tests.training.small import small_model
@@ -19,6 +20,18 @@ def test_logits_do_not_depend_on_the_batch_or_its_order(processor: Any) -> None:
     alone = torch.cat([first_logits(model, processor, [item]) for item in reversed(ITEMS)]).flip(0)
     assert together.shape == (12, len(processor.tokenizer))
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_are_what_the_model_says_after_the_bare_prompt(processor: Any) -> None:
+    model = small_model(processor).eval()
+    found = first_logits(model, processor, ITEMS)
+    for item, logits in zip(ITEMS, found, strict=True):
+        messages = [{"role": "user", "content": chat_content(prompt(item), item.image)}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = processor(text=text, images=item.image, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            said = model(**{name: value for name, value in inputs.items() if name != "token_type_ids"}).logits
+        torch.testing.assert_close(logits, said[0, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_look_leaves_the_model_in_training(processor: Any) -> None:
