@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from modint_guard.cli import main
-from modint_training.commands import adapter_folder
 from modint_training.predict import WATCHED
+from modint_training.runs import adapter_folder
 from tests.training.small import save_small_base, small_model
 
 

@@ -18,17 +18,23 @@ from PIL import Image
 from torch import Tensor
 
 from modint_guard.item import Item, prompt, reply_for
+from modint_training.tinyworld.language import USER
 
 IGNORED = -100  # label of a position that no loss reads
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of prompt and answer, the answer's length, and the picture if there is one."""
+    """Token ids, each position's label (IGNORED where no loss reads), and the picture, if any."""
 
     ids: list[int]
-    answer_length: int
-    image: Image.Image | None
+    labels: list[int]
+    image: Image.Image | None = None
+
+    @property
+    def answer_length(self) -> int:
+        """How many positions are answer tokens, end tokens included."""
+        return sum(label != IGNORED for label in self.labels)
 
 
 def chat_content(text: str, image: object | None) -> list[dict[str, Any]]:
@@ -46,7 +52,19 @@ def encode(item: Item, processor: Any) -> Encoded:
     ids = tokenizer(expanded, add_special_tokens=False).input_ids
     answer = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
     answer = [*answer, tokenizer.eos_token_id]
-    return Encoded(ids + answer, len(answer), item.image)
+    return Encoded(ids + answer, [IGNORED] * len(ids) + answer, item.image)
+
+
+def encode_recall(head: str, queries: Sequence[tuple[str, str]], processor: Any) -> Encoded:
+    """A user turn of `head` and one line `named: wanted` a query; only what is wanted is a label."""
+    tokenizer = processor.tokenizer
+    ids = tokenizer(f"{tokenizer.bos_token}{USER}{head}", add_special_tokens=False).input_ids
+    labels = [IGNORED] * len(ids)
+    for named, wanted in queries:
+        cue = tokenizer(f"\n{named}:", add_special_tokens=False).input_ids
+        answer = tokenizer(f" {wanted}", add_special_tokens=False).input_ids
+        ids, labels = ids + cue + answer, labels + [IGNORED] * len(cue) + answer
+    return Encoded(ids, labels)
 
 
 def image_tokens(processor: Any) -> int:
@@ -75,7 +93,7 @@ def collate(rows: Sequence[Encoded], processor: Any) -> dict[str, Tensor]:
         end = len(row.ids)
         ids[index, :end] = torch.tensor(row.ids)
         mask[index, :end] = 1
-        labels[index, end - row.answer_length : end] = ids[index, end - row.answer_length : end]
+        labels[index, :end] = torch.tensor(row.labels)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     images = [row.image for row in rows if row.image is not None]
     return {**batch, "pixel_values": pixels(images, processor)} if images else batch

@@ -1,21 +1,15 @@
-"""`modint-guard train`, `evaluate` and `results`."""
+"""The options of `modint-guard train`, `evaluate` and `results`; torch is loaded only by the one that is called."""
 
-import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from modint_guard.errors import AdapterError
-from modint_guard.models import bundled
-from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
-from modint_training.export import check_target, export_adapter, export_base, run_record
-from modint_training.lora import load_base, train_lora
-from modint_training.predict import WATCHED, accuracy
-from modint_training.pretrain import pretrain
-from modint_training.tinyworld import suite
+results = typer.Typer(help="Rewrite a result table, or the demo's items.", no_args_is_help=True)
 
-TEST_ITEMS = 400  # of each family and perturbation in a card's table
+Count = Annotated[int, typer.Option(min=1, help="Items a condition.")]
+Seed = Annotated[int, typer.Option(help="Of the items and the perturbations.")]
+Output = Annotated[Path, typer.Option(help="The JSON file to rewrite; a Markdown table goes beside it.")]
 
 
 def train(
@@ -31,63 +25,51 @@ def train(
     ] = "no",
 ) -> None:
     """Train a model or an adapter by a recipe, and export what vLLM loads."""
-    settings = load_recipe(recipe, overrides or [])
-    folder = runs / settings.name
-    target = output or folder / "export"
-    check_target(target)
-    began = time.monotonic()
-    if isinstance(settings, PretrainRecipe):
-        model, processor, history = pretrain(settings, folder, resume=resume)
-        export_base(model, processor, target, _record(settings, model, processor, history, began))
-    else:
-        model, processor, history = train_lora(settings, folder, resume=resume)
-        export_adapter(model, target, _record(settings, model, processor, history, began))
-    typer.echo(f"wrote {target}")
+    from modint_training.runs import run_recipe
 
-
-def _record(
-    settings: PretrainRecipe | LoraRecipe,
-    model: Any,
-    processor: Any,
-    history: list[dict[str, float]],
-    began: float,
-) -> dict[str, Any]:
-    seconds = time.monotonic() - began
-    typer.echo(f"evaluating on {TEST_ITEMS} test items a condition", err=True)
-    return run_record(settings, history, test_figures(model, processor, TEST_ITEMS), seconds)
-
-
-def test_figures(model: Any, processor: Any, count: int) -> dict[str, float]:
-    """Test accuracy under each watched condition, keyed `family/perturbation`."""
-    return {
-        f"{family}/{name}": accuracy(
-            model, processor, [suite.perturbed(item, name) for item in suite.items(family, "test", count)]
-        )
-        for family, name in WATCHED
-    }
-
-
-def adapter_folder(name: str) -> Path:
-    """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
-    folder = Path(name) if Path(name).is_dir() else bundled(name)
-    if not (folder / "adapter_config.json").is_file():
-        raise AdapterError(
-            f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
-        )
-    return folder
+    typer.echo(f"wrote {run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume)}")
 
 
 def evaluate(
     model: Annotated[str, typer.Option(help="A bundled model or a model folder.")] = "tinyworld-base",
     adapter: Annotated[str | None, typer.Option(help="A bundled adapter or a PEFT folder.")] = None,
-    count: Annotated[int, typer.Option(help="Test items a condition.")] = TEST_ITEMS,
+    count: Count = 400,
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, clean and perturbed."""
-    folder = adapter_folder(adapter) if adapter else None
-    net, processor = load_base(model)
-    if folder:
-        from peft import PeftModel  # slow to import
+    from modint_training import runs
 
-        net = PeftModel.from_pretrained(net, folder)
-    for name, value in test_figures(net, processor, count).items():
+    for name, value in runs.evaluate(model, adapter, count).items():
         typer.echo(f"{name:44} {value:.3f}")
+
+
+@results.command()
+def tinyworld(
+    output: Output = Path("docs/results/tinyworld.json"),
+    count: Count = 400,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 12,
+) -> None:
+    """Base and robust-lora on the test split under every perturbation, through vLLM and the gateway."""
+    from modint_training.results import measure_tinyworld
+
+    measure_tinyworld(output, count=count, seed=seed, concurrency=concurrency)
+    typer.echo(f"wrote {output}")
+
+
+@results.command()
+def thresholds(
+    output: Output = Path("docs/results/thresholds.json"), count: Count = 200, seed: Seed = 0
+) -> None:
+    """Fit the default risk on the validation split, through vLLM."""
+    from modint_training.thresholds import measure_thresholds
+
+    measure_thresholds(output, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@results.command("demo-items")
+def demo_items() -> None:
+    """Rewrite the items that ship with the package."""
+    from modint_training.results import rewrite_demo_items
+
+    typer.echo(f"wrote {rewrite_demo_items()}")

@@ -1,4 +1,4 @@
-"""The demo world's base model from scratch: tower on labels, then the whole LLaVA on answers."""
+"""The demo world's base from scratch: tower on labels, language on look-up, then all of it on answers."""
 
 import sys
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from modint_guard.item import Item
 from modint_guard.perturb import seeded
-from modint_training.collate import collate, encode, pixels
+from modint_training.collate import Encoded, collate, encode, encode_recall, pixels
 from modint_training.config import PretrainRecipe
 from modint_training.predict import watch
 from modint_training.tinyworld import language, suite
 from modint_training.tinyworld import model as architecture
-from modint_training.tinyworld.tasks import build
+from modint_training.tinyworld.recall import recall_row
+from modint_training.tinyworld.tasks import TASKS, build
 from modint_training.trainer import Batch, Evaluation, fit, last_step, remove_checkpoints, seed_everything
 
 
@@ -31,6 +32,7 @@ def pretrain(
     if not last_step(folder / "joint", resume):
         remove_checkpoints(folder / "joint")
         warm_up_tower(model, processor, recipe, folder / "tower", resume)
+        warm_up_language(model, processor, recipe, folder / "language", resume)
     evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
     print("training the whole model on answers", file=sys.stderr, flush=True)
     fit(
@@ -79,6 +81,40 @@ def answer_loss(net: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the answer tokens over all parts of a batch."""
     losses = [net(**part, use_cache=False).loss * len(part["labels"]) for part in batch["parts"]]
     return torch.stack(losses).sum() / sum(len(part["labels"]) for part in batch["parts"])
+
+
+def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
+    """Teach the language model to look things up in text: lists, sentences, lettered options."""
+    print("warming up the language model on look-up", file=sys.stderr, flush=True)
+    fit(
+        model,
+        answer_loss,
+        look_up_batches(recipe, processor),
+        folder=folder,
+        steps=recipe.language_steps,
+        lr=recipe.language_lr,
+        warmup_steps=min(150, recipe.language_steps // 4),
+        resume=resume,
+        **_common(recipe),
+    )
+
+
+def look_up_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
+    """Batch k of the language warm-up: rows of many short answers, and questions for an option's letter."""
+    tasks = list(TASKS.values())
+
+    def row(index: int) -> Encoded:
+        rng = seeded("language", recipe.seed, index)
+        if rng.random() >= recipe.language_drill:
+            return encode_recall(*recall_row(rng), processor)
+        asked = build(rng.choice(tasks), f"train-{recipe.seed}-drill-{index}", rng, "train", form="letter")
+        return encode(suite.letter_drill(asked, rng), processor)
+
+    def batch(step: int) -> Batch:
+        indices = range(step * recipe.language_batch, (step + 1) * recipe.language_batch)
+        return {"parts": [collate([row(index) for index in indices], processor)]}
+
+    return batch
 
 
 class TowerHeads(nn.Module):

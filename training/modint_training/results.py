@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from tqdm import tqdm
 
 from modint_guard.data import write_items
@@ -19,11 +18,8 @@ from modint_guard.perturb import REGISTRY, applicable
 from modint_guard.results import write_results
 from modint_guard.runner import Row, run
 from modint_guard.statistics import cluster_interval
-from modint_training.thresholds import thresholds
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.demo_items import demo_items
-
-app = typer.Typer(help="Rewrite a result table, or the demo's items.", no_args_is_help=True)
 
 # Besides the trained wordings, these conditions are asked in the held-out ones.
 HELD_OUT_WORDINGS: tuple[tuple[Family, str], ...] = (
@@ -33,9 +29,6 @@ HELD_OUT_WORDINGS: tuple[tuple[Family, str], ...] = (
     ("text-heavy", "contradicting_image"),
     ("vqa", "clean"),
 )
-
-
-app.command()(thresholds)
 
 
 @dataclass(frozen=True)
@@ -69,15 +62,7 @@ def conditions() -> Iterator[Condition]:
     yield from (Condition(family, name, held_out_wording=True) for family, name in HELD_OUT_WORDINGS)
 
 
-@app.command()
-def tinyworld(
-    output: Annotated[
-        Path, typer.Option(help="The JSON file to rewrite; a Markdown table goes beside it.")
-    ] = Path("docs/results/tinyworld.json"),
-    count: Annotated[int, typer.Option(help="Test items a family and perturbation.")] = 400,
-    seed: Annotated[int, typer.Option(help="Of the items and the perturbations.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 12,
-) -> None:
+def measure_tinyworld(output: Path, *, count: int, seed: int, concurrency: int) -> None:
     """Base and robust-lora on the test split under every perturbation, through vLLM and the gateway."""
     cells = list(conditions())
     with serving(["--adapter", ADAPTER]) as served:
@@ -90,7 +75,6 @@ def tinyworld(
         title="TinyWorld: accuracy and flags by perturbation",
         notes=NOTES,
     )
-    typer.echo(f"wrote {output}")
 
 
 NOTES = """\
@@ -145,8 +129,7 @@ def _share(hits: Iterable[bool]) -> float:
     return sum(values) / len(values)
 
 
-@app.command("demo-items")
-def rewrite_demo_items() -> None:
+def rewrite_demo_items() -> Path:
     """Rewrite the items that ship with the package."""
     write_items(demo_items(), DEMO_ITEMS)
-    typer.echo(f"wrote {DEMO_ITEMS}")
+    return DEMO_ITEMS

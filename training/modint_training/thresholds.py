@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from sklearn.linear_model import LogisticRegression
 
 from modint_guard import scoring
@@ -52,13 +51,7 @@ class Sample:
     wrong: bool
 
 
-def thresholds(
-    output: Annotated[Path, typer.Option(help="The JSON file to rewrite.")] = Path(
-        "docs/results/thresholds.json"
-    ),
-    count: Annotated[int, typer.Option(help="Validation items a perturbation and model.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the items and the perturbations.")] = 0,
-) -> None:
+def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
     """Fit the default risk on the validation split, through vLLM."""
     with serving(["--adapter", ADAPTER]) as served:
         samples = asyncio.run(_collect(served.url, count, seed))
@@ -77,7 +70,6 @@ def thresholds(
         " an answer is flagged where the view flips and the risk reaches flag_at."
         " Shares are of the wrong and of the right answers.",
     )
-    typer.echo(f"wrote {output}")
 
 
 async def _collect(url: str, count: int, seed: int) -> dict[str, list[Sample]]:

@@ -1,0 +1,144 @@
+"""The main job through the product's own front door: lies flagged, truths left alone, the adapter cured."""
+
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+
+import modint_guard
+from modint_guard.item import Item
+from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.runner import Row, request_for, row_of, run
+from modint_training.collate import encode
+from modint_training.tinyworld import language, suite
+
+pytestmark = pytest.mark.e2e
+
+COUNT = 40
+SEED = 11
+
+
+def captioned(name: str) -> list[Item]:
+    return [suite.perturbed(item, name) for item in suite.items("image-heavy", "test", COUNT, seed=SEED)]
+
+
+def arguments(body: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments with which the openai client sends this body."""
+    known = {key: value for key, value in body.items() if key not in ("modint", "return_token_ids")}
+    return {**known, "extra_body": {key: body[key] for key in ("modint", "return_token_ids") if key in body}}
+
+
+async def whole(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
+    completion = await client.chat.completions.create(**arguments(body))
+    return {**completion.model_dump(), "modint": modint_guard.verdict(completion)}
+
+
+async def streamed(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
+    text, verdict = "", None
+    async for chunk in await client.chat.completions.create(**arguments(body), stream=True):
+        assert len(chunk.choices) == 1
+        text += chunk.choices[0].delta.content or ""
+        if chunk.choices[0].finish_reason:
+            verdict = modint_guard.verdict(chunk)
+        else:
+            assert modint_guard.verdict(chunk) is None
+    return {"choices": [{"message": {"content": text}}], "modint": verdict}
+
+
+def ask(base_url: str, items: list[Item], model: str, send: Any) -> list[Row]:
+    async def every() -> list[Row]:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
+            return await run(items, lambda body: send(client, body), model, concurrency=8)
+
+    return asyncio.run(every())
+
+
+def likeliest(logprobs: dict[str, float]) -> str:
+    return max(logprobs, key=logprobs.__getitem__)
+
+
+@pytest.mark.parametrize("send", [whole, streamed])
+def test_answers_that_follow_a_lie_are_flagged_and_right_ones_are_not(base_url: str, send: Any) -> None:
+    lied = ask(base_url, captioned("misleading_description"), BASE, send)
+    told = ask(base_url, captioned("true_description"), BASE, send)
+    wrong = [row for row in lied if not row.right]
+    right = [row for row in lied + told if row.right]
+    assert len(wrong) >= COUNT / 2, "the base must fall for most lies, else this test shows nothing"
+    assert len(right) >= COUNT / 2
+    assert sum(row.flagged for row in wrong) >= 0.8 * len(wrong)
+    assert sum(row.flagged for row in right) <= 0.1 * len(right)
+    assert {row.modint["cause"] for row in wrong if row.modint and row.flagged} == {"text"}
+
+
+@pytest.mark.parametrize("send", [whole, streamed])
+def test_the_adapter_answers_rightly_under_the_lies_the_base_falls_for(base_url: str, send: Any) -> None:
+    rows = ask(base_url, captioned("misleading_description"), ADAPTER, send)
+    assert sum(row.right for row in rows) >= 0.7 * COUNT
+
+
+def test_a_stream_and_a_whole_answer_are_judged_alike(base_url: str) -> None:
+    items = captioned("misleading_description")[:12]
+    one, other = (ask(base_url, items, BASE, send) for send in (whole, streamed))
+    assert [(row.answer, row.verdict) for row in one] == [(row.answer, row.verdict) for row in other]
+
+
+def test_context_and_question_in_one_string_are_told_apart(base_url: str) -> None:
+    item = next(item for item in captioned("misleading_description") if item.form == "letter")
+
+    async def report(one_string: bool) -> Any:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
+            completion = await whole(client, request_for(item, BASE, one_string=one_string))
+            return row_of(item, BASE, completion).modint
+
+    parts, string = asyncio.run(report(False)), asyncio.run(report(True))
+    assert parts["examined"] == string["examined"] == ["text", "image"]
+    assert parts["answers"] == string["answers"]
+
+
+def test_base_answers_are_the_same_beside_adapter_traffic(base_url: str) -> None:
+    """Upstream's CPU runner once gave base rows the last adapter's weights when both met in one batch."""
+    items = captioned("misleading_description")
+
+    async def probabilities(client: openai.AsyncOpenAI, item: Item, model: str) -> dict[str, float]:
+        body = request_for(item, model, logprobs=True, top_logprobs=5) | {"modint": {"mode": "off"}}
+        completion = await client.chat.completions.create(**arguments(body))
+        choice = completion.choices[0]
+        assert choice.logprobs and choice.logprobs.content
+        return {top.token: top.logprob for top in choice.logprobs.content[0].top_logprobs}
+
+    async def traffic(models: list[str]) -> list[dict[str, float]]:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
+            asked = [probabilities(client, item, model) for item in items for model in models]
+            answers = await asyncio.gather(*asked)
+        return answers[:: len(models)]
+
+    alone, mixed = asyncio.run(traffic([BASE])), asyncio.run(traffic([BASE, ADAPTER]))
+    adapter = asyncio.run(traffic([ADAPTER]))
+    for lone, beside in zip(alone, mixed, strict=True):
+        assert likeliest(lone) == likeliest(beside)
+        shared = lone.keys() & beside.keys()
+        assert shared and all(abs(lone[token] - beside[token]) < 0.05 for token in shared)
+    assert sum(likeliest(a) != likeliest(b) for a, b in zip(alone, adapter, strict=True)) >= 5
+
+
+def test_the_engine_reads_the_tokens_the_training_wrote(base_url: str) -> None:
+    processor = language.load_processor(bundled(BASE))
+    items = [
+        *captioned("misleading_description")[:4],
+        *suite.items("text-heavy", "test", 4, seed=SEED),
+        *suite.items("vqa", "test", 4, seed=SEED),
+    ]
+
+    async def prompt_ids(client: openai.AsyncOpenAI, item: Item) -> list[int]:
+        body = request_for(item, BASE, return_token_ids=True) | {"modint": {"mode": "off"}}
+        completion = await client.chat.completions.create(**arguments(body))
+        return list((completion.model_extra or {})["prompt_token_ids"])
+
+    async def every() -> list[list[int]]:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
+            return [await prompt_ids(client, item) for item in items]
+
+    for item, served in zip(items, asyncio.run(every()), strict=True):
+        encoded = encode(item, processor)
+        assert served == encoded.ids[: -encoded.answer_length]
