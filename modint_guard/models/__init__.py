@@ -1,4 +1,4 @@
-"""The models that ship with the package: `tinyworld-base` and the adapter `robust-lora`, each a folder with a card."""
+"""The models that ship with the package: `tinyworld-base` and `robust-lora`, each a folder with a card."""
 
 from pathlib import Path
 

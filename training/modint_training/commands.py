@@ -1,4 +1,4 @@
-"""The options of `modint-guard train`, `evaluate` and `results`; torch is loaded only by the one that is called."""
+"""The options of `modint-guard train`, `evaluate` and `results`; torch is loaded only where it is needed."""
 
 from pathlib import Path
 from typing import Annotated, Literal
