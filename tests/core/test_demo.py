@@ -1,5 +1,7 @@
 """The demo's own check: counters that equal the answers pass, and one off is a sentence."""
 
+import json
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -9,11 +11,22 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from modint_guard.demo import Counts, calls_seen, compare, examples, metric_lines, scrape, summary
+from modint_guard.data import read_items
+from modint_guard.demo import (
+    ITEMS,
+    Counts,
+    calls_seen,
+    compare,
+    curl_line,
+    examples,
+    metric_lines,
+    scrape,
+    summary,
+)
 from modint_guard.item import Item
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.perturb import perturb
-from modint_guard.runner import Row
+from modint_guard.runner import Row, request_for
 from modint_guard.types import JSON
 from tests.core.items import DIGIT, SUM
 
@@ -177,3 +190,11 @@ def test_the_examples_show_the_telling_answer_of_each_kind_beside_its_twin() -> 
     assert "7 ✗" in text and "flagged" in text and "0.93" in text
     assert text.count("3 ✓") == 3
     assert text.index("7 ✗") < text.index("3 ✓")
+
+
+def test_the_curl_line_is_a_request_that_a_shell_passes_on_whole() -> None:
+    program, _, url, _, header, _, body = shlex.split(curl_line())
+    assert (program, url) == ("curl", "http://127.0.0.1:8080/v1/chat/completions")
+    assert header == "content-type: application/json"
+    (item,) = [item for item in read_items(ITEMS) if json.loads(body) == request_for(item, BASE)]
+    assert item.perturbation == "misleading_description"

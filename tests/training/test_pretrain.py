@@ -1,16 +1,27 @@
 """The base's training: tower first, parts of a batch that add up, and a model that fits its limits."""
 
+import random
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from modint_training.collate import encode
+from modint_training.collate import IGNORED, encode, encode_recall
 from modint_training.export import export_base, run_record
-from modint_training.pretrain import TowerHeads, answer_loss, pretrain, tower_loss, training_batches
+from modint_training.pretrain import (
+    TowerHeads,
+    answer_loss,
+    look_up_batches,
+    pretrain,
+    tower_loss,
+    training_batches,
+)
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.model import build_model
+from modint_training.tinyworld.recall import recall_row
 from tests.training.small import WIDTH, pretrain_recipe, small_model
 
 
@@ -84,13 +95,13 @@ def test_the_tower_learns_each_pictures_own_sub_task(processor: Any) -> None:
     assert net.heads["digit"].weight.grad.abs().sum() > 0
 
 
-RECIPE = pretrain_recipe("tower_steps=1", "evaluate_steps=2")
+RECIPE = pretrain_recipe()
 Finished = tuple[Any, Any, list[dict[str, float]], Path]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A base of the real size after a step of its tower and two of the whole."""
+    """A base of the real size after a step of each warm-up and two of the whole."""
     runs = tmp_path_factory.mktemp("runs")
     return (*pretrain(RECIPE, runs), runs)
 
@@ -98,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_a_base_is_looked_at_while_it_trains_and_exported(finished: Finished, tmp_path: Path) -> None:
     model, processor, history, runs = finished
     assert [figures["step"] for figures in history] == [2]
-    assert sorted(path.name for path in runs.iterdir()) == ["joint", "tower"]
+    assert sorted(path.name for path in runs.iterdir()) == ["joint", "language", "tower"]
     export_base(model, processor, tmp_path / "base", run_record(RECIPE, history, {"vqa/clean": 0.1}, 1))
     assert (tmp_path / "base" / "model.safetensors").stat().st_size <= 15e6
 
@@ -111,6 +122,47 @@ def test_a_finished_base_is_taken_up_as_it_ended(finished: Finished) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_tower_can_be_left_as_it_is(tmp_path: Path) -> None:
-    pretrain(pretrain_recipe("tower_steps=0", "steps=1"), tmp_path)
+def test_warm_ups_can_be_left_out(tmp_path: Path) -> None:
+    pretrain(pretrain_recipe("tower_steps=0", "language_steps=0", "steps=1"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["joint"]
+
+
+# The language warm-up
+
+
+def test_a_recall_row_asks_for_what_its_text_says() -> None:
+    kinds = Counter[str]()
+    for seed in range(300):
+        head, queries = recall_row(random.Random(seed))
+        if " has a " in head:
+            said = set(re.findall(r"(\w+) has a (\w+ \w+)\.", head))
+            assert len(said) == 3 and Counter(queries) == Counter(list(said) * 2)
+        else:
+            listed = set(re.findall(r"^([A-D])\. (\w+)$", head, flags=re.MULTILINE))
+            assert len(listed) == 4
+            assert Counter(queries) == Counter([*listed, *((value, letter) for letter, value in listed)])
+        kinds["sentences" if " has a " in head else "list"] += 1
+    assert kinds["sentences"] / 300 == pytest.approx(0.3, abs=0.08)
+
+
+def test_only_what_is_wanted_is_a_label(processor: Any) -> None:
+    row = encode_recall("A. 3\nB. red", [("B", "red"), ("3", "A")], processor)
+    tokens = processor.tokenizer.convert_ids_to_tokens
+    assert processor.tokenizer.decode(row.ids) == "<|begin|><|user|>A. 3\nB. red\nB: red\n3: A"
+    assert tokens([label for label in row.labels if label != IGNORED]) == ["Ġred", "ĠA"]
+    assert [label for label in row.labels if label != IGNORED] == [
+        token for token, label in zip(row.ids, row.labels, strict=True) if label != IGNORED
+    ]
+    assert (len(row.labels), row.answer_length, row.image) == (len(row.ids), 2, None)
+
+
+@pytest.mark.parametrize(("drill", "ends"), [(0, 0), (1, 8)])
+def test_look_up_batches_mix_recall_and_drill_as_the_recipe_says(
+    processor: Any, drill: int, ends: int
+) -> None:
+    batches = look_up_batches(pretrain_recipe(f"language_drill={drill}"), processor)
+    (part,) = batches(3)["parts"]
+    assert (part["labels"] == processor.tokenizer.eos_token_id).sum() == ends  # only drills end a turn
+    assert "pixel_values" not in part
+    (again,) = look_up_batches(pretrain_recipe(f"language_drill={drill}"), processor)(3)["parts"]
+    assert torch.equal(part["input_ids"], again["input_ids"])

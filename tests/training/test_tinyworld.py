@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_digits
 
+from modint_guard.data import read_items
+from modint_guard.demo import ITEMS
 from modint_guard.item import FAMILIES, Family, Item, prompt
 from modint_guard.perturb import CLAIMS, FACTS, HELD_OUT_CLAIMS, NEUTRAL, applicable, perturb
 from modint_training.tinyworld import draw, suite
@@ -404,3 +406,11 @@ def test_the_demo_asks_sixteen_items_of_each_kind_from_the_test_split() -> None:
     test = {index for group in draw.digit_split("test").values() for index in group}
     assert {int(item.source[6:]) for item in items if item.source.startswith("digit:")} <= test
     assert {item.form for item in items} == {"word", "letter"}
+
+
+def test_the_packaged_items_are_the_ones_that_would_be_written_again() -> None:
+    packaged, made = read_items(ITEMS), demo_items()
+    assert [item.replace(agreeing=None) for item in packaged] == made
+    assert [item.image and item.image.tobytes() for item in packaged] == [
+        item.image and item.image.tobytes() for item in made
+    ]

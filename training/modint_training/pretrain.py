@@ -31,8 +31,10 @@ def pretrain(
     model.set_attn_implementation("eager")
     if not last_step(folder / "joint", resume):
         remove_checkpoints(folder / "joint")
-        warm_up_tower(model, processor, recipe, folder / "tower", resume)
-        warm_up_language(model, processor, recipe, folder / "language", resume)
+        if recipe.tower_steps:
+            warm_up_tower(model, processor, recipe, folder / "tower", resume)
+        if recipe.language_steps:
+            warm_up_language(model, processor, recipe, folder / "language", resume)
     evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
     print("training the whole model on answers", file=sys.stderr, flush=True)
     fit(
@@ -151,8 +153,6 @@ def tower_loss(net: nn.Module, batch: Batch) -> Tensor:
 
 def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
     """Teach the vision tower the labels of single pictures."""
-    if not recipe.tower_steps:
-        return
     print("warming up the vision tower on labels", file=sys.stderr, flush=True)
     tasks = _labelled()
     weights = [3.0 if task.name == "digit" else 1.0 for task in tasks]
