@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 from modint_guard import images
-from modint_guard.config import ImageLimits
+from modint_guard.config import MAX_DEADLINE_S, ImageLimits
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.split import split_text
 from modint_guard.types import JSON, Chat, ImagePart, ModintOptions, Option, Relevant, Span
@@ -24,7 +24,6 @@ from modint_guard.types import JSON, Chat, ImagePart, ModintOptions, Option, Rel
 MODE_HEADER = "x-modint-mode"
 RELEVANT_HEADER = "x-modint-relevant"
 OPTION_KEYS = tuple(f.name for f in fields(ModintOptions) if f.name != "relevant_source")
-MAX_DEADLINE_S = 60.0
 
 _AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
 _VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from modint_guard.errors import ConfigError
 
+MAX_DEADLINE_S = 60.0  # what a request may ask for at most
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of a GIF only the first frame is read
 
 
@@ -64,7 +65,7 @@ class GuardConfig:
     """
 
     deadline_s: float = 5.0  # counted from the last token of the answer
-    max_deadline_s: float = 60.0  # what a request may ask for at most
+    max_deadline_s: float = MAX_DEADLINE_S  # a lower one cuts what requests ask for
     top_logprobs: int = 20
     view_tokens: int = 2
     max_probes: int = 8
@@ -72,6 +73,10 @@ class GuardConfig:
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.max_deadline_s <= MAX_DEADLINE_S:
+            raise ConfigError(
+                f"max_deadline_s is {self.max_deadline_s}: it must be above 0 and at most {MAX_DEADLINE_S:g}."
+            )
         if not 0.0 < self.deadline_s <= self.max_deadline_s:
             raise ConfigError(
                 f"deadline_s is {self.deadline_s}: it must be above 0 and at most {self.max_deadline_s:g}."

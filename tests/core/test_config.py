@@ -18,6 +18,7 @@ from modint_guard.errors import ConfigError, ImageError, ModintError, RequestErr
         (lambda: ImageLimits(max_pixels=0), "max_pixels is 0"),
         (lambda: GuardConfig(deadline_s=0), "deadline_s is 0"),
         (lambda: GuardConfig(deadline_s=61), "at most 60"),
+        (lambda: GuardConfig(max_deadline_s=61), "max_deadline_s is 61: it must be above 0 and at most 60"),
         (lambda: GuardConfig(top_logprobs=1), "top_logprobs is 1"),
         (lambda: GuardConfig(view_tokens=0), "view_tokens is 0"),
         (lambda: GuardConfig(max_probes=2), "max_probes is 2"),
