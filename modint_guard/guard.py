@@ -135,11 +135,21 @@ class Guard:
         """Score the replies against the answer and decide. Pure."""
         reason = plan.skip or answer.skip
         if reason is not None or plan.chat is None:
-            return _skipped(plan, reason or "no_image")
+            return self.unjudged(plan, Verdict(State.SKIPPED, reason=reason or "no_image"), replies)
         score = scoring.score(answer, replies, plan.chat, self.config.thresholds)
         has_context = plan.chat.context is not None
         verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
         return self._report(plan, answer, replies, score, verdict)
+
+    def unjudged(self, plan: Plan, verdict: Verdict, replies: Replies | None = None) -> Report:
+        """The report of an answer that was not compared; the probes that ran are named with their cost."""
+        return Report(
+            verdict=verdict,
+            relevant=plan.relevant,
+            relevant_source=plan.relevant_source,
+            probes=tuple(scoring.unjudged_result(name, reply) for name, reply in (replies or {}).items()),
+            notes=plan.notes,
+        )
 
     async def _ask(self, plan: Plan, complete: Complete) -> tuple[JSON, Replies]:
         """The request and its views, at once; the views are cancelled with the request."""
@@ -255,15 +265,6 @@ def _examined(score: Score) -> tuple[str, ...]:
     """The modalities whose removal was compared."""
     by_cell = {NO_CONTEXT: "text", NEUTRAL_IMAGE: "image"}
     return tuple(modality for cell, modality in by_cell.items() if cell in score.cells)
-
-
-def _skipped(plan: Plan, reason: str) -> Report:
-    return Report(
-        verdict=Verdict(State.SKIPPED, reason=reason),
-        relevant=plan.relevant,
-        relevant_source=plan.relevant_source,
-        notes=plan.notes,
-    )
 
 
 def _unknown_probe(name: str, known: tuple[str, ...]) -> RequestError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from modint_guard.config import Thresholds
 from modint_guard.types import (
@@ -166,24 +167,28 @@ def probe_result(
     """The report's row of one probe. `answer` is the view's first word when its text goes on after it: a view
     is only asked for a token or two."""
     if isinstance(reply, Failure):
-        return ProbeResult(name, reply.outcome, ms=reply.ms)
+        return unjudged_result(name, reply)
     labels = tuple(option.label for option in chat.options)
     cell = compare(answer, reply, labels, thresholds or Thresholds())
-    tokens = reply.prompt_tokens + reply.completion_tokens
     if cell is None:
-        return ProbeResult(name, Outcome.ERROR, tokens=tokens, cached_tokens=reply.cached_tokens, ms=reply.ms)
-    return ProbeResult(
-        name=name,
+        return replace(unjudged_result(name, reply), outcome=Outcome.ERROR)
+    return replace(
+        unjudged_result(name, reply),
         outcome={True: Outcome.FLIPPED, False: Outcome.CONSISTENT, None: Outcome.UNDECIDED}[cell.flip],
         divergence=cell.divergence,
         exact=cell.exact,
         flip=cell.flip,
         delta_logprob=cell.delta_logprob,
         answer=cell.answer,
-        tokens=tokens,
-        cached_tokens=reply.cached_tokens,
-        ms=reply.ms,
     )
+
+
+def unjudged_result(name: str, reply: Reply | Failure) -> ProbeResult:
+    """The row of a probe that was not compared with an answer: what it cost, and nothing else."""
+    if isinstance(reply, Failure):
+        return ProbeResult(name, reply.outcome, ms=reply.ms)
+    tokens = reply.prompt_tokens + reply.completion_tokens
+    return ProbeResult(name, Outcome.UNDECIDED, tokens=tokens, cached_tokens=reply.cached_tokens, ms=reply.ms)
 
 
 def _js_term(p: float, q: float) -> float:

@@ -7,7 +7,7 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from modint_guard.types import CELLS, SKIPPED_REASONS, Cause, Outcome, Relevant, Report, State
+from modint_guard.types import CELLS, NOOP, SKIPPED_REASONS, Cause, Outcome, Relevant, Report, State
 
 NONE = "none"  # the base's adapter, a verdict without a cause
 UNKNOWN = "unknown"  # the request named no model that is served
@@ -17,6 +17,7 @@ OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", 
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
 ACTIONS = ("annotate",)
+PROBES = (*CELLS, NOOP)  # those that a request of the gateway can have
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _OVERHEAD_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -161,7 +162,7 @@ class Metrics:
             self.probe_skipped.labels(one.model, reason)
         for relevant in Relevant:
             self._judgements_of(ma, relevant.value)
-        for probe in CELLS:
+        for probe in PROBES:
             self.divergence.labels(*ma, probe)
             self.probe_seconds.labels(*ma, probe)
 
@@ -171,7 +172,7 @@ class Metrics:
             self.verdicts.labels(*ma, relevant, state.value, NONE)
         for cause in Cause:
             self.verdicts.labels(*ma, relevant, State.FLAGGED.value, cause.value)
-        for probe, outcome in product(CELLS, Outcome):
+        for probe, outcome in product(PROBES, Outcome):
             self.probe_results.labels(*ma, relevant, probe, outcome.value)
 
 

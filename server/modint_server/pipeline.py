@@ -50,7 +50,7 @@ class Pipeline:
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             plan = await self._plan(incoming, headers)
             if plan is None or plan.skip is not None:
-                record.report = skipped(plan) if plan else None
+                record.report = self._skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif incoming.stream:
                 await self._guarded_stream(plan, record, wire)
@@ -77,7 +77,9 @@ class Pipeline:
         async with self.attachment.serving(asked["model"]) as record.served:
             plan = await self._plan(replace(incoming, body=asked), headers, always=True)
             assert plan is not None
-            report = record.report = skipped(plan) if plan.skip else await self._checked(plan, answer, record)
+            report = record.report = (
+                self._skipped(plan) if plan.skip else await self._checked(plan, answer, record)
+            )
             await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
 
     # The stages.
@@ -227,20 +229,15 @@ class Pipeline:
             return self.guard.judge(plan, read(), replies)
         except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
             LOGGER.exception("judging_failed")
-            return _report(plan, Verdict(State.UNSCORED, reason="incomplete"))
+            return self.guard.unjudged(plan, Verdict(State.UNSCORED, reason="incomplete"), replies)
+
+    def _skipped(self, plan: Plan) -> Report:
+        """The report of a request that will not be probed, and why."""
+        return self.guard.unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
 
     async def _probe_call(self, body: JSON) -> JSON:
         async with self.probe_slots:
             return await self.upstream.complete(body)
-
-
-def skipped(plan: Plan) -> Report:
-    """The report of a request that will not be probed, and why."""
-    return _report(plan, Verdict(State.SKIPPED, reason=plan.skip))
-
-
-def _report(plan: Plan, verdict: Verdict) -> Report:
-    return Report(verdict, plan.relevant, plan.relevant_source, notes=plan.notes)
 
 
 def _answer_of(body: JSON) -> str:

@@ -286,6 +286,8 @@ async def test_answers_that_cannot_be_judged_are_skipped_by_name(message: JSON, 
 
     found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
     assert (found.report.verdict.state, found.report.verdict.reason) == ("skipped", reason)
+    rows = [(row.outcome, row.tokens, row.cached_tokens, row.flip) for row in found.report.probes]
+    assert rows == [("undecided", 31, 16, None)] * 3
 
 
 async def test_an_empty_answer_is_skipped() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modint_server.logs import JsonLines
 from tests.server.conftest import Running, chat, serving
-from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream
+from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled
 
 IMAGE = {"relevant": "image"}
 
@@ -83,10 +84,23 @@ async def test_counters_rise_before_the_client_has_its_answer(running_gateway: R
     assert value("modint_policy_actions_total", **base, action="annotate") == 2
 
 
+async def test_what_probes_cost_is_counted_where_the_answer_turns_out_to_be_skipped(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: replace(misled(body), text="" if is_main(body) else "red")
+    said = await running_gateway.post(chat(modint=IMAGE))
+    assert said.json["modint"]["reason"] == "empty_answer"
+    base = {"model": BASE, "adapter": "none"}
+    assert running_gateway.value("modint_probe_tokens_total", **base) == 3 * 42
+    undecided = {**base, "relevant": "image", "probe": "prior", "outcome": "undecided"}
+    assert running_gateway.value("modint_probe_results_total", **undecided) == 1
+
+
 async def test_every_child_of_a_closed_set_exists_before_its_first_event(running_gateway: Running) -> None:
     before = await series(running_gateway)
     for body in (
         chat(modint=IMAGE),
+        chat(modint={"probes": ["noop"]}),
         chat(n=2),
         chat(stream=True),
         chat(model=ADAPTER),
