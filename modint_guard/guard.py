@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from modint_guard import policy, probe, relevance, scoring
 from modint_guard.chat import parse, parse_options, rebuild, unsupported, without_context
@@ -64,6 +65,9 @@ _NOT_IN_VIEWS = frozenset(
 )
 _STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
+NOTE_UNLISTED = (
+    "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
+)
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
@@ -140,6 +144,23 @@ class Guard:
         has_context = plan.chat.context is not None
         verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
         return self._report(plan, answer, replies, score, verdict)
+
+    def own_body(self, plan: Plan) -> JSON:
+        """The unchanged conversation, asked as briefly as a view: what the model itself would say first."""
+        return self._view_body(plan.body)
+
+    def judge_given(self, plan: Plan, given: str, own: Reply, replies: Replies) -> Report:
+        """Judge an answer given elsewhere. `own` is the model's reply to `own_body`: its distribution is that
+        of the request, y is the first word of `given`. Unscored where nobody lists that word. Pure.
+        """
+        word = scoring.first_word(given, [option.label for option in plan.chat.options] if plan.chat else ())
+        skip = None if own.skip == "empty_answer" else own.skip
+        report = self.judge(plan, replace(own, text=given, token=word, skip=skip), replies)
+        if skip or plan.skip or not own.top or scoring.is_listed(word, (own, *replies.values())):
+            return report
+        reason = report.verdict.reason if report.verdict.state is State.UNSCORED else "incomplete"
+        unlisted = self.unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
+        return replace(unlisted, notes=(*unlisted.notes, NOTE_UNLISTED))
 
     def unjudged(self, plan: Plan, verdict: Verdict, replies: Replies | None = None) -> Report:
         """The report of an answer that was not compared; the probes that ran are named with their cost."""

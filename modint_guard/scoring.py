@@ -8,6 +8,7 @@ Server, training and evaluation import these functions, so they mean the same by
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -85,6 +86,20 @@ def word_distribution(top: Mapping[str, float]) -> Distribution:
 def plain(token: str) -> str:
     """A token without surrounding blanks and tokenizers' marks for them."""
     return token.strip().strip("\u2581\u0120\u010a").strip()
+
+
+def first_word(text: str, labels: Iterable[str]) -> str:
+    """What a given answer says first, without marks around it: "(a) red" is "A" where that is a label."""
+    found = re.search(r"\w+", text)
+    word = found.group() if found else text.split()[0]
+    return next((label for label in labels if label.casefold() == word.casefold()), word)
+
+
+def is_listed(word: str, replies: Iterable[Reply | Failure]) -> bool:
+    """Whether one of them lists the word whole, blanks and case aside. It is then a token, so one that does
+    not list it gives it no more than its last entry; else its first piece may be anything they list."""
+    lists = (reply.top for reply in replies if isinstance(reply, Reply) and reply.top)
+    return any(word.casefold() in word_distribution(top) for top in lists)
 
 
 def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thresholds) -> CellScore | None:

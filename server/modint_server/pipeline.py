@@ -65,7 +65,7 @@ class Pipeline:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
-        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; generates one token a view."""
+        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
         incoming = read_chat(raw, self.settings)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
@@ -214,18 +214,20 @@ class Pipeline:
 
     async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
         """Judges an answer given by the caller, under the distribution that the model itself has there."""
-        body = {**self.guard.main_body(plan), "max_tokens": 1, "temperature": 0, "stream": False}
-        body.pop("max_completion_tokens", None)
         async with one_task_group() as group:
             probing = group.create_task(self.guard.probe(plan, self._probe_call))
             with record.waiting():
-                completion = await self.upstream.complete(body)
+                completion = await self.upstream.complete(self.guard.own_body(plan))
             replies = await probing
-        return self._judged(plan, lambda: replace(reply_of(completion), text=answer), replies)
+        return self._judged(plan, partial(reply_of, completion), replies, given=answer)
 
-    def _judged(self, plan: Plan, read: Callable[[], Reply], replies: Replies) -> Report:
+    def _judged(
+        self, plan: Plan, read: Callable[[], Reply], replies: Replies, *, given: str | None = None
+    ) -> Report:
         """Score and policy. The answer is already there: whatever goes wrong here must not take it away."""
         try:
+            if given is not None:
+                return self.guard.judge_given(plan, given, read(), replies)
             return self.guard.judge(plan, read(), replies)
         except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
             LOGGER.exception("judging_failed")

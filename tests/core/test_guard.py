@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +11,9 @@ import pytest
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
 from modint_guard.chat import with_context
 from modint_guard.errors import EndpointError, RequestError
-from modint_guard.guard import NOTE_FIRST_TOKEN, NOTE_IMAGE_ONLY
-from modint_guard.types import JSON, Relevant, Reply, State
-from tests.core.fakes import GREY, RED, ask, completion, image_part, sees_picture, text_part, world
+from modint_guard.guard import NOTE_FIRST_TOKEN, NOTE_IMAGE_ONLY, NOTE_UNLISTED
+from modint_guard.types import JSON, Failure, Outcome, Relevant, Reply, Report, State
+from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
@@ -356,6 +358,51 @@ async def test_thresholds_decide_what_is_flagged() -> None:
     never = GuardConfig(thresholds=Thresholds(flag_at=1.0))
     found = await Guard(never).inspect(ask(f"{LIE}\n{QUESTION}"), model)
     assert found.report.verdict.state is State.PASS
+
+
+def judged(given: str, own: Reply, **cells: Reply | Failure) -> Report:
+    guard = Guard()
+    return guard.judge_given(guard.plan(ask(f"{LIE}\n{QUESTION}")), given, own, cells)
+
+
+BELIEVES: dict[str, Reply | Failure] = {
+    "no_context": reply("red", red=0.97, blue=0.02),
+    "neutral_image": reply("blue", blue=0.9, green=0.05),
+    "prior": reply("round", round=0.6, blue=0.3),
+}
+
+
+def test_a_given_answer_is_judged_at_its_own_first_word() -> None:
+    own = reply("blue", blue=0.95, red=0.04)
+    assert judged("**Blue**", own, **BELIEVES).verdict.cause == "text"
+    said = judged("red like fire", own, **BELIEVES)
+    assert (said.verdict.state, said.notes) == ("pass", (NOTE_FIRST_TOKEN,))
+    assert said.probes[0].delta_logprob == pytest.approx(math.log(0.04 / 0.97))
+
+
+def test_a_given_word_that_only_a_view_lists_is_at_most_as_likely_as_the_models_tail() -> None:
+    said = judged("blue", reply("red", red=0.7, green=0.29), **BELIEVES)
+    assert said.verdict.cause == "text"
+    assert said.probes[1].delta_logprob == pytest.approx(math.log(0.01 / 0.9))
+
+
+def test_a_given_word_that_nobody_lists_is_unscored_and_not_compared() -> None:
+    own = reply("blue", blue=0.95, red=0.04)
+    said = judged("blueberry", own, **BELIEVES)
+    assert (said.verdict.state, said.verdict.reason, said.notes) == (
+        "unscored",
+        "incomplete",
+        (NOTE_UNLISTED,),
+    )
+    assert {row.divergence for row in said.probes} == {None}
+    late = Failure(Outcome.TIMEOUT, "timeout")
+    assert judged("mauve", own, **{**BELIEVES, "prior": late}).verdict.reason == "timeout"
+
+
+def test_a_given_answer_cannot_be_judged_without_log_probabilities() -> None:
+    own = Reply("", "length", None, None, skip="empty_answer")
+    assert judged("blue", own, **BELIEVES).verdict.reason == "no_logprobs"
+    assert judged("blue", replace(own, skip="reasoning"), **BELIEVES).verdict.reason == "reasoning"
 
 
 def test_judging_is_pure() -> None:

@@ -12,7 +12,9 @@ from modint_guard.chat import parse
 from modint_guard.config import Thresholds
 from modint_guard.scoring import (
     compare,
+    first_word,
     influence,
+    is_listed,
     js_divergence,
     js_lower_bound,
     option_distribution,
@@ -246,3 +248,26 @@ def test_a_row_of_the_report_counts_tokens_and_says_what_happened() -> None:
 def test_of_a_longer_answer_a_view_shows_the_first_word() -> None:
     cut = Reply("The ball", "length", "The", logs(The=0.9, It=0.1))
     assert cell(reply("It", It=0.9, The=0.1), cut).answer == "The"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (" blue.", "blue"),
+        ("(a) red", "A"),
+        ("B: it is", "B"),
+        ("**No**", "No"),
+        ("5 balls", "5"),
+        ("?!", "?!"),
+    ],
+)
+def test_a_given_answer_begins_with_its_first_word_or_label(text: str, word: str) -> None:
+    assert first_word(text, ("A", "B")) == word
+
+
+def test_a_word_is_listed_whole_or_not_at_all() -> None:
+    late = Failure(Outcome.TIMEOUT, "timeout")
+    lists = (late, Reply("", None, None, {" Blue": -0.1, "straw": -2.0}))
+    assert is_listed("blue", lists)
+    assert not is_listed("strawberry", lists)
+    assert not is_listed("blue", (late, Reply("blue", None, "blue", None)))

@@ -244,6 +244,28 @@ async def test_an_engine_without_logprobs_leaves_answers_unscored(
     assert (said.json["modint"]["verdict"], said.json["modint"]["reason"]) == ("unscored", "no_logprobs")
 
 
+async def test_two_answers_given_elsewhere_to_one_question_get_two_verdicts(running_gateway: Running) -> None:
+    verdicts = {}
+    for answer in ("Blue.", "red, I think", "mauve"):
+        said = await running_gateway.post(chat(answer=answer, modint=IMAGE), "/v1/guard/check")
+        report = said.json["modint"]
+        verdicts[answer] = (report["verdict"], report["cause"], report["reason"])
+        assert said.headers["x-modint-verdict"] == report["verdict"]
+    assert verdicts == {
+        "Blue.": ("flagged", "text", None),
+        "red, I think": ("pass", None, None),
+        "mauve": ("unscored", None, "incomplete"),
+    }
+
+
+async def test_a_check_asks_the_model_as_briefly_as_its_views(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    await running_gateway.post(chat(answer="blue", min_tokens=3, temperature=1), "/v1/guard/check")
+    assert [call["max_tokens"] for call in upstream.calls] == [2] * 4
+    assert not any("answer" in call or "min_tokens" in call or call["temperature"] for call in upstream.calls)
+
+
 async def test_an_answer_given_elsewhere_is_judged_without_being_asked_for(running_gateway: Running) -> None:
     said = await running_gateway.post(chat(answer="blue", modint=IMAGE), "/v1/guard/check")
     assert said.status == 200
