@@ -18,7 +18,7 @@ from dataclasses import replace
 from modint_guard import policy, probe, relevance, scoring
 from modint_guard.chat import parse, parse_options, rebuild, unsupported, without_context
 from modint_guard.config import GuardConfig
-from modint_guard.errors import RequestError
+from modint_guard.errors import EndpointError, RequestError
 from modint_guard.images import neutral_image
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
@@ -64,6 +64,7 @@ _NOT_IN_VIEWS = frozenset(
     }
 )
 _STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
@@ -88,27 +89,39 @@ class Guard:
 
         body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on.
         complete: sends a chat body somewhere and returns the completion, e.g. `Endpoint.complete`.
-        Returns the completion, with the `modint` object in it, and the same as a typed `Report`.
+        Returns the completion, with the `modint` object in it, and the same as a typed `Report`. Where the
+        log-probabilities are refused, the body is sent once more as it was given, and the answer is unscored.
         Raises RequestError for a bad body and whatever `complete` raises for the request itself; a failing
         probe raises nothing and leaves the answer unscored.
         """
         plan = self.plan(body, options)
-        completion, replies = await self._ask(plan, complete)
-        report = self.judge(plan, reply_of(completion), replies)
+        try:
+            completion, replies = await self._ask(plan, complete)
+            report = self.judge(plan, reply_of(completion), replies)
+        except EndpointError as exc:
+            if not self.may_refuse_ours(plan, exc):
+                raise
+            completion = await complete(plan.body)
+            report = self.unjudged(plan, Verdict(State.UNSCORED, reason="upstream_error"))
         answer = strip_added(completion, plan.asked)
         return Inspection({**answer, "modint": report.to_json()}, report)
 
-    def plan(self, body: JSON, options: ModintOptions | None = None) -> Plan:
+    def plan(
+        self, body: JSON, options: ModintOptions | None = None, *, max_top_logprobs: int | None = None
+    ) -> Plan:
         """Split the request, decide which modality ought to decide it, prepare the views. Raises
         RequestError.
 
+        max_top_logprobs: what the upstream takes at most; with 0 there are no views.
         Decodes every image, which may take tens of milliseconds: an event loop runs it in a thread.
         """
         options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
         chat = parse(body, options, self.config.image_limits, decode=options.mode == "on")
         skip = _skip(chat, options)
         relevant, source = relevance.decide(chat, options)
-        names = () if skip else self._probe_names(chat, options)
+        top = self.config.top_logprobs
+        top = top if max_top_logprobs is None else min(top, max_top_logprobs)
+        names = () if skip or not top else self._probe_names(chat, options)
         return Plan(
             body=chat.body,
             options=options,
@@ -116,18 +129,24 @@ class Guard:
             chat=chat,
             relevant=relevant,
             relevant_source=source,
-            views=tuple(View(name, self._view_body(self._views[name](chat))) for name in names),
+            views=tuple(View(name, self._view_body(self._views[name](chat), top)) for name in names),
             deadline_s=min(options.deadline_s or self.config.deadline_s, self.config.max_deadline_s),
+            top_logprobs=top,
             skip=skip,
             notes=() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,),
         )
 
     def main_body(self, plan: Plan) -> JSON:
         """The client's body as it goes upstream: log-probabilities added, `modint` removed."""
-        if plan.skip:
+        if plan.skip or not plan.top_logprobs:
             return plan.body
-        top = max(self.config.top_logprobs, plan.asked.top_logprobs)
+        top = max(plan.top_logprobs, plan.asked.top_logprobs)
         return {**plan.body, "logprobs": True, "top_logprobs": top}
+
+    def may_refuse_ours(self, plan: Plan, error: EndpointError) -> bool:
+        """Whether the upstream refused `main_body` and that may be for the log-probabilities we added."""
+        refused = error.status is not None and 400 <= error.status < 500
+        return refused and error.status not in _NOT_OURS and self.main_body(plan) != plan.body
 
     async def probe(
         self, plan: Plan, complete: Complete, *, answered: asyncio.Event | None = None
@@ -140,6 +159,8 @@ class Guard:
         reason = plan.skip or answer.skip
         if reason is not None or plan.chat is None:
             return self.unjudged(plan, Verdict(State.SKIPPED, reason=reason or "no_image"), replies)
+        if not plan.top_logprobs:
+            return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
         score = scoring.score(answer, replies, plan.chat, self.config.thresholds)
         has_context = plan.chat.context is not None
         verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
@@ -147,7 +168,7 @@ class Guard:
 
     def own_body(self, plan: Plan) -> JSON:
         """The unchanged conversation, asked as briefly as a view: what the model itself would say first."""
-        return self._view_body(plan.body)
+        return self._view_body(plan.body, plan.top_logprobs)
 
     def judge_given(self, plan: Plan, given: str, own: Reply, replies: Replies) -> Report:
         """Judge an answer given elsewhere. `own` is the model's reply to `own_body`: its distribution is that
@@ -202,14 +223,14 @@ class Guard:
             )
         return names
 
-    def _view_body(self, body: JSON) -> JSON:
+    def _view_body(self, body: JSON, top_logprobs: int) -> JSON:
         kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
         return {
             **kept,
             "max_tokens": self.config.view_tokens,
             "temperature": 0,
             "logprobs": True,
-            "top_logprobs": self.config.top_logprobs,
+            "top_logprobs": top_logprobs,
         }
 
     def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, verdict: Verdict) -> Report:

@@ -305,6 +305,7 @@ class Plan:
     relevant_source: RelevantSource
     views: tuple[View, ...]
     deadline_s: float
+    top_logprobs: int  # what request and views ask for; 0 where the upstream gives none
     skip: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -41,6 +41,11 @@ class Attachment:
     def ready(self) -> bool:
         return self.problem is None
 
+    @property
+    def top_logprobs(self) -> int | None:
+        """What the engine takes at most; None while it was not asked yet."""
+        return self.capabilities.top_logprobs if self.capabilities else None
+
     async def watch(self) -> None:
         """Runs until cancelled; asks anew what the engine can do after it was away."""
         while True:

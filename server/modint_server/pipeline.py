@@ -52,10 +52,11 @@ class Pipeline:
             if plan is None or plan.skip is not None:
                 record.report = self._skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
-            elif incoming.stream:
-                await self._guarded_stream(plan, record, wire)
+            elif not plan.top_logprobs:
+                record.report = self._unscored(plan, "no_logprobs")
+                await self._plain(CHAT, incoming, record, wire, debug)
             else:
-                await self._guarded_whole(plan, record, wire, debug)
+                await self._guarded(plan, incoming, record, wire, debug)
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
@@ -77,9 +78,7 @@ class Pipeline:
         async with self.attachment.serving(asked["model"]) as record.served:
             plan = await self._plan(replace(incoming, body=asked), headers, always=True)
             assert plan is not None
-            report = record.report = (
-                self._skipped(plan) if plan.skip else await self._checked(plan, answer, record)
-            )
+            report = record.report = await self._checked(plan, answer, record)
             await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
 
     # The stages.
@@ -94,7 +93,8 @@ class Pipeline:
         if self.settings.guard == "off" and not asks and not always:
             check_images(incoming.body, self.guard.config.image_limits)
             return None
-        work = partial(self.guard.plan, incoming.body, options)
+        top = self.attachment.top_logprobs
+        work = partial(self.guard.plan, incoming.body, options, max_top_logprobs=top)
         return await self._decode(work) if incoming.images else work()
 
     async def _decode(self, work: Callable[[], T]) -> T:
@@ -106,6 +106,19 @@ class Pipeline:
             raise RequestError(
                 "the images took too long to decode: send smaller ones", code="image_timeout"
             ) from exc
+
+    async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
+        """The request and its probes; unguarded, once, where the engine refuses what we added to it."""
+        try:
+            if incoming.stream:
+                await self._guarded_stream(plan, record, wire)
+            else:
+                await self._guarded_whole(plan, record, wire, debug)
+        except EndpointError as exc:
+            if wire.streaming or not self.guard.may_refuse_ours(plan, exc):
+                raise
+            record.report = self._unscored(plan, "upstream_error")
+            await self._plain(CHAT, incoming, record, wire, debug)
 
     async def _guarded_whole(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
         answered = asyncio.Event()
@@ -145,10 +158,10 @@ class Pipeline:
             probing.cancel()
 
     async def _plain(self, path: str, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
-        """Request and answer as they are; a client that sent `modint` is told why it was skipped."""
+        """Request and answer as they are. What was to be judged and what sent `modint` is told why not."""
         report = record.report
         headers = annotate.headers_of(report, debug=debug) if report else {}
-        mark = report is not None and report.verdict.reason != "opted_out" and "modint" in incoming.body
+        mark = report is not None and _is_told(report, incoming)
         body = incoming.without_modint().bytes()
         if incoming.stream:
 
@@ -214,6 +227,10 @@ class Pipeline:
 
     async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
         """Judges an answer given by the caller, under the distribution that the model itself has there."""
+        if plan.skip:
+            return self._skipped(plan)
+        if not plan.top_logprobs:
+            return self._unscored(plan, "no_logprobs")
         async with one_task_group() as group:
             probing = group.create_task(self.guard.probe(plan, self._probe_call))
             with record.waiting():
@@ -231,7 +248,10 @@ class Pipeline:
             return self.guard.judge(plan, read(), replies)
         except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
             LOGGER.exception("judging_failed")
-            return self.guard.unjudged(plan, Verdict(State.UNSCORED, reason="incomplete"), replies)
+            return self._unscored(plan, "incomplete", replies)
+
+    def _unscored(self, plan: Plan, reason: str, replies: Replies | None = None) -> Report:
+        return self.guard.unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
 
     def _skipped(self, plan: Plan) -> Report:
         """The report of a request that will not be probed, and why."""
@@ -240,6 +260,12 @@ class Pipeline:
     async def _probe_call(self, body: JSON) -> JSON:
         async with self.probe_slots:
             return await self.upstream.complete(body)
+
+
+def _is_told(report: Report, incoming: Incoming) -> bool:
+    """Whether the object goes into an answer that is passed on: an unscored one always has it."""
+    verdict = report.verdict
+    return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)
 
 
 def _answer_of(body: JSON) -> str:

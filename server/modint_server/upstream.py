@@ -19,6 +19,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 METRICS = "/metrics"
+TOP_LOGPROBS = (20, 10, 5, 2)  # tried in this order: a server's maximum is often 20 or 5
 MAX_ERROR_BYTES = 64 * 1024
 _ATTEMPTS = 2  # a kept-alive connection may have been closed under us; only before the first byte
 
@@ -196,9 +197,13 @@ class Capabilities:
     """What the engine showed that it can do when it was asked."""
 
     models: tuple[Model, ...]
-    logprobs: bool
+    top_logprobs: int  # the most of them that it takes; 0 where it gives none
     images: bool
     problems: tuple[str, ...] = ()
+
+    @property
+    def logprobs(self) -> bool:
+        return self.top_logprobs > 0
 
     @property
     def lora(self) -> tuple[str, ...]:
@@ -209,6 +214,7 @@ class Capabilities:
             "models": [model.id for model in self.models],
             "lora": list(self.lora),
             "logprobs": self.logprobs,
+            "top_logprobs": self.top_logprobs,
             "images": self.images,
         }
 
@@ -242,27 +248,43 @@ async def check_capabilities(upstream: Upstream, *, timeout_s: float = 120.0) ->
     if base is None:
         raise EndpointError("the engine lists no base model: start it with one")
     picture = {"type": "image_url", "image_url": {"url": neutral_image((64, 64))}}
-    text = await _tried(upstream, base, "Say yes.", timeout_s)
-    image = await _tried(upstream, base, [picture, {"type": "text", "text": "Say yes."}], timeout_s)
-    logprobs = text is not None and _has_logprobs(text)
-    problems = (
-        [] if logprobs else ["the engine returns no logprobs: every verdict will be unscored (no_logprobs)"]
-    )
+    top = await _most_logprobs(upstream, base, timeout_s)
+    image = await _tried(upstream, base, [picture, {"type": "text", "text": "Say yes."}], top, timeout_s)
+    problems = [sentence] if (sentence := _shortage(top)) else []
     if image is None:
         problems.append("the engine refuses images: there is nothing to guard in text alone")
-    return Capabilities(models, logprobs, image is not None, tuple(problems))
+    return Capabilities(models, top, image is not None, tuple(problems))
 
 
-async def _tried(upstream: Upstream, model: str, content: object, timeout_s: float) -> JSON | None:
+async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> int:
+    """The largest of TOP_LOGPROBS that the engine takes; 0 where it refuses them all or leaves them out."""
+    for top in TOP_LOGPROBS:
+        if (completion := await _tried(upstream, model, "Say yes.", top, timeout_s)) is not None:
+            return top if _has_logprobs(completion) else 0
+    return 0
+
+
+def _shortage(top: int) -> str | None:
+    most = TOP_LOGPROBS[0]
+    if not top:
+        return "the engine gives no logprobs: every verdict will be unscored (no_logprobs)"
+    return (
+        f"the engine takes top_logprobs {top}, not {most}: divergences are known less well"
+        if top < most
+        else None
+    )
+
+
+async def _tried(upstream: Upstream, model: str, content: object, top: int, timeout_s: float) -> JSON | None:
     """One token's completion, None if the engine refuses such a request; an engine that is gone raises."""
-    body = {
+    body: JSON = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
         "max_tokens": 1,
         "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": 2,
     }
+    if top:
+        body |= {"logprobs": True, "top_logprobs": top}
     try:
         async with asyncio.timeout(timeout_s):
             return await upstream.complete(body)

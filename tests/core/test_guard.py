@@ -135,6 +135,45 @@ async def test_an_upstream_without_log_probabilities_leaves_the_answer_unscored(
     assert (found.report.verdict.state, found.report.verdict.reason) == ("unscored", "no_logprobs")
 
 
+async def test_a_request_whose_added_log_probabilities_are_refused_is_answered_without_them() -> None:
+    seen = []
+
+    async def model(body: JSON) -> JSON:
+        seen.append(body)
+        if "logprobs" in body:
+            raise EndpointError("no log-probabilities here", status=403)
+        return completion("blue")
+
+    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
+    assert (found.report.verdict.state, found.report.verdict.reason) == ("unscored", "upstream_error")
+    assert found.completion["choices"][0]["message"]["content"] == "blue"
+    assert seen[-1] == ask(f"{LIE}\n{QUESTION}")
+    assert not others()
+
+
+async def test_log_probabilities_that_the_client_asked_for_itself_are_refused_to_it() -> None:
+    seen = []
+
+    async def model(body: JSON) -> JSON:
+        seen.append(body)
+        raise EndpointError("at most 5", status=400)
+
+    body = ask(QUESTION, logprobs=True, top_logprobs=20)
+    with pytest.raises(EndpointError, match="at most 5"):
+        await Guard().inspect(body, model)
+    assert seen.count(body) == 1
+
+
+def test_a_plan_asks_for_what_the_upstream_takes() -> None:
+    guard = Guard()
+    plan = guard.plan(ask(QUESTION), max_top_logprobs=5)
+    assert {body["top_logprobs"] for body in (guard.main_body(plan), *(v.body for v in plan.views))} == {5}
+    assert guard.plan(ask(QUESTION), max_top_logprobs=50).top_logprobs == 20
+    none = guard.plan(ask(QUESTION), max_top_logprobs=0)
+    assert (none.views, guard.main_body(none)) == ((), ask(QUESTION))
+    assert guard.judge(none, reply("red", red=1.0), {}).verdict.reason == "no_logprobs"
+
+
 async def test_an_error_of_the_request_itself_is_raised_and_its_probes_are_cancelled() -> None:
     async def model(body: JSON) -> JSON:
         if body.get("max_tokens") == 2:

@@ -104,6 +104,7 @@ class FakeUpstream:
         ]
     )
     logprobs: bool = True
+    max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
@@ -155,6 +156,9 @@ class FakeUpstream:
     async def _chat(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
         answer = self.script(body)
         await asyncio.sleep(answer.delay_s)
+        if body.get("logprobs") and (body.get("top_logprobs") or 1) > self.max_logprobs:
+            error = b'{"error":{"message":"too many logprobs","type":"BadRequest","param":null,"code":400}}'
+            return await _whole(writer, error, status=400)
         match answer.fault:
             case "hang":
                 await asyncio.sleep(3600)

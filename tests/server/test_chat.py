@@ -244,6 +244,56 @@ async def test_an_engine_without_logprobs_leaves_answers_unscored(
     assert (said.json["modint"]["verdict"], said.json["modint"]["reason"]) == ("unscored", "no_logprobs")
 
 
+async def test_an_engine_that_takes_five_logprobs_is_asked_for_five(upstream: FakeUpstream) -> None:
+    upstream.max_logprobs = 5
+    async with serving(upstream.url) as gateway:
+        upstream.forget()
+        said = await gateway.post(chat(modint=IMAGE))
+        check = await gateway.post(chat(answer="blue", modint=IMAGE), "/v1/guard/check")
+    assert (said.json["modint"]["cause"], check.json["modint"]["cause"]) == ("text", "text")
+    assert {call["top_logprobs"] for call in upstream.calls} == {5}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_takes_no_logprobs_is_not_asked_for_them(
+    upstream: FakeUpstream, stream: bool
+) -> None:
+    upstream.max_logprobs = 0
+    async with serving(upstream.url) as gateway:
+        upstream.forget()
+        said = await gateway.post(chat(stream=stream))
+        check = await gateway.post(chat(answer="blue"), "/v1/guard/check")
+    assert said.status == 200
+    report = (chunks(said.body)[-1] if stream else said.json)["modint"]
+    assert (report["verdict"], report["reason"], report["probes"]) == ("unscored", "no_logprobs", [])
+    assert check.json["modint"]["reason"] == "no_logprobs"
+    assert upstream.calls == [chat(stream=stream)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_refuses_what_we_added_gets_the_clients_own_request(
+    running_gateway: Running, upstream: FakeUpstream, stream: bool
+) -> None:
+    upstream.max_logprobs = 0  # since the gateway asked
+    said = await running_gateway.post(chat(stream=stream))
+    assert said.status == 200
+    document = chunks(said.body)[-1] if stream else said.json
+    assert (document["modint"]["verdict"], document["modint"]["reason"]) == ("unscored", "upstream_error")
+    assert b"bl" in said.body
+    assert upstream.calls[-1] == chat(stream=stream)
+    base = {"model": BASE, "adapter": "none"}
+    assert running_gateway.value("modint_requests_total", **base, route="chat", outcome="ok") == 1
+
+
+@pytest.mark.parametrize(("fault", "status", "mains"), [("400", 400, 2), ("401", 502, 1), ("500", 500, 1)])
+async def test_a_refusal_that_has_another_cause_reaches_the_client(
+    running_gateway: Running, upstream: FakeUpstream, fault: str, status: int, mains: int
+) -> None:
+    upstream.script = lambda body: Answer("", fault=fault)
+    assert (await running_gateway.post(chat())).status == status
+    assert sum(is_main(call) for call in upstream.calls) == mains
+
+
 async def test_two_answers_given_elsewhere_to_one_question_get_two_verdicts(running_gateway: Running) -> None:
     verdicts = {}
     for answer in ("Blue.", "red, I think", "mauve"):

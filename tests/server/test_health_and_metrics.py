@@ -47,7 +47,21 @@ async def test_readiness_says_what_the_engine_can_do(running_gateway: Running) -
     said = await running_gateway.get("/readyz")
     assert said.status == 200
     can = {"models": [BASE, ADAPTER], "lora": [ADAPTER], "logprobs": True, "images": True}
-    assert said.json["capabilities"] == can
+    assert said.json["capabilities"] == {**can, "top_logprobs": 20}
+
+
+@pytest.mark.parametrize(
+    ("maximum", "taken", "calls"), [(25, 20, 2), (12, 10, 3), (5, 5, 4), (4, 2, 5), (1, 0, 5)]
+)
+async def test_the_engine_is_asked_how_many_logprobs_it_takes(
+    upstream: FakeUpstream, maximum: int, taken: int, calls: int
+) -> None:
+    upstream.max_logprobs = maximum
+    async with serving(upstream.url) as gateway:
+        said = await gateway.get("/readyz")
+    assert (said.json["capabilities"]["top_logprobs"], said.json["capabilities"]["images"]) == (taken, True)
+    assert len(upstream.calls) == calls
+    assert len(said.json["notes"]) == (taken < 20)
 
 
 async def test_an_engine_that_cannot_see_or_tell_probabilities_is_ready_with_notes(
