@@ -1,4 +1,4 @@
-"""The demo world's base from scratch: tower on labels, language on look-up, then all of it on answers."""
+"""The demo world's base from scratch: tower on labels, language on look-up, then both together on answers."""
 
 import sys
 from collections.abc import Callable
@@ -35,8 +35,12 @@ def pretrain(
             warm_up_tower(model, processor, recipe, folder / "tower", resume)
         if recipe.language_steps:
             warm_up_language(model, processor, recipe, folder / "language", resume)
+    # As in LLaVA, the tower stays as it is from here on: the first noisy steps would undo what it has learnt.
+    model.model.vision_tower.requires_grad_(False)
+    if not last_step(folder / "joint", resume):
+        match_scale(model, processor)
     evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
-    print("training the whole model on answers", file=sys.stderr, flush=True)
+    print("training projector and language model on answers", file=sys.stderr, flush=True)
     fit(
         model,
         answer_loss,
@@ -51,6 +55,20 @@ def pretrain(
     )
     model.set_attn_implementation("sdpa")
     return model, processor, evaluation.history
+
+
+@torch.no_grad()
+def match_scale(model: Any, processor: Any) -> None:
+    """Scale the fresh projector so that picture positions enter with the mean norm of token embeddings.
+
+    The warmed-up tower's states are large: unscaled, they would drown what the first layers add to them.
+    """
+    pictures = [item.image for item in suite.items("image-heavy", "train", 64) if item.image]
+    states = model.model.vision_tower(pixel_values=pixels(pictures, processor)).last_hidden_state
+    norm = model.model.multi_modal_projector(states).norm(dim=-1).mean()
+    scale = model.get_input_embeddings().weight.norm(dim=-1).mean() / norm
+    for parameter in model.model.multi_modal_projector.linear_2.parameters():
+        parameter.mul_(scale)
 
 
 def _common(recipe: PretrainRecipe) -> dict[str, Any]:
