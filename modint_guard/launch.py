@@ -70,6 +70,9 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as unready:
+        unready.close()
+        return False
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
 

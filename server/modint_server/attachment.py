@@ -36,6 +36,8 @@ class Attachment:
         self._max_adapters = max_adapters
         self._served: dict[str, Served] = {}
         self._refreshed = float("-inf")
+        self._begun = asyncio.Event()
+        self._begun.set()
 
     @property
     def ready(self) -> bool:
@@ -46,8 +48,17 @@ class Attachment:
         """What the engine takes at most; None while it was not asked yet."""
         return self.capabilities.top_logprobs if self.capabilities else None
 
+    def hold(self, problem: str) -> None:
+        """Leaves the engine in peace until `begin`: it is known not to answer yet, and why."""
+        self.problem = problem
+        self._begun.clear()
+
+    def begin(self) -> None:
+        self._begun.set()
+
     async def watch(self) -> None:
         """Runs until cancelled; asks anew what the engine can do after it was away."""
+        await self._begun.wait()
         while True:
             await self.look()
             await asyncio.sleep(self._poll_s)
@@ -63,7 +74,8 @@ class Attachment:
 
     async def served(self, name: str) -> Served:
         """The label values of a model; raises RequestError 404 naming those served, 503 if none is known."""
-        if name not in self._served and time.monotonic() - self._refreshed > REFRESH_S:
+        due = self._begun.is_set() and time.monotonic() - self._refreshed > REFRESH_S
+        if name not in self._served and due:
             await self._refresh()
         if (served := self._served.get(name)) is not None:
             return served

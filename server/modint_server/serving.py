@@ -1,6 +1,7 @@
 """A gateway in front of one engine, from the first bound port to the last closed socket.
 
-bind the port → engine ready → gateway ready → (a signal, or the engine's end) → not ready → drained → stopped
+bind the port → alive → engine ready → gateway ready → (a signal, or the engine's end) → not ready → drained
+→ stopped
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,8 +30,6 @@ from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_m
 from modint_server.gateway import Gateway
 from modint_server.logs import configure_logs
 from modint_server.settings import Settings, load_settings
-
-T = TypeVar("T")
 
 NOTICE_S = 1.0  # between "not ready" and the closing port, so that whoever balances load sees it
 DRAIN_S = 30  # for answers that are still running
@@ -101,6 +100,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)
+            door.listen()  # a liveness probe that comes now waits a moment and is not refused
         except OSError as error:
             raise ConfigError(_refused(host, port, error)) from error
         yield door
@@ -118,50 +118,68 @@ async def _start(
     config: EngineConfig, command: Sequence[str], settings: Settings, door: socket.socket
 ) -> None:
     with _signals() as stop, Waiting() as waiting:
-        async with Engine(config, command=command, on_progress=waiting.show) as engine:
-            ready = await _unless(stop, engine.wait_ready())
-            if ready is None:
-                return
-            for note in (*ready.notes, *misfits(config)):
-                waiting.say(f"note: {note}")
-            waiting.say(f"engine ready after {ready.seconds:.0f} s")
+        engine = Engine(config, command=command, on_progress=waiting.show)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(engine.stop)
             ours = {"upstream_url": engine.base_url, "upstream_uds": engine.uds}
-            app = create_app(
-                settings.model_copy(update=ours | {"upstream_api_key": SecretStr(engine.api_key)})
-            )
-            await _serve(app, door, stop, waiting, engine.ended())
+            key = {"upstream_api_key": SecretStr(engine.api_key)}
+            app = create_app(settings.model_copy(update=ours | key))  # what it refuses costs no start-up
+            app.state.gateway.attachment.hold("the engine is loading")
+            await engine.start()
+            await _serve(app, door, stop, _life_of(engine, app.state.gateway, door, waiting))
+
+
+async def _life_of(engine: Engine, gateway: Gateway, door: socket.socket, waiting: "Waiting") -> EngineError:
+    """From loading to its end. The gateway is alive all along, and ready in between."""
+    ready = await engine.wait_ready()
+    for note in (*ready.notes, *misfits(engine.config)):
+        waiting.say(f"note: {note}")
+    waiting.say(f"engine ready after {ready.seconds:.0f} s")
+    gateway.attachment.begin()
+    greeting = asyncio.create_task(_greet(gateway, door, waiting))
+    try:
+        return await engine.ended()
+    finally:
+        greeting.cancel()
+        await asyncio.gather(greeting, return_exceptions=True)
 
 
 async def _attach(settings: Settings, door: socket.socket) -> None:
     with _signals() as stop, Waiting() as waiting:
-        await _serve(create_app(settings), door, stop, waiting, _never())
+        app = create_app(settings)
+        await _serve(app, door, stop, _attached(app.state.gateway, door, waiting))
+
+
+async def _attached(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> EngineError:
+    """The end of an engine that is not ours never comes: its absence shows in /readyz instead."""
+    await _greet(gateway, door, waiting)
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
 
 
 async def _serve(
     app: FastAPI,
     door: socket.socket,
     stop: asyncio.Event,
-    waiting: "Waiting",
-    ended: Coroutine[Any, Any, EngineError],
+    life: Coroutine[Any, Any, EngineError],
 ) -> None:
-    """Runs the gateway until a signal or the engine's end; the latter raises EngineError."""
+    """Runs the gateway until a signal or the end of the engine's life; the latter raises EngineError."""
     gateway: Gateway = app.state.gateway
     configure_logs(gateway.settings.log_level)
     server = _Server(_uvicorn(app))
     serving = asyncio.create_task(server.serve(sockets=[door]))
-    greeting = asyncio.create_task(_greet(gateway, door, waiting))
-    stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(ended)
+    stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(life)
     try:
         await asyncio.wait({serving, stopped, end}, return_when=asyncio.FIRST_COMPLETED)
         gateway.draining = True
-        if not serving.done():
+        if not serving.done() and gateway.attachment.capabilities is not None:  # once ready: some rely on it
             await asyncio.sleep(NOTICE_S)
         server.should_exit = True
         await serving
     finally:
-        for task in (greeting, stopped, end):
+        for task in (stopped, end):
             task.cancel()
-        await asyncio.gather(greeting, stopped, end, return_exceptions=True)
+        await asyncio.gather(stopped, end, return_exceptions=True)
     if end.done() and not end.cancelled():
         raise end.result()
     if not stop.is_set():
@@ -272,22 +290,3 @@ def _signals() -> Iterator[asyncio.Event]:
     finally:
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(sign)
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The work's result, or None if the signal comes first."""
-    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for each in (task, stopped):
-            each.cancel()
-            with contextlib.suppress(asyncio.CancelledError, EngineError):
-                await each
-
-
-async def _never() -> EngineError:
-    """The end of an engine that is not ours: its absence shows in /readyz instead."""
-    await asyncio.Event().wait()
-    raise AssertionError("unreachable")

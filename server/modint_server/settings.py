@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from modint_guard.config import MAX_DEADLINE_S
 from modint_guard.errors import ConfigError
 
 ENV_PREFIX = "MODINT_"
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
 
     # The guard.
     guard: Literal["on", "off"] = "on"
-    probe_deadline_s: float = Field(default=5.0, gt=0)
+    probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

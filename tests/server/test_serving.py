@@ -105,10 +105,11 @@ def chat(text: str) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}]}
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, **environment: str) -> str:
     """The one sentence of a `modint-guard serve` that does not even start its engine."""
     command = [sys.executable, "-m", "modint_guard.cli", "serve", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    known = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=known)
     assert (done.returncode, done.stdout) == (2, "")
     (sentence,) = done.stderr.splitlines()
     return sentence
@@ -160,6 +161,19 @@ def test_an_upstream_key_file_that_cannot_be_read_is_refused(tmp_path: Path) -> 
     assert str(missing) in sentence
 
 
+def test_a_key_file_of_clients_that_cannot_be_read_is_refused_before_the_engine_starts(
+    model: Path, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "keys")
+    sentence = refused("--model", str(model), "--port", "0", MODINT_API_KEYS_FILE=missing)
+    assert sentence.startswith(f"{missing} cannot be read")
+
+
+def test_a_deadline_that_is_too_long_is_refused_before_the_engine_starts(model: Path) -> None:
+    sentence = refused("--model", str(model), "--port", "0", MODINT_PROBE_DEADLINE_S="61")
+    assert sentence == "probe_deadline_s: Input should be less than or equal to 60"
+
+
 def test_an_upstream_that_is_no_address_is_refused() -> None:
     assert "must be an address" in refused("--upstream", "127.0.0.1:9")
 
@@ -207,6 +221,18 @@ def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None
 def test_a_key_that_is_asked_for_is_in_the_curl_line() -> None:
     assert "authorization: Bearer" in greeting("http://x", ["m"], keys_asked=True)[-1]
     assert "authorization" not in greeting("http://x", ["m"], keys_asked=False)[-1]
+
+
+def test_it_is_alive_and_not_ready_while_the_engine_loads(model: Path, adapter: Path) -> None:
+    with serving("silent", model, adapter) as child:
+        child.until("loading")
+        alive, _ = ask(f"{child.url}/livez")
+        unready, body = ask(f"{child.url}/readyz")
+        refused, error = ask(f"{child.url}/v1/chat/completions", chat("hello"))
+        counted = urllib.request.urlopen(f"{child.url}/metrics", timeout=10).read().decode()
+    assert (alive, unready, body["reasons"]) == (200, 503, ["the engine is loading"])
+    assert (refused, error["error"]["code"]) == (503, "not_ready")
+    assert 'modint_upstream_errors_total{kind="unreachable",upstream="engine"} 0.0' in counted
 
 
 def test_sigterm_ends_readiness_first_and_then_everything(model: Path, adapter: Path) -> None:
