@@ -108,6 +108,7 @@ class FakeUpstream:
     finish_with_text: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
+    page: bytes = b'# HELP vllm:x One.\nvllm:x{a="b"} 1.0\n' * 20_000  # its own metrics
     url: str = ""
 
     def forget(self) -> None:
@@ -133,6 +134,8 @@ class FakeUpstream:
         self.paths.append(path)
         if path == "/v1/models":
             return await _whole(writer, json.dumps({"object": "list", "data": self.model_list}).encode())
+        if path == "/metrics":
+            return await _whole(writer, self.page, kind="text/plain; version=0.0.4")
         self.raw.append(raw)
         body = json.loads(raw)
         if path == "/v1/completions":

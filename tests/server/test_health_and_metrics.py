@@ -168,3 +168,18 @@ async def test_one_log_line_a_request_and_nothing_of_its_content(
         200,
     )
     assert not any(word in lines[0] for word in ("hush", "caption", "base64", "blue"))
+
+
+async def test_the_engines_own_metrics_are_passed_on_whole(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    said = await running_gateway.get("/engine/metrics")
+    assert (said.status, said.body) == (200, upstream.page)
+    assert said.headers["content-type"].startswith("text/plain; version=")
+
+
+async def test_the_metrics_of_an_engine_that_is_down_are_an_envelope() -> None:
+    async with serving("http://127.0.0.1:9", ready=False) as gateway:
+        said = await gateway.get("/engine/metrics")
+        assert (said.status, said.error["code"]) == (502, "upstream_unreachable")
+        assert (await gateway.get("/livez")).status == 200
