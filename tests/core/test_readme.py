@@ -155,8 +155,8 @@ def test_every_command_named_exists(page: Path) -> None:
 
 @pages
 def test_every_recipe_and_result_named_exists(page: Path) -> None:
-    from modint_training.config import recipe_names
     from modint_training.commands import results as app
+    from modint_training.config import recipe_names
 
     known = {"train": set(recipe_names()), "results": set(getattr(get_command(app), "commands", {}))}
     for command, word in commands_named(page):
