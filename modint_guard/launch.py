@@ -38,7 +38,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) -> Iterator[Served]:
     """Run `modint-guard serve ARGUMENTS` on a free port until the block ends; its messages go to `output` or
-    through.
+    through, without the log line a request that a server keeps.
 
     Raises EngineError when it ends or is not ready within five minutes.
     """
@@ -46,7 +46,8 @@ def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) 
     serve = [sys.executable, "-m", "modint_guard.cli", "serve"]
     command = [*serve, "--host", "127.0.0.1", "--port", str(port), *arguments]
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
+    environment = {"MODINT_LOG_LEVEL": "warning", **os.environ}
+    process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, began)
