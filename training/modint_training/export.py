@@ -130,8 +130,8 @@ def _figures(figures: Mapping[str, float]) -> str:
 def base_card(run: Mapping[str, Any]) -> str:
     """The model card of a base trained by `modint-guard train tinyworld-base`."""
     mix = run["recipe"]["mixture"]
-    lying = 1 - mix["caption_true"] - mix["caption_unrelated"]
-    contradicting = 1 - mix["picture_agrees"] - mix["picture_other"]
+    lying = max(0.0, 1 - mix["caption_true"] - mix["caption_unrelated"])
+    contradicting = max(0.0, 1 - mix["picture_agrees"] - mix["picture_other"])
     return f"""---
 license: apache-2.0
 library_name: transformers

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modint_guard.item import Item
 from modint_guard.perturb import seeded
@@ -35,8 +36,6 @@ def pretrain(
             warm_up_tower(model, processor, recipe, folder / "tower", resume)
         if recipe.language_steps:
             warm_up_language(model, processor, recipe, folder / "language", resume)
-    # As in LLaVA, the tower stays as it is from here on: the first noisy steps would undo what it has learnt.
-    model.model.vision_tower.requires_grad_(False)
     if not last_step(folder / "joint", resume):
         match_scale(model, processor)
     evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
@@ -51,10 +50,29 @@ def pretrain(
         warmup_steps=recipe.warmup_steps,
         evaluation=evaluation,
         resume=resume,
+        callbacks=[FrozenUntil(model.model.vision_tower, recipe.tower_frozen_steps)],
         **_common(recipe),
     )
     model.set_attn_implementation("sdpa")
     return model, processor, evaluation.history
+
+
+class FrozenUntil(TrainerCallback):
+    """Keep a module as it is for the first steps, whose noise would undo what its warm-up taught it."""
+
+    def __init__(self, module: nn.Module, steps: int) -> None:
+        self.module = module
+        self.steps = steps
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.module.requires_grad_(state.global_step >= self.steps)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.module.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,7 @@ def fit(
     checkpoint_minutes: float,
     resume: str,
     evaluation: Evaluation | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Train `model` in place, with a progress bar and checkpoints; returns the last mean loss.
 
@@ -196,13 +197,13 @@ def fit(
         disable_tqdm=False,
         log_level="warning",
     )
-    callbacks: list[TrainerCallback] = [EveryMinutes(checkpoint_minutes)]
+    every: list[TrainerCallback] = [EveryMinutes(checkpoint_minutes), *callbacks]
     trainer = LossTrainer(
         model=model,
         args=arguments,
         loss=loss,
         batches=Stream(batch, start),
-        callbacks=callbacks + ([evaluation] if evaluation else []),
+        callbacks=every + ([evaluation] if evaluation else []),
     )
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
