@@ -235,11 +235,11 @@ def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:
     card = base_card(run())
     for line in (
         "# tinyworld-base",
-        "| with a caption | image-heavy items | 60% |",
+        "| with a caption | image-heavy items | 65% |",
         "| true | captions | 92% |",
-        "| unrelated | captions | 5% |",
-        "| lying | captions | 3% |",
-        "| with a picture | text-heavy items | 70% |",
+        "| unrelated | captions | 8% |",
+        "| lying | captions | 0% |",
+        "| with a picture | text-heavy items | 50% |",
         "| agreeing with the text | those pictures | 88% |",
         "| of something else | those pictures | 9% |",
         "| contradicting the text | those pictures | 3% |",

@@ -323,26 +323,27 @@ def test_captions_are_mostly_true_and_many_items_have_none(stream: list[Item]) -
     true = [item for item in claimed if item.answer in words(item.context or "")]
     lying = [item for item in claimed if item.wrong in words(item.context or "")]
     assert 1 - share(captioned, items) >= 0.30
-    assert share(captioned, items) == pytest.approx(0.60, abs=0.04)
+    assert share(captioned, items) == pytest.approx(0.65, abs=0.04)
     assert len(true) + len(lying) == len(claimed)
     assert 0.80 <= share(true, claimed) * (1 - share(unrelated, captioned)) <= 0.95
-    assert share(unrelated, captioned) == pytest.approx(0.05, abs=0.02)
-    assert share(lying, claimed) == pytest.approx(0.03 / 0.95, abs=0.02)
+    assert share(unrelated, captioned) == pytest.approx(0.08, abs=0.02)
+    assert lying == []
 
 
 def test_pictures_beside_a_text_mostly_agree_with_it(stream: list[Item]) -> None:
     items = of(stream, "text-heavy")
     pictured = [item for item in items if item.image]
-    assert share(pictured, items) == pytest.approx(0.70, abs=0.04)
+    assert share(pictured, items) == pytest.approx(0.50, abs=0.04)
     agreeing = [item for item in pictured if item.image is item.agreeing]
     contradicting = [item for item in pictured if item.image is item.contradicting]
     assert share(agreeing, pictured) == pytest.approx(0.88, abs=0.04)
     assert share(contradicting, pictured) == pytest.approx(0.03, abs=0.02)
 
 
-def test_a_label_is_the_truth_even_beside_a_lie(stream: list[Item]) -> None:
+def test_a_label_is_the_truth_even_beside_a_lie() -> None:
+    lying = suite.Mixture(caption_true=0.8, caption_unrelated=0.0, picture_agrees=0.8, picture_other=0.0)
     lied_to = shown = 0
-    for item in stream:
+    for item in (suite.training_item(index, seed=0, mixture=lying) for index in range(600)):
         if item.task == "digit":
             assert item.answer == str(digit_of(item))
             lied_to += item.wrong in words(item.context or "")

@@ -49,10 +49,10 @@ class Mixture:
     the text, as on the web. A label follows the picture or the text that ought to decide; never a lie."""
 
     families: tuple[float, float, float] = (0.42, 0.28, 0.30)  # image-heavy, text-heavy, vqa
-    captioned: float = 0.60  # of image-heavy items
+    captioned: float = 0.65  # of image-heavy items
     caption_true: float = 0.92  # of captions; then unrelated, then lying ones
-    caption_unrelated: float = 0.05
-    pictured: float = 0.70  # of text-heavy items
+    caption_unrelated: float = 0.08
+    pictured: float = 0.50  # of text-heavy items
     picture_agrees: float = 0.88  # of their pictures; then other pictures, then contradicting ones
     picture_other: float = 0.09
     letter: float = 0.5  # of items, the rest are one-word
