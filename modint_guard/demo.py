@@ -7,6 +7,7 @@ succeeds only if what Prometheus would scrape equals what was seen.
 import asyncio
 import json
 import shlex
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -39,7 +40,7 @@ def demo(
     sheet: Annotated[Path, typer.Option(help="Where the contact sheet is written.")] = Path("demo.png"),
 ) -> None:
     """Serve the bundled model and adapter with vLLM, ask packaged items, show what the guard found."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     items = read_items(ITEMS)
     console.print("[bold]1.[/] starting vLLM and the gateway: modint-guard serve --adapter robust-lora")
     with serving(["--adapter", ADAPTER]) as served:
@@ -182,7 +183,7 @@ def examples(rows: Sequence[Row]) -> Table:
     """One telling answer of each kind, base beside adapter."""
     shown = Table(title="Examples", show_lines=True)
     for column in ("kind", "asked", "truth", "model", "answer", "verdict", "cause", "risk"):
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column not in ("kind", "asked"))
     for kind in dict.fromkeys(_kind(row.item) for row in rows):
         mine = [row for row in rows if _kind(row.item) == kind and row.model == BASE]
         base = max(mine, key=lambda row: (row.flagged, not row.right))
@@ -209,7 +210,7 @@ def summary(rows: Sequence[Row]) -> Table:
     """Accuracy and flags by kind, base beside adapter."""
     shown = Table(title="Accuracy, and flags on wrong and on right answers")
     for column in ("kind", "model", "n", "right", "flagged of wrong", "flagged of right"):
-        shown.add_column(column, justify="left" if column in ("kind", "model") else "right")
+        shown.add_column(column, justify="left" if column in ("kind", "model") else "right", no_wrap=True)
     for kind in dict.fromkeys(_kind(row.item) for row in rows):
         for model in (BASE, ADAPTER):
             mine = [row for row in rows if _kind(row.item) == kind and row.model == model]
