@@ -10,7 +10,7 @@ from modint_guard.item import FAMILIES, reply_for
 from modint_guard.perturb import REGISTRY, applicable
 from modint_guard.runner import Row
 from modint_training.results import Condition, conditions, table_rows
-from modint_training.thresholds import CHOSEN, Sample, constants, fit, outcomes
+from modint_training.thresholds import CHOSEN, GRID, Sample, choose_flag_at, constants, fit, outcomes
 
 KEYS = (
     "model",
@@ -102,13 +102,13 @@ def test_thresholds_are_chosen_on_nothing_that_is_held_out() -> None:
 
 def test_a_risk_fitted_to_divergence_tells_wrong_from_right_where_the_view_flips() -> None:
     model = fit(SAMPLES)
-    fitted = constants(model)
+    fitted = constants(model, 0.5)
     assert set(fitted) == {"bias", "weight_js", "weight_margin", "flag_at"}
     # Symmetric samples: the risk is one half in the middle.
     assert fitted["bias"] + 0.5 * fitted["weight_js"] == pytest.approx(0, abs=0.01)
     assert (fitted["weight_margin"], fitted["flag_at"]) == (pytest.approx(0, abs=1e-6), 0.5)
     seen = [*SAMPLES, sample(0.9, wrong=True, flip=False), sample(0.8, wrong=False)]
-    assert outcomes(model, seen) == {
+    assert outcomes(model, seen, 0.5) == {
         "wrong": 21,
         "flagged_of_wrong": pytest.approx(20 / 21),
         "flagged_of_right": pytest.approx(1 / 21),
@@ -123,6 +123,20 @@ def test_no_risk_is_fitted_where_there_is_nothing_to_tell_apart(wrong: bool) -> 
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_shares_of_nothing_are_nought(wrong: bool) -> None:
-    shares = outcomes(fit(SAMPLES), [sample(0.9, wrong=wrong)])
+    shares = outcomes(fit(SAMPLES), [sample(0.9, wrong=wrong)], 0.5)
     assert shares["flagged_of_right" if wrong else "flagged_of_wrong"] == 0.0
     assert not any(np.isnan(value) for value in shares.values())
+
+
+def test_the_threshold_is_the_lowest_that_spares_right_answers() -> None:
+    model = fit(SAMPLES)  # the risk is 1/2 at a divergence of 0.5 and grows with it
+    risky_but_right = [*SAMPLES, *[sample(0.45, wrong=False)] * 2]  # 2 of 22 right answers is too many
+    chosen = choose_flag_at(model, risky_but_right)
+    below = GRID[GRID.index(chosen) - 1]
+    assert outcomes(model, risky_but_right, chosen)["flagged_of_right"] == 0.0
+    assert outcomes(model, risky_but_right, below)["flagged_of_right"] == pytest.approx(2 / 22)
+
+
+def test_without_such_a_threshold_the_strictest_is_taken() -> None:
+    hopeless = [*SAMPLES, *[sample(2.0, wrong=False)] * 20]
+    assert choose_flag_at(fit(SAMPLES), hopeless) == GRID[-1]

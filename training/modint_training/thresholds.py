@@ -39,11 +39,17 @@ CHOSEN: tuple[tuple[Family, str], ...] = (
     ("text-heavy", "black"),
 )
 REMOVED = {"image-heavy": NO_CONTEXT, "text-heavy": NEUTRAL_IMAGE}
+GRID = tuple(round(0.05 * step, 2) for step in range(4, 20))  # where flag_at may lie
+RIGHT_FLAGGED = 0.05  # share of right answers that may be flagged
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the policy sees of one answer, and whether the answer was wrong."""
+    """What the policy sees of one answer, and whether the answer was wrong.
+
+    `flip` holds where everything but the risk speaks for a flag: the view flips and, for an image-heavy item,
+    text alone reproduces the answer.
+    """
 
     divergence: float
     margin: float
@@ -55,9 +61,11 @@ def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
     """Fit the default risk on the validation split, through vLLM."""
     with serving(["--adapter", ADAPTER]) as served:
         samples = asyncio.run(_collect(served.url, count, seed))
-    model = fit([sample for found in samples.values() for sample in found])
+    pooled = [sample for found in samples.values() for sample in found]
+    model = fit(pooled)
+    flag_at = choose_flag_at(model, pooled)
     rows = [
-        {"model": name, "n": len(found), **constants(model), **outcomes(model, found)}
+        {"model": name, "n": len(found), **constants(model, flag_at), **outcomes(model, found, flag_at)}
         for name, found in samples.items()
     ]
     write_results(
@@ -67,8 +75,9 @@ def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
         rows=rows,
         title="Default thresholds, fitted on the validation split",
         notes="One logistic for both models: risk = sigmoid(bias + weight_js * JS + weight_margin * margin);"
-        " an answer is flagged where the view flips and the risk reaches flag_at."
-        " Shares are of the wrong and of the right answers.",
+        " an answer is flagged where the policy's other conditions hold and the risk reaches flag_at, the lowest"
+        f" of {', '.join(map(str, GRID))} that flags at most {RIGHT_FLAGGED:.0%} of the right answers of both"
+        " models together. Shares are of the wrong and of the right answers of each.",
     )
 
 
@@ -102,10 +111,12 @@ async def sample(guard: Guard, complete: Any, item: Item, model: str) -> Sample 
     answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
     assert plan.chat is not None
     reply = reply_of(answer)
-    cell = scoring.score(reply, replies, plan.chat, guard.config.thresholds).cells.get(REMOVED[item.family])
-    if cell is None:
+    cells = scoring.score(reply, replies, plan.chat, guard.config.thresholds).cells
+    if REMOVED[item.family] not in cells or NEUTRAL_IMAGE not in cells:
         return None
-    return Sample(cell.divergence, cell.margin, bool(cell.flip), not is_right(item, reply.text))
+    cell = cells[REMOVED[item.family]]
+    flip = bool(cell.flip) and (item.family == "text-heavy" or cells[NEUTRAL_IMAGE].reproduces)
+    return Sample(cell.divergence, cell.margin, flip, not is_right(item, reply.text))
 
 
 def fit(samples: Sequence[Sample]) -> LogisticRegression:
@@ -121,16 +132,22 @@ def fit(samples: Sequence[Sample]) -> LogisticRegression:
     return LogisticRegression(C=10.0).fit(features, np.array([sample.wrong for sample in samples]))
 
 
-def constants(model: LogisticRegression) -> dict[str, float]:
+def choose_flag_at(model: LogisticRegression, samples: Sequence[Sample]) -> float:
+    """The lowest threshold of GRID that flags at most RIGHT_FLAGGED of the right answers; the highest if none does."""
+    allowed = (at for at in GRID if outcomes(model, samples, at)["flagged_of_right"] <= RIGHT_FLAGGED)
+    return next(allowed, GRID[-1])
+
+
+def constants(model: LogisticRegression, flag_at: float) -> dict[str, float]:
     """The fitted constants under the names of `Thresholds`."""
     js, margin = (float(value) for value in model.coef_[0])
-    return {"bias": float(model.intercept_[0]), "weight_js": js, "weight_margin": margin, "flag_at": 0.5}
+    return {"bias": float(model.intercept_[0]), "weight_js": js, "weight_margin": margin, "flag_at": flag_at}
 
 
-def outcomes(model: LogisticRegression, samples: Sequence[Sample]) -> dict[str, float]:
-    """Shares of wrong and of right answers that would be flagged."""
+def outcomes(model: LogisticRegression, samples: Sequence[Sample], flag_at: float) -> dict[str, float]:
+    """Shares of wrong and of right answers that would be flagged at a threshold."""
     features = np.array([[sample.divergence, sample.margin] for sample in samples])
-    flags = (model.predict_proba(features)[:, 1] >= 0.5) & np.array([sample.flip for sample in samples])
+    flags = (model.predict_proba(features)[:, 1] >= flag_at) & np.array([sample.flip for sample in samples])
     wrong = np.array([sample.wrong for sample in samples])
     return {
         "wrong": int(wrong.sum()),
