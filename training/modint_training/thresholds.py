@@ -76,8 +76,8 @@ def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
         title="Default thresholds, fitted on the validation split",
         notes="One logistic for both models: risk = sigmoid(bias + weight_js * JS + weight_margin * margin);"
         " an answer is flagged where the policy's other conditions hold and the risk reaches flag_at, the"
-        f" lowest of {', '.join(map(str, GRID))} that flags at most {RIGHT_FLAGGED:.0%} of the right answers of both"
-        " models together. Shares are of the wrong and of the right answers of each.",
+        f" lowest of {', '.join(map(str, GRID))} that flags at most {RIGHT_FLAGGED:.0%} of the right answers"
+        " of both models together. Shares are of the wrong and of the right answers of each.",
     )
 
 
@@ -133,7 +133,7 @@ def fit(samples: Sequence[Sample]) -> LogisticRegression:
 
 
 def choose_flag_at(model: LogisticRegression, samples: Sequence[Sample]) -> float:
-    """The lowest threshold of GRID that flags at most RIGHT_FLAGGED of the right answers, else the highest."""
+    """The lowest value of GRID that flags at most RIGHT_FLAGGED of the right answers, or the highest."""
     allowed = (at for at in GRID if outcomes(model, samples, at)["flagged_of_right"] <= RIGHT_FLAGGED)
     return next(allowed, GRID[-1])
 
