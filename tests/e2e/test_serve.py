@@ -39,6 +39,7 @@ def test_readiness_names_what_the_engine_can_do(served: Served) -> None:
         "models": ["tinyworld-base", "robust-lora"],
         "lora": ["robust-lora"],
         "logprobs": True,
+        "top_logprobs": 20,
         "images": True,
     }
 
