@@ -1,14 +1,11 @@
 """Items through a `Complete` callable, some at a time: one scored row each."""
 
 import asyncio
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
+from modint_guard.images import png_data_url
 from modint_guard.item import RELEVANT, Item, is_right, prompt
 from modint_guard.types import JSON, Complete
 
@@ -34,13 +31,6 @@ class Row:
         return self.verdict == "flagged"
 
 
-def png_url(image: Image.Image) -> str:
-    """The picture as a PNG data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def request_for(item: Item, model: str, *, one_string: bool = False, **fields: Any) -> JSON:
     """The OpenAI chat body that asks an item, greedily; further `fields` (`stream`, ...) go in as they are.
 
@@ -53,7 +43,7 @@ def request_for(item: Item, model: str, *, one_string: bool = False, **fields: A
     )
     content: list[JSON] = [{"type": "text", "text": part} for part in text]
     if item.image is not None:
-        content.insert(0, {"type": "image_url", "image_url": {"url": png_url(item.image)}})
+        content.insert(0, {"type": "image_url", "image_url": {"url": png_data_url(item.image)}})
     return {
         "model": model,
         "messages": [{"role": "user", "content": content}],

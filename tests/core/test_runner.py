@@ -9,9 +9,10 @@ from PIL import Image
 
 from modint_guard.errors import EndpointError
 from modint_guard.guard import Guard
+from modint_guard.images import png_data_url
 from modint_guard.item import Item
 from modint_guard.perturb import perturb
-from modint_guard.runner import Row, png_url, request_for, row_of, run
+from modint_guard.runner import Row, request_for, row_of, run
 from modint_guard.types import JSON
 from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM
 
@@ -30,7 +31,7 @@ def test_a_request_holds_picture_context_and_question_in_parts() -> None:
             {
                 "role": "user",
                 "content": [
-                    {"type": "image_url", "image_url": {"url": png_url(RED)}},
+                    {"type": "image_url", "image_url": {"url": png_data_url(RED)}},
                     {"type": "text", "text": "Caption: the digit 7."},
                     {"type": "text", "text": "What digit is shown?\nA. 5\nB. 7\nC. 3\nD. 1"},
                 ],
@@ -66,7 +67,8 @@ def test_further_fields_go_in_as_they_are() -> None:
 
 def test_a_picture_travels_without_loss() -> None:
     picture = Image.effect_noise((9, 7), 60).convert("RGB")
-    head, _, data = png_url(picture).partition(",")
+    content = request_for(DIGIT.replace(image=picture), "base")["messages"][0]["content"]
+    head, _, data = content[0]["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as read:
         assert (read.size, read.tobytes()) == (picture.size, picture.tobytes())
