@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from modint_guard.errors import AdapterError
+from modint_guard.models import BASE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 # How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-BUNDLED = "tinyworld-base"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _given(name: str, path: str) -> Path:
 def _look_up(name: str, adapter_dir: Path, bundled: Path) -> Path:
     for root in (adapter_dir, bundled):
         folder = (root / name).resolve()
-        if not folder.is_dir() or name == BUNDLED:
+        if not folder.is_dir() or name == BASE:
             continue
         if not folder.is_relative_to(root.resolve()):
             raise AdapterError(f"adapter {name!r} leads out of {root}: give its folder as {name}=PATH")

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from modint_guard.errors import ConfigError, EngineError
-from modint_guard.models import FOLDER, bundled
-from modint_server.adapters import BUNDLED, resolve_all
+from modint_guard.models import BASE, FOLDER, bundled
+from modint_server.adapters import resolve_all
 from modint_server.app import create_app
 from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_model, installed_device
 from modint_server.gateway import Gateway
@@ -50,7 +50,7 @@ def start(
     Raises ConfigError or AdapterError before anything is started, EngineError when the engine ends by itself.
     """
     settings = load_settings(upstream_url="http://engine", upstream_api_key=None, upstream_api_key_file=None)
-    folder = checked_model(model if model is not None else str(bundled(BUNDLED)))
+    folder = checked_model(model if model is not None else str(bundled(BASE)))
     config = EngineConfig(
         model=folder,
         served_name=served_name(folder),
