@@ -21,6 +21,7 @@ MODELS = "/v1/models"
 METRICS = "/metrics"
 TOP_LOGPROBS = (20, 10, 5, 2)  # tried in this order: a server's maximum is often 20 or 5
 MAX_ERROR_BYTES = 64 * 1024
+_SAYS_NOTHING = (401, 403, 408, 429)  # refusals that tell nothing of what the engine can do
 _ATTEMPTS = 2  # a kept-alive connection may have been closed under us; only before the first byte
 
 
@@ -291,7 +292,7 @@ async def _tried(upstream: Upstream, model: str, content: object, top: int, time
     except TimeoutError as exc:
         raise EndpointTimeout(f"the engine did not answer one token within {timeout_s:g} s") from exc
     except EndpointError as exc:
-        if exc.status is not None and 400 <= exc.status < 500 and exc.status not in (401, 403):
+        if exc.status is not None and 400 <= exc.status < 500 and exc.status not in _SAYS_NOTHING:
             return None
         raise
 

@@ -171,6 +171,8 @@ class FakeUpstream:
             case "400":
                 error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
                 return await _whole(writer, error, status=400)
+            case "429":
+                return await _whole(writer, b'{"error":{"message":"slow down","code":429}}', status=429)
             case "401":
                 return await _whole(writer, b'"Unauthorized"', status=401)
             case "html":

@@ -79,6 +79,19 @@ async def test_an_engine_that_cannot_see_or_tell_probabilities_is_ready_with_not
     assert len(said.json["notes"]) == 2
 
 
+async def test_an_engine_that_asks_for_patience_is_not_taken_for_one_without_probabilities(
+    upstream: FakeUpstream,
+) -> None:
+    upstream.script = lambda body: Answer("", fault="429")
+    async with serving(upstream.url, ready=False) as gateway:
+        await gateway.gateway.attachment.look()
+        assert (await gateway.get("/readyz")).status == 503
+        upstream.script = lambda body: Answer("yes", {"yes": 0.9})
+        await gateway.gateway.attachment.look()
+        said = await gateway.get("/readyz")
+    assert (said.status, said.json["capabilities"]["top_logprobs"]) == (200, 20)
+
+
 async def test_counters_rise_before_the_client_has_its_answer(running_gateway: Running) -> None:
     base = {"model": BASE, "adapter": "none"}
     for stream in (False, True):
