@@ -60,14 +60,3 @@ def test_help_lists_every_target() -> None:
     _, out, _ = make("help")
     for target in ("install", "demo", "serve", "test", "check", "results-tinyworld", "clean"):
         assert f"make {target} " in out
-
-
-def test_the_cpu_index_of_torch_is_the_only_address_and_stands_once() -> None:
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    needle = "download." + "pytorch.org"
-    holding = {}
-    for name in tracked.stdout.split("\0"):
-        path = ROOT / name
-        if name and path.is_file() and (count := path.read_bytes().count(needle.encode())):
-            holding[name] = count
-    assert holding == {"Makefile": 1}
