@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.main import get_command
 
+from modint_guard.config import Thresholds
 from modint_guard.schema import ModintObject, ProbeObject
 from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, Outcome, State
 from modint_server.intake import STRIPPED, STRIPPED_PREFIXES
@@ -229,6 +230,15 @@ def test_every_reason_verdict_and_probe_is_explained() -> None:
     assert unnamed([*UNSCORED_REASONS], section(page, "Why an answer is `unscored`")) == []
     assert unnamed([*SKIPPED_REASONS], section(page, "Why an answer is `skipped`")) == []
     assert unnamed([*CELLS, *State, *Cause, *Outcome], text(page)) == []
+
+
+def test_every_threshold_is_stated_as_it_is() -> None:
+    said = text(ROOT / "docs" / "probes.md")
+    pairs = [*re.findall(r"`(\w+)` \((0\.\d+)\)", said)]
+    pairs += [(name, value) for value, name in re.findall(r"(0\.\d+) \(`(\w+)`\)", said)]
+    assert {name: float(value) for name, value in pairs} == {
+        name: getattr(Thresholds(), name) for name in ("flip_margin", "confident", "flag_at")
+    }
 
 
 def test_every_field_of_the_object_is_explained() -> None:
