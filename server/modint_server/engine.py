@@ -53,6 +53,14 @@ _NO_NEWS = re.compile(r"root cause|Found ulimit")
 REMEDIES: tuple[tuple[str, str], ...] = (
     (r"No module named 'vllm'", "no engine is installed: pip install 'modint-guard[cpu]' (or [gpu])"),
     (
+        r"libnuma\.so",
+        "vLLM's CPU build needs libnuma: install it (Debian: apt-get install libnuma1)",
+    ),
+    (
+        r"InvalidCxxCompiler|No working C\+\+ compiler",
+        "vLLM's CPU build compiles kernels: install a C++ compiler (Debian: apt-get install g++)",
+    ),
+    (
         r"OutOfMemoryError|out of memory|MemoryError|Cannot allocate memory|No available memory for the",
         "the memory is not enough: serve a smaller model, or lower VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU",
     ),

@@ -164,6 +164,8 @@ async def test_an_engine_that_never_listens_is_given_up() -> None:
         ("ValueError: Model architectures ['Foo'] are not supported for now.", "does not know the model's"),
         ("ValueError: Call to add_lora method failed: sizes differ", "which base it was trained for"),
         ("safetensors.SafetensorError: Error while deserializing header", "the files are damaged"),
+        ("ImportError: libnuma.so.1: cannot open shared object file", "apt-get install libnuma1"),
+        ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx", "apt-get install g++"),
         ("OSError: [Errno 98] Address already in use", "stop the other engine"),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "export it again"),
         ("RuntimeError: operator torchvision::nms does not exist", "modint_guard.torchvision_guard"),
