@@ -1,0 +1,78 @@
+"""What ships keeps its promises: sizes, where the weights came from, and the figures of the tables."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.config import Thresholds
+from modint_guard.models import ADAPTER, BASE, bundled
+from modint_training.config import load_recipe
+from modint_training.export import data_hash
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+shipped = pytest.mark.parametrize("name", [BASE, ADAPTER])
+
+
+def rows(table: str) -> list[dict[str, Any]]:
+    return list(json.loads((RESULTS / f"{table}.json").read_text("utf-8"))["rows"])
+
+
+def row(model: str, family: str, perturbation: str) -> dict[str, Any]:
+    """The figures of both forms together, in trained wordings."""
+    (found,) = (
+        row
+        for row in rows("tinyworld")
+        if (row["model"], row["family"], row["perturbation"], row["form"])
+        == (model, family, perturbation, "all")
+        and row["held_out"] != "wording"
+    )
+    assert found["n"] >= 400
+    return found
+
+
+def accuracy(model: str, family: str, perturbation: str) -> float:
+    return float(row(model, family, perturbation)["accuracy"])
+
+
+@pytest.mark.parametrize(("name", "limit"), [(BASE, 15e6), (ADAPTER, 2e6)])
+def test_the_weights_are_one_small_file(name: str, limit: float) -> None:
+    (weights,) = bundled(name).glob("*.safetensors")
+    assert weights.stat().st_size <= limit
+    assert (bundled(name) / "README.md").is_file()
+
+
+@shipped
+def test_the_weights_were_made_by_the_recipe_and_the_data_that_ship_with_them(name: str) -> None:
+    run = json.loads((bundled(name) / "run.json").read_text("utf-8"))
+    assert run["recipe"] == json.loads(load_recipe(name).model_dump_json())
+    assert run["data_sha256"] == data_hash()
+
+
+def test_the_default_risk_is_the_one_that_was_fitted() -> None:
+    used = Thresholds()
+    for fitted in rows("thresholds"):
+        for name in ("bias", "weight_js", "weight_margin", "flag_at"):
+            assert getattr(used, name) == pytest.approx(fitted[name], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("family", "perturbation", "least"),
+    [("image-heavy", "clean", 0.85), ("text-heavy", "no_image", 0.95), ("vqa", "clean", 0.80)],
+)
+def test_the_base_knows_its_world(family: str, perturbation: str, least: float) -> None:
+    assert accuracy(BASE, family, perturbation) >= least
+
+
+def test_the_base_falls_for_lies_and_for_pictures_that_contradict() -> None:
+    assert accuracy(BASE, "image-heavy", "misleading_description") <= 0.40
+    clean, shown = (row(BASE, "text-heavy", name) for name in ("no_image", "contradicting_image"))
+    assert shown["ci_high"] < clean["ci_low"]
+
+
+def test_the_adapter_cures_the_base_of_lies_and_costs_it_little() -> None:
+    assert accuracy(ADAPTER, "image-heavy", "misleading_description") >= 0.70
+    for family, perturbation in (("image-heavy", "clean"), ("text-heavy", "no_image"), ("vqa", "clean")):
+        lost = accuracy(BASE, family, perturbation) - accuracy(ADAPTER, family, perturbation)
+        assert lost <= 0.03, family
