@@ -188,6 +188,8 @@ def environment(config: EngineConfig, api_key: str, inherited: Mapping[str, str]
         ours["HF_HUB_OFFLINE"] = "1"
     if config.device is Device.CPU:
         ours |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        if not shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH")):
+            ours["TORCHDYNAMO_DISABLE"] = "1"  # torch would compile what ranks the log-probabilities
         cores = len(os.sched_getaffinity(0))
         if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them
             ours |= {"OMP_NUM_THREADS": str(max(1, cores - 1)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

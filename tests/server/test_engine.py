@@ -93,6 +93,11 @@ def test_what_the_user_set_wins_over_our_defaults() -> None:
     assert environment(CONFIG, "k", {"VLLM_CPU_KVCACHE_SPACE": "8"})["VLLM_CPU_KVCACHE_SPACE"] == "8"
 
 
+def test_without_a_compiler_nothing_is_compiled() -> None:
+    assert environment(CONFIG, "key", {"PATH": ""})["TORCHDYNAMO_DISABLE"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in environment(CONFIG, "key", {"CXX": sys.executable})
+
+
 def test_a_model_in_a_folder_keeps_the_engine_off_the_hub(tmp_path: Path) -> None:
     assert environment(replace(CONFIG, model=str(tmp_path)), "k", {})["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in environment(replace(CONFIG, model="organisation/name"), "k", {})
