@@ -21,13 +21,15 @@ class Thresholds:
     risk = sigmoid(bias + weight_js * JS + weight_margin * margin), where JS is the base-2 divergence between
     the served answer and the answer with the *irrelevant* modality taken out, and
     margin = p(top answer) - p(y) under that same view, in [-1, 1].
-    An answer is flagged `text` or `image` when the view flips and risk >= flag_at.
+    An answer is flagged `text` or `image` when the view flips and risk >= flag_at. These four were fitted by
+    `modint-guard results thresholds` on TinyWorld's validation split (docs/results/thresholds.md), where the
+    divergence added nothing to the margin; the others are set by hand.
     """
 
-    bias: float = -4.0
-    weight_js: float = 4.0
-    weight_margin: float = 4.0
-    flag_at: float = 0.5
+    bias: float = -0.359
+    weight_js: float = 0.0
+    weight_margin: float = 2.641
+    flag_at: float = 0.65
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
     confident: float = 0.9  # a unimodal answer is certain from here on (prior and conflict rules)
     min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability

@@ -36,7 +36,7 @@ async def test_an_answer_that_follows_a_lying_caption_is_flagged_text() -> None:
         "image",
         "rules",
     )
-    assert said["risk"] > 0.9
+    assert said["risk"] >= GuardConfig().thresholds.flag_at
     assert said["answers"] == {"image_only": "red", "text_only": "blue"}
     assert said["examined"] == ["text", "image"]
     assert [row["name"] for row in said["probes"]] == ["no_context", "neutral_image", "prior"]

@@ -140,3 +140,9 @@ def test_the_threshold_is_the_lowest_that_spares_right_answers() -> None:
 def test_without_such_a_threshold_the_strictest_is_taken() -> None:
     hopeless = [*SAMPLES, *[sample(2.0, wrong=False)] * 20]
     assert choose_flag_at(fit(SAMPLES), hopeless) == GRID[-1]
+
+
+def test_the_risk_never_falls_as_the_answer_moves_further() -> None:
+    apart = [Sample(0.9, 0.9, True, False), Sample(0.1, 0.8, True, True)] * 20  # the divergence misleads here
+    near = [Sample(0.5, -0.9, False, False)] * 20
+    assert constants(fit([*apart, *near]), 0.5)["weight_js"] == 0.0

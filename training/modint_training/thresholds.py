@@ -122,6 +122,9 @@ async def sample(guard: Guard, complete: Any, item: Item, model: str) -> Sample 
 def fit(samples: Sequence[Sample]) -> LogisticRegression:
     """A logistic of (JS, margin) for "wrong"; mild ridge, so that separable data stays finite.
 
+    The two features say much the same. Where the fit would give the divergence a negative weight, so that the
+    risk fell as the answer moves further, the margin alone is used.
+
     Raises ConfigError where all answers are right or all are wrong: there is nothing to tell apart.
     """
     if len({sample.wrong for sample in samples}) < 2:
@@ -129,7 +132,11 @@ def fit(samples: Sequence[Sample]) -> LogisticRegression:
             f"{len(samples)} answers, all right or all wrong: no risk can be fitted; ask more items"
         )
     features = np.array([[sample.divergence, sample.margin] for sample in samples])
-    return LogisticRegression(C=10.0).fit(features, np.array([sample.wrong for sample in samples]))
+    wrong = np.array([sample.wrong for sample in samples])
+    model = LogisticRegression(C=10.0).fit(features, wrong)
+    if model.coef_[0, 0] >= 0:
+        return model
+    return LogisticRegression(C=10.0).fit(features * (0.0, 1.0), wrong)
 
 
 def choose_flag_at(model: LogisticRegression, samples: Sequence[Sample]) -> float:
