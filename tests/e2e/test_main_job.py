@@ -31,7 +31,8 @@ def arguments(body: dict[str, Any]) -> dict[str, Any]:
 
 async def whole(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
     completion = await client.chat.completions.create(**arguments(body))
-    return {**completion.model_dump(), "modint": modint_guard.verdict(completion)}
+    assert modint_guard.verdict(completion) is not None
+    return dict(completion.model_dump())
 
 
 async def streamed(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,8 @@ async def streamed(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str
         assert len(chunk.choices) == 1
         text += chunk.choices[0].delta.content or ""
         if chunk.choices[0].finish_reason:
-            verdict = modint_guard.verdict(chunk)
+            assert modint_guard.verdict(chunk) is not None
+            verdict = chunk.model_dump()["modint"]
         else:
             assert modint_guard.verdict(chunk) is None
     return {"choices": [{"message": {"content": text}}], "modint": verdict}
