@@ -1,4 +1,5 @@
-# Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make, nothing else.
+# Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make; vLLM on a CPU also
+# wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-thresholds
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"

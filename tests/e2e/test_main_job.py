@@ -48,10 +48,10 @@ async def streamed(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str
     return {"choices": [{"message": {"content": text}}], "modint": verdict}
 
 
-def ask(base_url: str, items: list[Item], model: str, send: Any) -> list[Row]:
+def ask(base_url: str, items: list[Item], model: str, send: Any, *, concurrency: int = 8) -> list[Row]:
     async def every() -> list[Row]:
         async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
-            return await run(items, lambda body: send(client, body), model, concurrency=8)
+            return await run(items, lambda body: send(client, body), model, concurrency=concurrency)
 
     return asyncio.run(every())
 
@@ -81,7 +81,8 @@ def test_the_adapter_answers_rightly_under_the_lies_the_base_falls_for(base_url:
 
 def test_a_stream_and_a_whole_answer_are_judged_alike(base_url: str) -> None:
     items = captioned("misleading_description")[:12]
-    one, other = (ask(base_url, items, BASE, send) for send in (whole, streamed))
+    # One at a time: probabilities move a little with what else is in the engine's batch.
+    one, other = (ask(base_url, items, BASE, send, concurrency=1) for send in (whole, streamed))
     assert [(row.answer, row.verdict) for row in one] == [(row.answer, row.verdict) for row in other]
 
 
