@@ -193,7 +193,8 @@ def test_a_bound_port_is_free_again_afterwards() -> None:
 
 def test_an_engine_that_dies_at_start_says_why(model: Path, adapter: Path) -> None:
     with serving("ValueError: LoRA rank 64 is greater than max_lora_rank 8", model, adapter) as child:
-        _, out = child.ended()
+        code, out = child.ended()
+    assert code == 2
     assert "the engine ended with exit code 1" in out
     assert "export it again" in out
     assert "Traceback" not in out
@@ -264,7 +265,7 @@ def test_an_engine_that_dies_later_ends_readiness_and_the_process(model: Path, a
         code, out = child.ended()
     assert (failed, unready, status) == (502, 503, 503)
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert code != 0
+    assert code == 2
     assert "the worker fell over" in out
 
 
