@@ -1,6 +1,6 @@
 """What a local model answers to items: the first token's distribution, in batches."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,14 +62,20 @@ def accuracy(model: nn.Module, processor: Any, items: Sequence[Item]) -> float:
     return sum(right) / len(right)
 
 
-def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
-    """Accuracy on the validation split under each watched condition."""
-    sets = {
-        f"{family}/{name}": [suite.perturbed(item, name) for item in suite.items(family, "validation", count)]
+def watched_items(split: suite.Split, count: int) -> dict[str, list[Item]]:
+    """`count` items of a split under each watched condition, keyed `family/perturbation`."""
+    return {
+        f"{family}/{name}": [suite.perturbed(item, name) for item in suite.items(family, split, count)]
         for family, name in WATCHED
     }
 
-    def evaluate(net: nn.Module, step: int) -> dict[str, float]:
-        return {name: accuracy(net, processor, items) for name, items in sets.items()}
 
-    return evaluate
+def figures(model: nn.Module, processor: Any, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
+    """Accuracy on each set of items."""
+    return {name: accuracy(model, processor, items) for name, items in sets.items()}
+
+
+def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
+    """What an `Evaluation` calls: accuracy on the validation split under each watched condition."""
+    sets = watched_items("validation", count)
+    return lambda net, step: figures(net, processor, sets)

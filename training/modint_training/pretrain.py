@@ -36,10 +36,9 @@ def pretrain(
             warm_up_tower(model, processor, recipe, folder / "tower", resume)
         if recipe.language_steps:
             warm_up_language(model, processor, recipe, folder / "language", resume)
-    if not last_step(folder / "joint", resume):
         match_scale(model, processor)
     evaluation = Evaluation(watch(processor, recipe.evaluate_items), recipe.evaluate_steps)
-    print("training projector and language model on answers", file=sys.stderr, flush=True)
+    print("training the whole model on answers", file=sys.stderr, flush=True)
     fit(
         model,
         answer_loss,

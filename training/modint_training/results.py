@@ -47,9 +47,9 @@ class Condition:
         kind = REGISTRY.get(self.perturbation)
         return "perturbation" if kind and kind.role == "held_out" else "no"
 
-    def items(self, count: int, seed: int, split: suite.Split = "test") -> list[Item]:
-        """The items of this cell."""
-        clean = suite.items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
+    def items(self, count: int, seed: int) -> list[Item]:
+        """The test items of this cell."""
+        clean = suite.items(self.family, "test", count, seed=seed, held_out=self.held_out_wording)
         return [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
 
 

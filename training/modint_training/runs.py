@@ -13,9 +13,8 @@ from modint_guard.models import bundled
 from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
 from modint_training.export import check_target, export_adapter, export_base, run_record
 from modint_training.lora import load_base, train_lora
-from modint_training.predict import WATCHED, accuracy
+from modint_training.predict import figures, watched_items
 from modint_training.pretrain import pretrain
-from modint_training.tinyworld import suite
 
 TEST_ITEMS = 400  # of each family and perturbation in a card's table
 
@@ -52,12 +51,7 @@ def _record(
 
 def test_figures(model: Any, processor: Any, count: int) -> dict[str, float]:
     """Test accuracy under each watched condition, keyed `family/perturbation`."""
-    return {
-        f"{family}/{name}": accuracy(
-            model, processor, [suite.perturbed(item, name) for item in suite.items(family, "test", count)]
-        )
-        for family, name in WATCHED
-    }
+    return figures(model, processor, watched_items("test", count))
 
 
 def adapter_folder(name: str) -> Path:
