@@ -279,3 +279,15 @@ def test_the_cpu_index_of_torch_stands_in_the_makefile_alone() -> None:
         for _ in range(path.read_bytes().count(index.encode()))
     ]
     assert holding == ["Makefile"]
+
+
+def test_the_measured_table_is_the_result_file() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = json.loads((ROOT / "docs/results/tinyworld.json").read_text("utf-8"))["rows"]
+    chosen = [row for row in rows if row["form"] == "all"]
+    assert chosen
+    for row in chosen:
+        start = f"| {row['family']} | {row['perturbation']} | {row['held_out']} |"
+        (line,) = (line for line in text.splitlines() if line.startswith(start))
+        assert f"{row['accuracy']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" in line
+        assert f"| {row['flagged_rate']:.3f} |" in line
