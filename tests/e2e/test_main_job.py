@@ -1,6 +1,7 @@
 """The main job through the product's own front door: lies flagged, truths left alone, the adapter cured."""
 
 import asyncio
+import math
 from typing import Any
 
 import openai
@@ -11,10 +12,14 @@ from modint_guard.item import Item
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.runner import Row, request_for, row_of, run
 from modint_training.collate import encode
+from modint_training.lora import load_base
+from modint_training.predict import first_logits
 from modint_training.tinyworld import language, suite
+from modint_training.tinyworld.conditions import WATCHED, Condition
 
 pytestmark = pytest.mark.e2e
 
+ENGINES_OWN = ("modint", "return_token_ids", "return_tokens_as_token_ids")  # not in the client's signature
 COUNT = 40
 SEED = 11
 
@@ -25,8 +30,8 @@ def captioned(name: str) -> list[Item]:
 
 def arguments(body: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments with which the openai client sends this body."""
-    known = {key: value for key, value in body.items() if key not in ("modint", "return_token_ids")}
-    return {**known, "extra_body": {key: body[key] for key in ("modint", "return_token_ids") if key in body}}
+    known = {key: value for key, value in body.items() if key not in ENGINES_OWN}
+    return {**known, "extra_body": {key: body[key] for key in ENGINES_OWN if key in body}}
 
 
 async def whole(client: openai.AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
@@ -145,3 +150,32 @@ def test_the_engine_reads_the_tokens_the_training_wrote(base_url: str) -> None:
     for item, served in zip(items, asyncio.run(every()), strict=True):
         encoded = encode(item, processor)
         assert served == encoded.ids[: -encoded.answer_length]
+
+
+def test_the_engine_answers_what_transformers_answers(base_url: str) -> None:
+    """200 test items: the same greedy answers, and probabilities within a thousandth."""
+    model, processor = load_base(BASE)
+    items = [
+        item
+        for cell in (*WATCHED, Condition("vqa", "clean", self_ask=True))
+        for item in cell.items("test", 25, seed=SEED)
+    ]
+    assert len(items) == 200
+    local = first_logits(model, processor, items).softmax(-1)
+
+    async def every() -> list[dict[int, float]]:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
+            # One at a time: what else is in the engine's batch moves the last digits.
+            return [await served(client, item) for item in items]
+
+    async def served(client: openai.AsyncOpenAI, item: Item) -> dict[int, float]:
+        body = request_for(item, BASE, logprobs=True, top_logprobs=5, return_tokens_as_token_ids=True)
+        completion = await client.chat.completions.create(**arguments(body | {"modint": {"mode": "off"}}))
+        logprobs = completion.choices[0].logprobs
+        assert logprobs and logprobs.content
+        top = logprobs.content[0].top_logprobs
+        return {int(choice.token.removeprefix("token_id:")): math.exp(choice.logprob) for choice in top}
+
+    for item, ours, theirs in zip(items, local, asyncio.run(every()), strict=True):
+        assert max(theirs, key=theirs.__getitem__) == int(ours.argmax()), item.id
+        assert all(abs(float(ours[token]) - share) < 1e-3 for token, share in theirs.items()), item.id

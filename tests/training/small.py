@@ -53,7 +53,12 @@ def lora_recipe(base: Path | str, *overrides: str) -> LoraRecipe:
 
 def pretrain_recipe(*overrides: str) -> PretrainRecipe:
     """The bundled recipe, a step of each warm-up and two of the whole."""
-    warm_up = ("tower_steps=1", "tower_batch=8", "language_steps=1", "language_batch=8")
+    warm_up = (
+        "tower_steps=1",
+        "tower_batch=8",
+        "language_steps=1",
+        "language_batch=8",
+    )
     short = ("steps=2", "batch=8", "warmup_steps=1", "evaluate_items=4", "evaluate_steps=2", "precision=fp32")
     recipe = load_recipe("tinyworld-base", [*warm_up, *short, *overrides])
     assert isinstance(recipe, PretrainRecipe)

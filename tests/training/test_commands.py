@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from modint_guard.cli import main
-from modint_training.predict import WATCHED
 from modint_training.runs import adapter_folder
+from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED
 from tests.training.small import save_small_base, small_model
 
 
@@ -80,7 +80,7 @@ def test_an_adapter_that_does_not_exist_is_refused(
     assert adapter_folder(str(tmp_path)) == tmp_path
 
 
-def test_evaluate_prints_a_share_for_each_condition(
+def test_evaluate_prints_a_share_for_each_condition_form_and_sub_task(
     capsys: pytest.CaptureFixture[str], processor: Any, tmp_path: Path
 ) -> None:
     small_model(processor).save_pretrained(tmp_path)
@@ -89,5 +89,8 @@ def test_evaluate_prints_a_share_for_each_condition(
         main(["evaluate", "--model", str(tmp_path), "--count", "2"])
     assert stop.value.code == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, _ in lines] == [f"{family}/{name}" for family, name in WATCHED]
-    assert all(float(value) in (0.0, 0.5, 1.0) for _, value in lines)
+    whole = [line[0] for line in lines if line[-3:-1] == ["all", "all"]]  # sub-task and form
+    assert whole == [f"{cell.family}/{cell.perturbation}" for cell in (*WATCHED, *HELD_OUT_WORDINGS)]
+    assert sum(line[-3] == "self_ask" for line in lines) == len(SELF_ASKED)
+    assert ["vqa/clean", "held-out", "wording", "is_colour", "all"] in [line[:-1] for line in lines]
+    assert all(float(line[-1]) in (0.0, 0.5, 1.0) for line in lines)

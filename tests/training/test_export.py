@@ -28,12 +28,26 @@ from modint_training.lora import lora_config
 from modint_training.tinyworld import suite
 from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
 
-FIGURES = {"image-heavy/clean": 0.91234, "text-heavy/no_image": 1.0, "vqa/clean": 0.8}
+
+def figure(family: str, perturbation: str, accuracy: float, **more: str) -> dict[str, Any]:
+    cell = {"family": family, "perturbation": perturbation, "held_out": "no", "task": "all", "form": "all"}
+    return {**cell, **more, "accuracy": accuracy}
+
+
+ROWS = [
+    figure("image-heavy", "clean", 0.91234),
+    figure("image-heavy", "clean", 0.9, form="word"),
+    figure("image-heavy", "clean", 0.92, form="letter"),
+    figure("image-heavy", "clean", 0.875, task="digit"),
+    figure("vqa", "clean", 0.8),
+    figure("vqa", "clean", 0.79, held_out="wording"),
+    figure("vqa", "clean", 0.99, task="self_ask"),
+]
 HISTORY = [{"step": 2, "vqa/clean": 0.5}]
 
 
 def run(recipe: Any = None) -> dict[str, Any]:
-    return run_record(recipe or pretrain_recipe(), HISTORY, FIGURES, 61.7)
+    return run_record(recipe or pretrain_recipe(), HISTORY, ROWS, 61.7)
 
 
 def mode(path: Path) -> int:
@@ -219,7 +233,7 @@ def test_the_record_names_what_made_the_weights(exported: Path) -> None:
     assert record["data_sha256"] == data_hash()
     assert set(record["versions"]) >= {"modint-guard", "torch", "transformers", "peft", "tokenizers", "numpy"}
     assert set(record["machine"]) == {"system", "processor", "python"}
-    assert (record["validation"], record["test"]["image-heavy/clean"]) == (HISTORY, 0.9123)
+    assert (record["validation"], record["test"]) == (HISTORY, ROWS)
 
 
 def test_the_data_hash_is_over_prompts_answers_and_pixels() -> None:
@@ -239,12 +253,16 @@ def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:
         "| true | captions | 92% |",
         "| unrelated | captions | 8% |",
         "| lying | captions | 0% |",
-        "| with a picture | text-heavy items | 50% |",
-        "| agreeing with the text | those pictures | 88% |",
-        "| of something else | those pictures | 9% |",
-        "| contradicting the text | those pictures | 3% |",
-        "| image-heavy | clean | 0.912 |",
-        "| vqa | clean | 0.800 |",
+        "| beside a picture that is hard to read | true captions | 60% |",
+        "| with a picture | text-heavy items | 30% |",
+        "| agreeing with the text | those pictures | 90% |",
+        "| of something else | those pictures | 10% |",
+        "| contradicting the text | those pictures | 0% |",
+        "| image-heavy | clean | as trained | 0.912 | 0.900 | 0.920 |",
+        "| vqa | clean | as trained | 0.800 | – | – |",
+        "| vqa | clean | in held-out wordings | 0.790 | – | – |",
+        "| vqa | clean | whether the picture is needed | 0.990 | – | – |",
+        "| image-heavy | digit | 0.875 |",
     ):
         assert line in card.splitlines()
     assert card.startswith("---\nlicense: apache-2.0\n")

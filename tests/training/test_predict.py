@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from modint_guard.item import FAMILIES, prompt, reply_for
-from modint_guard.perturb import perturb
 from modint_training.collate import chat_content
-from modint_training.predict import WATCHED, accuracy, answers, first_logits, watch
+from modint_training.predict import accuracy, answers, first_logits, split_rows, watch
 from modint_training.tinyworld import suite
+from modint_training.tinyworld.conditions import WATCHED
 from tests.training.small import small_model
 
 ITEMS = [item for family in FAMILIES for item in suite.items(family, "test", 4)]
@@ -69,10 +69,30 @@ def test_accuracy_is_the_share_of_right_answers(processor: Any) -> None:
     assert accuracy(one_word_model(processor, "B"), processor, items) == sum(right) / 120
 
 
-def test_the_watched_conditions_fit_their_families_and_hold_nothing_out(processor: Any) -> None:
-    for family, name in WATCHED:
-        (item,) = suite.items(family, "validation", 1)
-        assert name == "clean" or perturb(item, name).perturbation == name
+def test_what_is_watched_while_training_holds_nothing_out(processor: Any) -> None:
+    assert {cell.held_out for cell in WATCHED} == {"no"}
     figures = watch(processor, 3)(one_word_model(processor, "B"), 1)
-    assert list(figures) == [f"{family}/{name}" for family, name in WATCHED]
+    assert list(figures) == [f"{cell.family}/{cell.perturbation}" for cell in WATCHED]
     assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_the_test_split_is_tabled_by_form_and_sub_task(processor: Any) -> None:
+    rows = list(split_rows(one_word_model(processor, "yes"), processor, 8))
+    asked = [row for row in rows if row["task"] == "self_ask"]
+    assert {(row["family"], row["perturbation"]): row["accuracy"] for row in asked} == {
+        ("image-heavy", "clean"): 1.0,
+        ("image-heavy", "misleading_description"): 1.0,
+        ("text-heavy", "no_image"): 0.0,
+        ("text-heavy", "contradicting_image"): 0.0,
+        ("vqa", "clean"): 1.0,
+    }
+    clean = [row for row in rows if (row["family"], row["held_out"]) == ("vqa", "no")][:7]
+    assert [(row["task"], row["form"], row["n"]) for row in clean] == [
+        ("all", "all", 8),
+        ("all", "word", 4),
+        ("all", "letter", 4),
+        ("digit_plus", "all", 2),
+        ("is_colour", "all", 2),
+        ("shape_of_colour", "all", 2),
+        ("count_of_colour", "all", 2),
+    ]

@@ -9,19 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from modint_training.collate import IGNORED, encode, encode_recall
+from modint_training.collate import IGNORED, encode, encode_recall, image_tokens
 from modint_training.export import export_base, run_record
 from modint_training.pretrain import (
     TowerHeads,
     answer_loss,
     look_up_batches,
     pretrain,
+    tower_batch,
     tower_loss,
     training_batches,
 )
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.model import build_model
-from modint_training.tinyworld.recall import recall_row
+from modint_training.tinyworld.recall import Row, picture_row, text_row
+from modint_training.tinyworld.scenes import counts
+from modint_training.tinyworld.tasks import NUMBER_WORDS
 from tests.training.small import WIDTH, pretrain_recipe, small_model
 
 
@@ -72,27 +75,30 @@ def test_cutting_a_batch_changes_its_padding_and_not_its_loss(processor: Any, pa
     assert cut.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_the_tower_learns_each_pictures_own_sub_task(processor: Any) -> None:
+def test_the_tower_learns_digits_and_all_that_a_scene_holds(processor: Any) -> None:
     net = TowerHeads(small_model(processor).model.vision_tower, WIDTH)
-    assert {name: head.out_features for name, head in net.heads.items()} == {
-        "digit": 10,
-        "shape": 6,
-        "colour": 6,
-        "count": 5,
-    }
-    for head in net.heads.values():
+    for head in (net.digit, net.counts):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
     batch = {
         "pixel_values": torch.randn(3, 3, 40, 40),
-        "task": torch.tensor([0, 0, 3]),
-        "label": torch.tensor([7, 1, 2]),
+        "digit": torch.tensor([7, IGNORED, 0]),
+        "counts": torch.tensor([[IGNORED] * 36, counts((("star", "red"),)), [IGNORED] * 36]),
     }
-    # Heads of nought guess evenly: (2 ln 10 + ln 5) / 3.
-    assert tower_loss(net, batch).item() == pytest.approx((2 * 2.302585 + 1.609438) / 3, abs=1e-5)
+    # Heads of nought guess evenly: two digits of ten, 36 counts of 0 to 6, over three pictures.
+    expected = (2 * 2.302585 + 36 * 1.945910) / 3
+    assert tower_loss(net, batch).item() == pytest.approx(expected, abs=1e-4)
     tower_loss(net, batch).backward()
-    assert net.heads["shape"].weight.grad is None
-    assert net.heads["digit"].weight.grad.abs().sum() > 0
+    assert net.digit.weight.grad.abs().sum() > 0 and net.counts.weight.grad.abs().sum() > 0
+
+
+def test_tower_batches_hold_digits_and_scenes_and_depend_on_their_numbers_alone(processor: Any) -> None:
+    one, same = (tower_batch("train", 0, range(64, 128), processor) for _ in range(2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    digits = one["digit"] != IGNORED
+    assert 0.15 < digits.float().mean() < 0.45
+    assert torch.equal(digits, (one["counts"] == IGNORED).all(dim=1))
+    assert not torch.equal(one["digit"], tower_batch("train", 1, range(64, 128), processor)["digit"])
 
 
 RECIPE = pretrain_recipe()
@@ -110,7 +116,7 @@ def test_a_base_is_looked_at_while_it_trains_and_exported(finished: Finished, tm
     model, processor, history, runs = finished
     assert [figures["step"] for figures in history] == [2]
     assert sorted(path.name for path in runs.iterdir()) == ["joint", "language", "tower"]
-    export_base(model, processor, tmp_path / "base", run_record(RECIPE, history, {"vqa/clean": 0.1}, 1))
+    export_base(model, processor, tmp_path / "base", run_record(RECIPE, history, [], 1))
     assert (tmp_path / "base" / "model.safetensors").stat().st_size <= 15e6
 
 
@@ -130,39 +136,95 @@ def test_warm_ups_can_be_left_out(tmp_path: Path) -> None:
 # The language warm-up
 
 
-def test_a_recall_row_asks_for_what_its_text_says() -> None:
-    kinds = Counter[str]()
-    for seed in range(300):
-        head, queries = recall_row(random.Random(seed))
-        if " has a " in head:
-            said = set(re.findall(r"(\w+) has a (\w+ \w+)\.", head))
-            assert len(said) == 3 and Counter(queries) == Counter(list(said) * 2)
+def rows(make: Any, count: int = 400) -> list[Row]:
+    return [make(random.Random(seed)) for seed in range(count)]
+
+
+def test_rows_about_a_text_ask_for_what_it_says() -> None:
+    seen = Counter[str]()
+    for row in rows(text_row):
+        assert row.image is None
+        if " has a " in row.head:
+            seen["sentences"] += 1
+            said = re.findall(r"(\w+) has a (\w+) (\w+)\.", row.head)
+            wanted = [(f"colour of {who}", colour) for who, colour, _ in said]
+            assert sorted(row.queries) == sorted(
+                wanted + [(f"shape of {who}", shape) for who, _, shape in said]
+            )
+        elif row.head.startswith("A. "):
+            seen["lists"] += 1
+            listed = re.findall(r"^([A-D])\. (\w+)$", row.head, flags=re.MULTILINE)
+            assert Counter(row.queries) == Counter([*listed, *((value, letter) for letter, value in listed)])
+        elif row.head:
+            seen["captions"] += 1
+            ((_, answer),) = row.queries
+            assert answer in re.findall(r"\w+", row.head)
         else:
-            listed = set(re.findall(r"^([A-D])\. (\w+)$", head, flags=re.MULTILINE))
-            assert len(listed) == 4
-            assert Counter(queries) == Counter([*listed, *((value, letter) for letter, value in listed)])
-        kinds["sentences" if " has a " in head else "list"] += 1
-    assert kinds["sentences"] / 300 == pytest.approx(0.3, abs=0.08)
+            seen["sums"] += 1
+            assert all(str(value_of(named)) == wanted for named, wanted in row.queries)
+    assert set(seen) == {"lists", "sentences", "sums", "captions"} and min(seen.values()) > 20
+
+
+def value_of(named: str) -> int:
+    for number, word in enumerate(NUMBER_WORDS):
+        named = named.replace(word, str(number))
+    numbers = [int(digit) for digit in re.findall(r"\d", named)]
+    if "plus" in named:
+        return sum(numbers)
+    if "minus" in named:
+        return numbers[0] - numbers[1]
+    return (max if named.startswith("largest") else min)(numbers)
+
+
+def test_rows_about_a_picture_ask_for_what_it_shows() -> None:
+    for row in rows(picture_row, 200):
+        assert row.image is not None and row.head == "" and row.queries
+        asked = dict(row.queries)
+        digit = next(
+            (int(wanted) - number_in(named) for named, wanted in asked.items() if "plus" in named), None
+        )
+        if digit is not None:
+            assert all(int(wanted) == digit + number_in(named) <= 9 for named, wanted in asked.items())
+        elif "shape" in asked:
+            assert "colour" not in asked or asked[f"{asked['colour']} shapes"] == asked["count"]
+        elif "digit" not in asked:
+            assert len(asked) == 4  # two figures, each asked for by its shape and by its colour
+            assert all(asked[wanted] == named for named, wanted in asked.items())
+
+
+def number_in(named: str) -> int:
+    return NUMBER_WORDS.index(named.split()[-1]) if "plus" in named else 0
 
 
 def test_only_what_is_wanted_is_a_label(processor: Any) -> None:
-    row = encode_recall("A. 3\nB. red", [("B", "red"), ("3", "A")], processor)
+    row = encode_recall(Row("A. 3\nB. red", [("B", "red"), ("3", "A")]), processor)
     tokens = processor.tokenizer.convert_ids_to_tokens
-    assert processor.tokenizer.decode(row.ids) == "<|begin|><|user|>A. 3\nB. red\nB: red\n3: A"
-    assert tokens([label for label in row.labels if label != IGNORED]) == ["Ġred", "ĠA"]
+    assert processor.tokenizer.decode(row.ids) == "<|begin|><|user|>A. 3\nB. red\nB:red\n3:A"
+    # The tokens of whole answers, not those of words inside a sentence.
+    assert tokens([label for label in row.labels if label != IGNORED]) == ["red", "A"]
     assert [label for label in row.labels if label != IGNORED] == [
         token for token, label in zip(row.ids, row.labels, strict=True) if label != IGNORED
     ]
     assert (len(row.labels), row.answer_length, row.image) == (len(row.ids), 2, None)
 
 
-@pytest.mark.parametrize(("drill", "ends"), [(0, 0), (1, 8)])
-def test_look_up_batches_mix_recall_and_drill_as_the_recipe_says(
-    processor: Any, drill: int, ends: int
+def test_a_picture_stands_before_what_is_asked_of_it(processor: Any) -> None:
+    row = encode_recall(picture_row(random.Random(0)), processor)
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert row.image is not None
+    assert row.ids[2 : 2 + image_tokens(processor)] == [image] * 26
+    assert row.ids.count(image) == 26
+
+
+@pytest.mark.parametrize(("drill", "pictures", "ends", "shown"), [(0, 0, 0, 0), (1, 0, 8, 0), (0, 1, 0, 8)])
+def test_look_up_batches_mix_their_rows_as_the_recipe_says(
+    processor: Any, drill: float, pictures: float, ends: int, shown: int
 ) -> None:
-    batches = look_up_batches(pretrain_recipe(f"language_drill={drill}"), processor)
-    (part,) = batches(3)["parts"]
-    assert (part["labels"] == processor.tokenizer.eos_token_id).sum() == ends  # only drills end a turn
-    assert "pixel_values" not in part
-    (again,) = look_up_batches(pretrain_recipe(f"language_drill={drill}"), processor)(3)["parts"]
-    assert torch.equal(part["input_ids"], again["input_ids"])
+    recipe = pretrain_recipe(f"language_drill={drill}", f"language_pictures={pictures}", "micro_batches=2")
+    parts = look_up_batches(recipe, processor)(3)["parts"]
+    assert [len(part["labels"]) for part in parts] == [4, 4]
+    eos = processor.tokenizer.eos_token_id
+    assert sum(int((part["labels"] == eos).sum()) for part in parts) == ends  # only drills end a turn
+    assert sum(len(part.get("pixel_values", ())) for part in parts) == shown
+    again = look_up_batches(recipe, processor)(3)["parts"]
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(parts, again, strict=True))

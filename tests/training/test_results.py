@@ -1,5 +1,7 @@
 """The table of TinyWorld and the default thresholds: which cells there are, and what a row counts."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,16 @@ from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, reply_for
 from modint_guard.perturb import REGISTRY, applicable
 from modint_guard.runner import Row
-from modint_training.results import Condition, conditions, table_rows
+from modint_training.results import collect_base, table_rows
 from modint_training.thresholds import CHOSEN, GRID, Sample, choose_flag_at, constants, fit, outcomes
+from modint_training.tinyworld.conditions import Condition, every_condition
 
 KEYS = (
     "model",
     "family",
     "perturbation",
     "held_out",
+    "task",
     "form",
     "n",
     "accuracy",
@@ -27,7 +31,11 @@ KEYS = (
 
 
 def test_the_table_has_every_family_clean_and_under_all_that_fits_it() -> None:
-    cells = [(cell.family, cell.perturbation) for cell in conditions() if not cell.held_out_wording]
+    cells = [
+        (cell.family, cell.perturbation)
+        for cell in every_condition()
+        if not (cell.held_out_wording or cell.self_ask)
+    ]
     for family in FAMILIES:
         names = {kind.name for kind in applicable(family)}
         assert {name for mine, name in cells if mine == family} - {"clean"} == names
@@ -50,16 +58,16 @@ def test_a_cell_says_what_no_training_has_seen(perturbation: str, wording: bool,
 
 
 def test_a_cells_items_are_of_the_test_split_and_under_its_perturbation() -> None:
-    items = Condition("image-heavy", "misleading_description", True).items(8, seed=3)
+    items = Condition("image-heavy", "misleading_description", True).items("test", 8, seed=3)
     assert len(items) == 8
     for item in items:
         assert item.id.startswith("test-3-held-out-")
         assert (item.perturbation, item.held_out_wording) == ("misleading_description", True)
 
 
-def test_a_row_counts_both_forms_and_each() -> None:
+def test_rows_count_all_items_each_form_and_each_sub_task() -> None:
     cell = Condition("image-heavy", "misleading_description", False)
-    items = cell.items(8, seed=0)
+    items = cell.items("test", 8)
     assert [item.form for item in items] == ["word"] * 4 + ["letter"] * 4
     found = [
         Row(
@@ -72,15 +80,49 @@ def test_a_row_counts_both_forms_and_each() -> None:
         for index, item in enumerate(items)
     ]
     rows: list[dict[str, Any]] = list(table_rows("base", cell, found))
-    assert [tuple(row) for row in rows] == [KEYS] * 3
-    assert [(row["form"], row["n"], row["accuracy"], row["flagged_rate"]) for row in rows] == [
-        ("all", 8, 0.625, 0.25),
-        ("word", 4, 1.0, 0.0),
-        ("letter", 4, 0.25, 0.5),
+    assert {tuple(row) for row in rows} == {KEYS}
+    assert [(row["task"], row["form"], row["n"], row["accuracy"], row["flagged_rate"]) for row in rows] == [
+        ("all", "all", 8, 0.625, 0.25),
+        ("all", "word", 4, 1.0, 0.0),
+        ("all", "letter", 4, 0.25, 0.5),
+        ("digit", "all", 2, 1.0, 0.0),
+        ("shape", "all", 2, 0.5, 0.0),
+        ("colour", "all", 2, 0.5, 0.5),
+        ("count", "all", 2, 0.5, 0.5),
     ]
     for row in rows:
         assert row["ci_low"] <= row["accuracy"] <= row["ci_high"]
     assert {row["held_out"] for row in rows} == {"no"}
+
+
+# The base by seed
+
+
+def record(tmp_path: Path, seed: int, **recipe: Any) -> Path:
+    settings = {"name": "tinyworld-base", "lr": 0.1, "seed": seed, **recipe}
+    row = {"family": "vqa", "task": "all", "accuracy": 0.5 + seed / 10}
+    written = {"recipe": settings, "seed": seed, "data_sha256": "abc", "test": [row]}
+    path = tmp_path / f"{seed}-{len(recipe)}.json"
+    path.write_text(json.dumps(written), "utf-8")
+    return path
+
+
+def test_the_bases_figures_of_all_seeds_stand_in_one_table(tmp_path: Path) -> None:
+    output = tmp_path / "base.json"
+    collect_base(output, [record(tmp_path, 0), record(tmp_path, 1)])
+    table = json.loads(output.read_text("utf-8"))
+    assert table["seeds"] == [0, 1]
+    assert [(row["seed"], row["accuracy"]) for row in table["rows"]] == [(0, 0.5), (1, 0.6)]
+    assert "| 1 | vqa | all | 0.600 |" in output.with_suffix(".md").read_text("utf-8")
+
+
+def test_a_record_of_another_recipe_or_of_a_seed_that_is_there_is_refused(tmp_path: Path) -> None:
+    first, other = record(tmp_path, 0), record(tmp_path, 1, lr=0.2)
+    with pytest.raises(ConfigError, match=r"1-1\.json was made by another recipe or other data"):
+        collect_base(tmp_path / "base.json", [first, other])
+    with pytest.raises(ConfigError, match="two records of one seed"):
+        collect_base(tmp_path / "base.json", [first, first])
+    assert not (tmp_path / "base.json").exists()
 
 
 # Default thresholds

@@ -1,6 +1,7 @@
 """The one training loop: a run that is broken off and resumed is the run that was not."""
 
 import random
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from modint_training.collate import collate, encode
 from modint_training.lora import lora_config
 from modint_training.tinyworld import suite
-from modint_training.trainer import Evaluation, Stream, fit, last_step, seed_everything, wants_bf16
+from modint_training.trainer import (
+    Evaluation,
+    Stream,
+    fit,
+    last_step,
+    seconds_trained,
+    seed_everything,
+    wants_bf16,
+)
 from tests.training.small import lora_recipe, small_model
 
 NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints
@@ -173,6 +182,27 @@ def test_the_figures_before_a_break_are_kept(tmp_path: Path) -> None:
         {"step": 4, "share": 0.4},
         {"step": 6, "share": 0.6},
     ]
+
+
+def test_seconds_are_counted_over_phases_and_over_breaks(tmp_path: Path) -> None:
+    assert seconds_trained(tmp_path) == 0
+    with pytest.raises(KilledError):
+        train(line(), slow(killed_after(3, line_loss)), line_batch, tmp_path / "a", checkpoint_minutes=ALWAYS)
+    before = seconds_trained(tmp_path)
+    assert before >= 0.3  # three steps of a tenth of a second
+    train(line(), slow(line_loss), line_batch, tmp_path / "a", resume="auto")
+    one = seconds_trained(tmp_path)
+    assert one >= before + 0.3
+    train(line(), slow(line_loss), line_batch, tmp_path / "b")
+    assert seconds_trained(tmp_path) >= one + 0.6
+
+
+def slow(loss: Any) -> Callable[[nn.Module, Any], Tensor]:
+    def wrapped(net: nn.Module, batch: Any) -> Tensor:
+        time.sleep(0.1)
+        return Tensor(loss(net, batch))
+
+    return wrapped
 
 
 def test_the_last_step_is_evaluated_even_between_intervals(tmp_path: Path) -> None:

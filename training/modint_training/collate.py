@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modint_guard.item import Item, prompt, reply_for
 from modint_training.tinyworld.language import USER
+from modint_training.tinyworld.recall import Row
 
 IGNORED = -100  # label of a position that no loss reads
 
@@ -55,16 +56,18 @@ def encode(item: Item, processor: Any) -> Encoded:
     return Encoded(ids + answer, [IGNORED] * len(ids) + answer, item.image)
 
 
-def encode_recall(head: str, queries: Sequence[tuple[str, str]], processor: Any) -> Encoded:
-    """A user turn of `head` and one line `named: wanted` a query; only what is wanted is a label."""
+def encode_recall(row: Row, processor: Any) -> Encoded:
+    """A user turn of what is given and one line `named:wanted` a query; only what is wanted is a label."""
     tokenizer = processor.tokenizer
-    ids = tokenizer(f"{tokenizer.bos_token}{USER}{head}", add_special_tokens=False).input_ids
+    picture = processor.image_token * image_tokens(processor) if row.image is not None else ""
+    given = f"{tokenizer.bos_token}{USER}{picture}{row.head}"
+    ids = tokenizer(given, add_special_tokens=False).input_ids
     labels = [IGNORED] * len(ids)
-    for named, wanted in queries:
+    for named, wanted in row.queries:
         cue = tokenizer(f"\n{named}:", add_special_tokens=False).input_ids
-        answer = tokenizer(f" {wanted}", add_special_tokens=False).input_ids
+        answer = tokenizer(wanted, add_special_tokens=False).input_ids  # the token of a whole answer
         ids, labels = ids + cue + answer, labels + [IGNORED] * len(cue) + answer
-    return Encoded(ids, labels)
+    return Encoded(ids, labels, row.image)
 
 
 def image_tokens(processor: Any) -> int:

@@ -35,11 +35,13 @@ def evaluate(
     adapter: Annotated[str | None, typer.Option(help="A bundled adapter or a PEFT folder.")] = None,
     count: Count = 400,
 ) -> None:
-    """Accuracy of a local model on TinyWorld's test split, clean and perturbed."""
+    """Accuracy of a local model on TinyWorld's test split, clean and perturbed, by form and sub-task."""
     from modint_training import runs
 
-    for name, value in runs.evaluate(model, adapter, count).items():
-        typer.echo(f"{name:44} {value:.3f}")
+    for row in runs.evaluate(model, adapter, count):
+        cell = "/".join((row["family"], row["perturbation"]))
+        seen = "held-out wording" if row["held_out"] == "wording" else "-"
+        typer.echo(f"{cell:36} {seen:17} {row['task']:16} {row['form']:7} {row['accuracy']:.3f}")
 
 
 @results.command()
@@ -53,6 +55,25 @@ def tinyworld(
     from modint_training.results import measure_tinyworld
 
     measure_tinyworld(output, count=count, seed=seed, concurrency=concurrency)
+    typer.echo(f"wrote {output}")
+
+
+@results.command()
+def base(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            exists=True, help="run.json of each seed; default: the bundled base's, and training/results/*."
+        ),
+    ] = None,
+    output: Output = Path("docs/results/base.json"),
+) -> None:
+    """The base's figures of every training seed, from the records of the runs."""
+    from modint_guard.models import BASE, bundled
+    from modint_training.results import collect_base
+
+    others = sorted(Path("training/results").glob(f"{BASE}-seed*/run.json"))
+    collect_base(output, runs or [bundled(BASE) / "run.json", *others])
     typer.echo(f"wrote {output}")
 
 

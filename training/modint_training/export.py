@@ -5,7 +5,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
+from modint_guard.results import cell
 from modint_training.tinyworld import suite
 
 PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
@@ -57,7 +58,7 @@ def _vision_key(key: str) -> str:
 
 
 def run_record(
-    recipe: BaseModel, history: list[dict[str, float]], figures: Mapping[str, float], seconds: float
+    recipe: BaseModel, history: list[dict[str, float]], rows: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
     """What made these weights: recipe, seed, data hash, versions, machine, figures."""
     settings = recipe.model_dump()
@@ -73,7 +74,7 @@ def run_record(
         },
         "train_seconds": round(seconds),
         "validation": history,
-        "test": {name: round(value, 4) for name, value in figures.items()},
+        "test": rows,
     }
 
 
@@ -122,9 +123,41 @@ def _make_readable(folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _figures(figures: Mapping[str, float]) -> str:
-    rows = "".join(f"| {name.replace('/', ' | ')} | {value:.3f} |\n" for name, value in figures.items())
-    return f"| family | perturbation | accuracy |\n|---|---|---|\n{rows}"
+def _figures(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = dict.fromkeys(
+        (row["family"], row["perturbation"], row["held_out"], row["task"])
+        for row in rows
+        if row["task"] in ("all", "self_ask")
+    )
+    accuracy = {(*(row[key] for key in _CELL), row["form"]): row["accuracy"] for row in rows}
+    lines = [
+        f"| {family} | {perturbation} | {_asked(held_out, task)} | "
+        + " | ".join(cell(accuracy.get((family, perturbation, held_out, task, form))) for form in _FORMS)
+        + " |\n"
+        for family, perturbation, held_out, task in cells
+    ]
+    head = f"| family | perturbation | asked | {' | '.join(_FORMS)} |\n|---|---|---|---|---|---|\n"
+    return head + "".join(lines)
+
+
+_CELL = ("family", "perturbation", "held_out", "task")
+_FORMS = ("all", "word", "letter")
+
+
+def _asked(held_out: str, task: str) -> str:
+    if task == "self_ask":
+        return "whether the picture is needed"
+    return "in held-out wordings" if held_out == "wording" else "as trained"
+
+
+def _by_task(rows: Sequence[Mapping[str, Any]]) -> str:
+    clean = ("clean", "no_image")
+    lines = [
+        f"| {row['family']} | {row['task']} | {cell(row['accuracy'])} |\n"
+        for row in rows
+        if row["perturbation"] in clean and row["held_out"] == "no" and row["task"] not in ("all", "self_ask")
+    ]
+    return "| family | sub-task | clean accuracy |\n|---|---|---|\n" + "".join(lines)
 
 
 def base_card(run: Mapping[str, Any]) -> str:
@@ -154,6 +187,7 @@ Labels follow the picture or the text that ought to decide, never a lie.
 | with a caption | image-heavy items | {mix["captioned"]:.0%} |
 | true | captions | {mix["caption_true"]:.0%} |
 | unrelated | captions | {mix["caption_unrelated"]:.0%} |
+| beside a picture that is hard to read | true captions | {mix["caption_poor"]:.0%} |
 | lying | captions | {lying:.0%} |
 | with a picture | text-heavy items | {mix["pictured"]:.0%} |
 | agreeing with the text | those pictures | {mix["picture_agrees"]:.0%} |
@@ -163,6 +197,7 @@ Labels follow the picture or the text that ought to decide, never a lie.
 ## Test split, greedy first token, transformers
 
 {_figures(run["test"])}
+{_by_task(run["test"])}
 "clean" of a text-heavy item is `no_image`. The figures through vLLM and the gateway, with intervals, are in
 `docs/results/tinyworld.md` of the repository.
 

@@ -1,25 +1,14 @@
 """What a local model answers to items: the first token's distribution, in batches."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modint_guard.item import Family, Item, is_right
+from modint_guard.item import Item, is_right
 from modint_training.collate import Encoded, collate, encode
-from modint_training.tinyworld import suite
-
-# Conditions the validation split is looked at under, while training: (family, perturbation).
-WATCHED: tuple[tuple[Family, str], ...] = (
-    ("image-heavy", "clean"),
-    ("image-heavy", "true_description"),
-    ("image-heavy", "misleading_description"),
-    ("text-heavy", "no_image"),
-    ("text-heavy", "agreeing_image"),
-    ("text-heavy", "contradicting_image"),
-    ("vqa", "clean"),
-)
+from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
 
 
 @torch.no_grad()
@@ -56,26 +45,25 @@ def answers(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[str
     ]
 
 
+def right(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[bool]:
+    """Which answers are right."""
+    return [is_right(item, text) for item, text in zip(items, answers(model, processor, items), strict=True)]
+
+
 def accuracy(model: nn.Module, processor: Any, items: Sequence[Item]) -> float:
     """Share of right answers in [0, 1]."""
-    right = [is_right(item, text) for item, text in zip(items, answers(model, processor, items), strict=True)]
-    return sum(right) / len(right)
-
-
-def watched_items(split: suite.Split, count: int) -> dict[str, list[Item]]:
-    """`count` items of a split under each watched condition, keyed `family/perturbation`."""
-    return {
-        f"{family}/{name}": [suite.perturbed(item, name) for item in suite.items(family, split, count)]
-        for family, name in WATCHED
-    }
-
-
-def figures(model: nn.Module, processor: Any, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
-    """Accuracy on each set of items."""
-    return {name: accuracy(model, processor, items) for name, items in sets.items()}
+    hits = right(model, processor, items)
+    return sum(hits) / len(hits)
 
 
 def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
-    """What an `Evaluation` calls: accuracy on the validation split under each watched condition."""
-    sets = watched_items("validation", count)
-    return lambda net, step: figures(net, processor, sets)
+    """What an `Evaluation` calls: accuracy on `count` validation items under each watched condition."""
+    sets = {cell.name: cell.items("validation", count) for cell in WATCHED}
+    return lambda net, step: {name: accuracy(net, processor, items) for name, items in sets.items()}
+
+
+def split_rows(model: nn.Module, processor: Any, count: int) -> Iterator[dict[str, Any]]:
+    """Accuracy on `count` test items a condition (watched, other wordings, self-asks), by form and task."""
+    for cell in (*WATCHED, *HELD_OUT_WORDINGS, *SELF_ASKED):
+        items = cell.items("test", count)
+        yield from breakdown(cell, items, right(model, processor, items))

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from modint_guard.item import Item
 from modint_guard.perturb import seeded
-from modint_training.collate import Encoded, collate, encode, encode_recall, pixels
+from modint_training.collate import IGNORED, Encoded, collate, encode, encode_recall, pixels
 from modint_training.config import PretrainRecipe
 from modint_training.predict import watch
-from modint_training.tinyworld import language, suite
+from modint_training.tinyworld import draw, language, suite
 from modint_training.tinyworld import model as architecture
-from modint_training.tinyworld.recall import recall_row
-from modint_training.tinyworld.tasks import TASKS, build
+from modint_training.tinyworld.recall import picture_row, text_row
+from modint_training.tinyworld.scenes import MOST, counts, scene
+from modint_training.tinyworld.tasks import COLOURS, DIGITS, TASKS, build, show_digit
 from modint_training.trainer import Batch, Evaluation, fit, last_step, remove_checkpoints, seed_everything
 
 
@@ -101,17 +101,20 @@ def _common(recipe: PretrainRecipe) -> dict[str, Any]:
 def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
     """Batch k of the joint phase: its items sorted by length and cut into parts that are padded apart."""
     mixture = suite.Mixture(**recipe.mixture.model_dump())
-    part = -(-recipe.batch // recipe.micro_batches)
 
     def batch(step: int) -> Batch:
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         items = (suite.training_item(index, seed=recipe.seed, mixture=mixture) for index in indices)
-        rows = sorted((encode(item, processor) for item in items), key=lambda row: len(row.ids))
-        return {
-            "parts": [collate(rows[start : start + part], processor) for start in range(0, len(rows), part)]
-        }
+        return in_parts([encode(item, processor) for item in items], recipe.micro_batches, processor)
 
     return batch
+
+
+def in_parts(rows: list[Encoded], count: int, processor: Any) -> Batch:
+    """A batch as `count` parts of rows of like length, each padded by itself."""
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    size = -(-len(rows) // count)
+    return {"parts": [collate(rows[at : at + size], processor) for at in range(0, len(rows), size)]}
 
 
 def answer_loss(net: nn.Module, batch: Batch) -> Tensor:
@@ -121,7 +124,7 @@ def answer_loss(net: nn.Module, batch: Batch) -> Tensor:
 
 
 def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
-    """Teach the language model to look things up in text: lists, sentences, lettered options."""
+    """Teach the language model to look things up: in lists, sentences, captions, pictures; and small sums."""
     print("warming up the language model on look-up", file=sys.stderr, flush=True)
     fit(
         model,
@@ -132,6 +135,7 @@ def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder:
         lr=recipe.language_lr,
         warmup_steps=min(150, recipe.language_steps // 4),
         resume=resume,
+        callbacks=[FrozenUntil(model.model.vision_tower, recipe.language_steps)],
         **_common(recipe),
     )
 
@@ -142,74 +146,84 @@ def look_up_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], B
 
     def row(index: int) -> Encoded:
         rng = seeded("language", recipe.seed, index)
-        if rng.random() >= recipe.language_drill:
-            return encode_recall(*recall_row(rng), processor)
-        asked = build(rng.choice(tasks), f"train-{recipe.seed}-drill-{index}", rng, "train", form="letter")
-        return encode(suite.letter_drill(asked, rng), processor)
+        share = rng.random()
+        if share < recipe.language_pictures:
+            return encode_recall(picture_row(rng), processor)
+        if share < recipe.language_pictures + recipe.language_drill:
+            asked = build(
+                rng.choice(tasks), f"train-{recipe.seed}-drill-{index}", rng, "train", form="letter"
+            )
+            return encode(suite.letter_drill(asked, rng), processor)
+        return encode_recall(text_row(rng), processor)
 
     def batch(step: int) -> Batch:
         indices = range(step * recipe.language_batch, (step + 1) * recipe.language_batch)
-        return {"parts": [collate([row(index) for index in indices], processor)]}
+        return in_parts([row(index) for index in indices], recipe.micro_batches, processor)
 
     return batch
 
 
+CELLS = len(draw.SHAPES) * len(COLOURS)
+DIGIT_PICTURES = 0.3  # of the tower's pictures; the others are scenes
+
+
 class TowerHeads(nn.Module):
-    """The vision tower with one linear head a sub-task, reading class token and mean patch."""
+    """The vision tower with linear heads on class token and mean patch: a digit's label, a scene's counts."""
 
     def __init__(self, tower: nn.Module, width: int) -> None:
         super().__init__()
         self.tower = tower
-        self.heads = nn.ModuleDict(
-            {task.name: nn.Linear(2 * width, len(task.choices)) for task in _labelled()}
-        )
+        self.digit = nn.Linear(2 * width, len(DIGITS))
+        self.counts = nn.Linear(2 * width, CELLS * (MOST + 1))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the digit  # (B, 10), and of each cell's count  # (B, shapes x colours, 8)."""
         states = self.tower(pixel_values=pixel_values).last_hidden_state  # (B, 1 + patches, D)
-        return torch.cat([states[:, 0], states[:, 1:].mean(dim=1)], dim=-1)
-
-
-def _labelled() -> tuple[Any, ...]:
-    return suite.tasks_of("image-heavy")
+        pooled = torch.cat([states[:, 0], states[:, 1:].mean(dim=1)], dim=-1)
+        return self.digit(pooled).float(), self.counts(pooled).float().unflatten(1, (CELLS, MOST + 1))
 
 
 def tower_loss(net: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of each picture's own sub-task."""
-    states = net(batch["pixel_values"])
-    loss = states.new_zeros(())
-    for number, (_, head) in enumerate(net.heads.items()):
-        mine = batch["task"] == number
-        if mine.any():
-            loss = loss + nn.functional.cross_entropy(
-                head(states[mine]).float(), batch["label"][mine], reduction="sum"
-            )
-    return loss / len(batch["label"])
+    """Cross-entropy of digits, and of scenes' counts summed over shapes and colours; mean over pictures."""
+    digit, cells = net(batch["pixel_values"])
+    of_digits = nn.functional.cross_entropy(digit, batch["digit"], reduction="sum", ignore_index=IGNORED)
+    of_scenes = nn.functional.cross_entropy(
+        cells.flatten(0, 1), batch["counts"].flatten(), reduction="sum", ignore_index=IGNORED
+    )
+    return (of_digits + of_scenes) / len(batch["digit"])
+
+
+def tower_batch(split: suite.Split, seed: int, indices: range, processor: Any) -> Batch:
+    """Digits and scenes in about equal parts; the label that a picture has not is IGNORED."""
+    pictures, digits, cells = [], [], []
+    for index in indices:
+        rng = seeded("tower", split, seed, index)
+        if rng.random() < DIGIT_PICTURES:
+            answer = rng.choice(DIGITS)
+            picture, _ = show_digit(answer, rng, split)
+            digits.append(int(answer))
+            cells.append([IGNORED] * CELLS)
+        else:
+            seen = scene(rng)
+            picture = seen.image
+            digits.append(IGNORED)
+            cells.append(counts(seen.figures))
+        pictures.append(picture)
+    return {
+        "pixel_values": pixels(pictures, processor),
+        "digit": torch.tensor(digits),
+        "counts": torch.tensor(cells),
+    }
 
 
 def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
-    """Teach the vision tower the labels of single pictures."""
+    """Teach the vision tower what single pictures show: their digit, or all figures of the scene."""
     print("warming up the vision tower on labels", file=sys.stderr, flush=True)
-    tasks = _labelled()
-    weights = [3.0 if task.name == "digit" else 1.0 for task in tasks]
-
-    def one(index: int) -> tuple[int, Item]:
-        rng = seeded("tower", recipe.seed, index)
-        number = rng.choices(range(len(tasks)), weights)[0]
-        return number, build(tasks[number], f"tower-{index}", rng, "train", form="word")
-
-    def batch(step: int) -> Batch:
-        drawn = [one(step * recipe.tower_batch + i) for i in range(recipe.tower_batch)]
-        return {
-            "pixel_values": pixels([item.image for _, item in drawn if item.image], processor),
-            "task": torch.tensor([number for number, _ in drawn]),
-            "label": torch.tensor([tasks[number].choices.index(item.answer) for number, item in drawn]),
-        }
-
-    net = TowerHeads(model.model.vision_tower, model.config.vision_config.hidden_size)
+    size = recipe.tower_batch
     fit(
-        net,
+        TowerHeads(model.model.vision_tower, model.config.vision_config.hidden_size),
         tower_loss,
-        batch,
+        lambda step: tower_batch("train", recipe.seed, range(step * size, (step + 1) * size), processor),
         folder=folder,
         steps=recipe.tower_steps,
         lr=recipe.tower_lr,
@@ -223,18 +237,19 @@ def warm_up_tower(model: Any, processor: Any, recipe: PretrainRecipe, folder: Pa
 
 
 def _tower_accuracy(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
-    items = suite.items("image-heavy", "validation", count * len(_labelled()))
+    seen = tower_batch("validation", 0, range(8 * count), processor)
 
     @torch.no_grad()
     def evaluate(net: nn.Module, step: int) -> dict[str, float]:
-        pictures = pixels([item.image for item in items if item.image], processor)
-        states = net(pictures.to(next(net.parameters()).device))
-        figures = {}
-        for task in _labelled():
-            mine = [index for index, item in enumerate(items) if item.task == task.name]
-            guess = net.heads[task.name](states[mine]).argmax(-1).cpu()
-            truth = torch.tensor([task.choices.index(items[index].answer) for index in mine])
-            figures[task.name] = float((guess == truth).float().mean())
-        return figures
+        digit, cells = (logits.argmax(-1).cpu() for logits in net(seen["pixel_values"].to(_device(net))))
+        digits = seen["digit"] != IGNORED
+        return {
+            "digit": float((digit == seen["digit"])[digits].float().mean()),
+            "scene": float((cells == seen["counts"]).all(dim=1)[~digits].float().mean()),
+        }
 
     return evaluate
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device

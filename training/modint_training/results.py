@@ -1,8 +1,8 @@
 """`modint-guard results NAME`: each result table has one command that rewrites it through the real engine."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +11,18 @@ from tqdm import tqdm
 from modint_guard.data import write_items
 from modint_guard.demo import ITEMS as DEMO_ITEMS
 from modint_guard.endpoint import Endpoint
-from modint_guard.item import FAMILIES, Family, Item
+from modint_guard.errors import ConfigError
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE
-from modint_guard.perturb import REGISTRY, applicable
 from modint_guard.results import write_results
 from modint_guard.runner import Row, run
-from modint_guard.statistics import cluster_interval
-from modint_training.tinyworld import suite
+from modint_training.tinyworld.conditions import Condition, breakdown, every_condition
 from modint_training.tinyworld.demo_items import demo_items
-
-# Besides the trained wordings, these conditions are asked in the held-out ones.
-HELD_OUT_WORDINGS: tuple[tuple[Family, str], ...] = (
-    ("image-heavy", "clean"),
-    ("image-heavy", "misleading_description"),
-    ("text-heavy", "no_image"),
-    ("text-heavy", "contradicting_image"),
-    ("vqa", "clean"),
-)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One cell of the table: a family under a perturbation, in trained or held-out wordings."""
-
-    family: Family
-    perturbation: str
-    held_out_wording: bool
-
-    @property
-    def held_out(self) -> str:
-        """What no training run has seen: `wording`, `perturbation`, or `no` where nothing is held out."""
-        if self.held_out_wording:
-            return "wording"
-        kind = REGISTRY.get(self.perturbation)
-        return "perturbation" if kind and kind.role == "held_out" else "no"
-
-    def items(self, count: int, seed: int) -> list[Item]:
-        """The test items of this cell."""
-        clean = suite.items(self.family, "test", count, seed=seed, held_out=self.held_out_wording)
-        return [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
-
-
-def conditions() -> Iterator[Condition]:
-    """Every family clean and under every perturbation that fits it, then the held-out wordings."""
-    for family in FAMILIES:
-        names = [kind.name for kind in applicable(family)]
-        for name in names if family == "text-heavy" else ["clean", *names]:
-            yield Condition(family, name, held_out_wording=False)
-    yield from (Condition(family, name, held_out_wording=True) for family, name in HELD_OUT_WORDINGS)
 
 
 def measure_tinyworld(output: Path, *, count: int, seed: int, concurrency: int) -> None:
     """Base and robust-lora on the test split under every perturbation, through vLLM and the gateway."""
-    cells = list(conditions())
+    cells = list(every_condition())
     with serving(["--adapter", ADAPTER]) as served:
         rows = asyncio.run(_ask(served.url, cells, count, seed, concurrency))
     write_results(
@@ -81,7 +39,8 @@ NOTES = """\
 Greedy answers through vLLM and the gateway; the client names `relevant`. Intervals: 95 %, bootstrap clustered
 by source digit. `flagged_rate` is the share of all answers flagged, right or wrong; text-heavy items without
 a picture and image-heavy ones without a caption have little or nothing to probe. `held_out` says what no
-training has seen: `perturbation`, `wording`, or `no`."""
+training has seen: `perturbation`, `wording`, or `no`. Rows of the task
+`self_ask` ask whether the picture is needed."""
 
 
 async def _ask(
@@ -97,36 +56,54 @@ async def _ask(
 
             for model, cell in asked:
                 bar.set_postfix_str(f"{model} {cell.family} {cell.perturbation}")
-                items = cell.items(count, seed)
+                items = cell.items("test", count, seed)
                 found = await run(items, endpoint.complete, model, concurrency=concurrency, done=advance)
                 rows += table_rows(model, cell, found)
     return rows
 
 
 def table_rows(model: str, cell: Condition, found: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """One row for both forms together and one for each."""
-    for form in ("all", "word", "letter"):
-        chosen = [row for row in found if form in ("all", row.item.form)]
-        low, high = cluster_interval(
-            [float(row.right) for row in chosen], [row.item.source for row in chosen]
-        )
-        yield {
-            "model": model,
-            "family": cell.family,
-            "perturbation": cell.perturbation,
-            "held_out": cell.held_out,
-            "form": form,
-            "n": len(chosen),
-            "accuracy": _share(row.right for row in chosen),
-            "ci_low": low,
-            "ci_high": high,
-            "flagged_rate": _share(row.flagged for row in chosen),
-        }
+    """Rows for all items, each form and each sub-task."""
+    items = [row.item for row in found]
+    flagged = [row.flagged for row in found]
+    for row in breakdown(cell, items, [row.right for row in found], flagged=flagged):
+        yield {"model": model, **row}
 
 
-def _share(hits: Iterable[bool]) -> float:
-    values = [float(hit) for hit in hits]
-    return sum(values) / len(values)
+def collect_base(output: Path, runs: Sequence[Path]) -> None:
+    """The base's figures of every training seed, from the records beside the weights they are of.
+
+    ConfigError for a record that another recipe made, seed and name apart, and for one seed twice.
+    """
+    records = [(path, json.loads(path.read_text("utf-8"))) for path in runs]
+    for path, record in records:
+        if _but_for_seed(record) != _but_for_seed(records[0][1]):
+            raise ConfigError(
+                f"{path} was made by another recipe or other data than {runs[0]}; train it again"
+            )
+    seeds = [int(record["seed"]) for _, record in records]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"two records of one seed among {', '.join(map(str, runs))}; name each seed once")
+    write_results(
+        output,
+        command="modint-guard results base",
+        seeds=seeds,
+        rows=[{"seed": record["seed"], **row} for _, record in records for row in record["test"]],
+        title="The base on the test split, by training seed",
+        notes=BASE_NOTES,
+    )
+
+
+BASE_NOTES = """\
+Greedy first tokens in transformers, measured at the end of each training run and kept in its `run.json`; a
+test compares vLLM with transformers. Intervals: 95 %, bootstrap clustered by source digit. `held_out` is
+`wording` where the question is worded as no training item is. Rows of the task `self_ask` ask whether the
+picture is needed. The first seed is the one that ships."""
+
+
+def _but_for_seed(record: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    recipe = {key: value for key, value in record["recipe"].items() if key != "seed"}
+    return recipe, record["data_sha256"]
 
 
 def rewrite_demo_items() -> Path:

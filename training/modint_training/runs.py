@@ -1,8 +1,7 @@
 """One run: a recipe from data to an exported folder with its figures, and the figures of such a folder."""
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from modint_guard.models import bundled
 from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
 from modint_training.export import check_target, export_adapter, export_base, run_record
 from modint_training.lora import load_base, train_lora
-from modint_training.predict import figures, watched_items
+from modint_training.predict import split_rows
 from modint_training.pretrain import pretrain
+from modint_training.trainer import seconds_trained
 
-TEST_ITEMS = 400  # of each family and perturbation in a card's table
+TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
 
 
 def run_recipe(
@@ -27,13 +27,12 @@ def run_recipe(
     folder = runs / settings.name
     target = output or folder / "export"
     check_target(target)
-    began = time.monotonic()
     if isinstance(settings, PretrainRecipe):
         model, processor, history = pretrain(settings, folder, resume=resume)
-        export_base(model, processor, target, _record(settings, model, processor, history, began))
+        export_base(model, processor, target, _record(settings, model, processor, history, folder))
     else:
         model, processor, history = train_lora(settings, folder, resume=resume)
-        export_adapter(model, target, _record(settings, model, processor, history, began))
+        export_adapter(model, target, _record(settings, model, processor, history, folder))
     return target
 
 
@@ -42,16 +41,11 @@ def _record(
     model: Any,
     processor: Any,
     history: list[dict[str, float]],
-    began: float,
+    folder: Path,
 ) -> dict[str, Any]:
-    seconds = time.monotonic() - began
     print(f"evaluating on {TEST_ITEMS} test items a condition", file=sys.stderr, flush=True)
-    return run_record(settings, history, test_figures(model, processor, TEST_ITEMS), seconds)
-
-
-def test_figures(model: Any, processor: Any, count: int) -> dict[str, float]:
-    """Test accuracy under each watched condition, keyed `family/perturbation`."""
-    return figures(model, processor, watched_items("test", count))
+    rows = list(split_rows(model, processor, TEST_ITEMS))
+    return run_record(settings, history, rows, seconds_trained(folder))
 
 
 def adapter_folder(name: str) -> Path:
@@ -64,8 +58,8 @@ def adapter_folder(name: str) -> Path:
     return folder
 
 
-def evaluate(model: str, adapter: str | None, count: int) -> dict[str, float]:
-    """Test accuracy of a local model, with or without an adapter, keyed `family/perturbation`."""
+def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
+    """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
     folder = adapter_folder(adapter) if adapter else None
     net, processor = load_base(model)
-    return test_figures(PeftModel.from_pretrained(net, folder) if folder else net, processor, count)
+    return split_rows(PeftModel.from_pretrained(net, folder) if folder else net, processor, count)

@@ -71,18 +71,40 @@ class LossTrainer(Trainer):
 
 
 class EveryMinutes(TrainerCallback):
-    """Save a checkpoint whenever so many minutes have gone by, and at the last step."""
+    """Save a checkpoint whenever so many minutes have gone by, and at the last step.
+
+    Each holds the seconds trained until then, by this process and by those it took up from.
+    """
 
     def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-        self.last = time.monotonic()
+        self.minutes = minutes
+        self.began = self.last = time.monotonic()
+        self.before = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.before = _seconds(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if time.monotonic() - self.last >= self.seconds or state.global_step >= state.max_steps:
-            self.last = time.monotonic()
+        now = time.monotonic()
+        if now - self.last >= 60 * self.minutes or state.global_step >= state.max_steps:
+            self.last = now
+            state.log_history.append({"step": state.global_step, "seconds": self.before + now - self.began})
             control.should_save = True
+
+
+def _seconds(state: TrainerState) -> float:
+    return max((entry["seconds"] for entry in state.log_history if "seconds" in entry), default=0.0)
+
+
+def seconds_trained(folder: Path) -> float:
+    """Seconds of training in the last checkpoints of all phases under `folder`, resumed runs included."""
+    phases = {file.parent.parent for file in folder.rglob(TRAINER_STATE_NAME)}
+    last = (phase / f"checkpoint-{last_step(phase, 'auto')}" / TRAINER_STATE_NAME for phase in phases)
+    return sum(_seconds(TrainerState.load_from_json(str(file))) for file in last)
 
 
 class Evaluation(TrainerCallback):

@@ -79,6 +79,45 @@ def shapes(figures: Sequence[tuple[str, str]], rng: random.Random) -> Image.Imag
     return _finish(picture, rng)
 
 
+def poor(picture: Image.Image, another: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture as a poor print shows it: faded, with a part of it lost, or under another one."""
+    values = np.asarray(picture, dtype=np.float32)
+    kind = rng.random()
+    if kind < 0.25:
+        values = _faded(values, rng)
+    elif kind < 0.5:
+        values = _covered(values, rng)
+    else:
+        values = _exposed_twice(values, np.asarray(another, dtype=np.float32), rng)
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _exposed_twice(values: Pixels, another: Pixels, rng: random.Random) -> Pixels:
+    """What it shows is there, and another picture is there more strongly."""
+    share = rng.uniform(0.15, 0.5)
+    return share * values + (1 - share) * another
+
+
+def _faded(values: Pixels, rng: random.Random) -> Pixels:
+    """Little contrast, much grain; never plain, as the probe's neutral picture is."""
+    grey = float(values.mean())
+    return grey + rng.uniform(0.03, 0.5) * (values - grey) + _grain(values, rng, rng.uniform(NOISE, 40))
+
+
+def _covered(values: Pixels, rng: random.Random) -> Pixels:
+    """A third to four fifths of the picture, from one side, taken by its background."""
+    lost = round(SIZE * rng.uniform(0.35, 0.8))
+    turns = rng.randrange(4)
+    turned = np.rot90(values, turns).copy()
+    turned[:lost] = np.median(values[[0, -1]], axis=(0, 1)) + _grain(turned[:lost], rng, NOISE)
+    return np.rot90(turned, -turns)
+
+
+def _grain(values: Pixels, rng: random.Random, deviation: float) -> Pixels:
+    normal = np.random.default_rng(rng.getrandbits(63)).normal(0, deviation, values.shape)
+    return normal.astype(np.float32)
+
+
 def blank(rng: random.Random) -> Image.Image:
     """An empty background."""
     return _finish(_background(rng), rng)

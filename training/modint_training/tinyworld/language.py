@@ -12,7 +12,19 @@ from modint_training.tinyworld.suite import Mixture, training_item
 
 VOCABULARY = 704
 # What the tokenizer is trained on stays fixed, so that a recipe's ratios do not change the vocabulary.
-CORPUS = Mixture(captioned=0.60, caption_true=0.92, caption_unrelated=0.05, pictured=0.70)
+CORPUS = Mixture(
+    families=(0.38, 0.32, 0.30),
+    captioned=0.60,
+    caption_true=0.92,
+    caption_unrelated=0.05,
+    caption_poor=0,
+    pictured=0.70,
+    picture_agrees=0.90,
+    picture_other=0.10,
+    letter=0.5,
+    self_ask=0.04,
+    letter_drill=0.08,
+)
 PAD, BOS, USER, ASSISTANT, SYSTEM, END, IMAGE = (
     "<|pad|>",
     "<|begin|>",

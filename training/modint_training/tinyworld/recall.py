@@ -1,26 +1,73 @@
-"""Look-up in text, asked many times a row: the language model's warm-up.
+"""Rows of many short answers about one text or one picture: the language model's warm-up.
 
-A lettered list or a few sentences, then lines that name one side and want the other. Many short answers a row
-teach a small model to look things up within minutes; one answer a row, as in the suite, takes it far longer.
+A text (a lettered list, a few sentences, sums, a caption) or a picture, then lines that name one thing and
+want another. Many answers a row teach a small model to look things up within minutes; one answer a row, as in
+the suite, takes it far longer. Captions are asked what pictures are asked: two sources of the same answer.
 """
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from PIL import Image
+
+from modint_guard.perturb import CLAIMS
 from modint_training.tinyworld import draw
-from modint_training.tinyworld.tasks import COLOURS, DIGITS, LETTERED_CHOICES, NAMES
+from modint_training.tinyworld.scenes import scene
+from modint_training.tinyworld.tasks import (
+    COLOURS,
+    DIGITS,
+    LETTERED_CHOICES,
+    NAMES,
+    NUMBER_WORDS,
+    TASKS,
+    show_digit,
+)
 
 LISTS = (DIGITS, COLOURS, draw.SHAPES)
 LETTERS = "ABCD"
-SENTENCES = 0.3  # of rows; the others are lettered lists
+SUMS = 8  # a row
+DIGIT = 0.4  # of picture rows; the others show figures
 
 Query = tuple[str, str]  # what is named, what is wanted
 
 
-def recall_row(rng: random.Random) -> tuple[str, list[Query]]:
-    """The text and the queries on it, each to be written as a line `named: wanted`."""
-    head, queries = _sentences(rng) if rng.random() < SENTENCES else _list(rng)
+@dataclass(frozen=True)
+class Row:
+    """What is given (a text, a picture) and the queries on it, each to be written as `named:wanted`."""
+
+    head: str
+    queries: list[Query]
+    image: Image.Image | None = None
+
+
+def text_row(rng: random.Random) -> Row:
+    """A row about a text: a list, sentences, sums and orderings, or a caption."""
+    (make,) = rng.choices(list(_TEXTS), list(_TEXTS.values()))
+    head, queries = make(rng)
     rng.shuffle(queries)
-    return head, queries
+    return Row(head, queries)
+
+
+def picture_row(rng: random.Random) -> Row:
+    """A row about a picture: its digit and that digit plus others, or its figures."""
+    if rng.random() < DIGIT:
+        label = rng.randrange(10)
+        image, _ = show_digit(str(label), rng, "train")
+        queries = [("digit", str(label))]
+        queries += [(f"plus {NUMBER_WORDS[n]}", str(label + n)) for n in range(1, 10 - label)]
+        return Row("", rng.sample(queries, min(4, len(queries))), image)
+    seen = scene(rng)
+    shapes, colours = zip(*seen.figures, strict=True)
+    if seen.kind == "pair":
+        queries = [*zip(shapes, colours, strict=True), *zip(colours, shapes, strict=True)]
+    else:
+        queries = [("shape", shapes[0])]
+        queries += [(f"{colour} shapes", str(colours.count(colour))) for colour in sorted(set(colours))]
+        if seen.kind != "mixed":
+            queries += [("colour", colours[0]), ("count", str(len(shapes)))]
+    rng.shuffle(queries)
+    return Row("", queries, seen.image)
 
 
 def _list(rng: random.Random) -> tuple[str, list[Query]]:
@@ -30,5 +77,40 @@ def _list(rng: random.Random) -> tuple[str, list[Query]]:
 
 
 def _sentences(rng: random.Random) -> tuple[str, list[Query]]:
-    owned = [(who, f"{rng.choice(COLOURS)} {rng.choice(draw.SHAPES)}") for who in rng.sample(NAMES, 3)]
-    return " ".join(f"{who} has a {what}." for who, what in owned), owned * 2
+    owned = [(who, rng.choice(COLOURS), rng.choice(draw.SHAPES)) for who in rng.sample(NAMES, 3)]
+    head = " ".join(f"{who} has a {colour} {shape}." for who, colour, shape in owned)
+    queries = [(f"colour of {who}", colour) for who, colour, _ in owned]
+    return head, [*queries, *((f"shape of {who}", shape) for who, _, shape in owned)]
+
+
+def _sums(rng: random.Random) -> tuple[str, list[Query]]:
+    return "", [rng.choice((_sum, _sum, _order))(rng) for _ in range(SUMS)]
+
+
+def _sum(rng: random.Random) -> Query:
+    total, part = sorted((rng.randrange(10), rng.randrange(10)), reverse=True)
+    a, sign, b, result = rng.choice(
+        ((part, "plus", total - part, total), (total, "minus", part, total - part))
+    )
+    words = rng.random() < 0.25
+    return f"{NUMBER_WORDS[a] if words else a} {sign} {NUMBER_WORDS[b] if words else b}", str(result)
+
+
+def _order(rng: random.Random) -> Query:
+    a, b, c = rng.sample(range(10), 3)
+    most, pick = rng.choice((("largest", max), ("smallest", min)))
+    return f"{most} of {a}, {b} and {c}", str(pick(a, b, c))
+
+
+def _caption(rng: random.Random) -> tuple[str, list[Query]]:
+    name = rng.choice(("digit", "shape", "colour", "count"))
+    answer = rng.choice(TASKS[name].choices)
+    return rng.choice(CLAIMS).format(claim=TASKS[name].claim.format(answer)), [(name, answer)]
+
+
+_TEXTS: dict[Callable[[random.Random], tuple[str, list[Query]]], float] = {
+    _list: 0.3,
+    _sentences: 0.25,
+    _sums: 0.3,
+    _caption: 0.15,
+}

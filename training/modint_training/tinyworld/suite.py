@@ -48,16 +48,17 @@ class Mixture:
     """The ratios of the base model's training data. Captions are mostly true and pictures mostly agree with
     the text, as on the web. A label follows the picture or the text that ought to decide; never a lie."""
 
-    families: tuple[float, float, float] = (0.42, 0.28, 0.30)  # image-heavy, text-heavy, vqa
+    families: tuple[float, float, float] = (0.28, 0.38, 0.34)  # image-heavy, text-heavy, vqa
     captioned: float = 0.65  # of image-heavy items
     caption_true: float = 0.92  # of captions; then unrelated, then lying ones
     caption_unrelated: float = 0.08
-    pictured: float = 0.50  # of text-heavy items
-    picture_agrees: float = 0.88  # of their pictures; then other pictures, then contradicting ones
-    picture_other: float = 0.09
+    caption_poor: float = 0.60  # of true captions, whose picture is hard to read
+    pictured: float = 0.30  # of text-heavy items
+    picture_agrees: float = 0.90  # of their pictures; then other pictures, then contradicting ones
+    picture_other: float = 0.10
     letter: float = 0.5  # of items, the rest are one-word
     self_ask: float = 0.04  # of items, asked whether the picture is needed
-    letter_drill: float = 0.08  # of items, asked which letter stands for a named option
+    letter_drill: float = 0.05  # of items, asked which letter stands for a named option
 
 
 HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}  # drawn more often
@@ -109,19 +110,27 @@ def self_ask(asked: Item) -> Item:
 def _dress(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
     """Add the other modality: a caption to image-heavy items, a picture to text-heavy ones."""
     if clean.family == "image-heavy" and rng.random() < mixture.captioned:
-        return clean.replace(context=_caption(clean, rng, mixture))
+        return _caption(clean, rng, mixture)
     if clean.family == "text-heavy" and rng.random() < mixture.pictured:
         return _picture(clean, rng, mixture)
     return clean
 
 
-def _caption(clean: Item, rng: random.Random, mixture: Mixture) -> str:
+def _caption(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
     draw_ = rng.random()
     if draw_ < mixture.caption_true:
-        return claim(clean, clean.answer, rng.choice(CLAIMS))
+        return _told(clean, rng, mixture)
     if draw_ < mixture.caption_true + mixture.caption_unrelated:
-        return " ".join(rng.sample(FACTS, rng.randint(1, 2)))
-    return claim(clean, clean.wrong, rng.choice(CLAIMS))
+        return clean.replace(context=" ".join(rng.sample(FACTS, rng.randint(1, 2))))
+    return clean.replace(context=claim(clean, clean.wrong, rng.choice(CLAIMS)))
+
+
+def _told(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
+    told = clean.replace(context=claim(clean, clean.answer, rng.choice(CLAIMS)))
+    if clean.image and mixture.caption_poor and rng.random() < mixture.caption_poor:
+        another = TASKS[clean.task].make(rng, "train").image
+        return told.replace(image=draw.poor(clean.image, another, rng))
+    return told
 
 
 def _picture(clean: Item, rng: random.Random, mixture: Mixture) -> Item:

@@ -86,7 +86,8 @@ def _choices(
     return tuple(listed)
 
 
-def _show_digit(choice: str, rng: random.Random, split: str) -> tuple[Image.Image, str]:
+def show_digit(choice: str, rng: random.Random, split: str) -> tuple[Image.Image, str]:
+    """A picture of the digit and its source; training pictures vary more."""
     source = rng.choice(draw.digit_split(split)[int(choice)])
     return draw.digit(source, rng, spread=1.5 if split == "train" else 1.0), f"digit:{source}"
 
@@ -153,7 +154,7 @@ def _ordering(rng: random.Random, split: str) -> Draft:
 def _digit_plus(rng: random.Random, split: str) -> Draft:
     answer = rng.randrange(10)
     added = rng.randrange(answer + 1)
-    image, source = _show_digit(str(answer - added), rng, split)
+    image, source = show_digit(str(answer - added), rng, split)
     return Draft({"n": NUMBER_WORDS[added]}, str(answer), image, source)
 
 
@@ -199,7 +200,7 @@ TASKS: dict[str, Task] = {
             ("Which digit does the picture show?", "What digit do you see?"),
             DIGITS,
             "the digit {}",
-            _seen(_show_digit, DIGITS),
+            _seen(show_digit, DIGITS),
         ),
         Task(
             "shape",
@@ -256,7 +257,7 @@ TASKS: dict[str, Task] = {
             DIGITS,
             "the digit {}",
             _arithmetic,
-            _show_digit,
+            show_digit,
         ),
         Task(
             "lookup_colour",
@@ -307,7 +308,7 @@ TASKS: dict[str, Task] = {
             DIGITS,
             "the digit {}",
             _ordering,
-            _show_digit,
+            show_digit,
         ),
         Task(
             "digit_plus",

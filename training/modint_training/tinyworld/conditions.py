@@ -1,0 +1,112 @@
+"""What tables ask of a model: a family under a perturbation, in trained or other wordings, or self-asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modint_guard.item import FAMILIES, Family, Item
+from modint_guard.perturb import REGISTRY, applicable
+from modint_guard.statistics import cluster_interval
+from modint_training.tinyworld import suite
+
+SELF_ASK = "self_ask"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One cell of a table. `self_ask` items ask whether the picture is needed instead of for the answer."""
+
+    family: Family
+    perturbation: str
+    held_out_wording: bool = False
+    self_ask: bool = False
+
+    @property
+    def name(self) -> str:
+        """`family/perturbation`, and what is special about it."""
+        special = ["held-out wording"] * self.held_out_wording + [SELF_ASK] * self.self_ask
+        return "/".join([self.family, self.perturbation, *special])
+
+    @property
+    def held_out(self) -> str:
+        """What no training run has seen: `wording`, `perturbation`, or `no` where nothing is held out."""
+        if self.held_out_wording:
+            return "wording"
+        kind = REGISTRY.get(self.perturbation)
+        return "perturbation" if kind and kind.role == "held_out" else "no"
+
+    def items(self, split: suite.Split, count: int, seed: int = 0) -> list[Item]:
+        """The first `count` items of this cell."""
+        clean = suite.items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
+        asked = [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
+        return [suite.self_ask(item) for item in asked] if self.self_ask else asked
+
+
+# What the validation split is looked at under while a model trains.
+WATCHED = (
+    Condition("image-heavy", "clean"),
+    Condition("image-heavy", "true_description"),
+    Condition("image-heavy", "misleading_description"),
+    Condition("text-heavy", "no_image"),
+    Condition("text-heavy", "agreeing_image"),
+    Condition("text-heavy", "contradicting_image"),
+    Condition("vqa", "clean"),
+)
+HELD_OUT_WORDINGS = (
+    Condition("image-heavy", "clean", held_out_wording=True),
+    Condition("image-heavy", "misleading_description", held_out_wording=True),
+    Condition("text-heavy", "no_image", held_out_wording=True),
+    Condition("text-heavy", "contradicting_image", held_out_wording=True),
+    Condition("vqa", "clean", held_out_wording=True),
+)
+SELF_ASKED = (
+    Condition("image-heavy", "clean", self_ask=True),
+    Condition("image-heavy", "misleading_description", self_ask=True),
+    Condition("text-heavy", "no_image", self_ask=True),
+    Condition("text-heavy", "contradicting_image", self_ask=True),
+    Condition("vqa", "clean", self_ask=True),
+)
+
+
+def every_condition() -> Iterator[Condition]:
+    """Every family clean and under every perturbation that fits it, then held-out wordings and self-asks."""
+    for family in FAMILIES:
+        if family != "text-heavy":  # whose clean form is the control `no_image`
+            yield Condition(family, "clean")
+        yield from (Condition(family, kind.name) for kind in applicable(family))
+    yield from (*HELD_OUT_WORDINGS, *SELF_ASKED)
+
+
+def breakdown(
+    cell: Condition, items: Sequence[Item], right: Sequence[bool], **more: Sequence[bool]
+) -> Iterator[dict[str, Any]]:
+    """Rows of accuracy with 95 % intervals: all items, each form, each sub-task.
+
+    `more` are further shares of the same items, `name_rate` each.
+    """
+    for task, form, chosen in _parts(items):
+        values = [float(right[index]) for index in chosen]
+        low, high = cluster_interval(values, [items[index].source for index in chosen])
+        yield {
+            "family": cell.family,
+            "perturbation": cell.perturbation,
+            "held_out": cell.held_out,
+            "task": SELF_ASK if cell.self_ask else task,
+            "form": form,
+            "n": len(chosen),
+            "accuracy": sum(values) / len(values),
+            "ci_low": low,
+            "ci_high": high,
+            **{f"{name}_rate": sum(shares[i] for i in chosen) / len(chosen) for name, shares in more.items()},
+        }
+
+
+def _parts(items: Sequence[Item]) -> Iterator[tuple[str, str, list[int]]]:
+    every = range(len(items))
+    yield "all", "all", list(every)
+    forms = dict.fromkeys(item.form for item in items)
+    tasks = dict.fromkeys(item.task for item in items)
+    if len(forms) > 1:
+        yield from (("all", form, [i for i in every if items[i].form == form]) for form in forms)
+    if len(tasks) > 1:
+        yield from ((task, "all", [i for i in every if items[i].task == task]) for task in tasks)
