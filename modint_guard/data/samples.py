@@ -239,7 +239,12 @@ def _plain(question: str, own: tuple[tuple[str, str], ...], answer: str, replies
     listing = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     if labels == tuple(LETTERS[: len(texts)]) == replies and question.endswith(listing):
         return Options(question[: -len(listing)], "letter", texts, answer)
-    return Options(question, "word" if replies == texts else "letter", texts, answer, replies)
+    in_words = [_bare(said) for said in replies] == [_bare(text) for text in texts]
+    return Options(question, "word" if in_words else "letter", texts, answer, replies)
+
+
+def _bare(text: str) -> str:
+    return text.casefold().removesuffix(".")
 
 
 def _reply(
