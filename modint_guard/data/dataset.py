@@ -63,6 +63,9 @@ class DataSet(Sequence[Item]):
             return [self.sample(n).load() for n in range(*number.indices(len(self)))]
         return self.sample(number).load()
 
+    def __iter__(self) -> Iterator[Item]:
+        return (held.load() for held in self.samples())
+
     def sample(self, number: int) -> Sample:
         """Item `number` with its pictures not yet decoded. Raises DataError, IndexError."""
         number = number + len(self) if number < 0 else number

@@ -72,9 +72,10 @@ class TextRows:
         try:
             values = orjson.loads(text)
         except orjson.JSONDecodeError as exc:
-            raise DataError(
-                f"not JSON: {_reason(exc)}; mend or delete this row", file=str(self.file), line=line
-            ) from exc
+            remedy = "mend or delete this row"
+            if number == 0:
+                remedy = "a file that begins with { must hold one whole object a line; else write an array"
+            raise DataError(f"not JSON: {_reason(exc)}; {remedy}", file=str(self.file), line=line) from exc
         if not isinstance(values, dict):
             raise DataError(
                 f"a row must be an object with named values, not {shown(text.decode())}",

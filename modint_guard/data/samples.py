@@ -17,7 +17,7 @@ from modint_guard.data.pictures import Picture, picture
 from modint_guard.data.rows import Row, shown
 from modint_guard.item import FAMILIES, LETTERS, RELEVANT, Family, Form, Item, Turn
 from modint_guard.perturb import seeded
-from modint_guard.split import option_block
+from modint_guard.split import OptionBlock, option_block
 from modint_guard.types import JSON
 
 DONORS = ("agreeing", "contradicting")
@@ -267,16 +267,21 @@ def _labels_of(own: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 
 
 def _lists(question: str, texts: Sequence[str]) -> bool:
-    block = option_block(question)
-    return (block is not None and [option.text for option in block.options] == [*texts]) or question.endswith(
+    """Whether the question lists these choices, in a block of any style or as we do."""
+    return _block(question, texts) is not None or question.endswith(
         "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     )
 
 
+def _block(question: str, texts: Sequence[str]) -> OptionBlock | None:
+    block = option_block(question)
+    listed = [_bare(option.text) for option in block.options] if block else []
+    return block if listed == [_bare(text) for text in texts] else None
+
+
 def _written_labels(question: str, texts: Sequence[str]) -> list[str]:
     """The labels that the question gives these choices, else letters."""
-    block = option_block(question)
-    if block and [option.text for option in block.options] == list(texts):
+    if block := _block(question, texts):
         return [option.label for option in block.options]
     return [LETTERS[n] if n < len(LETTERS) else str(n + 1) for n in range(len(texts))]
 
@@ -296,6 +301,8 @@ def _lie(draft: Draft, options: Options, extra: Mapping[str, Any]) -> tuple[str,
     wrong, lie = extra.get("wrong", ""), extra.get("lie", "")
     if not wrong and draft.lies:
         wrong, lie = next(iter(draft.lies.items()))
+    if wrong and wrong not in options.choices:
+        wrong = next((choice for choice in options.choices if _bare(choice) == _bare(wrong)), wrong)
     if lie and not wrong:
         raise ValueError("has a lie and does not say which answer it claims: add `modint.wrong`")
     if wrong and options.choices and wrong not in options.choices:

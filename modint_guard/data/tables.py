@@ -40,7 +40,14 @@ class TableRows:
         self._open()
 
     def _open(self) -> None:
-        schema, sizes, self._group = _opened(self.file)
+        pa = _pyarrow()
+        self._failures = (pa.ArrowException, OSError)
+        try:
+            schema, sizes, self._group = _opened(self.file, pa)
+        except self._failures as exc:
+            raise DataError(
+                f"cannot be read: {_first_line(exc)}; write it anew", file=str(self.file)
+            ) from exc
         self._names = _class_names(schema.metadata or {})
         self._pictures = {field.name for field in schema if _holds_bytes(field.type)}
         self._firsts = [0, *accumulate(sizes)]
@@ -60,14 +67,21 @@ class TableRows:
         for name, column in self._cells(number).items():
             value = self._picture(number, name, column) if name in self._pictures else column.as_py()
             if name in self._names and isinstance(value, int):
-                value = self._names[name][value] if value >= 0 else None
+                value = self._names[name][value] if 0 <= value < len(self._names[name]) else None
             if value is not None:
                 values[name] = without_nulls(value)
         return Row(self.file, number + 1, values)
 
     def _cells(self, number: int) -> dict[str, Any]:
         group = bisect_right(self._firsts, number) - 1
-        table = self._group(group)
+        try:
+            table = self._group(group)
+        except self._failures as exc:
+            raise DataError(
+                f"the rows from here on cannot be read: {_first_line(exc)}; write the file anew",
+                file=str(self.file),
+                line=self._firsts[group] + 1,
+            ) from exc
         return {name: table[name][number - self._firsts[group]] for name in table.schema.names}
 
     def _picture(self, number: int, name: str, cell: Any) -> Any:
@@ -98,26 +112,28 @@ def parquet_or_arrow(file: Path) -> bool:
         return opened.read(6).startswith((b"PAR1", b"ARROW1")) or file.suffix == ".arrow"
 
 
-def _opened(file: Path) -> tuple[Any, list[int], Callable[[int], Any]]:
-    """Schema, rows in each group, and what gives one group as a table."""
+def _pyarrow() -> Any:
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow
+        import pyarrow.parquet
     except ModuleNotFoundError:
         raise ConfigError(NEEDS_PYARROW) from None
-    try:
-        with file.open("rb") as opened:
-            magic = opened.read(6)
-        if magic.startswith(b"PAR1"):
-            parquet = pq.ParquetFile(file)
-            sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
-            return parquet.schema_arrow, sizes, lru_cache(KEPT_GROUPS)(parquet.read_row_group)
-        source = pa.memory_map(str(file))
-        batches = (
-            _all_batches(pa.ipc.open_file(source)) if magic == b"ARROW1" else list(pa.ipc.open_stream(source))
-        )
-    except (pa.ArrowException, OSError) as exc:
-        raise DataError(f"cannot be read: {_first_line(exc)}; write it anew", file=str(file)) from exc
+    return pyarrow
+
+
+def _opened(file: Path, pa: Any) -> tuple[Any, list[int], Callable[[int], Any]]:
+    """Schema, rows in each group, and what gives one group as a table."""
+    with file.open("rb") as opened:
+        magic = opened.read(6)
+    if magic.startswith(b"PAR1"):
+        parquet = pa.parquet.ParquetFile(file)
+        sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+        return parquet.schema_arrow, sizes, lru_cache(KEPT_GROUPS)(parquet.read_row_group)
+    source = pa.memory_map(str(file))
+    if magic == b"ARROW1":
+        batches = _all_batches(pa.ipc.open_file(source))
+    else:
+        batches = list(pa.ipc.open_stream(source))
     if not batches:
         raise DataError("the table is empty: give one with at least one row", file=str(file))
     return batches[0].schema, [batch.num_rows for batch in batches], batches.__getitem__

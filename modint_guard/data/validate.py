@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -161,13 +162,14 @@ def columns_named(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def _print(found: Findings) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    wide = None if sys.stdout.isatty() else 120
+    console = Console(width=wide, soft_wrap=True, highlight=False)
     files = found.data.files
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     console.print(f"{escape(str(files[0]))}{more}: {len(found.data)} rows, format {found.data.format}")
-    table = Table("family", *COUNTED)
-    for name in COUNTED:
-        table.columns[1 + COUNTED.index(name)].justify = "right"
+    table = Table()
+    for name in ("family", *COUNTED):
+        table.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
     for family, counted in found.counts.items():
         table.add_row(family, *(str(counted[name]) for name in COUNTED))
     if found.counts:

@@ -230,6 +230,30 @@ def test_a_damaged_table_is_refused(tmp_path: Path, name: str) -> None:
     assert f"{name}: cannot be read: " in said(tmp_path / name)
 
 
+def test_a_table_damaged_inside_is_named_with_the_row(tmp_path: Path) -> None:
+    rows = [asked(n, text=f"{n}" * 999) for n in range(4)]
+    path = parquet(tmp_path / "mine.parquet", rows, row_group_size=2, compression="gzip")
+    column = pytest.importorskip("pyarrow.parquet").ParquetFile(path).metadata.row_group(1).column(3)
+    held = bytearray(path.read_bytes())
+    at = column.dictionary_page_offset or column.data_page_offset
+    held[at : at + 60] = b"x" * 60
+    path.write_bytes(bytes(held))
+    found = list(problems(read_data(path, check=False)))
+    assert [problem.line for problem in found] == [3, 3]
+    assert "mine.parquet:3: the rows from here on cannot be read: " in str(found[0])
+
+
+def test_old_datasets_keep_turns_as_an_object_of_lists(tmp_path: Path) -> None:
+    turns = {"from": ["human", "gpt"], "value": ["What?", "Red."]}
+    (item,) = read_data(parquet(tmp_path / "mine.parquet", [{"id": "1", "conversations": turns}]))
+    assert (item.question, item.answer) == ("What?", "Red.")
+
+
+def test_an_object_over_several_lines_is_no_line_of_json(tmp_path: Path) -> None:
+    path = lines(tmp_path, json.dumps({"data": [1]}, indent=1), name="mine.json")
+    assert "must hold one whole object a line; else write an array" in said(path)
+
+
 def test_an_old_selection_of_datasets_is_refused(tmp_path: Path) -> None:
     state = {"_data_files": [], "_indices_files": [{"filename": "indices.arrow"}]}
     (tmp_path / "state.json").write_text(json.dumps(state))

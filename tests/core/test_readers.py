@@ -12,7 +12,7 @@ from PIL import Image
 from modint_guard.data import FORMATS, DataSet, fits, problems, read_data, write_llava
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.images import png_data_url
-from modint_guard.item import Item, Turn, prompt, reply_for
+from modint_guard.item import FAMILIES, FORMS, Family, Item, Turn, prompt, reply_for
 from modint_guard.perturb import perturb
 from tests.core.items import BLUE, BOTH, DIGIT, GREEN, LETTERED, RED, SUM
 
@@ -51,7 +51,7 @@ def refused(path: Path, **options: Any) -> str:
 
 
 def pixels(image: Image.Image | None) -> bytes | None:
-    return image and image.tobytes()
+    return None if image is None else image.tobytes()
 
 
 # -- LLaVA and ShareGPT
@@ -199,7 +199,7 @@ def test_preferences_are_refused(tmp_path: Path, more: JSON) -> None:
 
 # -- the paper's multiple choice
 
-PAPERS = {
+PAPERS: JSON = {
     "id": "caltech-1",
     "type": "image_heavy",
     "image": "red.png",
@@ -591,18 +591,19 @@ def test_the_digest_is_that_of_the_rows(tmp_path: Path) -> None:
 
 # -- LLaVA JSON as it is written
 
+UNKNOWN: Family = "unknown"
 WORDS = st.text("abcXYZ 0123.,?é“\n", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
 IDS = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,8}", fullmatch=True)
 
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
-    form = draw(st.sampled_from(["word", "letter", "free"]))
+    form = draw(st.sampled_from(FORMS))
     texts = draw(st.lists(WORDS, min_size=2, max_size=5, unique_by=str.casefold))
     labelled = draw(st.booleans())
     image = draw(st.sampled_from([None, RED, GREEN]))
     turns = (Turn("user", draw(WORDS), has_image=image is not None), Turn("assistant", draw(WORDS)))
-    family = draw(st.sampled_from(["image-heavy", "text-heavy", "vqa", "unknown"]))
+    family = draw(st.sampled_from([*FAMILIES, UNKNOWN]))
     return Item(
         id=draw(IDS),
         family=family,
