@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from modint_guard.config import ImageLimits
 from modint_guard.data.formats import FORMATS, Columns, detect
@@ -18,7 +18,7 @@ from modint_guard.data.rows import Row, Rows, TextRows, shown
 from modint_guard.data.samples import Reading, Sample, family_named, sample
 from modint_guard.data.tables import TableRows, parquet_or_arrow, saved_files, saved_splits
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import Item
+from modint_guard.item import Family, Item
 from modint_guard.types import JSON
 
 ITEMS = "items.jsonl"  # what `write_items` writes
@@ -151,7 +151,7 @@ def problems(
     pictures: decode each one. checks: further functions of a loaded item that raise DataError, such as
     `fits` with a model's tokenizer; they need the pictures. seen: called with each readable sample.
     """
-    first: dict[str, Row] = {}
+    firsts: dict[str, tuple[int, str]] = {}  # the first row with each id: number, and place in words
     for number in range(len(data)):
         try:
             held = data.sample(number)
@@ -159,11 +159,11 @@ def problems(
             yield problem
             continue
         seen(held)
-        before = first.setdefault(held.item.id, held.row)
-        if before is not held.row:
+        place = f"line {held.row.line} of {held.row.file.name}"
+        first, there = firsts.setdefault(held.item.id, (number, place))
+        if first != number:
             yield held.row.error(
-                f"its id is that of line {before.line} of {before.file.name} too: make ids unique, or have "
-                "the rows numbered (--number-rows)",
+                f"its id is that of {there} too: make ids unique, or have the rows numbered (--number-rows)",
                 held.item.id,
             )
         if pictures:
@@ -291,28 +291,21 @@ def _description(file: Path) -> tuple[str | None, Columns]:
         held = json.loads(described.read_text("utf-8"))
     except (OSError, ValueError):
         return None, Columns()
-    entries = held.values() if isinstance(held, dict) else ()
-    entry = next((e for e in entries if isinstance(e, dict) and e.get("file_name") == file.name), None)
+    entries = [entry for entry in held.values() if isinstance(entry, dict)] if isinstance(held, dict) else []
+    entry = next((entry for entry in entries if entry.get("file_name") == file.name), None)
     if entry is None:
         return None, Columns()
-    if entry.get("ranking") or {"chosen", "rejected", "kto_tag"} & set(entry.get("columns", ())):
+    named = {**(entry.get("columns") or {}), **(entry.get("tags") or {})}
+    if entry.get("ranking") or {"chosen", "rejected", "kto_tag"} & set(named):
         raise DataError(
             f"{file.name} holds preferences, which are not read: give a data set with one answer a row",
             file=str(described),
         )
-    return "llama-factory", _described(entry, described)
-
-
-def _described(entry: JSON, described: Path) -> Columns:
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", "sharegpt"):
-        raise DataError(f"formatting {shown(formatting)} is not read", file=str(described))
-    names = {
-        key: value
-        for key, value in {**entry.get("columns", {}), **entry.get("tags", {})}.items()
-        if key in Columns.__dataclass_fields__
-    }
-    return replace(Columns(), **names, formatting=formatting)
+        raise DataError(f"the formatting {shown(formatting)} of {file.name} is not read", file=str(described))
+    known = {key: str(name) for key, name in named.items() if key in Columns.__dataclass_fields__}
+    return "llama-factory", replace(Columns(), **{**known, "formatting": formatting})
 
 
 def _mapped(columns: Columns, names: Mapping[str, str]) -> Columns:
@@ -322,7 +315,7 @@ def _mapped(columns: Columns, names: Mapping[str, str]) -> Columns:
         raise ConfigError(str(exc)) from exc
 
 
-def _default_family(family: str | None) -> Any:
+def _default_family(family: str | None) -> Family:
     try:
         return family_named(family)
     except ValueError as exc:

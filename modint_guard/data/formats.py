@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from modint_guard.data.rows import shown
 from modint_guard.item import Item, Turn
@@ -82,51 +82,55 @@ _ROLES = {
 }
 
 
+class _Said(NamedTuple):
+    """One turn as it stands in a row; `context` begins the text where the row tells it from the question."""
+
+    role: str
+    text: str
+    context: str = ""
+
+
 def llava(row: JSON, columns: Columns) -> Draft:
     """{"id", "image", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", …}]}."""
     if row.get("images") is not None:
         raise ValueError("has `images`, which ShareGPT rows have: give --format sharegpt")
-    return _conversation(row, row.get("image"), columns)
+    return _conversation(row, columns)
 
 
 def sharegpt(row: JSON, columns: Columns) -> Draft:
     """{"conversations": [{"from", "value"}, …], "images": […], "system": "…"}."""
     if row.get("image") is not None:
         raise ValueError("has `image`, which LLaVA rows have: give --format llava")
-    return _conversation(row, row.get(columns.images), columns)
+    return _conversation(row, columns)
 
 
-def _conversation(row: JSON, pictures: Any, columns: Columns) -> Draft:
+def _conversation(row: JSON, columns: Columns) -> Draft:
     tags = {columns.user_tag: "user", columns.assistant_tag: "assistant", columns.system_tag: "system"}
     role, content = columns.role_tag, columns.content_tag
     turns = [
-        (_role(turn.get(role), tags), _text(turn.get(content), content), ())
+        _Said(_role(turn.get(role), tags), _text(turn.get(content), content))
         for turn in _turns(row.get(columns.messages), columns.messages)
     ]
-    return _chat(row, turns, _listed(pictures), _optional_text(row, columns.system))
+    return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
 
 
 def openai(row: JSON, columns: Columns) -> Draft:
     """{"messages": [{"role": "user", "content": "…" or parts}, …]}, pictures as parts or in `images`."""
-    turns = []
-    pictures: list[Any] = []
-    waiting = _listed(row.get("images") if row.get("images") is not None else row.get("image"))
-    contexts: tuple[str, ...] = ()
+    turns: list[_Said] = []
+    inline: list[Any] = []
     for message in _turns(row.get("messages"), "messages"):
         if message.get("tool_calls"):
             raise ValueError("calls tools, which are not read: leave such rows out")
         texts, shown_here = _parts(message.get("content"))
-        pictures += shown_here
-        role = _role(message.get("role"), _ROLES)
-        marks = sum(text.count(MARK) for text in texts)
-        if role == "user":
-            contexts, texts = tuple(texts[:-1]), texts[-1:]
-        here = "\n".join([*contexts, *texts] if role == "user" else texts)
-        turns.append((role, f"{MARK}\n" * (0 if marks else len(shown_here)) + here, contexts))
-    inline = [held for held in pictures if held is not None]
-    if inline and waiting:
+        inline += [held for held in shown_here if held is not None]
+        marked = any(MARK in text for text in texts)
+        marks = "" if marked else f"{MARK}\n" * len(shown_here)
+        context = "\n".join(texts[:-1])
+        turns.append(_Said(_role(message.get("role"), _ROLES), marks + "\n".join(texts), context))
+    listed = _pictures(row, "images")
+    if inline and listed:
         raise ValueError("has pictures both in its messages and in `images`: keep one of them")
-    return _chat(row, turns, tuple(inline) or waiting, _optional_text(row, "system"))
+    return _chat(row, turns, tuple(inline) or listed, _optional_text(row, "system"))
 
 
 def _parts(content: Any) -> tuple[list[str], list[Any]]:
@@ -148,37 +152,29 @@ def _parts(content: Any) -> tuple[list[str], list[Any]]:
     return texts or [""], pictures
 
 
-def _chat(
-    row: JSON,
-    turns: Sequence[tuple[str, str, tuple[str, ...]]],
-    pictures: tuple[Any, ...],
-    system: str,
-) -> Draft:
+def _chat(row: JSON, turns: Sequence[_Said], pictures: tuple[Any, ...], system: str) -> Draft:
     """System text first, then user and assistant in turn; the last user turn asks, what follows answers."""
     turns = list(turns)
-    if turns and turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    wanted = ("user", "assistant")
-    for number, (role, _, _) in enumerate(turns):
-        if role != wanted[number % 2]:
+    if turns and turns[0].role == "system":
+        system = turns.pop(0).text
+    for number, turn in enumerate(turns):
+        if turn.role != ("user", "assistant")[number % 2]:
             raise ValueError(
-                f"turn {number + 1} is the {role}'s: user and assistant must take turns, and a user begins"
+                f"turn {number + 1} is the {turn.role}'s: user and assistant must take turns, a user first"
             )
-    reply = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
+    reply = turns.pop().text if turns and turns[-1].role == "assistant" else None
     if not turns:
         raise ValueError("has no user turn: there is nothing to ask")
-    context = _MARK.sub("", "\n".join(turns[-1][2]))
-    return _with_pictures(
-        Draft(
-            turns=tuple(Turn("user" if role == "user" else "assistant", text) for role, text, _ in turns),
-            reply=reply,
-            id=_id(row),
-            system=system,
-            context=context if context.strip() else None,
-            extra=_extra(row),
-        ),
-        pictures,
+    context = _MARK.sub("", turns[-1].context)
+    draft = Draft(
+        turns=tuple(Turn("user" if turn.role == "user" else "assistant", turn.text) for turn in turns),
+        reply=reply,
+        id=_id(row),
+        system=system,
+        context=context if context.strip() else None,
+        extra=_extra(row),
     )
+    return _with_pictures(draft, pictures)
 
 
 def _with_pictures(draft: Draft, pictures: tuple[Any, ...]) -> Draft:
@@ -205,18 +201,24 @@ def _with_pictures(draft: Draft, pictures: tuple[Any, ...]) -> Draft:
 def llama_factory(row: JSON, columns: Columns) -> Draft:
     """{"instruction", "input", "output", "system", "history": [[asked, answered], …], "images": […]}."""
     if columns.formatting == "sharegpt":
-        return _conversation(row, row.get(columns.images), columns)
+        return _conversation(row, columns)
     asked = _text(row.get(columns.prompt), columns.prompt)
     query = _optional_text(row, columns.query)
     turns = [
-        (role, _text(text, columns.history), ())
-        for pair in row.get(columns.history) or ()
+        _Said(role, _text(text, columns.history))
+        for pair in _list(row.get(columns.history), columns.history)
         for role, text in zip(("user", "assistant"), _pair(pair, columns.history), strict=True)
     ]
-    turns.append(("user", f"{asked}\n{query}" if query else asked, ()))
+    turns.append(_Said("user", f"{asked}\n{query}" if query else asked))
     if reply := _optional_text(row, columns.response):
-        turns.append(("assistant", reply, ()))
-    return _chat(row, turns, _listed(row.get(columns.images)), _optional_text(row, columns.system))
+        turns.append(_Said("assistant", reply))
+    return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"`{name}` must be a list, not {shown(value)}")
+    return value or []
 
 
 def _pair(pair: Any, name: str) -> Sequence[Any]:
@@ -229,18 +231,12 @@ def multiple_choice(row: JSON, columns: Columns) -> Draft:
     """The paper's rows: {"id", "type", "image", "question", "answer", "facts"}, options in the question or in
     `multiple_choices` / `choices` / `options`; `answer` is a label, a choice, or with a list its index."""
     choices = _own_choices(row)
-    asked = _text(row.get("question"), "question")
-    turn = ("user", asked, ())
-    answer = row.get("multiple_choices_answer") if row.get("answer") is None else row.get("answer")
-    if isinstance(answer, int) and not isinstance(answer, bool) and choices:
-        if not 0 <= answer < len(choices):
-            raise ValueError(f"`answer` is {answer}, and the choices are numbered 0 to {len(choices) - 1}")
-        answer = choices[answer][0]
-    reply = None if answer in (None, "") else _text(answer, "answer")
-    draft = _chat(row, [turn, ("assistant", reply, ())] if reply else [turn], _listed(row.get("image")), "")
+    turns = [_Said("user", _text(row.get("question"), "question"))]
+    if reply := _own_answer(row, choices):
+        turns.append(_Said("assistant", reply))
+    draft = _chat(row, turns, _pictures(row, "images"), _optional_text(row, "system"))
     return replace(
         draft,
-        system=_optional_text(row, "system"),
         choices=choices,
         lettered=choices is not None,
         lies=_lies(row.get("facts")),
@@ -248,15 +244,26 @@ def multiple_choice(row: JSON, columns: Columns) -> Draft:
     )
 
 
+def _own_answer(row: JSON, choices: tuple[tuple[str, str], ...] | None) -> str:
+    answer = row.get("multiple_choices_answer") if row.get("answer") is None else row["answer"]
+    if isinstance(answer, int) and not isinstance(answer, bool) and choices:
+        if not 0 <= answer < len(choices):
+            raise ValueError(f"`answer` is {answer}, and the choices are numbered 0 to {len(choices) - 1}")
+        return choices[answer][0]
+    return "" if answer is None else _text(answer, "answer")
+
+
 def _own_choices(row: JSON) -> tuple[tuple[str, str], ...] | None:
     name = next((n for n in ("multiple_choices", "choices", "options") if row.get(n)), None)
     if name is None:
         return None
     held = row[name]
+    if not isinstance(held, (dict, list)):
+        raise ValueError(
+            f"`{name}` must be a list of texts or an object of labels and texts, not {shown(held)}"
+        )
     pairs = held.items() if isinstance(held, dict) else zip(_labels(held), held, strict=True)
-    if isinstance(held, (dict, list)):
-        return tuple((label, _text(text, name)) for label, text in pairs)
-    raise ValueError(f"`{name}` must be a list of texts or an object of labels and texts, not {shown(held)}")
+    return tuple((label, _text(text, name)) for label, text in pairs)
 
 
 def _labels(held: Sequence[Any]) -> list[str]:
@@ -285,7 +292,8 @@ def items(row: JSON, columns: Columns) -> Draft:
         if name not in _ITEM_FIELDS:
             near = difflib.get_close_matches(name, _ITEM_FIELDS, n=1, cutoff=0.0)[0]
             raise ValueError(f"{name!r} is no field of an item: did you mean {near!r}?")
-    return Draft((Turn("user", _text(row["question"], "question")),), None, id=_id(row), extra=row)
+    asked = Turn("user", _text(row["question"], "question"))
+    return Draft((asked,), None, id=_id(row), pictures=_pictures(row, "image"), extra=row)
 
 
 # -- which format ------------------------------------------------------------------------------------
@@ -361,10 +369,13 @@ def _optional_text(row: JSON, name: str) -> str:
     return "" if row.get(name) is None else _text(row[name], name)
 
 
-def _listed(pictures: Any) -> tuple[Any, ...]:
-    if pictures is None or pictures == "":
-        return ()
-    return tuple(held for held in pictures if held is not None) if isinstance(pictures, list) else (pictures,)
+def _pictures(row: JSON, name: str) -> tuple[Any, ...]:
+    """The row's pictures: one in `image`, or a list of them under `name`."""
+    found = [row[key] for key in dict.fromkeys((name, "image")) if row.get(key) not in (None, "", [])]
+    if len(found) > 1:
+        raise ValueError(f"has pictures in `image` and in `{name}`: keep one of them")
+    listed = found[0] if found and isinstance(found[0], list) else found
+    return tuple(held for held in listed if held is not None)
 
 
 def _role(role: Any, known: Mapping[str, str]) -> str:

@@ -15,11 +15,12 @@ from modint_guard.config import ImageLimits
 from modint_guard.data.formats import FORMATS, Columns, Draft
 from modint_guard.data.pictures import Picture, picture
 from modint_guard.data.rows import Row, shown
-from modint_guard.item import FAMILIES, LETTERS, RELEVANT, Family, Form, Item, Turn
+from modint_guard.item import FAMILIES, LETTERS, Family, Form, Item, Turn
 from modint_guard.perturb import seeded
 from modint_guard.split import OptionBlock, option_block
 from modint_guard.types import JSON
 
+KNOWN: tuple[Family, ...] = (*FAMILIES, "unknown")
 DONORS = ("agreeing", "contradicting")
 # What a row's `modint` object may say, beside the pictures.
 EXTRA = ("family", "task", "choices", "wrong", "lie", "claim", "context", "source", "held_out_wording")
@@ -75,17 +76,21 @@ def sample(row: Row, number: int, how: Reading) -> Sample:
         draft = FORMATS[how.format](row.values, how.columns)
         draft = replace(draft, id=name if how.number_rows or draft.id is None else draft.id)
         item = _as_it_is(row.values, draft) if how.format == "items" else _item(draft, how)
+        held = _held_pictures(item, draft)
     except ValueError as exc:
         raise row.error(_without_item(str(exc), known), known) from exc
-    places = {"image": next(iter(draft.pictures), None), **{n: draft.extra.get(n) for n in DONORS}}
-    if how.format == "items":
-        places["image"] = row.values.get("image")
-    pictures = {
-        name: picture(value, row, item.id, how.image_root, how.limits)
-        for name, value in places.items()
-        if value is not None
-    }
-    return Sample(row, item, pictures)
+    found = {name: picture(value, row, item.id, how.image_root, how.limits) for name, value in held.items()}
+    return Sample(row, item, found)
+
+
+def _held_pictures(item: Item, draft: Draft) -> dict[str, Any]:
+    """What the row has as pictures, by field of `Item`."""
+    held = {"image": next(iter(draft.pictures), None), **{name: draft.extra.get(name) for name in DONORS}}
+    if held["image"] is None and item.family in ("image-heavy", "vqa"):
+        raise ValueError(
+            f"has no picture, which the family {item.family} needs: add it, or name another family"
+        )
+    return {name: value for name, value in held.items() if value is not None}
 
 
 def _without_item(problem: str, known: str) -> str:
@@ -94,13 +99,20 @@ def _without_item(problem: str, known: str) -> str:
 
 
 def _as_it_is(values: JSON, draft: Draft) -> Item:
-    held = {key: value for key, value in values.items() if key not in ("image", *DONORS)}
+    held = {key: value for key, value in values.items() if key not in ("image", *DONORS)} | {"id": draft.id}
+    for key, value in held.items():
+        kind = {"choices": list, "replies": list, "turns": list, "held_out_wording": bool}.get(key, str)
+        if not isinstance(value, kind) and not (key == "context" and value is None):
+            raise ValueError(f"`{key}` must be {_KIND_NAMES[kind]}, not {shown(value)}")
+    for key in ("choices", "replies"):
+        if not all(isinstance(text, str) for text in held.get(key, ())):
+            raise ValueError(f"`{key}` must be a list of texts, not {shown(held[key])}")
     try:
         turns = tuple(Turn(**turn) for turn in held.get("turns", ()))
-        texts = {key: tuple(held.get(key, ())) for key in ("choices", "replies")}
-        return Item(**{**held, "id": draft.id, **texts, "turns": turns})
     except TypeError as exc:
-        raise ValueError(f"{exc}; write it as `write_items` does") from exc
+        raise ValueError(f"a turn has role, text and has_image, not {shown(held['turns'])}") from exc
+    texts = {key: tuple(held.get(key, ())) for key in ("choices", "replies")}
+    return Item(**{**held, **texts, "turns": turns})
 
 
 def _item(draft: Draft, how: Reading) -> Item:
@@ -146,9 +158,9 @@ def family_named(named: Any, otherwise: Family = "unknown") -> Family:
     if named is None or named == "":
         return otherwise
     plain = str(named).strip().lower().replace("_", "-").replace(" ", "-")
-    for family in RELEVANT:
+    for family in KNOWN:
         if plain == family:
-            return family  # type: ignore[return-value]
+            return family
     raise ValueError(f"unknown family {shown(named)}: name one of {', '.join(FAMILIES)}, or none")
 
 
@@ -160,7 +172,7 @@ def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
             raise ValueError(f"`modint.{key}` is no key of `modint`: did you mean `{near}`?")
         kind = kinds.get(key, str)
         if key not in DONORS and not isinstance(value, kind):
-            raise ValueError(f"`modint.{key}` must be a {_KIND_NAMES[kind]}, not {shown(value)}")
+            raise ValueError(f"`modint.{key}` must be {_KIND_NAMES[kind]}, not {shown(value)}")
     if not all(isinstance(choice, str) and choice.strip() for choice in extra.get("choices", ())):
         raise ValueError("`modint.choices` must be a list of texts")
     if "claim" in extra and extra["claim"].count("{}") != 1:
@@ -168,7 +180,7 @@ def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
     return extra
 
 
-_KIND_NAMES = {list: "list", bool: "true or false", str: "text"}
+_KIND_NAMES = {list: "a list", bool: "true or false", str: "a text"}
 
 
 def _context(draft: Draft, named: str | None) -> tuple[str | None, str]:

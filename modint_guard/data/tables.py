@@ -56,7 +56,8 @@ class TableRows:
         return self.file
 
     def __setstate__(self, file: Path) -> None:
-        self.__init__(file)  # type: ignore[misc]  # a worker process maps the file itself
+        self.file = file
+        self._open()  # a worker process maps the file itself
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -190,7 +191,7 @@ def without_nulls(value: Any) -> Any:
 def saved_splits(folder: Path) -> list[str]:
     """The splits of a `DatasetDict` that `save_to_disk` wrote; none for another folder."""
     listed = folder / "dataset_dict.json"
-    return list(json.loads(listed.read_text("utf-8"))["splits"]) if listed.is_file() else []
+    return [str(split) for split in _held(listed, "splits")] if listed.is_file() else []
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -198,11 +199,21 @@ def saved_files(folder: Path) -> list[Path]:
     state = folder / "state.json"
     if not state.is_file():
         return []
-    held = json.loads(state.read_text("utf-8"))
-    if held.get("_indices_files"):
+    if _held(state, "_indices_files", []):
         raise DataError(
             "this folder holds a selection that only an old version of `datasets` can apply: load it there, "
             "call flatten_indices() and save it again",
             file=str(state),
         )
-    return [folder / entry["filename"] for entry in held["_data_files"]]
+    return [folder / str(entry["filename"]) for entry in _held(state, "_data_files")]
+
+
+def _held(file: Path, key: str, otherwise: Any = None) -> Any:
+    """The list under `key` of a small file that `datasets` wrote."""
+    try:
+        held = json.loads(file.read_text("utf-8")).get(key, otherwise)
+    except (OSError, ValueError, AttributeError):
+        held = None
+    if not isinstance(held, list) or not (held or otherwise is not None):
+        raise DataError(f"has no {key}: save the data set again", file=str(file))
+    return held

@@ -193,8 +193,8 @@ def test_a_path_in_a_table_is_a_file_beside_it(tmp_path: Path) -> None:
 
 def test_columns_without_a_value_are_as_good_as_absent(tmp_path: Path) -> None:
     rows = [
-        asked(1, choices=["Red.", "Blue."], modint={"wrong": "Blue.", "family": "vqa"}),
-        asked(2, choices=None, modint={"wrong": None, "family": "vqa"}),
+        asked(1, choices=["Red.", "Blue."], modint={"wrong": "Blue.", "family": "text-heavy"}),
+        asked(2, choices=None, modint={"wrong": None, "family": "text-heavy"}),
     ]
     first, second = read_data(parquet(tmp_path / "mine.parquet", rows))
     assert (first.wrong, second.wrong, second.form) == ("Blue.", "", "free")
@@ -252,6 +252,22 @@ def test_old_datasets_keep_turns_as_an_object_of_lists(tmp_path: Path) -> None:
 def test_an_object_over_several_lines_is_no_line_of_json(tmp_path: Path) -> None:
     path = lines(tmp_path, json.dumps({"data": [1]}, indent=1), name="mine.json")
     assert "must hold one whole object a line; else write an array" in said(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("state.json", "{", "_indices_files"),
+        ("state.json", "{}", "_data_files"),
+        ("state.json", "[]", "_indices_files"),
+        ("dataset_dict.json", '{"splits": []}', "splits"),
+    ],
+)
+def test_a_saved_folder_with_a_damaged_list_is_refused(
+    tmp_path: Path, name: str, text: str, key: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert f"{name}: has no {key}: save the data set again" in said(tmp_path)
 
 
 def test_an_old_selection_of_datasets_is_refused(tmp_path: Path) -> None:

@@ -257,6 +257,7 @@ def test_options_may_have_labels_of_their_own(tmp_path: Path) -> None:
         "multiple_choices": {"1": "dog", "2": "owl"},
         "multiple_choices_answer": "2",
         "type": "VQA",
+        "image": "red.png",
     }
     item = one(tmp_path, row)
     assert (item.family, item.answer) == ("vqa", "owl")
@@ -334,13 +335,14 @@ def test_a_row_says_what_its_format_has_no_word_for_under_modint(tmp_path: Path)
 
 def test_a_free_answer_may_have_a_lie_too(tmp_path: Path) -> None:
     own = {"family": "image-heavy", "wrong": "a blue bus"}
-    item = one(tmp_path, {"conversations": chat("What is it?", "a red bus"), "modint": own})
+    said = chat("<image>\nWhat is it?", "a red bus")
+    item = one(tmp_path, {"image": "red.png", "conversations": said, "modint": own})
     assert "a blue bus" in (perturb(item, "misleading_description").context or "")
 
 
 def test_the_callers_family_is_for_rows_that_name_none(tmp_path: Path) -> None:
-    named = {"id": 1, "conversations": chat("What?", "Red."), "modint": {"family": "vqa"}}
-    path = written(tmp_path, named, {"id": 2, "conversations": chat("What?", "Red.")})
+    said = {"image": "red.png", "conversations": chat("<image>What?", "Red.")}
+    path = written(tmp_path, {"id": 1, **said, "modint": {"family": "vqa"}}, {"id": 2, **said})
     assert [item.family for item in read_data(path, family="image_heavy")] == ["vqa", "image-heavy"]
 
 
@@ -357,7 +359,14 @@ ROWS: dict[str, JSON] = {
     "openai": {"messages": messages("What?", "Red.")},
     "llama-factory": {"instruction": "What?", "output": "Red."},
     "multiple-choice": {"question": "What?", "answer": "Red."},
-    "items": {"id": "x", "family": "vqa", "task": "", "form": "free", "question": "What?", "answer": "Red."},
+    "items": {
+        "id": "x",
+        "family": "text-heavy",
+        "task": "",
+        "form": "free",
+        "question": "What?",
+        "answer": "Red.",
+    },
 }
 
 
@@ -443,7 +452,7 @@ GOOD = {"id": "good", "image": "red.png", "conversations": chat("<image>\nWhat?"
         ({"modint": {"lie": "It is blue."}}, "does not say which answer it claims"),
         ({"modint": {"claim": "a card"}}, "`modint.claim` must hold one {} for the choice"),
         ({"modint": {"context": "A caption."}}, "`modint.context` does not begin the last user turn"),
-        ({"modint": {"held_out_wording": "no"}}, "`modint.held_out_wording` must be a true or false"),
+        ({"modint": {"held_out_wording": "no"}}, "`modint.held_out_wording` must be true or false"),
         ({"modint": {"agreeing": "none.png"}}, "the picture 'none.png' is not in"),
         ({"image": "none.png"}, "the picture 'none.png' is not in"),
         ({"image": "../" * 3000}, "is not in"),
@@ -468,6 +477,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: JSON, said: 
             {"choices": ["dog", "cat"], "answer": "owl"},
             "the answer 'owl' is not among the choices 'dog', 'cat'",
         ),
+        ({"choices": 5}, "`choices` must be a list of texts or an object"),
         ({"choices": "dog, cat"}, "`choices` must be a list of texts or an object"),
         ({"answer": 3.5}, "`answer` must be a text, not '3.5'"),
         ({"facts": {"dog": "A dog."}}, "the lie 'dog' equals the truth"),
@@ -492,7 +502,12 @@ def test_a_multiple_choice_row_that_cannot_be_used_is_named(tmp_path: Path, chan
             {"messages": messages([{"type": "image", "image": "red.png"}]), "images": ["red.png"]},
             "has pictures both in its messages and in `images`",
         ),
+        (
+            {"messages": messages("<image>?"), "images": ["red.png"], "image": "red.png"},
+            "has pictures in `image` and in `images`: keep one of them",
+        ),
         ({"messages": messages([{"type": "image"}])}, "has 1 <image> in its texts and 0 pictures"),
+        ({"instruction": "What?", "history": "Hi"}, "`history` must be a list"),
         ({"instruction": "What?", "history": ["Hi"]}, "`history` must hold pairs of prompt and answer"),
         ({"conversations": chat("What?"), "images": [3]}, "is no picture"),
     ],
@@ -501,6 +516,55 @@ def test_other_rows_that_cannot_be_used_are_named(tmp_path: Path, row: JSON, sai
     message = refused(written(tmp_path, row))
     assert message.startswith(f"{tmp_path / 'mine.json'}:2: sample 'mine-0': ")
     assert said in message
+
+
+@pytest.mark.parametrize("family", ["image-heavy", "vqa"])
+def test_a_family_that_needs_the_picture_is_refused_without_one(tmp_path: Path, family: str) -> None:
+    path = written(tmp_path, ROWS["sharegpt"])
+    said = refused(path, family=family)
+    assert f"mine.json:2: sample 'mine-0': has no picture, which the family {family} needs" in said
+    assert [item.family for item in read_data(path, family="text-heavy")] == ["text-heavy"]
+
+
+def test_ids_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps([{"id": 1, **ROWS["openai"]}] * 2))
+    assert "its id is that of line 1 of mine.json too" in refused(tmp_path / "mine.json")
+
+
+HELD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+TURN = st.dictionaries(
+    st.sampled_from(["from", "value", "role", "content"]),
+    st.sampled_from(["human", "gpt", "user", "assistant", "<image>What?\nA. a\nB. b", "A"]) | HELD,
+)
+KEYS = (
+    *("id", "image", "images", "conversations", "messages", "system", "instruction", "input", "output"),
+    *("history", "question", "answer", "choices", "multiple_choices", "facts", "type", "modint"),
+    *("family", "task", "form", "wrong", "turns", "replies", "context"),
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60)
+@given(
+    row=st.dictionaries(st.sampled_from(KEYS), HELD, max_size=6),
+    turns=st.lists(TURN, max_size=3),
+    chats=st.booleans(),
+)
+def test_whatever_a_row_holds_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, row: JSON, turns: list[JSON], chats: bool
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "mine.json"
+    held = {**row, "conversations": turns, "messages": turns, "turns": turns} if chats else row
+    path.write_text(json.dumps([held]))
+    try:
+        assert len(list(read_data(path, format=name))) == 1
+    except DataError as error:
+        refusal = str(error)
+        assert refusal.startswith(f"{path}:1: ") and "\n" not in refusal
 
 
 def test_an_id_that_stands_twice_is_refused_unless_rows_are_numbered(tmp_path: Path) -> None:
@@ -592,6 +656,7 @@ def test_the_digest_is_that_of_the_rows(tmp_path: Path) -> None:
 # -- LLaVA JSON as it is written
 
 UNKNOWN: Family = "unknown"
+TEXT_HEAVY: Family = "text-heavy"
 WORDS = st.text("abcXYZ 0123.,?é“\n", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
 IDS = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,8}", fullmatch=True)
 
@@ -603,7 +668,7 @@ def items(draw: st.DrawFn) -> Item:
     labelled = draw(st.booleans())
     image = draw(st.sampled_from([None, RED, GREEN]))
     turns = (Turn("user", draw(WORDS), has_image=image is not None), Turn("assistant", draw(WORDS)))
-    family = draw(st.sampled_from([*FAMILIES, UNKNOWN]))
+    family = draw(st.sampled_from([*FAMILIES, UNKNOWN] if image else [TEXT_HEAVY, UNKNOWN]))
     return Item(
         id=draw(IDS),
         family=family,
