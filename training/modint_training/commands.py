@@ -1,4 +1,4 @@
-"""The options of `modint-guard train` and its sisters; torch is loaded only where it is needed."""
+"""The options of `modint-guard train`, `evaluate` and `results`; torch is loaded only where it is needed."""
 
 from pathlib import Path
 from typing import Annotated, Literal
