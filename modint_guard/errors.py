@@ -65,7 +65,23 @@ class AdapterError(ConfigError):
 
 
 class DataError(ConfigError):
-    """A line of a data set that cannot be read; the message names file, line and remedy."""
+    """A row of a data set that cannot be used; the message names file, line, sample id and remedy.
+
+    The same stands in the attributes, as far as it is known: `file`, `line` (from 1; of Parquet and Arrow
+    files the row, from 1), `sample`, and `problem`, the sentence without them.
+    """
+
+    def __init__(
+        self, problem: str, *, file: str | None = None, line: int | None = None, sample: str | None = None
+    ) -> None:
+        where = f"{file}:{line}: " if line is not None else f"{file}: " if file else ""
+        super().__init__(
+            f"{where}sample {sample!r}: {problem}" if sample is not None else f"{where}{problem}"
+        )
+        self.problem = problem
+        self.file = file
+        self.line = line
+        self.sample = sample
 
 
 class EndpointError(ModintError):

@@ -29,6 +29,22 @@ def decode_data_url(url: str, limits: ImageLimits | None = None) -> Image.Image:
     return _load(_open(_payload(url, limits), limits))
 
 
+def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
+    """The image in a file's bytes, wholly decoded (of a GIF the first frame). Raises ImageError."""
+    limits = limits or ImageLimits()
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(limits)
+    return _load(_open(data, limits))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in red, green and blue, transparency laid on white as vLLM does."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
 def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool = True) -> tuple[int, int]:
     """Size in pixels (width, height) of a usable image; `whole` decodes it too. Raises ImageError."""
     limits = limits or ImageLimits()
@@ -63,11 +79,7 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
     if not kind.startswith("image/"):
         raise ImageError(f"The data URL holds {_shown(kind)}, not an image: send data:image/png;base64,… .")
     if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
-        raise ImageError(
-            f"The image is larger than {limits.max_bytes} bytes: send a smaller one.",
-            code="image_too_large",
-            status=413,
-        )
+        raise _too_many_bytes(limits)
     try:
         return pybase64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as exc:
@@ -100,6 +112,14 @@ def _load(image: Image.Image) -> Image.Image:
     except _NOT_DECODABLE as exc:
         raise ImageError("The image is truncated or damaged: it cannot be decoded to its end.") from exc
     return image
+
+
+def _too_many_bytes(limits: ImageLimits) -> ImageError:
+    return ImageError(
+        f"The image is larger than {limits.max_bytes} bytes: send a smaller one.",
+        code="image_too_large",
+        status=413,
+    )
 
 
 def _too_many_pixels(size: tuple[int, int] | None, limits: ImageLimits) -> ImageError:

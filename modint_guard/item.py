@@ -1,16 +1,26 @@
-"""One labelled example: what training, diagnosis, the demo and the result tables all work on."""
+"""One example, labelled or not: what training, diagnosis, the demo and the result tables all work on."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from PIL import Image
 
-Family = Literal["image-heavy", "text-heavy", "vqa"]
-Form = Literal["word", "letter"]
+Family = Literal["image-heavy", "text-heavy", "vqa", "unknown"]
+Form = Literal["word", "letter", "free"]
 
-FAMILIES: tuple[Family, ...] = ("image-heavy", "text-heavy", "vqa")
-RELEVANT: dict[str, str] = {"image-heavy": "image", "text-heavy": "text", "vqa": "both"}
+FAMILIES: tuple[Family, ...] = ("image-heavy", "text-heavy", "vqa")  # those that say what ought to decide
+RELEVANT: dict[str, str] = {"image-heavy": "image", "text-heavy": "text", "vqa": "both", "unknown": "auto"}
+FORMS: tuple[Form, ...] = ("word", "letter", "free")
 LETTERS = "ABCDEFGH"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn before the question; `has_image` says that the item's picture stands there."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    has_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,10 +28,13 @@ class Item:
     """A question with its picture, its text and its truth.
 
     `family` names the modality that ought to decide (arXiv 2505.19616, section 3): the image, the text, or
-    both. `answer` and `wrong` are members of `choices`; `wrong` is the answer that a lie claims. `claim`
-    turns a choice into a phrase a caption can state ("the digit {}"). `agreeing` and `contradicting` are
-    pictures that show `answer` and `wrong`, where the data set has them. `source` is what intervals are
-    clustered by.
+    both; `unknown` items are never perturbed. `answer` and `wrong` are members of `choices`, or texts of
+    their own where the form is `free`; `wrong` is the answer that a lie claims. Either is empty where nobody
+    knows it: an item without an answer has no label. `claim` turns a choice into a phrase a caption can state
+    ("the digit {}"); `lie` is a text of the data set's own that claims `wrong`. `agreeing` and
+    `contradicting` are pictures that show `answer` and `wrong`, where the data set has them. `replies` are
+    what a model says when it means each choice, where the question lists its options itself. `system` and
+    `turns` came before the question. `source` is what intervals are clustered by.
     """
 
     id: str
@@ -29,9 +42,9 @@ class Item:
     task: str
     form: Form
     question: str
-    choices: tuple[str, ...]
-    answer: str
-    wrong: str
+    choices: tuple[str, ...] = ()
+    answer: str = ""
+    wrong: str = ""
     claim: str = "{}"
     context: str | None = None
     image: Image.Image | None = field(default=None, compare=False)
@@ -40,16 +53,31 @@ class Item:
     held_out_wording: bool = False
     source: str = ""
     perturbation: str = "clean"
+    lie: str = ""
+    replies: tuple[str, ...] = ()
+    system: str = ""
+    turns: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES or self.form not in ("word", "letter"):
+        if self.family not in RELEVANT or self.form not in FORMS:
             raise ValueError(f"item {self.id}: no family {self.family!r} in the form {self.form!r}")
-        if self.form == "letter" and len(self.choices) > len(LETTERS):
+        if (self.form == "free") == bool(self.choices):
+            raise ValueError(f"item {self.id}: the form {self.form!r} does not go with {self.choices}")
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"item {self.id}: a choice stands twice among {self.choices}")
+        if self.replies and len(set(self.replies)) != len(self.choices):
+            raise ValueError(f"item {self.id}: the replies {self.replies} do not tell its choices apart")
+        if self.form == "letter" and not self.replies and len(self.choices) > len(LETTERS):
             raise ValueError(f"item {self.id}: at most {len(LETTERS)} lettered choices, not {self.choices}")
-        if self.answer not in self.choices or self.wrong not in self.choices:
+        if self.choices and not {self.answer, self.wrong} <= {*self.choices, ""}:
             raise ValueError(f"item {self.id}: answer and wrong must be among the choices {self.choices}")
-        if self.answer == self.wrong:
+        if self.answer and self.answer.casefold() == self.wrong.casefold():
             raise ValueError(f"item {self.id}: the lie {self.wrong!r} equals the truth")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the truth is known. Items without a label feed the consistency loss only."""
+        return bool(self.answer)
 
     def replace(self, **changes: Any) -> "Item":
         """The same item with some fields changed."""
@@ -58,7 +86,7 @@ class Item:
 
 def asked(item: Item) -> str:
     """The question as the model reads it: with its lettered options, where the item has that form."""
-    if item.form == "word":
+    if item.form != "letter" or item.replies:
         return item.question
     options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
     return "\n".join((item.question, *options))
@@ -70,10 +98,19 @@ def prompt(item: Item) -> str:
 
 
 def reply_for(item: Item, choice: str) -> str:
-    """What a model answers when it means `choice`: the word itself, or its letter."""
-    return choice if item.form == "word" else LETTERS[item.choices.index(choice)]
+    """What a model answers when it means `choice`: the text itself, its letter, or what the data set says."""
+    if item.replies:
+        return item.replies[item.choices.index(choice)]
+    return LETTERS[item.choices.index(choice)] if item.form == "letter" else choice
 
 
 def is_right(item: Item, text: str) -> bool:
-    """Whether a reply states the truth: exact match of word or letter, blanks and a final full stop aside."""
-    return text.strip().removesuffix(".").strip().casefold() == reply_for(item, item.answer).casefold()
+    """Whether a reply states the truth: exact match of word or letter, blanks and a final full stop aside.
+
+    Never so for an item without a label: leave such items out of accuracies.
+    """
+    return item.labelled and _bare(text) == _bare(reply_for(item, item.answer))
+
+
+def _bare(text: str) -> str:
+    return text.strip().removesuffix(".").strip().casefold()

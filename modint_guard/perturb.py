@@ -55,12 +55,14 @@ OCR_ALPHABET = "abcdefghijklmnopqrstuvwxyz.,:;|/-_ "
 @dataclass(frozen=True)
 class Perturbation:
     """A named change of one modality. `trained` kinds may be trained on, `held_out` kinds never, `control`
-    kinds are harmless twins that show what the change of input alone does."""
+    kinds are harmless twins that show what the change of input alone does. `needs` names what an item must
+    have for it, beside its family."""
 
     name: str
     modality: Modality
     role: Role
     apply: Callable[[Item, random.Random], Item]
+    needs: Literal["", "answer", "wrong", "agreeing", "contradicting"] = ""
 
 
 def seeded(*parts: object) -> random.Random:
@@ -72,20 +74,34 @@ def seeded(*parts: object) -> random.Random:
 def perturb(item: Item, name: str, *, seed: int = 0) -> Item:
     """Apply the registered perturbation `name` to `item`, seeded by (seed, name, item id).
 
-    Raises KeyError for an unknown name and ValueError where the perturbation does not fit the item's family.
+    Raises KeyError for an unknown name and ValueError where the perturbation does not fit the item's family
+    or what it needs is not there.
     """
     kind = REGISTRY[name]
     if kind not in applicable(item.family):
         raise ValueError(
-            f"{name} changes the {kind.modality}, which an item of the family {item.family} needs"
+            f"{name} changes the {kind.modality}, which an item of the family {item.family} "
+            + ("may need: name its family" if item.family == "unknown" else "needs")
         )
+    if kind not in fitting(item):
+        raise ValueError(f"item {item.id} has no {_NEEDED[kind.needs].format(item)}")
     return kind.apply(item, seeded(seed, name, item.id)).replace(perturbation=name)
 
 
 def applicable(family: str) -> tuple[Perturbation, ...]:
-    """The perturbations of the modality that an item of this family does not need; none for `vqa`."""
+    """The perturbations of the modality that an item of this family does not need; none for `vqa`, and none
+    where the family is not known."""
     changed = {"image-heavy": "text", "text-heavy": "image"}.get(family)
     return tuple(kind for kind in REGISTRY.values() if kind.modality == changed)
+
+
+def fitting(item: Item) -> tuple[Perturbation, ...]:
+    """The applicable perturbations for which the item has what they need: a planted lie, a donor picture."""
+    return tuple(
+        kind
+        for kind in applicable(item.family)
+        if not kind.needs or getattr(item, kind.needs) not in (None, "")
+    )
 
 
 def claim(item: Item, choice: str, template: str) -> str:
@@ -113,8 +129,8 @@ def _claims(item: Item) -> tuple[str, ...]:
 
 
 def misleading_description(item: Item, rng: random.Random) -> str:
-    """A caption that claims the planted wrong choice."""
-    return claim(item, item.wrong, rng.choice(_claims(item)))
+    """A caption that claims the planted wrong choice: the data set's own, where it brings one."""
+    return item.lie or claim(item, item.wrong, rng.choice(_claims(item)))
 
 
 def true_description(item: Item, rng: random.Random) -> str:
@@ -182,34 +198,41 @@ def irrelevant_image(size: tuple[int, int], rng: random.Random) -> Image.Image:
     return picture
 
 
-def _contradicting(item: Item, rng: random.Random) -> Item:
-    if item.contradicting is None:
-        raise ValueError(f"item {item.id} has no picture that shows its wrong choice {item.wrong!r}")
-    return item.replace(image=item.contradicting)
-
-
-def _agreeing(item: Item, rng: random.Random) -> Item:
-    if item.agreeing is None:
-        raise ValueError(f"item {item.id} has no picture that shows its answer {item.answer!r}")
-    return item.replace(image=item.agreeing)
-
+_NEEDED = {
+    "answer": "answer that a caption could state",
+    "wrong": "planted wrong answer that a lie could claim",
+    "agreeing": "picture that shows its answer {0.answer!r}",
+    "contradicting": "picture that shows its wrong choice {0.wrong!r}",
+}
 
 REGISTRY: dict[str, Perturbation] = {
     kind.name: kind
     for kind in (
-        Perturbation("misleading_description", "text", "trained", _say(misleading_description)),
+        Perturbation("misleading_description", "text", "trained", _say(misleading_description), "wrong"),
         Perturbation("unrelated_facts", "text", "trained", _say(unrelated_facts)),
         Perturbation("ocr_noise", "text", "held_out", _say(ocr_noise)),
         Perturbation("neutral_text", "text", "control", _say(neutral_text)),
-        Perturbation("true_description", "text", "control", _say(true_description)),
-        Perturbation("contradicting_image", "image", "trained", _contradicting),
+        Perturbation("true_description", "text", "control", _say(true_description), "answer"),
+        Perturbation(
+            "contradicting_image",
+            "image",
+            "trained",
+            lambda item, rng: item.replace(image=item.contradicting),
+            "contradicting",
+        ),
         Perturbation("noise", "image", "trained", _show(noise)),
         Perturbation("black", "image", "trained", _show(plain(0))),
         Perturbation("irrelevant_image", "image", "held_out", _show(irrelevant_image)),
         Perturbation("white", "image", "held_out", _show(plain(255))),
         Perturbation("screenshot", "image", "held_out", _show(screenshot)),
         Perturbation("grey", "image", "control", _show(plain(128))),
-        Perturbation("agreeing_image", "image", "control", _agreeing),
+        Perturbation(
+            "agreeing_image",
+            "image",
+            "control",
+            lambda item, rng: item.replace(image=item.agreeing),
+            "agreeing",
+        ),
         Perturbation("no_image", "image", "control", lambda item, rng: item.replace(image=None)),
     )
 }

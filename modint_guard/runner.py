@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from modint_guard.images import png_data_url
-from modint_guard.item import RELEVANT, Item, is_right, prompt
+from modint_guard.item import RELEVANT, Item, Turn, is_right, prompt
 from modint_guard.types import JSON, Complete
+
+FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes at most 8
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,38 @@ def request_for(item: Item, model: str, *, one_string: bool = False, **fields: A
 
     Context and question are two text parts, or one string; `modint.relevant` names what ought to decide.
     """
+    return {
+        "model": model,
+        "messages": _messages(item, one_string=one_string),
+        "temperature": 0,
+        "max_tokens": FREE_TOKENS if item.form == "free" else 8,
+        "modint": {"relevant": RELEVANT[item.family]},
+        **fields,
+    }
+
+
+def _messages(item: Item, *, one_string: bool) -> list[JSON]:
+    """System text, earlier turns and the question; the picture stands before the text of its turn."""
     text = (
         [prompt(item)]
         if one_string or not item.context
         else [item.context, prompt(item.replace(context=None))]
     )
-    content: list[JSON] = [{"type": "text", "text": part} for part in text]
-    if item.image is not None:
+    shown = not any(turn.has_image for turn in item.turns)
+    system: list[JSON] = [{"role": "system", "content": item.system}] if item.system else []
+    before = [{"role": turn.role, "content": _before(item, turn)} for turn in item.turns]
+    return [*system, *before, {"role": "user", "content": _content(item, text, shown=shown)}]
+
+
+def _before(item: Item, turn: Turn) -> str | list[JSON]:
+    return _content(item, [turn.text], shown=turn.has_image) if turn.role == "user" else turn.text
+
+
+def _content(item: Item, texts: Sequence[str], *, shown: bool) -> list[JSON]:
+    content: list[JSON] = [{"type": "text", "text": text} for text in texts]
+    if shown and item.image is not None:
         content.insert(0, {"type": "image_url", "image_url": {"url": png_data_url(item.image)}})
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": 8,
-        "modint": {"relevant": RELEVANT[item.family]},
-        **fields,
-    }
+    return content
 
 
 async def run(

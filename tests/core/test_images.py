@@ -10,7 +10,15 @@ from PIL import Image
 
 from modint_guard.config import ImageLimits
 from modint_guard.errors import ImageError
-from modint_guard.images import NEUTRAL_GREY, check_data_url, decode_data_url, neutral_image, png_data_url
+from modint_guard.images import (
+    NEUTRAL_GREY,
+    as_rgb,
+    check_data_url,
+    decode,
+    decode_data_url,
+    neutral_image,
+    png_data_url,
+)
 
 
 def encoded(kind: str, size: tuple[int, int] = (31, 17), frames: int = 1) -> bytes:
@@ -114,3 +122,19 @@ def test_the_neutral_image_is_plain_mean_grey_and_the_same_for_a_size(width: int
 def test_png_keeps_every_pixel() -> None:
     picture = Image.effect_noise((9, 9), 50).convert("RGB")
     assert decode_data_url(png_data_url(picture)).tobytes() == picture.tobytes()
+
+
+def test_bytes_are_decoded_within_the_same_limits() -> None:
+    data = encoded("PNG")
+    assert decode(data).size == (31, 17)
+    with pytest.raises(ImageError, match=f"larger than {len(data) - 1} bytes"):
+        decode(data, ImageLimits(max_bytes=len(data) - 1))
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode(data[:-40])
+
+
+def test_what_is_transparent_is_white() -> None:
+    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (10, 20, 30, 255))
+    assert list(as_rgb(picture).tobytes()) == [255, 255, 255, 10, 20, 30]
+    assert as_rgb(Image.new("L", (1, 1), 7)).tobytes() == b"\x07\x07\x07"

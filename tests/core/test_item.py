@@ -83,3 +83,41 @@ def test_more_choices_than_letters_are_refused_in_the_lettered_form() -> None:
     DIGIT.replace(choices=nine)
     with pytest.raises(ValueError, match="at most 8 lettered choices"):
         DIGIT.replace(choices=nine, form="letter")
+
+
+def test_an_item_without_a_label_is_never_right() -> None:
+    unlabelled = DIGIT.replace(answer="", wrong="")
+    assert not unlabelled.labelled and DIGIT.labelled
+    assert not any(is_right(unlabelled, text) for text in ("", ".", "3"))
+
+
+def test_a_free_answer_is_right_when_it_says_the_same_words() -> None:
+    free = DIGIT.replace(form="free", choices=(), answer="A red bus.", wrong="")
+    assert is_right(free, "a red bus") and is_right(free, " A red bus. ")
+    assert not is_right(free, "a blue bus")
+    assert reply_for(free, free.answer) == "A red bus."
+
+
+def test_a_question_that_lists_its_options_is_asked_as_it_is() -> None:
+    written = LETTERED.replace(
+        question="Which?\n(a) 5\n(b) 3", choices=("5", "3"), answer="3", wrong="5", replies=("(a)", "(b)")
+    )
+    assert asked(written) == "Which?\n(a) 5\n(b) 3"
+    assert reply_for(written, "3") == "(b)" and is_right(written, "(b)")
+    assert not is_right(written, "B")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"form": "free"}, "does not go with"),
+        ({"choices": ()}, "does not go with"),
+        ({"choices": ("3", "7", "3")}, "a choice stands twice"),
+        ({"replies": ("A", "A")}, "do not tell its choices apart"),
+        ({"replies": ("A",)}, "do not tell its choices apart"),
+        ({"form": "free", "choices": (), "answer": "Red", "wrong": "red"}, "equals the truth"),
+    ],
+)
+def test_what_an_item_cannot_be(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DIGIT.replace(**changes)

@@ -17,6 +17,7 @@ from modint_guard.perturb import (
     REGISTRY,
     Perturbation,
     applicable,
+    fitting,
     perturb,
     seeded,
 )
@@ -215,3 +216,37 @@ def test_the_donor_pictures_are_shown_as_they_are() -> None:
 def test_a_donor_picture_that_is_missing_is_named(name: str, missing: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"item sum-0 has no picture that shows its {said}"):
         perturb(SUM.replace(**{missing: None}), name)
+
+
+def test_items_of_unknown_family_are_never_perturbed() -> None:
+    unknown = DIGIT.replace(family="unknown")
+    assert applicable("unknown") == fitting(unknown) == ()
+    with pytest.raises(ValueError, match="item of the family unknown may need: name its family"):
+        perturb(unknown, "ocr_noise")
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        ({}, set()),
+        ({"wrong": ""}, {"misleading_description"}),
+        ({"wrong": "", "answer": ""}, {"misleading_description", "true_description"}),
+    ],
+)
+def test_a_kind_fits_an_item_that_has_what_it_needs(changes: dict[str, str], without: set[str]) -> None:
+    item = DIGIT.replace(**changes)
+    assert {kind.name for kind in fitting(item)} == {kind.name for kind in TEXT} - without
+    for name in without:
+        with pytest.raises(ValueError, match=r"item digit-0 has no .* that a (lie|caption) could"):
+            perturb(item, name)
+
+
+def test_pictures_that_show_an_answer_fit_where_the_item_has_them() -> None:
+    bare = SUM.replace(agreeing=None, contradicting=None)
+    missing = {kind.name for kind in fitting(SUM)} - {kind.name for kind in fitting(bare)}
+    assert missing == {"agreeing_image", "contradicting_image"}
+
+
+def test_a_data_sets_own_lie_is_told_as_it_stands() -> None:
+    item = DIGIT.replace(lie="The picture seems to describe a 7. Sevens are odd.")
+    assert perturb(item, "misleading_description").context == item.lie

@@ -10,9 +10,9 @@ from PIL import Image
 from modint_guard.errors import EndpointError
 from modint_guard.guard import Guard
 from modint_guard.images import png_data_url
-from modint_guard.item import Item
+from modint_guard.item import Item, Turn
 from modint_guard.perturb import perturb
-from modint_guard.runner import Row, request_for, row_of, run
+from modint_guard.runner import FREE_TOKENS, Row, request_for, row_of, run
 from modint_guard.types import JSON
 from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM
 
@@ -51,6 +51,24 @@ def test_context_and_question_can_be_one_string() -> None:
 def test_a_request_without_picture_or_context_is_the_question() -> None:
     content = request_for(SUM, "base")["messages"][0]["content"]
     assert content == [{"type": "text", "text": "What is 1 plus 2?"}]
+
+
+def test_earlier_turns_and_system_text_go_before_the_question_with_the_picture_in_its_turn() -> None:
+    turns = (Turn("user", "Look.", has_image=True), Turn("assistant", "Yes?"))
+    asked = request_for(DIGIT.replace(turns=turns, system="Be brief."), "base")
+    picture = {"type": "image_url", "image_url": {"url": png_data_url(RED)}}
+    assert asked["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [picture, {"type": "text", "text": "Look."}]},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": [{"type": "text", "text": "What digit is shown?"}]},
+    ]
+
+
+def test_a_free_answer_has_room_and_an_unknown_family_is_left_to_the_rules() -> None:
+    free = SUM.replace(form="free", choices=(), answer="three", wrong="", family="unknown")
+    asked = request_for(free, "base")
+    assert (asked["max_tokens"], asked["modint"]) == (FREE_TOKENS, {"relevant": "auto"})
 
 
 @pytest.mark.parametrize(("item", "relevant"), [(DIGIT, "image"), (SUM, "text"), (BOTH, "both")])

@@ -44,6 +44,35 @@ def evaluate(
         typer.echo(f"{cell:36} {seen:17} {row['task']:16} {row['form']:7} {row['accuracy']:.3f}")
 
 
+def export_tinyworld(
+    output: Annotated[Path, typer.Option(help="The folder to write: data.json and images/.")],
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of the suite.")] = "train",
+    family: Annotated[
+        Literal["all", "image-heavy", "text-heavy", "vqa"], typer.Option(help="Of the items.")
+    ] = "all",
+    count: Annotated[int, typer.Option(min=1, help="Items of each family.")] = 400,
+    seed: Seed = 0,
+    held_out_wordings: Annotated[
+        bool, typer.Option("--held-out-wordings", help="Ask in words that no recipe trains on.")
+    ] = False,
+) -> None:
+    """Write TinyWorld items in LLaVA's format, as data of your own to look at or to train on."""
+    from modint_guard.data import write_llava
+    from modint_guard.errors import ConfigError
+    from modint_guard.item import FAMILIES
+    from modint_training.tinyworld import suite
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} is there and not an empty folder: name another with --output")
+    families = [name for name in FAMILIES if family in ("all", name)]
+    made = [
+        item
+        for name in families
+        for item in suite.items(name, split, count, seed=seed, held_out=held_out_wordings)
+    ]
+    typer.echo(f"wrote {len(made)} items to {write_llava(made, output)}")
+
+
 @results.command()
 def tinyworld(
     output: Output = Path("docs/results/tinyworld.json"),

@@ -1,0 +1,394 @@
+"""The formats of rows: which one a file has, and each one's way from a row to a `Draft`.
+
+A format is a function of one row. What all of them leave open (options, the planted lie, pictures) is the
+same for every format and stands in `modint_guard.data.samples`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+from modint_guard.data.rows import shown
+from modint_guard.item import Item, Turn
+from modint_guard.types import JSON
+
+MARK = "<image>"
+_MARK = re.compile(r"^<image>\n?|\n?<image>$|<image>")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One row in words that all formats share.
+
+    `turns` end with the question; `reply` is what the model is to say, None without a label. `pictures` are
+    as the row has them. `choices` are (label, text), None where the row lists none of its own. `lies` are
+    texts by the wrong choice that they claim. `extra` is the row's `modint` object.
+    """
+
+    turns: tuple[Turn, ...]
+    reply: str | None
+    id: str | None = None
+    system: str = ""
+    pictures: tuple[Any, ...] = ()
+    context: str | None = None
+    choices: tuple[tuple[str, str], ...] | None = None
+    lettered: bool = False  # the choices are to be listed below the question
+    lies: Mapping[str, str] = field(default_factory=dict)
+    family: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what in LLaMA-Factory's terms (`columns` and `tags` of its dataset_info.json)."""
+
+    prompt: str = "instruction"
+    query: str = "input"
+    response: str = "output"
+    history: str = "history"
+    messages: str = "conversations"
+    system: str = "system"
+    images: str = "images"
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str = "human"
+    assistant_tag: str = "gpt"
+    system_tag: str = "system"
+    formatting: str = "alpaca"
+
+    def changed(self, names: Mapping[str, str]) -> Columns:
+        """With some names replaced. Raises ValueError for a key that does not exist."""
+        known = [held.name for held in fields(self)]
+        for key in names:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"no column {key!r}: did you mean {near!r}? Known: {', '.join(known)}")
+        return replace(self, **names)
+
+
+# -- chats: LLaVA, ShareGPT, OpenAI messages ---------------------------------------------------------
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+
+
+class _Said(NamedTuple):
+    """One turn as it stands in a row; `context` begins the text where the row tells it from the question."""
+
+    role: str
+    text: str
+    context: str = ""
+
+
+def llava(row: JSON, columns: Columns) -> Draft:
+    """{"id", "image", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", …}]}."""
+    if row.get("images") is not None:
+        raise ValueError("has `images`, which ShareGPT rows have: give --format sharegpt")
+    return _conversation(row, columns)
+
+
+def sharegpt(row: JSON, columns: Columns) -> Draft:
+    """{"conversations": [{"from", "value"}, …], "images": […], "system": "…"}."""
+    if row.get("image") is not None:
+        raise ValueError("has `image`, which LLaVA rows have: give --format llava")
+    return _conversation(row, columns)
+
+
+def _conversation(row: JSON, columns: Columns) -> Draft:
+    tags = {columns.user_tag: "user", columns.assistant_tag: "assistant", columns.system_tag: "system"}
+    role, content = columns.role_tag, columns.content_tag
+    turns = [
+        _Said(_role(turn.get(role), tags), _text(turn.get(content), content))
+        for turn in _turns(row.get(columns.messages), columns.messages)
+    ]
+    return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
+
+
+def openai(row: JSON, columns: Columns) -> Draft:
+    """{"messages": [{"role": "user", "content": "…" or parts}, …]}, pictures as parts or in `images`."""
+    turns: list[_Said] = []
+    inline: list[Any] = []
+    for message in _turns(row.get("messages"), "messages"):
+        if message.get("tool_calls"):
+            raise ValueError("calls tools, which are not read: leave such rows out")
+        texts, shown_here = _parts(message.get("content"))
+        inline += [held for held in shown_here if held is not None]
+        marked = any(MARK in text for text in texts)
+        marks = "" if marked else f"{MARK}\n" * len(shown_here)
+        context = "\n".join(texts[:-1])
+        turns.append(_Said(_role(message.get("role"), _ROLES), marks + "\n".join(texts), context))
+    listed = _pictures(row, "images")
+    if inline and listed:
+        raise ValueError("has pictures both in its messages and in `images`: keep one of them")
+    return _chat(row, turns, tuple(inline) or listed, _optional_text(row, "system"))
+
+
+def _parts(content: Any) -> tuple[list[str], list[Any]]:
+    """The texts and pictures of one message; None stands for a picture that `images` holds."""
+    if isinstance(content, str):
+        return [content], []
+    if not isinstance(content, list):
+        raise ValueError(f"`content` must be text or a list of parts, not {shown(content)}")
+    texts, pictures = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            texts.append(_text(part.get("text"), "text"))
+        elif kind in ("image", "image_url"):
+            held = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key)), None)
+            pictures.append(held)
+        else:
+            raise ValueError(f"content parts are text, image_url or image, not {shown(kind)}")
+    return texts or [""], pictures
+
+
+def _chat(row: JSON, turns: Sequence[_Said], pictures: tuple[Any, ...], system: str) -> Draft:
+    """System text first, then user and assistant in turn; the last user turn asks, what follows answers."""
+    turns = list(turns)
+    if turns and turns[0].role == "system":
+        system = turns.pop(0).text
+    for number, turn in enumerate(turns):
+        if turn.role != ("user", "assistant")[number % 2]:
+            raise ValueError(
+                f"turn {number + 1} is the {turn.role}'s: user and assistant must take turns, a user first"
+            )
+    reply = turns.pop().text if turns and turns[-1].role == "assistant" else None
+    if not turns:
+        raise ValueError("has no user turn: there is nothing to ask")
+    context = _MARK.sub("", turns[-1].context)
+    draft = Draft(
+        turns=tuple(Turn("user" if turn.role == "user" else "assistant", turn.text) for turn in turns),
+        reply=reply,
+        id=_id(row),
+        system=system,
+        context=context if context.strip() else None,
+        extra=_extra(row),
+    )
+    return _with_pictures(draft, pictures)
+
+
+def _with_pictures(draft: Draft, pictures: tuple[Any, ...]) -> Draft:
+    """Takes the `<image>` marks out of the texts and notes where they stood. One picture a row."""
+    marks = [turn.text.count(MARK) for turn in draft.turns]
+    said = (draft.reply or "", draft.system, *(t.text for t in draft.turns if t.role == "assistant"))
+    if any(MARK in text for text in said):
+        raise ValueError(f"an answer or system text holds {MARK}, which means a picture: take it out")
+    if len(pictures) > 1:
+        raise ValueError(f"has {len(pictures)} pictures: one a row is read; leave such rows out")
+    if sum(marks) != len(pictures) and not (pictures and not any(marks)):
+        raise ValueError(f"has {sum(marks)} {MARK} in its texts and {len(pictures)} pictures: mend either")
+    first = next((number for number, count in enumerate(marks) if count), 0)
+    turns = tuple(
+        replace(turn, text=_MARK.sub("", turn.text), has_image=bool(pictures) and number == first)
+        for number, turn in enumerate(draft.turns)
+    )
+    return replace(draft, turns=turns, pictures=pictures)
+
+
+# -- columns: LLaMA-Factory, multiple choice, items --------------------------------------------------
+
+
+def llama_factory(row: JSON, columns: Columns) -> Draft:
+    """{"instruction", "input", "output", "system", "history": [[asked, answered], …], "images": […]}."""
+    if columns.formatting == "sharegpt":
+        return _conversation(row, columns)
+    asked = _text(row.get(columns.prompt), columns.prompt)
+    query = _optional_text(row, columns.query)
+    turns = [
+        _Said(role, _text(text, columns.history))
+        for pair in _list(row.get(columns.history), columns.history)
+        for role, text in zip(("user", "assistant"), _pair(pair, columns.history), strict=True)
+    ]
+    turns.append(_Said("user", f"{asked}\n{query}" if query else asked))
+    if reply := _optional_text(row, columns.response):
+        turns.append(_Said("assistant", reply))
+    return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"`{name}` must be a list, not {shown(value)}")
+    return value or []
+
+
+def _pair(pair: Any, name: str) -> Sequence[Any]:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise ValueError(f"`{name}` must hold pairs of prompt and answer, not {shown(pair)}")
+    return pair
+
+
+def multiple_choice(row: JSON, columns: Columns) -> Draft:
+    """The paper's rows: {"id", "type", "image", "question", "answer", "facts"}, options in the question or in
+    `multiple_choices` / `choices` / `options`; `answer` is a label, a choice, or with a list its index."""
+    choices = _own_choices(row)
+    turns = [_Said("user", _text(row.get("question"), "question"))]
+    if reply := _own_answer(row, choices):
+        turns.append(_Said("assistant", reply))
+    draft = _chat(row, turns, _pictures(row, "images"), _optional_text(row, "system"))
+    return replace(
+        draft,
+        choices=choices,
+        lettered=choices is not None,
+        lies=_lies(row.get("facts")),
+        family=row.get("type"),
+    )
+
+
+def _own_answer(row: JSON, choices: tuple[tuple[str, str], ...] | None) -> str:
+    answer = row.get("multiple_choices_answer") if row.get("answer") is None else row["answer"]
+    if isinstance(answer, int) and not isinstance(answer, bool) and choices:
+        if not 0 <= answer < len(choices):
+            raise ValueError(f"`answer` is {answer}, and the choices are numbered 0 to {len(choices) - 1}")
+        return choices[answer][0]
+    return "" if answer is None else _text(answer, "answer")
+
+
+def _own_choices(row: JSON) -> tuple[tuple[str, str], ...] | None:
+    name = next((n for n in ("multiple_choices", "choices", "options") if row.get(n)), None)
+    if name is None:
+        return None
+    held = row[name]
+    if not isinstance(held, (dict, list)):
+        raise ValueError(
+            f"`{name}` must be a list of texts or an object of labels and texts, not {shown(held)}"
+        )
+    pairs = held.items() if isinstance(held, dict) else zip(_labels(held), held, strict=True)
+    return tuple((label, _text(text, name)) for label, text in pairs)
+
+
+def _labels(held: Sequence[Any]) -> list[str]:
+    return [chr(ord("A") + n) if len(held) <= 26 else str(n + 1) for n in range(len(held))]
+
+
+def _lies(facts: Any) -> dict[str, str]:
+    """Text by the wrong choice that it claims; without texts the lie is made from a template."""
+    if facts is None or facts == []:
+        return {}
+    if not isinstance(facts, dict):
+        raise ValueError(f"`facts` must be an object of wrong choices and texts, not {shown(facts)}")
+    return {choice: _text(text, "facts") for choice, text in facts.items() if text is not None}
+
+
+_ITEM_FIELDS = tuple(held.name for held in fields(Item))
+_ITEM_NEEDS = ("id", "family", "task", "form", "question")
+
+
+def items(row: JSON, columns: Columns) -> Draft:
+    """Our own rows, the fields of `Item` one by one; `modint_guard.data.samples` takes them as they are."""
+    for name in _ITEM_NEEDS:
+        if name not in row:
+            raise ValueError(f"has no {name!r}: an item needs {', '.join(_ITEM_NEEDS)}")
+    for name in row:
+        if name not in _ITEM_FIELDS:
+            near = difflib.get_close_matches(name, _ITEM_FIELDS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{name!r} is no field of an item: did you mean {near!r}?")
+    asked = Turn("user", _text(row["question"], "question"))
+    return Draft((asked,), None, id=_id(row), pictures=_pictures(row, "image"), extra=row)
+
+
+# -- which format ------------------------------------------------------------------------------------
+
+Format = Callable[[JSON, Columns], Draft]
+
+FORMATS: dict[str, Format] = {
+    "llava": llava,
+    "sharegpt": sharegpt,
+    "openai": openai,
+    "llama-factory": llama_factory,
+    "multiple-choice": multiple_choice,
+    "items": items,
+}
+_SIGNS: dict[str, Callable[[set[str]], bool]] = {
+    "llava": lambda keys: {"conversations", "image"} <= keys,
+    "sharegpt": lambda keys: "conversations" in keys and ("images" in keys or "image" not in keys),
+    "openai": lambda keys: "messages" in keys,
+    "llama-factory": lambda keys: "instruction" in keys,
+    "multiple-choice": lambda keys: "question" in keys and "form" not in keys,
+    "items": lambda keys: set(_ITEM_NEEDS) <= keys,
+}
+
+
+def detect(rows: Iterable[JSON]) -> str:
+    """The one format that rows with these keys have. Raises ValueError where it is none or several."""
+    keys = {name for row in rows for name, value in row.items() if value is not None}
+    fitting = [name for name, sign in _SIGNS.items() if sign(keys)]
+    if len(fitting) == 1:
+        return fitting[0]
+    seen = ", ".join(sorted(keys)[:20]) or "none"
+    if fitting:
+        raise ValueError(
+            f"fits {len(fitting)} formats, {' and '.join(fitting)}: its rows have the keys {seen}; "
+            f"say which with --format"
+        )
+    raise ValueError(
+        f"fits no format: its rows have the keys {seen}; rename them, map them with --column, or say the "
+        f"format with --format ({', '.join(FORMATS)})"
+    )
+
+
+# -- values ------------------------------------------------------------------------------------------
+
+
+def _id(row: JSON) -> str | None:
+    value = row.get("id")
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"`id` must be a text or a number, not {shown(value)}")
+    return str(value)
+
+
+def _extra(row: JSON) -> JSON:
+    value = row.get("modint")
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`modint` must be an object, not {shown(value)}")
+    return {key: held for key, held in (value or {}).items() if held is not None}
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` must be a text, {_but_is(value)}")
+    return value
+
+
+def _but_is(value: Any) -> str:
+    return "and is missing" if value is None else f"not {shown(value)}"
+
+
+def _optional_text(row: JSON, name: str) -> str:
+    return "" if row.get(name) is None else _text(row[name], name)
+
+
+def _pictures(row: JSON, name: str) -> tuple[Any, ...]:
+    """The row's pictures: one in `image`, or a list of them under `name`."""
+    found = [row[key] for key in dict.fromkeys((name, "image")) if row.get(key) not in (None, "", [])]
+    if len(found) > 1:
+        raise ValueError(f"has pictures in `image` and in `{name}`: keep one of them")
+    listed = found[0] if found and isinstance(found[0], list) else found
+    return tuple(held for held in listed if held is not None)
+
+
+def _role(role: Any, known: Mapping[str, str]) -> str:
+    found = known.get(role) or _ROLES.get(role) if isinstance(role, str) else None
+    if found is None:
+        raise ValueError(f"the role {shown(role)} is not read: a row has user, assistant and system turns")
+    return found
+
+
+def _turns(held: Any, name: str) -> list[JSON]:
+    """A list of turns; old `datasets` keep one as an object of equally long lists."""
+    if isinstance(held, dict) and held and all(isinstance(part, list) for part in held.values()):
+        held = [dict(zip(held, parts, strict=False)) for parts in zip(*held.values(), strict=False)]
+    if not isinstance(held, list) or not all(isinstance(turn, dict) for turn in held):
+        raise ValueError(f"`{name}` must be a list of turns, {_but_is(held)}")
+    return held

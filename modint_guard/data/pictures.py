@@ -1,0 +1,79 @@
+"""Pictures of a data set: a path, a data URL or bytes in a table, decoded only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from modint_guard import images
+from modint_guard.config import ImageLimits
+from modint_guard.data.rows import Row, shown
+from modint_guard.data.tables import Held
+from modint_guard.errors import DataError, ImageError
+
+_SCHEMES = ("http:", "https:", "ftp:", "s3:", "gs:", "hf:", "file:")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a picture is; nothing of it is in memory before `load`."""
+
+    name: str
+    decode: Callable[[], Image.Image] = field(repr=False)
+    refuse: Callable[[str], DataError] = field(repr=False)
+
+    def load(self) -> Image.Image:
+        """The picture in red, green and blue. Raises DataError with the row's file, line and sample id."""
+        try:
+            return images.as_rgb(self.decode())
+        except (ImageError, OSError) as exc:
+            said = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise self.refuse(f"the picture {self.name} cannot be used: {said}") from exc
+
+
+def picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) -> Picture:
+    """What a row says of a picture: a path below `root` or an absolute one, a data URL, bytes in a table, or
+    an object with `bytes`, `path` or `url`. Raises DataError for a remote address and a missing file."""
+
+    def refuse(problem: str) -> DataError:
+        return row.error(problem, sample)
+
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), value)
+    if isinstance(value, Held):
+        return Picture(value.name, lambda: images.decode(value.read(), limits), refuse)
+    if isinstance(value, bytes):
+        return Picture("in the row", lambda: images.decode(value, limits), refuse)
+    if not isinstance(value, str) or not value:
+        raise refuse(f"{shown(value)} is no picture: give a path, a data URL or bytes")
+    if value[:5].lower() == "data:":
+        return Picture("in the row", lambda: images.decode_data_url(value, limits), refuse)
+    if value.lower().startswith(_SCHEMES):
+        raise refuse(f"{shown(value)} is an address, and nothing is fetched: give the path of a local copy")
+    return _of_file(value, root, limits, refuse)
+
+
+def _of_file(name: str, root: Path, limits: ImageLimits, refuse: Callable[[str], DataError]) -> Picture:
+    path = root / name
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise refuse(
+            f"the picture {_end_of(name)} is not in {root}: put it there, or name its folder (--image-root)"
+        )
+    return Picture(_end_of(name), lambda: _decode_file(path, limits), refuse)
+
+
+def _end_of(name: str) -> str:
+    return repr(name if len(name) <= 80 else "…" + name[-80:])
+
+
+def _decode_file(path: Path, limits: ImageLimits) -> Image.Image:
+    with path.open("rb") as opened:
+        return images.decode(opened.read(limits.max_bytes + 1), limits)
