@@ -129,6 +129,7 @@ def _told(clean: Item, rng: random.Random, mixture: Mixture) -> Item:
     told = clean.replace(context=claim(clean, clean.answer, rng.choice(CLAIMS)))
     if clean.image and mixture.caption_poor and rng.random() < mixture.caption_poor:
         another = TASKS[clean.task].make(rng, "train").image
+        assert another is not None  # every image-heavy sub-task draws one
         return told.replace(image=draw.poor(clean.image, another, rng))
     return told
 
