@@ -1,6 +1,6 @@
 """Data sets: readers of every format, what is wrong with one, and writers. Nothing here needs torch."""
 
-from modint_guard.data.dataset import ITEMS, DataSet, fits, problems, read_data, read_items
+from modint_guard.data.dataset import ITEMS, DataSet, check_length, problems, read_data, read_items
 from modint_guard.data.formats import FORMATS, Columns
 from modint_guard.data.pictures import Picture
 from modint_guard.data.samples import Sample
@@ -13,7 +13,7 @@ __all__ = [
     "DataSet",
     "Picture",
     "Sample",
-    "fits",
+    "check_length",
     "problems",
     "read_data",
     "read_items",

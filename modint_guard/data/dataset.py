@@ -149,7 +149,7 @@ def problems(
     """Everything that is wrong with a data set, row by row.
 
     pictures: decode each one. checks: further functions of a loaded item that raise DataError, such as
-    `fits` with a model's tokenizer; they need the pictures. seen: called with each readable sample.
+    `check_length` with a model's tokenizer; they need the pictures. seen: called with each readable sample.
     """
     firsts: dict[str, tuple[int, str]] = {}  # the first row with each id: number, and place in words
     for number in range(len(data)):
@@ -181,7 +181,9 @@ def _of_pictures(held: Sample, checks: Sequence[Callable[[Item], None]]) -> Iter
         yield held.row.error(problem.problem, held.item.id)
 
 
-def fits(item: Item, tokens: Callable[[Item], Sequence[int]], image_token: int, max_length: int) -> None:
+def check_length(
+    item: Item, tokens: Callable[[Item], Sequence[int]], image_token: int, max_length: int
+) -> None:
     """Refuse an item of more than `max_length` tokens: cut anywhere, it could lose part of its picture, and
     the model would learn from a picture it does not see (a defect of the reference code).
 

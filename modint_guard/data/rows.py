@@ -73,7 +73,7 @@ class TextRows:
             values = orjson.loads(text)
         except orjson.JSONDecodeError as exc:
             remedy = "mend or delete this row"
-            if number == 0:
+            if number == 0 and not text.rstrip().endswith(b"}"):  # an object over several lines
                 remedy = "a file that begins with { must hold one whole object a line; else write an array"
             raise DataError(f"not JSON: {_reason(exc)}; {remedy}", file=str(self.file), line=line) from exc
         if not isinstance(values, dict):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modint_guard.data import FORMATS, DataSet, fits, problems, read_data, write_llava
+from modint_guard.data import FORMATS, DataSet, check_length, problems, read_data, write_llava
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.images import png_data_url
 from modint_guard.item import FAMILIES, FORMS, Family, Item, Turn, prompt, reply_for
@@ -622,15 +622,15 @@ def fake_tokens(item: Item) -> list[int]:
 
 
 def test_a_sample_that_is_too_long_is_refused_and_never_cut() -> None:
-    fits(DIGIT, fake_tokens, 7, 8)
+    check_length(DIGIT, fake_tokens, 7, 8)
     said = r"sample 'digit-0': it takes 8 tokens, 4 of them its picture's, and 7 are allowed"
     with pytest.raises(DataError, match=said):
-        fits(DIGIT, fake_tokens, 7, 7)
+        check_length(DIGIT, fake_tokens, 7, 7)
 
 
 def test_too_long_samples_are_listed_with_their_place(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD, {**GOOD, "id": "long", "conversations": chat("<image>\na b c d", "x")})
-    found = list(problems(read_data(path), checks=[lambda item: fits(item, fake_tokens, 7, 6)]))
+    found = list(problems(read_data(path), checks=[lambda item: check_length(item, fake_tokens, 7, 6)]))
     assert [str(problem).partition(": it takes 8 tokens")[0] for problem in found] == [
         f"{path}:3: sample 'long'"
     ]
