@@ -435,7 +435,7 @@ def test_the_stream_sees_nothing_that_is_held_out(stream: list[Item]) -> None:
         caption = (item.context or "").replace("the ", "")
         assert not held_out_claims.search(caption)
         claims += bool(trained_claims.search(caption))
-    assert claims > 350
+    assert claims > 250  # enough to have seen a held-out one
     assert all(np.ptp(picture) > 30 for item in stream for picture in pictures(item))  # none is plain
 
 
