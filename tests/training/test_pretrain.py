@@ -64,6 +64,27 @@ def test_the_mixture_of_the_recipe_is_the_one_that_is_drawn(processor: Any) -> N
     assert not any("pixel_values" in part for part in parts)
 
 
+def test_what_is_learnt_last_is_drawn_more_often_from_the_step_the_recipe_says(processor: Any) -> None:
+    def share(late_from: int) -> float:
+        late = 5 >= late_from
+        drawn = [
+            suite.training_item(index, seed=0, mixture=suite.Mixture(letter_drill=0), late=late)
+            for index in range(5 * 96, 6 * 96)
+        ]
+        batch = training_batches(
+            pretrain_recipe("batch=96", f"late_tasks_from={late_from}", "mixture.letter_drill=0"), processor
+        )(5)
+        found = sorted(
+            ids[mask.bool()].tolist()
+            for part in batch["parts"]
+            for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
+        )
+        assert found == sorted(encode(item, processor).ids for item in drawn)
+        return sum(item.task.startswith("lookup") for item in drawn) / len(drawn)
+
+    assert share(6) < share(5)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_cutting_a_batch_changes_its_padding_and_not_its_loss(processor: Any, parts: int) -> None:
     model = small_model(processor).eval()

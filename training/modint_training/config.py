@@ -72,6 +72,7 @@ class PretrainRecipe(_Strict):
     language_drill: float = Field(ge=0, le=1)
     steps: int = Field(gt=0)
     tower_frozen_steps: int = Field(ge=0)
+    late_tasks_from: int = Field(ge=0)
     batch: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)

@@ -104,7 +104,10 @@ def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], 
 
     def batch(step: int) -> Batch:
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
-        items = (suite.training_item(index, seed=recipe.seed, mixture=mixture) for index in indices)
+        late = step >= recipe.late_tasks_from
+        items = (
+            suite.training_item(index, seed=recipe.seed, mixture=mixture, late=late) for index in indices
+        )
         return in_parts([encode(item, processor) for item in items], recipe.micro_batches, processor)
 
     return batch

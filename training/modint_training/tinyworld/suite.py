@@ -61,15 +61,22 @@ class Mixture:
     letter_drill: float = 0.05  # of items, asked which letter stands for a named option
 
 
-HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}  # drawn more often
+# How much more often than others of its family a sub-task is drawn: at first those whose pictures or sums are
+# hard, later those that a model learns last, which look something up by name.
+HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}
+LATE_TASKS = {
+    **{"digit": 1.6, "digit_plus": 1.2, "count_of_colour": 1.5, "arithmetic": 1.3},
+    **{"lookup_colour": 3.0, "lookup_shape": 3.0, "is_colour": 2.0, "shape_of_colour": 3.0},
+}
 
 
-def training_item(index: int, *, seed: int, mixture: Mixture) -> Item:
-    """Item number `index` of the base model's endless training stream."""
+def training_item(index: int, *, seed: int, mixture: Mixture, late: bool = False) -> Item:
+    """Item number `index` of the base model's endless stream; `late` draws what is learnt last more often."""
     rng = seeded("base", seed, index)
     family = rng.choices(FAMILIES, mixture.families)[0]
     tasks = tasks_of(family)
-    task = rng.choices(tasks, [HARD_TASKS.get(task.name, 1.0) for task in tasks])[0]
+    weights = LATE_TASKS if late else HARD_TASKS
+    task = rng.choices(tasks, [weights.get(task.name, 1.0) for task in tasks])[0]
     form: Form = "letter" if rng.random() < mixture.letter else "word"
     clean = build(task, f"train-{seed}-base-{index}", rng, "train", form=form)
     if rng.random() < mixture.letter_drill:
