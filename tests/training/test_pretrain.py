@@ -1,5 +1,6 @@
 """The base's training: tower first, parts of a batch that add up, and a model that fits its limits."""
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from modint_training.pretrain import (
     answer_loss,
     look_up_batches,
     pretrain,
+    stage_of,
     tower_batch,
     tower_loss,
     training_batches,
@@ -64,25 +66,26 @@ def test_the_mixture_of_the_recipe_is_the_one_that_is_drawn(processor: Any) -> N
     assert not any("pixel_values" in part for part in parts)
 
 
-def test_what_is_learnt_last_is_drawn_more_often_from_the_step_the_recipe_says(processor: Any) -> None:
-    def share(late_from: int) -> float:
-        late = 5 >= late_from
-        drawn = [
-            suite.training_item(index, seed=0, mixture=suite.Mixture(letter_drill=0), late=late)
-            for index in range(5 * 96, 6 * 96)
-        ]
-        batch = training_batches(
-            pretrain_recipe("batch=96", f"late_tasks_from={late_from}", "mixture.letter_drill=0"), processor
-        )(5)
-        found = sorted(
-            ids[mask.bool()].tolist()
-            for part in batch["parts"]
-            for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
-        )
-        assert found == sorted(encode(item, processor).ids for item in drawn)
+def test_stages_change_the_mixture_from_their_step_on(processor: Any) -> None:
+    stages = "stages=[{start: 2, late: true}, {start: 5, families: [0, 1, 0], pictured: 0}]"
+    recipe, whole = pretrain_recipe(stages, "batch=8"), suite.Mixture()
+    assert stage_of(recipe, whole, 1) == whole
+    assert stage_of(recipe, whole, 4) == dataclasses.replace(whole, late=True)
+    last = dataclasses.replace(whole, families=(0, 1, 0), pictured=0)
+    assert stage_of(recipe, whole, 5) == stage_of(recipe, whole, 99) == last
+    batches = training_batches(recipe, processor)
+    assert any("pixel_values" in part for part in batches(1)["parts"])
+    assert not any("pixel_values" in part for part in batches(5)["parts"])
+
+
+def test_what_is_learnt_last_is_drawn_more_often_when_it_is_late() -> None:
+    def share(late: bool) -> float:
+        mixture = suite.Mixture(families=(0, 1, 0), late=late, letter_drill=0)
+        drawn = [suite.training_item(index, seed=0, mixture=mixture) for index in range(400)]
         return sum(item.task.startswith("lookup") for item in drawn) / len(drawn)
 
-    assert share(6) < share(5)
+    assert share(False) == pytest.approx(2 / 4.3, abs=0.07)
+    assert share(True) == pytest.approx(6 / 8.3, abs=0.07)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])

@@ -56,6 +56,16 @@ class MixtureConfig(_Strict):
         return self
 
 
+class StageConfig(_Strict):
+    """What changes in the base's data from a step on: the families, the pictures beside texts, and whether
+    sub-tasks that are learnt last are drawn more often."""
+
+    start: int = Field(ge=0)
+    families: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
+    pictured: float | None = Field(default=None, ge=0, le=1)
+    late: bool = False
+
+
 class PretrainRecipe(_Strict):
     """A base model from scratch: tower on labels, then the whole LLaVA on answers."""
 
@@ -72,7 +82,7 @@ class PretrainRecipe(_Strict):
     language_drill: float = Field(ge=0, le=1)
     steps: int = Field(gt=0)
     tower_frozen_steps: int = Field(ge=0)
-    late_tasks_from: int = Field(ge=0)
+    stages: tuple[StageConfig, ...]
     batch: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)

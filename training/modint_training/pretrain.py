@@ -1,5 +1,6 @@
 """The demo world's base from scratch: tower on labels, language on look-up, then both together on answers."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,17 +101,24 @@ def _common(recipe: PretrainRecipe) -> dict[str, Any]:
 
 def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
     """Batch k of the joint phase: its items sorted by length and cut into parts that are padded apart."""
-    mixture = suite.Mixture(**recipe.mixture.model_dump())
+    whole = suite.Mixture(**recipe.mixture.model_dump())
 
     def batch(step: int) -> Batch:
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
-        late = step >= recipe.late_tasks_from
-        items = (
-            suite.training_item(index, seed=recipe.seed, mixture=mixture, late=late) for index in indices
-        )
+        mixture = stage_of(recipe, whole, step)
+        items = (suite.training_item(index, seed=recipe.seed, mixture=mixture) for index in indices)
         return in_parts([encode(item, processor) for item in items], recipe.micro_batches, processor)
 
     return batch
+
+
+def stage_of(recipe: PretrainRecipe, whole: suite.Mixture, step: int) -> suite.Mixture:
+    """The mixture at a step: the recipe's, with what the last stage that has begun changes."""
+    begun = [stage for stage in recipe.stages if stage.start <= step]
+    if not begun:
+        return whole
+    changes = begun[-1].model_dump(exclude={"start"}, exclude_none=True)
+    return dataclasses.replace(whole, **changes)
 
 
 def in_parts(rows: list[Encoded], count: int, processor: Any) -> Batch:

@@ -58,6 +58,7 @@ class Mixture:
     picture_other: float = 0.10
     letter: float = 0.5  # of items, the rest are one-word
     self_ask: float = 0.04  # of items, asked whether the picture is needed
+    late: bool = False  # draw the sub-tasks that are learnt last more often
     letter_drill: float = 0.05  # of items, asked which letter stands for a named option
 
 
@@ -70,12 +71,12 @@ LATE_TASKS = {
 }
 
 
-def training_item(index: int, *, seed: int, mixture: Mixture, late: bool = False) -> Item:
-    """Item number `index` of the base model's endless stream; `late` draws what is learnt last more often."""
+def training_item(index: int, *, seed: int, mixture: Mixture) -> Item:
+    """Item number `index` of the base model's endless training stream."""
     rng = seeded("base", seed, index)
     family = rng.choices(FAMILIES, mixture.families)[0]
     tasks = tasks_of(family)
-    weights = LATE_TASKS if late else HARD_TASKS
+    weights = LATE_TASKS if mixture.late else HARD_TASKS
     task = rng.choices(tasks, [weights.get(task.name, 1.0) for task in tasks])[0]
     form: Form = "letter" if rng.random() < mixture.letter else "word"
     clean = build(task, f"train-{seed}-base-{index}", rng, "train", form=form)
