@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from modint_guard.errors import ConfigError
-from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe, recipe_names
+from modint_training.config import PretrainRecipe, TuneRecipe, load_recipe, recipe_names
 from modint_training.tinyworld.suite import Mixture
 from modint_training.views import check_kinds
 
 
-def text_of(name: str) -> str:
-    return (resources.files("modint_training") / "recipes" / f"{name}.yaml").read_text("utf-8")
+def text_of(name: str, folder: str = "recipes") -> str:
+    return (resources.files("modint_training") / folder / f"{name}.yaml").read_text("utf-8")
 
 
 def refusal(name: str, *overrides: str) -> str:
@@ -43,12 +43,16 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
 def test_the_bundled_recipes_train_a_base_and_an_adapter() -> None:
     assert recipe_names() == ["robust-lora", "tinyworld-base"]
     assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
-    assert isinstance(load_recipe("robust-lora"), LoraRecipe)
+    assert isinstance(load_recipe("robust-lora"), TuneRecipe)
 
 
-def test_every_option_of_a_bundled_recipe_is_written_out() -> None:
-    for name in recipe_names():
-        assert set(yaml.safe_load(text_of(name))) == set(type(load_recipe(name)).model_fields)
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_option_of_a_bundled_recipe_is_written_out_in_it_or_in_its_preset(name: str) -> None:
+    written = yaml.safe_load(text_of(name))
+    preset = written.get("preset")
+    known = written.keys() | (yaml.safe_load(text_of(preset, "presets")).keys() if preset else set())
+    fields = type(load_recipe(name)).model_fields.items()
+    assert {key for key, field in fields if field.is_required() or field.default is not None} <= known
 
 
 def test_the_bundled_mixture_is_the_suites_own() -> None:
@@ -59,7 +63,7 @@ def test_the_bundled_mixture_is_the_suites_own() -> None:
 
 def test_the_bundled_adapter_trains_on_nothing_that_is_held_out() -> None:
     recipe = load_recipe("robust-lora")
-    assert isinstance(recipe, LoraRecipe)
+    assert isinstance(recipe, TuneRecipe)
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
 
@@ -69,7 +73,7 @@ def test_overrides_reach_into_sections_and_keep_their_types() -> None:
     assert isinstance(recipe, PretrainRecipe)
     assert (recipe.steps, recipe.mixture.captioned, recipe.lr, recipe.name) == (7, 0.25, 1e-4, "mine")
     adapter = load_recipe("robust-lora", ["perturbations=[noise, black]", "quotas=[1, 0, 2]"])
-    assert isinstance(adapter, LoraRecipe)
+    assert isinstance(adapter, TuneRecipe)
     assert (adapter.perturbations, adapter.quotas) == (("noise", "black"), (1, 0, 2))
 
 
@@ -128,7 +132,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_line() -> None:
         ("robust-lora", "steps=0", "steps"),
         ("robust-lora", "control_share=1.5", "control_share"),
         ("robust-lora", "dropout=1", "dropout"),
-        ("robust-lora", "consistency=mse", "consistency"),
+        ("robust-lora", "consistency=cosine", "consistency"),
         ("robust-lora", "quotas=[1, 2]", "quotas"),
         ("robust-lora", "quotas=[0, 0, 0]", "quotas"),
         ("robust-lora", "quotas=[1, -1, 0]", "quotas"),
@@ -155,7 +159,10 @@ def test_a_value_out_of_its_range_is_named_with_its_line(name: str, override: st
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     text = text_of("robust-lora").replace("rank: 16\n", "")
     path = written(tmp_path, text)
-    assert refusal(path) == f"{path}: rank: Field required"
+    assert refusal(path) == f"{path}:3: kind: lora needs rank, alpha and dropout"
+    text = text_of("robust-lora").replace("batch: 32", "#")
+    path = written(tmp_path, text)
+    assert refusal(path) == f"{path}: batch: Field required"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("steps", "override 'steps' is not key=value"),
         ("lr.deep=1", "override 'lr.deep=1': 'lr' is not a section of the recipe"),
         ("steps=[1", "override 'steps=[1': '[1' is not a YAML value"),
-        ("kind=full", "robust-lora.yaml needs `kind:` to be one of pretrain, lora"),
+        ("kind=distil", "robust-lora.yaml needs `kind:` to be one of pretrain, lora, qlora, full"),
     ],
 )
 def test_a_bad_override_is_named(override: str, said: str) -> None:
@@ -177,10 +184,10 @@ def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     assert refusal(path) == f"{path} needs `key: value` lines"
 
 
-@pytest.mark.parametrize("text", ["name: x\n", "kind: full\n", "kind: [lora]\n"])
+@pytest.mark.parametrize("text", ["name: x\n", "kind: distil\n", "kind: [lora]\n"])
 def test_a_file_without_a_known_kind_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
-    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, lora"
+    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, lora, qlora, full"
 
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:

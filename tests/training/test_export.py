@@ -24,8 +24,8 @@ from modint_training.export import (
     rename_vision_keys,
     run_record,
 )
-from modint_training.lora import lora_config
 from modint_training.tinyworld import suite
+from modint_training.tune import lora_config
 from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
 
 FIGURES = {"image-heavy/clean": 0.91234, "text-heavy/no_image": 1.0, "vqa/clean": 0.8}

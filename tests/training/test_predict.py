@@ -6,7 +6,7 @@ import torch
 
 from modint_guard.item import FAMILIES, prompt, reply_for
 from modint_guard.perturb import perturb
-from modint_training.collate import chat_content
+from modint_training.families import chat_content
 from modint_training.predict import WATCHED, accuracy, answers, first_logits, watch
 from modint_training.tinyworld import suite
 from tests.training.small import small_model

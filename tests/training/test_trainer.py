@@ -13,9 +13,9 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from modint_training.collate import collate, encode
-from modint_training.lora import lora_config
 from modint_training.tinyworld import suite
 from modint_training.trainer import Evaluation, Stream, fit, last_step, seed_everything, wants_bf16
+from modint_training.tune import lora_config
 from tests.training.small import lora_recipe, small_model
 
 NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints

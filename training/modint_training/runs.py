@@ -10,11 +10,11 @@ from peft import PeftModel
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import bundled
-from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
+from modint_training.config import PretrainRecipe, Recipe, load_recipe
 from modint_training.export import check_target, export_adapter, export_base, run_record
-from modint_training.lora import load_base, train_lora
 from modint_training.predict import figures, watched_items
 from modint_training.pretrain import pretrain
+from modint_training.tune import load_base, tune
 
 TEST_ITEMS = 400  # of each family and perturbation in a card's table
 
@@ -32,13 +32,13 @@ def run_recipe(
         model, processor, history = pretrain(settings, folder, resume=resume)
         export_base(model, processor, target, _record(settings, model, processor, history, began))
     else:
-        model, processor, history = train_lora(settings, folder, resume=resume)
+        model, processor, history = tune(settings, folder, resume=resume)
         export_adapter(model, target, _record(settings, model, processor, history, began))
     return target
 
 
 def _record(
-    settings: PretrainRecipe | LoraRecipe,
+    settings: Recipe,
     model: Any,
     processor: Any,
     history: list[dict[str, float]],
