@@ -1,11 +1,14 @@
 """`modint-guard train` and `evaluate`: what is wrong is one sentence and exit code 2, before any work."""
 
+import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modint_guard.cli import main
+from modint_training.config import recipe_names, recipe_schema
 from modint_training.predict import WATCHED
 from modint_training.runs import adapter_folder
 from tests.training.small import save_small_base, small_model
@@ -91,3 +94,15 @@ def test_evaluate_prints_a_share_for_each_condition(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in lines] == [f"{family}/{name}" for family, name in WATCHED]
     assert all(float(value) in (0.0, 0.5, 1.0) for _, value in lines)
+
+
+def test_recipes_lists_what_can_be_trained_and_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    point = EntryPoint("recipes", "modint_training.commands:recipes", "modint_guard.commands")
+    for arguments in (["recipes"], ["recipes", "--schema"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments, [point])
+        assert stop.value.code == 0
+    listed, _, schema = capsys.readouterr().out.partition("{")
+    assert [line.split()[0] for line in listed.splitlines()] == recipe_names()
+    assert all(len(line.split()) > 4 for line in listed.splitlines())
+    assert json.loads("{" + schema) == recipe_schema()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 
-from modint_guard.errors import ConfigError
+from modint_guard.data import write_items
+from modint_guard.errors import ConfigError, DataError
 from modint_guard.perturb import HELD_OUT_CLAIMS
 from modint_training.batches import twin_batches
 from modint_training.config import TuneRecipe
@@ -20,9 +22,10 @@ from modint_training.export import export_adapter, run_record
 from modint_training.families import family_of
 from modint_training.losses import kl_divergence, task_loss
 from modint_training.masks import predicted, predicting_mask
+from modint_training.tinyworld import suite
 from modint_training.tinyworld.tasks import TASKS
-from modint_training.trainer import last_step
-from modint_training.tune import load_base, lora_config, tune, twin_loss
+from modint_training.trainer import last_step, read_log
+from modint_training.tune import check_device, load_base, lora_config, tune, twin_loss
 from tests.training.small import lora_recipe, save_small_base, small_model
 
 
@@ -207,6 +210,87 @@ def test_without_consistency_the_task_alone_is_learnt(processor: Any) -> None:
     assert twin_loss(recipe)(model, batch).item() == pytest.approx(with_js.item(), rel=1e-6)
     # An untrained model guesses: about ln(vocabulary) nats a token.
     assert with_js.item() == pytest.approx(math.log(len(processor.tokenizer)), rel=0.05)
+
+
+# The whole method, over a run
+
+PGD = (
+    "{kind: pgd, step: normalised, epsilon: 0.1, relative: true, alpha: 0.1, steps: 1, mask: span, weight: 1}"
+)
+
+
+def test_a_run_of_the_whole_method_logs_its_parts_and_draws_its_curves(base: Path, tmp_path: Path) -> None:
+    tune(lora_recipe(base, f"attack={PGD}", "micro_batches=2"), tmp_path)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        parts = line["sft"] + line["adv"] + 0.5 * line["cons"]  # the recipe's consistency_weight
+        assert line["loss"] == pytest.approx(parts, rel=1e-4)
+        assert 0 < line["delta_relative"] <= 0.1 + 1e-6
+        assert line["skipped_gradients"] == 0
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_step_k_plus_1_is_the_same_in_a_resumed_run(base: Path, tmp_path: Path) -> None:
+    recipe = lora_recipe(base, f"attack={PGD}", "steps=3", "lr=0.01")
+    whole = tune(recipe, tmp_path / "whole")[0].state_dict()
+    tune(recipe, tmp_path / "broken")
+    # As if it had been killed after step 2: the batches and the noise of step 3 come again.
+    checkpoints = tmp_path / "broken" / "lora"
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    early = lora_recipe(base, f"attack={PGD}", "steps=3", "lr=0.01", "checkpoint_minutes=1e-9")
+    tune(early, tmp_path / "broken")
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    resumed = tune(recipe, tmp_path / "broken", resume="auto")[0].state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    lines = {run: read_log(tmp_path / run / "log.jsonl") for run in ("whole", "broken")}
+    assert [line["loss"] for line in lines["whole"]] == [line["loss"] for line in lines["broken"]]
+
+
+def test_full_fine_tuning_trains_its_scope_alone(base: Path, tmp_path: Path) -> None:
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "lr=0.01")
+    before = load_base(str(base))[0].state_dict()
+    model = tune(lora_recipe(base, *without, "scope=[connector]"), tmp_path)[0]
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("multi_modal_projector" in name for name in moved)
+
+
+# Your own examples
+
+
+def own_items(folder: Path, families: tuple[str, ...]) -> Path:
+    """Some of TinyWorld's, as a user's files: without the pictures that would contradict or agree."""
+    write_items([item for family in families for item in suite.items(family, "train", 6)], folder)  # type: ignore[arg-type]
+    return folder
+
+
+def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: Path) -> None:
+    data = own_items(tmp_path / "data", ("image-heavy", "text-heavy", "vqa"))
+    recipe = lora_recipe(
+        base,
+        f"data={data}",
+        f"validation={data}",
+        "letter=null",
+        "steps=null",
+        "epochs=1",
+        "evaluate_items=18",
+    )
+    _, _, history = tune(recipe, tmp_path / "run")
+    assert [figures["step"] for figures in history] == [2]  # 18 examples in batches of 8
+    assert set(history[0]) == {"step", "clean", "misleading_description", "unrelated_facts", "noise", "black"}
+
+
+def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None:
+    data = own_items(tmp_path / "data", ("image-heavy", "vqa"))
+    said = "holds no text-heavy examples, of which quotas: .* wants 2; set that quota to 0"
+    with pytest.raises(DataError, match=said):
+        tune(lora_recipe(base, f"data={data}", "letter=null"), tmp_path / "run")
+
+
+def test_qlora_without_a_cuda_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kind: qlora needs a CUDA device for its 4-bit weights; on this"):
+        check_device(lora_recipe("x", "kind=qlora"), cuda=False)
 
 
 # Refusals

@@ -248,6 +248,11 @@ def recipe_names() -> list[str]:
     return _bundled("recipes")
 
 
+def recipe_summary(name: str) -> str:
+    """What a bundled recipe is for: the first line of its file."""
+    return _read(name)[0].partition("\n")[0].removeprefix("# ")
+
+
 def preset_names() -> list[str]:
     """The bundled sets of defaults that a recipe's `preset:` may name."""
     return _bundled("presets")

@@ -32,6 +32,20 @@ def export_base(model: Any, processor: Any, folder: Path, run: Mapping[str, Any]
     _replace(folder, write)
 
 
+def export_tuned(model: Any, processor: Any, folder: Path, run: Mapping[str, Any]) -> None:
+    """Save a fully fine-tuned model of any family; the folder appears whole or not at all."""
+
+    def write(to: Path) -> None:
+        model.save_pretrained(to)
+        processor.save_pretrained(to)
+        for file in to.glob("*.safetensors"):
+            if model.config.model_type == "llava":
+                rename_vision_keys(file)
+        _describe(to, run, tuned_card(run))
+
+    _replace(folder, write)
+
+
 def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
     """Save a PEFT adapter with its run record and card; the folder appears whole or not at all."""
 
@@ -183,14 +197,12 @@ base_model: {recipe["base"]}
 ---
 # {recipe["name"]}
 
-A LoRA of rank {recipe["rank"]} on the language model of `{recipe["base"]}` against modality interference:
-cross-entropy on clean and perturbed twins, consistency `{recipe["consistency"]}` with weight
-{recipe["consistency_weight"]}.
-Trained on {", ".join(recipe["perturbations"])}; harmless twins: {", ".join(recipe["controls"])}.
+A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` against modality interference:
+{_method(recipe)}
 
 Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`). Serve it
 with `modint-guard serve --adapter {recipe["name"]}`; vLLM itself needs `--enable-lora` and
-`--max-lora-rank {recipe["rank"]}`.
+`--max-lora-rank {served_rank(recipe["rank"])}`.
 
 ## Test split, greedy first token, transformers
 
@@ -198,3 +210,51 @@ with `modint-guard serve --adapter {recipe["name"]}`; vLLM itself needs `--enabl
 The figures through vLLM and the gateway, with intervals and beside the base's, are in
 `docs/results/tinyworld.md`.
 """
+
+
+def tuned_card(run: Mapping[str, Any]) -> str:
+    """The card of a whole model trained by this package."""
+    recipe = run["recipe"]
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+base_model: {recipe["base"]}
+---
+# {recipe["name"]}
+
+The {_scope(recipe)} of `{recipe["base"]}`, trained further against modality interference:
+{_method(recipe)}
+
+Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`).
+
+## Test split, greedy first token, transformers
+
+{_figures(run["test"])}"""
+
+
+def _scope(recipe: Mapping[str, Any]) -> str:
+    names = {"language": "language model", "connector": "connector", "vision": "vision tower"}
+    return " and ".join(names[part] for part in recipe["scope"])
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """What it was taught by, a line each."""
+    twins, attack = recipe["perturbations"], recipe["attack"]
+    lines = [f"- cross-entropy on clean {'and perturbed twins' if twins else 'examples'}"]
+    if recipe["consistency"] != "none":
+        lines.append(f"- consistency `{recipe['consistency']}` with weight {recipe['consistency_weight']}")
+    if attack:
+        unit = "of each token's root mean square" if attack["relative"] else "absolute"
+        lines.append(
+            f"- the adversarial loss: {attack['kind']}, {attack['steps']} steps, epsilon {attack['epsilon']} "
+            f"({unit}), mask `{attack['mask']}`"
+        )
+    if twins:
+        lines.append(f"- twins: {', '.join(twins)}; harmless ones: {', '.join(recipe['controls']) or 'none'}")
+    return "\n".join(lines)
+
+
+def served_rank(rank: int) -> int:
+    """The smallest --max-lora-rank of vLLM that takes an adapter of this rank."""
+    return next(offered for offered in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank <= offered)

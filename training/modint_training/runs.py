@@ -10,11 +10,11 @@ from peft import PeftModel
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import bundled
-from modint_training.config import PretrainRecipe, Recipe, load_recipe
-from modint_training.export import check_target, export_adapter, export_base, run_record
+from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
+from modint_training.export import check_target, export_adapter, export_base, export_tuned, run_record
 from modint_training.predict import figures, watched_items
 from modint_training.pretrain import pretrain
-from modint_training.tune import load_base, tune
+from modint_training.tune import is_first_process, load_base, tune
 
 TEST_ITEMS = 400  # of each family and perturbation in a card's table
 
@@ -31,9 +31,15 @@ def run_recipe(
     if isinstance(settings, PretrainRecipe):
         model, processor, history = pretrain(settings, folder, resume=resume)
         export_base(model, processor, target, _record(settings, model, processor, history, began))
+        return target
+    model, processor, history = tune(settings, folder, resume=resume)
+    if not is_first_process():
+        return target
+    record = _record(settings, model, processor, history, began)
+    if settings.kind == "full":
+        export_tuned(model, processor, target, record)
     else:
-        model, processor, history = tune(settings, folder, resume=resume)
-        export_adapter(model, target, _record(settings, model, processor, history, began))
+        export_adapter(model, target, record)
     return target
 
 
@@ -45,8 +51,17 @@ def _record(
     began: float,
 ) -> dict[str, Any]:
     seconds = time.monotonic() - began
-    print(f"evaluating on {TEST_ITEMS} test items a condition", file=sys.stderr, flush=True)
-    return run_record(settings, history, test_figures(model, processor, TEST_ITEMS), seconds)
+    print("evaluating on test items", file=sys.stderr, flush=True)
+    return run_record(settings, history, _figures(settings, model, processor, history), seconds)
+
+
+def _figures(
+    settings: Recipe, model: Any, processor: Any, history: list[dict[str, float]]
+) -> dict[str, float]:
+    """TinyWorld's test split; of a data set of one's own, the last look at its validation examples."""
+    if isinstance(settings, PretrainRecipe) or settings.data == TINYWORLD:
+        return test_figures(model, processor, TEST_ITEMS)
+    return {name: value for name, value in (history[-1] if history else {}).items() if name != "step"}
 
 
 def test_figures(model: Any, processor: Any, count: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from modint_guard.data import read_items
 from modint_guard.errors import ConfigError
 from modint_guard.models import bundled
-from modint_guard.perturb import REGISTRY, applicable, perturb
+from modint_guard.perturb import perturb
 from modint_training.attack import Attack
 from modint_training.batches import Source, data_source, tinyworld_source, twin_batches
 from modint_training.config import TINYWORLD, TuneRecipe
@@ -26,7 +26,7 @@ from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
 from modint_training.predict import figures, watch
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
-from modint_training.views import check_kinds, clean_view
+from modint_training.views import check_kinds, clean_view, fits
 
 
 def load_base(name: str, **loading: Any) -> tuple[Any, Any]:
@@ -48,7 +48,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     processor, validation figures by step). The model is PEFT's, or for `kind: full` the base itself."""
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
-    check_device(recipe)
+    check_device(recipe, cuda=torch.cuda.is_available())
     seed_everything(recipe.seed)
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
@@ -80,13 +80,19 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
         gradient_checkpointing=recipe.gradient_checkpointing,
         report_to=list(recipe.report_to) or "none",
     )
-    draw_curves(folder / "log.jsonl", folder / "curves.png")
+    if is_first_process():
+        draw_curves(folder / "log.jsonl", folder / "curves.png")
     return model, processor, evaluation.history
 
 
-def check_device(recipe: TuneRecipe) -> None:
+def is_first_process() -> bool:
+    """Whether this process is the one of a distributed run that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
     """ConfigError where 4-bit weights are wanted and there is nothing to compute with them."""
-    if recipe.kind == "qlora" and not torch.cuda.is_available():
+    if recipe.kind == "qlora" and not cuda:
         raise ConfigError(
             "kind: qlora needs a CUDA device for its 4-bit weights; on this machine use kind: lora"
         )
@@ -152,7 +158,7 @@ def watch_of(recipe: TuneRecipe, processor: Any) -> Callable[[nn.Module, int], d
     found = read_items(Path(recipe.validation))[: recipe.evaluate_items]
     views = {"clean": [clean_view(item) for item in found]}
     for name in recipe.perturbations:
-        views[name] = [perturb(item, name) for item in found if REGISTRY[name] in applicable(item.family)]
+        views[name] = [perturb(item, name) for item in found if fits(item, name)]
     sets = {name: items for name, items in views.items() if items}
     return lambda model, step: figures(model, processor, sets)
 

@@ -21,13 +21,19 @@ def twin(
     Without controls the adapter would learn "whatever the caption says is wrong". None where nothing fits the
     family: items that need both modalities are never perturbed.
     """
-    fitting = {kind.name for kind in applicable(item.family)}
-    harmful = [name for name in kinds if name in fitting]
-    harmless = [name for name in controls if name in fitting]
+    harmful = [name for name in kinds if fits(item, name)]
+    harmless = [name for name in controls if fits(item, name)]
     if not harmful:
         return None
     chosen = rng.choice(harmless if harmless and rng.random() < control_share else harmful)
     return perturb(item, chosen, seed=rng.getrandbits(32))
+
+
+def fits(item: Item, name: str) -> bool:
+    """Whether a perturbation can be applied: its family does not need that modality, and the item has the
+    picture that would be shown."""
+    shown = {"contradicting_image": item.contradicting, "agreeing_image": item.agreeing}
+    return any(kind.name == name for kind in applicable(item.family)) and shown.get(name, item) is not None
 
 
 def check_kinds(names: Sequence[str], *, controls: bool) -> None:
