@@ -13,8 +13,10 @@ from typing import Any
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
+from modint_guard.data import read_items
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
+from modint_training.config import TINYWORLD
 from modint_training.tinyworld import suite
 
 PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
@@ -38,9 +40,10 @@ def export_tuned(model: Any, processor: Any, folder: Path, run: Mapping[str, Any
     def write(to: Path) -> None:
         model.save_pretrained(to)
         processor.save_pretrained(to)
-        for file in to.glob("*.safetensors"):
-            if model.config.model_type == "llava":
+        if model.config.model_type == "llava":
+            for file in to.glob("*.safetensors"):
                 rename_vision_keys(file)
+            rename_indexed_keys(to / "model.safetensors.index.json")
         _describe(to, run, tuned_card(run))
 
     _replace(folder, write)
@@ -65,6 +68,14 @@ def rename_vision_keys(file: Path) -> None:
     save_file({_vision_key(key): tensor for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
+def rename_indexed_keys(index: Path) -> None:
+    """The same in the index of a model saved in several files, where there is one."""
+    if index.is_file():
+        held = json.loads(index.read_text("utf-8"))
+        held["weight_map"] = {_vision_key(key): file for key, file in held["weight_map"].items()}
+        index.write_text(json.dumps(held, indent=2) + "\n", "utf-8")
+
+
 def _vision_key(key: str) -> str:
     before, found, after = key.partition("vision_tower.")
     return key if not found or after.startswith("vision_model.") else f"{before}{found}vision_model.{after}"
@@ -78,7 +89,7 @@ def run_record(
     return {
         "recipe": settings,
         "seed": settings["seed"],
-        "data_sha256": data_hash(),
+        "data_sha256": data_hash(data=settings.get("data", TINYWORLD)),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {
             "system": platform.system(),
@@ -91,12 +102,13 @@ def run_record(
     }
 
 
-def data_hash(count: int = 300) -> str:
-    """SHA-256 over prompts, answers and pixels of the first training items of each family."""
+def data_hash(count: int = 300, *, data: str = TINYWORLD) -> str:
+    """SHA-256 over prompts, answers and pixels: of the first training items of each of TinyWorld's families,
+    or of all items of a data set."""
+    generated = (item for family in FAMILIES for item in suite.items(family, "train", count))
     digest = hashlib.sha256()
-    for family in FAMILIES:
-        for item in suite.items(family, "train", count):
-            digest.update(_bytes(item))
+    for item in generated if data == TINYWORLD else read_items(Path(data)):
+        digest.update(_bytes(item))
     return digest.hexdigest()
 
 

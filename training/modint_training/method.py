@@ -20,6 +20,9 @@ from modint_training.passes import Given, Read, decoder_pass, whole_pass
 
 Batch = dict[str, Any]
 
+NO_NOISE = dict.fromkeys(
+    ("delta_squares", "delta_relative_squares", "delta_elements", "skipped_gradients"), 0.0
+)
 # What a batch holds beside the model's own inputs.
 PLAN = ("labels", "clean_row", "attackable", "row_seeds", "counts")
 
@@ -49,9 +52,14 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def take(self) -> dict[str, float]:
-        """The sums over all ranks; the meter is empty afterwards."""
+        """The sums over all ranks, which must have added to the same names; the meter is empty afterwards."""
         found, self.sums = self.sums, {}
-        return {name: float(over_ranks(value)) for name, value in found.items()}
+        if not found:
+            return {}
+        values = list(found.values())
+        device = next((value.device for value in values if value.device.type != "cpu"), values[0].device)
+        summed = over_ranks(torch.stack([value.to(device) for value in values]))
+        return dict(zip(found, summed.tolist(), strict=True))
 
 
 def step_loss(
@@ -108,6 +116,7 @@ def attacked_rows(
     mask, where = batch["attackable"], predicting_mask(batch["labels"])
     rows = mask.any(-1).nonzero().squeeze(-1)
     if not len(rows):
+        meter.add(**NO_NOISE)
         return
     tokens = predicted(batch["labels"][rows])
     unharmed = _at(read, tokens_of(rows, where))
