@@ -71,7 +71,13 @@ def _qwen(name: str, tokenizer: Any) -> tuple[Any, Any]:
         if modern
         else (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor)
     )
-    vision = {"depth": 1, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "num_heads": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     vision |= (
         {
             "hidden_size": WIDTH,

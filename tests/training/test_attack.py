@@ -183,7 +183,7 @@ def test_the_passes_that_count_carry_gradients_to_the_parameters_and_the_attack_
     how = replace(PGD, kind=kind, steps=0 if kind == "gaussian" else 2)
     found = attack(forward, harm, EMBEDS, MASK, SEEDS, how)
     assert slope.grad is None and all(calls)
-    sum(harm(read) for read in found.reads).backward()  # type: ignore[union-attr]
+    sum(harm(read) for read in found.reads).backward()
     assert slope.grad is not None and slope.grad.abs().sum() > 0
     assert not found.delta.requires_grad or kind == "freelb"
 

@@ -52,8 +52,8 @@ def test_two_processes_come_to_what_one_comes_to(processor: Any, tmp_path: Path)
     alone = torch.load(tmp_path / "1" / "rank0.pt")
     first, second = (torch.load(tmp_path / "2" / f"rank{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert all(torch.allclose(first[name], alone[name], atol=2e-4) for name in alone)
+    assert all(torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)
     one, two = (read_log(tmp_path / ranks / "log.jsonl") for ranks in ("1", "2"))
     assert [line["step"] for line in two] == [1, 2]
     for name in ("loss", "sft", "adv", "cons", "delta_rms"):
-        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3)
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-4)

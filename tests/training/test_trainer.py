@@ -251,6 +251,8 @@ def test_micro_batches_of_a_step_add_up(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Path) -> None:
+    seen = 0
+
     def told(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         nonlocal seen
         seen += 1
@@ -258,7 +260,6 @@ def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Pa
             os.kill(os.getpid(), signal.SIGTERM)
         return line_loss(net, batch)
 
-    seen = 0
     before = signal.getsignal(signal.SIGTERM)
     whole, stopped, resumed = line(), line(), line()
     train(whole, line_loss, line_batch, tmp_path / "whole")

@@ -100,7 +100,7 @@ def tinyworld_source(recipe: TuneRecipe) -> Source:
     def item(slot: Slot) -> Item:
         rng = seeded("lora-item", recipe.seed, slot.index)
         task = rng.choice(suite.tasks_of(slot.family))
-        form: Form = "letter" if rng.random() < recipe.letter else "word"
+        form: Form = "letter" if rng.random() < (recipe.letter or 0) else "word"
         return tasks.build(task, f"train-{recipe.seed}-lora-{slot.index}", rng, "train", form=form)
 
     return item
