@@ -9,7 +9,8 @@ ModintError
 ├─ EndpointError           the upstream answered with an error
 │  ├─ EndpointTimeout      it did not answer in time
 │  └─ EndpointUnreachable  no connection could be made, or it broke
-└─ EngineError             our own vLLM child died or never became ready
+├─ EngineError             our own vLLM child died or never became ready
+└─ TrainingStopped         a training was asked to stop, and can be taken up where it was
 
 `str(error)` is one sentence that names the offending value and the remedy.
 """
@@ -103,3 +104,7 @@ class EndpointUnreachable(EndpointError):  # noqa: N818
 
 class EngineError(ModintError):
     """Our vLLM child died or never became ready; the message holds its last words and the likely remedy."""
+
+
+class TrainingStopped(ModintError):  # noqa: N818 - nothing is wrong
+    """SIGTERM came; a checkpoint was saved, and the message says how to go on."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe
+from modint_training.config import PretrainRecipe, TuneRecipe, load_recipe
 from modint_training.tinyworld.model import build_config
 
 WIDTH = 32
@@ -35,7 +35,7 @@ def save_small_base(processor: Any, folder: Path) -> Path:
     return folder
 
 
-def lora_recipe(base: Path | str, *overrides: str) -> LoraRecipe:
+def lora_recipe(base: Path | str, *overrides: str) -> TuneRecipe:
     """The bundled recipe, two steps long."""
     short = (
         f"base={base}",
@@ -47,7 +47,7 @@ def lora_recipe(base: Path | str, *overrides: str) -> LoraRecipe:
         "evaluate_items=4",
     )
     recipe = load_recipe("robust-lora", [*short, "precision=fp32", *overrides])
-    assert isinstance(recipe, LoraRecipe)
+    assert isinstance(recipe, TuneRecipe)
     return recipe
 
 

@@ -1,11 +1,14 @@
 """`modint-guard train` and `evaluate`: what is wrong is one sentence and exit code 2, before any work."""
 
+import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modint_guard.cli import main
+from modint_training.config import recipe_names, recipe_schema
 from modint_training.runs import adapter_folder
 from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED
 from tests.training.small import save_small_base, small_model
@@ -94,3 +97,15 @@ def test_evaluate_prints_a_share_for_each_condition_form_and_sub_task(
     assert sum(line[-3] == "self_ask" for line in lines) == len(SELF_ASKED)
     assert ["vqa/clean", "held-out", "wording", "is_colour", "all"] in [line[:-1] for line in lines]
     assert all(float(line[-1]) in (0.0, 0.5, 1.0) for line in lines)
+
+
+def test_recipes_lists_what_can_be_trained_and_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    point = EntryPoint("recipes", "modint_training.commands:recipes", "modint_guard.commands")
+    for arguments in (["recipes"], ["recipes", "--schema"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments, [point])
+        assert stop.value.code == 0
+    listed, _, schema = capsys.readouterr().out.partition("{")
+    assert [line.split()[0] for line in listed.splitlines()] == recipe_names()
+    assert all(len(line.split()) > 4 for line in listed.splitlines())
+    assert json.loads("{" + schema) == recipe_schema()

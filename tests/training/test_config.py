@@ -1,20 +1,24 @@
 """Recipes: the bundled ones load; what is wrong in one is named, with its line, before anything starts."""
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from modint_guard.errors import ConfigError
-from modint_training.config import LoraRecipe, PretrainRecipe, load_recipe, recipe_names
+from modint_training.config import PretrainRecipe, TuneRecipe, load_recipe, recipe_names, recipe_schema
 from modint_training.tinyworld.suite import Mixture
 from modint_training.views import check_kinds
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "recipe.schema.json"
 
-def text_of(name: str) -> str:
-    return (resources.files("modint_training") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+def text_of(name: str, folder: str = "recipes") -> str:
+    return (resources.files("modint_training") / folder / f"{name}.yaml").read_text("utf-8")
 
 
 def refusal(name: str, *overrides: str) -> str:
@@ -40,15 +44,22 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
     assert load_recipe(name).name == name
 
 
-def test_the_bundled_recipes_train_a_base_and_an_adapter() -> None:
-    assert recipe_names() == ["robust-lora", "tinyworld-base"]
+def test_the_bundled_recipes_train_a_base_an_adapter_its_ablations_and_real_models() -> None:
+    ablations = ("sft", "aug", "cons-kl", "cons-js", "adv", "full", "full-nomask", "paper")
+    templates = ("llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "instructblip-7b")
+    expected = {"robust-lora", "tinyworld-base", *templates, *(f"tinyworld-{name}" for name in ablations)}
+    assert set(recipe_names()) == expected
     assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
-    assert isinstance(load_recipe("robust-lora"), LoraRecipe)
+    assert isinstance(load_recipe("robust-lora"), TuneRecipe)
 
 
-def test_every_option_of_a_bundled_recipe_is_written_out() -> None:
-    for name in recipe_names():
-        assert set(yaml.safe_load(text_of(name))) == set(type(load_recipe(name)).model_fields)
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_option_of_a_bundled_recipe_is_written_out_in_it_or_in_its_preset(name: str) -> None:
+    written = yaml.safe_load(text_of(name))
+    preset = written.get("preset")
+    known = written.keys() | (yaml.safe_load(text_of(preset, "presets")).keys() if preset else set())
+    fields = type(load_recipe(name)).model_fields.items()
+    assert {key for key, field in fields if field.is_required() or field.default is not None} <= known
 
 
 def test_the_bundled_mixture_is_the_suites_own() -> None:
@@ -59,7 +70,7 @@ def test_the_bundled_mixture_is_the_suites_own() -> None:
 
 def test_the_bundled_adapter_trains_on_nothing_that_is_held_out() -> None:
     recipe = load_recipe("robust-lora")
-    assert isinstance(recipe, LoraRecipe)
+    assert isinstance(recipe, TuneRecipe)
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
 
@@ -69,7 +80,7 @@ def test_overrides_reach_into_sections_and_keep_their_types() -> None:
     assert isinstance(recipe, PretrainRecipe)
     assert (recipe.steps, recipe.mixture.captioned, recipe.lr, recipe.name) == (7, 0.25, 1e-4, "mine")
     adapter = load_recipe("robust-lora", ["perturbations=[noise, black]", "quotas=[1, 0, 2]"])
-    assert isinstance(adapter, LoraRecipe)
+    assert isinstance(adapter, TuneRecipe)
     assert (adapter.perturbations, adapter.quotas) == (("noise", "black"), (1, 0, 2))
 
 
@@ -89,7 +100,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     assert refusal("robust-laro") == "no recipe 'robust-laro'; did you mean robust-lora?"
-    assert refusal("xyz") == "no recipe 'xyz'; known: robust-lora, tinyworld-base"
+    assert refusal("xyz") == f"no recipe 'xyz'; known: {', '.join(recipe_names())}"
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known(tmp_path: Path) -> None:
@@ -128,7 +139,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_line() -> None:
         ("robust-lora", "steps=0", "steps"),
         ("robust-lora", "control_share=1.5", "control_share"),
         ("robust-lora", "dropout=1", "dropout"),
-        ("robust-lora", "consistency=mse", "consistency"),
+        ("robust-lora", "consistency=cosine", "consistency"),
         ("robust-lora", "quotas=[1, 2]", "quotas"),
         ("robust-lora", "quotas=[0, 0, 0]", "quotas"),
         ("robust-lora", "quotas=[1, -1, 0]", "quotas"),
@@ -155,7 +166,10 @@ def test_a_value_out_of_its_range_is_named_with_its_line(name: str, override: st
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     text = text_of("robust-lora").replace("rank: 16\n", "")
     path = written(tmp_path, text)
-    assert refusal(path) == f"{path}: rank: Field required"
+    assert refusal(path) == f"{path}:3: kind: lora needs rank, alpha and dropout"
+    text = text_of("robust-lora").replace("batch: 32", "#")
+    path = written(tmp_path, text)
+    assert refusal(path) == f"{path}: batch: Field required"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +178,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("steps", "override 'steps' is not key=value"),
         ("lr.deep=1", "override 'lr.deep=1': 'lr' is not a section of the recipe"),
         ("steps=[1", "override 'steps=[1': '[1' is not a YAML value"),
-        ("kind=full", "robust-lora.yaml needs `kind:` to be one of pretrain, lora"),
+        ("kind=distil", "robust-lora.yaml needs `kind:` to be one of pretrain, lora, qlora, full"),
     ],
 )
 def test_a_bad_override_is_named(override: str, said: str) -> None:
@@ -177,10 +191,10 @@ def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     assert refusal(path) == f"{path} needs `key: value` lines"
 
 
-@pytest.mark.parametrize("text", ["name: x\n", "kind: full\n", "kind: [lora]\n"])
+@pytest.mark.parametrize("text", ["name: x\n", "kind: distil\n", "kind: [lora]\n"])
 def test_a_file_without_a_known_kind_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
-    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, lora"
+    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, lora, qlora, full"
 
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
@@ -198,3 +212,132 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.yaml"
     path.write_bytes(b"\x80\x81")
     assert refusal(str(path)) == f"{path} is not a text file in UTF-8; give a YAML recipe"
+
+
+# The method's own keys
+
+
+def tuned(name: str, *overrides: str) -> TuneRecipe:
+    recipe = load_recipe(name, overrides)
+    assert isinstance(recipe, TuneRecipe)
+    return recipe
+
+
+def test_the_ablations_differ_in_what_they_are_named_for() -> None:
+    ablations = {name: tuned(f"tinyworld-{name}") for name in ("sft", "aug", "cons-kl", "adv", "full")}
+    found = {
+        name: (bool(recipe.perturbations), recipe.consistency, recipe.attack is not None)
+        for name, recipe in ablations.items()
+    }
+    assert found == {
+        "sft": (False, "none", False),
+        "aug": (True, "none", False),
+        "cons-kl": (True, "kl", False),
+        "adv": (True, "none", True),
+        "full": (True, "js", True),
+    }
+    assert {recipe.steps for recipe in ablations.values()} == {600}
+    assert {(recipe.rank, recipe.alpha) for recipe in ablations.values()} == {(8, 16)}
+
+
+def test_without_a_mask_only_the_mask_differs() -> None:
+    full, unmasked = (tuned(f"tinyworld-{name}").model_dump() for name in ("full", "full-nomask"))
+    assert full.pop("attack") == {**unmasked.pop("attack"), "mask": "span"}
+    assert full | {"name": ""} == unmasked | {"name": ""}
+
+
+def test_the_templates_have_the_papers_noise() -> None:
+    noise = {
+        name: (recipe.attack.epsilon, recipe.attack.steps, recipe.attack.step, recipe.attack.mask)
+        for name in recipe_names()
+        if (recipe := load_recipe(name)).name[0] in "lqi" and isinstance(recipe, TuneRecipe) and recipe.attack
+    }
+    assert noise == {
+        "llava-1.5-7b": (1e-3, 2, "raw", "modality"),
+        "llava-1.5-13b": (1e-3, 2, "raw", "modality"),
+        "qwen2.5-vl-3b": (1e-2, 2, "raw", "modality"),
+        "qwen2.5-vl-7b": (1e-3, 2, "raw", "modality"),
+        "instructblip-7b": (5e-2, 4, "raw", "modality"),
+    }
+
+
+def test_a_preset_gives_what_a_recipe_leaves_out_and_sections_are_laid_over_key_by_key() -> None:
+    recipe = tuned("tinyworld-full", "attack.epsilon=0.5", "lr=0.25")
+    assert recipe.attack is not None
+    assert (recipe.attack.epsilon, recipe.attack.kind, recipe.lr, recipe.batch) == (0.5, "pgd", 0.25, 32)
+    assert tuned("tinyworld-full", "attack=null").attack is None
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    assert refusal("tinyworld-full", "preset=papers") == (
+        "tinyworld-full.yaml: no preset 'papers'; known: modint, paper"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("tinyworld-full", ["attack.epsilon=0"], "attack.epsilon: Input should be greater than 0"),
+        ("tinyworld-full", ["attack.epsilom=1"], "unknown key 'attack.epsilom'; did you mean 'epsilon'?"),
+        (
+            "tinyworld-full",
+            ["attack.steps=0"],
+            "attack.steps: pgd climbs: give steps of at least 1, step and",
+        ),
+        (
+            "tinyworld-full",
+            ["attack.kind=gaussian"],
+            "attack.steps: gaussian noise takes no steps: set steps: 0",
+        ),
+        ("tinyworld-full", ["attack.kind=freelb", "attack.step=raw"], "attack.step: freelb takes normalised"),
+        (
+            "tinyworld-full",
+            ["perturbations=[]"],
+            "perturbations: attack, consistency and controls work on twins",
+        ),
+        ("tinyworld-full", ["kind=full"], "kind: full trains the weights themselves: leave out rank"),
+        ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
+        ("tinyworld-full", ["rank=null"], "kind: lora needs rank, alpha and dropout"),
+        (
+            "tinyworld-full",
+            ["kind=qlora", "scope=[language, vision]"],
+            "scope: qlora adapts the language model",
+        ),
+        ("tinyworld-full", ["scope=[]"], "scope: name at least one, and each once"),
+        ("tinyworld-full", ["epochs=1"], "steps: give steps or epochs, one of the two"),
+        ("tinyworld-full", ["steps=null", "epochs=1"], "epochs: tinyworld has no end: give steps"),
+        ("tinyworld-full", ["warmup_steps=3"], "warmup_steps: give warmup_steps or warmup_ratio"),
+        ("tinyworld-full", ["letter=null"], "letter: belongs to data: tinyworld, and to no other data"),
+        ("tinyworld-full", ["micro_batches=5"], "micro_batches: 5 does not divide batch: 32"),
+    ],
+)
+def test_contradictory_keys_are_refused_in_one_sentence(name: str, overrides: list[str], said: str) -> None:
+    place, _, rest = refusal(name, *overrides).partition(": ")
+    assert place.startswith(f"{name}.yaml")
+    assert rest.startswith(said)
+
+
+def test_a_contradiction_is_named_with_the_line_of_its_own_section(tmp_path: Path) -> None:
+    section = (
+        "attack:\n  kind: gaussian\n  epsilon: 0.1\n  relative: true\n  steps: 3\n  mask: span\n  weight: 1\n"
+    )
+    text = text_of("robust-lora") + section
+    path = written(tmp_path, text)
+    line = text.split("\n").index("  steps: 3") + 1  # and not that of the recipe's own steps
+    assert refusal(path).startswith(f"{path}:{line}: attack.steps: gaussian noise takes no steps")
+
+
+def test_regenerating_the_committed_schema_changes_nothing() -> None:
+    assert SCHEMA.read_text("utf-8") == json.dumps(recipe_schema(), indent=2) + "\n"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_schema_takes_every_bundled_recipe(name: str) -> None:
+    schema = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(text_of(name)), schema)
+
+
+def test_the_schema_refuses_an_unknown_key() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**yaml.safe_load(text_of("robust-lora")), "stepz": 3}, recipe_schema())

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, prompt
+from modint_training.config import load_recipe
 from modint_training.export import (
     adapter_card,
     base_card,
@@ -21,11 +22,14 @@ from modint_training.export import (
     data_hash,
     export_adapter,
     export_base,
+    export_tuned,
+    rename_indexed_keys,
     rename_vision_keys,
     run_record,
+    served_rank,
 )
-from modint_training.lora import lora_config
 from modint_training.tinyworld import suite
+from modint_training.tune import lora_config
 from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
 
 
@@ -269,8 +273,55 @@ def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:
 
 
 def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
-    card = adapter_card(run(lora_recipe("tinyworld-base")))
-    assert "base_model: tinyworld-base" in card.splitlines()
-    assert "rank 2" in card and "`--max-lora-rank 2`" in card
-    assert "Trained on misleading_description, unrelated_facts, contradicting_image, noise, black;" in card
-    assert "harmless twins: true_description, agreeing_image, neutral_text." in card
+    card = adapter_card(run(lora_recipe("tinyworld-base"))).splitlines()
+    assert "base_model: tinyworld-base" in card
+    assert "A LoRA of rank 2 on the language model of `tinyworld-base` against modality interference:" in card
+    assert "`--max-lora-rank 8`." in card  # vLLM has no limit of 2
+    assert "- cross-entropy on clean and perturbed twins" in card
+    assert "- consistency `js` with weight 0.5" in card
+    twins = "misleading_description, unrelated_facts, contradicting_image, noise, black"
+    harmless = "true_description, agreeing_image, neutral_text"
+    assert f"- twins: {twins}; harmless ones: {harmless}" in card
+
+
+def test_the_card_names_the_attack_and_nothing_that_was_not_done() -> None:
+    full, plain = (load_recipe(f"tinyworld-{name}") for name in ("full", "sft"))
+    attack = (
+        "- the adversarial loss: pgd, 1 steps, epsilon 0.2 (of each token's root mean square), mask `span`"
+    )
+    assert attack in adapter_card(run(full)).splitlines()
+    card = adapter_card(run(plain))
+    assert "- cross-entropy on clean examples" in card.splitlines()
+    assert "adversarial" not in card and "consistency" not in card and "twins" not in card
+
+
+@pytest.mark.parametrize(
+    ("rank", "served"), [(1, 1), (2, 8), (8, 8), (9, 16), (128, 128), (300, 320), (512, 512)]
+)
+def test_an_adapter_is_served_with_the_next_limit_that_vllm_offers(rank: int, served: int) -> None:
+    assert served_rank(rank) == served
+
+
+# Whole models
+
+
+def test_a_fully_tuned_model_is_written_whole_and_loads_again(processor: Any, tmp_path: Path) -> None:
+    model = small_model(processor)
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
+    export_tuned(model, processor, tmp_path / "full", run(lora_recipe("tinyworld-base", *without)))
+    keys = load_file(tmp_path / "full" / "model.safetensors")
+    assert any("vision_tower.vision_model." in key for key in keys)
+    assert same_tensors(LlavaForConditionalGeneration.from_pretrained(tmp_path / "full"), model)
+    card = (tmp_path / "full" / "README.md").read_text("utf-8")
+    assert "The language model of `tinyworld-base`, trained further against modality interference:" in card
+
+
+def test_the_keys_of_a_model_in_several_files_are_renamed_in_their_index_too(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    rename_indexed_keys(index)  # a model in one file has none
+    index.write_text(json.dumps({"weight_map": {"vision_tower.embeddings.x": "1", "lm_head.weight": "2"}}))
+    rename_indexed_keys(index)
+    assert json.loads(index.read_text())["weight_map"] == {
+        "vision_tower.vision_model.embeddings.x": "1",
+        "lm_head.weight": "2",
+    }

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from modint_guard.item import FAMILIES, prompt, reply_for
-from modint_training.collate import chat_content
+from modint_training.families import chat_content
 from modint_training.predict import accuracy, answers, first_logits, split_rows, watch
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED

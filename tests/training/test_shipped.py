@@ -46,7 +46,8 @@ def test_the_weights_are_one_small_file(name: str, limit: float) -> None:
 @shipped
 def test_the_weights_were_made_by_the_recipe_and_the_data_that_ship_with_them(name: str) -> None:
     run = json.loads((bundled(name) / "run.json").read_text("utf-8"))
-    assert run["recipe"] == json.loads(load_recipe(name).model_dump_json())
+    recipe = load_recipe(name)
+    assert type(recipe).model_validate(run["recipe"]) == recipe  # a key that came later had its default then
     assert run["data_sha256"] == data_hash()
 
 

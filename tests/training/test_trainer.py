@@ -1,6 +1,9 @@
 """The one training loop: a run that is broken off and resumed is the run that was not."""
 
+import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -11,20 +14,25 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 from torch import Tensor, nn
 
+from modint_guard.errors import TrainingStopped
 from modint_training.collate import collate, encode
-from modint_training.lora import lora_config
+from modint_training.curves import draw_curves, smooth
 from modint_training.tinyworld import suite
 from modint_training.trainer import (
     Evaluation,
+    StepLog,
     Stream,
     fit,
     last_step,
+    read_log,
     seconds_trained,
     seed_everything,
     wants_bf16,
 )
+from modint_training.tune import lora_config
 from tests.training.small import lora_recipe, small_model
 
 NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints
@@ -246,3 +254,88 @@ def test_seeding_makes_every_generator_repeat_itself() -> None:
         seed_everything(7)
         drawn.append((random.random(), float(np.random.random()), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
+
+
+# Micro-batches, signals, the log
+
+
+def test_micro_batches_of_a_step_add_up(tmp_path: Path) -> None:
+    def halves(step: int) -> list[dict[str, Tensor]]:
+        whole = line_batch(step)
+        return [{name: value[half::2] for name, value in whole.items()} for half in (0, 1)]
+
+    def half_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return line_loss(net, batch) / 2  # of the step's mean
+
+    whole, cut = line(), line()
+    train(whole, line_loss, line_batch, tmp_path / "whole")
+    train(cut, half_loss, halves, tmp_path / "cut", micro_batches=2)
+    assert torch.allclose(whole.weight, cut.weight, atol=1e-6)
+
+
+def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Path) -> None:
+    seen = 0
+
+    def told(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return line_loss(net, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    whole, stopped, resumed = line(), line(), line()
+    train(whole, line_loss, line_batch, tmp_path / "whole")
+    with pytest.raises(TrainingStopped, match=r"SIGTERM came after step 3 of 6; .* go on with --resume auto"):
+        train(stopped, told, line_batch, tmp_path / "run")
+    assert steps_of(tmp_path / "run") == [3]
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(resumed, line_loss, line_batch, tmp_path / "run", resume="auto")
+    assert same(resumed, whole)
+
+
+def logged(tmp_path: Path) -> StepLog:
+    return StepLog(tmp_path / "log.jsonl", lambda: {"loss": 0.5, "adv": 0.25})
+
+
+def test_every_step_is_a_line_of_the_log(tmp_path: Path) -> None:
+    train(line(), line_loss, line_batch, tmp_path / "run", log=logged(tmp_path))
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [entry["step"] for entry in lines] == [1, 2, 3, 4, 5, 6]
+    assert all((entry["loss"], entry["adv"]) == (0.5, 0.25) for entry in lines)
+    assert all(entry["seconds"] > 0 for entry in lines)
+    rates = [entry["lr"] for entry in lines]
+    assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(
+        1e-2
+    )  # cosine, after one step up
+
+
+def test_a_resumed_run_goes_on_with_the_log_behind_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        train(
+            line(),
+            killed_after(3, line_loss),
+            line_batch,
+            tmp_path / "run",
+            log=logged(tmp_path),
+            checkpoint_minutes=ALWAYS,
+        )
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 4, "loss": 9.0}) + "\n" + '{"step": 5, "lo')  # cut off in the middle
+    train(line(), line_loss, line_batch, tmp_path / "run", log=logged(tmp_path), resume="auto")
+    assert [(entry["step"], entry["loss"]) for entry in read_log(tmp_path / "log.jsonl")] == [
+        (step, 0.5) for step in range(1, 7)
+    ]
+
+
+def test_the_curves_are_drawn_from_the_log(tmp_path: Path) -> None:
+    assert draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png") is False
+    lines = [{"step": step, "loss": 1 / step, "sft": 1 / step, "delta_rms": 0.1} for step in range(1, 9)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    assert draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png") is True
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 600
+
+
+def test_curves_are_moving_means() -> None:
+    assert smooth((4.0, 2.0, 0.0, 6.0), 2) == [4.0, 3.0, 1.0, 3.0]

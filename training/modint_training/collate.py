@@ -1,36 +1,59 @@
 """From labelled items to tensors: the prompt as the engine's chat template writes it, the answer as labels.
 
-Example: the one-word item "What digit is shown?" with a picture and the answer 7 becomes
+Example: the one-word item "What digit is shown?" with a picture, the lying caption "Caption: the digit 3."
+and the answer 7 becomes, token by token with its label and its part,
 
-    input_ids  <|begin|> <|user|> <image>x26 What Ġdigit ... ? <|end|> <|assistant|> 7 <|end|>
-    labels     -100 ....................................................................... 7 <|end|>
+    <|begin|> <|user|>                  no label   FRAME
+    <image> x 26                        no label   IMAGE
+    Caption : Ġthe Ġdigit Ġ3 .          no label   CONTEXT
+    Ċ                                   no label   FRAME
+    What Ġdigit Ġis Ġshown ?            no label   ASKED
+    <|end|> <|assistant|>               no label   FRAME
+    7 <|end|>                           themselves ANSWER
 
 so that the position before `7` predicts the answer and the position of `7` predicts the end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import Item, prompt, reply_for
+from modint_training.families import clip_pixels, image_token_id, vision_of
 from modint_training.tinyworld.language import USER
 from modint_training.tinyworld.recall import Row
 
 IGNORED = -100  # label of a position that no loss reads
+_STAND_IN = "\x02text\x03"  # where the user's text goes in a rendered prompt
+
+
+class Part(IntEnum):
+    """What a position holds; FRAME is the template's own text, the system prompt and separators included."""
+
+    PAD = 0
+    FRAME = 1
+    IMAGE = 2
+    CONTEXT = 3
+    ASKED = 4
+    ANSWER = 5
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, each position's label (IGNORED where no loss reads), and the picture, if any."""
+    """Token ids, each position's label (IGNORED where no loss reads) and part, the picture, if any, and the
+    user's text. Rows that no mask is made of may leave `parts` empty."""
 
     ids: list[int]
     labels: list[int]
     image: Image.Image | None = None
+    parts: list[Part] = field(default_factory=list)
+    text: str = ""
 
     @property
     def answer_length(self) -> int:
@@ -38,22 +61,64 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels)
 
 
-def chat_content(text: str, image: object | None) -> list[dict[str, Any]]:
-    """The user content of a chat message, picture first."""
-    picture = [{"type": "image"}] if image is not None else []
-    return [*picture, {"type": "text", "text": text}]
-
-
 def encode(item: Item, processor: Any) -> Encoded:
-    """Tokenise an item with the processor's own chat template, placeholders expanded as it would do."""
-    messages = [{"role": "user", "content": chat_content(prompt(item), item.image)}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    expanded = text.replace(processor.image_token, processor.image_token * image_tokens(processor))
+    """Tokenise an item with the processor's own chat template, placeholders expanded as it would do.
+
+    Raises DataError where the item's text holds the placeholder, ConfigError where the template changes the
+    text.
+    """
+    before, text, after = _rendered(item, processor)
     tokenizer = processor.tokenizer
-    ids = tokenizer(expanded, add_special_tokens=False).input_ids
+    prompted = tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
     answer = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
     answer = [*answer, tokenizer.eos_token_id]
-    return Encoded(ids + answer, [IGNORED] * len(ids) + answer, item.image)
+    context = len(item.context) if item.context else 0
+    spans = Spans(len(before), len(before) + context, len(before) + len(text))
+    placeholder = image_token_id(processor)
+    parts = [
+        Part.IMAGE if token == placeholder else spans.part(*offset)
+        for token, offset in zip(prompted.input_ids, prompted.offset_mapping, strict=True)
+    ]
+    return Encoded(
+        ids=prompted.input_ids + answer,
+        labels=[IGNORED] * len(parts) + answer,
+        image=item.image,
+        parts=parts + [Part.ANSWER] * len(answer),
+        text=text,
+    )
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the user's text stands in a rendered prompt, in characters: its context from `start` to
+    `context_end`, the separator, then what is asked, to `end`."""
+
+    start: int
+    context_end: int
+    end: int
+
+    def part(self, first: int, last: int) -> Part:
+        """The part of a token that covers the characters [first, last): CONTEXT if any of them is context."""
+        if first < self.context_end and last > self.start:
+            return Part.CONTEXT
+        asked = self.context_end + (self.context_end > self.start)  # one character, a newline, separates them
+        return Part.ASKED if first < self.end and last > asked else Part.FRAME
+
+
+def _rendered(item: Item, processor: Any) -> tuple[str, str, str]:
+    """The prompt before, in and after the user's text, with a picture's placeholder repeated in the first."""
+    vision, text, token = vision_of(processor), prompt(item), str(processor.image_token)
+    if token in text:
+        raise DataError(f"item {item.id}: its text holds the picture's placeholder {token!r}; remove it")
+    before = vision.render(processor, _STAND_IN, item.image).partition(_STAND_IN)[0]
+    whole = vision.render(processor, text, item.image)
+    if not whole.startswith(before + text):
+        raise ConfigError(
+            f"item {item.id}: the chat template changes the user's text {text!r}, so that its tokens cannot "
+            "be found; use a template that copies it"
+        )
+    shown = vision.image_tokens(processor, item.image) if item.image is not None else 0
+    return before.replace(token, token * shown), text, whole[len(before) + len(text) :]
 
 
 def encode_recall(row: Row, processor: Any) -> Encoded:
@@ -70,33 +135,37 @@ def encode_recall(row: Row, processor: Any) -> Encoded:
     return Encoded(ids, labels, row.image)
 
 
-def image_tokens(processor: Any) -> int:
-    """How many positions one picture takes: its patches, and the class token where the strategy keeps it."""
-    side = processor.image_processor.crop_size["height"] // processor.patch_size
-    dropped = processor.vision_feature_select_strategy == "default"
-    return int(side * side + processor.num_additional_image_tokens - dropped)
+def image_tokens(processor: Any, image: Image.Image | None = None) -> int:
+    """How many positions a picture takes; for CLIP the same for every picture."""
+    return vision_of(processor).image_tokens(processor, image)
 
 
 def pixels(images: Sequence[Image.Image], processor: Any) -> Tensor:
     """Pictures of the model's own size as normalised values  # (N, 3, H, W)."""
-    mean, std = processor.image_processor.image_mean[0], processor.image_processor.image_std[0]
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+    return clip_pixels(images, processor)
 
 
 def collate(rows: Sequence[Encoded], processor: Any) -> dict[str, Tensor]:
-    """Pad to the longest row: `input_ids`, `attention_mask`, `labels`  # (B, L), `pixel_values`  # (images,
-    3, H, W)."""
-    length = max(len(row.ids) for row in rows)
-    shape = (len(rows), length)
-    ids = torch.full(shape, processor.tokenizer.pad_token_id)
-    labels = torch.full(shape, IGNORED)
-    mask = torch.zeros(shape, dtype=torch.long)
+    """Pad to the longest row: `input_ids`, `attention_mask`, `labels`  # (B, L), and what the family's
+    pictures bring, such as `pixel_values`  # (images, 3, H, W)."""
+    ids = _padded([row.ids for row in rows], processor.tokenizer.pad_token_id)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": _padded([[1] * len(row.ids) for row in rows], 0),
+        "labels": _padded([row.labels for row in rows], IGNORED),
+    }
+    images, texts = [row.image for row in rows], [row.text for row in rows]
+    return {**batch, **vision_of(processor).tensors(processor, images, texts, ids)}
+
+
+def parts_of(rows: Sequence[Encoded]) -> Tensor:
+    """The part of every position, PAD behind a row's end  # (B, L), int64."""
+    return _padded([row.parts for row in rows], Part.PAD)
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of unequal length as one tensor, filled up on the right  # (B, L), int64."""
+    made = torch.full((len(rows), max(map(len, rows))), int(filler))
     for index, row in enumerate(rows):
-        end = len(row.ids)
-        ids[index, :end] = torch.tensor(row.ids)
-        mask[index, :end] = 1
-        labels[index, :end] = torch.tensor(row.labels)
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    images = [row.image for row in rows if row.image is not None]
-    return {**batch, "pixel_values": pixels(images, processor)} if images else batch
+        made[index, : len(row)] = torch.tensor(row)
+    return made

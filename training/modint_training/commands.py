@@ -1,5 +1,7 @@
-"""The options of `modint-guard train`, `evaluate` and `results`; torch is loaded only where it is needed."""
+"""The options of `modint-guard train`, `recipes`, `evaluate` and `results`; torch is loaded where it is
+needed."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +30,21 @@ def train(
     from modint_training.runs import run_recipe
 
     typer.echo(f"wrote {run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume)}")
+
+
+def recipes(
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipes instead.")
+    ] = False,
+) -> None:
+    """List the bundled recipes, or print the schema that editors check recipes with."""
+    from modint_training.config import recipe_names, recipe_schema, recipe_summary
+
+    if schema:
+        typer.echo(json.dumps(recipe_schema(), indent=2))
+        return
+    for name in recipe_names():
+        typer.echo(f"{name:24} {recipe_summary(name)}")
 
 
 def evaluate(

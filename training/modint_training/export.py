@@ -13,9 +13,11 @@ from typing import Any
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
+from modint_guard.data import read_data
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
 from modint_guard.results import cell
+from modint_training.config import TINYWORLD
 from modint_training.tinyworld import suite
 
 PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
@@ -29,6 +31,21 @@ def export_base(model: Any, processor: Any, folder: Path, run: Mapping[str, Any]
         processor.save_pretrained(to)
         rename_vision_keys(to / "model.safetensors")
         _describe(to, run, base_card(run))
+
+    _replace(folder, write)
+
+
+def export_tuned(model: Any, processor: Any, folder: Path, run: Mapping[str, Any]) -> None:
+    """Save a fully fine-tuned model of any family; the folder appears whole or not at all."""
+
+    def write(to: Path) -> None:
+        model.save_pretrained(to)
+        processor.save_pretrained(to)
+        if model.config.model_type == "llava":
+            for file in to.glob("*.safetensors"):
+                rename_vision_keys(file)
+            rename_indexed_keys(to / "model.safetensors.index.json")
+        _describe(to, run, tuned_card(run))
 
     _replace(folder, write)
 
@@ -52,6 +69,14 @@ def rename_vision_keys(file: Path) -> None:
     save_file({_vision_key(key): tensor for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
+def rename_indexed_keys(index: Path) -> None:
+    """The same in the index of a model saved in several files, where there is one."""
+    if index.is_file():
+        held = json.loads(index.read_text("utf-8"))
+        held["weight_map"] = {_vision_key(key): file for key, file in held["weight_map"].items()}
+        index.write_text(json.dumps(held, indent=2) + "\n", "utf-8")
+
+
 def _vision_key(key: str) -> str:
     before, found, after = key.partition("vision_tower.")
     return key if not found or after.startswith("vision_model.") else f"{before}{found}vision_model.{after}"
@@ -65,7 +90,7 @@ def run_record(
     return {
         "recipe": settings,
         "seed": settings["seed"],
-        "data_sha256": data_hash(),
+        "data_sha256": data_hash(data=settings.get("data", TINYWORLD)),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {
             "system": platform.system(),
@@ -78,12 +103,13 @@ def run_record(
     }
 
 
-def data_hash(count: int = 300) -> str:
-    """SHA-256 over prompts, answers and pixels of the first training items of each family."""
+def data_hash(count: int = 300, *, data: str = TINYWORLD) -> str:
+    """SHA-256 over prompts, answers and pixels: of the first training items of each of TinyWorld's families,
+    or of all items of a data set."""
+    generated = (item for family in FAMILIES for item in suite.items(family, "train", count))
     digest = hashlib.sha256()
-    for family in FAMILIES:
-        for item in suite.items(family, "train", count):
-            digest.update(_bytes(item))
+    for item in generated if data == TINYWORLD else read_data(Path(data)):
+        digest.update(_bytes(item))
     return digest.hexdigest()
 
 
@@ -218,14 +244,12 @@ base_model: {recipe["base"]}
 ---
 # {recipe["name"]}
 
-A LoRA of rank {recipe["rank"]} on the language model of `{recipe["base"]}` against modality interference:
-cross-entropy on clean and perturbed twins, consistency `{recipe["consistency"]}` with weight
-{recipe["consistency_weight"]}.
-Trained on {", ".join(recipe["perturbations"])}; harmless twins: {", ".join(recipe["controls"])}.
+A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` against modality interference:
+{_method(recipe)}
 
 Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`). Serve it
 with `modint-guard serve --adapter {recipe["name"]}`; vLLM itself needs `--enable-lora` and
-`--max-lora-rank {recipe["rank"]}`.
+`--max-lora-rank {served_rank(recipe["rank"])}`.
 
 ## Test split, greedy first token, transformers
 
@@ -233,3 +257,51 @@ with `modint-guard serve --adapter {recipe["name"]}`; vLLM itself needs `--enabl
 The figures through vLLM and the gateway, with intervals and beside the base's, are in
 `docs/results/tinyworld.md`.
 """
+
+
+def tuned_card(run: Mapping[str, Any]) -> str:
+    """The card of a whole model trained by this package."""
+    recipe = run["recipe"]
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+base_model: {recipe["base"]}
+---
+# {recipe["name"]}
+
+The {_scope(recipe)} of `{recipe["base"]}`, trained further against modality interference:
+{_method(recipe)}
+
+Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`).
+
+## Test split, greedy first token, transformers
+
+{_figures(run["test"])}"""
+
+
+def _scope(recipe: Mapping[str, Any]) -> str:
+    names = {"language": "language model", "connector": "connector", "vision": "vision tower"}
+    return " and ".join(names[part] for part in recipe["scope"])
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """What it was taught by, a line each."""
+    twins, attack = recipe["perturbations"], recipe["attack"]
+    lines = [f"- cross-entropy on clean {'and perturbed twins' if twins else 'examples'}"]
+    if recipe["consistency"] != "none":
+        lines.append(f"- consistency `{recipe['consistency']}` with weight {recipe['consistency_weight']}")
+    if attack:
+        unit = "of each token's root mean square" if attack["relative"] else "absolute"
+        lines.append(
+            f"- the adversarial loss: {attack['kind']}, {attack['steps']} steps, epsilon {attack['epsilon']} "
+            f"({unit}), mask `{attack['mask']}`"
+        )
+    if twins:
+        lines.append(f"- twins: {', '.join(twins)}; harmless ones: {', '.join(recipe['controls']) or 'none'}")
+    return "\n".join(lines)
+
+
+def served_rank(rank: int) -> int:
+    """The smallest --max-lora-rank of vLLM that takes an adapter of this rank."""
+    return next(offered for offered in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank <= offered)

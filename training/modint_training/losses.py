@@ -1,48 +1,76 @@
-"""Task and consistency losses, read at the positions that predict the answer, in float32 and nats.
+"""Task and consistency losses over answer tokens, in float32 and nats, as sums to be divided by whole
+batches.
 
-Source: arXiv 2505.19616, section 4: L = L_sft + lambda * L_cons (the adversarial term is a later recipe's).
+Source: arXiv 2505.19616, section 4: L = L_sft + L_adv + lambda * L_cons. The two sides of every function are
+rows of the positions that predict answer tokens (masks.predicting_mask): nothing else is ever read. A sum
+over the tokens of a micro-batch, divided by the count of the whole batch over all micro-batches and ranks,
+adds up to the mean.
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modint_training.masks import predicted, predicting_mask
+from modint_training.config import StopGradient
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over answer tokens, end token included.
+def cross_entropies(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p of each token, in nats  # (N, V), (N,) -> (N,)."""
+    return F.cross_entropy(logits.float(), tokens, reduction="none")
 
-    `logits`  # (B, L, V), `labels`  # (B, L) with IGNORED outside the answer. Returns nats a token.
-    """
-    return F.cross_entropy(logits[predicting_mask(labels)].float(), predicted(labels))
+
+def task_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy of the answer tokens, end token included, in nats a token  # (N, V), (N,) -> ()."""
+    return cross_entropies(logits, tokens).mean()
 
 
 def kl_divergence(clean: Tensor, twin: Tensor) -> Tensor:
-    """KL(clean || twin) of each row, in nats; `clean` is a constant  # (N, V), (N, V) -> (N,)."""
-    log_p, log_q = F.log_softmax(clean.detach().float(), -1), F.log_softmax(twin.float(), -1)
+    """KL(clean || twin) of each row, in nats  # (N, V), (N, V) -> (N,)."""
+    log_p, log_q = F.log_softmax(clean.float(), -1), F.log_softmax(twin.float(), -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def js_divergence(clean: Tensor, twin: Tensor) -> Tensor:
-    """Jensen-Shannon divergence, in nats, at most ln 2; `clean` is a constant  # (N, V), (N, V) -> (N,)."""
-    log_p, log_q = F.log_softmax(clean.detach().float(), -1), F.log_softmax(twin.float(), -1)
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(log_p.new_tensor(2.0))
+    """Jensen-Shannon divergence of each row, in nats, at most ln 2  # (N, V), (N, V) -> (N,)."""
+    log_p, log_q = F.log_softmax(clean.float(), -1), F.log_softmax(twin.float(), -1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return 0.5 * ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1))
 
 
-CONSISTENCY = {"kl": kl_divergence, "js": js_divergence}
+def symmetric_kl(clean: Tensor, twin: Tensor) -> Tensor:
+    """(KL(clean || twin) + KL(twin || clean)) / 2 of each row, in nats  # (N, V), (N, V) -> (N,)."""
+    return 0.5 * (kl_divergence(clean, twin) + kl_divergence(twin, clean))
 
 
-def consistency_loss(logits: Tensor, labels: Tensor, clean_row: Tensor, kind: str) -> Tensor:
-    """Mean divergence between each twin and its clean row over the tokens of the answer.
+def squared_distance(clean: Tensor, twin: Tensor) -> Tensor:
+    """Mean squared difference of each row's hidden state  # (N, D), (N, D) -> (N,)."""
+    return (clean.float() - twin.float()).square().mean(-1)
 
-    `clean_row`  # (B,) holds, for a twin, the row of its clean version, and -1 for every other row. Twin and
-    clean row share the answer, so their predicting positions pair up one to one. Zero where there are no
-    twins.
+
+DIVERGENCES: dict[str, Divergence] = {
+    "kl": kl_divergence,
+    "js": js_divergence,
+    "symmetric_kl": symmetric_kl,
+}
+
+
+def inconsistencies(
+    clean: Tensor, twin: Tensor, kind: str, *, temperature: float = 1.0, stop_gradient: StopGradient = "clean"
+) -> Tensor:
+    """How far each twin token is from its clean one  # (N, V), (N, V) -> (N,); of hidden states (N, D) for
+    "mse".
+
+    Logits are divided by `temperature` first; the result is not multiplied by it again, so that JS stays
+    within ln 2. With `stop_gradient="clean"` the clean side is a constant: the twin moves to it and not the
+    other way.
     """
-    twins = (clean_row >= 0).nonzero().squeeze(-1)
-    if not len(twins):
-        return logits.new_zeros((), dtype=torch.float32)
-    mask, partner = predicting_mask(labels), clean_row[twins]
-    return CONSISTENCY[kind](logits[partner][mask[partner]], logits[twins][mask[twins]]).mean()
+    if stop_gradient == "clean":
+        clean = clean.detach()
+    if kind == "mse":
+        return squared_distance(clean, twin)
+    return DIVERGENCES[kind](clean.float() / temperature, twin.float() / temperature)

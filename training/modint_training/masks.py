@@ -1,9 +1,21 @@
-"""Which positions a loss reads. All masks are bool."""
+"""Which positions a loss reads and which an attack may touch. All masks are bool."""
 
 import torch
 from torch import Tensor
 
-from modint_training.collate import IGNORED
+from modint_guard.item import FAMILIES
+from modint_training.collate import IGNORED, Part
+from modint_training.config import AttackMask
+
+IMAGE_HEAVY, TEXT_HEAVY, VQA = range(len(FAMILIES))  # what `families` holds  # (B,)
+
+_TEXT = (Part.FRAME, Part.CONTEXT, Part.ASKED)
+# What an attack may touch, by the kind of mask and the row's family; rows that need both modalities: nothing.
+_ATTACKED: dict[AttackMask, dict[int, tuple[Part, ...]]] = {
+    "span": {IMAGE_HEAVY: (Part.CONTEXT,), TEXT_HEAVY: (Part.IMAGE,)},
+    "modality": {IMAGE_HEAVY: _TEXT, TEXT_HEAVY: (Part.IMAGE,)},
+    "none": {IMAGE_HEAVY: (*_TEXT, Part.IMAGE), TEXT_HEAVY: (*_TEXT, Part.IMAGE)},
+}
 
 
 def answer_mask(labels: Tensor) -> Tensor:
@@ -25,3 +37,29 @@ def predicting_mask(labels: Tensor) -> Tensor:
 def predicted(labels: Tensor) -> Tensor:
     """The answer tokens in the order `logits[predicting_mask(labels)]` predicts them  # (tokens,)."""
     return labels[:, 1:][answer_mask(labels)[:, 1:]]
+
+
+def modality_mask(parts: Tensor, families: Tensor, kind: AttackMask) -> Tensor:
+    """Positions whose input embeddings an attack may change  # (B, L) bool.
+
+    `parts`  # (B, L) are collate.Part, `families`  # (B,) are places in item.FAMILIES. Image-heavy rows are
+    attacked in their text, text-heavy rows in their picture, rows that need both never (arXiv 2505.19616,
+    section 4); answers and padding never. By kind, an image-heavy row is attacked in `span`: the injected
+    context alone; the question, the options and the system prompt stay as they are; `modality`: every text
+    token before the answer, as the paper does: template, system prompt, context, question, options; `none`:
+    those and the picture's tokens, the ablation without a mask; so are text-heavy rows then.
+    """
+    allowed = torch.zeros_like(parts, dtype=torch.bool)
+    for family, attacked in _ATTACKED[kind].items():
+        held = torch.isin(parts, torch.tensor(attacked, device=parts.device))
+        allowed |= held & (families == family).unsqueeze(1)
+    return allowed
+
+
+def tokens_of(rows: Tensor, mask: Tensor) -> Tensor:
+    """Where the masked positions of `rows`  # (R,), row after row, stand among all of `mask`'s  # (tokens,).
+
+    With `found = states[mask]`, `found[tokens_of(rows, mask)]` is `states[rows][mask[rows]]`.
+    """
+    place = mask.flatten().cumsum(0).view(mask.shape) - 1  # (B, L)
+    return place[rows][mask[rows]]

@@ -1,8 +1,11 @@
 """One training loop for every recipe: a `transformers.Trainer` with another loss and data loader."""
 
+import json
 import random
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     PreTrainedModel,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -22,27 +26,36 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from modint_guard.errors import TrainingStopped
+
 Batch = dict[str, Any]  # tensors by name, or lists of such
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
 
 
+Batches = Callable[[int], Batch | Sequence[Batch]]  # of step k: one batch, or its micro-batches
+
+
 class Stream(IterableDataset[Batch]):
     """Batches by number, without end: batch k depends on k alone, so a resumed run sees the same ones."""
 
-    def __init__(self, batch: Callable[[int], Batch], start: int) -> None:
+    def __init__(self, batch: Batches, start: int) -> None:
         self.batch = batch
         self.start = start
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.start
         while True:
-            yield self.batch(step)
+            made = self.batch(step)
+            yield from [made] if isinstance(made, dict) else made
             step += 1
 
 
 class LossTrainer(Trainer):
     """`loss(model, batch)` and `batches` are what a recipe brings; everything else is the Trainer's own."""
+
+    # The losses of micro-batches add up to the step's: the Trainer must not divide them by their number.
+    loss_is_scaled_for_ga = True
 
     def __init__(self, *, loss: Loss, batches: Stream, **kwargs: Any) -> None:
         super().__init__(train_dataset=batches, **kwargs)
@@ -105,6 +118,76 @@ def seconds_trained(folder: Path) -> float:
     phases = {file.parent.parent for file in folder.rglob(TRAINER_STATE_NAME)}
     last = (phase / f"checkpoint-{last_step(phase, 'auto')}" / TRAINER_STATE_NAME for phase in phases)
     return sum(_seconds(TrainerState.load_from_json(str(file))) for file in last)
+
+
+class SaveOnTerm(TrainerCallback):
+    """On SIGTERM finish the step, save a checkpoint and stop; `stopped` says that it came to that."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._before: Any = signal.SIG_DFL
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.stopped = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+class StepLog(TrainerCallback):
+    """One JSON line a step with what `measure()` found, the learning rate and the time, and the same on the
+    progress bar. A resumed run cuts off what lies behind its checkpoint and goes on."""
+
+    def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
+        self.file = file
+        self.measure = measure
+        self.bar: ProgressCallback | None = None
+        self.last = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            kept = [line for line in read_log(self.file) if line["step"] <= state.global_step]
+            self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        self.last = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
+    ) -> None:
+        measured = self.measure()  # on every rank: it sums over them
+        if not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        rate = kw["optimizer"].param_groups[0]["lr"] if kw.get("optimizer") else float("nan")
+        line = {"step": state.global_step, **measured, "lr": rate, "seconds": now - self.last}
+        self.last = now
+        with self.file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        if self.bar and self.bar.training_bar is not None:
+            self.bar.training_bar.set_postfix({name: f"{value:.3g}" for name, value in measured.items()})
+
+
+def read_log(file: Path) -> list[dict[str, float]]:
+    """The lines of a step log; none where there is no file, and a last line that was cut off does not
+    count."""
+    if not file.is_file():
+        return []
+    lines = file.read_text("utf-8").split("\n")[:-1]  # what has no newline yet was not written whole
+    return [json.loads(line) for line in lines if line]
 
 
 class Evaluation(TrainerCallback):
@@ -173,7 +256,7 @@ def remove_checkpoints(folder: Path) -> None:
 def fit(
     model: nn.Module,
     loss: Loss,
-    batch: Callable[[int], Batch],
+    batch: Batches,
     *,
     folder: Path,
     steps: int,
@@ -187,25 +270,35 @@ def fit(
     resume: str,
     evaluation: Evaluation | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    log: StepLog | None = None,
+    micro_batches: int = 1,
+    **further: Any,
 ) -> float:
     """Train `model` in place, with a progress bar and checkpoints; returns the last mean loss.
 
-    `batch(k)` gives the tensors of step k. `resume="auto"` continues from the folder's last checkpoint; any
-    other value starts anew and removes the checkpoints that lie there.
+    `batch(k)` gives the tensors of step k, or a list of its micro-batches, whose losses add up.
+    `resume="auto"` continues from the folder's last checkpoint; any other value starts anew and removes the
+    checkpoints that lie there. `further` are arguments of `transformers.TrainingArguments`. On SIGTERM a
+    checkpoint is saved and TrainingStopped raised.
     """
     start = last_step(folder, resume)
     if not start:
         remove_checkpoints(folder)
+    chosen = {
+        "lr_scheduler_type": "cosine",
+        "adam_beta2": 0.98,
+        "report_to": "none",
+        **further,
+    }
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=micro_batches,
         learning_rate=lr,
-        lr_scheduler_type="cosine",
         warmup_steps=warmup_steps,
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
-        adam_beta2=0.98,
         bf16=wants_bf16(precision),
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
@@ -215,18 +308,23 @@ def fit(
         save_only_model=False,
         ignore_data_skip=True,
         remove_unused_columns=False,
-        report_to="none",
         disable_tqdm=False,
         log_level="warning",
+        **chosen,
     )
-    every: list[TrainerCallback] = [EveryMinutes(checkpoint_minutes), *callbacks]
+    # A signal handler can be set in the main thread only.
+    term = SaveOnTerm() if threading.current_thread() is threading.main_thread() else None
+    every = [EveryMinutes(checkpoint_minutes), *callbacks, log, evaluation, term]
     trainer = LossTrainer(
         model=model,
         args=arguments,
         loss=loss,
         batches=Stream(batch, start),
-        callbacks=every + ([evaluation] if evaluation else []),
+        callbacks=[callback for callback in every if callback],
     )
+    if log:
+        shown = trainer.callback_handler.callbacks
+        log.bar = next((callback for callback in shown if isinstance(callback, ProgressCallback)), None)
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if start else None)
@@ -234,5 +332,10 @@ def fit(
         trainer.restore(checkpoint)
         if evaluation:
             evaluation.recall(trainer.state)
+    if term and term.stopped and trainer.state.global_step < steps:
+        raise TrainingStopped(
+            f"SIGTERM came after step {trainer.state.global_step} of {steps}; the checkpoint lies in "
+            f"{folder}: go on with --resume auto"
+        )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return float(losses[-1]) if losses else float("nan")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from modint_guard.errors import ConfigError
 from modint_guard.item import Item
-from modint_guard.perturb import REGISTRY, applicable, perturb
+from modint_guard.perturb import REGISTRY, fitting, perturb
 
 
 def clean_view(item: Item) -> Item:
@@ -21,13 +21,18 @@ def twin(
     Without controls the adapter would learn "whatever the caption says is wrong". None where nothing fits the
     family: items that need both modalities are never perturbed.
     """
-    fitting = {kind.name for kind in applicable(item.family)}
-    harmful = [name for name in kinds if name in fitting]
-    harmless = [name for name in controls if name in fitting]
+    harmful = [name for name in kinds if fits(item, name)]
+    harmless = [name for name in controls if fits(item, name)]
     if not harmful:
         return None
     chosen = rng.choice(harmless if harmless and rng.random() < control_share else harmful)
     return perturb(item, chosen, seed=rng.getrandbits(32))
+
+
+def fits(item: Item, name: str) -> bool:
+    """Whether a perturbation can be applied: its family does not need that modality, and the item has what it
+    needs."""
+    return any(kind.name == name for kind in fitting(item))
 
 
 def check_kinds(names: Sequence[str], *, controls: bool) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,19 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 
-from modint_guard.errors import ConfigError
+from modint_guard.data import write_items
+from modint_guard.errors import ConfigError, DataError
 from modint_guard.perturb import HELD_OUT_CLAIMS
+from modint_training.batches import twin_batches
+from modint_training.config import TuneRecipe
 from modint_training.export import export_adapter, run_record
 from modint_training.families import family_of
-from modint_training.lora import load_base, lora_config, train_lora, twin_batches, twin_loss
-from modint_training.losses import consistency_loss, task_loss
+from modint_training.losses import kl_divergence, task_loss
+from modint_training.masks import predicted, predicting_mask
+from modint_training.tinyworld import suite
 from modint_training.tinyworld.tasks import TASKS
-from modint_training.trainer import last_step
+from modint_training.trainer import last_step, read_log
+from modint_training.tune import check_device, load_base, lora_config, tune, twin_loss
 from tests.training.small import lora_recipe, save_small_base, small_model
 
 
@@ -33,7 +40,7 @@ def trained(
 ) -> tuple[Any, Any, list[dict[str, float]], Path]:
     """A run of two steps at a rate that is seen."""
     folder = tmp_path_factory.mktemp("runs")
-    return (*train_lora(lora_recipe(base, "lr=0.05"), folder), folder)
+    return (*tune(lora_recipe(base, "lr=0.05"), folder), folder)
 
 
 # Two steps
@@ -94,7 +101,7 @@ def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: 
 def test_a_gradient_reaches_lora_and_nothing_else(processor: Any) -> None:
     recipe = lora_recipe("tinyworld-base")
     model = get_peft_model(small_model(processor), lora_config(recipe, "llava"))
-    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)).backward()
+    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)[0]).backward()
     reached = {name for name, tensor in model.named_parameters() if tensor.grad is not None}
     assert reached == {name for name, _ in model.named_parameters() if "lora_" in name}
 
@@ -110,6 +117,17 @@ def test_the_targets_are_the_linear_layers_of_the_language_model(processor: Any)
 # Batches
 
 
+def whole_batches(recipe: TuneRecipe, processor: Any) -> Callable[[int], dict[str, Any]]:
+    """The one micro-batch of each step."""
+    made = twin_batches(recipe, processor)
+
+    def batch(step: int) -> dict[str, Any]:
+        (whole,) = made(step)
+        return whole
+
+    return batch
+
+
 def texts(batch: dict[str, torch.Tensor], processor: Any) -> list[str]:
     return [processor.tokenizer.decode(row) for row in batch["input_ids"].tolist()]
 
@@ -119,7 +137,7 @@ def answers(batch: dict[str, torch.Tensor]) -> list[list[int]]:
 
 
 def test_a_batch_holds_the_quotas_and_each_twin_behind_its_clean_row(processor: Any) -> None:
-    batch = twin_batches(lora_recipe("tinyworld-base"), processor)(0)
+    batch = whole_batches(lora_recipe("tinyworld-base"), processor)(0)
     # Eight examples as 2 image-heavy : 2 text-heavy : 4 vqa, of which the first four have a twin.
     assert batch["clean_row"].tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, -1, -1, -1]
     pictured = (
@@ -131,7 +149,7 @@ def test_a_batch_holds_the_quotas_and_each_twin_behind_its_clean_row(processor: 
 
 
 def test_a_twin_has_the_answer_of_its_clean_row(processor: Any) -> None:
-    batches = twin_batches(lora_recipe("tinyworld-base"), processor)
+    batches = whole_batches(lora_recipe("tinyworld-base"), processor)
     for step in range(5):
         batch = batches(step)
         said = answers(batch)
@@ -140,7 +158,7 @@ def test_a_twin_has_the_answer_of_its_clean_row(processor: Any) -> None:
 
 
 def test_a_batch_depends_on_its_number_alone(processor: Any) -> None:
-    first, second = (twin_batches(lora_recipe("tinyworld-base"), processor) for _ in range(2))
+    first, second = (whole_batches(lora_recipe("tinyworld-base"), processor) for _ in range(2))
     first(0)
     one, other = first(3), second(3)
     assert one.keys() == other.keys()
@@ -149,7 +167,7 @@ def test_a_batch_depends_on_its_number_alone(processor: Any) -> None:
 
 
 def test_training_sees_no_held_out_claim_wording_or_picture(processor: Any) -> None:
-    batches = twin_batches(lora_recipe("tinyworld-base", "batch=64"), processor)
+    batches = whole_batches(lora_recipe("tinyworld-base", "batch=64"), processor)
     starts = [claim.partition("{claim}")[0] for claim in HELD_OUT_CLAIMS]
     unseen = [wording for task in TASKS.values() for wording in task.held_out if "{" not in wording]
     prompts: list[str] = []
@@ -166,7 +184,7 @@ def test_training_sees_no_held_out_claim_wording_or_picture(processor: Any) -> N
 
 
 def test_a_family_without_a_quota_is_left_out(processor: Any) -> None:
-    batch = twin_batches(lora_recipe("tinyworld-base", "quotas=[1, 0, 0]"), processor)(0)
+    batch = whole_batches(lora_recipe("tinyworld-base", "quotas=[1, 0, 0]"), processor)(0)
     assert batch["clean_row"].tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14]
 
 
@@ -175,22 +193,104 @@ def test_a_family_without_a_quota_is_left_out(processor: Any) -> None:
 
 def test_the_loss_adds_task_and_weighted_consistency(processor: Any) -> None:
     recipe = lora_recipe("tinyworld-base", "task_weight=2.0", "consistency_weight=0.25", "consistency=kl")
-    model, batch = small_model(processor).eval(), twin_batches(recipe, processor)(0)
+    model, batch = small_model(processor).eval(), whole_batches(recipe, processor)(0)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    logits = model(**inputs, use_cache=False).logits
-    expected = 2.0 * task_loss(logits, batch["labels"]) + 0.25 * consistency_loss(
-        logits, batch["labels"], batch["clean_row"], "kl"
-    )
+    logits, where = model(**inputs, use_cache=False).logits, predicting_mask(batch["labels"])
+    twins = batch["clean_row"] >= 0
+    clean = batch["clean_row"][twins]
+    divergence = kl_divergence(logits[clean][where[clean]], logits[twins][where[twins]]).mean()
+    expected = 2.0 * task_loss(logits[where], predicted(batch["labels"])) + 0.25 * divergence
     assert twin_loss(recipe)(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_without_consistency_the_task_alone_is_learnt(processor: Any) -> None:
     recipe = lora_recipe("tinyworld-base", "consistency=none")
-    model, batch = small_model(processor).eval(), twin_batches(recipe, processor)(0)
+    model, batch = small_model(processor).eval(), whole_batches(recipe, processor)(0)
     with_js = twin_loss(lora_recipe("tinyworld-base", "consistency_weight=0"))(model, batch)
     assert twin_loss(recipe)(model, batch).item() == pytest.approx(with_js.item(), rel=1e-6)
     # An untrained model guesses: about ln(vocabulary) nats a token.
     assert with_js.item() == pytest.approx(math.log(len(processor.tokenizer)), rel=0.05)
+
+
+# The whole method, over a run
+
+PGD = (
+    "{kind: pgd, step: normalised, epsilon: 0.1, relative: true, alpha: 0.1, steps: 1, mask: span, weight: 1}"
+)
+
+
+def test_a_run_of_the_whole_method_logs_its_parts_and_draws_its_curves(base: Path, tmp_path: Path) -> None:
+    tune(lora_recipe(base, f"attack={PGD}", "micro_batches=2"), tmp_path)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        parts = line["sft"] + line["adv"] + 0.5 * line["cons"]  # the recipe's consistency_weight
+        assert line["loss"] == pytest.approx(parts, rel=1e-4)
+        assert 0 < line["delta_relative"] <= 0.1 + 1e-6
+        assert line["skipped_gradients"] == 0
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_step_k_plus_1_is_the_same_in_a_resumed_run(base: Path, tmp_path: Path) -> None:
+    recipe = lora_recipe(base, f"attack={PGD}", "steps=3", "lr=0.01")
+    whole = tune(recipe, tmp_path / "whole")[0].state_dict()
+    tune(recipe, tmp_path / "broken")
+    # As if it had been killed after step 2: the batches and the noise of step 3 come again.
+    checkpoints = tmp_path / "broken" / "lora"
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    early = lora_recipe(base, f"attack={PGD}", "steps=3", "lr=0.01", "checkpoint_minutes=1e-9")
+    tune(early, tmp_path / "broken")
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    resumed = tune(recipe, tmp_path / "broken", resume="auto")[0].state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    lines = {run: read_log(tmp_path / run / "log.jsonl") for run in ("whole", "broken")}
+    assert [line["loss"] for line in lines["whole"]] == [line["loss"] for line in lines["broken"]]
+
+
+def test_full_fine_tuning_trains_its_scope_alone(base: Path, tmp_path: Path) -> None:
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "lr=0.01")
+    before = load_base(str(base))[0].state_dict()
+    model = tune(lora_recipe(base, *without, "scope=[connector]"), tmp_path)[0]
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("multi_modal_projector" in name for name in moved)
+
+
+# Your own examples
+
+
+def own_items(folder: Path, families: tuple[str, ...]) -> Path:
+    """Some of TinyWorld's, as a user's files: without the pictures that would contradict or agree."""
+    write_items([item for family in families for item in suite.items(family, "train", 6)], folder)  # type: ignore[arg-type]
+    return folder
+
+
+def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: Path) -> None:
+    data = own_items(tmp_path / "data", ("image-heavy", "text-heavy", "vqa"))
+    recipe = lora_recipe(
+        base,
+        f"data={data}",
+        f"validation={data}",
+        "letter=null",
+        "steps=null",
+        "epochs=1",
+        "evaluate_items=18",
+    )
+    _, _, history = tune(recipe, tmp_path / "run")
+    assert [figures["step"] for figures in history] == [2]  # 18 examples in batches of 8
+    assert set(history[0]) == {"step", "clean", "misleading_description", "unrelated_facts", "noise", "black"}
+
+
+def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None:
+    data = own_items(tmp_path / "data", ("image-heavy", "vqa"))
+    said = "holds no text-heavy examples, of which quotas: .* wants 2; set that quota to 0"
+    with pytest.raises(DataError, match=said):
+        tune(lora_recipe(base, f"data={data}", "letter=null"), tmp_path / "run")
+
+
+def test_qlora_without_a_cuda_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kind: qlora needs a CUDA device for its 4-bit weights; on this"):
+        check_device(lora_recipe("x", "kind=qlora"), cuda=False)
 
 
 # Refusals
@@ -208,7 +308,7 @@ def test_kinds_that_must_not_be_trained_on_stop_the_run_before_it_starts(
     base: Path, tmp_path: Path, override: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        train_lora(lora_recipe(base, override), tmp_path)
+        tune(lora_recipe(base, override), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,14 +321,14 @@ def test_a_base_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_of_another_family_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    with pytest.raises(ConfigError, match="cannot train a model of type 'qwen2_5_vl'; known: llava"):
+    (tmp_path / "config.json").write_text('{"model_type": "mllama"}')
+    with pytest.raises(ConfigError, match="cannot train a model of type 'mllama'; known: llava, qwen2_vl"):
         load_base(str(tmp_path))
     with pytest.raises(ConfigError, match="'unknown'"):
         family_of("unknown")
 
 
 def test_rows_of_a_batch_are_padded_to_one_length(processor: Any) -> None:
-    batch = twin_batches(lora_recipe("tinyworld-base"), processor)(1)
+    batch = whole_batches(lora_recipe("tinyworld-base"), processor)(1)
     shapes = [batch[name].shape for name in ("input_ids", "attention_mask", "labels")]
     assert all(one == other for one, other in pairwise(shapes))

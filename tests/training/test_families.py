@@ -1,0 +1,196 @@
+"""Each model family, as a tiny checkpoint: read at answers, replayed from the decoder, adapted where it is
+meant."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from modint_guard.errors import ConfigError
+from modint_guard.item import Item, prompt
+from modint_guard.perturb import perturb
+from modint_training.batches import twin_batches
+from modint_training.collate import Part, collate, encode
+from modint_training.families import FAMILIES, check_servable, family_of, vision_of
+from modint_training.masks import predicting_mask
+from modint_training.passes import bare, decoder_pass, whole_pass
+from modint_training.predict import first_logits
+from modint_training.tinyworld import suite
+from modint_training.tune import load_base, lora_config, tune, twin_loss
+from tests.training.small import lora_recipe
+from tests.training.small_families import FAMILIES as NAMES
+from tests.training.small_families import save_small_family, small_family
+
+PGD = (
+    "attack={kind: pgd, step: normalised, epsilon: 0.1, relative: true, alpha: 0.1, steps: 2, mask: span, "
+    "weight: 1}"
+)
+each = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def made(processor: Any) -> dict[str, tuple[Any, Any]]:
+    """Model and processor of every family."""
+    return {name: small_family(name, processor) for name in NAMES}
+
+
+def items() -> list[Item]:
+    """With a picture and without."""
+    return [
+        item for family in ("image-heavy", "text-heavy", "vqa") for item in suite.items(family, "train", 2)
+    ]
+
+
+@each
+def test_every_known_family_has_a_tiny_checkpoint(name: str) -> None:
+    assert set(NAMES) == set(FAMILIES)
+    assert family_of(name).model_type == name
+
+
+@each
+def test_a_pass_reads_the_models_own_logits_at_the_answers(name: str, made: Any) -> None:
+    model, processor = made[name]
+    batch = collate([encode(item, processor) for item in items()], processor)
+    where = predicting_mask(batch.pop("labels"))
+    whole = model(**batch, use_cache=False).logits
+    read, given = whole_pass(model, family_of(name), batch, where)
+    assert torch.allclose(read.logits, whole[where], atol=1e-6)
+    again = decoder_pass(model, family_of(name), given, given.embeds, where)
+    assert torch.allclose(again.logits, whole[where], atol=1e-6)  # position ids and all
+    assert again.hidden.shape == read.hidden.shape == (int(where.sum()), 32)
+
+
+@each
+@pytest.mark.parametrize("chosen", [[0, 3], [5], [2, 3, 4]])
+def test_some_rows_can_be_run_again_alone(name: str, chosen: list[int], made: Any) -> None:
+    model, processor = made[name]
+    batch = collate([encode(item, processor) for item in items()], processor)
+    where, rows = predicting_mask(batch.pop("labels")), torch.tensor(chosen)
+    whole = model(**batch, use_cache=False).logits
+    _, given = whole_pass(model, family_of(name), batch, where)
+    some = given.rows(rows)
+    again = decoder_pass(model, family_of(name), some, some.embeds, where[rows])
+    assert torch.allclose(again.logits, whole[rows][where[rows]], atol=1e-5)
+
+
+@each
+def test_the_hooks_are_gone_after_a_pass(name: str, made: Any) -> None:
+    model, processor = made[name]
+    batch = collate([encode(items()[0], processor)], processor)
+    where = predicting_mask(batch.pop("labels"))
+    whole_pass(model, family_of(name), batch, where)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@each
+def test_a_batch_without_any_picture_is_read_too(name: str, made: Any) -> None:
+    model, processor = made[name]
+    texts = [item.replace(image=None) for item in suite.items("text-heavy", "train", 3)]
+    assert first_logits(model, processor, texts).isfinite().all()
+
+
+@each
+def test_prompts_have_the_ids_that_the_processor_itself_makes(name: str, made: Any) -> None:
+    _, processor = made[name]
+    vision = vision_of(processor)
+    for item in items():
+        item = perturb(item, "misleading_description") if item.family == "image-heavy" else item
+        row = encode(item, processor)
+        shown = vision.image_tokens(processor, item.image) if item.image else 0
+        assert row.parts.count(Part.IMAGE) == shown
+        context = [token for token, part in zip(row.ids, row.parts, strict=True) if part == Part.CONTEXT]
+        assert processor.tokenizer.decode(context) == (item.context or "")
+        if item.image is None:
+            continue
+        # InstructBLIP's processor puts the queries first, the others expand a placeholder; a real one's
+        # tokenizer puts the begin token there, which TinyWorld's does not.
+        begun = processor.tokenizer.bos_token if name == "instructblip" else ""
+        text = prompt(item) if begun else vision.render(processor, prompt(item), item.image)
+        own = processor(text=[text], images=[item.image], return_tensors="pt", add_special_tokens=False)
+        begin = processor.tokenizer.convert_tokens_to_ids([begun] if begun else [])
+        assert row.ids[: -row.answer_length] == [
+            *own["input_ids"][0, : shown if begun else 0].tolist(),
+            *begin,
+            *own["input_ids"][0, shown if begun else 0 :].tolist(),
+        ]
+        batch = collate([row], processor)
+        for key in own.keys() - {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
+            assert torch.allclose(batch[key].float(), own[key].float(), atol=1e-6), key
+
+
+@each
+def test_adapters_sit_in_the_language_model_unless_other_scopes_are_asked_for(name: str, made: Any) -> None:
+    family = family_of(name)
+    for scopes in (("language",), ("connector",), ("vision",), ("language", "connector", "vision")):
+        recipe = lora_recipe("x", f"scope=[{', '.join(scopes)}]")
+        model = get_peft_model(small_copy(made[name][0]), lora_config(recipe, name))
+        found = {family.scope_of(module + ".weight") for module in model.targeted_module_names}
+        assert found == set(scopes)
+
+
+def small_copy(model: Any) -> Any:
+    """Another model of the same shape, for PEFT changes the one it is given."""
+    return type(model)(model.config)
+
+
+@each
+def test_attention_alone_can_be_adapted_as_in_the_paper(name: str, made: Any) -> None:
+    recipe = lora_recipe("x", "targets=attention")
+    model = get_peft_model(small_copy(made[name][0]), lora_config(recipe, name))
+    assert {module.rpartition(".")[2] for module in model.targeted_module_names} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj")
+    }
+
+
+@each
+def test_a_whole_step_reaches_the_adapter_and_nothing_else(name: str, made: Any) -> None:
+    model, processor = made[name]
+    recipe = lora_recipe("x", PGD, "quotas=[1, 1, 1]", "batch=3")
+    adapted = get_peft_model(small_copy(model), lora_config(recipe, name))
+    with torch.no_grad():
+        for parameter in (p for n, p in adapted.named_parameters() if "lora_B" in n):
+            parameter.normal_(std=0.1)
+    before = {key: tensor.clone() for key, tensor in adapted.state_dict().items()}
+    wanted = {key: parameter.requires_grad for key, parameter in adapted.named_parameters()}
+    twin_loss(recipe)(adapted, twin_batches(recipe, processor)(0)[0]).backward()
+    reached = {key for key, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert reached == {key for key in wanted if "lora_" in key}
+    assert {key: parameter.requires_grad for key, parameter in adapted.named_parameters()} == wanted
+    assert all(torch.equal(before[key], tensor) for key, tensor in adapted.state_dict().items())
+
+
+def test_wrappers_are_taken_off(made: Any) -> None:
+    model = made["llava"][0]
+    adapted = get_peft_model(small_copy(model), lora_config(lora_recipe("x"), "llava"))
+    assert bare(model) is model
+    assert bare(torch.nn.ModuleDict({"module": adapted}).module) is adapted.get_base_model()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "instructblip"])
+def test_a_saved_checkpoint_is_loaded_trained_and_evaluated(
+    name: str, processor: Any, tmp_path: Path
+) -> None:
+    base = save_small_family(name, processor, tmp_path / "base")
+    recipe = lora_recipe(base, PGD, "lr=0.05", "quotas=[1, 1, 2]", "batch=4", "evaluate_items=2")
+    trained, _, history = tune(recipe, tmp_path / "run")
+    assert load_base(str(base))[0].config.model_type == name
+    assert any(tensor.abs().sum() > 0 for key, tensor in trained.named_parameters() if "lora_B" in key)
+    assert [figures["step"] for figures in history] == [2]
+
+
+def test_a_family_that_vllm_cannot_serve_says_so() -> None:
+    for name in ("llava", "qwen2_vl", "qwen2_5_vl"):
+        check_servable(name)
+    with pytest.raises(
+        ConfigError, match="vLLM does not serve models of type 'instructblip': train and evaluate"
+    ):
+        check_servable("instructblip")
+
+
+def test_an_unknown_processor_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        ConfigError, match="a processor of type 'dict'; known: LlavaProcessor, Qwen2VLProcessor"
+    ):
+        vision_of({})

@@ -1,0 +1,119 @@
+"""Examples, their twins, and the batches a step learns from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modint_guard.errors import DataError
+from modint_guard.item import FAMILIES, Family, Form, Item
+from modint_guard.perturb import seeded
+from modint_training.collate import Encoded, collate, encode, parts_of
+from modint_training.config import TuneRecipe
+from modint_training.masks import modality_mask
+from modint_training.method import Batch, counts
+from modint_training.sampler import Quotas, Slot, pick
+from modint_training.tinyworld import suite, tasks
+from modint_training.views import clean_view, twin
+
+Source = Callable[[Slot], Item]
+
+
+@dataclass(frozen=True)
+class Group:
+    """An example's rows: its clean view, then its twin where it has one; `seed` starts the attack on the
+    twin."""
+
+    family: Family
+    rows: tuple[Item, ...]
+    seed: int
+
+
+def twin_batches(
+    recipe: TuneRecipe, processor: Any, source: Source | None = None, *, rank: int = 0, ranks: int = 1
+) -> Callable[[int], list[Batch]]:
+    """Batch k: examples in the quotas of the recipe, each followed by its twin where it has one.
+
+    `source` gives an example for a slot; TinyWorld's own where there is none. The batch comes in the recipe's
+    micro-batches, all of which carry the counts of the whole.
+    """
+    quotas = Quotas(recipe.quotas, recipe.batch, rank, ranks)
+    draw = source or tinyworld_source(recipe)
+
+    def group(slot: Slot) -> Group:
+        rng = seeded("lora", recipe.seed, slot.index)
+        item = draw(slot)
+        other = twin(item, recipe.perturbations, recipe.controls, recipe.control_share, rng)
+        rows = (clean_view(item),) if other is None else (clean_view(item), other)
+        return Group(item.family, rows, seeded("attack", recipe.seed, slot.index).getrandbits(63))
+
+    def batch(step: int) -> list[Batch]:
+        groups = [group(slot) for slot in quotas.slots(step)]
+        size = len(groups) // recipe.micro_batches
+        made = [
+            planned(groups[start : start + size], processor, recipe) for start in range(0, len(groups), size)
+        ]
+        whole = torch.stack([part["counts"] for part in made]).sum(0)
+        return [{**part, "counts": whole} for part in made]
+
+    return batch
+
+
+def planned(groups: Sequence[Group], processor: Any, recipe: TuneRecipe) -> Batch:
+    """One micro-batch: the model's inputs, and what `method.step_loss` wants to know of its rows
+    (method.PLAN)."""
+    clean_row: list[int] = []
+    for group in groups:
+        clean_row += [-1, *[len(clean_row)] * (len(group.rows) - 1)]
+    rows = [checked(encode(row, processor), row, recipe) for group in groups for row in group.rows]
+    of_row = torch.tensor([FAMILIES.index(group.family) for group in groups for _ in group.rows])
+    twins = torch.tensor(clean_row)
+    batch = collate(rows, processor)
+    if recipe.attack is None:
+        attackable = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    else:
+        mask = modality_mask(parts_of(rows), of_row, recipe.attack.mask)
+        attackable = mask & (twins >= 0).unsqueeze(1)
+    return {
+        **batch,
+        "clean_row": twins,
+        "attackable": attackable,
+        "row_seeds": torch.tensor([group.seed for group in groups for _ in group.rows]),
+        "counts": counts(batch["labels"], twins, attackable),
+    }
+
+
+def checked(row: Encoded, item: Item, recipe: TuneRecipe) -> Encoded:
+    """Refuse a row that is too long: cutting it could cut picture tokens or the answer."""
+    if len(row.ids) > recipe.max_length:
+        raise DataError(
+            f"item {item.id} takes {len(row.ids)} tokens, more than max_length: {recipe.max_length}; nothing "
+            "is truncated: shorten its text, take a smaller picture or raise max_length"
+        )
+    return row
+
+
+def tinyworld_source(recipe: TuneRecipe) -> Source:
+    """TinyWorld's endless training items, one a slot."""
+
+    def item(slot: Slot) -> Item:
+        rng = seeded("lora-item", recipe.seed, slot.index)
+        task = rng.choice(suite.tasks_of(slot.family))
+        form: Form = "letter" if rng.random() < (recipe.letter or 0) else "word"
+        return tasks.build(task, f"train-{recipe.seed}-lora-{slot.index}", rng, "train", form=form)
+
+    return item
+
+
+def data_source(recipe: TuneRecipe, found: Sequence[Item]) -> Source:
+    """A data set's examples, every one of a family once an epoch; DataError where a quota has none to draw
+    from."""
+    mine = {family: [item for item in found if item.family == family] for family in FAMILIES}
+    for family, quota in zip(FAMILIES, recipe.quotas, strict=True):
+        if quota and not mine[family]:
+            raise DataError(
+                f"{recipe.data} holds no {family} examples, of which quotas: {list(recipe.quotas)} "
+                f"wants {quota}; set that quota to 0 or add some"
+            )
+    return lambda slot: mine[slot.family][pick(slot, len(mine[slot.family]), recipe.seed)]

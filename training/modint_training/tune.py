@@ -1,0 +1,223 @@
+"""Fine-tuning on clean and perturbed twins: an adapter on the language model, or the weights themselves."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from modint_guard.data import read_data
+from modint_guard.errors import ConfigError, DataError
+from modint_guard.item import Item
+from modint_guard.models import bundled
+from modint_guard.perturb import perturb
+from modint_training.attack import Attack
+from modint_training.batches import Source, data_source, tinyworld_source, twin_batches
+from modint_training.config import TINYWORLD, TuneRecipe
+from modint_training.curves import draw_curves
+from modint_training.families import family_of
+from modint_training.method import Meter, Weights, log_line, step_loss
+from modint_training.passes import bare
+from modint_training.predict import accuracy, watch
+from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
+from modint_training.views import check_kinds, clean_view, fits
+
+
+def load_base(name: str, **loading: Any) -> tuple[Any, Any]:
+    """The model and processor of a bundled model name or a model folder; `loading` goes to
+    `from_pretrained`."""
+    folder = Path(name) if Path(name).is_dir() else bundled(name)
+    described = folder / "config.json"
+    if not described.is_file():
+        raise ConfigError(
+            f"no base model {name!r}: neither a model folder nor a bundled model; train it first"
+        )
+    family_of(json.loads(described.read_text("utf-8")).get("model_type", "unknown"))
+    model = AutoModelForImageTextToText.from_pretrained(folder, **loading)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
+    """Train by the recipe, with checkpoints, `log.jsonl` and `curves.png` under `folder`; returns (model,
+    processor, validation figures by step). The model is PEFT's, or for `kind: full` the base itself."""
+    check_kinds(recipe.perturbations, controls=False)
+    check_kinds(recipe.controls, controls=True)
+    check_device(recipe, cuda=torch.cuda.is_available())
+    seed_everything(recipe.seed)
+    base, processor = load_base(recipe.base, **loading_of(recipe))
+    model = trainable(base, recipe)
+    source, steps = source_of(recipe)
+    meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
+    evaluation = Evaluation(watch_of(recipe, processor), recipe.evaluate_steps)
+    log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
+    print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    fit(
+        model,
+        twin_loss(recipe, meter),
+        twin_batches(recipe, processor, source, rank=int(os.environ.get("RANK", "0")), ranks=ranks),
+        folder=folder / recipe.kind,
+        steps=steps,
+        lr=recipe.lr,
+        warmup_steps=warmup(recipe, steps),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        checkpoint_minutes=recipe.checkpoint_minutes,
+        resume=resume,
+        evaluation=evaluation,
+        log=log,
+        micro_batches=recipe.micro_batches,
+        adam_beta2=recipe.adam_beta2,
+        adam_epsilon=recipe.adam_epsilon,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        report_to=list(recipe.report_to) or "none",
+    )
+    if is_first_process():
+        draw_curves(folder / "log.jsonl", folder / "curves.png")
+    return model, processor, evaluation.history
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a distributed run that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
+    """ConfigError where 4-bit weights are wanted and there is nothing to compute with them."""
+    if recipe.kind == "qlora" and not cuda:
+        raise ConfigError(
+            "kind: qlora needs a CUDA device for its 4-bit weights; on this machine use kind: lora"
+        )
+    if recipe.kind == "qlora" and find_spec("bitsandbytes") is None:
+        raise ConfigError("kind: qlora needs bitsandbytes: pip install bitsandbytes")
+
+
+def loading_of(recipe: TuneRecipe) -> dict[str, Any]:
+    """How the base's weights are loaded: in the recipe's type, in 4 bits for QLoRA (arXiv 2305.14314)."""
+    dtype = torch.bfloat16 if recipe.weights == "bf16" else torch.float32
+    if recipe.kind != "qlora":
+        return {"dtype": dtype}
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": dtype, "quantization_config": four_bit, "device_map": {"": torch.cuda.current_device()}}
+
+
+def trainable(base: Any, recipe: TuneRecipe) -> Any:
+    """The base with an adapter on the modules in scope, or with all else frozen for `kind: full`."""
+    if not torch.cuda.is_available():
+        # Short rows: plain matrix products are faster on a CPU than its flash attention.
+        base.set_attn_implementation("eager")
+    if recipe.kind == "full":
+        family = family_of(base.config.model_type)
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(family.scope_of(name) in recipe.scope)
+        return base
+    return get_peft_model(base, lora_config(recipe, base.config.model_type))
+
+
+def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
+    """Adapters on the modules in scope: by default the language model's linear layers only, while vision
+    tower and projector stay as they are."""
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=family_of(model_type).lora_targets(recipe.scope, recipe.targets or "linear"),
+        task_type="CAUSAL_LM",
+    )
+
+
+def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
+    """Where examples come from, and how many steps that makes."""
+    if recipe.data == TINYWORLD:
+        assert recipe.steps is not None  # the recipe's own check
+        return tinyworld_source(recipe), recipe.steps
+    found = read_examples(recipe.data)
+    steps = recipe.steps or max(1, round((recipe.epochs or 1) * len(found) / recipe.batch))
+    return data_source(recipe, found), steps
+
+
+def read_examples(path: str) -> list[Item]:
+    """The examples of a data set of one's own, in any format of docs/data.md.
+
+    Raises DataError for what cannot be read or trained on yet: an example without a label or with earlier turns.
+    """
+    found = list(read_data(Path(path)))
+    for item in found:
+        if not item.labelled:
+            raise DataError("has no label: leave it out, training wants an answer", file=path, sample=item.id)
+        if item.turns or item.system:
+            raise DataError(
+                "has earlier turns or a system text, which training does not read yet: leave them out",
+                file=path,
+                sample=item.id,
+            )
+    return found
+
+
+def watch_of(recipe: TuneRecipe, processor: Any) -> Callable[[nn.Module, int], dict[str, float]]:
+    """What is measured while training: TinyWorld's validation split, or the recipe's own."""
+    if recipe.data == TINYWORLD:
+        return watch(processor, recipe.evaluate_items)
+    if recipe.validation is None:
+        return lambda model, step: {}
+    found = read_examples(recipe.validation)[: recipe.evaluate_items]
+    views = {"clean": [clean_view(item) for item in found]}
+    for name in recipe.perturbations:
+        views[name] = [perturb(item, name) for item in found if fits(item, name)]
+    sets = {f"data/{name}": items for name, items in views.items() if items}
+    return lambda model, step: {name: accuracy(model, processor, items) for name, items in sets.items()}
+
+
+def warmup(recipe: TuneRecipe, steps: int) -> int:
+    """Warm-up in steps."""
+    return (
+        recipe.warmup_steps if recipe.warmup_steps is not None else round((recipe.warmup_ratio or 0) * steps)
+    )
+
+
+def twin_loss(recipe: TuneRecipe, meter: Meter | None = None) -> Callable[[nn.Module, Batch], Tensor]:
+    """The whole method's loss of one batch, by the recipe's weights and attack."""
+    weights = Weights(
+        task=recipe.task_weight,
+        adversarial=recipe.attack.weight if recipe.attack else 0.0,
+        consistency=recipe.consistency_weight,
+        kind=recipe.consistency,
+        temperature=recipe.temperature,
+        stop_gradient=recipe.stop_gradient,
+    )
+    measured = Meter() if meter is None else meter
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        family = family_of(bare(model).config.model_type)
+        return step_loss(family, weights, attack_of(recipe), measured)(model, batch)
+
+    return loss
+
+
+def attack_of(recipe: TuneRecipe) -> Attack | None:
+    """The recipe's attack, if it has one."""
+    section = recipe.attack
+    if section is None:
+        return None
+    return Attack(
+        kind=section.kind,
+        step=section.step or "raw",
+        epsilon=section.epsilon,
+        relative=section.relative,
+        alpha=section.alpha or 0.0,
+        steps=section.steps,
+    )
