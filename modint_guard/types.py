@@ -10,6 +10,8 @@ from typing import Any, Literal
 JSON = dict[str, Any]
 Complete = Callable[[JSON], Awaitable[JSON]]  # OpenAI chat body -> chat completion; raises EndpointError
 
+Piece = tuple[int, int]  # characters [start, end) of a text
+
 SCHEMA_VERSION = "1"
 METHOD = "first_token"  # views are compared at the first content position; teacher forcing comes later
 
@@ -18,6 +20,10 @@ NOOP = "noop"
 NO_CONTEXT = "no_context"
 NEUTRAL_IMAGE = "neutral_image"
 PRIOR = "prior"
+BENIGN = "benign"
+PERMUTED_OPTIONS = "permuted_options"
+CONTROLS = (BENIGN, PERMUTED_OPTIONS)  # harmless changes: an answer that flips under one is unstable
+SELF_ASKED = "self_ask"  # not a view: the request with one more question, which modality it needs
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 
 UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
@@ -37,7 +43,7 @@ SKIPPED_REASONS = (
     "empty_answer",
 )
 
-RelevantSource = Literal["request", "header", "rules", "none"]
+RelevantSource = Literal["request", "header", "route", "rules", "self_ask", "none"]
 
 
 class Relevant(StrEnum):
@@ -92,14 +98,6 @@ class ModintOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """One answer option: its label as written ("A") and its text ("red")."""
-
-    label: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class ImagePart:
     """Where an image stands in the body, and its size in pixels (width, height)."""
 
@@ -111,11 +109,25 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters [start, end) of one text: `part` is the content part's index, None for a plain string."""
+    """Characters [start, end) of one text: the message's index, and the content part's, None for a plain
+    string.
+    """
 
+    message: int
     part: int | None
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One answer option: its label as written ("A"; in a list without labels the text itself) and its text
+    ("red"). `span` says where the text stands, None where the options do not form a block.
+    """
+
+    label: str
+    text: str
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +135,8 @@ class Chat:
     """One chat body split into images, context and question, with what is needed to rebuild it.
 
     `body` is the client's own object without its `modint` field and is never changed; `turn` is the index of
-    the last user message; `context_spans` and `question_spans` say where its two halves stand.
+    the last user message, which holds the question. `question_spans` say where the question stands,
+    `context_spans` where the context does, in any message, in order.
     """
 
     body: JSON = field(repr=False)
@@ -183,6 +196,7 @@ class ProbeResult:
     outcome: Outcome
     divergence: float | None = None  # JS, base 2, against the served answer
     exact: bool = False  # over all options, not a top-k lower bound
+    coverage: float | None = None  # the share of both distributions that their lists hold
     flip: bool | None = None  # None: undecided or not known
     delta_logprob: float | None = None  # log p(y) of the answer minus that of the view, nats
     answer: str | None = None
@@ -197,6 +211,7 @@ class ProbeResult:
             "outcome": self.outcome.value,
             "divergence": self.divergence,
             "exact": self.exact,
+            "coverage": self.coverage,
             "flip": self.flip,
             "delta_logprob": self.delta_logprob,
             "answer": self.answer,
@@ -212,6 +227,7 @@ class CellScore:
 
     divergence: float  # JS(M, view), base 2
     exact: bool
+    coverage: float  # the share of both distributions that their lists hold, in [0, 1]
     flip: bool | None
     margin: float  # p(view's top) - p(y) under the view, in [-1, 1]; negative when y itself is the top
     confidence: float  # p of the view's top answer
@@ -230,7 +246,10 @@ class Score:
     missing: Mapping[str, str]  # cell -> UNSCORED reason
     influence_text: float | None = None  # Shapley value of the context, nats of log p(y)
     influence_image: float | None = None
+    synergy: float | None = None  # what both do together beyond what each does alone, nats
     relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
+    noise: float | None = None  # the largest change of a probability when the same input was asked again
+    unstable: tuple[str, ...] = ()  # the controls under which the answer flipped
     image_only: str | None = None
     text_only: str | None = None
 
@@ -256,6 +275,9 @@ class Report:
     examined: tuple[str, ...] = ()
     influence_text: float | None = None
     influence_image: float | None = None
+    synergy: float | None = None
+    relative_entropy: float | None = None
+    noise: float | None = None
     image_only: str | None = None
     text_only: str | None = None
     probes: tuple[ProbeResult, ...] = ()
@@ -276,7 +298,13 @@ class Report:
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
             "examined": list(self.examined),
-            "influence": {"text": self.influence_text, "image": self.influence_image},
+            "influence": {
+                "text": self.influence_text,
+                "image": self.influence_image,
+                "synergy": self.synergy,
+            },
+            "relative_entropy": self.relative_entropy,
+            "noise": self.noise,
             "answers": {"image_only": self.image_only, "text_only": self.text_only},
             "probes": [probe.to_json() for probe in self.probes],
             "method": self.method,
