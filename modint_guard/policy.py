@@ -12,7 +12,9 @@ text      prior        without the context and without both, y still comes with 
 both      prior        every view gives y with confidence
 unknown   conflict     image alone and text alone are confident of different answers
 
-Any other answer passes; for both and unknown the report then speaks of influence only.
+A flag as text or image is withdrawn where a control (benign, permuted_options) ran and y flipped under it
+as well: such an answer moves with anything. Any other answer passes; for both and unknown the report then
+speaks of influence only.
 
 Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
@@ -54,7 +56,10 @@ def decide(
     needed = cells_needed(relevant, has_context=has_context)
     if any(name not in score.cells for name in needed):
         return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
-    return _RULES[relevant](score.cells, thresholds or Thresholds(), has_context)
+    verdict = _RULES[relevant](score.cells, thresholds or Thresholds(), has_context)
+    if score.unstable and verdict.cause in (Cause.TEXT, Cause.IMAGE):
+        return Verdict(State.PASS, risk=verdict.risk)
+    return verdict
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:

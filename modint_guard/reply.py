@@ -7,9 +7,9 @@ passed over. A view is asked for a token or two only, so of a longer answer it s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, log1p
 from typing import Any
 
+from modint_guard.divergence import log_sum
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Asked, Reply
 
@@ -103,14 +103,9 @@ def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
     top: dict[str, float] = {}
     for item in alternatives:
         token, logprob = str(item["token"]), float(item["logprob"])
-        top[token] = _log_sum(top[token], logprob) if token in top else logprob
+        top[token] = log_sum(top[token], logprob) if token in top else logprob
     top.setdefault(str(entry["token"]), float(entry["logprob"]))  # a sampled token may lie outside the top k
     return top
-
-
-def _log_sum(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    return max(a, b) + log1p(exp(-abs(a - b)))
 
 
 def _skip(message: Mapping[str, Any]) -> str | None:

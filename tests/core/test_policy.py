@@ -20,6 +20,7 @@ def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
     return CellScore(
         divergence=0.9 if kind == FLIP else divergence,
         exact=True,
+        coverage=1.0,
         flip={FLIP: True, UNDECIDED: None}.get(kind, False),
         margin=other - p,
         confidence=max(p, other),
