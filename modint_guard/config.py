@@ -7,8 +7,10 @@ probe set; until then every report says `"calibrated": false`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from modint_guard.errors import ConfigError
+from modint_guard.relevance_rules import RelevanceRule
 
 MAX_DEADLINE_S = 60.0  # what a request may ask for at most
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of a GIF only the first frame is read
@@ -63,7 +65,7 @@ class ImageLimits:
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
     """How the guard probes. `view_tokens` is 2 because some models begin an answer with a token of mere
-    space.
+    space. With `self_ask` "auto" the model is asked which modality it needs where no rule says so.
     """
 
     deadline_s: float = 5.0  # counted from the last token of the answer
@@ -71,6 +73,9 @@ class GuardConfig:
     top_logprobs: int = 20
     view_tokens: int = 2
     max_probes: int = 8
+    relevance_rules: tuple[RelevanceRule, ...] = ()
+    self_ask: Literal["off", "auto"] = "off"
+    self_ask_confident: float = 0.8  # of its yes or no; below, the relevance stays unknown
     thresholds: Thresholds = field(default_factory=Thresholds)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 
@@ -87,6 +92,10 @@ class GuardConfig:
             raise ConfigError(f"top_logprobs is {self.top_logprobs}: it must lie between 2 and 128.")
         if self.view_tokens < 1:
             raise ConfigError(f"view_tokens is {self.view_tokens}: it must be at least 1.")
+        if not 0.5 < self.self_ask_confident <= 1.0:
+            raise ConfigError(
+                f"self_ask_confident is {self.self_ask_confident}: it must be above 0.5 and at most 1."
+            )
         if self.max_probes < 3:
             raise ConfigError(
                 f"max_probes is {self.max_probes}: the three cells of a verdict need at least 3."

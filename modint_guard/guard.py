@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from modint_guard import policy, probe, relevance, scoring
-from modint_guard.chat import parse, parse_options, rebuild, unsupported, without_context
+from modint_guard.chat import parse, parse_options, unsupported, with_question_after
 from modint_guard.config import GuardConfig
 from modint_guard.errors import EndpointError, RequestError
-from modint_guard.images import neutral_image
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
 from modint_guard.reply import strip_added as strip_added
@@ -28,14 +27,15 @@ from modint_guard.types import (
     JSON,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
-    NOOP,
-    PRIOR,
+    SELF_ASKED,
     Asked,
     Chat,
     Complete,
     Inspection,
     ModintOptions,
     Plan,
+    Relevant,
+    RelevantSource,
     Replies,
     Reply,
     Report,
@@ -44,8 +44,7 @@ from modint_guard.types import (
     Verdict,
     View,
 )
-
-ViewMaker = Callable[[Chat], JSON]  # a chat -> its perturbed body; must not change the chat
+from modint_guard.views import VIEWS, ViewMaker
 
 # Fields that a view must not repeat: how an answer is delivered, how long it is, how many there are.
 _NOT_IN_VIEWS = frozenset(
@@ -66,6 +65,8 @@ _NOT_IN_VIEWS = frozenset(
 _STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
+NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
+NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
 )
@@ -80,7 +81,7 @@ class Guard:
     ) -> None:
         """`extra_views` are perturbations by registry name that a request may ask for in `modint.probes`."""
         self.config = config or GuardConfig()
-        self._views: dict[str, ViewMaker] = {**_CELL_VIEWS, **(extra_views or {})}
+        self._views: dict[str, ViewMaker] = {**VIEWS, **(extra_views or {})}
 
     async def inspect(
         self, body: JSON, complete: Complete, options: ModintOptions | None = None
@@ -118,10 +119,14 @@ class Guard:
         options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
         chat = parse(body, options, self.config.image_limits, decode=options.mode == "on")
         skip = _skip(chat, options)
-        relevant, source = relevance.decide(chat, options)
+        relevant, source = relevance.decide(chat, options, self.config.relevance_rules)
         top = self.config.top_logprobs
         top = top if max_top_logprobs is None else min(top, max_top_logprobs)
         names = () if skip or not top else self._probe_names(chat, options)
+        changed = {name: self._views[name](chat) for name in names}
+        if names and relevant is Relevant.UNKNOWN and self.config.self_ask == "auto":
+            changed[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
+        unfit = [name for name, body in changed.items() if body is None]
         return Plan(
             body=chat.body,
             options=options,
@@ -129,11 +134,14 @@ class Guard:
             chat=chat,
             relevant=relevant,
             relevant_source=source,
-            views=tuple(View(name, self._view_body(self._views[name](chat), top)) for name in names),
+            views=tuple(View(name, self._view_body(body, top)) for name, body in changed.items() if body),
             deadline_s=min(options.deadline_s or self.config.deadline_s, self.config.max_deadline_s),
             top_logprobs=top,
             skip=skip,
-            notes=() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,),
+            notes=(
+                *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
+                *(NOTE_UNFIT.format(name=name) for name in unfit),
+            ),
         )
 
     def main_body(self, plan: Plan) -> JSON:
@@ -161,10 +169,20 @@ class Guard:
             return self.unjudged(plan, Verdict(State.SKIPPED, reason=reason or "no_image"), replies)
         if not plan.top_logprobs:
             return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
+        plan = self._informed(plan, replies)
         score = scoring.score(answer, replies, plan.chat, self.config.thresholds)
         has_context = plan.chat.context is not None
         verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
         return self._report(plan, answer, replies, score, verdict)
+
+    def _informed(self, plan: Plan, replies: Replies) -> Plan:
+        """The plan with the relevance that the model itself named, where it was asked and is sure."""
+        said = replies.get(SELF_ASKED)
+        if not isinstance(said, Reply):
+            return plan
+        relevant = relevance.by_self_ask(said, self.config.self_ask_confident)
+        source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
+        return replace(plan, relevant=relevant, relevant_source=source)
 
     def own_body(self, plan: Plan) -> JSON:
         """The unchanged conversation, asked as briefly as a view: what the model itself would say first."""
@@ -235,7 +253,7 @@ class Guard:
 
     def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, verdict: Verdict) -> Report:
         assert plan.chat is not None
-        thresholds = self.config.thresholds
+        thresholds = scoring.beyond_noise(self.config.thresholds, score.noise)
         longer = len(answer.text.split()) > 1
         return Report(
             verdict=verdict,
@@ -244,27 +262,21 @@ class Guard:
             examined=_examined(score),
             influence_text=score.influence_text,
             influence_image=score.influence_image,
+            synergy=score.synergy,
+            relative_entropy=score.relative_entropy,
+            noise=score.noise,
             image_only=score.image_only,
             text_only=score.text_only,
             probes=tuple(
                 scoring.probe_result(name, answer, reply, plan.chat, thresholds)
                 for name, reply in replies.items()
             ),
-            notes=(*plan.notes, *((NOTE_FIRST_TOKEN,) if longer else ())),
+            notes=(
+                *plan.notes,
+                *((NOTE_FIRST_TOKEN,) if longer else ()),
+                *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
+            ),
         )
-
-
-def _neutral(chat: Chat) -> list[str]:
-    return [neutral_image(image.size) for image in chat.images]
-
-
-# The cells of the 2x2 as views (P1, P2, P3), and the request unchanged (P0).
-_CELL_VIEWS: dict[str, ViewMaker] = {
-    NO_CONTEXT: without_context,
-    NEUTRAL_IMAGE: lambda chat: rebuild(chat, images=_neutral(chat)),
-    PRIOR: lambda chat: rebuild(chat, context="", images=_neutral(chat)),
-    NOOP: rebuild,
-}
 
 
 def _skip(chat: Chat, options: ModintOptions) -> str | None:

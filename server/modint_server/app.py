@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modint_guard.config import GuardConfig, ImageLimits
 from modint_guard.guard import Guard
+from modint_guard.relevance_rules import read_rules
 from modint_server import errors
 from modint_server.attachment import Attachment
 from modint_server.gateway import Gateway
@@ -51,8 +52,15 @@ def upstream_of(settings: Settings) -> Upstream:
 
 
 def guard_config(settings: Settings) -> GuardConfig:
+    """What the settings say of the guard; raises ConfigError on a bad file of relevance rules."""
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
-    return GuardConfig(deadline_s=settings.probe_deadline_s, image_limits=limits)
+    rules = settings.relevance_rules_file
+    return GuardConfig(
+        deadline_s=settings.probe_deadline_s,
+        image_limits=limits,
+        relevance_rules=read_rules(rules) if rules else (),
+        self_ask=settings.self_ask,
+    )
 
 
 def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:

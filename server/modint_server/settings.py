@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     # The guard.
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
+    relevance_rules_file: Path | None = None
+    self_ask: Literal["off", "auto"] = "off"
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -462,3 +462,53 @@ async def test_the_report_is_read_back_typed() -> None:
         "red",
         True,
     )
+
+
+async def test_a_flag_is_withdrawn_where_the_answer_also_flips_under_a_harmless_change() -> None:
+    async def model(body: JSON) -> JSON:
+        in_order = f"{LIE} It rolls." in str(body)
+        said = "blue" if in_order else "green" if LIE in str(body) else "red"
+        return completion(said, [dict.fromkeys(("red", "blue", "green"), 0.02) | {said: 0.96}])
+
+    body = ask(f"{LIE} It rolls.\n{QUESTION}")
+    assert (await Guard().inspect(body, model)).report.verdict.cause == "text"
+    found = await Guard().inspect({**body, "modint": {"probes": ["benign"]}}, model)
+    assert (found.report.verdict.state, found.report.verdict.cause) == ("pass", None)
+    assert found.report.verdict.risk is not None
+    assert any("(benign)" in note for note in found.report.notes)
+
+
+def test_a_probe_that_does_not_fit_is_left_out_and_said() -> None:
+    plan = Guard().plan(ask(f"{LIE}\n{QUESTION}"), ModintOptions(probes=("permuted_options",)))
+    assert [view.name for view in plan.views] == ["no_context", "neutral_image", "prior"]
+    assert any("permuted_options does not fit" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("word", "relevant", "verdict"),
+    [("yes", Relevant.IMAGE, "flagged"), ("no", Relevant.TEXT, "pass"), ("hm", Relevant.UNKNOWN, "flagged")],
+)
+async def test_the_model_itself_is_asked_which_modality_matters_where_nobody_says(
+    word: str, relevant: Relevant, verdict: str
+) -> None:
+    fast, asked = world(both="blue", image="red", text="blue", neither="round"), []
+
+    async def model(body: JSON) -> JSON:
+        if "Does answering need the picture?" in str(body):
+            asked.append(body)
+            return completion(word, [{word: 0.97}])
+        return await fast(body)
+
+    guard = Guard(GuardConfig(self_ask="auto"))
+    found = (await guard.inspect(ask(f"{LIE}\nIs it so?"), model)).report
+    assert (found.relevant, found.verdict.state) == (relevant, verdict)
+    assert found.relevant_source == ("self_ask" if relevant is not Relevant.UNKNOWN else "none")
+    assert (
+        asked[0]["messages"][0]["content"][-1]["text"]
+        == f"{LIE}\nIs it so?\nDoes answering need the picture?"
+    )
+    (row,) = (row for row in found.probes if row.name == "self_ask")
+    assert (row.outcome, row.answer, row.tokens) == (Outcome.UNDECIDED, word, 31)
+    assert len(asked) == 1
+    await guard.inspect(ask(f"{LIE}\n{QUESTION}"), model)  # the rules know
+    assert len(asked) == 1
