@@ -41,7 +41,7 @@ def answer_positions(answer: Reply) -> tuple[Position, ...]:
     text, said = answer.text.strip(), ""
     for count, position in enumerate(answer.positions, 1):
         said += position.token
-        if said.strip() == text:
+        if len(said) >= len(text) and said.strip() == text:
             return answer.positions[:count]
     return ()
 
@@ -83,7 +83,7 @@ def _positions(completion: JSON, wanted: Sequence[Position]) -> tuple[Position, 
 
 def _position(entry: dict[str, JSON], known: int | None) -> Position:
     """One prompt position. The prompt's own token is named by its id, else it is listed first (vLLM)."""
-    key = str(known) if known is not None else next(iter(entry))
+    key = str(known) if known is not None else next(iter(entry), "")
     top: dict[str, float] = {}
     for item in entry.values():
         token = str(item["decoded_token"])

@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from modint_guard import policy, probe, relevance, scoring
+from modint_guard.calibration import Calibration
 from modint_guard.chat import parse, parse_options, unsupported, with_question_after
-from modint_guard.config import GuardConfig
+from modint_guard.config import GuardConfig, Thresholds
 from modint_guard.errors import EndpointError, RequestError
+from modint_guard.forced import answer_positions, forced_body, forced_reply
+from modint_guard.probe import Answered
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
 from modint_guard.reply import strip_added as strip_added
 from modint_guard.types import (
     CELLS,
+    FIRST_TOKEN,
     JSON,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
@@ -58,6 +63,7 @@ _NOT_IN_VIEWS = frozenset(
         "best_of",
         "use_beam_search",
         "prompt_logprobs",
+        "return_token_ids",
         "store",
         "metadata",
     }
@@ -77,10 +83,17 @@ class Guard:
     """Examines chat completions for modality interference. Holds no state besides its configuration."""
 
     def __init__(
-        self, config: GuardConfig | None = None, *, extra_views: Mapping[str, ViewMaker] | None = None
+        self,
+        config: GuardConfig | None = None,
+        *,
+        extra_views: Mapping[str, ViewMaker] | None = None,
+        calibrations: Iterable[Calibration] = (),
     ) -> None:
-        """`extra_views` are perturbations by registry name that a request may ask for in `modint.probes`."""
+        """`extra_views` are further probes that a request may ask for by name in `modint.probes`;
+        `calibrations` replace the default thresholds for the models they were made for.
+        """
         self.config = config or GuardConfig()
+        self.calibrations = {each.served_name: each for each in calibrations}
         self._views: dict[str, ViewMaker] = {**VIEWS, **(extra_views or {})}
 
     async def inspect(
@@ -108,12 +121,18 @@ class Guard:
         return Inspection({**answer, "modint": report.to_json()}, report)
 
     def plan(
-        self, body: JSON, options: ModintOptions | None = None, *, max_top_logprobs: int | None = None
+        self,
+        body: JSON,
+        options: ModintOptions | None = None,
+        *,
+        max_top_logprobs: int | None = None,
+        forcing: bool = True,
     ) -> Plan:
         """Split the request, decide which modality ought to decide it, prepare the views. Raises
         RequestError.
 
         max_top_logprobs: what the upstream takes at most; with 0 there are no views.
+        forcing: whether it can score a given answer, where the configuration has that done.
         Decodes every image, which may take tens of milliseconds: an event loop runs it in a thread.
         """
         options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
@@ -137,6 +156,7 @@ class Guard:
             views=tuple(View(name, self._view_body(body, top)) for name, body in changed.items() if body),
             deadline_s=min(options.deadline_s or self.config.deadline_s, self.config.max_deadline_s),
             top_logprobs=top,
+            forcing=forcing and self.config.teacher_forcing and bool(names) and not _continues(chat.body),
             skip=skip,
             notes=(
                 *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
@@ -149,18 +169,38 @@ class Guard:
         if plan.skip or not plan.top_logprobs:
             return plan.body
         top = max(plan.top_logprobs, plan.asked.top_logprobs)
-        return {**plan.body, "logprobs": True, "top_logprobs": top}
+        ids = {"return_token_ids": True} if plan.forcing else {}
+        return {**plan.body, "logprobs": True, "top_logprobs": top, **ids}
 
     def may_refuse_ours(self, plan: Plan, error: EndpointError) -> bool:
         """Whether the upstream refused `main_body` and that may be for the log-probabilities we added."""
         refused = error.status is not None and 400 <= error.status < 500
         return refused and error.status not in _NOT_OURS and self.main_body(plan) != plan.body
 
-    async def probe(
-        self, plan: Plan, complete: Complete, *, answered: asyncio.Event | None = None
-    ) -> Replies:
-        """Send all views at once; never raises but for cancellation. The deadline counts from `answered`."""
-        return await probe.run(plan.views, complete, deadline_s=plan.deadline_s, answered=answered)
+    async def probe(self, plan: Plan, complete: Complete, *, answered: Answered | None = None) -> Replies:
+        """Send all views at once, and a longer answer to be scored under each cell as soon as it is there;
+        never raises but for cancellation. The deadline counts from `answered`.
+        """
+        first = probe.run(plan.views, complete, deadline_s=plan.deadline_s, answered=answered)
+        if answered is None or not plan.forcing:
+            return await first
+        replies, forced = await asyncio.gather(first, self._force(plan, complete, answered))
+        return {name: probe.joined(reply, forced.get(name)) for name, reply in replies.items()}
+
+    async def _force(self, plan: Plan, complete: Complete, answered: Answered) -> Replies:
+        """The answer as each cell scores it; nothing for an answer of one token or of too many."""
+        answer = await asyncio.shield(answered)  # our end must not cancel what others wait for
+        size = len(answer_positions(answer)) if answer and not answer.skip else 0
+        if answer is None or not 1 < size <= self.config.max_forced_tokens:
+            return {}
+        top = min(self.config.forced_logprobs, plan.top_logprobs)
+        views = [
+            View(view.name, forced_body(view.body, answer.text, top))
+            for view in plan.views
+            if view.name in CELLS
+        ]
+        read = partial(forced_reply, answer=answer)
+        return await probe.run(views, complete, deadline_s=plan.deadline_s, read=read)
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
@@ -170,10 +210,21 @@ class Guard:
         if not plan.top_logprobs:
             return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
         plan = self._informed(plan, replies)
-        score = scoring.score(answer, replies, plan.chat, self.config.thresholds)
+        score = self.score(plan, answer, replies)
+        assert score is not None and plan.chat is not None
         has_context = plan.chat.context is not None
-        verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
+        thresholds, calibrated = self._thresholds(plan, score)
+        verdict = policy.decide(score, plan.relevant, thresholds, has_context=has_context)
+        verdict = replace(verdict, calibrated=calibrated and verdict.risk is not None)
         return self._report(plan, answer, replies, score, verdict)
+
+    def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
+        """The constants for this request, and whether they were fitted for its model."""
+        own = self.calibrations.get(str(plan.body.get("model")))
+        if own is None or own.method != score.method:
+            return self.config.thresholds, False
+        fitted = own.thresholds(plan.relevant, self.config.thresholds)
+        return (self.config.thresholds, False) if fitted is None else (fitted, True)
 
     def _informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, where it was asked and is sure."""
@@ -183,6 +234,12 @@ class Guard:
         relevant = relevance.by_self_ask(said, self.config.self_ask_confident)
         source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
         return replace(plan, relevant=relevant, relevant_source=source)
+
+    def score(self, plan: Plan, answer: Reply, replies: Replies) -> Score | None:
+        """All features of the answer; None where nothing was probed. Pure."""
+        if plan.chat is None or plan.skip or not plan.top_logprobs:
+            return None
+        return scoring.score(answer, replies, plan.chat, self.config.thresholds)
 
     def own_body(self, plan: Plan) -> JSON:
         """The unchanged conversation, asked as briefly as a view: what the model itself would say first."""
@@ -215,11 +272,11 @@ class Guard:
         """The request and its views, at once; the views are cancelled with the request."""
         if not plan.views:
             return await complete(self.main_body(plan)), {}
-        answered = asyncio.Event()
+        answered: Answered = asyncio.get_running_loop().create_future()
         probes = asyncio.create_task(self.probe(plan, complete, answered=answered))
         try:
             completion = await complete(self.main_body(plan))
-            answered.set()
+            answered.set_result(reply_of(completion))
             return completion, await probes
         finally:
             probes.cancel()
@@ -254,7 +311,8 @@ class Guard:
     def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, verdict: Verdict) -> Report:
         assert plan.chat is not None
         thresholds = scoring.beyond_noise(self.config.thresholds, score.noise)
-        longer = len(answer.text.split()) > 1
+        replies = scoring.comparable(answer, replies)
+        longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=verdict,
             relevant=plan.relevant,
@@ -271,6 +329,7 @@ class Guard:
                 scoring.probe_result(name, answer, reply, plan.chat, thresholds)
                 for name, reply in replies.items()
             ),
+            method=score.method,
             notes=(
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
@@ -297,6 +356,11 @@ def _skip(chat: Chat, options: ModintOptions) -> str | None:
     return None if chat.images else "no_image"
 
 
+def _continues(body: JSON) -> bool:
+    """Whether the answer goes on where an assistant's message stops: it cannot be put behind it once more."""
+    return bool(body.get("continue_final_message")) or body["messages"][-1]["role"] == "assistant"
+
+
 def _ends_in_tool_call(body: JSON) -> bool:
     last = body["messages"][-1]
     return last["role"] in ("tool", "function") or bool(last.get("tool_calls"))
@@ -312,7 +376,7 @@ def _asked(body: JSON) -> Asked:
     top = body.get("top_logprobs") or 0
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise RequestError("`top_logprobs` must be a whole number, 0 or more.", param="top_logprobs")
-    return Asked(bool(body.get("logprobs")), top)
+    return Asked(bool(body.get("logprobs")), top, bool(body.get("return_token_ids")))
 
 
 def _examined(score: Score) -> tuple[str, ...]:

@@ -32,20 +32,24 @@ from modint_guard.divergence import (
     unlisted_at_most,
     word_distribution,
 )
+from modint_guard.forced import answer_positions
 from modint_guard.types import (
     CELLS,
     CONTROLS,
+    FIRST_TOKEN,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
     PERMUTED_OPTIONS,
     PRIOR,
     SELF_ASKED,
+    TEACHER_FORCED,
     CellScore,
     Chat,
     Failure,
     Option,
     Outcome,
+    Position,
     ProbeResult,
     Replies,
     Reply,
@@ -80,9 +84,12 @@ def is_listed(word: str, replies: Iterable[Reply | Failure]) -> bool:
 def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thresholds) -> CellScore | None:
     """One view against the served answer; None where either has no log-probabilities.
 
-    Over the option labels, exactly, when the answer is one of them and both sides list them all; else over
+    Over the whole answer where the view scored it (`compare_forced`), else at the first content position:
+    over the option labels, exactly, when the answer is one of them and both sides list them all; else over
     words with a lower bound. `delta_logprob` is always that of the words, so that it compares across views.
     """
+    if view.forced:
+        return compare_forced(answer, answer_positions(answer), view.forced, thresholds)
     if answer.token is None or not answer.top or not view.top:
         return None
     p, q = word_distribution(answer.top), word_distribution(view.top)
@@ -107,6 +114,63 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     )
 
 
+def compare_forced(
+    answer: Reply, own: Sequence[Position], view: Sequence[Position], thresholds: Thresholds
+) -> CellScore:
+    """One view against the whole answer: `own` and `view` score the same tokens y_t, with alternatives.
+
+    Only positions at which the request itself prefers y_t beyond the noise floor can decide; the deciding one
+    is where another token leads y_t most under the view. The divergence is the largest over the positions,
+    `p_answer` the least p(y_t) of those that can decide, `delta_logprob` the mean over all (pointwise mutual
+    information), nats a token.
+    """
+    leads = [_lead(position) for position in view]
+    sure = [t for t, position in enumerate(own) if _lead(position) < -thresholds.flip_margin]
+    sure = [t for t in sure if plain(own[t].token)] or list(range(len(own)))
+    decided = _lead(own[deciding := max(sure, key=leads.__getitem__)]) < -thresholds.flip_margin
+    seen = word_distribution(view[deciding].top)
+    lead = leads[deciding]
+    best = max(seen, key=seen.__getitem__)
+    p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in sure))
+    return CellScore(
+        divergence=max(js_lower_bound(p.top, q.top) for p, q in zip(own, view, strict=True)),
+        exact=False,
+        coverage=coverage(own[deciding].top, view[deciding].top),
+        flip=_flip(lead < 0.0, lead, thresholds) if decided else None,
+        margin=lead,
+        confidence=p_answer if lead < 0.0 else min(1.0, seen[best]),
+        p_answer=p_answer,
+        reproduces=lead < 0.0,
+        delta_logprob=pointwise_mutual_information(
+            [max(position.logprob, math.log(thresholds.min_probability)) for position in own],
+            [max(position.logprob, math.log(thresholds.min_probability)) for position in view],
+        ),
+        entropy=entropy(seen),
+        answer=answer.text.strip() if lead < 0.0 else best,
+    )
+
+
+def _lead(position: Position) -> float:
+    """p(the best other token) - p(y_t), in [-1, 1]."""
+    words = word_distribution(position.top)
+    y = plain(position.token).casefold()
+    return _runner_up(words, y) - words.get(y, 0.0)
+
+
+def comparable(answer: Reply, replies: Replies) -> Replies:
+    """The replies, with the answer's tokens as each cell scores them only where every cell does: values of
+    one token and of a whole answer are not to be mixed.
+    """
+    cells = [reply for name, reply in replies.items() if name in CELLS]
+    whole = len(answer_positions(answer))
+    if cells and all(isinstance(cell, Reply) and len(cell.forced) == whole > 0 for cell in cells):
+        return replies
+    return {
+        name: replace(reply, forced=()) if isinstance(reply, Reply) else reply
+        for name, reply in replies.items()
+    }
+
+
 def relabelled(view: Reply, moved: Mapping[str, str]) -> Reply:
     """The reply to moved options, read with the labels that the texts have in the request."""
     if not view.top:
@@ -115,7 +179,7 @@ def relabelled(view: Reply, moved: Mapping[str, str]) -> Reply:
     for token, logprob in view.top.items():
         label = moved.get(plain(token), token)
         top[label] = logprob if label not in top else log_sum(top[label], logprob)
-    token = moved.get(plain(view.token or ""), view.token)
+    token = moved.get(plain(view.token or "")) or view.token
     text = moved.get(view.text.strip().rstrip("."), view.text)
     return replace(view, top=top, token=token, text=text)
 
@@ -124,6 +188,7 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
     """All features of the answer from the cells among `replies`; cells that cannot be scored are named as
     missing.
     """
+    replies = comparable(answer, replies)
     noise = noise_of(answer, replies.get(NOOP))
     thresholds = beyond_noise(thresholds or Thresholds(), noise)
     labels = tuple(option.label for option in chat.options)
@@ -137,6 +202,7 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
             missing[name] = "no_logprobs"
         else:
             cells[name] = cell
+    forced = any(isinstance(reply, Reply) and reply.forced for reply in replies.values())
     flipped = (name for name in CONTROLS if _flips(name, answer, replies.get(name), chat, thresholds))
     found = influence(cells, has_context=chat.context is not None)
     return Score(
@@ -145,9 +211,12 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         influence_text=found.text,
         influence_image=found.image,
         synergy=found.synergy,
+        relative_entropy=_relative_entropy(cells),
         noise=noise,
         unstable=tuple(flipped),
-        relative_entropy=_relative_entropy(cells),
+        method=TEACHER_FORCED if forced else FIRST_TOKEN,
+        entropy=entropy(word_distribution(answer.top or {})) if answer.top else 0.0,
+        partial=not forced and _is_only_begun(answer, labels),
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
     )
@@ -232,6 +301,11 @@ def unjudged_result(name: str, reply: Reply | Failure) -> ProbeResult:
         return ProbeResult(name, reply.outcome, ms=reply.ms)
     tokens = reply.prompt_tokens + reply.completion_tokens
     return ProbeResult(name, Outcome.UNDECIDED, tokens=tokens, cached_tokens=reply.cached_tokens, ms=reply.ms)
+
+
+def _is_only_begun(answer: Reply, labels: Sequence[str]) -> bool:
+    """Whether more than the first word was said, and that word is no option's label."""
+    return len(answer.text.split()) > 1 and plain(answer.token or "") not in labels
 
 
 def _compared(name: str, answer: Reply, view: Reply, chat: Chat, thresholds: Thresholds) -> CellScore | None:

@@ -13,7 +13,9 @@ Complete = Callable[[JSON], Awaitable[JSON]]  # OpenAI chat body -> chat complet
 Piece = tuple[int, int]  # characters [start, end) of a text
 
 SCHEMA_VERSION = "1"
-METHOD = "first_token"  # views are compared at the first content position; teacher forcing comes later
+FIRST_TOKEN = "first_token"  # views are compared at the first content position
+TEACHER_FORCED = "teacher_forced"  # views score the whole answer that was given
+METHODS = (FIRST_TOKEN, TEACHER_FORCED)
 
 # The cells of the 2x2 (context or not, image or not); P0 repeats the request unchanged.
 NOOP = "noop"
@@ -158,11 +160,25 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """One token of an answer: its text, its natural log-probability, those of its alternatives with itself
+    among them, and its id where the upstream tells it.
+    """
+
+    token: str
+    logprob: float
+    top: Mapping[str, float]
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What one call answered, read at the first content position (first token that is not whitespace).
 
     `token` is the token generated there, `top` the natural log-probabilities of its alternatives (None when
-    the upstream gave none). `skip` is a SKIPPED reason when this kind of answer cannot be judged.
+    the upstream gave none). `positions` are all generated tokens that have alternatives; `forced` is how this
+    view scores the tokens of the answer given to the request. `skip` is a SKIPPED reason when this kind of
+    answer cannot be judged.
     """
 
     text: str
@@ -174,6 +190,8 @@ class Reply:
     cached_tokens: int = 0
     ms: float = 0.0
     skip: str | None = None
+    positions: tuple[Position, ...] = ()
+    forced: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +268,9 @@ class Score:
     relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
     noise: float | None = None  # the largest change of a probability when the same input was asked again
     unstable: tuple[str, ...] = ()  # the controls under which the answer flipped
+    method: str = FIRST_TOKEN
+    entropy: float = 0.0  # of the answer itself at its first content position, bits
+    partial: bool = False  # only the first word of a longer answer was compared
     image_only: str | None = None
     text_only: str | None = None
 
@@ -282,7 +303,7 @@ class Report:
     text_only: str | None = None
     probes: tuple[ProbeResult, ...] = ()
     notes: tuple[str, ...] = ()
-    method: str = METHOD
+    method: str = FIRST_TOKEN
     action: str = "annotate"
     schema: str = SCHEMA_VERSION
 
@@ -315,10 +336,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the client itself asked for about log-probabilities, so that the rest can be taken out again."""
+    """What the client itself asked for about its tokens, so that the rest can be taken out again."""
 
     logprobs: bool = False
     top_logprobs: int = 0
+    token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +356,7 @@ class Plan:
     views: tuple[View, ...]
     deadline_s: float
     top_logprobs: int  # what request and views ask for; 0 where the upstream gives none
+    forcing: bool = False  # a longer answer is scored as a whole under every cell
     skip: str | None = None
     notes: tuple[str, ...] = ()
 

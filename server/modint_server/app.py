@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modint_guard.calibration import read_calibration
 from modint_guard.config import GuardConfig, ImageLimits
 from modint_guard.guard import Guard
 from modint_guard.relevance_rules import read_rules
@@ -60,21 +61,24 @@ def guard_config(settings: Settings) -> GuardConfig:
         image_limits=limits,
         relevance_rules=read_rules(rules) if rules else (),
         self_ask=settings.self_ask,
+        teacher_forcing=settings.teacher_forcing == "auto",
     )
 
 
 def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
-    """The gateway without HTTP around it."""
+    """The gateway without HTTP around it. Raises ConfigError on a bad file of rules or calibration."""
     upstream.on_failure = metrics.upstream_failed
+    calibrations = {path: read_calibration(path) for path in settings.calibrations}
     attachment = Attachment(
         upstream,
         metrics,
+        calibrations=calibrations,
         poll_s=settings.upstream_poll_s,
         capability_timeout_s=settings.capability_timeout_s,
         max_adapters=settings.max_adapter_labels,
     )
     pipeline = Pipeline(
-        guard=Guard(guard_config(settings)),
+        guard=Guard(guard_config(settings), calibrations=calibrations.values()),
         upstream=upstream,
         attachment=attachment,
         settings=settings,

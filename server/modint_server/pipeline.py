@@ -16,6 +16,7 @@ from starlette.responses import Response
 from modint_guard.chat import parse_options
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.guard import Guard
+from modint_guard.probe import Answered
 from modint_guard.reply import StreamReply, reply_of, strip_added
 from modint_guard.types import JSON, Plan, Replies, Reply, Report, State, Verdict
 from modint_server import annotate
@@ -94,7 +95,8 @@ class Pipeline:
             check_images(incoming.body, self.guard.config.image_limits)
             return None
         top = self.attachment.top_logprobs
-        work = partial(self.guard.plan, incoming.body, options, max_top_logprobs=top)
+        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
+        work = partial(self.guard.plan, incoming.body, options, max_top_logprobs=top, forcing=forcing)
         return await self._decode(work) if incoming.images else work()
 
     async def _decode(self, work: Callable[[], T]) -> T:
@@ -121,14 +123,14 @@ class Pipeline:
             await self._plain(CHAT, incoming, record, wire, debug)
 
     async def _guarded_whole(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
-        answered = asyncio.Event()
+        answered: Answered = asyncio.get_running_loop().create_future()
         async with one_task_group() as group:
             probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
             with record.waiting():
                 completion = json_object(
                     await self.upstream.post(CHAT, orjson.dumps(self.guard.main_body(plan)))
                 )
-            answered.set()
+            answered.set_result(_read(partial(reply_of, completion)))
             replies = await probing
         record.usage = completion.get("usage")
         report = record.report = self._judged(plan, partial(reply_of, completion), replies)
@@ -136,7 +138,7 @@ class Pipeline:
         await wire.respond(_json(document, annotate.headers_of(report, debug=debug)))
 
     async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire) -> None:
-        answered = asyncio.Event()
+        answered: Answered = asyncio.get_running_loop().create_future()
         answer = StreamReply()
 
         def strip(chunk: JSON) -> JSON:
@@ -147,7 +149,7 @@ class Pipeline:
             probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
 
             async def judge(finish: JSON) -> JSON:
-                answered.set()
+                answered.set_result(_read(answer.reply))
                 with record.holding():
                     replies = await probing
                 record.report = self._judged(plan, answer.reply, replies)
@@ -260,6 +262,14 @@ class Pipeline:
     async def _probe_call(self, body: JSON) -> JSON:
         async with self.probe_slots:
             return await self.upstream.complete(body)
+
+
+def _read(read: Callable[[], Reply]) -> Reply | None:
+    """The answer, or None where it has not OpenAI's shape: the judging will say so."""
+    try:
+        return read()
+    except EndpointError:
+        return None
 
 
 def _is_told(report: Report, incoming: Incoming) -> bool:

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
     relevance_rules_file: Path | None = None
     self_ask: Literal["off", "auto"] = "off"
+    teacher_forcing: Literal["off", "auto"] = "auto"
+    calibrations: Annotated[tuple[Path, ...], NoDecode] = ()
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -74,9 +76,9 @@ class Settings(BaseSettings):
             )
         return url.rstrip("/").removesuffix("/v1")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "calibrations", mode="before")
     @classmethod
-    def _split_keys(cls, keys: Any) -> Any:
+    def _split_list(cls, keys: Any) -> Any:
         return (
             tuple(part.strip() for part in keys.split(",") if part.strip()) if isinstance(keys, str) else keys
         )
