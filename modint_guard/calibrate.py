@@ -53,6 +53,9 @@ def command(
         float | None, typer.Option(help="The share of unflagged answers that may be wrong, if promised too.")
     ] = None,
     delta: Annotated[float, typer.Option(help="How often that second promise may fail.")] = 0.1,
+    probes: Annotated[
+        float | None, typer.Option(help="Probes a request on average; fewer by clearing answers early.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the perturbations and of the split.")] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
 ) -> None:
@@ -60,7 +63,7 @@ def command(
     key = _key(api_key_file)
     found = asyncio.run(_through(url, key, twins_of(read_items(items), seed), adapter or model))
     fitted = {
-        name: calibrate(each, alpha=alpha, error=error, delta=delta, seed=seed)
+        name: calibrate(each, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
         for name, each in found.items()
     }
     calibration = Calibration(

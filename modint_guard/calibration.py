@@ -69,6 +69,8 @@ class Fitted(_Record):
     bias: float
     weights: dict[str, float]
     flag_at: float = Field(ge=0, le=1)
+    clear_below: float = Field(default=0.0, ge=0, le=1)
+    expected_probes: float = Field(default=3.0, ge=1, description="of the labelled answers, cells alone")
     promises: tuple[Promise, ...]
     positives: int = Field(ge=1)
     negatives: int = Field(ge=1)
@@ -86,6 +88,7 @@ class Fitted(_Record):
         return Thresholds(
             bias=self.bias,
             flag_at=self.flag_at,
+            clear_below=self.clear_below,
             by_risk_alone=True,
             min_probability=base.min_probability,
             **weights,
@@ -122,14 +125,16 @@ def calibrate(
     alpha: float = 0.1,
     error: float | None = None,
     delta: float = 0.1,
+    probes: float | None = None,
     seed: int = 0,
 ) -> Fitted:
     """Fit the risk on half of the sources and set the threshold on the other half.
 
     alpha: the miss rate promised (conformal risk control). error: where given, the threshold is lowered, if
     need be, until at most this share of unflagged answers is wrong with confidence 1 - delta (learn then
-    test). Raises ConfigError with too few positives or without negatives, and where no threshold keeps
-    `error`.
+    test). probes: where given, answers are cleared by their first probe as far as it takes to ask this many
+    a request on average, but none that reaches the threshold. Raises ConfigError with too few positives or
+    without negatives, and where `error` or `probes` cannot be kept.
     """
     fitting, setting = _split(answers, seed)
     _check_classes(fitting)
@@ -143,12 +148,15 @@ def calibrate(
     if error is not None:
         promises.append(_error_promise(risks, truth, error, delta, missed_below))
     flag_at = min(promise.flag_at for promise in promises)
+    clear_below = 0.0 if probes is None else clear_threshold(risks, flag_at, probes)
     calm = [risk for risk, bad in zip(risks, truth, strict=True) if not bad]
     share = sum(truth) / len(truth)
     return Fitted(
         bias=model.bias,
         weights=model.weights,
         flag_at=flag_at,
+        clear_below=clear_below,
+        expected_probes=expected_probes(risks, clear_below),
         promises=tuple(promises),
         positives=len(positives),
         negatives=len(calm),
@@ -159,6 +167,22 @@ def calibrate(
         auroc=curves.auroc(risks, truth),
         calibration_error=curves.calibration_error(risks, truth),
     )
+
+
+def clear_threshold(risks: Sequence[float], flag_at: float, probes: float) -> float:
+    """The lowest clear_below, at most flag_at, with which these answers take at most `probes` cells on
+    average. Raises ConfigError where even flag_at takes more: the flags themselves need all their cells.
+    """
+    for at in (0.0, *sorted({risk for risk in risks if risk < flag_at}), flag_at):
+        if expected_probes(risks, at) <= probes + 1e-12:
+            return at
+    least = expected_probes(risks, flag_at)
+    raise ConfigError(f"{probes:g} probes a request cannot be reached: {least:.2f} is the least here.")
+
+
+def expected_probes(risks: Sequence[float], clear_below: float) -> float:
+    """Cells asked a request on average: one, and the others where the risk reaches clear_below."""
+    return 1.0 + (len(CELLS) - 1) * sum(risk >= clear_below for risk in risks) / len(risks)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:

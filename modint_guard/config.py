@@ -37,16 +37,21 @@ class Thresholds:
     weight_pmi: float = 0.0
     flag_at: float = 0.65
     by_risk_alone: bool = False
+    clear_below: float = 0.0  # a lower risk after the first view passes the answer; 0: no early stop
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
     confident: float = 0.9  # a unimodal answer is certain from here on (prior and conflict rules)
     min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability
     min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
 
     def __post_init__(self) -> None:
-        for name in ("flag_at", "flip_margin", "confident", "min_option_mass"):
+        for name in ("flag_at", "flip_margin", "confident", "min_option_mass", "clear_below"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")
+        if self.clear_below > self.flag_at:
+            raise ConfigError(
+                f"thresholds.clear_below is {self.clear_below}: it must not exceed flag_at, {self.flag_at}."
+            )
         if not 0.0 < self.min_probability < 1.0:
             raise ConfigError(
                 f"thresholds.min_probability is {self.min_probability}: it must lie above 0 and below 1."
@@ -78,6 +83,7 @@ class GuardConfig:
     top_logprobs: int = 20
     view_tokens: int = 2
     max_probes: int = 8
+    regenerate: bool = False  # where the upstream gives no log-probabilities, compare whole short answers
     teacher_forcing: bool = False  # longer answers are scored whole; needs an engine with prompt_logprobs
     forced_logprobs: int = 5  # alternatives at each position of an answer that is scored
     max_forced_tokens: int = 512  # a longer answer is judged at its first word

@@ -22,6 +22,9 @@ Without a context: relevant=text and both use neutral_image alone; relevant=imag
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
 is skipped likewise.
 
+With clear_below above 0 the view without the irrelevant modality goes first, and an answer whose risk stays
+below is passed on it alone; the other cells are then neither asked nor missing.
+
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
 their own, not read from the risk. If a cell that the rule names is missing, the verdict is unscored and
@@ -33,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modint_guard.config import Thresholds
-from modint_guard.risk import risk_of
+from modint_guard.risk import WITHOUT_IRRELEVANT, risk_of
 from modint_guard.types import (
     CELLS,
     NEUTRAL_IMAGE,
@@ -55,10 +58,12 @@ def decide(
     score: Score, relevant: Relevant, thresholds: Thresholds | None = None, *, has_context: bool
 ) -> Verdict:
     """The verdict on one scored answer."""
+    thresholds = thresholds or Thresholds()
+    if has_context and clears(score, relevant, thresholds):
+        return Verdict(State.PASS, risk=_risk_of_first(score, relevant, thresholds))
     needed = cells_needed(relevant, has_context=has_context)
     if any(name not in score.cells for name in needed):
         return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
-    thresholds = thresholds or Thresholds()
     verdict = _RULES[relevant](score, thresholds, has_context)
     if score.partial and verdict.cause is Cause.PRIOR:
         if relevant is Relevant.IMAGE and not has_context:
@@ -67,6 +72,17 @@ def decide(
     if score.unstable and not thresholds.by_risk_alone and verdict.cause in (Cause.TEXT, Cause.IMAGE):
         return Verdict(State.PASS, risk=verdict.risk)
     return verdict
+
+
+def clears(score: Score, relevant: Relevant, thresholds: Thresholds) -> bool:
+    """Whether the view without the irrelevant modality, the only cell asked, shows too little risk."""
+    if not thresholds.clear_below or set(score.cells) != {WITHOUT_IRRELEVANT.get(relevant)} or score.missing:
+        return False
+    return _risk_of_first(score, relevant, thresholds) < thresholds.clear_below
+
+
+def _risk_of_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> float:
+    return risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:

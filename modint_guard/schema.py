@@ -93,7 +93,7 @@ class ModintObject(_Record):
     )
     answers: Answers
     probes: tuple[ProbeObject, ...]
-    method: Literal["first_token", "teacher_forced"]
+    method: Literal["first_token", "teacher_forced", "regenerated"]
     notes: tuple[str, ...]
     action: Literal["annotate"]
 

@@ -179,9 +179,9 @@ def relabelled(view: Reply, moved: Mapping[str, str]) -> Reply:
     for token, logprob in view.top.items():
         label = moved.get(plain(token), token)
         top[label] = logprob if label not in top else log_sum(top[label], logprob)
-    token = moved.get(plain(view.token or "")) or view.token
+    said = moved.get(plain(view.token or "")) or view.token
     text = moved.get(view.text.strip().rstrip("."), view.text)
-    return replace(view, top=top, token=token, text=text)
+    return replace(view, top=top, token=said, text=text)
 
 
 def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | None = None) -> Score:

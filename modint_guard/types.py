@@ -15,7 +15,7 @@ Piece = tuple[int, int]  # characters [start, end) of a text
 SCHEMA_VERSION = "1"
 FIRST_TOKEN = "first_token"  # views are compared at the first content position
 TEACHER_FORCED = "teacher_forced"  # views score the whole answer that was given
-METHODS = (FIRST_TOKEN, TEACHER_FORCED)
+REGENERATED = "regenerated"  # no log-probabilities: views are generated whole, flips told by their words
 
 # The cells of the 2x2 (context or not, image or not); P0 repeats the request unchanged.
 NOOP = "noop"
@@ -356,6 +356,9 @@ class Plan:
     views: tuple[View, ...]
     deadline_s: float
     top_logprobs: int  # what request and views ask for; 0 where the upstream gives none
+    later: frozenset[str] = frozenset()  # views that are sent only where the first does not clear the answer
+    noise: float = 0.0  # of the engine, as known beforehand: flips need a lead above twice of it
+    regenerate: bool = False  # no log-probabilities are to be had: views are generated whole
     forcing: bool = False  # a longer answer is scored as a whole under every cell
     skip: str | None = None
     notes: tuple[str, ...] = ()

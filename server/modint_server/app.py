@@ -20,6 +20,7 @@ from modint_server.attachment import Attachment
 from modint_server.gateway import Gateway
 from modint_server.intake import Keys, request_id
 from modint_server.metrics import Metrics
+from modint_server.noise import NoiseFloor
 from modint_server.pipeline import Pipeline
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
@@ -61,6 +62,7 @@ def guard_config(settings: Settings) -> GuardConfig:
         image_limits=limits,
         relevance_rules=read_rules(rules) if rules else (),
         self_ask=settings.self_ask,
+        regenerate=settings.regenerate == "auto",
         teacher_forcing=settings.teacher_forcing == "auto",
     )
 
@@ -82,6 +84,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         upstream=upstream,
         attachment=attachment,
         settings=settings,
+        noise=NoiseFloor(settings.noop_every),
         probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )

@@ -57,8 +57,10 @@ class Settings(BaseSettings):
     # The guard.
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
+    noop_every: int = Field(default=100, ge=0)  # judged requests a model; 0: only where a request asks for it
     relevance_rules_file: Path | None = None
     self_ask: Literal["off", "auto"] = "off"
+    regenerate: Literal["off", "auto"] = "auto"
     teacher_forcing: Literal["off", "auto"] = "auto"
     calibrations: Annotated[tuple[Path, ...], NoDecode] = ()
 

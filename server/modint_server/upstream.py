@@ -282,7 +282,7 @@ async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> in
 def _shortage(top: int) -> str | None:
     most = TOP_LOGPROBS[0]
     if not top:
-        return "the engine gives no logprobs: every verdict will be unscored (no_logprobs)"
+        return "the engine gives no logprobs: short answers are generated again, longer ones stay unscored"
     return (
         f"the engine takes top_logprobs {top}, not {most}: divergences are known less well"
         if top < most
