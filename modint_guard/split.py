@@ -90,7 +90,7 @@ _ANSWER_HOW_ELSEWHERE = re.compile(
     re.IGNORECASE,
 )
 _MARKS = r"[#*_>\[<(\s]{0,8}"  # of Markdown or a tag, before a heading
-_COLON = r"[*_\]>)\s]{0,8}(?:[:：]|(?<=[\]>]))[*_]{0,4}"
+_COLON = r"[*_\]>)\s]{0,8}(?:[:：]|(?<=[\]>]))[*_]{0,4}(?:(?=\s|\Z)|(?<=[：\]>]))"
 _QUESTION_WORDS = (
     r"(?:question|q|task|instruction|instructions|query|pregunta|frage|domanda|pergunta|вопрос|سؤال|السؤال|问题|"
     r"問題|質問|प्रश्न)"

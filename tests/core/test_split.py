@@ -92,6 +92,7 @@ def parts(text: str) -> tuple[str, str, dict[str, str]]:
             "Q: What is 1 plus 1?\nA: 2",
         ),
         ("It is blue... really. What?! Is it?!", "What?! Is it?!", "It is blue... really."),
+        ("q:nttu:tnnslnml\nWhat is it?", "What is it?", "q:nttu:tnnslnml"),
         # Other languages' punctuation.
         (
             "La pelota es azul. ¿De qué color es la pelota?",
