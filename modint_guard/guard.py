@@ -4,7 +4,7 @@ Start reading here. `Guard.inspect` is the whole flow; the gateway walks the sam
 streams and measures in between:
 
     plan    chat.parse → relevance.decide → the views    what to ask, or why nothing is asked
-    main_body, probe    the request and its views        at once; probe.run, one deadline
+    main_body, probe    the request and its views        stages.ask → probe.run, one deadline
     judge   scoring.score → policy.decide → Report       pure
 """
 
@@ -12,30 +12,39 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
-from modint_guard import policy, probe, relevance, scoring
-from modint_guard.chat import parse, parse_options, rebuild, unsupported, without_context
-from modint_guard.config import GuardConfig
+from modint_guard import policy, relevance, scoring, stages
+from modint_guard.calibration import Calibration
+from modint_guard.chat import parse, parse_options, with_question_after
+from modint_guard.config import GuardConfig, Thresholds
 from modint_guard.errors import EndpointError, RequestError
-from modint_guard.images import neutral_image
+from modint_guard.probe import Answered
+from modint_guard.regenerated import MAX_TOKENS, is_short, score_words, words_result
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
 from modint_guard.reply import strip_added as strip_added
+from modint_guard.risk import WITHOUT_IRRELEVANT
+from modint_guard.skips import continues, why_skipped
 from modint_guard.types import (
     CELLS,
+    FIRST_TOKEN,
     JSON,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
-    PRIOR,
+    REGENERATED,
+    SELF_ASKED,
     Asked,
     Chat,
     Complete,
     Inspection,
     ModintOptions,
     Plan,
+    Relevant,
+    RelevantSource,
     Replies,
     Reply,
     Report,
@@ -44,28 +53,14 @@ from modint_guard.types import (
     Verdict,
     View,
 )
+from modint_guard.views import VIEWS, ViewMaker, asked_briefly
 
-ViewMaker = Callable[[Chat], JSON]  # a chat -> its perturbed body; must not change the chat
-
-# Fields that a view must not repeat: how an answer is delivered, how long it is, how many there are.
-_NOT_IN_VIEWS = frozenset(
-    {
-        "stream",
-        "stream_options",
-        "max_tokens",
-        "max_completion_tokens",
-        "min_tokens",
-        "n",
-        "best_of",
-        "use_beam_search",
-        "prompt_logprobs",
-        "store",
-        "metadata",
-    }
-)
-_STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
+NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
+NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
+NOTE_CLEARED = "Cleared by the first probe: the answer hardly moved, and the other cells were not asked."
+NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by generating them again."
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
 )
@@ -76,11 +71,18 @@ class Guard:
     """Examines chat completions for modality interference. Holds no state besides its configuration."""
 
     def __init__(
-        self, config: GuardConfig | None = None, *, extra_views: Mapping[str, ViewMaker] | None = None
+        self,
+        config: GuardConfig | None = None,
+        *,
+        extra_views: Mapping[str, ViewMaker] | None = None,
+        calibrations: Iterable[Calibration] = (),
     ) -> None:
-        """`extra_views` are perturbations by registry name that a request may ask for in `modint.probes`."""
+        """`extra_views` are further probes that a request may ask for by name in `modint.probes`;
+        `calibrations` replace the default thresholds for the models they were made for.
+        """
         self.config = config or GuardConfig()
-        self._views: dict[str, ViewMaker] = {**_CELL_VIEWS, **(extra_views or {})}
+        self.calibrations = {each.served_name: each for each in calibrations}
+        self._views: dict[str, ViewMaker] = {**VIEWS, **(extra_views or {})}
 
     async def inspect(
         self, body: JSON, complete: Complete, options: ModintOptions | None = None
@@ -107,64 +109,146 @@ class Guard:
         return Inspection({**answer, "modint": report.to_json()}, report)
 
     def plan(
-        self, body: JSON, options: ModintOptions | None = None, *, max_top_logprobs: int | None = None
+        self,
+        body: JSON,
+        options: ModintOptions | None = None,
+        *,
+        max_top_logprobs: int | None = None,
+        forcing: bool = True,
+        noise: float = 0.0,
     ) -> Plan:
         """Split the request, decide which modality ought to decide it, prepare the views. Raises
         RequestError.
 
         max_top_logprobs: what the upstream takes at most; with 0 there are no views.
+        forcing: whether it can score a given answer, where the configuration has that done.
+        noise: the largest change of a probability seen when it was asked the same again.
         Decodes every image, which may take tens of milliseconds: an event loop runs it in a thread.
         """
         options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
         chat = parse(body, options, self.config.image_limits, decode=options.mode == "on")
-        skip = _skip(chat, options)
-        relevant, source = relevance.decide(chat, options)
+        skip = why_skipped(chat, options)
+        relevant, source = relevance.decide(chat, options, self.config.relevance_rules)
         top = self.config.top_logprobs
         top = top if max_top_logprobs is None else min(top, max_top_logprobs)
-        names = () if skip or not top else self._probe_names(chat, options)
-        return Plan(
+        regenerate = not top and self.config.regenerate
+        names = () if skip or not (top or regenerate) else self._probe_names(chat, options)
+        names = (*names, NOOP) if regenerate and names and NOOP not in names else names
+        changed = {name: self._views[name](chat) for name in names}
+        if top and names and relevant is Relevant.UNKNOWN and self.config.self_ask == "auto":
+            changed[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
+        unfit = [name for name, body in changed.items() if body is None]
+        plan = Plan(
             body=chat.body,
             options=options,
             asked=_asked(chat.body),
             chat=chat,
             relevant=relevant,
             relevant_source=source,
-            views=tuple(View(name, self._view_body(self._views[name](chat), top)) for name in names),
+            views=tuple(View(name, self._view_body(body, top)) for name, body in changed.items() if body),
+            noise=noise,
+            regenerate=regenerate,
             deadline_s=min(options.deadline_s or self.config.deadline_s, self.config.max_deadline_s),
             top_logprobs=top,
+            forcing=forcing and self.config.teacher_forcing and bool(names) and not continues(chat.body),
             skip=skip,
-            notes=() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,),
+            notes=(
+                *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
+                *(NOTE_UNFIT.format(name=name) for name in unfit),
+            ),
         )
+        return plan if regenerate else replace(plan, later=self._later(plan))
 
     def main_body(self, plan: Plan) -> JSON:
         """The client's body as it goes upstream: log-probabilities added, `modint` removed."""
         if plan.skip or not plan.top_logprobs:
             return plan.body
         top = max(plan.top_logprobs, plan.asked.top_logprobs)
-        return {**plan.body, "logprobs": True, "top_logprobs": top}
+        ids = {"return_token_ids": True} if plan.forcing else {}
+        return {**plan.body, "logprobs": True, "top_logprobs": top, **ids}
 
     def may_refuse_ours(self, plan: Plan, error: EndpointError) -> bool:
         """Whether the upstream refused `main_body` and that may be for the log-probabilities we added."""
         refused = error.status is not None and 400 <= error.status < 500
         return refused and error.status not in _NOT_OURS and self.main_body(plan) != plan.body
 
-    async def probe(
-        self, plan: Plan, complete: Complete, *, answered: asyncio.Event | None = None
-    ) -> Replies:
-        """Send all views at once; never raises but for cancellation. The deadline counts from `answered`."""
-        return await probe.run(plan.views, complete, deadline_s=plan.deadline_s, answered=answered)
+    async def probe(self, plan: Plan, complete: Complete, *, answered: Answered | None = None) -> Replies:
+        """Send the views (`stages` says when); never raises but for cancellation. The deadline counts from
+        `answered`.
+        """
+        clears = partial(self._clears, plan)
+        return await stages.ask(plan, complete, self.config, clears=clears, answered=answered)
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
         reason = plan.skip or answer.skip
         if reason is not None or plan.chat is None:
             return self.unjudged(plan, Verdict(State.SKIPPED, reason=reason or "no_image"), replies)
+        if plan.regenerate and plan.views:
+            return self._judge_words(plan, plan.chat, answer, replies)
         if not plan.top_logprobs:
             return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
-        score = scoring.score(answer, replies, plan.chat, self.config.thresholds)
+        plan = self._informed(plan, replies)
+        score = self.score(plan, answer, replies)
+        assert score is not None and plan.chat is not None
         has_context = plan.chat.context is not None
-        verdict = policy.decide(score, plan.relevant, self.config.thresholds, has_context=has_context)
+        thresholds, calibrated = self._thresholds(plan, score)
+        verdict = policy.decide(score, plan.relevant, thresholds, has_context=has_context)
+        verdict = replace(verdict, calibrated=calibrated and verdict.risk is not None)
         return self._report(plan, answer, replies, score, verdict)
+
+    def _clears(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
+        """Whether the first view alone shows that the answer hardly moved."""
+        plan = self._informed(plan, replies)
+        score = None if answer.skip else self.score(plan, answer, replies)
+        return score is not None and policy.clears(score, plan.relevant, self._thresholds(plan, score)[0])
+
+    def _later(self, plan: Plan) -> frozenset[str]:
+        """The views that an early stop may save: all cells but the one without the irrelevant modality."""
+        first = WITHOUT_IRRELEVANT.get(plan.relevant)
+        has_context = plan.chat is not None and plan.chat.context is not None
+        own = self.calibrations.get(str(plan.body.get("model")))
+        fitted = own.thresholds(plan.relevant, self.config.thresholds) if own else None
+        if first is None or not has_context or not (fitted or self.config.thresholds).clear_below:
+            return frozenset()
+        return frozenset(CELLS) - {first} - frozenset(plan.options.probes or ())
+
+    def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
+        """The constants for this request, and whether they were fitted for its model."""
+        own = self.calibrations.get(str(plan.body.get("model")))
+        if own is None or own.method != score.method:
+            return self.config.thresholds, False
+        fitted = own.thresholds(plan.relevant, self.config.thresholds)
+        return (self.config.thresholds, False) if fitted is None else (fitted, True)
+
+    def _judge_words(self, plan: Plan, chat: Chat, answer: Reply, replies: Replies) -> Report:
+        """Judge by the words of answers that were generated again; a verdict without a risk."""
+        if not is_short(answer):
+            unscored = self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"), replies)
+            return replace(unscored, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
+        score = score_words(answer, replies, chat)
+        lenient = replace(self.config.thresholds, flag_at=0.0)
+        verdict = policy.decide(score, plan.relevant, lenient, has_context=chat.context is not None)
+        report = self._report(plan, answer, replies, score, replace(verdict, risk=None))
+        return replace(
+            report, probes=tuple(words_result(name, answer, reply, chat) for name, reply in replies.items())
+        )
+
+    def _informed(self, plan: Plan, replies: Replies) -> Plan:
+        """The plan with the relevance that the model itself named, where it was asked and is sure."""
+        said = replies.get(SELF_ASKED)
+        if not isinstance(said, Reply):
+            return plan
+        relevant = relevance.by_self_ask(said, self.config.self_ask_confident)
+        source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
+        return replace(plan, relevant=relevant, relevant_source=source)
+
+    def score(self, plan: Plan, answer: Reply, replies: Replies) -> Score | None:
+        """All features of the answer; None where nothing was probed. Pure."""
+        if plan.chat is None or plan.skip or not plan.top_logprobs:
+            return None
+        known = scoring.beyond_noise(self.config.thresholds, plan.noise)
+        return scoring.score(answer, replies, plan.chat, known)
 
     def own_body(self, plan: Plan) -> JSON:
         """The unchanged conversation, asked as briefly as a view: what the model itself would say first."""
@@ -197,11 +281,11 @@ class Guard:
         """The request and its views, at once; the views are cancelled with the request."""
         if not plan.views:
             return await complete(self.main_body(plan)), {}
-        answered = asyncio.Event()
+        answered: Answered = asyncio.get_running_loop().create_future()
         probes = asyncio.create_task(self.probe(plan, complete, answered=answered))
         try:
             completion = await complete(self.main_body(plan))
-            answered.set()
+            answered.set_result(reply_of(completion))
             return completion, await probes
         finally:
             probes.cancel()
@@ -224,19 +308,15 @@ class Guard:
         return names
 
     def _view_body(self, body: JSON, top_logprobs: int) -> JSON:
-        kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
-        return {
-            **kept,
-            "max_tokens": self.config.view_tokens,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": top_logprobs,
-        }
+        tokens = self.config.view_tokens if top_logprobs else MAX_TOKENS
+        return asked_briefly(body, tokens, top_logprobs)
 
     def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, verdict: Verdict) -> Report:
         assert plan.chat is not None
-        thresholds = self.config.thresholds
-        longer = len(answer.text.split()) > 1
+        noise = max(plan.noise, score.noise or 0.0)
+        thresholds = scoring.beyond_noise(self.config.thresholds, noise)
+        replies = scoring.comparable(answer, replies)
+        longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=verdict,
             relevant=plan.relevant,
@@ -244,63 +324,30 @@ class Guard:
             examined=_examined(score),
             influence_text=score.influence_text,
             influence_image=score.influence_image,
+            synergy=score.synergy,
+            relative_entropy=score.relative_entropy,
+            noise=score.noise,
             image_only=score.image_only,
             text_only=score.text_only,
             probes=tuple(
                 scoring.probe_result(name, answer, reply, plan.chat, thresholds)
                 for name, reply in replies.items()
             ),
-            notes=(*plan.notes, *((NOTE_FIRST_TOKEN,) if longer else ())),
+            method=score.method,
+            notes=(
+                *plan.notes,
+                *((NOTE_FIRST_TOKEN,) if longer else ()),
+                *((NOTE_CLEARED,) if plan.later and not plan.later & set(replies) else ()),
+                *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
+            ),
         )
-
-
-def _neutral(chat: Chat) -> list[str]:
-    return [neutral_image(image.size) for image in chat.images]
-
-
-# The cells of the 2x2 as views (P1, P2, P3), and the request unchanged (P0).
-_CELL_VIEWS: dict[str, ViewMaker] = {
-    NO_CONTEXT: without_context,
-    NEUTRAL_IMAGE: lambda chat: rebuild(chat, images=_neutral(chat)),
-    PRIOR: lambda chat: rebuild(chat, context="", images=_neutral(chat)),
-    NOOP: rebuild,
-}
-
-
-def _skip(chat: Chat, options: ModintOptions) -> str | None:
-    """Why this request is not probed, or None."""
-    body = chat.body
-    if options.mode == "off":
-        return "opted_out"
-    if part := unsupported(body):
-        return part
-    if body.get("audio"):
-        return "audio"
-    if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
-        return "tool_calls"
-    if _is_structured(body):
-        return "structured_output"
-    if (body.get("n") or 1) != 1:
-        return "multiple_choices"
-    return None if chat.images else "no_image"
-
-
-def _ends_in_tool_call(body: JSON) -> bool:
-    last = body["messages"][-1]
-    return last["role"] in ("tool", "function") or bool(last.get("tool_calls"))
-
-
-def _is_structured(body: JSON) -> bool:
-    shape = body.get("response_format")
-    kind = shape.get("type") if isinstance(shape, dict) else None
-    return kind not in (None, "text") or any(body.get(key) for key in _STRUCTURED)
 
 
 def _asked(body: JSON) -> Asked:
     top = body.get("top_logprobs") or 0
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise RequestError("`top_logprobs` must be a whole number, 0 or more.", param="top_logprobs")
-    return Asked(bool(body.get("logprobs")), top)
+    return Asked(bool(body.get("logprobs")), top, bool(body.get("return_token_ids")))
 
 
 def _examined(score: Score) -> tuple[str, ...]:

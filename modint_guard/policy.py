@@ -12,11 +12,18 @@ text      prior        without the context and without both, y still comes with 
 both      prior        every view gives y with confidence
 unknown   conflict     image alone and text alone are confident of different answers
 
-Any other answer passes; for both and unknown the report then speaks of influence only.
+Of a longer answer judged at its first word nothing is flagged as prior: every view begins with "The".
+A flag as text or image is withdrawn where a control (benign, permuted_options) ran and y flipped under it
+as well: such an answer moves with anything. With thresholds of a calibration (by_risk_alone) text and image
+are flagged by the risk alone, unstable or not: its promise holds for that rule. Any other answer passes; for
+both and unknown the report then speaks of influence only.
 
 Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
 is skipped likewise.
+
+With clear_below above 0 the view without the irrelevant modality goes first, and an answer whose risk stays
+below is passed on it alone; the other cells are then neither asked nor missing.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
@@ -26,10 +33,10 @@ risk null.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from modint_guard.config import Thresholds
+from modint_guard.risk import WITHOUT_IRRELEVANT, risk_of
 from modint_guard.types import (
     CELLS,
     NEUTRAL_IMAGE,
@@ -51,10 +58,31 @@ def decide(
     score: Score, relevant: Relevant, thresholds: Thresholds | None = None, *, has_context: bool
 ) -> Verdict:
     """The verdict on one scored answer."""
+    thresholds = thresholds or Thresholds()
+    if has_context and clears(score, relevant, thresholds):
+        return Verdict(State.PASS, risk=_risk_of_first(score, relevant, thresholds))
     needed = cells_needed(relevant, has_context=has_context)
     if any(name not in score.cells for name in needed):
         return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
-    return _RULES[relevant](score.cells, thresholds or Thresholds(), has_context)
+    verdict = _RULES[relevant](score, thresholds, has_context)
+    if score.partial and verdict.cause is Cause.PRIOR:
+        if relevant is Relevant.IMAGE and not has_context:
+            return Verdict(State.SKIPPED, reason="no_context")
+        return Verdict(State.PASS, risk=verdict.risk)
+    if score.unstable and not thresholds.by_risk_alone and verdict.cause in (Cause.TEXT, Cause.IMAGE):
+        return Verdict(State.PASS, risk=verdict.risk)
+    return verdict
+
+
+def clears(score: Score, relevant: Relevant, thresholds: Thresholds) -> bool:
+    """Whether the view without the irrelevant modality, the only cell asked, shows too little risk."""
+    if not thresholds.clear_below or set(score.cells) != {WITHOUT_IRRELEVANT.get(relevant)} or score.missing:
+        return False
+    return _risk_of_first(score, relevant, thresholds) < thresholds.clear_below
+
+
+def _risk_of_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> float:
+    return risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
@@ -64,28 +92,25 @@ def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
     return () if relevant is Relevant.UNKNOWN else (NEUTRAL_IMAGE,)
 
 
-def risk(cell: CellScore, thresholds: Thresholds) -> float:
-    """Probability-like risk in [0, 1] from the removal of the irrelevant modality."""
-    z = thresholds.bias + thresholds.weight_js * cell.divergence + thresholds.weight_margin * cell.margin
-    return 1.0 / (1.0 + math.exp(-z)) if z > -700.0 else 0.0
-
-
-def _image_decides(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+    cells = score.cells
     if not has_context:
         if _confident_of_y(cells, thresholds, NEUTRAL_IMAGE):
             return Verdict(State.FLAGGED, cause=Cause.PRIOR)
         return Verdict(State.SKIPPED, reason="no_context")
-    value = risk(cells[NO_CONTEXT], thresholds)
-    if cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces and value >= thresholds.flag_at:
+    value = risk_of(cells[NO_CONTEXT], score.entropy, thresholds)
+    followed = cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
+    if value >= thresholds.flag_at and (followed or thresholds.by_risk_alone):
         return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=value)
     if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
     return Verdict(State.PASS, risk=value)
 
 
-def _text_decides(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
-    value = risk(cells[NEUTRAL_IMAGE], thresholds)
-    if cells[NEUTRAL_IMAGE].flip and value >= thresholds.flag_at:
+def _text_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+    cells = score.cells
+    value = risk_of(cells[NEUTRAL_IMAGE], score.entropy, thresholds)
+    if value >= thresholds.flag_at and (cells[NEUTRAL_IMAGE].flip or thresholds.by_risk_alone):
         return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=value)
     neutral = cells[NEUTRAL_IMAGE].reproduces
     if has_context and neutral and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
@@ -93,13 +118,15 @@ def _text_decides(cells: Cells, thresholds: Thresholds, has_context: bool) -> Ve
     return Verdict(State.PASS, risk=value)
 
 
-def _both_decide(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _both_decide(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+    cells = score.cells
     if _confident_of_y(cells, thresholds, *(CELLS if has_context else (NEUTRAL_IMAGE,))):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR)
     return Verdict(State.PASS)
 
 
-def _nobody_knows(cells: Cells, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _nobody_knows(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+    cells = score.cells
     if not has_context:
         return Verdict(State.SKIPPED, reason="no_context")
     image, text = cells[NO_CONTEXT], cells[NEUTRAL_IMAGE]

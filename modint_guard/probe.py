@@ -11,13 +11,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from modint_guard.errors import EndpointTimeout
 from modint_guard.reply import reply_of
-from modint_guard.types import Complete, Failure, Outcome, Reply, View
+from modint_guard.types import JSON, Complete, Failure, Outcome, Reply, View
 
 Clock = Callable[[], float]
+Read = Callable[[JSON, float], Reply]  # a completion and its duration in milliseconds -> what it says
+Answered = asyncio.Future[Reply | None]  # the answer once it is complete; None where it cannot be read
 logger = logging.getLogger(__name__)
 
 
@@ -26,16 +29,17 @@ async def run(
     complete: Complete,
     *,
     deadline_s: float,
-    answered: asyncio.Event | None = None,
+    answered: Answered | None = None,
+    read: Read = reply_of,
     clock: Clock = time.monotonic,
 ) -> dict[str, Reply | Failure]:
     """Reply or failure of each view by name.
 
-    The views start at once; `deadline_s` seconds count from the moment `answered` is set, or from the start
+    The views start at once; `deadline_s` seconds count from the moment `answered` is there, or from the start
     without it. Raises nothing but CancelledError.
     """
     start = clock()
-    tasks = {view.name: asyncio.create_task(_one(view, complete, clock)) for view in views}
+    tasks = {view.name: asyncio.create_task(_one(view, complete, read, clock)) for view in views}
     try:
         await _until_done_or_late(set(tasks.values()), deadline_s, answered)
     finally:
@@ -44,11 +48,25 @@ async def run(
     return {name: _outcome(task, waited_ms) for name, task in tasks.items()}
 
 
-async def _one(view: View, complete: Complete, clock: Clock) -> Reply | Failure:
+def joined(reply: Reply | Failure, forced: Reply | Failure | None) -> Reply | Failure:
+    """A view's reply with the answer as the view scores it, and with what both calls cost."""
+    if not isinstance(reply, Reply) or not isinstance(forced, Reply):
+        return reply
+    return replace(
+        reply,
+        forced=forced.forced,
+        prompt_tokens=reply.prompt_tokens + forced.prompt_tokens,
+        completion_tokens=reply.completion_tokens + forced.completion_tokens,
+        cached_tokens=reply.cached_tokens + forced.cached_tokens,
+        ms=reply.ms + forced.ms,
+    )
+
+
+async def _one(view: View, complete: Complete, read: Read, clock: Clock) -> Reply | Failure:
     start = clock()
     try:
         completion = await complete(view.body)
-        return reply_of(completion, (clock() - start) * 1000)
+        return read(completion, (clock() - start) * 1000)
     except EndpointTimeout:
         return Failure(Outcome.TIMEOUT, "timeout", (clock() - start) * 1000)
     except Exception as exc:  # noqa: BLE001 - the probe boundary: logged here, counted by its outcome
@@ -57,24 +75,16 @@ async def _one(view: View, complete: Complete, clock: Clock) -> Reply | Failure:
 
 
 async def _until_done_or_late(
-    tasks: set[asyncio.Task[Reply | Failure]], deadline_s: float, answered: asyncio.Event | None
+    tasks: set[asyncio.Task[Reply | Failure]], deadline_s: float, answered: Answered | None
 ) -> None:
-    if not tasks:
-        return
-    if answered is not None:
-        await _until_answered(tasks, answered)
-    await asyncio.wait(tasks, timeout=deadline_s)
-
-
-async def _until_answered(tasks: set[asyncio.Task[Reply | Failure]], answered: asyncio.Event) -> None:
-    """Return when the answer is complete, or when there is nothing left to wait for."""
-    answer = asyncio.create_task(answered.wait())
-    try:
-        while tasks and not answer.done():
-            _, pending = await asyncio.wait({answer, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            tasks = {task for task in tasks if task in pending}
-    finally:
-        await _gone([answer])
+    """Return when all is done, or when the deadline since the complete answer has passed."""
+    pending = set(tasks)
+    while pending and answered is not None and not answered.done():
+        waiting: set[asyncio.Future[Any]] = {answered, *pending}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        pending = {task for task in pending if not task.done()}
+    if pending:
+        await asyncio.wait(pending, timeout=deadline_s)
 
 
 async def _gone(tasks: Sequence[asyncio.Task[Any]]) -> None:

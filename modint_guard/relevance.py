@@ -1,7 +1,11 @@
-"""Which modality ought to decide the answer: what the request says, else lexical rules on the question.
+"""Which modality ought to decide the answer.
 
-The rules are general English and look at the question alone, never at the context (a caption that says "the
-picture shows" is no reason to look at the picture):
+What the request or its header says; else the first configured rule that fits (`relevance_rules`); else
+lexical rules on the question; else, where it is switched on, the model itself is asked, for one word
+(`SELF_ASK`); else nobody knows.
+
+The lexical rules are general English and look at the question alone, never at the context (a caption that
+says "the picture shows" is no reason to look at the picture):
   image  the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what is
          written in it;
   text   the question names the text ("according to the passage", "in the note"), or is arithmetic or a
@@ -15,8 +19,14 @@ picture shows" is no reason to look at the picture):
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
+from modint_guard.divergence import word_distribution
+from modint_guard.relevance_rules import RelevanceRule, by_configured
+from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource, Reply
+
+SELF_ASK = "Does answering need the picture?"
+_MIN_MASS = 0.5  # that "yes" and "no" must hold together
 
 _PICTURE = (
     r"(?:images?|pictures?|photos?|photographs?|drawings?|paintings?|figures?|diagrams?|charts?|plots?|screenshots?|"
@@ -78,11 +88,15 @@ _WEAK_IMAGE = _rule(
 )
 
 
-def decide(chat: Chat, options: ModintOptions | None = None) -> tuple[Relevant, RelevantSource]:
+def decide(
+    chat: Chat, options: ModintOptions | None = None, rules: Iterable[RelevanceRule] = ()
+) -> tuple[Relevant, RelevantSource]:
     """Which modality ought to decide, and who said so ("none": nobody could)."""
     options = options or ModintOptions()
     if options.relevant is not None:
         return options.relevant, options.relevant_source or "request"
+    if (configured := by_configured(rules, str(chat.body.get("model") or ""), chat.question)) is not None:
+        return configured, "route"
     ruled = by_rules(chat.question, chat.context)
     return ruled, "none" if ruled is Relevant.UNKNOWN else "rules"
 
@@ -98,3 +112,16 @@ def by_rules(question: str, context: str | None) -> Relevant:
         return Relevant.BOTH if image and text else Relevant.IMAGE if image else Relevant.TEXT
     alone = context is None or bool(re.search(rf"\b{_PICTURE}\b", context, re.IGNORECASE))
     return Relevant.IMAGE if alone and _WEAK_IMAGE.search(question) else Relevant.UNKNOWN
+
+
+def by_self_ask(reply: Reply, confident: float) -> Relevant:
+    """What the model says to SELF_ASK: yes, the image ought to decide; no, the text. Unknown where it is less
+    than `confident` of either, or says something else.
+    """
+    words = word_distribution(reply.top or {})
+    yes, no = words.get("yes", 0.0), words.get("no", 0.0)
+    if yes + no < _MIN_MASS:
+        return Relevant.UNKNOWN
+    if yes / (yes + no) >= confident:
+        return Relevant.IMAGE
+    return Relevant.TEXT if no / (yes + no) >= confident else Relevant.UNKNOWN

@@ -1,4 +1,4 @@
-"""Read what a completion says: its text and the alternatives at its first content position.
+"""Read what a completion says: its text, its tokens and the alternatives at its first content position.
 
 The first content position is the first generated token with text other than blanks; the tokens before it are
 passed over. A view is asked for a token or two only, so of a longer answer it shows the first word.
@@ -6,12 +6,13 @@ passed over. A view is asked for a token or two only, so of a longer answer it s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import exp, log1p
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from modint_guard.divergence import log_sum
 from modint_guard.errors import EndpointError
-from modint_guard.types import JSON, Asked, Reply
+from modint_guard.types import JSON, Asked, Position, Reply
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
@@ -26,10 +27,12 @@ def _read(completion: JSON, ms: float) -> Reply:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
     message = choice.get("message") or {}
-    token, top = _first_content((choice.get("logprobs") or {}).get("content"))
+    entries = (choice.get("logprobs") or {}).get("content")
+    token, top = _first_content(entries)
     text = _text(message.get("content"))
     skip = "multiple_choices" if len(choices) > 1 else _skip(message) or _empty(text)
-    return _reply(text, choice.get("finish_reason"), token, top, completion.get("usage"), ms, skip)
+    reply = _reply(text, choice.get("finish_reason"), token, top, completion.get("usage"), ms, skip)
+    return replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
 
 
 class StreamReply:
@@ -39,6 +42,7 @@ class StreamReply:
         self._text: list[str] = []
         self._token: str | None = None
         self._top: dict[str, float] | None = None
+        self._positions: list[Position] = []
         self._finish_reason: str | None = None
         self._usage: JSON | None = None
         self._skip: str | None = None
@@ -54,24 +58,39 @@ class StreamReply:
             self._text.append(_text(delta.get("content")))
             self._skip = self._skip or _skip(delta)
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
+            entries = (choice.get("logprobs") or {}).get("content")
+            self._positions.extend(_positions(entries, choice.get("token_ids")))
             if self._token is None:
-                self._token, self._top = _first_content((choice.get("logprobs") or {}).get("content"))
+                self._token, self._top = _first_content(entries)
 
     def reply(self, ms: float = 0.0) -> Reply:
         """What the chunks so far say."""
         text = "".join(self._text)
         skip = self._skip or _empty(text)
-        return _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)
+        reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)
+        return replace(reply, positions=tuple(self._positions))
 
 
 def strip_added(completion: JSON, asked: Asked) -> JSON:
-    """A completion or chunk without the log-probabilities the client did not ask for; the given one stays as
-    it is.
+    """A completion or chunk without the log-probabilities and token ids the client did not ask for; the given
+    one stays as it is.
     """
+    if not asked.token_ids:
+        completion = _without_token_ids(completion)
     choices = completion.get("choices")
     if not choices or not any(choice.get("logprobs") for choice in choices):
         return completion
     return {**completion, "choices": [_stripped(choice, asked) for choice in choices]}
+
+
+def _without_token_ids(completion: JSON) -> JSON:
+    if completion.get("prompt_token_ids") is not None:
+        completion = {**completion, "prompt_token_ids": None}
+    choices = completion.get("choices") or ()
+    if any(choice.get("token_ids") is not None for choice in choices):
+        bare = [{**choice, "token_ids": None} if "token_ids" in choice else choice for choice in choices]
+        completion = {**completion, "choices": bare}
+    return completion
 
 
 def _stripped(choice: JSON, asked: Asked) -> JSON:
@@ -96,6 +115,17 @@ def _first_content(entries: Any) -> tuple[str | None, dict[str, float] | None]:
     return None, None
 
 
+def _positions(entries: Any, ids: Any) -> Iterator[Position]:
+    """Every token that has alternatives, with its id where there is one for each."""
+    listed = list(entries or ())
+    known = ids if isinstance(ids, list) and len(ids) == len(listed) else [None] * len(listed)
+    for entry, id_ in zip(listed, known, strict=True):
+        if alternatives := entry.get("top_logprobs"):
+            yield Position(
+                str(entry["token"]), float(entry["logprob"]), _alternatives(entry, alternatives), id_
+            )
+
+
 def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
     """Log-probabilities by token text. Different tokens with one text (bytes that make no character) are
     added up.
@@ -103,14 +133,9 @@ def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
     top: dict[str, float] = {}
     for item in alternatives:
         token, logprob = str(item["token"]), float(item["logprob"])
-        top[token] = _log_sum(top[token], logprob) if token in top else logprob
+        top[token] = log_sum(top[token], logprob) if token in top else logprob
     top.setdefault(str(entry["token"]), float(entry["logprob"]))  # a sampled token may lie outside the top k
     return top
-
-
-def _log_sum(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    return max(a, b) + log1p(exp(-abs(a - b)))
 
 
 def _skip(message: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,9 @@ _PROBABILITY = {"ge": 0.0, "le": 1.0}
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, json_schema_serialization_defaults_required=True
+    )
 
 
 class Influence(_Record):
@@ -28,6 +30,9 @@ class Influence(_Record):
 
     text: float | None
     image: float | None
+    synergy: float | None = Field(
+        default=None, description="what both do together beyond what each does alone, nats"
+    )
 
 
 class Answers(_Record):
@@ -44,6 +49,9 @@ class ProbeObject(_Record):
     outcome: Literal["consistent", "flipped", "undecided", "error", "timeout"]
     divergence: float | None = Field(ge=0.0, le=1.0, description="Jensen-Shannon divergence, base 2")
     exact: bool = Field(description="over all options; otherwise a lower bound from the top-k")
+    coverage: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="share of both distributions that their top-k lists hold"
+    )
     flip: bool | None = Field(description="null: undecided, or not known")
     delta_logprob: float | None = Field(description="log p(answer) served minus under this probe, nats")
     answer: str | None
@@ -71,12 +79,21 @@ class ModintObject(_Record):
     relevant: Literal["image", "text", "both", "unknown"] = Field(
         description="which modality ought to decide"
     )
-    relevant_source: Literal["request", "header", "rules", "none"]
+    relevant_source: Literal["request", "header", "route", "rules", "self_ask", "none"]
     examined: tuple[Literal["text", "image"], ...]
     influence: Influence
+    relative_entropy: float | None = Field(
+        default=None,
+        ge=-1.0,
+        le=1.0,
+        description="of the two unimodal answers; positive where the image alone is surer",
+    )
+    noise: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="largest change of a probability between request and noop"
+    )
     answers: Answers
     probes: tuple[ProbeObject, ...]
-    method: Literal["first_token"]
+    method: Literal["first_token", "teacher_forced", "regenerated"]
     notes: tuple[str, ...]
     action: Literal["annotate"]
 

@@ -1,91 +1,70 @@
 """The one definition of interference: how far an answer moves when a modality is taken away.
 
 All distributions are those of the first content position: the first generated token that is not whitespace.
-Server, training and evaluation import these functions, so they mean the same by "divergence", "flip" and
-"influence". Divergences are Jensen-Shannon in base 2, in [0, 1]; log-probabilities are natural.
+Server, training and evaluation import these functions, so they mean the same by "divergence" (`divergence`),
+"flip" and "influence". Log-probabilities are natural.
+
+A flip needs a lead above the noise floor: the configured `flip_margin`, or, where the same input was asked
+again (`noop`), twice the largest change of a probability seen there, if that is more. A lead is a difference
+of two probabilities, and noise may have moved each of them by so much.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from modint_guard.config import Thresholds
+from modint_guard.divergence import (
+    Distribution,
+    coverage,
+    entropy,
+    js_divergence,
+    js_lower_bound,
+    largest_shift,
+    log_sum,
+    option_distribution,
+    plain,
+    relative_entropy,
+    unlisted_at_most,
+    word_distribution,
+)
+from modint_guard.forced import answer_positions
 from modint_guard.types import (
     CELLS,
+    CONTROLS,
+    FIRST_TOKEN,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
+    NOOP,
+    PERMUTED_OPTIONS,
     PRIOR,
+    SELF_ASKED,
+    TEACHER_FORCED,
     CellScore,
     Chat,
     Failure,
+    Option,
     Outcome,
+    Position,
     ProbeResult,
     Replies,
     Reply,
     Score,
 )
 
-Distribution = Mapping[str, float]  # token or label -> probability
 
-
-def js_divergence(p: Distribution, q: Distribution) -> float:
-    """Jensen-Shannon divergence, base 2, of two complete distributions (a missing key has probability 0)."""
-    return _bounded(sum(_js_term(p.get(key, 0.0), q.get(key, 0.0)) for key in p.keys() | q.keys()))
-
-
-def js_lower_bound(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> float:
-    """The least JS, base 2, that two top-k lists of natural log-probabilities allow; exact when they are
-    complete.
-
-    A token that only one list holds has, under the other, at most the probability of that list's last entry
-    and at most its tail; the value nearest to its known one is taken. What neither list holds counts as one
-    symbol. Each term of JS is non-negative and grows with the distance of its two probabilities, so the sum
-    is a lower bound.
+class Influence(NamedTuple):
+    """What each modality did for log p(y), in nats; None where a cell is missing. `synergy` is what both do
+    together beyond what each does alone, and None without a context.
     """
-    p, q = _probabilities(p_top), _probabilities(q_top)
-    p_tail, q_tail = _tail(p), _tail(q)
-    p_cap, q_cap = min(p_tail, _least_listed(p)), min(q_tail, _least_listed(q))
-    total = sum(_js_term(p[key], q[key]) for key in p.keys() & q.keys())
-    total += sum(_js_term(p[key], min(p[key], q_cap)) for key in p.keys() - q.keys())
-    total += sum(_js_term(min(q[key], p_cap), q[key]) for key in q.keys() - p.keys())
-    p_rest = (max(0.0, p_tail - p_cap * len(q.keys() - p.keys())), p_tail)
-    q_rest = (max(0.0, q_tail - q_cap * len(p.keys() - q.keys())), q_tail)
-    return _bounded(total + _least_term(p_rest, q_rest))
 
-
-def option_distribution(
-    top: Mapping[str, float], labels: Iterable[str], min_mass: float
-) -> Distribution | None:
-    """Probabilities of the labels, renormalised over them; None unless all are listed and hold `min_mass`
-    together.
-
-    Tokens that differ by surrounding blanks only (" A" and "A") are one label.
-    """
-    masses: dict[str, float] = {}
-    for token, logprob in top.items():
-        masses[plain(token)] = masses.get(plain(token), 0.0) + math.exp(logprob)
-    chosen = {label: masses.get(label, 0.0) for label in labels}
-    total = sum(chosen.values())
-    if not chosen or min(chosen.values()) <= 0.0 or total < min_mass:
-        return None
-    return {label: mass / total for label, mass in chosen.items()}
-
-
-def word_distribution(top: Mapping[str, float]) -> Distribution:
-    """Probabilities of the listed tokens, merged where only blanks or case differ; the tail is left out."""
-    merged: dict[str, float] = {}
-    for token, probability in _probabilities(top).items():
-        key = plain(token).casefold()
-        merged[key] = merged.get(key, 0.0) + probability
-    return merged
-
-
-def plain(token: str) -> str:
-    """A token without surrounding blanks and tokenizers' marks for them."""
-    return token.strip().strip("\u2581\u0120\u010a").strip()
+    text: float | None
+    image: float | None
+    synergy: float | None
 
 
 def first_word(text: str, labels: Iterable[str]) -> str:
@@ -105,9 +84,12 @@ def is_listed(word: str, replies: Iterable[Reply | Failure]) -> bool:
 def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thresholds) -> CellScore | None:
     """One view against the served answer; None where either has no log-probabilities.
 
-    Over the option labels, exactly, when the answer is one of them and both sides list them all; else over
+    Over the whole answer where the view scored it (`compare_forced`), else at the first content position:
+    over the option labels, exactly, when the answer is one of them and both sides list them all; else over
     words with a lower bound. `delta_logprob` is always that of the words, so that it compares across views.
     """
+    if view.forced:
+        return compare_forced(answer, answer_positions(answer), view.forced, thresholds)
     if answer.token is None or not answer.top or not view.top:
         return None
     p, q = word_distribution(answer.top), word_distribution(view.top)
@@ -120,22 +102,95 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     return CellScore(
         divergence=js_divergence(*exact) if exact else js_lower_bound(answer.top, view.top),
         exact=exact is not None,
+        coverage=coverage(answer.top, view.top),
         flip=_flip(best == y, seen[best] - p_y, thresholds),
         margin=seen[best] - p_y if best != y else _runner_up(seen, y) - p_y,
         confidence=min(1.0, seen[best]),
         p_answer=min(1.0, p_y),
         reproduces=best == y,
         delta_logprob=_log(_p_of(p, said), thresholds) - _log(_p_of(q, said), thresholds),
-        entropy=_entropy(seen),
+        entropy=entropy(seen),
         answer=_answer_text(view, best),
     )
+
+
+def compare_forced(
+    answer: Reply, own: Sequence[Position], view: Sequence[Position], thresholds: Thresholds
+) -> CellScore:
+    """One view against the whole answer: `own` and `view` score the same tokens y_t, with alternatives.
+
+    Only positions at which the request itself prefers y_t beyond the noise floor can decide; the deciding one
+    is where another token leads y_t most under the view. The divergence is the largest over the positions,
+    `p_answer` the least p(y_t) of those that can decide, `delta_logprob` the mean over all (pointwise mutual
+    information), nats a token.
+    """
+    leads = [_lead(position) for position in view]
+    sure = [t for t, position in enumerate(own) if _lead(position) < -thresholds.flip_margin]
+    sure = [t for t in sure if plain(own[t].token)] or list(range(len(own)))
+    decided = _lead(own[deciding := max(sure, key=leads.__getitem__)]) < -thresholds.flip_margin
+    seen = word_distribution(view[deciding].top)
+    lead = leads[deciding]
+    best = max(seen, key=seen.__getitem__)
+    p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in sure))
+    return CellScore(
+        divergence=max(js_lower_bound(p.top, q.top) for p, q in zip(own, view, strict=True)),
+        exact=False,
+        coverage=coverage(own[deciding].top, view[deciding].top),
+        flip=_flip(lead < 0.0, lead, thresholds) if decided else None,
+        margin=lead,
+        confidence=p_answer if lead < 0.0 else min(1.0, seen[best]),
+        p_answer=p_answer,
+        reproduces=lead < 0.0,
+        delta_logprob=pointwise_mutual_information(
+            [max(position.logprob, math.log(thresholds.min_probability)) for position in own],
+            [max(position.logprob, math.log(thresholds.min_probability)) for position in view],
+        ),
+        entropy=entropy(seen),
+        answer=answer.text.strip() if lead < 0.0 else best,
+    )
+
+
+def _lead(position: Position) -> float:
+    """p(the best other token) - p(y_t), in [-1, 1]."""
+    words = word_distribution(position.top)
+    y = plain(position.token).casefold()
+    return _runner_up(words, y) - words.get(y, 0.0)
+
+
+def comparable(answer: Reply, replies: Replies) -> Replies:
+    """The replies, with the answer's tokens as each cell scores them only where every cell does: values of
+    one token and of a whole answer are not to be mixed.
+    """
+    cells = [reply for name, reply in replies.items() if name in CELLS]
+    whole = len(answer_positions(answer))
+    if cells and all(isinstance(cell, Reply) and len(cell.forced) == whole > 0 for cell in cells):
+        return replies
+    return {
+        name: replace(reply, forced=()) if isinstance(reply, Reply) else reply
+        for name, reply in replies.items()
+    }
+
+
+def relabelled(view: Reply, moved: Mapping[str, str]) -> Reply:
+    """The reply to moved options, read with the labels that the texts have in the request."""
+    if not view.top:
+        return view
+    top: dict[str, float] = {}
+    for token, logprob in view.top.items():
+        label = moved.get(plain(token), token)
+        top[label] = logprob if label not in top else log_sum(top[label], logprob)
+    said = moved.get(plain(view.token or "")) or view.token
+    text = moved.get(view.text.strip().rstrip("."), view.text)
+    return replace(view, top=top, token=said, text=text)
 
 
 def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | None = None) -> Score:
     """All features of the answer from the cells among `replies`; cells that cannot be scored are named as
     missing.
     """
-    thresholds = thresholds or Thresholds()
+    replies = comparable(answer, replies)
+    noise = noise_of(answer, replies.get(NOOP))
+    thresholds = beyond_noise(thresholds or Thresholds(), noise)
     labels = tuple(option.label for option in chat.options)
     cells: dict[str, CellScore] = {}
     missing: dict[str, str] = {}
@@ -147,33 +202,73 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
             missing[name] = "no_logprobs"
         else:
             cells[name] = cell
-    text, image = influence(cells, has_context=chat.context is not None)
+    forced = any(isinstance(reply, Reply) and reply.forced for reply in replies.values())
+    flipped = (name for name in CONTROLS if _flips(name, answer, replies.get(name), chat, thresholds))
+    found = influence(cells, has_context=chat.context is not None)
     return Score(
         cells=cells,
         missing=missing,
-        influence_text=text,
-        influence_image=image,
+        influence_text=found.text,
+        influence_image=found.image,
+        synergy=found.synergy,
         relative_entropy=_relative_entropy(cells),
+        noise=noise,
+        unstable=tuple(flipped),
+        method=TEACHER_FORCED if forced else FIRST_TOKEN,
+        entropy=entropy(word_distribution(answer.top or {})) if answer.top else 0.0,
+        partial=not forced and _is_only_begun(answer, labels),
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
     )
 
 
-def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> tuple[float | None, float | None]:
-    """Shapley values (context, image) of f = log p(y) in the game of two players; nats.
-
-    With M = f(image, context): phi_context = ((M - no_context) + (neutral_image - prior)) / 2, phi_image
-    alike. A cell enters as its delta to M. Without a context the image is the only player: phi_image = M -
+def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> Influence:
+    """Shapley values and synergy of context and image in the game f = log p(y); nats. A cell enters as its
+    delta to M = f(image, context). Without a context the image is the only player: its value is M -
     neutral_image.
     """
-    delta = {name: cell.delta_logprob for name, cell in cells.items()}
+    lost = {name: cell.delta_logprob for name, cell in cells.items()}
     if not has_context:
-        return None, delta.get(NEUTRAL_IMAGE)
-    if any(name not in delta for name in CELLS):
-        return None, None
-    text = (delta[NO_CONTEXT] + delta[PRIOR] - delta[NEUTRAL_IMAGE]) / 2
-    image = (delta[NEUTRAL_IMAGE] + delta[PRIOR] - delta[NO_CONTEXT]) / 2
-    return text, image
+        return Influence(None, lost.get(NEUTRAL_IMAGE), None)
+    if any(name not in lost for name in CELLS):
+        return Influence(None, None, None)
+    return shapley(0.0, first=-lost[NEUTRAL_IMAGE], second=-lost[NO_CONTEXT], neither=-lost[PRIOR])
+
+
+def shapley(both: float, *, first: float, second: float, neither: float) -> Influence:
+    """Shapley values (Shapley 1953) of two players, text first, from the values of the four coalitions.
+
+    phi_1 = ((both - second) + (first - neither)) / 2, phi_2 alike; they add up to both - neither. Synergy =
+    both - first - second + neither (Harsanyi's dividend of the pair): negative where the two say the same.
+    """
+    text = ((both - second) + (first - neither)) / 2
+    image = ((both - first) + (second - neither)) / 2
+    return Influence(text, image, both - first - second + neither)
+
+
+def pointwise_mutual_information(answer: Sequence[float], view: Sequence[float]) -> float:
+    """mean over tokens of log p_M(y_t) - log p_view(y_t): what the removed part told of the answer, in nats a
+    token; negative where it spoke against it. Raises ValueError unless both score the same tokens, one or
+    more.
+    """
+    if not answer or len(answer) != len(view):
+        raise ValueError(f"need the same tokens twice, one or more; got {len(answer)} and {len(view)}")
+    return math.fsum(own - other for own, other in zip(answer, view, strict=True)) / len(answer)
+
+
+def noise_of(answer: Reply, again: Reply | Failure | None) -> float | None:
+    """The engine's noise: the largest change of a probability when the same input was asked again, in [0, 1];
+    None where it was not, or gave no log-probabilities.
+    """
+    if not isinstance(again, Reply) or not answer.top or not again.top:
+        return None
+    return largest_shift(answer.top, again.top)
+
+
+def beyond_noise(thresholds: Thresholds, noise: float | None) -> Thresholds:
+    """The same thresholds with a margin that noise of this size cannot reach."""
+    floor = min(1.0, max(thresholds.flip_margin, 2 * (noise or 0.0)))
+    return thresholds if floor == thresholds.flip_margin else replace(thresholds, flip_margin=floor)
 
 
 def probe_result(
@@ -183,8 +278,9 @@ def probe_result(
     is only asked for a token or two."""
     if isinstance(reply, Failure):
         return unjudged_result(name, reply)
-    labels = tuple(option.label for option in chat.options)
-    cell = compare(answer, reply, labels, thresholds or Thresholds())
+    if name == SELF_ASKED:
+        return replace(unjudged_result(name, reply), answer=plain(reply.token or "") or None)
+    cell = _compared(name, answer, reply, chat, thresholds or Thresholds())
     if cell is None:
         return replace(unjudged_result(name, reply), outcome=Outcome.ERROR)
     return replace(
@@ -192,6 +288,7 @@ def probe_result(
         outcome={True: Outcome.FLIPPED, False: Outcome.CONSISTENT, None: Outcome.UNDECIDED}[cell.flip],
         divergence=cell.divergence,
         exact=cell.exact,
+        coverage=cell.coverage,
         flip=cell.flip,
         delta_logprob=cell.delta_logprob,
         answer=cell.answer,
@@ -206,40 +303,31 @@ def unjudged_result(name: str, reply: Reply | Failure) -> ProbeResult:
     return ProbeResult(name, Outcome.UNDECIDED, tokens=tokens, cached_tokens=reply.cached_tokens, ms=reply.ms)
 
 
-def _js_term(p: float, q: float) -> float:
-    """One symbol's share of the JS divergence: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2; never
-    negative.
-    """
-    middle = (p + q) / 2
-    left = p * math.log2(p / middle) if p > 0.0 and middle > 0.0 else 0.0
-    right = q * math.log2(q / middle) if q > 0.0 and middle > 0.0 else 0.0
-    return max(0.0, (left + right) / 2)
+def _is_only_begun(answer: Reply, labels: Sequence[str]) -> bool:
+    """Whether more than the first word was said, and that word is no option's label."""
+    return len(answer.text.split()) > 1 and plain(answer.token or "") not in labels
 
 
-def _least_term(p: tuple[float, float], q: tuple[float, float]) -> float:
-    """The least share of one symbol whose two probabilities are only known as ranges."""
-    if p[0] > q[1]:
-        return _js_term(p[0], q[1])
-    return _js_term(p[1], q[0]) if q[0] > p[1] else 0.0
+def _compared(name: str, answer: Reply, view: Reply, chat: Chat, thresholds: Thresholds) -> CellScore | None:
+    labels = tuple(option.label for option in chat.options)
+    if name == PERMUTED_OPTIONS:
+        view = relabelled(view, moved_on(chat.options))
+    return compare(answer, view, labels, thresholds)
 
 
-def _bounded(value: float) -> float:
-    return min(1.0, max(0.0, value))
+def _flips(
+    name: str, answer: Reply, view: Reply | Failure | None, chat: Chat, thresholds: Thresholds
+) -> bool:
+    if not isinstance(view, Reply):
+        return False
+    cell = _compared(name, answer, view, chat, thresholds)
+    return cell is not None and cell.flip is True
 
 
-def _probabilities(top: Mapping[str, float]) -> dict[str, float]:
-    return {token: math.exp(min(0.0, logprob)) for token, logprob in top.items()}
-
-
-def _tail(probabilities: Distribution) -> float:
-    return max(0.0, 1.0 - sum(probabilities.values()))
-
-
-def _least_listed(probabilities: Distribution) -> float:
-    """At most this likely is what a top-k list leaves out. The last entry may be a sampled token from outside
-    the top k, so the last but one is taken."""
-    ordered = sorted(probabilities.values())
-    return ordered[1] if len(ordered) > 1 else 1.0
+def moved_on(options: Sequence[Option]) -> dict[str, str]:
+    """Label in `permuted_options` -> the label that its text has in the request, for texts moved by one."""
+    labels = [option.label for option in options]
+    return dict(zip(labels, [*labels[-1:], *labels[:-1]], strict=True))
 
 
 def _over_options(
@@ -265,23 +353,17 @@ def _p_of(words: Distribution, said: str) -> float:
     tail.
     """
     listed = words.get(said.casefold())
-    return listed if listed is not None else min(_tail(words), _least_listed(words))
+    return listed if listed is not None else unlisted_at_most(words)
 
 
 def _log(probability: float, thresholds: Thresholds) -> float:
     return math.log(min(1.0, max(probability, thresholds.min_probability)))
 
 
-def _entropy(distribution: Distribution) -> float:
-    masses = [*distribution.values(), _tail(distribution)]
-    return -sum(mass * math.log2(mass) for mass in masses if 0.0 < mass < 1.0)
-
-
 def _relative_entropy(cells: Mapping[str, CellScore]) -> float | None:
     if NO_CONTEXT not in cells or NEUTRAL_IMAGE not in cells:
         return None
-    image, text = cells[NO_CONTEXT].entropy, cells[NEUTRAL_IMAGE].entropy
-    return (text - image) / (text + image) if text + image > 0.0 else 0.0
+    return relative_entropy(cells[NO_CONTEXT].entropy, cells[NEUTRAL_IMAGE].entropy)
 
 
 def _answer_text(view: Reply, best: str) -> str:

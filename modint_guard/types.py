@@ -10,14 +10,22 @@ from typing import Any, Literal
 JSON = dict[str, Any]
 Complete = Callable[[JSON], Awaitable[JSON]]  # OpenAI chat body -> chat completion; raises EndpointError
 
+Piece = tuple[int, int]  # characters [start, end) of a text
+
 SCHEMA_VERSION = "1"
-METHOD = "first_token"  # views are compared at the first content position; teacher forcing comes later
+FIRST_TOKEN = "first_token"  # views are compared at the first content position
+TEACHER_FORCED = "teacher_forced"  # views score the whole answer that was given
+REGENERATED = "regenerated"  # no log-probabilities: views are generated whole, flips told by their words
 
 # The cells of the 2x2 (context or not, image or not); P0 repeats the request unchanged.
 NOOP = "noop"
 NO_CONTEXT = "no_context"
 NEUTRAL_IMAGE = "neutral_image"
 PRIOR = "prior"
+BENIGN = "benign"
+PERMUTED_OPTIONS = "permuted_options"
+CONTROLS = (BENIGN, PERMUTED_OPTIONS)  # harmless changes: an answer that flips under one is unstable
+SELF_ASKED = "self_ask"  # not a view: the request with one more question, which modality it needs
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 
 UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
@@ -37,7 +45,7 @@ SKIPPED_REASONS = (
     "empty_answer",
 )
 
-RelevantSource = Literal["request", "header", "rules", "none"]
+RelevantSource = Literal["request", "header", "route", "rules", "self_ask", "none"]
 
 
 class Relevant(StrEnum):
@@ -92,14 +100,6 @@ class ModintOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """One answer option: its label as written ("A") and its text ("red")."""
-
-    label: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class ImagePart:
     """Where an image stands in the body, and its size in pixels (width, height)."""
 
@@ -111,11 +111,25 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters [start, end) of one text: `part` is the content part's index, None for a plain string."""
+    """Characters [start, end) of one text: the message's index, and the content part's, None for a plain
+    string.
+    """
 
+    message: int
     part: int | None
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One answer option: its label as written ("A"; in a list without labels the text itself) and its text
+    ("red"). `span` says where the text stands, None where the options do not form a block.
+    """
+
+    label: str
+    text: str
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +137,8 @@ class Chat:
     """One chat body split into images, context and question, with what is needed to rebuild it.
 
     `body` is the client's own object without its `modint` field and is never changed; `turn` is the index of
-    the last user message; `context_spans` and `question_spans` say where its two halves stand.
+    the last user message, which holds the question. `question_spans` say where the question stands,
+    `context_spans` where the context does, in any message, in order.
     """
 
     body: JSON = field(repr=False)
@@ -145,11 +160,25 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """One token of an answer: its text, its natural log-probability, those of its alternatives with itself
+    among them, and its id where the upstream tells it.
+    """
+
+    token: str
+    logprob: float
+    top: Mapping[str, float]
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What one call answered, read at the first content position (first token that is not whitespace).
 
     `token` is the token generated there, `top` the natural log-probabilities of its alternatives (None when
-    the upstream gave none). `skip` is a SKIPPED reason when this kind of answer cannot be judged.
+    the upstream gave none). `positions` are all generated tokens that have alternatives; `forced` is how this
+    view scores the tokens of the answer given to the request. `skip` is a SKIPPED reason when this kind of
+    answer cannot be judged.
     """
 
     text: str
@@ -161,6 +190,8 @@ class Reply:
     cached_tokens: int = 0
     ms: float = 0.0
     skip: str | None = None
+    positions: tuple[Position, ...] = ()
+    forced: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +214,7 @@ class ProbeResult:
     outcome: Outcome
     divergence: float | None = None  # JS, base 2, against the served answer
     exact: bool = False  # over all options, not a top-k lower bound
+    coverage: float | None = None  # the share of both distributions that their lists hold
     flip: bool | None = None  # None: undecided or not known
     delta_logprob: float | None = None  # log p(y) of the answer minus that of the view, nats
     answer: str | None = None
@@ -197,6 +229,7 @@ class ProbeResult:
             "outcome": self.outcome.value,
             "divergence": self.divergence,
             "exact": self.exact,
+            "coverage": self.coverage,
             "flip": self.flip,
             "delta_logprob": self.delta_logprob,
             "answer": self.answer,
@@ -212,6 +245,7 @@ class CellScore:
 
     divergence: float  # JS(M, view), base 2
     exact: bool
+    coverage: float  # the share of both distributions that their lists hold, in [0, 1]
     flip: bool | None
     margin: float  # p(view's top) - p(y) under the view, in [-1, 1]; negative when y itself is the top
     confidence: float  # p of the view's top answer
@@ -230,7 +264,13 @@ class Score:
     missing: Mapping[str, str]  # cell -> UNSCORED reason
     influence_text: float | None = None  # Shapley value of the context, nats of log p(y)
     influence_image: float | None = None
+    synergy: float | None = None  # what both do together beyond what each does alone, nats
     relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
+    noise: float | None = None  # the largest change of a probability when the same input was asked again
+    unstable: tuple[str, ...] = ()  # the controls under which the answer flipped
+    method: str = FIRST_TOKEN
+    entropy: float = 0.0  # of the answer itself at its first content position, bits
+    partial: bool = False  # only the first word of a longer answer was compared
     image_only: str | None = None
     text_only: str | None = None
 
@@ -256,11 +296,14 @@ class Report:
     examined: tuple[str, ...] = ()
     influence_text: float | None = None
     influence_image: float | None = None
+    synergy: float | None = None
+    relative_entropy: float | None = None
+    noise: float | None = None
     image_only: str | None = None
     text_only: str | None = None
     probes: tuple[ProbeResult, ...] = ()
     notes: tuple[str, ...] = ()
-    method: str = METHOD
+    method: str = FIRST_TOKEN
     action: str = "annotate"
     schema: str = SCHEMA_VERSION
 
@@ -276,7 +319,13 @@ class Report:
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
             "examined": list(self.examined),
-            "influence": {"text": self.influence_text, "image": self.influence_image},
+            "influence": {
+                "text": self.influence_text,
+                "image": self.influence_image,
+                "synergy": self.synergy,
+            },
+            "relative_entropy": self.relative_entropy,
+            "noise": self.noise,
             "answers": {"image_only": self.image_only, "text_only": self.text_only},
             "probes": [probe.to_json() for probe in self.probes],
             "method": self.method,
@@ -287,10 +336,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the client itself asked for about log-probabilities, so that the rest can be taken out again."""
+    """What the client itself asked for about its tokens, so that the rest can be taken out again."""
 
     logprobs: bool = False
     top_logprobs: int = 0
+    token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +356,10 @@ class Plan:
     views: tuple[View, ...]
     deadline_s: float
     top_logprobs: int  # what request and views ask for; 0 where the upstream gives none
+    later: frozenset[str] = frozenset()  # views that are sent only where the first does not clear the answer
+    noise: float = 0.0  # of the engine, as known beforehand: flips need a lead above twice of it
+    regenerate: bool = False  # no log-probabilities are to be had: views are generated whole
+    forcing: bool = False  # a longer answer is scored as a whole under every cell
     skip: str | None = None
     notes: tuple[str, ...] = ()
 

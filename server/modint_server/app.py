@@ -11,13 +11,16 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modint_guard.calibration import read_calibration
 from modint_guard.config import GuardConfig, ImageLimits
 from modint_guard.guard import Guard
+from modint_guard.relevance_rules import read_rules
 from modint_server import errors
 from modint_server.attachment import Attachment
 from modint_server.gateway import Gateway
 from modint_server.intake import Keys, request_id
 from modint_server.metrics import Metrics
+from modint_server.noise import NoiseFloor
 from modint_server.pipeline import Pipeline
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
@@ -51,25 +54,37 @@ def upstream_of(settings: Settings) -> Upstream:
 
 
 def guard_config(settings: Settings) -> GuardConfig:
+    """What the settings say of the guard; raises ConfigError on a bad file of relevance rules."""
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
-    return GuardConfig(deadline_s=settings.probe_deadline_s, image_limits=limits)
+    rules = settings.relevance_rules_file
+    return GuardConfig(
+        deadline_s=settings.probe_deadline_s,
+        image_limits=limits,
+        relevance_rules=read_rules(rules) if rules else (),
+        self_ask=settings.self_ask,
+        regenerate=settings.regenerate == "auto",
+        teacher_forcing=settings.teacher_forcing == "auto",
+    )
 
 
 def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
-    """The gateway without HTTP around it."""
+    """The gateway without HTTP around it. Raises ConfigError on a bad file of rules or calibration."""
     upstream.on_failure = metrics.upstream_failed
+    calibrations = {path: read_calibration(path) for path in settings.calibrations}
     attachment = Attachment(
         upstream,
         metrics,
+        calibrations=calibrations,
         poll_s=settings.upstream_poll_s,
         capability_timeout_s=settings.capability_timeout_s,
         max_adapters=settings.max_adapter_labels,
     )
     pipeline = Pipeline(
-        guard=Guard(guard_config(settings)),
+        guard=Guard(guard_config(settings), calibrations=calibrations.values()),
         upstream=upstream,
         attachment=attachment,
         settings=settings,
+        noise=NoiseFloor(settings.noop_every),
         probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )

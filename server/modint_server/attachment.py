@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-from modint_guard.errors import EndpointError, RequestError
+from modint_guard.calibration import Calibration, check_for
+from modint_guard.errors import ConfigError, EndpointError, RequestError
+from modint_guard.types import CELLS
 from modint_server.errors import of_endpoint, unavailable
 from modint_server.logs import event
 from modint_server.metrics import NONE, OTHER, Metrics, Served
@@ -25,6 +28,7 @@ class Attachment:
         poll_s: float,
         capability_timeout_s: float,
         max_adapters: int,
+        calibrations: Mapping[Path, Calibration] | None = None,
     ) -> None:
         self.capabilities: Capabilities | None = None
         self.models: tuple[Model, ...] = ()
@@ -34,6 +38,7 @@ class Attachment:
         self._poll_s = poll_s
         self._capability_timeout_s = capability_timeout_s
         self._max_adapters = max_adapters
+        self._calibrations = calibrations or {}
         self._served: dict[str, Served] = {}
         self._refreshed = float("-inf")
         self._begun = asyncio.Event()
@@ -47,6 +52,11 @@ class Attachment:
     def top_logprobs(self) -> int | None:
         """What the engine takes at most; None while it was not asked yet."""
         return self.capabilities.top_logprobs if self.capabilities else None
+
+    @property
+    def teacher_forcing(self) -> bool:
+        """Whether the engine showed that it can score a given answer."""
+        return self.capabilities is not None and self.capabilities.teacher_forcing
 
     def hold(self, problem: str) -> None:
         """Leaves the engine in peace until `begin`: it is known not to answer yet, and why."""
@@ -71,6 +81,8 @@ class Attachment:
                 await self._attach()
         except EndpointError as exc:
             self._lost(exc)
+        except ConfigError as exc:
+            self._unfit(str(exc))
 
     async def served(self, name: str) -> Served:
         """The label values of a model; raises RequestError 404 naming those served, 503 if none is known."""
@@ -98,11 +110,18 @@ class Attachment:
             yield served
 
     async def _attach(self) -> None:
+        self._check_calibrations(models_of(await self._upstream.models()))
         found = await check_capabilities(self._upstream, timeout_s=self._capability_timeout_s)
         self._know(found.models)
         self.capabilities, self.problem = found, None
         self._metrics.upstream_is(True)
         event("attached", **found.to_json(), problems=list(found.problems))
+
+    def _check_calibrations(self, models: tuple[Model, ...]) -> None:
+        """Raises ConfigError where a calibration was made for a model that is not served."""
+        served = {model.id: model.parent for model in models}
+        for path, calibration in self._calibrations.items():
+            check_for(calibration, path, models=served, probes=CELLS)
 
     async def _refresh(self) -> None:
         self._refreshed = time.monotonic()
@@ -128,6 +147,12 @@ class Attachment:
             if not within:
                 self._metrics.overflow.labels("adapter").inc()
         return served
+
+    def _unfit(self, problem: str) -> None:
+        """The engine answers, but with what it serves this gateway must not: not ready, and why."""
+        if problem != self.problem:
+            event("not_ready", problem=problem)
+        self.problem = problem
 
     def _lost(self, exc: EndpointError) -> None:
         problem = of_endpoint(exc).message if exc.status else str(exc)

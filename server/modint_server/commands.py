@@ -32,6 +32,10 @@ def serve(
             envvar="MODINT_UPSTREAM_API_KEY_FILE", help="A file with the key of the --upstream engine."
         ),
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Made by `modint-guard calibrate`; one a model, may be repeated."),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
@@ -45,10 +49,10 @@ def serve(
             raise ConfigError(
                 "--upstream-api-key-file is the key of a running engine: give --upstream URL too"
             )
-        serving.start(model, adapter or [], adapter_dir, host, port)
+        serving.start(model, adapter or [], adapter_dir, host, port, calibrations=calibration or [])
         return
     if model is not None or adapter:
         raise ConfigError(
             "--upstream attaches to an engine that has its model and adapters: drop --model and --adapter"
         )
-    serving.attach(upstream, upstream_api_key_file, host, port)
+    serving.attach(upstream, upstream_api_key_file, host, port, calibrations=calibration or [])

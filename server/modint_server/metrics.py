@@ -7,7 +7,8 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from modint_guard.types import CELLS, NOOP, SKIPPED_REASONS, Cause, Outcome, Relevant, Report, State
+from modint_guard.types import SELF_ASKED, SKIPPED_REASONS, Cause, Outcome, Relevant, Report, State
+from modint_guard.views import VIEWS
 
 NONE = "none"  # the base's adapter, a verdict without a cause
 UNKNOWN = "unknown"  # the request named no model that is served
@@ -17,7 +18,7 @@ OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", 
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
 ACTIONS = ("annotate",)
-PROBES = (*CELLS, NOOP)  # those that a request of the gateway can have
+PROBES = (*VIEWS, SELF_ASKED)  # those that a request of the gateway can have
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _OVERHEAD_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -81,6 +82,14 @@ class Metrics:
         self.divergence = histogram(
             "probe_divergence_ratio", "Jensen-Shannon, base 2, answer against probe.", (*ma, "probe"), _RATIOS
         )
+        self.noise = gauge(
+            "noise_floor_ratio",
+            "Largest change of a probability when the same request was asked again, last seen.",
+            ("model",),
+        )
+        self.coverage = histogram(
+            "logprob_coverage_ratio", "Share of a distribution that its top-k holds.", ("model",), _RATIOS
+        )
         self.probe_seconds = histogram(
             "probe_duration_seconds", "One probe's call.", (*ma, "probe"), _SECONDS
         )
@@ -123,6 +132,8 @@ class Metrics:
             self.risk.labels(*ma, report.relevant.value).observe(verdict.risk)
         if verdict.state is State.SKIPPED:
             self.probe_skipped.labels(served.model, verdict.reason or UNKNOWN).inc()
+        if report.noise is not None:
+            self.noise.labels(served.model).set(report.noise)
         for probe in report.probes:
             self.probe_results.labels(*ma, report.relevant.value, probe.name, probe.outcome.value).inc()
             self.probe_seconds.labels(*ma, probe.name).observe(probe.ms / 1000)
@@ -130,6 +141,8 @@ class Metrics:
             self.probe_cached.labels(*ma).inc(probe.cached_tokens)
             if probe.divergence is not None:
                 self.divergence.labels(*ma, probe.name).observe(probe.divergence)
+            if probe.coverage is not None:
+                self.coverage.labels(served.model).observe(probe.coverage)
 
     def _children_of_closed_sets(self) -> None:
         for reason in REJECTIONS:
@@ -148,7 +161,8 @@ class Metrics:
 
     def _children_of(self, one: Served) -> None:
         ma = (one.model, one.adapter)
-        self.in_flight.labels(one.model)
+        for by_model in (self.in_flight, self.noise, self.coverage):
+            by_model.labels(one.model)
         for family in (self.duration, self.first_token, self.probe_tokens, self.probe_cached):
             family.labels(*ma)
         for direction in ("input", "output"):

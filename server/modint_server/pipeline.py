@@ -16,18 +16,21 @@ from starlette.responses import Response
 from modint_guard.chat import parse_options
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.guard import Guard
+from modint_guard.probe import Answered
 from modint_guard.reply import StreamReply, reply_of, strip_added
-from modint_guard.types import JSON, Plan, Replies, Reply, Report, State, Verdict
+from modint_guard.types import JSON, NOOP, ModintOptions, Plan, Replies, Reply, Report, State, Verdict
 from modint_server import annotate
 from modint_server.attachment import Attachment
 from modint_server.exchange import Record, Wire, one_task_group
 from modint_server.intake import Incoming, check_images, read_chat, read_completion
 from modint_server.logs import LOGGER
+from modint_server.noise import NoiseFloor
 from modint_server.settings import Settings
 from modint_server.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.upstream import CHAT, COMPLETIONS, Upstream, json_object
 
 T = TypeVar("T")
+MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
 Judge = Callable[[JSON], Awaitable[JSON]]
 
 
@@ -39,6 +42,7 @@ class Pipeline:
     upstream: Upstream
     attachment: Attachment
     settings: Settings
+    noise: NoiseFloor
     probe_slots: asyncio.Semaphore
     images: Executor
 
@@ -52,7 +56,7 @@ class Pipeline:
             if plan is None or plan.skip is not None:
                 record.report = self._skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
-            elif not plan.top_logprobs:
+            elif not plan.views:
                 record.report = self._unscored(plan, "no_logprobs")
                 await self._plain(CHAT, incoming, record, wire, debug)
             else:
@@ -93,8 +97,19 @@ class Pipeline:
         if self.settings.guard == "off" and not asks and not always:
             check_images(incoming.body, self.guard.config.image_limits)
             return None
+        model = incoming.body["model"]
+        if incoming.images and options.mode == "on" and self.noise.is_due(model):
+            options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        work = partial(self.guard.plan, incoming.body, options, max_top_logprobs=top)
+        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
+        work = partial(
+            self.guard.plan,
+            incoming.body,
+            options,
+            max_top_logprobs=top,
+            forcing=forcing,
+            noise=self.noise.of(model),
+        )
         return await self._decode(work) if incoming.images else work()
 
     async def _decode(self, work: Callable[[], T]) -> T:
@@ -121,14 +136,14 @@ class Pipeline:
             await self._plain(CHAT, incoming, record, wire, debug)
 
     async def _guarded_whole(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
-        answered = asyncio.Event()
+        answered: Answered = asyncio.get_running_loop().create_future()
         async with one_task_group() as group:
             probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
             with record.waiting():
                 completion = json_object(
                     await self.upstream.post(CHAT, orjson.dumps(self.guard.main_body(plan)))
                 )
-            answered.set()
+            answered.set_result(_read(partial(reply_of, completion)))
             replies = await probing
         record.usage = completion.get("usage")
         report = record.report = self._judged(plan, partial(reply_of, completion), replies)
@@ -136,7 +151,7 @@ class Pipeline:
         await wire.respond(_json(document, annotate.headers_of(report, debug=debug)))
 
     async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire) -> None:
-        answered = asyncio.Event()
+        answered: Answered = asyncio.get_running_loop().create_future()
         answer = StreamReply()
 
         def strip(chunk: JSON) -> JSON:
@@ -147,7 +162,7 @@ class Pipeline:
             probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
 
             async def judge(finish: JSON) -> JSON:
-                answered.set()
+                answered.set_result(_read(answer.reply))
                 with record.holding():
                     replies = await probing
                 record.report = self._judged(plan, answer.reply, replies)
@@ -245,7 +260,10 @@ class Pipeline:
         try:
             if given is not None:
                 return self.guard.judge_given(plan, given, read(), replies)
-            return self.guard.judge(plan, read(), replies)
+            report = self.guard.judge(plan, read(), replies)
+            if report.noise is not None:
+                self.noise.measured(plan.body["model"], report.noise)
+            return report
         except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
             LOGGER.exception("judging_failed")
             return self._unscored(plan, "incomplete", replies)
@@ -260,6 +278,20 @@ class Pipeline:
     async def _probe_call(self, body: JSON) -> JSON:
         async with self.probe_slots:
             return await self.upstream.complete(body)
+
+
+def _read(read: Callable[[], Reply]) -> Reply | None:
+    """The answer, or None where it has not OpenAI's shape: the judging will say so."""
+    try:
+        return read()
+    except EndpointError:
+        return None
+
+
+def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:
+    """A probe, unless the request asks for it anyway or for as many as there may be."""
+    asked = options.probes or ()
+    return () if name in asked or len(asked) > MAX_ASKED else (name,)
 
 
 def _is_told(report: Report, incoming: Incoming) -> bool:

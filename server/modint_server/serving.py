@@ -22,8 +22,10 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
+from modint_guard.calibration import check_for, read_calibration
 from modint_guard.errors import ConfigError, EngineError
 from modint_guard.models import BASE, FOLDER, bundled
+from modint_guard.types import CELLS
 from modint_server.adapters import resolve_all
 from modint_server.app import create_app
 from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_model, installed_device
@@ -43,13 +45,19 @@ def start(
     host: str,
     port: int,
     *,
+    calibrations: Sequence[Path] = (),
     command: Sequence[str] = VLLM,
 ) -> None:
     """Serves a model with an engine of our own (`command`) until a signal comes.
 
     Raises ConfigError or AdapterError before anything is started, EngineError when the engine ends by itself.
     """
-    settings = load_settings(upstream_url="http://engine", upstream_api_key=None, upstream_api_key_file=None)
+    settings = load_settings(
+        upstream_url="http://engine",
+        upstream_api_key=None,
+        upstream_api_key_file=None,
+        **_given(calibrations),
+    )
     folder = checked_model(model if model is not None else str(bundled(BASE)))
     config = EngineConfig(
         model=folder,
@@ -62,15 +70,26 @@ def start(
         raise ConfigError(
             f"adapter {config.served_name!r} has the model's name: name it otherwise with NAME=PATH"
         )
+    models: dict[str, str | None] = {config.served_name: None}
+    models |= {adapter.name: config.served_name for adapter in config.adapters}
+    for path in settings.calibrations:  # a wrong one costs no start-up
+        check_for(read_calibration(path), path, models=models, probes=CELLS)
     with bound(host, port) as door:
         asyncio.run(_start(config, command, settings, door))
 
 
-def attach(url: str, key_file: Path | None, host: str, port: int) -> None:
+def attach(
+    url: str, key_file: Path | None, host: str, port: int, *, calibrations: Sequence[Path] = ()
+) -> None:
     """Serves in front of a running engine until a signal comes; raises ConfigError."""
-    settings = load_settings(upstream_url=url, upstream_api_key_file=key_file)
+    settings = load_settings(upstream_url=url, upstream_api_key_file=key_file, **_given(calibrations))
     with bound(host, port) as door:
         asyncio.run(_attach(settings, door))
+
+
+def _given(calibrations: Sequence[Path]) -> dict[str, Any]:
+    """Files named on the command line win over those of the environment."""
+    return {"calibrations": tuple(calibrations)} if calibrations else {}
 
 
 def misfits(config: EngineConfig) -> list[str]:

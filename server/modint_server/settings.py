@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     # The guard.
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
+    noop_every: int = Field(default=100, ge=0)  # judged requests a model; 0: only where a request asks for it
+    relevance_rules_file: Path | None = None
+    self_ask: Literal["off", "auto"] = "off"
+    regenerate: Literal["off", "auto"] = "auto"
+    teacher_forcing: Literal["off", "auto"] = "auto"
+    calibrations: Annotated[tuple[Path, ...], NoDecode] = ()
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -72,9 +78,9 @@ class Settings(BaseSettings):
             )
         return url.rstrip("/").removesuffix("/v1")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "calibrations", mode="before")
     @classmethod
-    def _split_keys(cls, keys: Any) -> Any:
+    def _split_list(cls, keys: Any) -> Any:
         return (
             tuple(part.strip() for part in keys.split(",") if part.strip()) if isinstance(keys, str) else keys
         )

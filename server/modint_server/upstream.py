@@ -11,6 +11,7 @@ import aiohttp
 import orjson
 
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
+from modint_guard.forced import forced_body
 from modint_guard.images import neutral_image
 from modint_guard.types import JSON
 from modint_server.errors import kind_of
@@ -200,6 +201,7 @@ class Capabilities:
     models: tuple[Model, ...]
     top_logprobs: int  # the most of them that it takes; 0 where it gives none
     images: bool
+    teacher_forcing: bool = False  # it scores an answer that is given to it
     problems: tuple[str, ...] = ()
 
     @property
@@ -217,6 +219,7 @@ class Capabilities:
             "logprobs": self.logprobs,
             "top_logprobs": self.top_logprobs,
             "images": self.images,
+            "teacher_forcing": self.teacher_forcing,
         }
 
 
@@ -254,7 +257,18 @@ async def check_capabilities(upstream: Upstream, *, timeout_s: float = 120.0) ->
     problems = [sentence] if (sentence := _shortage(top)) else []
     if image is None:
         problems.append("the engine refuses images: there is nothing to guard in text alone")
-    return Capabilities(models, top, image is not None, tuple(problems))
+    forcing = bool(top) and await _scores_answers(upstream, base, timeout_s)
+    return Capabilities(models, top, image is not None, forcing, tuple(problems))
+
+
+async def _scores_answers(upstream: Upstream, model: str, timeout_s: float) -> bool:
+    """Whether the engine gives the log-probabilities of a prompt that ends in an answer."""
+    asked: JSON = {"model": model, "messages": [{"role": "user", "content": "Say yes."}], "temperature": 0}
+    completion = await _answered(upstream, forced_body(asked, "yes", 1), timeout_s)
+    try:
+        return completion is not None and "logprob" in next(iter(completion["prompt_logprobs"][-1].values()))
+    except (AttributeError, IndexError, KeyError, TypeError, StopIteration):
+        return False
 
 
 async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> int:
@@ -268,7 +282,7 @@ async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> in
 def _shortage(top: int) -> str | None:
     most = TOP_LOGPROBS[0]
     if not top:
-        return "the engine gives no logprobs: every verdict will be unscored (no_logprobs)"
+        return "the engine gives no logprobs: short answers are generated again, longer ones stay unscored"
     return (
         f"the engine takes top_logprobs {top}, not {most}: divergences are known less well"
         if top < most
@@ -286,6 +300,11 @@ async def _tried(upstream: Upstream, model: str, content: object, top: int, time
     }
     if top:
         body |= {"logprobs": True, "top_logprobs": top}
+    return await _answered(upstream, body, timeout_s)
+
+
+async def _answered(upstream: Upstream, body: JSON, timeout_s: float) -> JSON | None:
+    """The completion; None where the engine refuses the request itself."""
     try:
         async with asyncio.timeout(timeout_s):
             return await upstream.complete(body)

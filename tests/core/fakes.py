@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -30,7 +30,7 @@ def ask(*texts: str, images: int = 1, **fields: Any) -> JSON:
     return {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
 
 
-def completion(text: str, tops: list[Mapping[str, float]] | None = None, **message: Any) -> JSON:
+def completion(text: str, tops: Sequence[Mapping[str, float]] | None = None, **message: Any) -> JSON:
     """A chat completion; `tops` are probabilities by token, one map for each generated token."""
     logprobs = None if tops is None else {"content": [_entry(top) for top in tops]}
     return {

@@ -90,7 +90,7 @@ def test_an_explicit_empty_context_means_there_is_none() -> None:
 
 @pytest.mark.parametrize("key", ["context", "question"])
 def test_an_explicit_text_that_is_not_there_is_refused(key: str) -> None:
-    with pytest.raises(RequestError, match="does not stand in the last user message") as caught:
+    with pytest.raises(RequestError, match="does not stand in") as caught:
         parse(ask(QUESTION), parse_options({key: "elsewhere"}))
     assert caught.value.param == f"modint.{key}"
 
@@ -100,22 +100,106 @@ def test_a_context_that_leaves_no_question_is_refused() -> None:
         parse(ask(QUESTION), ModintOptions(context=QUESTION))
 
 
-def test_the_last_user_message_is_probed_and_images_may_stand_in_earlier_ones() -> None:
+def test_the_question_is_the_last_users_and_context_and_images_may_stand_in_earlier_turns() -> None:
     body: JSON = {
         "model": "m",
         "messages": [
             {"role": "system", "content": "It is green. Be brief."},
             {"role": "user", "content": [image_part(), text_part("It is black. What is it?")]},
-            {"role": "assistant", "content": "A ball."},
+            {"role": "assistant", "content": "It is a ball. It is black."},
             {"role": "user", "content": f"{CAPTION}\n{QUESTION}"},
         ],
     }
     chat = parse(body)
-    assert (chat.turn, chat.context, len(chat.images)) == (3, CAPTION, 1)
+    assert (chat.turn, chat.context, len(chat.images)) == (3, f"It is black.\n{CAPTION}", 1)
     both = rebuild(chat, context="", images=[GREY])
     assert both["messages"][0] == body["messages"][0]
-    assert both["messages"][1]["content"] == [image_part(GREY), text_part("It is black. What is it?")]
+    assert both["messages"][1]["content"] == [image_part(GREY), text_part("What is it?")]
     assert both["messages"][2:] == [body["messages"][2], {"role": "user", "content": QUESTION}]
+    new = with_context(chat, "New.")["messages"]
+    assert [new[1]["content"][1]["text"], new[3]["content"]] == ["What is it?", f"New.\n{QUESTION}"]
+
+
+def test_what_an_earlier_turn_or_the_system_prompt_states_is_context() -> None:
+    body: JSON = {
+        "messages": [
+            {"role": "system", "content": "You are a guide.\nThe picture shows a blue ball.\nBe brief."},
+            {"role": "user", "content": [image_part(), text_part("The note says that the ball is blue.")]},
+            {"role": "assistant", "content": "I see."},
+            {"role": "user", "content": QUESTION},
+        ]
+    }
+    chat = parse(body)
+    assert chat.context == "The picture shows a blue ball.\nThe note says that the ball is blue."
+    assert [message["content"] for message in without_context(chat)["messages"]] == [
+        "You are a guide.\nBe brief.",
+        [image_part()],
+        "I see.",
+        QUESTION,
+    ]
+    assert with_context(chat, "New.")["messages"][0]["content"] == "You are a guide.\nNew.\nBe brief."
+
+
+def test_a_turn_that_only_states_leaves_an_empty_message_and_the_order_of_speakers() -> None:
+    body: JSON = {
+        "messages": [
+            {"role": "user", "content": [text_part("The ball is blue.")]},
+            {"role": "assistant", "content": "I see."},
+            {"role": "user", "content": [image_part(), text_part(QUESTION)]},
+        ]
+    }
+    cleaned = without_context(parse(body))["messages"]
+    assert [message["role"] for message in cleaned] == ["user", "assistant", "user"]
+    assert cleaned[0]["content"] == ""
+
+
+def test_an_explicit_context_may_stand_in_any_message_of_user_or_system() -> None:
+    body: JSON = {
+        "messages": [
+            {"role": "system", "content": "Be brief. The ball is blue."},
+            {"role": "user", "content": [image_part(), text_part("It is round. What colour is it?")]},
+        ]
+    }
+    chat = parse(body, ModintOptions(context="The ball is blue."))
+    assert (chat.context, chat.question) == ("The ball is blue.", "It is round. What colour is it?")
+    assert without_context(chat)["messages"][0]["content"] == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("given", "context", "question"),
+    [
+        (["What colour is it?", CAPTION], CAPTION, "What colour is it?"),
+        (
+            [CAPTION, "What colour is it?", "Answer with one word."],
+            CAPTION,
+            "What colour is it?\nAnswer with one word.",
+        ),
+        ([f"{CAPTION}\nWhat colour is it?", "Answer:"], CAPTION, "What colour is it?\nAnswer:"),
+        (["Image 1:", CAPTION, "Which is it?"], CAPTION, "Image 1:\nWhich is it?"),
+        (["Look at the picture.", CAPTION, "The colour is"], CAPTION, "Look at the picture.\nThe colour is"),
+        ([CAPTION, "It is round."], CAPTION, "It is round."),
+    ],
+)
+def test_the_part_that_asks_is_the_question_wherever_it_stands(
+    given: list[str], context: str, question: str
+) -> None:
+    chat = parse(ask(*given))
+    assert (chat.context, chat.question) == (context, question)
+
+
+def test_the_places_of_options_are_those_of_their_own_part() -> None:
+    body = ask(CAPTION, QUESTION)
+    chat = parse(body)
+    content = body["messages"][0]["content"]
+    found = [
+        content[o.span.part]["text"][o.span.start : o.span.end]
+        for o in chat.options
+        if o.span and o.span.part
+    ]
+    assert found == ["red", "blue"]
+    explicit = parse(ask(f"{CAPTION}\n{QUESTION}"), ModintOptions(context=CAPTION))
+    assert [option.text for option in explicit.options] == ["red", "blue"]
+    assert all(option.span for option in explicit.options)
 
 
 def test_every_image_is_replaced_and_keeps_its_other_fields_but_not_the_cache_key() -> None:

@@ -12,7 +12,8 @@ from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
 from modint_guard.chat import with_context
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.guard import NOTE_FIRST_TOKEN, NOTE_IMAGE_ONLY, NOTE_UNLISTED
-from modint_guard.types import JSON, Failure, Outcome, Relevant, Reply, Report, State
+from modint_guard.reply import reply_of
+from modint_guard.types import JSON, Complete, Failure, Outcome, Relevant, Reply, Report, State
 from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
 
 LIE = "The ball is blue."
@@ -462,3 +463,112 @@ async def test_the_report_is_read_back_typed() -> None:
         "red",
         True,
     )
+
+
+async def test_a_flag_is_withdrawn_where_the_answer_also_flips_under_a_harmless_change() -> None:
+    async def model(body: JSON) -> JSON:
+        in_order = f"{LIE} It rolls." in str(body)
+        said = "blue" if in_order else "green" if LIE in str(body) else "red"
+        return completion(said, [dict.fromkeys(("red", "blue", "green"), 0.02) | {said: 0.96}])
+
+    body = ask(f"{LIE} It rolls.\n{QUESTION}")
+    assert (await Guard().inspect(body, model)).report.verdict.cause == "text"
+    found = await Guard().inspect({**body, "modint": {"probes": ["benign"]}}, model)
+    assert (found.report.verdict.state, found.report.verdict.cause) == ("pass", None)
+    assert found.report.verdict.risk is not None
+    assert any("(benign)" in note for note in found.report.notes)
+
+
+def test_a_probe_that_does_not_fit_is_left_out_and_said() -> None:
+    plan = Guard().plan(ask(f"{LIE}\n{QUESTION}"), ModintOptions(probes=("permuted_options",)))
+    assert [view.name for view in plan.views] == ["no_context", "neutral_image", "prior"]
+    assert any("permuted_options does not fit" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("word", "relevant", "verdict"),
+    [("yes", Relevant.IMAGE, "flagged"), ("no", Relevant.TEXT, "pass"), ("hm", Relevant.UNKNOWN, "flagged")],
+)
+async def test_the_model_itself_is_asked_which_modality_matters_where_nobody_says(
+    word: str, relevant: Relevant, verdict: str
+) -> None:
+    fast, asked = world(both="blue", image="red", text="blue", neither="round"), []
+
+    async def model(body: JSON) -> JSON:
+        if "Does answering need the picture?" in str(body):
+            asked.append(body)
+            return completion(word, [{word: 0.97}])
+        return await fast(body)
+
+    guard = Guard(GuardConfig(self_ask="auto"))
+    found = (await guard.inspect(ask(f"{LIE}\nIs it so?"), model)).report
+    assert (found.relevant, found.verdict.state) == (relevant, verdict)
+    assert found.relevant_source == ("self_ask" if relevant is not Relevant.UNKNOWN else "none")
+    assert (
+        asked[0]["messages"][0]["content"][-1]["text"]
+        == f"{LIE}\nIs it so?\nDoes answering need the picture?"
+    )
+    (row,) = (row for row in found.probes if row.name == "self_ask")
+    assert (row.outcome, row.answer, row.tokens) == (Outcome.UNDECIDED, word, 31)
+    assert len(asked) == 1
+    await guard.inspect(ask(f"{LIE}\n{QUESTION}"), model)  # the rules know
+    assert len(asked) == 1
+
+
+def speaks(both: str, image: str, text: str, again: str | None = None) -> tuple[list[JSON], Complete]:
+    """The world of `world`, without log-probabilities; asked again unchanged it may say something else."""
+    calls: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        calls.append(body)
+        seen, read = sees_picture(body), LIE in str(body)
+        whole = both if "max_tokens" not in body else again or both
+        return completion(whole if seen and read else image if seen else text if read else "green")
+
+    return calls, complete
+
+
+async def inspected(model: Complete, text: str = f"{LIE}\n{QUESTION}") -> Report:
+    guard = Guard(GuardConfig(regenerate=True))
+    plan = guard.plan(ask(text), max_top_logprobs=0)
+    replies = await guard.probe(plan, model)
+    return guard.judge(plan, reply_of(await model(guard.main_body(plan))), replies)
+
+
+async def test_without_log_probabilities_a_short_answer_is_generated_again_and_the_method_named() -> None:
+    calls, model = speaks("Blue.", "red", "blue")
+    said = (await inspected(model)).to_json()
+    assert (said["verdict"], said["cause"], said["method"]) == ("flagged", "text", "regenerated")
+    assert (said["risk"], said["influence"]["text"], said["calibrated"]) == (None, None, False)
+    assert {row["name"]: row["outcome"] for row in said["probes"]} == {
+        "no_context": "flipped",
+        "neutral_image": "consistent",
+        "prior": "flipped",
+        "noop": "consistent",
+    }
+    assert all(row["divergence"] is None for row in said["probes"])
+    assert all("logprobs" not in body for body in calls)
+    assert [body["max_tokens"] for body in calls if "max_tokens" in body] == [32] * 4
+
+
+async def test_an_answer_that_moves_by_itself_is_not_flagged_by_its_words() -> None:
+    _, model = speaks("blue", "red", "blue", again="violet")
+    found = await inspected(model)
+    assert (found.verdict.state, found.verdict.cause) == ("pass", None)
+    assert any("(noop)" in note for note in found.notes)
+
+
+async def test_a_longer_answer_is_not_compared_by_its_words() -> None:
+    _, model = speaks("It is a big round blue ball that rolls", "red", "blue")
+    found = await inspected(model)
+    assert (found.verdict.state, found.verdict.reason, found.method) == (
+        "unscored",
+        "no_logprobs",
+        "regenerated",
+    )
+
+
+async def test_an_option_is_the_same_however_it_is_written() -> None:
+    _, model = speaks("(A)", "A. red", "a")
+    found = await inspected(model, f"{LIE}\n{QUESTION}\nA. red\nB. blue")
+    assert [row.flip for row in found.probes][:2] == [False, False]

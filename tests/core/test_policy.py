@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.config import Thresholds
-from modint_guard.policy import cells_needed, decide, risk
+from modint_guard.policy import cells_needed, decide
+from modint_guard.risk import risk_of
 from modint_guard.types import CellScore, Relevant, Score, Verdict
 
 FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
@@ -20,6 +21,7 @@ def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
     return CellScore(
         divergence=0.9 if kind == FLIP else divergence,
         exact=True,
+        coverage=1.0,
         flip={FLIP: True, UNDECIDED: None}.get(kind, False),
         margin=other - p,
         confidence=max(p, other),
@@ -100,15 +102,17 @@ def test_a_flip_below_the_threshold_of_risk_passes() -> None:
 
 def test_risk_by_hand() -> None:
     # -4 + 4 * 0.9 + 4 * 0.94 = 3.36; 1 / (1 + exp(-3.36)) = 0.9664
-    assert risk(cell(FLIP), Thresholds(bias=-4.0, weight_js=4.0, weight_margin=4.0)) == pytest.approx(
-        0.9664, abs=1e-4
-    )
-    assert risk(cell(FLIP), Thresholds(bias=-1e6)) == 0.0
+    fitted = Thresholds(bias=-4.0, weight_js=4.0, weight_margin=4.0)
+    assert risk_of(cell(FLIP), 0.0, fitted) == pytest.approx(0.9664, abs=1e-4)
+    assert risk_of(cell(FLIP), 0.0, Thresholds(bias=-1e6)) == 0.0
+    # 0 + 2 * 0.5 bits + 1 * 1 nat = 2; 1 / (1 + exp(-2)) = 0.8808
+    more = Thresholds(bias=0.0, weight_margin=0.0, weight_entropy=2.0, weight_pmi=1.0)
+    assert risk_of(cell(FLIP), 0.5, more) == pytest.approx(0.8808, abs=1e-4)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_risk_grows_with_the_divergence_and_stays_within_0_and_1(a: float, b: float) -> None:
-    low, high = (risk(cell(SAME, divergence), Thresholds()) for divergence in sorted((a, b)))
+    low, high = (risk_of(cell(SAME, divergence), 0.0, Thresholds()) for divergence in sorted((a, b)))
     assert 0.0 <= low <= high <= 1.0
 
 
@@ -145,3 +149,20 @@ def test_a_missing_cell_that_the_rule_names_leaves_the_answer_unscored(relevant:
 def test_the_gravest_reason_is_given(missing: Mapping[str, str], reason: str) -> None:
     found = decide(Score({}, missing), Relevant.IMAGE, has_context=True)
     assert (found.state, found.reason, found.risk, found.cause) == ("unscored", reason, None, None)
+
+
+def test_of_a_longer_answer_only_begun_nothing_is_flagged_as_prior() -> None:
+    cells = {name: cell(SURE) for name in ("no_context", "neutral_image", "prior")}
+    assert decide(Score(cells, {}), Relevant.IMAGE, has_context=True).cause == "prior"
+    for relevant in (Relevant.IMAGE, Relevant.TEXT, Relevant.BOTH):
+        assert decide(Score(cells, {}, partial=True), relevant, has_context=True).state == "pass"
+    alone = Score({"neutral_image": cell(SURE)}, {}, partial=True)
+    assert decide(alone, Relevant.IMAGE, has_context=False).reason == "no_context"
+
+
+def test_a_calibration_flags_by_the_risk_alone() -> None:
+    cells = {"no_context": cell(UNDECIDED), "neutral_image": cell(FLIP), "prior": cell(FLIP)}
+    alone = Thresholds(bias=3.0, by_risk_alone=True)
+    assert decide(Score(cells, {}), Relevant.IMAGE, Thresholds(bias=3.0), has_context=True).state == "pass"
+    found = decide(Score(cells, {}, unstable=("benign",)), Relevant.IMAGE, alone, has_context=True)
+    assert (found.state, found.cause) == ("flagged", "text")

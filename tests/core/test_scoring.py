@@ -1,130 +1,36 @@
-"""Divergence, flips and influence against numbers worked out by hand and against numpy."""
+"""Flips, influence and mutual information against numbers worked out by hand and against numpy."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.chat import parse
 from modint_guard.config import Thresholds
+from modint_guard.divergence import js_divergence
 from modint_guard.scoring import (
+    beyond_noise,
     compare,
     first_word,
     influence,
     is_listed,
-    js_divergence,
-    js_lower_bound,
-    option_distribution,
-    plain,
+    noise_of,
+    pointwise_mutual_information,
     probe_result,
     score,
-    word_distribution,
+    shapley,
 )
 from modint_guard.types import CellScore, Failure, Outcome, Reply
 from tests.core.fakes import ask, reply
 
 THRESHOLDS = Thresholds()
-WEIGHTS = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(lambda w: sum(w) > 0.01)
+VALUES = st.floats(-30, 30)
 
 
 def logs(**probabilities: float) -> dict[str, float]:
     return {token: math.log(p) for token, p in probabilities.items()}
-
-
-def normal(weights: list[float]) -> dict[str, float]:
-    return {str(i): w / sum(weights) for i, w in enumerate(weights)}
-
-
-def top(p: Mapping[str, float], k: int) -> dict[str, float]:
-    """The k likeliest entries as log-probabilities, with -9999 for none at all, as vLLM writes it."""
-    best = sorted(p, key=lambda key: -p[key])[:k]
-    return {key: math.log(p[key]) if p[key] > 0 else -9999.0 for key in best}
-
-
-def oracle(p: Mapping[str, float], q: Mapping[str, float]) -> float:
-    """The definition: H(m) - (H(p) + H(q)) / 2, entropies in bits."""
-
-    def entropy(x: np.ndarray) -> float:
-        x = x[x > 0]
-        return float(-(x * np.log2(x)).sum())
-
-    keys = sorted(p.keys() | q.keys())
-    a, b = (np.array([d.get(key, 0.0) for key in keys]) for d in (p, q))
-    return entropy((a + b) / 2) - (entropy(a) + entropy(b)) / 2
-
-
-def test_js_by_hand() -> None:
-    assert js_divergence({"a": 1.0}, {"b": 1.0}) == 1.0
-    assert js_divergence({"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}) == 0.0
-    # m = (3/4, 1/4): 1/2 log2(4/3) + 1/2 (1/2 log2(2/3) + 1/2 log2(2)) = 0.2075 + 0.1038
-    assert js_divergence({"a": 1.0}, {"a": 0.5, "b": 0.5}) == pytest.approx(0.311278, abs=1e-6)
-    # Symmetric case: 1 - h(0.9) with h the binary entropy, 0.468996
-    assert js_divergence({"a": 0.9, "b": 0.1}, {"a": 0.1, "b": 0.9}) == pytest.approx(0.531004, abs=1e-6)
-
-
-@given(WEIGHTS, WEIGHTS)
-def test_js_is_the_definition_symmetric_and_within_0_and_1(first: list[float], second: list[float]) -> None:
-    p, q = normal(first), normal(second)
-    value = js_divergence(p, q)
-    assert value == pytest.approx(oracle(p, q), abs=1e-9)
-    assert value == pytest.approx(js_divergence(q, p), abs=1e-12)
-    assert 0.0 <= value <= 1.0
-    assert js_divergence(p, p) == 0.0
-
-
-@given(WEIGHTS, WEIGHTS, st.integers(1, 6), st.integers(1, 6))
-def test_top_k_never_says_more_than_the_whole(
-    first: list[float], second: list[float], k: int, m: int
-) -> None:
-    p, q = normal(first), normal(second)
-    bound = js_lower_bound(top(p, k), top(q, m))
-    assert 0.0 <= bound <= js_divergence(p, q) + 1e-9
-    assert bound == pytest.approx(js_lower_bound(top(q, m), top(p, k)), abs=1e-12)
-    assert js_lower_bound(top(p, k), top(p, k)) == 0.0
-
-
-@given(WEIGHTS, WEIGHTS)
-def test_complete_lists_give_the_exact_value(first: list[float], second: list[float]) -> None:
-    p, q = normal(first), normal(second)
-    assert js_lower_bound(top(p, 6), top(q, 6)) == pytest.approx(js_divergence(p, q), abs=1e-6)
-
-
-@given(WEIGHTS, WEIGHTS, st.integers(2, 5))
-def test_a_sampled_token_from_outside_the_top_k_keeps_the_bound(
-    first: list[float], second: list[float], k: int
-) -> None:
-    p, q = normal(first), normal(second)
-    least = min(p, key=p.__getitem__)
-    assume(p[least] > 0)
-    listed = top(p, k) | {least: math.log(p[least])}
-    assert js_lower_bound(listed, top(q, k)) <= js_divergence(p, q) + 1e-9
-
-
-def test_confident_and_disjoint_lists_are_almost_wholly_apart() -> None:
-    assert js_lower_bound(logs(red=0.98, x=0.01), logs(blue=0.98, y=0.01)) > 0.9
-
-
-def test_options_are_renormalised_and_blanks_merged() -> None:
-    found = option_distribution(
-        logs(A=0.2) | {" A": math.log(0.4), "B": math.log(0.2), "The": math.log(0.1)}, "AB", 0.5
-    )
-    assert found == pytest.approx({"A": 0.75, "B": 0.25})
-
-
-def test_options_need_all_labels_and_half_of_the_mass() -> None:
-    assert option_distribution(logs(A=0.9), "AB", 0.5) is None
-    assert option_distribution(logs(A=0.3, B=0.1, The=0.6), "AB", 0.5) is None
-    assert option_distribution({"A": -0.1, "B": -9999.0}, "AB", 0.5) is None
-    assert option_distribution({}, "", 0.5) is None
-
-
-def test_words_that_differ_by_blanks_or_case_are_one() -> None:
-    merged = word_distribution({" Red": math.log(0.5), "red": math.log(0.25), "▁red": math.log(0.125)})
-    assert merged == pytest.approx({"red": 0.875})
-    assert [plain(token) for token in (" A", "▁A", "ĠA", "A\n")] == ["A"] * 4
 
 
 def cell(answer: Reply, view: Reply, labels: str = "") -> CellScore:
@@ -137,7 +43,7 @@ def test_lettered_answers_are_compared_exactly_over_the_options() -> None:
     found = cell(reply("A", A=0.6, B=0.2, The=0.2), reply("B", A=0.09, B=0.81, The=0.1), "AB")
     # Renormalised: (3/4, 1/4) against (1/10, 9/10)
     assert found.exact
-    assert found.divergence == pytest.approx(oracle({"A": 0.75, "B": 0.25}, {"A": 0.1, "B": 0.9}))
+    assert found.divergence == pytest.approx(js_divergence({"A": 0.75, "B": 0.25}, {"A": 0.1, "B": 0.9}))
     assert (found.flip, found.reproduces, found.answer) == (True, False, "B")
     assert found.margin == pytest.approx(0.8)
     assert (found.confidence, found.p_answer) == (pytest.approx(0.9), pytest.approx(0.1))
@@ -210,7 +116,7 @@ def test_without_a_context_the_image_is_the_only_player() -> None:
     assert found.influence_text is None
     assert found.influence_image == pytest.approx(math.log(9))
     assert (found.image_only, found.text_only, found.relative_entropy) == (None, "blue", None)
-    assert influence({}, has_context=True) == (None, None)
+    assert influence({}, has_context=True) == (None, None, None)
 
 
 def test_views_that_failed_are_named_and_never_guessed() -> None:
@@ -271,3 +177,79 @@ def test_a_word_is_listed_whole_or_not_at_all() -> None:
     assert is_listed("blue", lists)
     assert not is_listed("strawberry", lists)
     assert not is_listed("blue", (late, Reply("blue", None, "blue", None)))
+
+
+@given(VALUES, VALUES, VALUES, VALUES)
+def test_shapley_values_are_efficient_and_symmetric(both: float, a: float, b: float, none: float) -> None:
+    found, turned = (
+        shapley(both, first=a, second=b, neither=none),
+        shapley(both, first=b, second=a, neither=none),
+    )
+    assert found.text is not None and found.image is not None
+    assert found.text + found.image == pytest.approx(both - none, abs=1e-9)
+    assert (found.text, found.image) == pytest.approx((turned.image, turned.text), abs=1e-9)
+    assert found.synergy == pytest.approx(turned.synergy, abs=1e-9)
+
+
+@given(VALUES, VALUES)
+def test_a_player_that_adds_nothing_has_no_value_and_no_synergy(alone: float, none: float) -> None:
+    found = shapley(alone, first=none, second=alone, neither=none)
+    assert found == pytest.approx((0.0, alone - none, 0.0), abs=1e-9)
+
+
+@given(VALUES)
+def test_identical_inputs_have_no_influence(value: float) -> None:
+    assert shapley(value, first=value, second=value, neither=value) == (0.0, 0.0, 0.0)
+
+
+def test_synergy_by_hand() -> None:
+    # Both must be there: only together they give the answer, log 0.8 against log 0.1 in every other case.
+    low, high = math.log(0.1), math.log(0.8)
+    found = shapley(high, first=low, second=low, neither=low)
+    assert found == pytest.approx((math.log(8) / 2, math.log(8) / 2, math.log(8)))
+    # They say the same: each alone gives it all.
+    assert shapley(high, first=high, second=high, neither=low).synergy == pytest.approx(-math.log(8))
+
+
+LOGPROBS = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
+
+
+@given(LOGPROBS, LOGPROBS)
+def test_mutual_information_is_the_mean_difference_and_turns_its_sign(a: list[float], b: list[float]) -> None:
+    size = min(len(a), len(b))
+    own, view = a[:size], b[:size]
+    found = pointwise_mutual_information(own, view)
+    assert found == pytest.approx(float(np.mean(np.array(own) - np.array(view))), abs=1e-9)
+    assert found == -pointwise_mutual_information(view, own)
+    assert pointwise_mutual_information(own, own) == 0.0
+
+
+@pytest.mark.parametrize(("own", "view"), [([], []), ([-0.1], [-0.1, -0.2])])
+def test_mutual_information_of_other_tokens_is_refused(own: list[float], view: list[float]) -> None:
+    with pytest.raises(ValueError, match="need the same tokens twice"):
+        pointwise_mutual_information(own, view)
+
+
+def test_a_lead_that_noise_could_have_made_is_no_flip() -> None:
+    chat = parse(ask("What colour is it?"))
+    answer, view = reply("red", red=0.55, blue=0.45), reply("blue", red=0.44, blue=0.56)
+    quiet = score(answer, {"neutral_image": view, "noop": answer}, chat)
+    assert (quiet.cells["neutral_image"].flip, quiet.noise) == (True, 0.0)
+    # The same input moved p(red) by 0.07: a lead of 0.12 may be noise, 2 * 0.07.
+    loud = score(answer, {"neutral_image": view, "noop": reply("red", red=0.62, blue=0.38)}, chat)
+    assert (loud.cells["neutral_image"].flip, loud.noise) == (None, pytest.approx(0.07))
+
+
+def test_noise_is_known_only_where_the_same_input_was_asked_again() -> None:
+    answer = reply("red", red=0.9, blue=0.1)
+    assert noise_of(answer, None) is None
+    assert noise_of(answer, Failure(Outcome.TIMEOUT, "timeout")) is None
+    assert noise_of(answer, Reply("red", "stop", None, None)) is None
+    assert beyond_noise(THRESHOLDS, None) == beyond_noise(THRESHOLDS, 0.01) == THRESHOLDS
+    assert beyond_noise(THRESHOLDS, 0.2).flip_margin == 0.4
+    assert beyond_noise(THRESHOLDS, 0.9).flip_margin == 1.0
+
+
+def test_a_row_says_how_much_of_both_distributions_was_seen() -> None:
+    answer, view = reply("red", red=0.9, blue=0.05), reply("red", red=0.6, blue=0.2)
+    assert cell(answer, view).coverage == pytest.approx(0.8)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.split import split_text
+from modint_guard.facts import facts_in
+from modint_guard.split import says_how, split_text, states
 
 
 def parts(text: str) -> tuple[str, str, dict[str, str]]:
@@ -56,6 +57,79 @@ def parts(text: str) -> tuple[str, str, dict[str, str]]:
         ("It weighs 3.5 kg. How heavy is it?", "How heavy is it?", "It weighs 3.5 kg."),
         ("Tom has 3.\nIs it few? How many has he?", "Is it few? How many has he?", "Tom has 3."),
         ("Use the caption: red. What is it?", "What is it?", "Use the caption: red."),
+        (
+            "What is it? Is it so (as they say)? Caption: a cat.",
+            "What is it? Is it so (as they say)?",
+            "Caption: a cat.",
+        ),
+        ('The sign says "Is it red?"\nName the colour.', "Name the colour.", 'The sign says "Is it red?"'),
+        ("What is it? He said: “Is it a cat? No.”", "What is it?", "He said: “Is it a cat? No.”"),
+        ("Passage: Was it red? Yes.\nWhat colour is it?", "What colour is it?", "Passage: Was it red? Yes."),
+        (
+            "What colour is it?\nCaption: Is it blue? It is.",
+            "What colour is it?",
+            "Caption: Is it blue? It is.",
+        ),
+        (
+            "Question: What ran?\nContext: Did a cat run? A dog ran.\nAnswer:",
+            "Question: What ran?|Answer:",
+            "Context: Did a cat run? A dog ran.",
+        ),
+        (
+            "### Context\nA dog ran.\n\n### Question:\nIt ran far. What ran?",
+            "### Question:\nIt ran far. What ran?",
+            "### Context\nA dog ran.",
+        ),
+        ("**Caption:** a dog.\n**Question:** What ran?", "**Question:** What ran?", "**Caption:** a dog."),
+        (
+            "<context>\nA dog ran.\n</context>\n<question>What ran?</question>",
+            "<question>What ran?</question>",
+            "<context>\nA dog ran.\n</context>",
+        ),
+        (
+            "Q: What is 1 plus 1?\nA: 2\nQ: What is it?\nA:",
+            "Q: What is it?\nA:",
+            "Q: What is 1 plus 1?\nA: 2",
+        ),
+        ("It is blue... really. What?! Is it?!", "What?! Is it?!", "It is blue... really."),
+        ("q:nttu:tnnslnml\nWhat is it?", "What is it?", "q:nttu:tnnslnml"),
+        # Other languages' punctuation.
+        (
+            "La pelota es azul. ¿De qué color es la pelota?",
+            "¿De qué color es la pelota?",
+            "La pelota es azul.",
+        ),
+        (
+            "Es azul. ¿De qué color es? Responde con una palabra.",
+            "¿De qué color es? Responde con una palabra.",
+            "Es azul.",
+        ),
+        ("图片显示一个蓝色的球。球是什么颜色？", "球是什么颜色？", "图片显示一个蓝色的球。"),
+        (
+            "图片显示一个蓝色的球。球是什么颜色？请用一个词回答。",
+            "球是什么颜色？请用一个词回答。",
+            "图片显示一个蓝色的球。",
+        ),
+        (
+            "上下文：球是蓝色的吗？是。\n问题：球是什么颜色？\n答案：",
+            "问题：球是什么颜色？\n答案：",
+            "上下文：球是蓝色的吗？是。",
+        ),
+        ("ボールは青いです。ボールは何色ですか？", "ボールは何色ですか？", "ボールは青いです。"),
+        ("الكرة زرقاء. ما لون الكرة؟", "ما لون الكرة؟", "الكرة زرقاء."),
+        ("गेंद नीली है। गेंद का रंग क्या है?", "गेंद का रंग क्या है?", "गेंद नीली है।"),
+        ("Η μπάλα είναι μπλε. Τι χρώμα είναι;", "Τι χρώμα είναι;", "Η μπάλα είναι μπλε."),
+        ("Мяч синий. Какого цвета мяч?", "Какого цвета мяч?", "Мяч синий."),
+        (
+            "La balle est bleue. De quelle couleur est-elle ?",
+            "De quelle couleur est-elle ?",
+            "La balle est bleue.",
+        ),
+        (
+            "Der Ball ist blau. „Ist er rot?“, fragte sie. Welche Farbe hat er?",
+            "Welche Farbe hat er?",
+            "Der Ball ist blau. „Ist er rot?“, fragte sie.",
+        ),
     ],
 )
 def test_context_is_told_from_the_question(text: str, question: str, context: str) -> None:
@@ -83,12 +157,67 @@ def test_where_nothing_can_be_told_apart_all_is_question(text: str) -> None:
         "- A. red\n- B. blue",
         "(A) red\n(B) blue",
         "A. red, B. blue",
+        "A.red\nB.blue",
+        "**A.** red\n**B.** blue",
+        "**A**. red\n**B**. blue",
+        "A - red\nB - blue",
+        "Option A: red\nOption B: blue",
+        "• A) red\n• B) blue",
+        "A、red B、blue",
+        "（A）red（B）blue",
+        "A：red\nB：blue",
+        "选项：\nA. red\nB. blue",
     ],
 )
 def test_option_blocks_belong_to_the_question(block: str) -> None:
     question, context, options = parts(f"The ball is blue.\nWhat colour is it?\n{block}")
     assert (question, context) == (f"What colour is it?\n{block}", "The ball is blue.")
     assert options == {"A": "red", "B": "blue"}
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["- red\n- light blue", "* red\n* light blue", "\n• red\n• light blue", "Options:\n- red\n- light blue"],
+)
+def test_bullets_under_a_question_are_options_and_are_their_own_labels(block: str) -> None:
+    question, context, options = parts(f"The ball is blue.\nWhat colour is it?\n{block}")
+    assert (question, context) == (f"What colour is it?\n{block}", "The ball is blue.")
+    assert options == {"red": "red", "light blue": "light blue"}
+
+
+def test_bullets_that_state_facts_are_context() -> None:
+    text = "Facts:\n- The ball is blue.\n- It is round.\n\nWhat colour is it?"
+    assert parts(text) == ("What colour is it?", "Facts:\n- The ball is blue.\n- It is round.", {})
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("What is it? Answer with one of: red, blue or light green.", ["red", "blue", "light green"]),
+        ("What is it? Choose from: red | blue", ["red", "blue"]),
+        ("Options: red, blue. What is it?", ["red", "blue"]),
+        ("Is it red? (yes/no)", ["yes", "no"]),
+        ("Is it red? Answer yes or no.", ["yes", "no"]),
+        ("What is it? Answer: a cat, a dog", []),
+        ("Is it red or blue?", []),
+    ],
+)
+def test_options_in_a_sentence_are_found_where_it_announces_them(question: str, options: list[str]) -> None:
+    assert list(parts(f"It is blue.\n{question}")[2]) == options
+
+
+def test_the_places_of_the_options_texts_are_known_in_a_block() -> None:
+    text = "It is blue.\nWhich?\nA. red,\nB. light blue."
+    split = split_text(text)
+    assert [text[a:b] for a, b in split.option_texts] == ["red", "light blue"]
+    assert split_text("Is it? (yes/no)").option_texts == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["The U.S. won. A.B. lost. What ran?", "Weights:\n1.5 kg\n2.5 kg\nHow many?"]
+)
+def test_abbreviations_and_decimals_are_no_labels(text: str) -> None:
+    assert parts(text)[2] == {}
 
 
 def test_numbered_and_small_labels_count_at_the_start_of_a_line() -> None:
@@ -143,9 +272,24 @@ def test_question_and_context_share_no_character_and_leave_out_blanks_only(text:
         "( ",
         "Mr. ",
         "A. red B. blue ",
+        '"Is it? ',
+        "“Is it? ",
+        "Context: ",
+        "Question: ",
+        "_",
+        "- a\n",
+        "? \n- a\n",
+        "(a / b",
+        "one of: a, ",
+        "。",
+        "A、",
+        "<context>",
+        "the ",
     ],
 )
 def test_a_long_hostile_text_is_split_all_the_same(piece: str) -> None:
     text = piece * (60_000 // len(piece))
     split = split_text(text)
     assert bool(split.question) == bool(text.strip())
+    assert says_how(text) in (True, False) and states(text) in (True, False)
+    assert all(a < b for a, b in facts_in(text))

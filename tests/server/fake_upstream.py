@@ -18,10 +18,13 @@ BASE, ADAPTER = "tinyworld-base", "robust-lora"
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call is answered: a word, and the probabilities at its place."""
+    """What one call is answered: a word, and the probabilities at its place; of a longer answer those at the
+    place of each word in `tops`.
+    """
 
     text: str
     top: dict[str, float] = field(default_factory=dict)
+    tops: tuple[dict[str, float], ...] = ()
     delay_s: float = 0.0
     fault: str | None = None
 
@@ -67,6 +70,13 @@ def steady(body: JSON) -> Answer:
     return Answer("red", {"red": 0.96, "blue": 0.02} if not is_grey(body) else {"red": 0.4, "blue": 0.35})
 
 
+def talkative(body: JSON) -> Answer:
+    """`misled` in three words: the first two are the same under every view."""
+    said = misled(body)
+    last = {f" {word}": p for word, p in said.top.items()}
+    return Answer(f"It is {said.text}", tops=({"It": 0.95, "A": 0.05}, {" is": 0.95, " was": 0.05}, last))
+
+
 def is_main(body: JSON) -> bool:
     """Whether a call is the client's own: picture and caption are both still there."""
     return "caption" in text_of(body) and not is_grey(body)
@@ -104,6 +114,7 @@ class FakeUpstream:
         ]
     )
     logprobs: bool = True
+    scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -181,22 +192,44 @@ class FakeUpstream:
                 return await _whole(writer, b"<html>hello</html>", kind="text/html")
             case "close":
                 return False
+        if self.scores and "prompt_logprobs" in body:
+            return await _whole(writer, json.dumps(self._scored(body)).encode())
         if body.get("stream"):
             return await self._stream(body, answer, writer)
         return await _whole(writer, json.dumps(self._completion(body, answer)).encode())
 
-    def _logprobs(self, body: JSON, token: str, top: dict[str, float]) -> JSON | None:
+    def _logprobs(self, body: JSON, answer: Answer) -> JSON | None:
         if not body.get("logprobs") or not self.logprobs:
             return None
+        tokens = _tokens(answer.text) if answer.tops else [answer.text]
+        tops = answer.tops or (answer.top,)
+        return {"content": [self._entry(body, *pair) for pair in zip(tokens, tops, strict=True)]}
+
+    def _entry(self, body: JSON, token: str, top: dict[str, float]) -> JSON:
         ranked = sorted(top.items(), key=lambda item: -item[1])[: body.get("top_logprobs") or 0]
         listed = [{"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in ranked]
         own = math.log(top.get(token, 1e-9))
-        return {"content": [{"token": token, "logprob": own, "bytes": None, "top_logprobs": listed}]}
+        return {"token": token, "logprob": own, "bytes": None, "top_logprobs": listed}
+
+    def _scored(self, body: JSON) -> JSON:
+        """The answer that ends the prompt, each of its words as this view sees it."""
+        given = _tokens(body["messages"][-1]["content"])
+        view = self.script({**body, "messages": body["messages"][:-1]})
+        tops = view.tops if len(view.tops) == len(given) else (view.top,) * len(given)
+        entries = [_prompt_entry(*pair) for pair in zip(given, tops, strict=True)]
+        ids = [1, *map(_token_id, given)]
+        return {
+            **self._completion(body, Answer("!")),
+            "prompt_logprobs": [None, *entries],
+            "prompt_token_ids": ids,
+        }
 
     def _completion(self, body: JSON, answer: Answer) -> JSON:
         message = {"role": "assistant", "content": answer.text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        choice["logprobs"] = self._logprobs(body, answer.text, answer.top)
+        choice["logprobs"] = self._logprobs(body, answer)
+        if body.get("return_token_ids") and self.scores:
+            choice["token_ids"] = [_token_id(token) for token in _tokens(answer.text)]
         usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
         return {
             "id": "chatcmpl-1",
@@ -215,7 +248,7 @@ class FakeUpstream:
         last = {} if not self.finish_with_text else {"content": " indeed"}
         frames = [
             self._chunk(body, {"role": "assistant", "content": ""}),
-            self._chunk(body, {"content": answer.text[:half]}, self._logprobs(body, answer.text, answer.top)),
+            self._chunk(body, {"content": answer.text[:half]}, self._logprobs(body, answer)),
             self._chunk(body, {"content": answer.text[half:]}),
             self._chunk(body, last, finish="stop"),
         ]
@@ -257,6 +290,25 @@ class FakeUpstream:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
         return {**head, "choices": [choice], "future_field": 1}
+
+
+def _tokens(text: str) -> list[str]:
+    """Words with the blank before them."""
+    first, *rest = text.split(" ")
+    return [first, *(f" {word}" for word in rest)]
+
+
+def _token_id(token: str) -> int:
+    return int.from_bytes(token.encode()[:6], "big")
+
+
+def _prompt_entry(token: str, top: dict[str, float]) -> JSON:
+    """One position as vLLM writes it: the prompt's own token first."""
+    listed = {token: top.get(token, 1e-4)} | top
+    return {
+        str(_token_id(word)): {"logprob": math.log(p), "rank": 1, "decoded_token": word}
+        for word, p in listed.items()
+    }
 
 
 async def _whole(

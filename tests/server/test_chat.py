@@ -259,7 +259,7 @@ async def test_an_engine_that_takes_no_logprobs_is_not_asked_for_them(
     upstream: FakeUpstream, stream: bool
 ) -> None:
     upstream.max_logprobs = 0
-    async with serving(upstream.url) as gateway:
+    async with serving(upstream.url, regenerate="off") as gateway:
         upstream.forget()
         said = await gateway.post(chat(stream=stream))
         check = await gateway.post(chat(answer="blue"), "/v1/guard/check")
@@ -268,6 +268,20 @@ async def test_an_engine_that_takes_no_logprobs_is_not_asked_for_them(
     assert (report["verdict"], report["reason"], report["probes"]) == ("unscored", "no_logprobs", [])
     assert check.json["modint"]["reason"] == "no_logprobs"
     assert upstream.calls == [chat(stream=stream)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_logprobs_short_answers_are_generated_again(
+    upstream: FakeUpstream, stream: bool
+) -> None:
+    upstream.max_logprobs = 0
+    async with serving(upstream.url) as gateway:
+        upstream.forget()
+        said = await gateway.post(chat(stream=stream, modint=IMAGE))
+    (report,) = (c["modint"] for c in (chunks(said.body) if stream else [said.json]) if "modint" in c)
+    assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "regenerated")
+    assert report["risk"] is None
+    assert len(upstream.calls) == 5 and not any("logprobs" in body for body in upstream.calls)
 
 
 @pytest.mark.parametrize("stream", [False, True])

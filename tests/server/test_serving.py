@@ -22,6 +22,7 @@ from modint_guard.launch import free_port
 from modint_server.adapters import Adapter
 from modint_server.engine import EngineConfig
 from modint_server.serving import bound, greeting, misfits
+from tests.server.test_calibrated import written
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60.0
@@ -172,6 +173,14 @@ def test_a_key_file_of_clients_that_cannot_be_read_is_refused_before_the_engine_
 def test_a_deadline_that_is_too_long_is_refused_before_the_engine_starts(model: Path) -> None:
     sentence = refused("--model", str(model), "--port", "0", MODINT_PROBE_DEADLINE_S="61")
     assert sentence == "probe_deadline_s: Input should be less than or equal to 60"
+
+
+def test_a_calibration_for_another_model_is_refused_before_the_engine_starts(
+    model: Path, tmp_path: Path
+) -> None:
+    file = written(tmp_path, model="another")
+    sentence = refused("--model", str(model), "--calibration", str(file))
+    assert sentence == f"{file} was made for another, and served are {model.name}: calibrate this model."
 
 
 def test_an_upstream_that_is_no_address_is_refused() -> None:

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
-from modint_guard import scoring
+from modint_guard import risk, scoring
 from modint_guard.endpoint import Endpoint
-from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import Family, Item, is_right
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.results import write_results
+from modint_guard.risk import Logistic
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT
 from modint_training.tinyworld import suite
@@ -119,42 +118,36 @@ async def sample(guard: Guard, complete: Any, item: Item, model: str) -> Sample 
     return Sample(cell.divergence, cell.margin, flip, not is_right(item, reply.text))
 
 
-def fit(samples: Sequence[Sample]) -> LogisticRegression:
-    """A logistic of (JS, margin) for "wrong"; mild ridge, so that separable data stays finite.
-
-    The two features say much the same. Where the fit would give the divergence a negative weight, so that the
-    risk fell as the answer moves further, the margin alone is used.
-
-    Raises ConfigError where all answers are right or all are wrong: there is nothing to tell apart.
+def fit(samples: Sequence[Sample]) -> Logistic:
+    """A logistic of (JS, margin) for "wrong" (`risk.fit`). Raises ConfigError where all answers are right or
+    all are wrong.
     """
-    if len({sample.wrong for sample in samples}) < 2:
-        raise ConfigError(
-            f"{len(samples)} answers, all right or all wrong: no risk can be fitted; ask more items"
-        )
-    features = np.array([[sample.divergence, sample.margin] for sample in samples])
-    wrong = np.array([sample.wrong for sample in samples])
-    model = LogisticRegression(C=10.0).fit(features, wrong)
-    if model.coef_[0, 0] >= 0:
-        return model
-    return LogisticRegression(C=10.0).fit(features * (0.0, 1.0), wrong)
+    return risk.fit([_features(s) for s in samples], [s.wrong for s in samples], names=("js", "margin"))
 
 
-def choose_flag_at(model: LogisticRegression, samples: Sequence[Sample]) -> float:
+def _features(sample: Sample) -> dict[str, float]:
+    return {"js": sample.divergence, "margin": sample.margin}
+
+
+def choose_flag_at(model: Logistic, samples: Sequence[Sample]) -> float:
     """The lowest value of GRID that flags at most RIGHT_FLAGGED of the right answers, or the highest."""
     allowed = (at for at in GRID if outcomes(model, samples, at)["flagged_of_right"] <= RIGHT_FLAGGED)
     return next(allowed, GRID[-1])
 
 
-def constants(model: LogisticRegression, flag_at: float) -> dict[str, float]:
+def constants(model: Logistic, flag_at: float) -> dict[str, float]:
     """The fitted constants under the names of `Thresholds`."""
-    js, margin = (float(value) for value in model.coef_[0])
-    return {"bias": float(model.intercept_[0]), "weight_js": js, "weight_margin": margin, "flag_at": flag_at}
+    return {
+        "bias": model.bias,
+        "weight_js": model.weights["js"],
+        "weight_margin": model.weights["margin"],
+        "flag_at": flag_at,
+    }
 
 
-def outcomes(model: LogisticRegression, samples: Sequence[Sample], flag_at: float) -> dict[str, float]:
+def outcomes(model: Logistic, samples: Sequence[Sample], flag_at: float) -> dict[str, float]:
     """Shares of wrong and of right answers that would be flagged at a threshold."""
-    features = np.array([[sample.divergence, sample.margin] for sample in samples])
-    flags = (model.predict_proba(features)[:, 1] >= flag_at) & np.array([sample.flip for sample in samples])
+    flags = np.array([s.flip and model.risk(_features(s)) >= flag_at for s in samples])
     wrong = np.array([sample.wrong for sample in samples])
     return {
         "wrong": int(wrong.sum()),

@@ -11,12 +11,11 @@ from PIL import Image
 
 from modint_guard.item import FAMILIES, Family, Form, Item
 from modint_guard.perturb import CLAIMS, FACTS, claim, perturb, seeded
+from modint_guard.relevance import SELF_ASK as SELF_ASK
 from modint_training.tinyworld import draw
 from modint_training.tinyworld.tasks import LETTERED_CHOICES, TASKS, Task, build
 
 Split = Literal["train", "validation", "test"]
-
-SELF_ASK = "Does answering need the picture?"
 
 
 def tasks_of(family: Family) -> tuple[Task, ...]:

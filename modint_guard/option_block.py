@@ -1,0 +1,189 @@
+"""Find the options of a question in its text: lettered, numbered or bulleted blocks, options in a sentence.
+
+    A. red        (A) red (B) blue      Option A: red       - red          Answer with one of: red, blue.
+    B. blue       [A] red [B] blue      A、红 B、蓝          - blue         Is it red? (yes/no)
+
+A block counts up from A, a, 1 or a full-width A in one style. Bullets are options only under a question or a
+heading that announces options. Texts may be long and hostile: every step is linear in the text, or looks at a
+bounded stretch of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modint_guard.types import Option, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class OptionBlock:
+    """An option block, its header ("Options:") included. `texts` are the characters of each option's text."""
+
+    start: int
+    end: int
+    options: tuple[Option, ...]
+    texts: tuple[Piece, ...]
+
+
+BULLETS = " \t-*•‣·"
+_MAX_LABELS = 400  # of a text, counted from its end
+_MAX_OPTIONS = 60
+_MAX_OPTION_CHARACTERS = 2000
+_MAX_INLINE_WORDS = 5  # of one option in a sentence
+_LOOK_BACK = 80  # characters before a label that can matter
+_FIRST_LABELS = ("A", "a", "1", "Ａ")
+_LABEL = re.compile(
+    r"(?:(?<![^\s？。，、；：])|(?=[（【]))(?:(?i:option|choice)[ \t]+)?(?P<open>[(\[（【]?)(?P<bold>\*{0,2})"
+    r"(?P<label>[A-Za-zＡ-Ｚ]|\d{1,2})"
+    r"(?P<close>\*{0,2}[.):\]）】．、：]\*{0,2}|[ \t]+[-–—](?=[ \t]))"
+    r"(?=[ \t\u3000]+\S|(?<=[)）】．、：])\S|(?<=[A-Z]\.)\S)"
+)
+_HEADER_BEFORE = re.compile(
+    r"(?:(?:answer\s+)?(?:options|choices|candidates)(?:\s+are)?|opciones|optionen|选项|選項|选择|選択肢)\s*[:：]\s*\Z",
+    re.IGNORECASE,
+)
+_BULLET_LINE = re.compile(r"[ \t]*[-*•‣·][ \t]+(?P<text>\S[^\n]{0,200})(?:\n|\Z)")
+_INLINE = re.compile(
+    r"(?:\b(?:options|choices|candidates)(?:\s+are)?|"
+    r"\b(?:answer|reply|respond|choose|select|pick)\b[^:\n]{0,40}"
+    r"\b(?:words?|one(?:\s+of)?|from|among|between|options?|choices?)\b[^:\n]{0,40})"
+    r":[ \t]*(?P<list>[^:.?!\n]{3,300})",
+    re.IGNORECASE,
+)
+_IN_BRACKETS = re.compile(r"[(\[](?P<list>[^()\[\]\n/|]{1,60}(?:[/|][^()\[\]\n/|]{1,60}){1,11})[)\]]")
+_YES_OR_NO = re.compile(
+    r"\b(?:answer|reply|respond)\b[^.\n]{0,40}\b(?P<list>yes\s+or\s+no|true\s+or\s+false)\b", re.I
+)
+_SEPARATOR = re.compile(r"\s*(?:[,;/|]\s*(?:or\s+|and\s+)?|\s(?:or|and)\s)\s*", re.IGNORECASE)
+
+
+def option_block(text: str, asks: Callable[[str], bool]) -> OptionBlock | None:
+    """The last run of at least two options whose labels count up from the first, else a list of bullets.
+
+    `asks` says whether a line is a question or a command: bullets under it are options.
+    """
+    labels = [match for match in _LABEL.finditer(text) if not _is_abbreviation(text, match)][-_MAX_LABELS:]
+    for first in reversed(range(len(labels))):
+        if (
+            labels[first]["label"] in _FIRST_LABELS
+            and len(run := _run(text, labels[first : first + _MAX_OPTIONS])) >= 2
+        ):
+            return _labelled(text, run)
+    return _bulleted(text, asks)
+
+
+def inline_options(text: str) -> tuple[Option, ...]:
+    """Options that a sentence lists ("one of: red, blue", "(yes/no)"): each is its own label. Empty where
+    there are none, or one is no short word or phrase.
+    """
+    for pattern in (_INLINE, _IN_BRACKETS, _YES_OR_NO):
+        for found in reversed([*pattern.finditer(text)][-_MAX_OPTIONS:]):
+            words = [word.strip(" \t.\"'“”") for word in _SEPARATOR.split(found["list"].strip())]
+            if len(words) >= 2 and all(word and len(word.split()) <= _MAX_INLINE_WORDS for word in words):
+                return tuple(Option(word, word) for word in dict.fromkeys(words))
+    return ()
+
+
+def is_choice_list(text: str) -> bool:
+    """Whether a text is nothing but options in brackets: "(yes/no)"."""
+    return bool(_IN_BRACKETS.fullmatch(text.strip()))
+
+
+def starts_line(text: str, position: int) -> bool:
+    """Whether only bullets and blanks stand before this place on its line."""
+    before = text[max(0, position - _LOOK_BACK) : position].rstrip(BULLETS)
+    return before.endswith("\n") or (not before and position <= _LOOK_BACK)
+
+
+def _is_abbreviation(text: str, match: re.Match[str]) -> bool:
+    """ "U.S." is no label: a full stop without a blank after it makes one at the start of a line only."""
+    glued = match["close"].endswith(".") and not text[match.end() : match.end() + 1].isspace()
+    return glued and not starts_line(text, match.start())
+
+
+def _labelled(text: str, run: list[re.Match[str]]) -> OptionBlock:
+    end = _block_end(text, run)
+    stops = [*(match.start() for match in run[1:]), end]
+    texts = tuple(_option_text(text, match.end(), stop) for match, stop in zip(run, stops, strict=True))
+    options = tuple(Option(m["label"], text[a:b]) for m, (a, b) in zip(run, texts, strict=True))
+    return OptionBlock(_block_start(text, run[0].start()), end, options, texts)
+
+
+def _option_text(text: str, start: int, stop: int) -> Piece:
+    """The text of one option without the next one's bullet and without closing punctuation."""
+    raw = re.sub(r"\n[ \t]*[-*•‣·][ \t]*\Z", "", text[start:stop])
+    kept = raw.rstrip().rstrip(".,;。，；").rstrip()
+    return start + len(kept) - len(kept.lstrip()), start + len(kept)
+
+
+def _run(text: str, labels: list[re.Match[str]]) -> list[re.Match[str]]:
+    """The labels that count up from the first one in the same style."""
+    run = [labels[0]]
+    for match in labels[1:]:
+        last = run[-1]
+        follows = match["label"] == _next_label(last["label"])
+        same_style = (match["open"], match["close"]) == (last["open"], last["close"])
+        if follows and same_style and _may_follow(text, last, match):
+            run.append(match)
+    return run
+
+
+def _next_label(label: str) -> str:
+    return str(int(label) + 1) if label.isdigit() else chr(ord(label) + 1)
+
+
+def _may_follow(text: str, last: re.Match[str], match: re.Match[str]) -> bool:
+    if match.start() - last.end() > _MAX_OPTION_CHARACTERS:
+        return False
+    between = text[last.end() : match.start()].rstrip()
+    if re.search(r"\n[ \t]*\n", between):  # a new paragraph
+        return False
+    if starts_line(text, match.start()):
+        return True
+    close = match["close"].strip("*")
+    sure = close in ")]）】、．" or (match["label"].isupper() and close in ".：")
+    return sure and "\n" not in between
+
+
+def _block_start(text: str, start: int) -> int:
+    if starts_line(text, start):  # a bullet before the label
+        start -= len(text[:start]) - len(text[:start].rstrip(BULLETS))
+    header = _HEADER_BEFORE.search(text, max(0, start - _LOOK_BACK), start)
+    return header.start() if header else start
+
+
+def _block_end(text: str, run: list[re.Match[str]]) -> int:
+    """End of the last option: its line, or, where the options share a line, its sentence."""
+    start = run[-1].end()
+    line_end = text.find("\n", start)
+    end = len(text) if line_end < 0 else line_end
+    if not starts_line(text, run[-1].start()) and (
+        stop := re.search(r"[.!?;](?=\s)|[。！？；]", text[start:end])
+    ):
+        end = start + stop.end()
+    return start + len(text[start:end].rstrip())
+
+
+def _bulleted(text: str, asks: Callable[[str], bool]) -> OptionBlock | None:
+    """The last list of two bullets or more right under a question or a heading that announces options."""
+    runs: list[list[re.Match[str]]] = []
+    at = 0
+    while at < len(text):
+        match = _BULLET_LINE.match(text, at)
+        if match is not None and runs and runs[-1] and runs[-1][-1].end() == at:
+            runs[-1].append(match)
+        elif match is not None:
+            runs.append([match])
+        line_end = text.find("\n", at)
+        at = match.end() if match else (len(text) if line_end < 0 else line_end + 1)
+    for run in reversed(runs):
+        before = text[max(0, run[0].start() - _MAX_OPTION_CHARACTERS) : run[0].start()].rstrip()
+        announced = _HEADER_BEFORE.search(before) or asks(before[before.rfind("\n") + 1 :])
+        if 2 <= len(run) <= _MAX_OPTIONS and announced:
+            texts = tuple(_option_text(text, match.start("text"), match.end("text")) for match in run)
+            options = tuple(Option(text[a:b], text[a:b]) for a, b in texts)
+            end = run[-1].start() + len(run[-1].group().rstrip())
+            return OptionBlock(_block_start(text, run[0].start("text")), end, options, texts)
+    return None

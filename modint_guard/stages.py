@@ -1,0 +1,78 @@
+"""When the views of a request are sent: with it, once its answer is there, or not at all.
+
+with the request    the first view, or, without an early stop, all of them
+with the answer     the answer to be scored as a whole under these views (`forced`), if it is a longer one
+then                the other views, unless the first has cleared the answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from modint_guard import probe
+from modint_guard.config import GuardConfig
+from modint_guard.forced import answer_positions, forced_body, forced_reply
+from modint_guard.probe import Answered
+from modint_guard.types import CELLS, Complete, Plan, Replies, Reply, View
+
+logger = logging.getLogger(__name__)
+Clears = Callable[[Reply, Replies], bool]  # whether the first replies suffice to pass this answer
+
+
+async def ask(
+    plan: Plan, complete: Complete, config: GuardConfig, *, clears: Clears, answered: Answered | None = None
+) -> Replies:
+    """The reply or failure of each view that was sent, by name. Raises nothing but CancelledError.
+
+    The deadline counts from `answered`, and anew for the views that a first one did not save.
+    """
+    first = [view for view in plan.views if view.name not in plan.later]
+    later = [view for view in plan.views if view.name in plan.later]
+    if answered is None:
+        return await probe.run(plan.views, complete, deadline_s=plan.deadline_s)
+    replies = await _stage(plan, first, complete, config, answered)
+    if not later:
+        return replies
+    answer = await asyncio.shield(answered)
+    if answer is None or _cleared(clears, answer, replies):
+        return replies
+    return {**replies, **await _stage(plan, later, complete, config, answered)}
+
+
+def _cleared(clears: Clears, answer: Reply, replies: Replies) -> bool:
+    """Whatever goes wrong here must not cost the user the answer: the other views are asked then."""
+    try:
+        return clears(answer, replies)
+    except Exception:
+        logger.exception("the first probe could not be judged")
+        return False
+
+
+async def _stage(
+    plan: Plan, views: Sequence[View], complete: Complete, config: GuardConfig, answered: Answered
+) -> Replies:
+    """Some views, and a longer answer scored under each cell among them."""
+    sent = probe.run(views, complete, deadline_s=plan.deadline_s, answered=answered)
+    if not plan.forcing:
+        return await sent
+    replies, forced = await asyncio.gather(sent, _forced(plan, views, complete, config, answered))
+    return {name: probe.joined(reply, forced.get(name)) for name, reply in replies.items()}
+
+
+async def _forced(
+    plan: Plan, views: Sequence[View], complete: Complete, config: GuardConfig, answered: Answered
+) -> Replies:
+    """The answer as each cell scores it; nothing for an answer of one token or of too many."""
+    answer = await asyncio.shield(answered)  # our end must not cancel what others wait for
+    size = len(answer_positions(answer)) if answer and not answer.skip else 0
+    if answer is None or not 1 < size <= config.max_forced_tokens:
+        return {}
+    top = min(config.forced_logprobs, plan.top_logprobs)
+    cells = [
+        View(view.name, forced_body(view.body, answer.text, top)) for view in views if view.name in CELLS
+    ]
+    read = partial(forced_reply, answer=answer)
+    return await probe.run(cells, complete, deadline_s=plan.deadline_s, read=read)

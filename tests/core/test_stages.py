@@ -1,0 +1,135 @@
+"""An early stop: what the first probe clears is asked no more, and no flag is lost by it."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from modint_guard import Guard, GuardConfig, Thresholds
+from modint_guard.calibration import calibrate, clear_threshold, expected_probes
+from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.guard import NOTE_CLEARED
+from modint_guard.policy import clears
+from modint_guard.types import JSON, Complete, Relevant, Score
+from tests.core.fakes import ask, reads, sees_picture, world
+from tests.core.test_calibration import answers
+from tests.core.test_policy import FLIP, SAME, cell
+
+LIE = "The ball is blue."
+QUESTION = "What colour is the ball in the picture?"
+EARLY = GuardConfig(thresholds=replace(Thresholds(), clear_below=0.3))
+BODY = ask(f"{LIE}\n{QUESTION}")
+
+
+def counted(model: Complete) -> tuple[list[JSON], Complete]:
+    calls: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        calls.append(body)
+        return await model(body)
+
+    return calls, complete
+
+
+async def test_an_answer_that_hardly_moves_takes_one_probe() -> None:
+    calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    found = (await Guard(EARLY).inspect(BODY, model)).report
+    assert (found.verdict.state, found.examined) == ("pass", ("text",))
+    assert found.verdict.risk is not None and found.verdict.risk < 0.3
+    assert [row.name for row in found.probes] == ["no_context"]
+    assert found.notes == (NOTE_CLEARED,)
+    assert len(calls) == 2
+
+
+async def test_an_answer_that_moves_is_asked_every_cell_and_flagged_with_its_cause() -> None:
+    calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
+    found = (await Guard(EARLY).inspect(BODY, model)).report
+    assert (found.verdict.state, found.verdict.cause) == ("flagged", "text")
+    assert [row.name for row in found.probes] == ["no_context", "neutral_image", "prior"]
+    assert found.notes == () and len(calls) == 4
+    whole = (await Guard().inspect(BODY, model)).report
+    assert (whole.verdict, whole.influence_text) == (found.verdict, found.influence_text)
+
+
+async def test_where_text_ought_to_decide_the_picture_is_taken_out_first() -> None:
+    calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
+    found = (await Guard(EARLY).inspect({**BODY, "modint": {"relevant": "text"}}, model)).report
+    assert [row.name for row in found.probes] == ["neutral_image"]
+    assert (found.verdict.state, found.examined, len(calls)) == ("pass", ("image",), 2)
+
+
+@pytest.mark.parametrize("relevant", ["both", "auto"])
+async def test_where_no_modality_is_irrelevant_every_cell_is_asked_at_once(relevant: str) -> None:
+    calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    body = ask(f"{LIE}\nIs it so?", modint={"relevant": relevant})
+    await Guard(EARLY).inspect(body, model)
+    assert len(calls) == 4
+
+
+async def test_a_cell_that_the_request_names_is_not_saved() -> None:
+    _, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    found = (await Guard(EARLY).inspect({**BODY, "modint": {"probes": ["prior", "noop"]}}, model)).report
+    assert {row.name for row in found.probes} == {"no_context", "prior", "noop", "neutral_image"}
+
+
+async def test_a_first_probe_that_fails_clears_nothing() -> None:
+    steady = world(both="red", image="red", text="blue", neither="green")
+
+    async def model(body: JSON) -> JSON:
+        if sees_picture(body) and not reads(body, "blue."):
+            raise EndpointError("busy", status=503)
+        return await steady(body)
+
+    found = (await Guard(EARLY).inspect(BODY, model)).report
+    assert (found.verdict.state, found.verdict.reason) == ("unscored", "upstream_error")
+    assert len(found.probes) == 3
+
+
+async def test_cancelling_between_the_stages_leaves_no_task() -> None:
+    fast = world(both="blue", image="red", text="blue", neither="green")
+    late = asyncio.Event()
+
+    async def model(body: JSON) -> JSON:
+        if body.get("max_tokens") == 2 and not sees_picture(body):
+            late.set()
+            await asyncio.sleep(60)
+        return await fast(body)
+
+    running = asyncio.create_task(Guard(EARLY).inspect(BODY, model))
+    await late.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_only_one_cell_and_a_low_risk_clear() -> None:
+    thresholds = EARLY.thresholds
+    assert clears(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, thresholds)
+    assert not clears(Score({"no_context": cell(FLIP)}, {}), Relevant.IMAGE, thresholds)
+    assert not clears(Score({"no_context": cell(SAME)}, {"prior": "timeout"}), Relevant.IMAGE, thresholds)
+    assert not clears(Score({"no_context": cell(SAME)}, {}), Relevant.TEXT, thresholds)
+    assert not clears(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, Thresholds())
+
+
+def test_clearing_may_not_reach_into_the_flags() -> None:
+    with pytest.raises(ConfigError, match=r"clear_below is 0.9: it must not exceed flag_at"):
+        Thresholds(clear_below=0.9)
+
+
+def test_a_budget_of_probes_by_hand() -> None:
+    risks = [0.1, 0.2, 0.3, 0.8]
+    assert expected_probes(risks, 0.0) == 3.0
+    assert expected_probes(risks, 0.3) == 1 + 2 * 2 / 4
+    assert clear_threshold(risks, 0.7, 2.0) == 0.3  # clears 0.1 and 0.2
+    assert clear_threshold(risks, 0.7, 1.5) == 0.7  # clears all but the flag
+    assert clear_threshold(risks, 0.7, 3.0) == 0.0
+    with pytest.raises(ConfigError, match=r"1.2 probes a request cannot be reached: 1.50 is the least"):
+        clear_threshold(risks, 0.7, 1.2)
+
+
+def test_a_calibration_keeps_its_budget_and_never_clears_what_it_flags() -> None:
+    plain, early = calibrate(answers(600)), calibrate(answers(600), probes=2.2)
+    assert plain.clear_below == 0.0 and plain.expected_probes == 3.0
+    assert early.expected_probes <= 2.2 and early.clear_below <= early.flag_at
+    assert (early.flag_at, early.promises) == (plain.flag_at, plain.promises)

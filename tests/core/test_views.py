@@ -1,0 +1,144 @@
+"""Each probe by name: what it changes, and what it leaves."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from modint_guard.chat import parse
+from modint_guard.images import decode_data_url, png_data_url
+from modint_guard.perturb import REGISTRY
+from modint_guard.scoring import moved_on, probe_result, relabelled, score
+from modint_guard.types import JSON, Outcome
+from modint_guard.views import FROM_REGISTRY, VIEWS
+from tests.core.fakes import RED, ask, image_part, reply, text_part
+
+LIE = "The ball is blue. It rolls. It is round."
+QUESTION = "What colour is the ball?"
+OPTIONS = "A. red\nB. blue\nC. green"
+BODY = ask(f"{LIE}\n{QUESTION}\n{OPTIONS}")
+
+
+def made(name: str, body: JSON = BODY) -> JSON:
+    found = VIEWS[name](parse(body))
+    assert found is not None
+    return found
+
+
+def text(body: JSON) -> str:
+    said: str = body["messages"][0]["content"][-1]["text"]
+    return said
+
+
+def picture(body: JSON) -> str:
+    url: str = body["messages"][0]["content"][0]["image_url"]["url"]
+    return url
+
+
+@pytest.mark.parametrize("name", list(VIEWS))
+def test_a_view_keeps_the_request_the_question_and_the_size_of_the_picture(name: str) -> None:
+    before = copy.deepcopy(BODY)
+    view = made(name)
+    assert before == BODY
+    assert {key: value for key, value in view.items() if key != "messages"} == {"model": "m"}
+    assert QUESTION in text(view)
+    assert name == "permuted_options" or text(view).endswith(f"{QUESTION}\n{OPTIONS}")
+    assert decode_data_url(picture(view)).size == decode_data_url(RED).size
+    assert view == made(name)  # the same request always gives the same view
+
+
+@pytest.mark.parametrize("name", FROM_REGISTRY)
+def test_a_perturbation_of_the_registry_changes_its_own_modality_only(name: str) -> None:
+    view = made(name)
+    if REGISTRY[name].modality == "text":
+        assert picture(view) == RED and not text(view).startswith(LIE)
+    else:
+        assert picture(view) != RED and text(view) == text(BODY)
+
+
+def test_only_what_needs_truth_or_a_data_set_is_no_probe() -> None:
+    assert set(REGISTRY) - set(FROM_REGISTRY) == {
+        "true_description",
+        "contradicting_image",
+        "agreeing_image",
+        "no_image",
+    }
+
+
+def test_a_misleading_description_claims_one_of_the_options_and_needs_some() -> None:
+    claimed = text(made("misleading_description")).removesuffix(f"\n{QUESTION}\n{OPTIONS}")
+    assert sum(option in claimed for option in ("red", "blue", "green")) == 1
+    assert VIEWS["misleading_description"](parse(ask(QUESTION))) is None
+
+
+def test_benign_moves_sentences_and_blurs_mildly() -> None:
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    pixels[:, 20:] = 255
+    body = ask(f"{LIE}\n{QUESTION}")
+    body["messages"][0]["content"][0] = image_part(png_data_url(Image.fromarray(pixels)))
+    view = made("benign", body)
+    assert text(view) == f"It rolls.\nIt is round.\nThe ball is blue.\n{QUESTION}"
+    seen = np.asarray(decode_data_url(picture(view)), dtype=float)
+    assert 0 < np.abs(seen - pixels).mean() < 10
+    assert (seen[:, :15] < 1).all() and (seen[:, 25:] > 254).all()  # only the edge is soft
+
+
+def test_permuted_options_move_on_by_one_and_are_read_with_the_old_labels() -> None:
+    view = made("permuted_options")
+    assert text(view) == f"{LIE}\n{QUESTION}\nA. green\nB. red\nC. blue"
+    options = parse(BODY).options
+    assert moved_on(options) == {"A": "C", "B": "A", "C": "B"}
+    seen = relabelled(reply("B", A=0.1, B=0.7, C=0.2), moved_on(options))
+    assert (seen.token, seen.text) == ("A", "A")
+    assert {label: round(np.exp(value), 3) for label, value in (seen.top or {}).items()} == {
+        "C": 0.1,
+        "A": 0.7,
+        "B": 0.2,
+    }
+
+
+@pytest.mark.parametrize(
+    "body", [ask(QUESTION), ask(f"{QUESTION}\n- red\n- blue"), ask(f"{QUESTION} (red/blue)")]
+)
+def test_options_without_labels_cannot_be_permuted(body: JSON) -> None:
+    assert VIEWS["permuted_options"](parse(body)) is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(["red", "blue", "dark green", "1.5 kg", "(none)"]),
+        min_size=2,
+        max_size=5,
+        unique=True,
+    )
+)
+def test_permuting_keeps_labels_and_texts(texts: list[str]) -> None:
+    block = "\n".join(f"{label}) {option}" for label, option in zip("ABCDE", texts, strict=False))
+    view = made("permuted_options", ask(f"{QUESTION}\n{block}"))
+    found = parse(view).options
+    assert [option.label for option in found] == list("ABCDE"[: len(texts)])
+    assert [option.text for option in found] == [texts[-1], *texts[:-1]]
+
+
+def test_an_answer_that_follows_the_text_of_an_option_is_consistent_when_options_move() -> None:
+    chat = parse(BODY)
+    answer = reply("A", A=0.9, B=0.05, C=0.05)
+    same, position = reply("B", A=0.05, B=0.9, C=0.05), reply("A", A=0.9, B=0.05, C=0.05)
+    assert probe_result("permuted_options", answer, same, chat).outcome is Outcome.CONSISTENT
+    assert probe_result("permuted_options", answer, position, chat).outcome is Outcome.FLIPPED
+    assert score(answer, {"permuted_options": same}, chat).unstable == ()
+    assert score(answer, {"permuted_options": position, "benign": answer}, chat).unstable == (
+        "permuted_options",
+    )
+
+
+def test_every_picture_of_a_request_is_changed() -> None:
+    content: list[Any] = [image_part(), text_part("Image 2:"), image_part(), text_part(QUESTION)]
+    for name in ("noise", "black", "neutral_image"):
+        view = made(name, {"messages": [{"role": "user", "content": content}]})
+        urls = [part["image_url"]["url"] for part in view["messages"][0]["content"] if "image_url" in part]
+        assert len(urls) == 2 and RED not in urls

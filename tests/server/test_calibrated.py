@@ -1,0 +1,71 @@
+"""A gateway with a calibration: used for its model, refused for another."""
+
+from pathlib import Path
+
+import pytest
+
+from modint_guard.calibration import Calibration, Fitted, Promise, write_calibration
+from modint_guard.errors import ConfigError
+from modint_server.app import create_app
+from modint_server.settings import Settings, load_settings
+from tests.server.conftest import chat, serving
+from tests.server.fake_upstream import ADAPTER, BASE, FakeUpstream
+
+FITTED = Fitted(
+    bias=-1.0,
+    weights={"js": 4.0},
+    flag_at=0.5,
+    promises=(Promise(kind="miss", alpha=0.1, flag_at=0.5, n=40),),
+    positives=40,
+    negatives=60,
+    wrong_on_both=0,
+    right_only_when_disturbed=0,
+    flagged_of_negatives=0.05,
+    feasible_flags=0.1,
+    auroc=0.97,
+    calibration_error=0.02,
+)
+
+
+def written(folder: Path, **changes: str) -> Path:
+    file = folder / "calibration.json"
+    write_calibration(
+        file, Calibration.model_validate({"model": BASE, "fitted": {"image": FITTED}, **changes})
+    )
+    return file
+
+
+async def test_verdicts_of_its_model_are_calibrated_and_others_are_not(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    async with serving(upstream.url, calibrations=(written(tmp_path),)) as gateway:
+        own = (await gateway.post(chat(modint={"relevant": "image"}))).json["modint"]
+        other = (await gateway.post(chat(model=ADAPTER, modint={"relevant": "image"}))).json["modint"]
+    assert (own["verdict"], own["calibrated"]) == ("flagged", True)
+    assert other["calibrated"] is False
+    assert own["risk"] != other["risk"]
+
+
+async def test_one_made_for_another_model_keeps_the_gateway_from_being_ready(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    file = written(tmp_path, model="another")
+    async with serving(upstream.url, ready=False, calibrations=(file,)) as gateway:
+        await gateway.gateway.attachment.look()
+        said = await gateway.get("/readyz")
+    assert said.status == 503
+    assert "was made for another, and served are" in said.body.decode()
+
+
+def test_a_damaged_one_stops_the_process_at_its_start(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    file.write_text(file.read_text().replace("0.97", "0.99"))
+    with pytest.raises(ConfigError, match="does not fit its digest"):
+        create_app(Settings(calibrations=(file,)))
+
+
+def test_files_are_named_in_the_environment_with_commas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODINT_CALIBRATIONS", "a.json, b.json")
+    assert load_settings().calibrations == (Path("a.json"), Path("b.json"))

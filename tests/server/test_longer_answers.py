@@ -1,0 +1,88 @@
+"""Longer answers through the gateway: scored as a whole where the engine can, whole and streamed."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Running, chat, serving
+from tests.server.fake_upstream import FakeUpstream, running, talkative
+from tests.server.test_chat import chunks
+
+IMAGE = {"relevant": "image"}
+
+
+@pytest.fixture
+async def scoring() -> AsyncIterator[FakeUpstream]:
+    async with running(FakeUpstream(script=talkative, scores=True)) as fake:
+        yield fake
+
+
+async def report_of(gateway: Running, *, stream: bool) -> dict[str, Any]:
+    said = await gateway.post(chat(modint=IMAGE, stream=stream))
+    assert said.status == 200
+    if not stream:
+        found: dict[str, Any] = said.json["modint"]
+        return found
+    (finish,) = (chunk for chunk in chunks(said.body) if "modint" in chunk)
+    held: dict[str, Any] = finish["modint"]
+    return held
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_follows_the_caption_in_its_last_word_is_flagged(
+    scoring: FakeUpstream, stream: bool
+) -> None:
+    async with serving(scoring.url) as gateway:
+        assert (await gateway.get("/readyz")).json["capabilities"]["teacher_forcing"]
+        scoring.forget()
+        report = await report_of(gateway, stream=stream)
+    assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "teacher_forced")
+    assert report["answers"] == {"image_only": "red", "text_only": "It is blue"}
+    assert len(scoring.calls) == 7
+    forced = [body for body in scoring.calls if "prompt_logprobs" in body]
+    assert [body["messages"][-1] for body in forced] == [{"role": "assistant", "content": "It is blue"}] * 3
+    assert not any(body.get("stream") for body in forced)
+
+
+async def test_token_ids_go_up_for_our_sake_and_do_not_come_back(scoring: FakeUpstream) -> None:
+    async with serving(scoring.url) as gateway:
+        scoring.forget()
+        said = await gateway.post(chat(modint=IMAGE))
+        asked = await gateway.post(chat(modint=IMAGE, return_token_ids=True))
+    assert any(body.get("return_token_ids") and "prompt_logprobs" not in body for body in scoring.calls)
+    assert said.json["choices"][0]["token_ids"] is None
+    assert len(asked.json["choices"][0]["token_ids"]) == 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"teacher_forcing": "off"}])
+async def test_otherwise_it_is_judged_at_its_first_word_and_says_so(
+    scoring: FakeUpstream, settings: dict[str, Any]
+) -> None:
+    scoring.scores = bool(settings)
+    async with serving(scoring.url, **settings) as gateway:
+        scoring.forget()
+        report = await report_of(gateway, stream=False)
+    assert (report["verdict"], report["method"]) == ("pass", "first_token")
+    assert "first word" in json.dumps(report["notes"])
+    assert len(scoring.calls) == 4
+    assert not any("return_token_ids" in body for body in scoring.calls)
+
+
+async def test_an_engine_that_then_fails_to_score_costs_no_answer(scoring: FakeUpstream) -> None:
+    async with serving(scoring.url) as gateway:
+        scoring.scores = False
+        report = await report_of(gateway, stream=True)
+    assert (report["verdict"], report["method"]) == ("pass", "first_token")
+
+
+async def test_the_noise_floor_and_the_coverage_are_metrics(scoring: FakeUpstream) -> None:
+    async with serving(scoring.url) as gateway:
+        name = {"model": "tinyworld-base"}
+        assert gateway.value("modint_noise_floor_ratio", **name) == 0.0
+        await gateway.post(chat(modint={**IMAGE, "probes": ["noop", "black"]}))
+        assert gateway.value("modint_noise_floor_ratio", **name) == 0.0
+        assert gateway.value("modint_logprob_coverage_ratio_count", **name) == 5.0
+        labels = {**name, "adapter": "none", "relevant": "image", "probe": "black", "outcome": "consistent"}
+        assert gateway.value("modint_probe_results_total", **labels) == 1.0
