@@ -15,6 +15,7 @@ from modint_guard.models import BASE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
+DEFAULT_MAX_RANK = 16  # what vLLM takes where nobody says otherwise
 # How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
@@ -41,33 +42,45 @@ def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tupl
 
 def resolve(wanted: str, adapter_dir: Path, bundled: Path) -> Adapter:
     """Reads `NAME` or `NAME=PATH`; raises AdapterError."""
+    return read(*locate(wanted, adapter_dir, bundled))
+
+
+def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
+    """The name and folder that `NAME` or `NAME=PATH` means; raises AdapterError."""
     name, explicit, path = wanted.partition("=")
     if not NAME.fullmatch(name):
         raise AdapterError(
             f"adapter name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', beginning "
             "with a letter or digit (NAME or NAME=PATH)"
         )
-    return read(name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled))
+    return name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled)
 
 
 def max_lora_rank(adapters: Sequence[Adapter]) -> int:
     """The smallest of vLLM's choices that holds every adapter's rank."""
     largest = max((adapter.rank for adapter in adapters), default=1)
-    return next(rank for rank in ALLOWED_RANKS if rank >= largest)
+    allowed = max_rank_flag(largest)
+    assert allowed is not None  # `read` refuses larger ones
+    return allowed
+
+
+def max_rank_flag(rank: int) -> int | None:
+    """The --max-lora-rank with which vLLM takes an adapter of this rank; None: it takes none so large."""
+    return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
 
 
 def read(name: str, folder: Path) -> Adapter:
     """Checks a PEFT folder as vLLM will; raises AdapterError."""
-    config = _config(name, folder)
+    config = read_config(name, folder)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise AdapterError(
             f"adapter {name!r}: {folder} has no adapter_model.safetensors: save it with "
             "save_pretrained(…, safe_serialization=True)"
         )
-    for refusal in _refusals(config):
+    for refusal in refusals(config):
         raise AdapterError(f"adapter {name!r}: {refusal}")
     base = config.get("base_model_name_or_path")
-    return Adapter(name, folder, _rank(name, config), base if isinstance(base, str) and base else None)
+    return Adapter(name, folder, max(ranks_of(config)), base if isinstance(base, str) and base else None)
 
 
 def _given(name: str, path: str) -> Path:
@@ -96,7 +109,8 @@ def bundled_names(bundled: Path) -> list[str]:
     return sorted(folder.parent.name for folder in bundled.glob("*/adapter_config.json"))
 
 
-def _config(name: str, folder: Path) -> dict[str, Any]:
+def read_config(name: str, folder: Path) -> dict[str, Any]:
+    """The folder's adapter_config.json; raises AdapterError where it is none of PEFT's LORA."""
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -112,8 +126,8 @@ def _config(name: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _refusals(config: dict[str, Any]) -> list[str]:
-    """What vLLM 0.32 does not load, each with the way out."""
+def refusals(config: dict[str, Any]) -> list[str]:
+    """Why vLLM 0.32 does not load such an adapter, each with the way out."""
     start = config.get("init_lora_weights", True)
     found = {
         "it uses DoRA, which vLLM does not load: train with use_dora=False": config.get("use_dora"),
@@ -134,18 +148,18 @@ def _refusals(config: dict[str, Any]) -> list[str]:
         "it is block-diagonal, which vLLM does not load: train without use_bdlora": config.get("use_bdlora"),
         "it uses QALoRA, which vLLM does not load: train with use_qalora=False": config.get("use_qalora"),
     }
-    return [refusal for refusal, present in found.items() if present]
+    return [*(refusal for refusal, present in found.items() if present), *_rank_refusals(config)]
 
 
-def _rank(name: str, config: dict[str, Any]) -> int:
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+def _rank_refusals(config: dict[str, Any]) -> list[str]:
+    ranks = ranks_of(config)
     if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 for rank in ranks):
-        raise AdapterError(
-            f"adapter {name!r}: its ranks {ranks} are not all positive whole numbers: export it again"
-        )
-    largest = max(ranks)
-    if largest > ALLOWED_RANKS[-1]:
-        raise AdapterError(
-            f"adapter {name!r}: rank {largest} is above {ALLOWED_RANKS[-1]}, vLLM's largest: train one below"
-        )
-    return int(largest)
+        return [f"its ranks {ranks} are not all positive whole numbers: export it again"]
+    if max_rank_flag(max(ranks)) is None:
+        return [f"rank {max(ranks)} is above {ALLOWED_RANKS[-1]}, vLLM's largest: train one below"]
+    return []
+
+
+def ranks_of(config: dict[str, Any]) -> list[Any]:
+    """The rank of most modules, then those of modules with their own; as written, unchecked."""
+    return [config.get("r"), *(config.get("rank_pattern") or {}).values()]

@@ -1,5 +1,6 @@
 """Every metric of the gateway, with closed label sets whose children exist from the start."""
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -88,6 +89,19 @@ class Metrics:
         self.probe_cached = counter("probe_cached_tokens_total", "Of these, found in the prefix cache.", ma)
         self.probe_skipped = counter("probe_skipped_total", "Requests not probed.", ("model", "reason"))
         self.actions = counter("policy_actions_total", "What was done about a verdict.", (*ma, "action"))
+        self.adapter_divergence = gauge(
+            "adapter_selftest_divergence_ratio",
+            "Self-test: largest Jensen-Shannon, base 2, of adapter against base.",
+            ma,
+        )
+        self.adapter_ok = gauge(
+            "adapter_selftest_ok", "1 where the adapter changes the engine's answers.", ma
+        )
+        self.mixed_ok = gauge(
+            "base_beside_adapters_ok",
+            "1 where base answers beside adapter traffic are the base's.",
+            ("model",),
+        )
         self.overflow = counter("metric_label_overflow_total", "Values kept out of a label.", ("label",))
         self.build = gauge("build_info", "1, labelled with the version.", ("version",))
         self._children_of_closed_sets()
@@ -112,6 +126,22 @@ class Metrics:
             for direction, key in (("input", "prompt_tokens"), ("output", "completion_tokens")):
                 if isinstance(tokens := usage.get(key), int):
                     self.tokens.labels(served.model, served.adapter, direction).inc(tokens)
+
+    def examined(self, served: Served, ok: bool, divergence: float | None) -> None:
+        """The self-test of one adapter; its children exist only once it was tested."""
+        self.adapter_ok.labels(served.model, served.adapter).set(float(ok))
+        if divergence is not None:
+            self.adapter_divergence.labels(served.model, served.adapter).set(divergence)
+
+    def gone(self, served: Iterable[Served]) -> None:
+        """Forgets the state of adapters that are no longer served; what they counted stays."""
+        for one in served:
+            for family in (self.adapter_ok, self.adapter_divergence):
+                with contextlib.suppress(KeyError):  # never tested
+                    family.remove(one.model, one.adapter)
+
+    def mixed(self, model: str, ok: bool) -> None:
+        self.mixed_ok.labels(model).set(float(ok))
 
     def judged(self, served: Served, report: Report) -> None:
         """Counts one verdict and its probes."""

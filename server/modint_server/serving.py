@@ -50,6 +50,8 @@ def start(
     Raises ConfigError or AdapterError before anything is started, EngineError when the engine ends by itself.
     """
     settings = load_settings(upstream_url="http://engine", upstream_api_key=None, upstream_api_key_file=None)
+    if settings.adapter_selftest == "auto":  # whoever names an adapter here wants that one, not the base
+        settings = settings.model_copy(update={"adapter_selftest": "require"})
     folder = checked_model(model if model is not None else str(bundled(BASE)))
     config = EngineConfig(
         model=folder,
@@ -212,7 +214,7 @@ async def _greet(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> N
     while not attachment.ready:
         await asyncio.sleep(0.1)
         if (elapsed_s := time.monotonic() - began) > 1.0:  # ours answers at once: nothing to say then
-            waiting.show(Progress("waiting for the engine", elapsed_s, attachment.problem or ""))
+            waiting.show(Progress("not ready", elapsed_s, "; ".join(attachment.reasons)))
     for problem in attachment.capabilities.problems if attachment.capabilities else ():
         waiting.say(f"note: {problem}")
     names = [model.id for model in attachment.models]
