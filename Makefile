@@ -1,7 +1,7 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make; vLLM on a CPU also
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
-#   make results-tinyworld   make results-thresholds
+#   make results-tinyworld   make results-thresholds   make generated   make panels
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check results-tinyworld results-thresholds clean help
+.PHONY: install demo serve test check results-tinyworld results-thresholds generated panels clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -44,6 +44,12 @@ results-tinyworld: $(STAMP)  ## measure base and adapter on TinyWorld: docs/resu
 
 results-thresholds: $(STAMP)  ## fit the default risk on the validation split: docs/results/thresholds.json
 	$(BIN)/modint-guard results thresholds $(ARGS)
+
+generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
+	$(BIN)/python -m modint_server.generated .
+
+panels: $(STAMP)  ## run every panel and alert against a real Prometheus: docs/results/panels.json
+	$(BIN)/python -m tests.deploy.panels
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import FOLDER
-from modint_server.adapters import bundled_names, locate, read, read_config
+from modint_server.adapters import bundled_names, locate, read, read_config, record_modules
 from modint_server.doctor import WEIGHTS, Diagnosis, Status, examine, fix
 from modint_server.tensors import TensorFile, read_header
 
@@ -68,6 +68,10 @@ def doctor(
         bool, typer.Option("--tower", help="The engine is started with --enable-tower-connector-lora.")
     ] = False,
     repair: Annotated[bool, typer.Option("--fix", help="Rename what vLLM would not find, in place.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Leave the counts beside the weights, for the metrics of `serve`."),
+    ] = False,
     every: Annotated[bool, typer.Option("--all", help="Show every key.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,6 +82,8 @@ def doctor(
     if repair and found.fixes:
         kept = fix(found)
         found = examine(name, folder, model, tower=tower)
+    if record:
+        record_modules(folder, found.modules())
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:

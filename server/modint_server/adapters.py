@@ -3,18 +3,21 @@
 `NAME` is looked up in `--adapter-dir` and then among the bundled ones; `NAME=PATH` names a PEFT folder.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import BASE
+from modint_server.metrics import Card
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
+RECORD = "doctor.json"
 DEFAULT_MAX_RANK = 16  # what vLLM takes where nobody says otherwise
 # How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
@@ -54,6 +57,59 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
             "with a letter or digit (NAME or NAME=PATH)"
         )
     return name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled)
+
+
+def card(adapter: Adapter) -> Card:
+    """What metrics say of an adapter: rank, fingerprint, baseline; raises AdapterError for a bad baseline."""
+    known = revision(adapter.path)
+    return Card(adapter.rank, known, _baseline(adapter), _recorded(adapter.path, known))
+
+
+def revision(folder: Path) -> str:
+    """The fingerprint of an adapter's weights: 12 hexadecimal digits of their SHA-256."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("adapter_model*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def record_modules(folder: Path, counts: Mapping[str, int]) -> Path:
+    """Leaves what the doctor found beside the weights, for metrics; raises AdapterError."""
+    path = folder / RECORD
+    try:
+        path.write_text(json.dumps({"revision": revision(folder), "modules": dict(counts)}) + "\n", "utf-8")
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be written: make its folder writable") from error
+    return path
+
+
+def _recorded(folder: Path, known: str) -> dict[str, int] | None:
+    """The doctor's record, unless it is of other weights or none at all: it is shown, never relied on."""
+    try:
+        found = json.loads((folder / RECORD).read_text("utf-8"))
+        return {str(k): int(v) for k, v in found["modules"].items()} if found["revision"] == known else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _baseline(adapter: Adapter) -> float | None:
+    """`baseline.flip_ratio` of the run record; None where there is no record, or none with a baseline."""
+    path = adapter.path / "run.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        ratio = record.get("baseline", {}).get("flip_ratio")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise AdapterError(f"adapter {adapter.name!r}: cannot read {path}: {error}") from error
+    if ratio is None:
+        return None
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        raise AdapterError(
+            f"adapter {adapter.name!r}: baseline.flip_ratio {ratio!r} in {path} is no share: give 0 to 1"
+        )
+    return float(ratio)
 
 
 def max_lora_rank(adapters: Sequence[Adapter]) -> int:

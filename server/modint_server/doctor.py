@@ -81,6 +81,12 @@ class Diagnosis:
     def of(self, status: Status) -> list[Key]:
         return [key for key in self.keys if key.status is status]
 
+    def modules(self) -> dict[str, int]:
+        """How many modules there are of each status; one whose halves differ counts in both."""
+        return {
+            status.value: len({_written(_cleaned(key.name)) for key in self.of(status)}) for status in Status
+        }
+
     def to_json(self) -> JSON:
         counts = {status.value: len(self.of(status)) for status in Status}
         keys = [{**asdict(key), "status": key.status.value} for key in self.keys]

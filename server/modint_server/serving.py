@@ -125,7 +125,9 @@ async def _start(
             stack.push_async_callback(engine.stop)
             ours = {"upstream_url": engine.base_url, "upstream_uds": engine.uds}
             key = {"upstream_api_key": SecretStr(engine.api_key)}
-            app = create_app(settings.model_copy(update=ours | key))  # what it refuses costs no start-up
+            app = create_app(  # what it refuses costs no start-up
+                settings.model_copy(update=ours | key), adapters=config.adapters
+            )
             app.state.gateway.attachment.hold("the engine is loading")
             await engine.start()
             await _serve(app, door, stop, _life_of(engine, app.state.gateway, door, waiting))

@@ -82,6 +82,14 @@ def test_the_doctor_leaves_with_0_where_nothing_is_and_says_what_it_did_not_chec
     assert "not everything was checked" in run(capsys, "doctor", f"mine={folder}")[1]
 
 
+def test_the_doctor_leaves_a_record_where_it_is_asked_to(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / "mine", pair(LANGUAGE))
+    run(capsys, "doctor", f"mine={folder}", "--record")
+    assert json.loads((folder / "doctor.json").read_text("utf-8"))["modules"]["unchecked"] == 1
+
+
 def test_nothing_to_fix_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = adapter(tmp_path / "mine", pair(LANGUAGE, rank=4))
     code, out, _ = run(capsys, "doctor", f"mine={folder}", "--fix")
