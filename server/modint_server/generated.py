@@ -1,5 +1,6 @@
-"""Writes what is committed but made from code: the tables of metrics, the dashboards (`make generated`)."""
+"""Writes what is committed but made: tables of metrics, dashboards, the PrometheusRule (`make generated`)."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,17 @@ def made(root: Path) -> Iterator[tuple[Path, str]]:
     yield page, rewritten(page.read_text("utf-8"))
     for board in BOARDS:
         yield root / "deploy" / "dashboards" / f"{board.uid}.json", dashboard(board)
+    rules = root / "deploy" / "rules" / "modint.yml"
+    yield root / "deploy/kustomize/overlays/ha/prometheusrule.json", prometheus_rule(rules.read_text("utf-8"))
+
+
+def prometheus_rule(rules: str) -> str:
+    """The rules as the Prometheus operator wants them: JSON, which is YAML too."""
+    import yaml  # for whoever develops; the gateway does without
+
+    head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule"}
+    document = {**head, "metadata": {"name": "modint-guard"}, "spec": yaml.safe_load(rules)}
+    return json.dumps(document, indent=1) + "\n"
 
 
 def main(root: Path) -> None:

@@ -23,8 +23,9 @@ def test_making_everything_anew_changes_nothing() -> None:
 
 def test_making_writes_the_files(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    page = tmp_path / "docs" / "metrics.md"
-    page.write_text((ROOT / "docs" / "metrics.md").read_text("utf-8"), "utf-8")
+    (tmp_path / "deploy" / "rules").mkdir(parents=True)
+    for name in ("docs/metrics.md", "deploy/rules/modint.yml"):
+        (tmp_path / name).write_text((ROOT / name).read_text("utf-8"), "utf-8")
     main(tmp_path)
     assert {path.name for path in (tmp_path / "deploy" / "dashboards").iterdir()} == {
         f"{board.uid}.json" for board in BOARDS
