@@ -7,9 +7,12 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -32,6 +35,7 @@ def rendered(folder: Path) -> list[JSON]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+@cache
 def objects(overlay: str) -> list[JSON]:
     return rendered(DEPLOY / "kustomize" / "overlays" / overlay)
 
@@ -175,6 +179,42 @@ def test_an_overlay_with_a_value_that_cannot_be_is_refused(tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match="nowhere"):
         rendered(overlay)
+
+
+# What others' checkers say
+
+CUSTOM = {
+    "ScaledObject",
+    "ServiceMonitor",
+    "PrometheusRule",
+}  # of operators: in no schema that is to be had here
+
+
+@overlays
+def test_core_kinds_fit_kubernetes_own_schemas(overlay: str) -> None:
+    for one in objects(overlay):
+        if one["kind"] not in CUSTOM:
+            kubernetes_validate.validate(one, "1.29", strict=True)
+
+
+def test_the_autoscaler_by_cpu_fits_its_schema_too() -> None:
+    hpa = yaml.safe_load((DEPLOY / "kustomize/overlays/ha/hpa.yaml").read_text("utf-8"))
+    kubernetes_validate.validate(hpa, "1.29", strict=True)
+    assert hpa["spec"]["scaleTargetRef"]["name"] == "gateway"
+
+
+def test_yamllint_has_nothing_to_say() -> None:
+    command = [sys.executable, "-m", "yamllint", "--strict", "-c", str(DEPLOY / "yamllint.yml"), str(DEPLOY)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run(
+        [str(hadolint), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 # compose, images, systemd, Grafana
