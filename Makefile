@@ -1,7 +1,8 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make; vLLM on a CPU also
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
-#   make results-tinyworld   make results-base   make results-thresholds
+#   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
+#   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -19,7 +20,8 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check results-tinyworld results-base results-thresholds clean help
+.PHONY: install demo serve test check results-tinyworld results-base results-thresholds generated panels \
+	deploy-check clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -47,6 +49,19 @@ results-base: $(STAMP)  ## the base's figures by training seed: docs/results/bas
 
 results-thresholds: $(STAMP)  ## fit the default risk on the validation split: docs/results/thresholds.json
 	$(BIN)/modint-guard results thresholds $(ARGS)
+
+generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
+	$(BIN)/python -m modint_server.generated .
+
+panels: $(STAMP)  ## run every panel and alert against a real Prometheus: docs/results/panels.json
+	$(BIN)/python -m tests.deploy.panels
+
+deploy-check: $(STAMP)  ## check rules, dashboards and manifests (wants promtool and kubectl)
+	@command -v promtool >/dev/null || { echo "promtool was not found: install it (Debian: apt-get install prometheus)" >&2; exit 1; }
+	@command -v kubectl >/dev/null || { echo "kubectl was not found, and nothing else renders the overlays: install it" >&2; exit 1; }
+	promtool check config deploy/prometheus.yml
+	promtool test rules deploy/rules/tests.yml
+	$(BIN)/python -m pytest -q tests/deploy/test_rules.py tests/deploy/test_boards.py tests/deploy/test_manifests.py
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,18 +3,22 @@
 `NAME` is looked up in `--adapter-dir` and then among the bundled ones; `NAME=PATH` names a PEFT folder.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import BASE
+from modint_server.metrics import Card
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
+RECORD = "doctor.json"
+DEFAULT_MAX_RANK = 16  # what vLLM takes where nobody says otherwise
 # How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
@@ -41,33 +45,98 @@ def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tupl
 
 def resolve(wanted: str, adapter_dir: Path, bundled: Path) -> Adapter:
     """Reads `NAME` or `NAME=PATH`; raises AdapterError."""
+    return read(*locate(wanted, adapter_dir, bundled))
+
+
+def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
+    """The name and folder that `NAME` or `NAME=PATH` means; raises AdapterError."""
     name, explicit, path = wanted.partition("=")
     if not NAME.fullmatch(name):
         raise AdapterError(
             f"adapter name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', beginning "
             "with a letter or digit (NAME or NAME=PATH)"
         )
-    return read(name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled))
+    return name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled)
+
+
+def card(adapter: Adapter) -> Card:
+    """What metrics say of an adapter: rank, fingerprint, baseline; raises AdapterError for a bad baseline."""
+    known = revision(adapter.path)
+    return Card(adapter.rank, known, _baseline(adapter), _recorded(adapter.path, known))
+
+
+def revision(folder: Path) -> str:
+    """The fingerprint of an adapter's weights: 12 hexadecimal digits of their SHA-256."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("adapter_model*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def record_modules(folder: Path, counts: Mapping[str, int]) -> Path:
+    """Leaves what the doctor found beside the weights, for metrics; raises AdapterError."""
+    path = folder / RECORD
+    try:
+        path.write_text(json.dumps({"revision": revision(folder), "modules": dict(counts)}) + "\n", "utf-8")
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be written: make its folder writable") from error
+    return path
+
+
+def _recorded(folder: Path, known: str) -> dict[str, int] | None:
+    """The doctor's record, unless it is of other weights or none at all: it is shown, never relied on."""
+    try:
+        found = json.loads((folder / RECORD).read_text("utf-8"))
+        return {str(k): int(v) for k, v in found["modules"].items()} if found["revision"] == known else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _baseline(adapter: Adapter) -> float | None:
+    """`baseline.flip_ratio` of the run record; None where there is no record, or none with a baseline."""
+    path = adapter.path / "run.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        ratio = record.get("baseline", {}).get("flip_ratio")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise AdapterError(f"adapter {adapter.name!r}: cannot read {path}: {error}") from error
+    if ratio is None:
+        return None
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        raise AdapterError(
+            f"adapter {adapter.name!r}: baseline.flip_ratio {ratio!r} in {path} is no share: give 0 to 1"
+        )
+    return float(ratio)
 
 
 def max_lora_rank(adapters: Sequence[Adapter]) -> int:
     """The smallest of vLLM's choices that holds every adapter's rank."""
     largest = max((adapter.rank for adapter in adapters), default=1)
-    return next(rank for rank in ALLOWED_RANKS if rank >= largest)
+    allowed = max_rank_flag(largest)
+    assert allowed is not None  # `read` refuses larger ones
+    return allowed
+
+
+def max_rank_flag(rank: int) -> int | None:
+    """The --max-lora-rank with which vLLM takes an adapter of this rank; None: it takes none so large."""
+    return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
 
 
 def read(name: str, folder: Path) -> Adapter:
     """Checks a PEFT folder as vLLM will; raises AdapterError."""
-    config = _config(name, folder)
+    config = read_config(name, folder)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise AdapterError(
             f"adapter {name!r}: {folder} has no adapter_model.safetensors: save it with "
             "save_pretrained(…, safe_serialization=True)"
         )
-    for refusal in _refusals(config):
+    for refusal in refusals(config):
         raise AdapterError(f"adapter {name!r}: {refusal}")
     base = config.get("base_model_name_or_path")
-    return Adapter(name, folder, _rank(name, config), base if isinstance(base, str) and base else None)
+    return Adapter(name, folder, max(ranks_of(config)), base if isinstance(base, str) and base else None)
 
 
 def _given(name: str, path: str) -> Path:
@@ -96,7 +165,8 @@ def bundled_names(bundled: Path) -> list[str]:
     return sorted(folder.parent.name for folder in bundled.glob("*/adapter_config.json"))
 
 
-def _config(name: str, folder: Path) -> dict[str, Any]:
+def read_config(name: str, folder: Path) -> dict[str, Any]:
+    """The folder's adapter_config.json; raises AdapterError where it is none of PEFT's LORA."""
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -112,8 +182,8 @@ def _config(name: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _refusals(config: dict[str, Any]) -> list[str]:
-    """What vLLM 0.32 does not load, each with the way out."""
+def refusals(config: dict[str, Any]) -> list[str]:
+    """Why vLLM 0.32 does not load such an adapter, each with the way out."""
     start = config.get("init_lora_weights", True)
     found = {
         "it uses DoRA, which vLLM does not load: train with use_dora=False": config.get("use_dora"),
@@ -134,18 +204,18 @@ def _refusals(config: dict[str, Any]) -> list[str]:
         "it is block-diagonal, which vLLM does not load: train without use_bdlora": config.get("use_bdlora"),
         "it uses QALoRA, which vLLM does not load: train with use_qalora=False": config.get("use_qalora"),
     }
-    return [refusal for refusal, present in found.items() if present]
+    return [*(refusal for refusal, present in found.items() if present), *_rank_refusals(config)]
 
 
-def _rank(name: str, config: dict[str, Any]) -> int:
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+def _rank_refusals(config: dict[str, Any]) -> list[str]:
+    ranks = ranks_of(config)
     if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 for rank in ranks):
-        raise AdapterError(
-            f"adapter {name!r}: its ranks {ranks} are not all positive whole numbers: export it again"
-        )
-    largest = max(ranks)
-    if largest > ALLOWED_RANKS[-1]:
-        raise AdapterError(
-            f"adapter {name!r}: rank {largest} is above {ALLOWED_RANKS[-1]}, vLLM's largest: train one below"
-        )
-    return int(largest)
+        return [f"its ranks {ranks} are not all positive whole numbers: export it again"]
+    if max_rank_flag(max(ranks)) is None:
+        return [f"rank {max(ranks)} is above {ALLOWED_RANKS[-1]}, vLLM's largest: train one below"]
+    return []
+
+
+def ranks_of(config: dict[str, Any]) -> list[Any]:
+    """The rank of most modules, then those of modules with their own; as written, unchecked."""
+    return [config.get("r"), *(config.get("rank_pattern") or {}).values()]

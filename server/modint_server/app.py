@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -16,6 +16,7 @@ from modint_guard.config import GuardConfig, ImageLimits
 from modint_guard.guard import Guard
 from modint_guard.relevance_rules import read_rules
 from modint_server import errors
+from modint_server.adapters import Adapter, card
 from modint_server.attachment import Attachment
 from modint_server.gateway import Gateway
 from modint_server.intake import Keys, request_id
@@ -28,10 +29,21 @@ from modint_server.upstream import Upstream
 
 
 def create_app(
-    settings: Settings, *, upstream: Upstream | None = None, registry: CollectorRegistry | None = None
+    settings: Settings,
+    *,
+    upstream: Upstream | None = None,
+    registry: CollectorRegistry | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> FastAPI:
-    """The ASGI app. Its lifespan opens the upstream and watches it; raises ConfigError on a bad key file."""
-    metrics = Metrics(registry if registry is not None else CollectorRegistry())
+    """The ASGI app. Its lifespan opens the upstream and watches it; `adapters` are known by their folders.
+
+    Raises ConfigError on a bad key file, AdapterError on a bad record of an adapter.
+    """
+    metrics = Metrics(
+        registry if registry is not None else CollectorRegistry(),
+        cards={adapter.name: card(adapter) for adapter in adapters},
+        settings={"guard": settings.guard, "adapter_selftest": settings.adapter_selftest},
+    )
     gateway = build(settings, upstream or upstream_of(settings), metrics)
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.gateway = gateway
@@ -78,6 +90,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         poll_s=settings.upstream_poll_s,
         capability_timeout_s=settings.capability_timeout_s,
         max_adapters=settings.max_adapter_labels,
+        testing="report" if settings.adapter_selftest == "auto" else settings.adapter_selftest,
     )
     pipeline = Pipeline(
         guard=Guard(guard_config(settings), calibrations=calibrations.values()),

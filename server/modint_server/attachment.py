@@ -1,10 +1,12 @@
-"""What is known of the engine: up or not and why, which models it serves, what it can do."""
+"""What is known of the engine: up or not and why, which models it serves, what it and its adapters can do."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 from modint_guard.calibration import Calibration, check_for
 from modint_guard.errors import ConfigError, EndpointError, RequestError
@@ -12,9 +14,11 @@ from modint_guard.types import CELLS
 from modint_server.errors import of_endpoint, unavailable
 from modint_server.logs import event
 from modint_server.metrics import NONE, OTHER, Metrics, Served
+from modint_server.selftest import RETRY_S, SelfTest
 from modint_server.upstream import Capabilities, Model, Upstream, check_capabilities, models_of
 
 REFRESH_S = 1.0  # a flood of unknown names asks the engine at most this often
+Testing = Literal["require", "report", "off"]  # what becomes of an adapter that fails the self-test
 
 
 class Attachment:
@@ -29,16 +33,20 @@ class Attachment:
         capability_timeout_s: float,
         max_adapters: int,
         calibrations: Mapping[Path, Calibration] | None = None,
+        testing: Testing = "off",
     ) -> None:
         self.capabilities: Capabilities | None = None
         self.models: tuple[Model, ...] = ()
         self.problem: str | None = "the engine has not answered yet"
+        self.selftest = SelfTest(upstream.complete, capability_timeout_s)
         self._upstream = upstream
         self._metrics = metrics
         self._poll_s = poll_s
         self._capability_timeout_s = capability_timeout_s
         self._max_adapters = max_adapters
         self._calibrations = calibrations or {}
+        self._testing = testing
+        self._retry_at = float("-inf")
         self._served: dict[str, Served] = {}
         self._refreshed = float("-inf")
         self._begun = asyncio.Event()
@@ -46,7 +54,26 @@ class Attachment:
 
     @property
     def ready(self) -> bool:
-        return self.problem is None
+        return not self.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why requests should go elsewhere; empty when ready."""
+        if self.problem is not None:
+            return [self.problem]
+        return self.adapter_problems if self._testing == "require" else []
+
+    @property
+    def adapter_problems(self) -> list[str]:
+        """A sentence for each adapter that failed the self-test, and for what is still to be tested."""
+        if not self._can_test():
+            return []
+        waiting = [name for name in self._adapters() if name not in self.selftest.adapters]
+        problems = [f"adapter {name!r} is being tested" for name in waiting]
+        examined = self.selftest.adapters.items()
+        problems += [f"adapter {name!r}: {found.problem}" for name, found in examined if not found.ok]
+        mixed = self.selftest.mixed
+        return [*problems, *([mixed.problem] if mixed is not None and mixed.problem else [])]
 
     @property
     def top_logprobs(self) -> int | None:
@@ -75,10 +102,11 @@ class Attachment:
 
     async def look(self) -> None:
         try:
-            if self.ready:
+            if self.problem is None:
                 self._know(models_of(await self._upstream.models()))
             else:
                 await self._attach()
+            await self._test_adapters()
         except EndpointError as exc:
             self._lost(exc)
         except ConfigError as exc:
@@ -90,6 +118,7 @@ class Attachment:
         if name not in self._served and due:
             await self._refresh()
         if (served := self._served.get(name)) is not None:
+            self._refuse_failed(name)
             return served
         if not self._served:
             raise unavailable("the engine is not ready yet: see /readyz", "not_ready")
@@ -109,8 +138,15 @@ class Attachment:
         with self._metrics.in_flight.labels(served.model).track_inprogress():
             yield served
 
+    def _refuse_failed(self, name: str) -> None:
+        """Its answers would be the base's under an adapter's name."""
+        found = self.selftest.adapters.get(name)
+        if self._testing == "require" and found is not None and not found.ok:
+            raise unavailable(f"adapter {name!r}: {found.problem}", "not_ready")
+
     async def _attach(self) -> None:
         self._check_calibrations(models_of(await self._upstream.models()))
+        self.selftest.forget()
         found = await check_capabilities(self._upstream, timeout_s=self._capability_timeout_s)
         self._know(found.models)
         self.capabilities, self.problem = found, None
@@ -123,6 +159,39 @@ class Attachment:
         for path, calibration in self._calibrations.items():
             check_for(calibration, path, models=served, probes=CELLS)
 
+    async def _test_adapters(self) -> None:
+        """Tests what was not tested yet, and now and then what could not be; raises EndpointError."""
+        names = self._adapters()
+        self.selftest.keep(names)
+        due = self.selftest.missing(names)
+        if time.monotonic() < self._retry_at:
+            due = [name for name in due if name not in self.selftest.adapters]
+        if not due or not self._can_test() or self.capabilities is None:
+            return
+        self._retry_at = time.monotonic() + RETRY_S
+        base = next(model.id for model in self.models if model.parent is None)
+        can = self.capabilities
+        await self.selftest.examine(base, due, top=can.top_logprobs, images=can.images)
+        self._report_tests(base, due)
+
+    def _report_tests(self, base: str, names: list[str]) -> None:
+        for name in names:
+            found = self.selftest.adapters[name]
+            self._metrics.examined(self._served[name], found.ok, found.divergence)
+            level = logging.INFO if found.ok else logging.WARNING
+            event("adapter_tested", level=level, adapter=name, **found.to_json())
+        if (mixed := self.selftest.mixed) is not None:
+            self._metrics.mixed(base, mixed.ok)
+            if not mixed.ok:
+                event("base_beside_adapters", level=logging.WARNING, problem=mixed.problem)
+
+    def _can_test(self) -> bool:
+        """Without log-probabilities there is nothing to compare."""
+        return self._testing != "off" and bool(self.top_logprobs)
+
+    def _adapters(self) -> list[str]:
+        return [model.id for model in self.models if model.parent is not None]
+
     async def _refresh(self) -> None:
         self._refreshed = time.monotonic()
         try:
@@ -134,7 +203,8 @@ class Attachment:
         if models == self.models:
             return
         self.models = models
-        self._served = self._label_values(models)
+        before, self._served = self._served, self._label_values(models)
+        self._metrics.gone(set(before.values()) - set(self._served.values()))
         self._metrics.know(self._served.values())
 
     def _label_values(self, models: tuple[Model, ...]) -> dict[str, Served]:

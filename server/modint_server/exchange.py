@@ -38,6 +38,7 @@ class Record:
     images: int = 0
     usage: Any = None
     report: Report | None = None
+    coverage: float | None = None  # probability held by the tokens listed at the first content position
     first_token_s: float | None = None
     closed: bool = False
     waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten

@@ -123,6 +123,8 @@ def count(metrics: Metrics, record: Record) -> None:
     metrics.used(served, record.usage)
     if record.first_token_s is not None:
         metrics.first_token.labels(*ma).observe(record.first_token_s)
+    if record.coverage is not None:
+        metrics.coverage.labels(served.model).observe(record.coverage)
     if record.report is not None:
         metrics.judged(served, record.report)
 

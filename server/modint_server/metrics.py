@@ -1,6 +1,7 @@
 """Every metric of the gateway, with closed label sets whose children exist from the start."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -36,22 +37,59 @@ class Served:
 NOBODY = Served(UNKNOWN)
 
 
+@dataclass(frozen=True)
+class Family:
+    """One family as the catalogue in docs/metrics.md shows it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of an adapter before it is served; None where it is not."""
+
+    rank: int | None = None
+    revision: str | None = None  # the first 12 hexadecimal digits of its weights' SHA-256
+    baseline_flip_ratio: float | None = None  # of its run record: see docs/metrics.md
+    modules: Mapping[str, int] | None = None  # of its doctor's record, by status
+
+
+NO_CARD = Card()
+ADAPTER_STATUSES = ("matched", "renamed", "ignored", "unmatched", "unchecked")
+
+
 class Metrics:
     """The families, on a registry that is given; `know` makes the children of each served model."""
 
-    def __init__(self, registry: CollectorRegistry, *, upstream: str = "engine") -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        upstream: str = "engine",
+        cards: Mapping[str, Card] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.registry = registry
+        self.catalogue: list[Family] = []
         self._upstream = upstream
+        self._cards = cards or {}
         ma = ("model", "adapter")
 
+        def named(name: str, kind: str, text: str, labels: Iterable[str]) -> tuple[str, str, tuple[str, ...]]:
+            self.catalogue.append(Family(f"modint_{name}", kind, tuple(labels), text))
+            return f"modint_{name}", text, tuple(labels)
+
         def counter(name: str, text: str, labels: Iterable[str]) -> Counter:
-            return Counter(f"modint_{name}", text, tuple(labels), registry=registry)
+            return Counter(*named(name, "counter", text, labels), registry=registry)
 
         def histogram(name: str, text: str, labels: Iterable[str], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"modint_{name}", text, tuple(labels), registry=registry, buckets=buckets)
+            return Histogram(*named(name, "histogram", text, labels), registry=registry, buckets=buckets)
 
         def gauge(name: str, text: str, labels: Iterable[str]) -> Gauge:
-            return Gauge(f"modint_{name}", text, tuple(labels), registry=registry)
+            return Gauge(*named(name, "gauge", text, labels), registry=registry)
 
         self.requests = counter("requests_total", "Requests answered, by outcome.", (*ma, "route", "outcome"))
         self.duration = histogram("request_duration_seconds", "First byte in to last byte out.", ma, _SECONDS)
@@ -87,18 +125,47 @@ class Metrics:
             "Largest change of a probability when the same request was asked again, last seen.",
             ("model",),
         )
-        self.coverage = histogram(
-            "logprob_coverage_ratio", "Share of a distribution that its top-k holds.", ("model",), _RATIOS
-        )
         self.probe_seconds = histogram(
             "probe_duration_seconds", "One probe's call.", (*ma, "probe"), _SECONDS
+        )
+        self.coverage = histogram(
+            "logprob_coverage_ratio",
+            "Probability that the listed tokens hold at the answer's first content position.",
+            ("model",),
+            _RATIOS,
         )
         self.probe_tokens = counter("probe_tokens_total", "Tokens that probes cost.", ma)
         self.probe_cached = counter("probe_cached_tokens_total", "Of these, found in the prefix cache.", ma)
         self.probe_skipped = counter("probe_skipped_total", "Requests not probed.", ("model", "reason"))
         self.actions = counter("policy_actions_total", "What was done about a verdict.", (*ma, "action"))
+        self.adapter_divergence = gauge(
+            "adapter_selftest_divergence_ratio",
+            "Self-test: largest Jensen-Shannon, base 2, of adapter against base.",
+            ma,
+        )
+        self.adapter_ok = gauge(
+            "adapter_selftest_ok", "1 where the adapter changes the engine's answers.", ma
+        )
+        self.mixed_ok = gauge(
+            "base_beside_adapters_ok",
+            "1 where base answers beside adapter traffic are the base's.",
+            ("model",),
+        )
+        self.adapter_info = gauge(
+            "adapter_info", "1, labelled with rank and fingerprint where known.", (*ma, "rank", "revision")
+        )
+        self.adapter_modules = gauge(
+            "adapter_modules", "Modules of an adapter by what the doctor recorded.", (*ma, "status")
+        )
+        self.adapter_baseline = gauge(
+            "adapter_baseline_flip_ratio", "Share of flips on the adapter's card, where it has one.", ma
+        )
         self.overflow = counter("metric_label_overflow_total", "Values kept out of a label.", ("label",))
         self.build = gauge("build_info", "1, labelled with the version.", ("version",))
+        self.config = gauge(
+            "config_info", "1, labelled with the settings that change what is counted.", tuple(settings or ())
+        )
+        (self.config.labels(**settings) if settings else self.config).set(1)
         self._children_of_closed_sets()
 
     def know(self, served: Iterable[Served]) -> None:
@@ -122,6 +189,24 @@ class Metrics:
                 if isinstance(tokens := usage.get(key), int):
                     self.tokens.labels(served.model, served.adapter, direction).inc(tokens)
 
+    def examined(self, served: Served, ok: bool, divergence: float | None) -> None:
+        """The self-test of one adapter; its children exist only once it was tested."""
+        self.adapter_ok.labels(served.model, served.adapter).set(float(ok))
+        if divergence is not None:
+            self.adapter_divergence.labels(served.model, served.adapter).set(divergence)
+
+    def gone(self, served: Iterable[Served]) -> None:
+        """Forgets the state of adapters that are no longer served; what they counted stays."""
+        for one in served:
+            for family in (self.adapter_ok, self.adapter_divergence, self.adapter_baseline):
+                with contextlib.suppress(KeyError):  # never tested, or without a baseline
+                    family.remove(one.model, one.adapter)
+            for family in (self.adapter_info, self.adapter_modules):
+                family.remove_by_labels({"model": one.model, "adapter": one.adapter})
+
+    def mixed(self, model: str, ok: bool) -> None:
+        self.mixed_ok.labels(model).set(float(ok))
+
     def judged(self, served: Served, report: Report) -> None:
         """Counts one verdict and its probes."""
         verdict, ma = report.verdict, (served.model, served.adapter)
@@ -141,8 +226,6 @@ class Metrics:
             self.probe_cached.labels(*ma).inc(probe.cached_tokens)
             if probe.divergence is not None:
                 self.divergence.labels(*ma, probe.name).observe(probe.divergence)
-            if probe.coverage is not None:
-                self.coverage.labels(served.model).observe(probe.coverage)
 
     def _children_of_closed_sets(self) -> None:
         for reason in REJECTIONS:
@@ -163,6 +246,8 @@ class Metrics:
         ma = (one.model, one.adapter)
         for by_model in (self.in_flight, self.noise, self.coverage):
             by_model.labels(one.model)
+        if one.adapter not in (NONE, OTHER):
+            self._introduce(ma, self._cards.get(one.adapter, NO_CARD))
         for family in (self.duration, self.first_token, self.probe_tokens, self.probe_cached):
             family.labels(*ma)
         for direction in ("input", "output"):
@@ -179,6 +264,14 @@ class Metrics:
         for probe in PROBES:
             self.divergence.labels(*ma, probe)
             self.probe_seconds.labels(*ma, probe)
+
+    def _introduce(self, ma: tuple[str, str], card: Card) -> None:
+        rank = UNKNOWN if card.rank is None else str(card.rank)
+        self.adapter_info.labels(*ma, rank, card.revision or UNKNOWN).set(1)
+        if card.baseline_flip_ratio is not None:
+            self.adapter_baseline.labels(*ma).set(card.baseline_flip_ratio)
+        for status in ADAPTER_STATUSES if card.modules is not None else ():
+            self.adapter_modules.labels(*ma, status).set((card.modules or {}).get(status, 0))
 
     def _judgements_of(self, ma: tuple[str, str], relevant: str) -> None:
         self.risk.labels(*ma, relevant)

@@ -4,6 +4,7 @@ The answer comes first: a probe that fails or is late makes the verdict `unscore
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -146,7 +147,7 @@ class Pipeline:
             answered.set_result(_read(partial(reply_of, completion)))
             replies = await probing
         record.usage = completion.get("usage")
-        report = record.report = self._judged(plan, partial(reply_of, completion), replies)
+        report = record.report = self._judged(plan, partial(reply_of, completion), replies, record)
         document = annotate.annotated(strip_added(completion, plan.asked), report)
         await wire.respond(_json(document, annotate.headers_of(report, debug=debug)))
 
@@ -165,7 +166,7 @@ class Pipeline:
                 answered.set_result(_read(answer.reply))
                 with record.holding():
                     replies = await probing
-                record.report = self._judged(plan, answer.reply, replies)
+                record.report = self._judged(plan, answer.reply, replies, record)
                 return annotate.annotated(finish, record.report)
 
             body = orjson.dumps(self.guard.main_body(plan))
@@ -251,16 +252,25 @@ class Pipeline:
             with record.waiting():
                 completion = await self.upstream.complete(self.guard.own_body(plan))
             replies = await probing
-        return self._judged(plan, partial(reply_of, completion), replies, given=answer)
+        return self._judged(plan, partial(reply_of, completion), replies, record, given=answer)
 
     def _judged(
-        self, plan: Plan, read: Callable[[], Reply], replies: Replies, *, given: str | None = None
+        self,
+        plan: Plan,
+        read: Callable[[], Reply],
+        replies: Replies,
+        record: Record,
+        *,
+        given: str | None = None,
     ) -> Report:
         """Score and policy. The answer is already there: whatever goes wrong here must not take it away."""
         try:
+            reply = read()
+            if reply.top:
+                record.coverage = min(1.0, sum(map(math.exp, reply.top.values())))
             if given is not None:
-                return self.guard.judge_given(plan, given, read(), replies)
-            report = self.guard.judge(plan, read(), replies)
+                return self.guard.judge_given(plan, given, reply, replies)
+            report = self.guard.judge(plan, reply, replies)
             if report.noise is not None:
                 self.noise.measured(plan.body["model"], report.noise)
             return report

@@ -58,6 +58,8 @@ def start(
         upstream_api_key_file=None,
         **_given(calibrations),
     )
+    if settings.adapter_selftest == "auto":  # whoever names an adapter here wants that one, not the base
+        settings = settings.model_copy(update={"adapter_selftest": "require"})
     folder = checked_model(model if model is not None else str(bundled(BASE)))
     config = EngineConfig(
         model=folder,
@@ -142,7 +144,9 @@ async def _start(
             stack.push_async_callback(engine.stop)
             ours = {"upstream_url": engine.base_url, "upstream_uds": engine.uds}
             key = {"upstream_api_key": SecretStr(engine.api_key)}
-            app = create_app(settings.model_copy(update=ours | key))  # what it refuses costs no start-up
+            app = create_app(  # what it refuses costs no start-up
+                settings.model_copy(update=ours | key), adapters=config.adapters
+            )
             app.state.gateway.attachment.hold("the engine is loading")
             await engine.start()
             await _serve(app, door, stop, _life_of(engine, app.state.gateway, door, waiting))
@@ -231,7 +235,7 @@ async def _greet(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> N
     while not attachment.ready:
         await asyncio.sleep(0.1)
         if (elapsed_s := time.monotonic() - began) > 1.0:  # ours answers at once: nothing to say then
-            waiting.show(Progress("waiting for the engine", elapsed_s, attachment.problem or ""))
+            waiting.show(Progress("not ready", elapsed_s, "; ".join(attachment.reasons)))
     for problem in attachment.capabilities.problems if attachment.capabilities else ():
         waiting.say(f"note: {problem}")
     names = [model.id for model in attachment.models]

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     max_probes_in_flight: int = Field(default=64, gt=0)
     max_adapter_labels: int = Field(default=64, gt=0)
 
+    # Adapters. "auto": required of an engine that `serve` starts, reported of one attached to.
+    adapter_selftest: Literal["auto", "require", "report", "off"] = "auto"
+
     # The guard.
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)

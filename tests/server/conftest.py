@@ -5,7 +5,7 @@ import base64
 import io
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from modint_server.adapters import Adapter
 from modint_server.app import create_app
 from modint_server.gateway import Gateway
 from modint_server.settings import Settings
@@ -78,11 +79,15 @@ class Said:
 
 
 @asynccontextmanager
-async def serving(upstream_url: str, *, ready: bool = True, **settings: Any) -> AsyncIterator[Running]:
+async def serving(
+    upstream_url: str, *, ready: bool = True, adapters: Sequence[Adapter] = (), **settings: Any
+) -> AsyncIterator[Running]:
     """A gateway with these settings; waits until it has attached, unless told otherwise."""
     registry = CollectorRegistry()
-    fast = {"upstream_poll_s": 0.05, "capability_timeout_s": 5.0}
-    app = create_app(Settings(upstream_url=upstream_url, **{**fast, **settings}), registry=registry)
+    fast: dict[str, Any] = {"upstream_poll_s": 0.05, "capability_timeout_s": 5.0}
+    fast["adapter_selftest"] = "off"  # its requests would be among those that tests count
+    given = Settings(upstream_url=upstream_url, **{**fast, **settings})
+    app = create_app(given, registry=registry, adapters=adapters)
     gateway: Gateway = app.state.gateway
     # asyncio turns Nagle's delay off only where the protocol is named: 40 ms an answer otherwise.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as door:

@@ -14,10 +14,14 @@ from modint_server.adapters import (
     NAME,
     Adapter,
     bundled_names,
+    card,
     max_lora_rank,
+    record_modules,
     resolve,
     resolve_all,
+    revision,
 )
+from modint_server.metrics import Card
 
 
 def make(folder: Path, **config: Any) -> Path:
@@ -154,3 +158,43 @@ def test_the_rounded_rank_holds_every_adapter(ranks: list[int]) -> None:
 @given(st.from_regex(NAME, fullmatch=True))
 def test_no_allowed_name_is_a_path(name: str) -> None:
     assert Path(name).name == name and name not in {".", ".."}
+
+
+def with_baseline(folder: Path, baseline: Any) -> Card:
+    (folder / "run.json").write_text(json.dumps({"baseline": baseline}), "utf-8")
+    return card(Adapter("mine", folder, 16, None))
+
+
+def test_a_card_holds_rank_fingerprint_and_baseline(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine")
+    assert with_baseline(folder, {"flip_ratio": 0.25}) == Card(16, revision(folder), 0.25)
+    other = make(tmp_path / "other")
+    (other / "adapter_model.safetensors").write_bytes(b"x")
+    assert revision(other) != revision(folder) and len(revision(folder)) == 12
+
+
+def test_a_card_without_a_baseline_has_none(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine")
+    assert card(Adapter("mine", folder, 16, None)).baseline_flip_ratio is None
+    assert with_baseline(folder, {}).baseline_flip_ratio is None
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5, "much", True])
+def test_a_baseline_that_is_no_share_is_refused(ratio: Any, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="is no share: give 0 to 1"):
+        with_baseline(make(tmp_path / "mine"), {"flip_ratio": ratio})
+
+
+def test_a_record_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine")
+    (folder / "run.json").write_text("{", "utf-8")
+    with pytest.raises(AdapterError, match=r"cannot read .*run\.json"):
+        card(Adapter("mine", folder, 16, None))
+
+
+def test_the_doctors_record_counts_only_for_the_weights_it_was_made_for(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine")
+    record_modules(folder, {"renamed": 35})
+    assert card(Adapter("mine", folder, 16, None)).modules == {"renamed": 35}
+    (folder / "adapter_model.safetensors").write_bytes(b"other")
+    assert card(Adapter("mine", folder, 16, None)).modules is None

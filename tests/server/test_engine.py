@@ -136,13 +136,6 @@ async def test_a_healthy_engine_becomes_ready_and_says_how_long_it_took() -> Non
     assert not engine.uds.parent.exists()
 
 
-async def test_an_adapter_that_answers_as_the_base_is_noted() -> None:
-    config = replace(CONFIG, adapters=ADAPTERS[:1])
-    async with Engine(config, command=stub("same")) as engine:
-        (note,) = (await engine.wait_ready()).notes
-    assert "'a' answers exactly as the base" in note
-
-
 async def test_a_model_that_takes_no_images_is_noted() -> None:
     async with Engine(CONFIG, command=stub("text-only")) as engine:
         (note,) = (await engine.wait_ready()).notes

@@ -3,13 +3,20 @@
 import asyncio
 import json
 import logging
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from modint_server.adapters import read, record_modules, revision
+from modint_server.catalogue import LABELS
 from modint_server.logs import JsonLines
+from modint_server.metrics import Card, Metrics, Served
+from tests.server.adapter_folders import LANGUAGE, adapter, pair
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled
 
@@ -196,3 +203,71 @@ async def test_the_metrics_of_an_engine_that_is_down_are_an_envelope() -> None:
         said = await gateway.get("/engine/metrics")
         assert (said.status, said.error["code"]) == (502, "upstream_unreachable")
         assert (await gateway.get("/livez")).status == 200
+
+
+async def test_every_family_of_the_catalogue_is_on_the_page_with_its_labels(running_gateway: Running) -> None:
+    text = (await running_gateway.get("/metrics")).body.decode()
+    shown = {
+        (sample.name.removesuffix("_bucket"), frozenset(sample.labels) - {"le"})
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    untested = {"modint_adapter_selftest_ok", "modint_adapter_selftest_divergence_ratio"}
+    untested |= {"modint_base_beside_adapters_ok"}  # the self-test is off here
+    by_folder = {"modint_adapter_modules", "modint_adapter_baseline_flip_ratio"}  # and no folder is known
+    for family in running_gateway.gateway.metrics.catalogue:
+        if family.name not in untested | by_folder:
+            assert (family.name, frozenset(family.labels)) in shown
+
+
+def test_every_value_of_a_label_is_on_the_page() -> None:
+    page = Metrics(CollectorRegistry(), settings={"guard": "on", "adapter_selftest": "off"})
+    page.know([Served("base"), Served("base", "lora")])
+    values = {
+        (name, value)
+        for family in page.registry.collect()
+        for sample in family.samples
+        for name, value in sample.labels.items()
+    }
+    for label, named in LABELS.items():
+        if label != "status" and not isinstance(named, str):
+            assert {(label.split()[0], str(value)) for value in named} <= values
+
+
+def test_promtools_linter_has_nothing_to_say() -> None:
+    metrics = Metrics(
+        CollectorRegistry(),
+        cards={"lora": Card(16, "abc", 0.05, {"renamed": 35})},
+        settings={"guard": "on", "adapter_selftest": "require"},
+    )
+    metrics.know([Served("base"), Served("base", "lora")])
+    metrics.examined(Served("base", "lora"), True, 0.2)
+    metrics.mixed("base", True)
+    page = generate_latest(metrics.registry)
+    said = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
+    assert (said.returncode, said.stdout + said.stderr) == (0, b"")
+
+
+async def test_what_is_known_of_an_adapters_folder_is_labelled(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / ADAPTER, pair(LANGUAGE))
+    (folder / "run.json").write_text(json.dumps({"baseline": {"flip_ratio": 0.125}}), "utf-8")
+    record_modules(folder, {"renamed": 1})
+    known = read(ADAPTER, folder)
+    async with serving(upstream.url, adapters=[known]) as gateway:
+        ma = {"model": BASE, "adapter": ADAPTER}
+        assert gateway.value("modint_adapter_info", **ma, rank="2", revision=revision(folder)) == 1
+        assert gateway.value("modint_adapter_baseline_flip_ratio", **ma) == 0.125
+        assert gateway.value("modint_adapter_modules", **ma, status="renamed") == 1
+        assert gateway.value("modint_adapter_modules", **ma, status="unmatched") == 0
+
+
+async def test_how_much_of_the_probability_was_listed_is_counted(running_gateway: Running) -> None:
+    await running_gateway.post(chat(modint=IMAGE))  # "blue" 0.95, "red" 0.04
+    assert running_gateway.value("modint_logprob_coverage_ratio_count", model=BASE) == 1
+    assert running_gateway.value("modint_logprob_coverage_ratio_sum", model=BASE) == pytest.approx(0.99)
+
+
+async def test_the_settings_that_change_what_is_counted_are_a_label(running_gateway: Running) -> None:
+    assert running_gateway.value("modint_config_info", guard="on", adapter_selftest="off") == 1

@@ -83,6 +83,6 @@ async def test_the_noise_floor_and_the_coverage_are_metrics(scoring: FakeUpstrea
         assert gateway.value("modint_noise_floor_ratio", **name) == 0.0
         await gateway.post(chat(modint={**IMAGE, "probes": ["noop", "black"]}))
         assert gateway.value("modint_noise_floor_ratio", **name) == 0.0
-        assert gateway.value("modint_logprob_coverage_ratio_count", **name) == 5.0
+        assert gateway.value("modint_logprob_coverage_ratio_count", **name) == 1.0  # one answer
         labels = {**name, "adapter": "none", "relevant": "image", "probe": "black", "outcome": "consistent"}
         assert gateway.value("modint_probe_results_total", **labels) == 1.0

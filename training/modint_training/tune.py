@@ -153,7 +153,7 @@ def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
 def read_examples(path: str) -> list[Item]:
     """The examples of a data set of one's own, in any format of docs/data.md.
 
-    Raises DataError for what cannot be read or trained on yet: examples without a label or with earlier turns.
+    Raises DataError for what cannot be read or trained on yet: no label, or earlier turns.
     """
     found = list(read_data(Path(path)))
     for item in found:

@@ -22,14 +22,15 @@ async def readyz(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     attachment = gateway.attachment
     reasons = ["the gateway is shutting down"] if gateway.draining else []
-    if attachment.problem is not None:
-        reasons.append(attachment.problem)
+    reasons += attachment.reasons
     found = attachment.capabilities
+    told = [*(found.problems if found else ()), *attachment.adapter_problems]
     body = {
         "status": "not ready" if reasons else "ok",
         "reasons": reasons,
         "capabilities": found.to_json() if found else None,
-        "notes": list(found.problems) if found else [],
+        "adapters": {name: one.to_json() for name, one in attachment.selftest.adapters.items()},
+        "notes": [note for note in told if note not in reasons],
     }
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
 

@@ -1,0 +1,153 @@
+"""Safetensors files by their headers: names, sizes, faults; keys are renamed without touching a number.
+
+The format: eight bytes with the header's length (little endian), the header as JSON, the tensors' bytes. Read
+here rather than with the library of that name, which the gateway does not otherwise need.
+"""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modint_guard.errors import AdapterError
+
+MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+# Bytes an element, and for floating point the unsigned type of that width with the mask of its exponent bits.
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+SIZES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+_EXPONENT = {
+    "F64": (np.uint64, 0x7FF0 << 48),
+    "F32": (np.uint32, 0x7F80 << 16),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One entry of a header; `start` and `end` count from the end of the header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file whose header has been read and fits its size."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    data_start: int
+
+    def is_zero(self, tensor: Tensor) -> bool:
+        """Whether every element is zero (of either sign)."""
+        raw = self._raw(tensor)
+        if tensor.dtype not in _EXPONENT:
+            return not raw.any()
+        kind, _ = _EXPONENT[tensor.dtype]
+        return not (raw.view(kind) << 1).any()
+
+    def is_finite(self, tensor: Tensor) -> bool:
+        """Whether no element is infinite or not a number: all exponent bits set. Integers are finite."""
+        if tensor.dtype not in _EXPONENT:
+            return True
+        kind, mask = _EXPONENT[tensor.dtype]
+        bits = self._raw(tensor).view(kind)
+        return not bool(((bits & kind(mask)) == kind(mask)).any())
+
+    def _raw(self, tensor: Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        with self.path.open("rb") as file:
+            file.seek(self.data_start + tensor.start)
+            return np.frombuffer(file.read(tensor.end - tensor.start), np.uint8)
+
+
+def read_header(path: Path) -> TensorFile:
+    """Reads and checks a file's header; raises AdapterError naming the file."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else MAX_HEADER_BYTES + 1
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                raise AdapterError(f"{path} is no safetensors file, or it was cut off: copy or save it again")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as exc:
+        raise AdapterError(f"{path} cannot be read as safetensors ({exc}): save it again") from exc
+    data_start = 8 + length
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
+    try:
+        tensors = {name: _tensor(name, entry, size - data_start) for name, entry in header.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise AdapterError(f"{path} has a damaged header ({exc}): copy or save it again") from exc
+    return TensorFile(path, tensors, metadata, data_start)
+
+
+def _tensor(name: str, entry: Any, room: int) -> Tensor:
+    start, end = entry["data_offsets"]
+    tensor = Tensor(name, entry["dtype"], tuple(entry["shape"]), start, end)
+    if tensor.dtype not in SIZES:
+        raise ValueError(f"{name} has the unknown type {tensor.dtype}")
+    if not 0 <= start <= end <= room or end - start != prod(tensor.shape) * SIZES[tensor.dtype]:
+        raise ValueError(f"{name} does not fit the file")
+    return tensor
+
+
+def rename(file: TensorFile, names: Mapping[str, str]) -> Path:
+    """Rewrites a file with some of its tensors renamed, atomically; returns where the original is kept.
+
+    The new file is complete and on disk before it takes the old one's name. Raises AdapterError where two
+    tensors would have one name, or where the folder cannot be written.
+    """
+    renamed = [names.get(name, name) for name in file.tensors]
+    for name in renamed:
+        if renamed.count(name) > 1:
+            raise AdapterError(f"{file.path}: two tensors would be called {name}: remove one of them first")
+    kept = file.path.with_name(file.path.name + ".orig")
+    try:
+        if not kept.exists():
+            shutil.copy2(file.path, kept)
+        _write(file, _header(file, names))
+    except OSError as exc:
+        raise AdapterError(
+            f"{file.path} cannot be rewritten ({exc.strerror}): make its folder writable"
+        ) from exc
+    return kept
+
+
+def _header(file: TensorFile, names: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(file.metadata)} if file.metadata else {}
+    for name, one in file.tensors.items():
+        entries[names.get(name, name)] = {
+            "dtype": one.dtype,
+            "shape": list(one.shape),
+            "data_offsets": [one.start, one.end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)  # data begins at a multiple of eight
+
+
+def _write(file: TensorFile, header: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(dir=file.path.parent, prefix=f".{file.path.name}-")
+    fresh = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as target, file.path.open("rb") as source:
+            target.write(struct.pack("<Q", len(header)) + header)
+            source.seek(file.data_start)
+            shutil.copyfileobj(source, target, 2**20)
+            target.flush()
+            os.fsync(target.fileno())
+        shutil.copymode(file.path, fresh)
+        fresh.replace(file.path)
+    finally:
+        fresh.unlink(missing_ok=True)

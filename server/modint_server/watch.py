@@ -1,0 +1,177 @@
+"""`modint-guard watch`: flags, flips and latency of a running gateway, read from its own `/metrics`.
+
+Two pages some seconds apart are one view: what grew between them, by model and adapter.
+"""
+
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from modint_guard.errors import ConfigError, EndpointUnreachable
+
+Labels = frozenset[tuple[str, str]]
+Page = Mapping[tuple[str, Labels], float]
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One served model in the time looked at; None where there is nothing to take a share of."""
+
+    model: str
+    adapter: str
+    requests: float
+    failed: float
+    judged: float
+    flagged: float | None
+    flips: float | None
+    median_s: float | None
+
+
+def watch(
+    url: Annotated[str, typer.Argument(help="The gateway's address.")] = "http://127.0.0.1:8080",
+    every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
+    window_s: Annotated[float, typer.Option("--window", min=1.0, help="Seconds that a view covers.")] = 300.0,
+    once: Annotated[bool, typer.Option("--once", help="Print everything since the start, and end.")] = False,
+) -> None:
+    """Watch a running gateway: flagged answers, flips and latency by model and adapter."""
+    address = _address(url)
+    page = read(address)
+    console = Console()
+    if once:
+        console.print(view(lines({}, page), page, "since the gateway's start"))
+        return
+    seen: deque[tuple[float, Page]] = deque([(time.monotonic(), page)])
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(_view_of(seen), refresh=True)
+            time.sleep(every_s)
+            try:
+                seen.append((time.monotonic(), read(address)))
+            except EndpointUnreachable as gone:
+                live.update(
+                    f"{gone}; the last view was {time.monotonic() - seen[-1][0]:.0f} s ago", refresh=True
+                )
+                continue
+            while len(seen) > 2 and seen[-1][0] - seen[1][0] >= window_s:
+                seen.popleft()
+
+
+def read(address: str) -> Page:
+    """The gateway's page as numbers; raises EndpointUnreachable, or ConfigError where it is no gateway's."""
+    try:
+        with urllib.request.urlopen(f"{address}/metrics", timeout=TIMEOUT_S) as answer:
+            text = answer.read().decode("utf-8", "replace")
+    except (urllib.error.URLError, OSError) as exc:
+        raise EndpointUnreachable(
+            f"no gateway answers at {address} ({exc}): start one, or name its address"
+        ) from exc
+    try:
+        families = list(text_string_to_metric_families(text))
+    except ValueError as exc:
+        raise ConfigError(f"{address}/metrics is no page of metrics: name the gateway's address") from exc
+    page = {(s.name, frozenset(s.labels.items())): s.value for one in families for s in one.samples}
+    if not any(name == "modint_build_info" for name, _ in page):
+        raise ConfigError(f"what answers at {address} is no modint-guard: name the gateway's address")
+    return page
+
+
+def lines(before: Page, now: Page) -> list[Line]:
+    """One line for each model and adapter that answered anything meanwhile."""
+    grown = {key: value - before.get(key, 0.0) for key, value in now.items()}
+    served = sorted({_who(labels) for name, labels in grown if name == "modint_requests_total"})
+    found = [_line(grown, *who) for who in served]
+    return [line for line in found if line.requests]
+
+
+def view(shown: list[Line], page: Page, span: str) -> Table:
+    """The lines as a table, under what the gateway says of its engine."""
+    up = sum(value for (name, _), value in page.items() if name == "modint_upstream_up")
+    busy = sum(value for (name, _), value in page.items() if name == "modint_requests_in_flight")
+    title = f"engine {'up' if up else 'DOWN'} · {busy:.0f} in flight · {span}"
+    table = Table(
+        "model", "adapter", "requests", "failed", "judged", "flagged", "flips", "median", title=title
+    )
+    for line in shown:
+        table.add_row(
+            line.model,
+            line.adapter,
+            f"{line.requests:.0f}",
+            f"{line.failed:.0f}",
+            f"{line.judged:.0f}",
+            _percent(line.flagged),
+            _percent(line.flips),
+            "–" if line.median_s is None else f"{line.median_s:.2g} s",
+        )
+    return table
+
+
+def _view_of(seen: deque[tuple[float, Page]]) -> Table:
+    (first, before), (last, now) = seen[0], seen[-1]
+    return view(lines(before, now), now, f"the last {last - first:.0f} s")
+
+
+def _line(grown: Page, model: str, adapter: str) -> Line:
+    def total(metric: str, **wanted: tuple[str, ...]) -> float:
+        return sum(
+            value
+            for (name, labels), value in grown.items()
+            if name == metric
+            and _who(labels) == (model, adapter)
+            and all(dict(labels).get(label) in values for label, values in wanted.items())
+        )
+
+    judged = total("modint_verdicts_total", verdict=("pass", "flagged"))
+    decided = ("consistent", "flipped", "undecided")
+    # What ought not to matter: the text of a question about the picture, the picture of one about the text.
+    pairs = ((("image",), ("no_context",)), (("text",), ("neutral_image",)))
+    results = "modint_probe_results_total"
+    examined = sum(total(results, relevant=one, probe=probe, outcome=decided) for one, probe in pairs)
+    flipped = sum(total(results, relevant=one, probe=probe, outcome=("flipped",)) for one, probe in pairs)
+    return Line(
+        model,
+        adapter,
+        requests=total("modint_requests_total"),
+        failed=total("modint_requests_total", outcome=("upstream_error", "interrupted", "internal_error")),
+        judged=judged,
+        flagged=total("modint_verdicts_total", verdict=("flagged",)) / judged if judged else None,
+        flips=flipped / examined if examined else None,
+        median_s=_median(grown, model, adapter),
+    )
+
+
+def _median(grown: Page, model: str, adapter: str) -> float | None:
+    """The upper bound of the bucket that holds the middle request."""
+    buckets = sorted(
+        (float(dict(labels)["le"]), value)
+        for (name, labels), value in grown.items()
+        if name == "modint_request_duration_seconds_bucket" and _who(labels) == (model, adapter)
+    )
+    if not buckets or not buckets[-1][1]:
+        return None
+    return next(bound for bound, count in buckets if count >= buckets[-1][1] / 2)
+
+
+def _who(labels: Labels) -> tuple[str, str]:
+    named = dict(labels)
+    return named.get("model", ""), named.get("adapter", "")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
+def _address(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is no address: give one such as http://127.0.0.1:8080")
+    return url.rstrip("/").removesuffix("/v1").removesuffix("/metrics")

@@ -1,0 +1,275 @@
+"""The doctor: every key of an adapter by the engine's rules, and what a rename can cure."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modint_guard.errors import AdapterError, ConfigError, EngineError
+from modint_server.doctor import Diagnosis, Status, examine, fix, local_folder, rules_of
+from modint_server.lora_names import MARK
+from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, adapter, base, llava, no_engine, pair
+
+ORIGINAL_LLAVA = "language_model.model.layers.0.self_attn.q_proj"  # transformers 4 wrote it so
+TEXT_ONLY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return base(tmp_path / "tiny")
+
+
+def examined(
+    tmp_path: Path, tiny: Path, tensors: dict[str, Any], tower: bool = False, **config: Any
+) -> Diagnosis:
+    return examine("mine", adapter(tmp_path / "mine", tensors, **config), str(tiny), tower=tower, ask=llava)
+
+
+def statuses(found: Diagnosis) -> list[str]:
+    return [key.status.value for key in found.keys]
+
+
+def test_a_name_that_vllm_renames_itself_is_applied(tmp_path: Path, tiny: Path) -> None:
+    found = examined(tmp_path, tiny, pair(LANGUAGE))
+    assert statuses(found) == ["renamed", "renamed"]
+    assert found.keys[0].module == "language_model.model.layers.0.self_attn.q_proj"
+    assert (found.healthy, found.unchecked) == (True, ())
+
+
+def test_a_name_that_is_already_vllms_is_matched(tmp_path: Path, tiny: Path) -> None:
+    assert statuses(examined(tmp_path, tiny, pair(ORIGINAL_LLAVA))) == ["matched", "matched"]
+
+
+def test_tower_and_projector_are_ignored_unless_the_engine_is_told(tmp_path: Path, tiny: Path) -> None:
+    tensors = {**pair(LANGUAGE), **pair(PROJECTOR, into=3, out=4)}
+    found = examined(tmp_path, tiny, tensors)
+    assert statuses(found) == ["renamed", "renamed", "ignored", "ignored"]
+    assert "--enable-tower-connector-lora" in found.keys[2].why and found.healthy
+    again = examine("mine", tmp_path / "mine", str(tiny), tower=True, ask=llava)
+    assert statuses(again) == ["renamed"] * 4
+
+
+def test_an_adapter_none_of_whose_modules_exists_is_a_fault_and_not_silence(
+    tmp_path: Path, tiny: Path
+) -> None:
+    found = examined(tmp_path, tiny, pair("model.layers.7.self_attn.q_proj"))
+    assert statuses(found) == ["unmatched", "unmatched"]
+    assert "never applies it" in found.keys[0].why and found.keys[0].fix is None
+    assert not found.healthy and "answer as the base, without a word" in found.faults[-1]
+
+
+def test_an_adapter_of_ignored_modules_only_is_a_fault(tmp_path: Path, tiny: Path) -> None:
+    found = examined(tmp_path, tiny, pair(PROJECTOR, into=3, out=4))
+    assert not found.healthy and "answer as the base" in found.faults[-1]
+
+
+@pytest.mark.parametrize(
+    ("written", "sizes", "meant"),
+    [
+        (TEXT_ONLY, (4, 6), LANGUAGE),
+        ("language_model.layers.0.self_attn.q_proj", (4, 6), LANGUAGE),
+        (TOWER, (3, 3), "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_a_name_with_parts_left_out_is_cured(
+    written: str, sizes: tuple[int, int], meant: str, tmp_path: Path, tiny: Path
+) -> None:
+    found = examined(tmp_path, tiny, pair(written, *sizes), tower=True)
+    assert statuses(found) == ["unmatched", "unmatched"]
+    before = (tmp_path / "mine" / "adapter_model.safetensors").read_bytes()
+    kept = fix(found)
+    again = examine("mine", tmp_path / "mine", str(tiny), tower=True, ask=llava)
+    assert again.healthy and [key.name for key in again.keys] == list(pair(meant))
+    assert kept.read_bytes() == before
+
+
+def test_what_wrappers_leave_in_names_is_cured(tmp_path: Path, tiny: Path) -> None:
+    tensors = {
+        f"base_model.model._orig_mod.{LANGUAGE}.lora_{side}.default.weight": tensor
+        for side, tensor in zip("AB", pair(LANGUAGE).values(), strict=True)
+    }
+    found = examined(tmp_path, tiny, tensors)
+    assert "vLLM refuses the file" in found.keys[0].why
+    fix(found)
+    assert examine("mine", tmp_path / "mine", str(tiny), ask=llava).healthy
+
+
+def test_a_name_that_may_mean_two_layers_is_left_alone(tmp_path: Path, tiny: Path) -> None:
+    found = examined(tmp_path, tiny, pair("self_attn.q_proj"))
+    assert found.fixes == {}
+    with pytest.raises(AdapterError, match="no rename would change"):
+        fix(found)
+
+
+def test_a_layer_that_the_engine_does_not_adapt_is_no_cure(tmp_path: Path, tiny: Path) -> None:
+    assert examined(tmp_path, tiny, pair(TOWER, 3, 3)).fixes == {}
+
+
+def test_a_layer_unknown_by_its_last_name_makes_vllm_refuse_the_file(tmp_path: Path, tiny: Path) -> None:
+    found = examined(tmp_path, tiny, {**pair(LANGUAGE), **pair("model.language_model.layers.0.mlp.fc9")})
+    assert found.keys[2].why == "the base has no layer called fc9: vLLM refuses the file"
+
+
+def test_weights_of_another_base_do_not_fit(tmp_path: Path, tiny: Path) -> None:
+    found = examined(tmp_path, tiny, pair(LANGUAGE, into=5))
+    assert [key.status for key in found.keys] == [Status.UNMATCHED, Status.RENAMED]  # B alone would fit
+    assert "does not fit the base's layer of 6 x 4" in found.keys[0].why
+
+
+def test_the_bases_own_embeddings_are_ignored(tmp_path: Path, tiny: Path) -> None:
+    own = {
+        "base_model.model.model.language_model.embed_tokens.base_layer.weight": np.ones((9, 4), np.float32)
+    }
+    found = examined(tmp_path, tiny, {**pair(LANGUAGE), **own})
+    assert statuses(found)[2] == "ignored" and found.healthy
+
+
+# The file by itself
+
+
+def faults(tmp_path: Path, tensors: dict[str, Any], **config: Any) -> tuple[str, ...]:
+    folder = adapter(tmp_path / "mine", tensors, **config)
+    return examine("mine", folder, None, ask=no_engine).faults
+
+
+def test_half_a_module_is_a_fault(tmp_path: Path) -> None:
+    tensors = pair(LANGUAGE)
+    tensors.popitem()
+    assert faults(tmp_path, tensors) == (
+        f"base_model.model.{LANGUAGE} has lora_A only: save the adapter again",
+    )
+
+
+def test_weights_of_another_rank_than_configured_are_a_fault(tmp_path: Path) -> None:
+    found = faults(tmp_path, pair(LANGUAGE, rank=4))
+    assert len(found) == 2 and "has rank 4, where adapter_config.json says 2" in found[0]
+
+
+def test_a_rank_pattern_is_read_as_peft_reads_it(tmp_path: Path) -> None:
+    assert faults(tmp_path, pair(LANGUAGE, rank=4), rank_pattern={"q_proj": 4, "k_proj": 8}) == ()
+
+
+def test_an_adapter_that_was_never_trained_is_a_fault(tmp_path: Path) -> None:
+    tensors = pair(LANGUAGE)
+    tensors[f"base_model.model.{LANGUAGE}.lora_B.weight"][:] = 0
+    assert faults(tmp_path, tensors) == (
+        "every lora_B is zero, as before training: the adapter has no effect",
+    )
+
+
+def test_weights_that_are_no_numbers_are_a_fault(tmp_path: Path) -> None:
+    found = faults(tmp_path, pair(LANGUAGE, value=float("nan")))
+    assert len(found) == 2 and "infinite values or no numbers" in found[0]
+
+
+def test_many_faults_of_a_kind_are_not_all_told(tmp_path: Path) -> None:
+    tensors = {
+        key: value for layer in range(4) for key, value in pair(f"layers.{layer}.q_proj", rank=4).items()
+    }
+    assert faults(tmp_path, tensors)[-1] == "and 3 more of the same kind"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_dora": True}, "use_dora=False"),
+        ({"r": 600}, "rank 600 is above 512"),
+        ({"r": 0}, "export it again"),
+    ],
+)
+def test_what_vllm_refuses_is_a_fault_with_the_way_out(
+    config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    assert any(said in fault for fault in faults(tmp_path, pair(LANGUAGE), **config))
+
+
+def test_a_rank_above_the_engines_default_is_noted_with_the_flag(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "mine", pair(LANGUAGE, rank=24), r=24)
+    assert examine("mine", folder, None, ask=no_engine).notes == (
+        "rank 24: vLLM takes it with --max-lora-rank 32 (`modint-guard serve` sets it)",
+    )
+
+
+# What cannot be checked
+
+
+def test_without_the_base_names_are_unchecked_and_that_is_said(tmp_path: Path) -> None:
+    found = examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), None, ask=llava)
+    assert statuses(found) == ["unchecked", "unchecked"] and found.healthy
+    assert found.unchecked == (
+        "names and sizes: the base is not on this machine; name its folder with --model",
+    )
+
+
+def test_without_vllm_names_are_unchecked_and_that_is_said(tmp_path: Path, tiny: Path) -> None:
+    found = examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), str(tiny), ask=no_engine)
+    assert statuses(found) == ["unchecked", "unchecked"]
+    assert found.unchecked == ("names: no vLLM is installed here",)
+
+
+def test_a_base_without_safetensors_is_said(tmp_path: Path, tiny: Path) -> None:
+    (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
+    found = examined(tmp_path, tiny, pair(LANGUAGE))
+    assert found.unchecked[0].endswith("has no safetensors to compare with")
+
+
+def test_a_base_without_an_architecture_is_said(tmp_path: Path, tiny: Path) -> None:
+    (tiny / "config.json").write_text("{}", "utf-8")
+    assert examined(tmp_path, tiny, pair(LANGUAGE)).unchecked[0].endswith("names no architecture")
+
+
+def test_the_base_is_the_one_on_the_card_and_another_is_noted(tmp_path: Path, tiny: Path) -> None:
+    folder = adapter(tmp_path / "mine", pair(LANGUAGE), base_model_name_or_path=str(tiny))
+    assert examine("mine", folder, None, ask=llava).healthy
+    other = adapter(tmp_path / "other", pair(LANGUAGE), base_model_name_or_path="org/large")
+    assert "its card names the base 'org/large'" in examine("other", other, str(tiny), ask=llava).notes[0]
+
+
+def test_a_model_of_the_hubs_cache_is_found(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    tiny.rename(snapshot)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert local_folder("org/tiny") == snapshot
+    assert local_folder("org/other") is None
+    with pytest.raises(ConfigError, match="--model org/other: not on this machine"):
+        examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), "org/other", ask=llava)
+
+
+def test_a_folder_without_weights_is_no_adapter(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "mine", {})
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors"):
+        examine("mine", folder, None, ask=no_engine)
+
+
+# The child that asks vLLM
+
+
+def test_the_childs_last_marked_line_is_its_answer() -> None:
+    answer = {
+        "vllm": "0.32",
+        "adapter": {},
+        "base": {},
+        "language": ["lm"],
+        "tower": ["v"],
+        "multimodal": True,
+    }
+    printed = f"{MARK}{{}}\nnoise\n{MARK}{json.dumps({**answer, 'tower_lora': False})}\n"
+    rules = rules_of(printed)
+    assert (rules.applied, rules.with_tower) == (("lm",), ("lm",))  # the model takes none in its tower
+    assert rules_of(printed.replace("false", "true")).with_tower == ("lm", "v")
+    assert rules_of(printed.replace('multimodal": true', 'multimodal": false')).applied is None
+
+
+def test_a_child_that_fails_is_quoted() -> None:
+    with pytest.raises(EngineError, match="could not be asked: ImportError: no torch"):
+        rules_of(f'{MARK}{{"problem": "ImportError: no torch"}}')
+    with pytest.raises(EngineError, match="could not be asked: Killed"):
+        rules_of("", "some\nKilled\n")
+    with pytest.raises(EngineError, match="it said nothing"):
+        rules_of("")
