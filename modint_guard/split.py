@@ -121,7 +121,7 @@ _GREEK = re.compile(r"[\u0370-\u03ff]")
 
 def split_text(text: str) -> TextSplit:
     """Question, context and options of one string; without a recognisable question all of it is question."""
-    block = option_block(text, _announces)
+    block = options_in(text)
     units = _units(text, block)
     asked = _question_unit(text, units, block)
     if asked is None:
@@ -136,7 +136,7 @@ def asks(text: str) -> bool:
     """Whether a text holds a question of its own: a question mark, a command or options, not quoted and not
     under a heading of a passage.
     """
-    block = option_block(text, _announces)
+    block = options_in(text)
     units = _units(text, block)
     passages, quotes = _passages(text, units), _quotes(text)
     return block is not None or any(
@@ -165,7 +165,7 @@ def states(text: str) -> bool:
     passages, quotes = _passages(text, units), _quotes(text)
     return (
         is_latin(text)
-        and option_block(text, _announces) is None
+        and options_in(text) is None
         and all(
             index in passages or _is_quoted(text, unit, quotes) or _states(text[slice(*unit)])
             for index, unit in enumerate(units)
@@ -309,6 +309,11 @@ def _asks(sentence: str) -> bool:
 
 def _commands(sentence: str) -> bool:
     return bool(_IMPERATIVE.match(sentence))
+
+
+def options_in(question: str) -> OptionBlock | None:
+    """The block of options that a question lists, whatever its style; None where it lists none."""
+    return option_block(question, _announces)
 
 
 def _announces(line: str) -> bool:

@@ -16,8 +16,9 @@ from modint_guard.data.formats import FORMATS, Columns, Draft
 from modint_guard.data.pictures import Picture, picture
 from modint_guard.data.rows import Row, shown
 from modint_guard.item import FAMILIES, LETTERS, Family, Form, Item, Turn
+from modint_guard.option_block import OptionBlock
 from modint_guard.perturb import seeded
-from modint_guard.split import OptionBlock, option_block
+from modint_guard.split import options_in
 from modint_guard.types import JSON
 
 KNOWN: tuple[Family, ...] = (*FAMILIES, "unknown")
@@ -221,7 +222,7 @@ def _options(
     reply = None if reply is None else reply.strip() or None
     if own is not None:
         return _own(question, reply, own, lettered=lettered)
-    block = option_block(question)
+    block = options_in(question)
     listed = tuple((option.label, option.text) for option in block.options) if block else ()
     found = _reply(reply, listed) if len({text for _, text in listed}) == len(listed) > 0 else None
     if found is None or not all(text for _, text in listed):
@@ -286,7 +287,7 @@ def _lists(question: str, texts: Sequence[str]) -> bool:
 
 
 def _block(question: str, texts: Sequence[str]) -> OptionBlock | None:
-    block = option_block(question)
+    block = options_in(question)
     listed = [_bare(option.text) for option in block.options] if block else []
     return block if listed == [_bare(text) for text in texts] else None
 

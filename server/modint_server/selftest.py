@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from modint_guard.divergence import js_lower_bound
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.images import neutral_image
 from modint_guard.reply import reply_of
-from modint_guard.scoring import js_lower_bound
 from modint_guard.types import JSON, Complete
 from modint_server.exchange import one_task_group
 

@@ -12,10 +12,10 @@ from modint_guard.item import Item
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.runner import Row, request_for, row_of, run
 from modint_training.collate import encode
-from modint_training.lora import load_base
 from modint_training.predict import first_logits
 from modint_training.tinyworld import language, suite
 from modint_training.tinyworld.conditions import WATCHED, Condition
+from modint_training.tune import load_base
 
 pytestmark = pytest.mark.e2e
 
