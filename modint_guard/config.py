@@ -30,16 +30,16 @@ class Thresholds:
     nothing to the margin; the others are set by hand.
     """
 
-    bias: float = -0.359
+    bias: float = 0.029
     weight_js: float = 0.0
-    weight_margin: float = 2.641
+    weight_margin: float = 5.377
     weight_entropy: float = 0.0
     weight_pmi: float = 0.0
-    flag_at: float = 0.65
+    flag_at: float = 0.2
     by_risk_alone: bool = False
     clear_below: float = 0.0  # a lower risk after the first view passes the answer; 0: no early stop
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
-    confident: float = 0.9  # a unimodal answer is certain from here on (prior and conflict rules)
+    confident: float = 0.999  # a unimodal answer is certain from here on (prior and conflict rules)
     min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability
     min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
 

@@ -257,7 +257,10 @@ async def check_capabilities(upstream: Upstream, *, timeout_s: float = 120.0) ->
     problems = [sentence] if (sentence := _shortage(top)) else []
     if image is None:
         problems.append("the engine refuses images: there is nothing to guard in text alone")
-    forcing = bool(top) and await _scores_answers(upstream, base, timeout_s)
+    # vLLM's CPU engine died of an adapter's prompt log-probabilities (a shape error in its LoRA arithmetic):
+    # beside adapters longer answers are judged at their first word, and nobody asks for those.
+    alone = all(model.parent is None for model in models)
+    forcing = bool(top) and alone and await _scores_answers(upstream, base, timeout_s)
     return Capabilities(models, top, image is not None, forcing, tuple(problems))
 
 

@@ -82,7 +82,9 @@ def reads(body: JSON, words: str) -> bool:
     return any(words in part.get("text", "") for part in body["messages"][-1]["content"])
 
 
-def world(both: str, image: str, text: str, neither: str, lie: str = "blue.", sure: float = 0.96) -> Complete:
+def world(
+    both: str, image: str, text: str, neither: str, lie: str = "blue.", sure: float = 0.9996
+) -> Complete:
     """A model that answers by what it sees and whether it reads `lie`."""
 
     async def complete(body: JSON) -> JSON:

@@ -17,7 +17,7 @@ from tests.core.test_policy import FLIP, SAME, cell
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
-EARLY = GuardConfig(thresholds=replace(Thresholds(), clear_below=0.3))
+EARLY = GuardConfig(thresholds=replace(Thresholds(), flag_at=0.65, clear_below=0.3))
 BODY = ask(f"{LIE}\n{QUESTION}")
 
 

@@ -15,8 +15,17 @@ IMAGE = {"relevant": "image"}
 
 @pytest.fixture
 async def scoring() -> AsyncIterator[FakeUpstream]:
-    async with running(FakeUpstream(script=talkative, scores=True)) as fake:
+    fake = FakeUpstream(script=talkative, scores=True)
+    fake.model_list = fake.model_list[:1]  # the base alone
+    async with running(fake):
         yield fake
+
+
+async def test_beside_adapters_no_answer_is_scored_as_a_whole() -> None:
+    async with running(FakeUpstream(script=talkative, scores=True)) as fake, serving(fake.url) as gateway:
+        assert not (await gateway.get("/readyz")).json["capabilities"]["teacher_forcing"]
+        assert not any("prompt_logprobs" in call for call in fake.calls)
+        assert (await report_of(gateway, stream=False))["method"] == "first_token"
 
 
 async def report_of(gateway: Running, *, stream: bool) -> dict[str, Any]:

@@ -278,7 +278,8 @@ def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: 
     )
     _, _, history = tune(recipe, tmp_path / "run")
     assert [figures["step"] for figures in history] == [2]  # 18 examples in batches of 8
-    assert set(history[0]) == {"step", "clean", "misleading_description", "unrelated_facts", "noise", "black"}
+    kinds = ("clean", "misleading_description", "unrelated_facts", "noise", "black")
+    assert set(history[0]) == {"step", *(f"data/{kind}" for kind in kinds)}
 
 
 def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None:
