@@ -4,7 +4,6 @@ The answer comes first: a probe that fails or is late makes the verdict `unscore
 """
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import orjson
 from starlette.responses import Response
 
 from modint_guard.chat import parse_options
+from modint_guard.divergence import probabilities, tail
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.guard import Guard
 from modint_guard.probe import Answered
@@ -267,7 +267,7 @@ class Pipeline:
         try:
             reply = read()
             if reply.top:
-                record.coverage = min(1.0, sum(map(math.exp, reply.top.values())))
+                record.coverage = 1.0 - tail(probabilities(reply.top))
             if given is not None:
                 return self.guard.judge_given(plan, given, reply, replies)
             report = self.guard.judge(plan, reply, replies)

@@ -1,7 +1,7 @@
 """What tables ask of a model: a family under a perturbation, in trained or other wordings, or self-asked."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modint_guard.item import FAMILIES, Family, Item
@@ -52,20 +52,15 @@ WATCHED = (
     Condition("text-heavy", "contradicting_image"),
     Condition("vqa", "clean"),
 )
-HELD_OUT_WORDINGS = (
-    Condition("image-heavy", "clean", held_out_wording=True),
-    Condition("image-heavy", "misleading_description", held_out_wording=True),
-    Condition("text-heavy", "no_image", held_out_wording=True),
-    Condition("text-heavy", "contradicting_image", held_out_wording=True),
-    Condition("vqa", "clean", held_out_wording=True),
+_ASKED_AGAIN = (
+    Condition("image-heavy", "clean"),
+    Condition("image-heavy", "misleading_description"),
+    Condition("text-heavy", "no_image"),
+    Condition("text-heavy", "contradicting_image"),
+    Condition("vqa", "clean"),
 )
-SELF_ASKED = (
-    Condition("image-heavy", "clean", self_ask=True),
-    Condition("image-heavy", "misleading_description", self_ask=True),
-    Condition("text-heavy", "no_image", self_ask=True),
-    Condition("text-heavy", "contradicting_image", self_ask=True),
-    Condition("vqa", "clean", self_ask=True),
-)
+HELD_OUT_WORDINGS = tuple(replace(cell, held_out_wording=True) for cell in _ASKED_AGAIN)
+SELF_ASKED = tuple(replace(cell, self_ask=True) for cell in _ASKED_AGAIN)
 
 
 def every_condition() -> Iterator[Condition]:
