@@ -12,20 +12,21 @@ from modint_training.tinyworld.model import build_config
 WIDTH = 32
 
 
-def small_config(processor: Any) -> Any:
-    """TinyWorld's own configuration, one layer high and one head wide."""
+def small_config(processor: Any, *, layers: int = 1) -> Any:
+    """TinyWorld's own configuration, one head wide, its language model `layers` high."""
     config = build_config(processor.tokenizer)
     for part in (config.vision_config, config.text_config):
         part.hidden_size = part.intermediate_size = WIDTH
         part.num_hidden_layers = part.num_attention_heads = 1
+    config.text_config.num_hidden_layers = layers
     config.text_config.num_key_value_heads = 1
     return config
 
 
-def small_model(processor: Any, *, seed: int = 0) -> Any:
+def small_model(processor: Any, *, seed: int = 0, layers: int = 1) -> Any:
     """A freshly initialised small model."""
     torch.manual_seed(seed)
-    return LlavaForConditionalGeneration(small_config(processor))
+    return LlavaForConditionalGeneration(small_config(processor, layers=layers))
 
 
 def save_small_base(processor: Any, folder: Path) -> Path:

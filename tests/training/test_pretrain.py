@@ -14,7 +14,7 @@ from modint_training.collate import IGNORED, encode, encode_recall, image_tokens
 from modint_training.export import export_base, run_record
 from modint_training.pretrain import (
     TowerHeads,
-    answer_loss,
+    guided_loss,
     look_up_batches,
     pretrain,
     stage_of,
@@ -85,14 +85,17 @@ def test_what_is_learnt_last_is_drawn_more_often_when_it_is_late() -> None:
         return sum(item.task.startswith("lookup") for item in drawn) / len(drawn)
 
     assert share(False) == pytest.approx(2 / 4.3, abs=0.07)
-    assert share(True) == pytest.approx(6 / 8.3, abs=0.07)
+    assert share(True) == pytest.approx(3 / 5.3, abs=0.07)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_cutting_a_batch_changes_its_padding_and_not_its_loss(processor: Any, parts: int) -> None:
-    model = small_model(processor).eval()
+    model = small_model(processor, layers=3).eval()
+    model.set_attn_implementation("eager")
     whole, cut = (
-        answer_loss(model, training_batches(pretrain_recipe("batch=10", f"micro_batches={n}"), processor)(0))
+        guided_loss(
+            model, training_batches(pretrain_recipe("batch=10", f"micro_batches={n}"), processor)(0), 0.3
+        )
         for n in (1, parts)
     )
     # Every answer is one token and its end, so rows weigh the same in any part.
@@ -168,14 +171,7 @@ def test_rows_about_a_text_ask_for_what_it_says() -> None:
     seen = Counter[str]()
     for row in rows(text_row):
         assert row.image is None
-        if " has a " in row.head:
-            seen["sentences"] += 1
-            said = re.findall(r"(\w+) has a (\w+) (\w+)\.", row.head)
-            wanted = [(f"colour of {who}", colour) for who, colour, _ in said]
-            assert sorted(row.queries) == sorted(
-                wanted + [(f"shape of {who}", shape) for who, _, shape in said]
-            )
-        elif row.head.startswith("A. "):
+        if row.head.startswith("A. "):
             seen["lists"] += 1
             listed = re.findall(r"^([A-D])\. (\w+)$", row.head, flags=re.MULTILINE)
             assert Counter(row.queries) == Counter([*listed, *((value, letter) for letter, value in listed)])
@@ -186,7 +182,7 @@ def test_rows_about_a_text_ask_for_what_it_says() -> None:
         else:
             seen["sums"] += 1
             assert all(str(value_of(named)) == wanted for named, wanted in row.queries)
-    assert set(seen) == {"lists", "sentences", "sums", "captions"} and min(seen.values()) > 20
+    assert set(seen) == {"lists", "sums", "captions"} and min(seen.values()) > 20
 
 
 def value_of(named: str) -> int:
@@ -244,7 +240,8 @@ def test_a_picture_stands_before_what_is_asked_of_it(processor: Any) -> None:
 def test_look_up_batches_mix_their_rows_as_the_recipe_says(
     processor: Any, drill: float, pictures: float, ends: int, shown: int
 ) -> None:
-    recipe = pretrain_recipe(f"language_drill={drill}", f"language_pictures={pictures}", "micro_batches=2")
+    shares = (f"language_drill={drill}", f"language_pictures={pictures}", "language_look_up=0")
+    recipe = pretrain_recipe(*shares, "micro_batches=2")
     parts = look_up_batches(recipe, processor)(3)["parts"]
     assert [len(part["labels"]) for part in parts] == [4, 4]
     eos = processor.tokenizer.eos_token_id

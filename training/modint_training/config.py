@@ -99,6 +99,7 @@ class PretrainRecipe(_Strict):
     language_lr: float = Field(gt=0)
     language_pictures: float = Field(ge=0, le=1)
     language_drill: float = Field(ge=0, le=1)
+    language_look_up: float = Field(ge=0, le=1)
     steps: int = Field(gt=0)
     tower_frozen_steps: int = Field(ge=0)
     stages: tuple[StageConfig, ...]
@@ -108,6 +109,7 @@ class PretrainRecipe(_Strict):
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     micro_batches: int = Field(gt=0)
+    guide: float = Field(ge=0)
     mixture: MixtureConfig
     precision: Literal["auto", "bf16", "fp32"]
     checkpoint_minutes: float = Field(gt=0)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from modint_guard.item import Item
 from modint_guard.perturb import seeded
 from modint_training.collate import IGNORED, Encoded, collate, encode, encode_recall, pixels
 from modint_training.config import PretrainRecipe
 from modint_training.predict import watch
 from modint_training.tinyworld import draw, language, suite
 from modint_training.tinyworld import model as architecture
-from modint_training.tinyworld.recall import picture_row, text_row
+from modint_training.tinyworld.guide import Link, links
+from modint_training.tinyworld.recall import Row, look_up_row, picture_row, text_row
 from modint_training.tinyworld.scenes import MOST, counts, scene
 from modint_training.tinyworld.tasks import COLOURS, DIGITS, TASKS, build, show_digit
 from modint_training.trainer import Batch, Evaluation, fit, last_step, remove_checkpoints, seed_everything
+
+Guided = tuple[Encoded, list[Link]]  # a row and where attention ought to go in it
+LOOK_UPS = ("lookup_colour", "lookup_shape")
 
 
 def pretrain(
@@ -42,7 +48,7 @@ def pretrain(
     print("training the whole model on answers", file=sys.stderr, flush=True)
     fit(
         model,
-        answer_loss,
+        partial(guided_loss, weight=recipe.guide),
         training_batches(recipe, processor),
         folder=folder / "joint",
         steps=recipe.steps,
@@ -100,14 +106,14 @@ def _common(recipe: PretrainRecipe) -> dict[str, Any]:
 
 
 def training_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
-    """Batch k of the joint phase: its items sorted by length and cut into parts that are padded apart."""
+    """Batch k of the joint phase: its items sorted by length and cut into guided parts, padded apart."""
     whole = suite.Mixture(**recipe.mixture.model_dump())
 
     def batch(step: int) -> Batch:
         indices = range(step * recipe.batch, (step + 1) * recipe.batch)
         mixture = stage_of(recipe, whole, step)
         items = (suite.training_item(index, seed=recipe.seed, mixture=mixture) for index in indices)
-        return in_parts([encode(item, processor) for item in items], recipe.micro_batches, processor)
+        return guided_parts([_asked(item, processor) for item in items], recipe.micro_batches, processor)
 
     return batch
 
@@ -121,17 +127,36 @@ def stage_of(recipe: PretrainRecipe, whole: suite.Mixture, step: int) -> suite.M
     return dataclasses.replace(whole, **changes)
 
 
-def in_parts(rows: list[Encoded], count: int, processor: Any) -> Batch:
-    """A batch as `count` parts of rows of like length, each padded by itself."""
-    rows = sorted(rows, key=lambda row: len(row.ids))
+def guided_parts(rows: list[Guided], count: int, processor: Any) -> Batch:
+    """A batch as `count` parts of rows of like length, each padded by itself.
+
+    Every part has `links`  # (N, 4), int64: rows of (row, layer, query, key), where attention ought to go.
+    """
+    rows = sorted(rows, key=lambda guided: len(guided[0].ids))
     size = -(-len(rows) // count)
-    return {"parts": [collate(rows[at : at + size], processor) for at in range(0, len(rows), size)]}
+    return {"parts": [_part(rows[at : at + size], processor) for at in range(0, len(rows), size)]}
 
 
-def answer_loss(net: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the answer tokens over all parts of a batch."""
-    losses = [net(**part, use_cache=False).loss * len(part["labels"]) for part in batch["parts"]]
-    return torch.stack(losses).sum() / sum(len(part["labels"]) for part in batch["parts"])
+def _part(rows: list[Guided], processor: Any) -> Batch:
+    found = [(at, *link) for at, (_, wanted) in enumerate(rows) for link in wanted]
+    made = torch.tensor(found, dtype=torch.long).reshape(-1, 4)
+    return {**collate([row for row, _ in rows], processor), "links": made}
+
+
+def guided_loss(net: nn.Module, batch: Batch, weight: float) -> Tensor:
+    """Mean cross-entropy of the answer tokens over a batch's parts, plus `weight` x the mean of
+    -log(attention paid) over their links."""
+    losses, paid = [], []
+    for part in batch["parts"]:
+        inputs = {name: tensor for name, tensor in part.items() if name != "links"}
+        out = net(**inputs, use_cache=False, output_attentions=True)
+        losses.append(out.loss * len(part["labels"]))
+        row, layer, query, key = part["links"].unbind(-1)
+        heads = torch.stack([attention[:, 0] for attention in out.attentions])  # (layers, B, L, L)
+        paid.append(heads[layer, row, query, key].float())
+    answers = torch.stack(losses).sum() / sum(len(part["labels"]) for part in batch["parts"])
+    looked = torch.cat(paid)
+    return answers - weight * looked.clamp_min(1e-6).log().mean() if len(looked) else answers
 
 
 def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:
@@ -139,7 +164,7 @@ def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder:
     print("warming up the language model on look-up", file=sys.stderr, flush=True)
     fit(
         model,
-        answer_loss,
+        partial(guided_loss, weight=recipe.guide),
         look_up_batches(recipe, processor),
         folder=folder,
         steps=recipe.language_steps,
@@ -151,27 +176,49 @@ def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder:
     )
 
 
-def look_up_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
-    """Batch k of the language warm-up: rows of many short answers, and questions for an option's letter."""
-    tasks = list(TASKS.values())
+AS_ASKED = 0.3  # of look-ups are one question as the suite asks it; the others are rows of many
 
-    def row(index: int) -> Encoded:
-        rng = seeded("language", recipe.seed, index)
-        share = rng.random()
-        if share < recipe.language_pictures:
-            return encode_recall(picture_row(rng), processor)
-        if share < recipe.language_pictures + recipe.language_drill:
-            asked = build(
-                rng.choice(tasks), f"train-{recipe.seed}-drill-{index}", rng, "train", form="letter"
-            )
-            return encode(suite.letter_drill(asked, rng), processor)
-        return encode_recall(text_row(rng), processor)
+
+def look_up_batches(recipe: PretrainRecipe, processor: Any) -> Callable[[int], Batch]:
+    """Batch k of the language warm-up: rows of many short answers, questions for a letter, look-ups."""
 
     def batch(step: int) -> Batch:
         indices = range(step * recipe.language_batch, (step + 1) * recipe.language_batch)
-        return in_parts([row(index) for index in indices], recipe.micro_batches, processor)
+        rows = [_look_up(recipe, index, processor) for index in indices]
+        return guided_parts(rows, recipe.micro_batches, processor)
 
     return batch
+
+
+def _look_up(recipe: PretrainRecipe, index: int, processor: Any) -> Guided:
+    rng = seeded("language", recipe.seed, index)
+    kinds = ("picture", "drill", "look-up", "text")
+    given = (recipe.language_pictures, recipe.language_drill, recipe.language_look_up)
+    (kind,) = rng.choices(kinds, [*given, max(0.0, 1 - sum(given))])
+    item_id = f"train-{recipe.seed}-warm-up-{index}"
+    if kind == "drill":
+        asked = build(rng.choice(list(TASKS.values())), item_id, rng, "train", form="letter")
+        return encode(suite.letter_drill(asked, rng), processor), []
+    if kind == "look-up" and rng.random() < AS_ASKED:
+        asked = build(TASKS[rng.choice(LOOK_UPS)], item_id, rng, "train", form=rng.choice(("word", "letter")))
+        return _asked(asked, processor)
+    if kind == "look-up":
+        return _recalled(look_up_row(rng), processor)
+    return encode_recall(picture_row(rng) if kind == "picture" else text_row(rng), processor), []
+
+
+def _asked(item: Item, processor: Any) -> Guided:
+    """An item as it is asked; only look-ups have links."""
+    row = encode(item, processor)
+    asks = [(len(row.ids) - row.answer_length - 1, item.answer)] if item.task in LOOK_UPS else []
+    return row, links(row.ids, asks, processor.tokenizer) if asks else []
+
+
+def _recalled(row: Row, processor: Any) -> Guided:
+    encoded = encode_recall(row, processor)
+    answers = [at for at, label in enumerate(encoded.labels) if label != IGNORED]  # each is one token
+    asks = [(at - 1, wanted) for at, (_, wanted) in zip(answers, row.queries, strict=True)]
+    return encoded, links(encoded.ids, asks, processor.tokenizer)
 
 
 CELLS = len(draw.SHAPES) * len(COLOURS)

@@ -66,7 +66,7 @@ class Mixture:
 HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}
 LATE_TASKS = {
     **{"digit": 1.6, "digit_plus": 1.2, "count_of_colour": 1.5, "arithmetic": 1.3},
-    **{"lookup_colour": 3.0, "lookup_shape": 3.0, "is_colour": 2.0, "shape_of_colour": 3.0},
+    **{"lookup_colour": 1.5, "lookup_shape": 1.5, "is_colour": 2.0, "shape_of_colour": 3.0},
 }
 
 
