@@ -10,3 +10,8 @@ ADAPTER = "robust-lora"
 def bundled(name: str) -> Path:
     """The folder of a bundled model or adapter, whether or not it exists."""
     return FOLDER / name
+
+
+def located(name: str) -> Path:
+    """A folder of one's own, or that of a bundled model or adapter, whether or not it exists."""
+    return Path(name) if Path(name).is_dir() else bundled(name)

@@ -123,6 +123,38 @@ def base(
     typer.echo(f"wrote {output}")
 
 
+@results.command("train-ablation")
+def train_ablation(
+    output: Annotated[Path, typer.Option(help="One folder for each recipe and seed.")] = Path(
+        "training/results/ablation"
+    ),
+    runs: Annotated[Path, typer.Option(help="Checkpoints of the runs under way lie here.")] = Path(
+        "runs/ablation"
+    ),
+) -> None:
+    """Train the ablation adapters that are not there yet, and take up one that was interrupted."""
+    from modint_training.ablation import train_ablation
+
+    for folder, made in train_ablation(output, runs):
+        typer.echo(f"{'wrote' if made else 'kept'} {folder}")
+
+
+@results.command()
+def ablation(
+    output: Output = Path("docs/results/ablation.json"),
+    adapters: Annotated[Path, typer.Option(help="Folders that train-ablation wrote.")] = Path(
+        "training/results/ablation"
+    ),
+    count: Count = 400,
+    seed: Seed = 0,
+) -> None:
+    """What each part of the method adds: base and committed adapters under every perturbation."""
+    from modint_training.ablation import measure_ablation
+
+    measure_ablation(output, adapters, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
 @results.command()
 def thresholds(
     output: Output = Path("docs/results/thresholds.json"), count: Count = 200, seed: Seed = 0

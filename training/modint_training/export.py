@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from modint_guard.data import read_data
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
+from modint_guard.models import located
 from modint_guard.results import cell
 from modint_training.config import TINYWORLD
 from modint_training.tinyworld import suite
@@ -57,9 +59,17 @@ def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
         # The name in the recipe, not the folder it was found in: the weights travel.
         model.active_peft_config.base_model_name_or_path = run["recipe"]["base"]
         model.save_pretrained(to, save_embedding_layers=False)
+        if run["recipe"]["save_dtype"] == "bf16":
+            halve(to / "adapter_model.safetensors")
         _describe(to, run, adapter_card(run))
 
     _replace(folder, write)
+
+
+def halve(file: Path) -> None:
+    """Rewrite a safetensors file in bf16."""
+    tensors = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def rename_vision_keys(file: Path) -> None:
@@ -90,6 +100,7 @@ def run_record(
     return {
         "recipe": settings,
         "seed": settings["seed"],
+        "base_revision": revision(located(settings["base"])) if "base" in settings else None,
         "data_sha256": data_hash(data=settings.get("data", TINYWORLD)),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {
@@ -101,6 +112,16 @@ def run_record(
         "validation": history,
         "test": rows,
     }
+
+
+def revision(folder: Path) -> str | None:
+    """The fingerprint of a model's weights: 12 hexadecimal digits of a SHA-256; None where there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12] if files else None
 
 
 def data_hash(count: int = 300, *, data: str = TINYWORLD) -> str:

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from modint_guard.data import read_data
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import Item
-from modint_guard.models import bundled
+from modint_guard.models import located
 from modint_guard.perturb import perturb
 from modint_training.attack import Attack
 from modint_training.batches import Source, data_source, tinyworld_source, twin_batches
@@ -33,7 +33,7 @@ from modint_training.views import check_kinds, clean_view, fits
 def load_base(name: str, **loading: Any) -> tuple[Any, Any]:
     """The model and processor of a bundled model name or a model folder; `loading` goes to
     `from_pretrained`."""
-    folder = Path(name) if Path(name).is_dir() else bundled(name)
+    folder = located(name)
     described = folder / "config.json"
     if not described.is_file():
         raise ConfigError(
