@@ -7,10 +7,10 @@ at the decision (flips) and in distribution (Jensen-Shannon, base 2, over the op
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modint_guard.divergence import Distribution, js_divergence
+from modint_guard.divergence import Distribution, js_divergence, js_lower_bound
 from modint_guard.item import Item, choice_of, is_right, same_as
 from modint_guard.statistics import Direction, cluster_interval, flip_direction, flip_rates, paired_interval
 
@@ -19,11 +19,13 @@ _LEAST = 1e-12  # a probability below this counts as this much in a log-probabil
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One answer to an item; `options` are the probabilities of its choices, None where they are unknown."""
+    """One answer to an item; `options` are the probabilities of its choices, `top` the log-probabilities of
+    its first token's alternatives, each None where unknown."""
 
     item: Item
     text: str
     options: Distribution | None = None
+    top: Mapping[str, float] | None = None
 
     @property
     def right(self) -> bool:
@@ -39,7 +41,7 @@ class Answered:
 EFFECTS = (
     *("change", "change_low", "change_high"),
     *("harmful_flip", "beneficial_flip", "neutral_flip"),
-    *("js", "js_low", "js_high"),
+    *("js", "js_low", "js_high", "js_exact"),
     *("delta_logprob_answer", "delta_logprob_wrong"),
 )
 
@@ -63,10 +65,11 @@ def shares(found: Sequence[Answered]) -> dict[str, float]:
 def effect(clean: Sequence[Answered], disturbed: Sequence[Answered]) -> dict[str, float | None]:
     """The change from clean answers to those of the same items under a perturbation, by the names in EFFECTS.
 
-    `change` is that of accuracy, `js` in [0, 1] and the changes of the log-probability of the truth and of
-    the planted wrong choice (nats, options renormalised) are means over the items of which both
-    distributions are known, None where there is none. Intervals: 95 %, paired, clustered by source. Raises
-    ValueError where the items are not the same.
+    `change` is that of accuracy. `js`, base 2 in [0, 1], is a mean over the items of which both distributions
+    are known: over the options, or, where one of them is in no list, the lower bound that top-k lists prove;
+    `js_exact` is the share of the former. The changes of the log-probability of the truth and of the planted
+    wrong choice (nats, options renormalised) are means over these. None where nothing is known. Intervals:
+    95 %, paired, clustered by source. Raises ValueError where the items are not the same.
     """
     if [each.item.id for each in clean] != [each.item.id for each in disturbed]:
         raise ValueError("clean and disturbed answers must be of the same items, in the same order")
@@ -98,20 +101,27 @@ def sources(found: Sequence[Answered]) -> list[str]:
 
 
 def _moved(pairs: Sequence[tuple[Answered, Answered]], clusters: Sequence[str]) -> dict[str, float | None]:
-    known = [
-        (before.item, before.options, after.options, cluster)
-        for (before, after), cluster in zip(pairs, clusters, strict=True)
-        if before.options and after.options
+    js = [(_js(*pair), cluster) for pair, cluster in zip(pairs, clusters, strict=True)]
+    known = [(value, cluster) for value, cluster in js if value is not None]
+    values = [value for value, _ in known]
+    low, high = cluster_interval(values, [cluster for _, cluster in known]) if known else (None, None)
+    exact = [
+        (each.item, each.options, after.options) for each, after in pairs if each.options and after.options
     ]
-    js = [js_divergence(before, after) for _, before, after, _ in known]
-    low, high = cluster_interval(js, [cluster for *_, cluster in known]) if js else (None, None)
     return {
-        "js": _mean(js),
+        "js": _mean(values),
         "js_low": low,
         "js_high": high,
-        "delta_logprob_answer": _mean([_delta(p, q, item.answer) for item, p, q, _ in known if item.answer]),
-        "delta_logprob_wrong": _mean([_delta(p, q, item.wrong) for item, p, q, _ in known if item.wrong]),
+        "js_exact": len(exact) / len(known) if known else None,
+        "delta_logprob_answer": _mean([_delta(p, q, item.answer) for item, p, q in exact if item.answer]),
+        "delta_logprob_wrong": _mean([_delta(p, q, item.wrong) for item, p, q in exact if item.wrong]),
     }
+
+
+def _js(before: Answered, after: Answered) -> float | None:
+    if before.options and after.options:
+        return js_divergence(before.options, after.options)
+    return js_lower_bound(before.top, after.top) if before.top and after.top else None
 
 
 def _delta(before: Distribution, after: Distribution, choice: str) -> float:

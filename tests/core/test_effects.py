@@ -52,6 +52,13 @@ def test_distributions_move_by_js_and_by_log_probability() -> None:
     assert found["delta_logprob_wrong"] == pytest.approx(math.log(0.5 / 0.2))
 
 
+def test_where_an_option_is_in_no_list_the_divergence_is_a_lower_bound() -> None:
+    top = {"3": math.log(0.5), "7": math.log(0.5)}
+    clean = [of("3", 0, SURE), Answered(DIGIT.replace(id="digit-1", source=""), "3", None, top)]
+    found = effect(clean, clean)
+    assert (found["js"], found["js_exact"]) == (0.0, 0.5)
+
+
 def test_nothing_moved_is_no_effect() -> None:
     same = [of("3", index, SURE) for index in range(20)]
     found = effect(same, same)
