@@ -151,6 +151,7 @@ class TuneRecipe(_Strict):
     preset: str | None = None
     name: str
     base: str
+    servable: bool = True
     data: str = TINYWORLD
     validation: str | None = None
     seed: int

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from modint_guard.divergence import Distribution
 from modint_guard.effects import Answered
 from modint_guard.item import Item, is_right, reply_for
+from modint_guard.perturb import fitting, perturb
 from modint_training.collate import collate, encode
 from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
+from modint_training.views import clean_view
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,41 @@ def accuracy(model: nn.Module, processor: Any, items: Sequence[Item]) -> float:
     """Share of right answers in [0, 1]."""
     hits = right(model, processor, items)
     return sum(hits) / len(hits)
+
+
+def flip_baseline(model: nn.Module, processor: Any, items: Sequence[Item]) -> dict[str, Any] | None:
+    """How often the greedy first token changes when what must not matter is taken away: the caption of
+    image-heavy items, the picture of text-heavy ones for a grey one of its size.
+
+    Under each registered perturbation that fits an item, and over all of these together (`flip_ratio`, shares
+    in [0, 1]); None where no item can be perturbed.
+    """
+    asked: dict[str, list[Item]] = {}
+    for item in items:
+        for kind in fitting(item):
+            if kind.name not in ("no_image", "grey"):  # nothing there to take away
+                asked.setdefault(kind.name, []).append(perturb(clean_view(item), kind.name))
+    if not asked:
+        return None
+    neutral = dict(_said(model, processor, [_without(item) for item in items]))
+    flips = {
+        name: [text != neutral[id_] for id_, text in _said(model, processor, disturbed)]
+        for name, disturbed in asked.items()
+    }
+    every = [flip for found in flips.values() for flip in found]
+    return {
+        "flip_ratio": sum(every) / len(every),
+        "n": len(every),
+        "by_perturbation": {name: sum(found) / len(found) for name, found in flips.items()},
+    }
+
+
+def _without(item: Item) -> Item:
+    return perturb(item, "grey") if item.family == "text-heavy" else item.replace(context=None)
+
+
+def _said(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[tuple[str, str]]:
+    return [(item.id, text) for item, text in zip(items, answers(model, processor, items), strict=True)]
 
 
 def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:

@@ -8,15 +8,19 @@ from typing import Any
 from peft import PeftModel
 
 from modint_guard.errors import AdapterError
+from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
+from modint_guard.perturb import applicable
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
 from modint_training.export import check_target, export_adapter, export_base, export_tuned, run_record
-from modint_training.predict import split_rows
+from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
+from modint_training.tinyworld import suite
 from modint_training.trainer import seconds_trained
-from modint_training.tune import is_first_process, load_base, tune
+from modint_training.tune import is_first_process, load_base, read_examples, tune
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
+BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
 
 
 def run_recipe(
@@ -62,7 +66,21 @@ def _record(
 ) -> dict[str, Any]:
     print("evaluating on test items", file=sys.stderr, flush=True)
     rows = _rows(settings, model, processor, history, test_items)
-    return run_record(settings, history, rows, seconds_trained(folder))
+    asked = _typical(settings, test_items)
+    baseline = flip_baseline(model, processor, asked) if asked else None
+    return run_record(settings, history, rows, seconds_trained(folder), baseline)
+
+
+def _typical(settings: Recipe, test_items: int) -> list[Item]:
+    """What an adapter's flip baseline is measured on: TinyWorld's test split, or validation examples."""
+    if isinstance(settings, PretrainRecipe):
+        return []
+    count = min(test_items, BASELINE_ITEMS)
+    if settings.data == TINYWORLD:
+        return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
+    if settings.validation is None:
+        return []
+    return [item for item in read_examples(settings.validation)[:count] if applicable(item.family)]
 
 
 def _rows(
