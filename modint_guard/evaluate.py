@@ -80,7 +80,7 @@ def cells_of(
         for item in labelled:
             if kind in fitting(item):
                 cell = Cell(item.family, kind.name, item.held_out_wording)
-                cells.setdefault(cell, []).append(perturb(clean_view(item), kind.name, seed=seed))
+                cells.setdefault(cell, []).append(perturb(item, kind.name, seed=seed))
     return cells
 
 

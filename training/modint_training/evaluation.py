@@ -21,7 +21,7 @@ from modint_training.runs import adapter_folder
 from modint_training.tinyworld import suite
 from modint_training.tune import load_base
 
-EXACT = 10_000  # alternatives of a local model: all that its options could be among
+EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8
 
 

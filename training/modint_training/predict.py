@@ -13,7 +13,6 @@ from modint_guard.item import Item, is_right, reply_for
 from modint_guard.perturb import fitting, perturb
 from modint_training.collate import collate, encode
 from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
-from modint_training.views import clean_view
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def flip_baseline(model: nn.Module, processor: Any, items: Sequence[Item]) -> di
     for item in items:
         for kind in fitting(item):
             if kind.name not in ("no_image", "grey"):  # nothing there to take away
-                asked.setdefault(kind.name, []).append(perturb(clean_view(item), kind.name))
+                asked.setdefault(kind.name, []).append(perturb(item, kind.name))
     if not asked:
         return None
     neutral = dict(_said(model, processor, [_without(item) for item in items]))
