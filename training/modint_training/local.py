@@ -62,7 +62,7 @@ def asked_of(body: JSON) -> Item:
             "sampling"
         )
     content = messages[0]["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts: list[JSON] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pictures = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     if len(pictures) > 1:
         raise RequestError(f"a local model is shown one picture, not {len(pictures)}; serve it for more")
