@@ -1,12 +1,13 @@
 """Items through a `Complete` callable, some at a time: one scored row each."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modint_guard.images import png_data_url
 from modint_guard.item import RELEVANT, Item, Turn, is_right, prompt
+from modint_guard.reply import reply_of
 from modint_guard.types import JSON, Complete
 
 FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes at most 8
@@ -14,13 +15,17 @@ FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes 
 
 @dataclass(frozen=True)
 class Row:
-    """What one model answered to one item, and what the guard said of it (None where there is no guard)."""
+    """What one model answered to one item, and what the guard said of it (None where there is no guard).
+
+    `top`: log-probabilities of the first content token's alternatives, where they were asked for and given.
+    """
 
     item: Item
     model: str
     answer: str
     right: bool
     modint: JSON | None
+    top: Mapping[str, float] | None = None
 
     @property
     def verdict(self) -> str | None:
@@ -79,14 +84,15 @@ async def run(
     *,
     concurrency: int = 8,
     done: Callable[[Row], None] = lambda row: None,
+    **fields: Any,
 ) -> list[Row]:
     """Ask every item, at most `concurrency` at a time; rows come back in the items' order. EndpointError ends
-    the run."""
+    the run. `fields` go into every request."""
     slots = asyncio.Semaphore(concurrency)
 
     async def one(item: Item) -> Row:
         async with slots:
-            row = row_of(item, model, await complete(request_for(item, model)))
+            row = row_of(item, model, await complete(request_for(item, model, **fields)))
         done(row)
         return row
 
@@ -101,4 +107,5 @@ async def run(
 def row_of(item: Item, model: str, completion: JSON) -> Row:
     """Score one completion."""
     answer = completion["choices"][0]["message"]["content"] or ""
-    return Row(item, model, answer, is_right(item, answer), completion.get("modint"))
+    top = reply_of(completion).top if completion["choices"][0].get("logprobs") else None
+    return Row(item, model, answer, is_right(item, answer), completion.get("modint"), top)

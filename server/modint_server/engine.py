@@ -31,6 +31,7 @@ import aiohttp
 
 from modint_guard.errors import ConfigError, EngineError
 from modint_guard.images import neutral_image
+from modint_guard.models import check_servable
 from modint_server.adapters import Adapter, max_lora_rank
 
 T = TypeVar("T")
@@ -155,12 +156,21 @@ def checked_model(model: str) -> str:
             raise ConfigError(
                 f"--model {model}: the folder has no config.json: give a transformers model folder"
             )
+        check_servable(_model_type(folder / "config.json"))
         return str(folder.resolve())
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith((".", "~")) and not folder.exists():
         return model
     raise ConfigError(
         f"--model {model}: no such folder: give a model folder, or a hub id such as ORGANISATION/NAME"
     )
+
+
+def _model_type(file: Path) -> str:
+    """The `model_type` of a config.json; raises ConfigError where it is no JSON object."""
+    try:
+        return str(json.loads(file.read_text("utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: give a transformers model folder") from error
 
 
 def arguments(config: EngineConfig, socket: Path) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.item import LETTERS, asked, is_right, prompt, reply_for
+from modint_guard.item import LETTERS, asked, choice_of, is_right, prompt, reply_for, same_as
 from tests.core.items import DIGIT, LETTERED
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
@@ -46,6 +46,12 @@ def test_a_lettered_item_is_answered_by_the_letter_and_not_by_the_word() -> None
 def test_an_article_is_no_letter() -> None:
     first = LETTERED.replace(choices=("3", "7", "5", "1"))
     assert not is_right(first, "A dog. The answer is C")
+
+
+def test_a_reply_is_read_as_a_choice_or_as_its_own_words() -> None:
+    assert choice_of(LETTERED, "c.") == "3" and choice_of(LETTERED, "A dog") is None
+    assert same_as(LETTERED, " C") == same_as(LETTERED, "c.") == "3"
+    assert same_as(LETTERED, "A dog. ") == "a dog"
 
 
 @given(st.lists(WORDS, min_size=2, max_size=8, unique=True), st.data())

@@ -119,6 +119,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         checked_model(str(tmp_path))
 
 
+def test_a_model_that_vllm_does_not_serve_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "instructblip"}', "utf-8")
+    with pytest.raises(ConfigError, match="vLLM does not serve models of type 'instructblip': train and"):
+        checked_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{", "utf-8")
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        checked_model(str(tmp_path))
+
+
 # Becoming ready
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -276,12 +277,37 @@ def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
     card = adapter_card(run(lora_recipe("tinyworld-base"))).splitlines()
     assert "base_model: tinyworld-base" in card
     assert "A LoRA of rank 2 on the language model of `tinyworld-base` against modality interference:" in card
-    assert "`--max-lora-rank 8`." in card  # vLLM has no limit of 2
+    assert "needs `--enable-lora` and `--max-lora-rank 8`." in card  # vLLM has no limit of 2
     assert "- cross-entropy on clean and perturbed twins" in card
     assert "- consistency `js` with weight 0.5" in card
     twins = "misleading_description, unrelated_facts, contradicting_image, noise, black"
     harmless = "true_description, agreeing_image, neutral_text"
     assert f"- twins: {twins}; harmless ones: {harmless}" in card
+
+
+def test_the_flip_baseline_stands_in_record_and_card() -> None:
+    recipe = load_recipe("tinyworld-aug")
+    found = {"flip_ratio": 0.25, "n": 40, "by_perturbation": {"noise": 0.5, "black": 0.0}}
+    record = run_record(recipe, HISTORY, ROWS, 1, found)
+    assert record["baseline"] == found  # where the gateway looks for it
+    card = adapter_card(record).splitlines()
+    assert [line for line in card if line.startswith(("| noise", "| black", "| all |"))] == [
+        "| noise | 0.500 |",
+        "| black | 0.000 |",
+        "| all | 0.250 |",
+    ]
+    without = run_record(recipe, HISTORY, ROWS, 1)
+    assert "baseline" not in without and "Flip baseline" not in adapter_card(without)
+
+
+def test_a_family_that_vllm_does_not_serve_is_not_exported_as_if_it_did(tmp_path: Path) -> None:
+    record = run(lora_recipe("tinyworld-base"))
+    model = SimpleNamespace(config=SimpleNamespace(model_type="instructblip"))
+    with pytest.raises(ConfigError, match="vLLM does not serve models of type 'instructblip'"):
+        export_adapter(model, tmp_path / "lora", record)
+    assert not list(tmp_path.iterdir())
+    card = adapter_card(run(lora_recipe("tinyworld-base", "servable=false")))
+    assert "vLLM does not serve this family" in card and "--enable-lora" not in card
 
 
 def test_the_card_names_the_attack_and_nothing_that_was_not_done() -> None:

@@ -10,10 +10,11 @@ from peft import get_peft_model
 
 from modint_guard.errors import ConfigError
 from modint_guard.item import Item, prompt
+from modint_guard.models import check_servable
 from modint_guard.perturb import perturb
 from modint_training.batches import twin_batches
 from modint_training.collate import Part, collate, encode
-from modint_training.families import FAMILIES, check_servable, family_of, vision_of
+from modint_training.families import FAMILIES, family_of, vision_of
 from modint_training.masks import predicting_mask
 from modint_training.passes import bare, decoder_pass, whole_pass
 from modint_training.predict import first_logits
@@ -173,7 +174,8 @@ def test_a_saved_checkpoint_is_loaded_trained_and_evaluated(
     name: str, processor: Any, tmp_path: Path
 ) -> None:
     base = save_small_family(name, processor, tmp_path / "base")
-    recipe = lora_recipe(base, PGD, "lr=0.05", "quotas=[1, 1, 2]", "batch=4", "evaluate_items=2")
+    settings = ("lr=0.05", "quotas=[1, 1, 2]", "batch=4", "evaluate_items=2")
+    recipe = lora_recipe(base, PGD, *settings, f"servable={str(name != 'instructblip').lower()}")
     trained, _, history = tune(recipe, tmp_path / "run")
     assert load_base(str(base))[0].config.model_type == name
     assert any(tensor.abs().sum() > 0 for key, tensor in trained.named_parameters() if "lora_B" in key)
@@ -187,6 +189,15 @@ def test_a_family_that_vllm_cannot_serve_says_so() -> None:
         ConfigError, match="vLLM does not serve models of type 'instructblip': train and evaluate"
     ):
         check_servable("instructblip")
+
+
+def test_a_recipe_whose_adapter_nobody_could_serve_is_refused_before_training(
+    processor: Any, tmp_path: Path
+) -> None:
+    base = save_small_family("instructblip", processor, tmp_path / "base")
+    with pytest.raises(ConfigError, match="with servable: false, and serve a LLaVA"):
+        tune(lora_recipe(base), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_processor_is_refused_with_the_known_ones() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from modint_guard.item import FAMILIES, prompt, reply_for
+from modint_guard.perturb import REGISTRY, fitting, perturb
 from modint_training.families import chat_content
-from modint_training.predict import accuracy, answers, first_logits, split_rows, watch
+from modint_training.predict import accuracy, answers, first_logits, flip_baseline, split_rows, watch
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED
 from tests.training.small import small_model
@@ -67,6 +68,29 @@ def test_accuracy_is_the_share_of_right_answers(processor: Any) -> None:
     right = [reply_for(item, item.answer) == "B" for item in items]
     assert 0 < sum(right) < 60
     assert accuracy(one_word_model(processor, "B"), processor, items) == sum(right) / 120
+
+
+def test_an_answer_that_never_changes_has_a_flip_baseline_of_nought(processor: Any) -> None:
+    items = [item for family in FAMILIES[:2] for item in suite.items(family, "test", 2)]
+    found = flip_baseline(one_word_model(processor, "B"), processor, items)
+    assert found is not None
+    kinds = {kind.name for kind in REGISTRY.values()} - {"no_image", "grey"}
+    assert set(found["by_perturbation"]) == kinds
+    # Two text-heavy items, each without the two kinds that leave nothing to take away.
+    assert (found["flip_ratio"], found["n"]) == (0.0, sum(len(fitting(item)) for item in items) - 4)
+    assert flip_baseline(one_word_model(processor, "B"), processor, suite.items("vqa", "test", 2)) is None
+
+
+def test_a_flip_is_counted_where_the_answer_follows_what_must_not_matter(processor: Any) -> None:
+    model = small_model(processor)
+    items = suite.items("image-heavy", "test", 3)
+    lied = [perturb(item, "misleading_description") for item in items]
+    expected = sum(
+        one != other
+        for one, other in zip(answers(model, processor, lied), answers(model, processor, items), strict=True)
+    )
+    found = flip_baseline(model, processor, items)
+    assert found is not None and found["by_perturbation"]["misleading_description"] == expected / 3
 
 
 def test_what_is_watched_while_training_holds_nothing_out(processor: Any) -> None:

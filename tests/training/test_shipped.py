@@ -8,10 +8,12 @@ import pytest
 
 from modint_guard.config import Thresholds
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_training.config import load_recipe
+from modint_training.ablation import ADAPTERS, MAX_SECONDS, check_size, is_current
+from modint_training.config import TuneRecipe, load_recipe
 from modint_training.export import data_hash
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 shipped = pytest.mark.parametrize("name", [BASE, ADAPTER])
 
 
@@ -49,6 +51,19 @@ def test_the_weights_were_made_by_the_recipe_and_the_data_that_ship_with_them(na
     recipe = load_recipe(name)
     assert type(recipe).model_validate(run["recipe"]) == recipe  # a key that came later had its default then
     assert run["data_sha256"] == data_hash()
+
+
+ABLATIONS = sorted(path.parent for path in (ROOT / ADAPTERS).glob("*/run.json"))
+
+
+@pytest.mark.parametrize("folder", ABLATIONS, ids=lambda folder: str(folder.name))
+def test_a_committed_ablation_is_small_and_kept_its_budget(folder: Path) -> None:
+    check_size(folder)
+    run = json.loads((folder / "run.json").read_text("utf-8"))
+    recipe = load_recipe(run["recipe"]["name"], [f"seed={run['seed']}"])
+    assert isinstance(recipe, TuneRecipe) and is_current(folder, recipe)
+    assert run["train_seconds"] <= MAX_SECONDS
+    assert folder.name == f"{recipe.name}-seed{recipe.seed}"
 
 
 def test_the_default_risk_is_the_one_that_was_fitted() -> None:

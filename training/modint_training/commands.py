@@ -51,9 +51,39 @@ def evaluate(
     model: Annotated[str, typer.Option(help="A bundled model or a model folder.")] = "tinyworld-base",
     adapter: Annotated[str | None, typer.Option(help="A bundled adapter or a PEFT folder.")] = None,
     count: Count = 400,
+    output: Annotated[
+        Path | None, typer.Option(help="Write JSON, Markdown and figures of every perturbation's effect.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A second model: another adapter, `base`, or a served model's name.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint that serves them.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
+    logprobs: Annotated[bool, typer.Option(help="Ask the endpoint for log-probabilities.")] = True,
+    data: Annotated[
+        Path | None, typer.Option(help="Items of your own, in any format of `data validate`.")
+    ] = None,
+    perturbation: Annotated[
+        list[str] | None, typer.Option(help="Only these; default: all that fit an item.")
+    ] = None,
+    seed: Seed = 0,
 ) -> None:
-    """Accuracy of a local model on TinyWorld's test split, clean and perturbed, by form and sub-task."""
+    """Accuracy of a local model on TinyWorld's test split, by form and sub-task; with --output the effect of
+    every perturbation on a local or served model, on these or on your own items."""
+    from modint_guard.endpoint import read_key
+    from modint_guard.errors import ConfigError
     from modint_training import runs
+
+    if output:
+        from modint_training.evaluation import Wanted, evaluate_to
+
+        key = read_key(api_key_file)
+        wanted = Wanted(model, adapter, against, url, key, logprobs, data, perturbation or None, count, seed)
+        for file in evaluate_to(output, wanted):
+            typer.echo(f"wrote {file}")
+        return
+    if against or url or data or perturbation:
+        raise ConfigError("--against, --url, --data and --perturbation need --output FILE.json")
 
     for row in runs.evaluate(model, adapter, count):
         cell = "/".join((row["family"], row["perturbation"]))
@@ -120,6 +150,38 @@ def base(
 
     others = sorted(Path("training/results").glob(f"{BASE}-seed*/run.json"))
     collect_base(output, runs or [bundled(BASE) / "run.json", *others])
+    typer.echo(f"wrote {output}")
+
+
+@results.command("train-ablation")
+def train_ablation(
+    output: Annotated[Path, typer.Option(help="One folder for each recipe and seed.")] = Path(
+        "training/results/ablation"
+    ),
+    runs: Annotated[Path, typer.Option(help="Checkpoints of the runs under way lie here.")] = Path(
+        "runs/ablation"
+    ),
+) -> None:
+    """Train the ablation adapters that are not there yet, and take up one that was interrupted."""
+    from modint_training.ablation import train_ablation
+
+    for folder, made in train_ablation(output, runs):
+        typer.echo(f"{'wrote' if made else 'kept'} {folder}")
+
+
+@results.command()
+def ablation(
+    output: Output = Path("docs/results/ablation.json"),
+    adapters: Annotated[Path, typer.Option(help="Folders that train-ablation wrote.")] = Path(
+        "training/results/ablation"
+    ),
+    count: Count = 400,
+    seed: Seed = 0,
+) -> None:
+    """What each part of the method adds: base and committed adapters under every perturbation."""
+    from modint_training.ablation import measure_ablation
+
+    measure_ablation(output, adapters, count=count, seed=seed)
     typer.echo(f"wrote {output}")
 
 

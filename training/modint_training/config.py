@@ -153,6 +153,7 @@ class TuneRecipe(_Strict):
     preset: str | None = None
     name: str
     base: str
+    servable: bool = True
     data: str = TINYWORLD
     validation: str | None = None
     seed: int
@@ -162,6 +163,7 @@ class TuneRecipe(_Strict):
     alpha: int | None = Field(default=None, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     weights: Literal["fp32", "bf16"] = "fp32"
+    save_dtype: Literal["fp32", "bf16"] = "fp32"
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
     batch: int = Field(gt=0)
@@ -228,6 +230,10 @@ class TuneRecipe(_Strict):
         yield (
             (self.rank or 0) > MAX_RANK,
             f"rank: vLLM serves ranks up to {MAX_RANK}, not {self.rank}; choose a lower one",
+        )
+        yield (
+            not adapter and self.save_dtype != "fp32",
+            "save_dtype: of an adapter; kind: full is saved in the type of weights",
         )
         yield (
             self.kind == "qlora" and self.scope != ("language",),

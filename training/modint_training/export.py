@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from modint_guard.data import read_data
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
+from modint_guard.models import ADAPTER, check_servable, located
 from modint_guard.results import cell
 from modint_training.config import TINYWORLD
 from modint_training.tinyworld import suite
@@ -39,6 +41,7 @@ def export_tuned(model: Any, processor: Any, folder: Path, run: Mapping[str, Any
     """Save a fully fine-tuned model of any family; the folder appears whole or not at all."""
 
     def write(to: Path) -> None:
+        _check_servable(model, run)
         model.save_pretrained(to)
         processor.save_pretrained(to)
         if model.config.model_type == "llava":
@@ -54,12 +57,27 @@ def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
     """Save a PEFT adapter with its run record and card; the folder appears whole or not at all."""
 
     def write(to: Path) -> None:
+        _check_servable(model, run)
         # The name in the recipe, not the folder it was found in: the weights travel.
         model.active_peft_config.base_model_name_or_path = run["recipe"]["base"]
         model.save_pretrained(to, save_embedding_layers=False)
+        if run["recipe"]["save_dtype"] == "bf16":
+            halve(to / "adapter_model.safetensors")
         _describe(to, run, adapter_card(run))
 
     _replace(folder, write)
+
+
+def _check_servable(model: Any, run: Mapping[str, Any]) -> None:
+    """ConfigError for what vLLM would reject, unless the recipe says that nobody wants to serve it."""
+    if run["recipe"]["servable"]:
+        check_servable(model.config.model_type)
+
+
+def halve(file: Path) -> None:
+    """Rewrite a safetensors file in bf16."""
+    tensors = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def rename_vision_keys(file: Path) -> None:
@@ -83,13 +101,19 @@ def _vision_key(key: str) -> str:
 
 
 def run_record(
-    recipe: BaseModel, history: list[dict[str, float]], rows: list[dict[str, Any]], seconds: float
+    recipe: BaseModel,
+    history: list[dict[str, float]],
+    rows: list[dict[str, Any]],
+    seconds: float,
+    baseline: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What made these weights: recipe, seed, data hash, versions, machine, figures."""
+    """What made these weights: recipe, seed, data hash, versions, machine, figures; `baseline` is what
+    `predict.flip_baseline` found, which the gateway's alerts compare traffic with."""
     settings = recipe.model_dump()
     return {
         "recipe": settings,
         "seed": settings["seed"],
+        "base_revision": revision(located(settings["base"])) if "base" in settings else None,
         "data_sha256": data_hash(data=settings.get("data", TINYWORLD)),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {
@@ -100,7 +124,18 @@ def run_record(
         "train_seconds": round(seconds),
         "validation": history,
         "test": rows,
+        **({"baseline": dict(baseline)} if baseline else {}),
     }
+
+
+def revision(folder: Path) -> str | None:
+    """The fingerprint of a model's weights: 12 hexadecimal digits of a SHA-256; None where there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12] if files else None
 
 
 def data_hash(count: int = 300, *, data: str = TINYWORLD) -> str:
@@ -247,16 +282,37 @@ base_model: {recipe["base"]}
 A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` against modality interference:
 {_method(recipe)}
 
-Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`). Serve it
-with `modint-guard serve --adapter {recipe["name"]}`; vLLM itself needs `--enable-lora` and
-`--max-lora-rank {served_rank(recipe["rank"])}`.
+Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`).
+{_serving(recipe)}
 
 ## Test split, greedy first token, transformers
 
-{_figures(run["test"])}
-The figures through vLLM and the gateway, with intervals and beside the base's, are in
-`docs/results/tinyworld.md`.
+{_figures(run["test"])}{_baseline(run)}
 """
+
+
+def _serving(recipe: Mapping[str, Any]) -> str:
+    """How it is served; where the figures that vLLM and the gateway gave are."""
+    if not recipe["servable"]:
+        return "vLLM does not serve this family: evaluate it with `modint-guard evaluate`."
+    shipped = recipe["name"] == ADAPTER
+    said = (
+        f"Serve it with `modint-guard serve --adapter {recipe['name']}{'' if shipped else '=FOLDER'}`; vLLM "
+        f"itself\nneeds `--enable-lora` and `--max-lora-rank {served_rank(recipe['rank'])}`."
+    )
+    through = "\nFigures through vLLM and the gateway: `docs/results/tinyworld.md` of the repository."
+    return said + through if shipped else said
+
+
+def _baseline(run: Mapping[str, Any]) -> str:
+    """The flip baseline by perturbation, where it was measured."""
+    found = run.get("baseline")
+    if not found:
+        return ""
+    lines = [f"| {name} | {cell(share)} |\n" for name, share in found["by_perturbation"].items()]
+    said = "The share of answers that change without the caption, or the picture, that must not matter:"
+    head = f"\n## Flip baseline\n\n{said}\n\n| perturbation | flips |\n|---|---|\n"
+    return head + "".join(lines) + f"| all | {cell(found['flip_ratio'])} |\n"
 
 
 def tuned_card(run: Mapping[str, Any]) -> str:

@@ -51,7 +51,6 @@ class ModelFamily:
     vision_linear: str
     places: Mapping[Scope, tuple[str, ...]]
     inputs: Vision
-    servable: bool  # by vLLM
 
     def lora_targets(self, scope: Sequence[Scope] = ("language",), targets: Targets = "linear") -> str:
         """The regular expression of the modules that get an adapter; PEFT matches it against whole names."""
@@ -161,7 +160,6 @@ def _qwen_family(model_type: str, processor_class: str, vision_mlp: str) -> Mode
         vision_linear=f"(qkv|proj|{vision_mlp})",
         places={"connector": ("model.visual.merger.",), "vision": ("model.visual.",)},
         inputs=Vision(_chat, _qwen_tokens, _qwen),
-        servable=True,
     )
 
 
@@ -179,7 +177,6 @@ FAMILIES = {
             vision_linear="(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
             places={"connector": ("model.multi_modal_projector.",), "vision": ("model.vision_tower.",)},
             inputs=Vision(_chat, _clip_tokens, _clip),
-            servable=True,
         ),
         _qwen_family("qwen2_vl", "Qwen2VLProcessor", "fc1|fc2"),
         _qwen_family("qwen2_5_vl", "Qwen2_5_VLProcessor", "gate_proj|up_proj|down_proj"),
@@ -197,7 +194,6 @@ FAMILIES = {
                 "vision": ("vision_model.",),
             },
             inputs=Vision(_bare_prompt, _queries, _instructblip),
-            servable=False,
         ),
     )
 }
@@ -226,12 +222,3 @@ def vision_of(processor: Any) -> Vision:
 def image_token_id(processor: Any) -> int:
     """The id of the placeholder that a picture's features replace."""
     return int(processor.tokenizer.convert_tokens_to_ids(str(processor.image_token)))
-
-
-def check_servable(model_type: str) -> None:
-    """ConfigError for a family that vLLM has no model of, naming what can be done instead."""
-    if not family_of(model_type).servable:
-        raise ConfigError(
-            f"vLLM does not serve models of type {model_type!r}: train and evaluate them here, and serve a "
-            "LLaVA or Qwen2.5-VL"
-        )

@@ -1,41 +1,84 @@
 """What a local model answers to items: the first token's distribution, in batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modint_guard.item import Item, is_right
-from modint_training.collate import Encoded, collate, encode
+from modint_guard.divergence import Distribution
+from modint_guard.effects import Answered
+from modint_guard.item import Item, is_right, reply_for
+from modint_guard.perturb import fitting, perturb
+from modint_training.collate import collate, encode
 from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Items as the model's inputs, in batches of rows of like length; several models may read them.
+
+    `batches`: which items, the inputs, and each row's position that predicts the first answer token.
+    """
+
+    items: Sequence[Item]
+    batches: Sequence[tuple[list[int], dict[str, Tensor], list[int]]]
+
+
+def prepare(items: Sequence[Item], processor: Any, *, batch: int = 64) -> Prepared:
+    """Encode items once."""
+    rows = [encode(item, processor) for item in items]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    made = []
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        inputs = collate([rows[index] for index in chosen], processor)
+        del inputs["labels"]
+        places = [len(rows[index].ids) - rows[index].answer_length - 1 for index in chosen]
+        made.append((chosen, inputs, places))
+    return Prepared(items, made)
+
+
 @torch.no_grad()
-def first_logits(model: nn.Module, processor: Any, items: Sequence[Item], *, batch: int = 64) -> Tensor:
+def logits_of(model: nn.Module, prepared: Prepared) -> Tensor:
     """Logits of the position that predicts the first answer token  # (N, V), float32."""
     training = model.training
     model.eval()
-    rows = [encode(item, processor) for item in items]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    found: dict[int, Tensor] = {}
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        found.update(zip(chosen, _forward(model, [rows[index] for index in chosen], processor), strict=True))
-    model.train(training)
-    return torch.stack([found[index] for index in range(len(rows))])
-
-
-def _forward(model: nn.Module, rows: Sequence[Encoded], processor: Any) -> Iterable[Tensor]:
-    inputs = collate(rows, processor)
-    del inputs["labels"]
     device = next(model.parameters()).device
-    logits = (
-        model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False)
-        .logits.float()
-        .cpu()
-    )
-    return [logits[index, len(row.ids) - row.answer_length - 1] for index, row in enumerate(rows)]
+    found: dict[int, Tensor] = {}
+    for chosen, inputs, places in prepared.batches:
+        on_device = {name: value.to(device) for name, value in inputs.items()}
+        logits = model(**on_device, use_cache=False).logits.float().cpu()
+        found.update({index: logits[row, places[row]] for row, index in enumerate(chosen)})
+    model.train(training)
+    return torch.stack([found[index] for index in range(len(prepared.items))])
+
+
+def first_logits(model: nn.Module, processor: Any, items: Sequence[Item], *, batch: int = 64) -> Tensor:
+    """Logits of the position that predicts the first answer token  # (N, V), float32."""
+    return logits_of(model, prepare(items, processor, batch=batch))
+
+
+def answered(model: nn.Module, processor: Any, prepared: Prepared) -> list[Answered]:
+    """The greedy first token of each answer, and the probabilities of the options, renormalised over them."""
+    logits = logits_of(model, prepared)
+    texts = [processor.tokenizer.decode([int(token)]) for token in logits.argmax(-1)]
+    return [
+        Answered(item, text, options_of(item, row, processor))
+        for item, text, row in zip(prepared.items, texts, logits, strict=True)
+    ]
+
+
+def options_of(item: Item, logits: Tensor, processor: Any) -> Distribution | None:
+    """The choices' probabilities by their first tokens  # (V,); None where two choices begin alike."""
+    tokens = [
+        processor.tokenizer(reply_for(item, choice), add_special_tokens=False).input_ids[0]
+        for choice in item.choices
+    ]
+    if not tokens or len(set(tokens)) < len(tokens):
+        return None
+    return dict(zip(item.choices, logits[tokens].softmax(-1).tolist(), strict=True))
 
 
 def answers(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[str]:
@@ -54,6 +97,41 @@ def accuracy(model: nn.Module, processor: Any, items: Sequence[Item]) -> float:
     """Share of right answers in [0, 1]."""
     hits = right(model, processor, items)
     return sum(hits) / len(hits)
+
+
+def flip_baseline(model: nn.Module, processor: Any, items: Sequence[Item]) -> dict[str, Any] | None:
+    """How often the greedy first token changes when what must not matter is taken away: the caption of
+    image-heavy items, the picture of text-heavy ones for a grey one of its size.
+
+    Under each registered perturbation that fits an item, and over all of these together (`flip_ratio`, shares
+    in [0, 1]); None where no item can be perturbed.
+    """
+    asked: dict[str, list[Item]] = {}
+    for item in items:
+        for kind in fitting(item):
+            if kind.name not in ("no_image", "grey"):  # nothing there to take away
+                asked.setdefault(kind.name, []).append(perturb(item, kind.name))
+    if not asked:
+        return None
+    neutral = dict(_said(model, processor, [_without(item) for item in items]))
+    flips = {
+        name: [text != neutral[id_] for id_, text in _said(model, processor, disturbed)]
+        for name, disturbed in asked.items()
+    }
+    every = [flip for found in flips.values() for flip in found]
+    return {
+        "flip_ratio": sum(every) / len(every),
+        "n": len(every),
+        "by_perturbation": {name: sum(found) / len(found) for name, found in flips.items()},
+    }
+
+
+def _without(item: Item) -> Item:
+    return perturb(item, "grey") if item.family == "text-heavy" else item.replace(context=None)
+
+
+def _said(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[tuple[str, str]]:
+    return [(item.id, text) for item, text in zip(items, answers(model, processor, items), strict=True)]
 
 
 def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:

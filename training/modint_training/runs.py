@@ -8,33 +8,47 @@ from typing import Any
 from peft import PeftModel
 
 from modint_guard.errors import AdapterError
-from modint_guard.models import bundled
+from modint_guard.item import FAMILIES, Item
+from modint_guard.models import located
+from modint_guard.perturb import applicable
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
 from modint_training.export import check_target, export_adapter, export_base, export_tuned, run_record
-from modint_training.predict import split_rows
+from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
+from modint_training.tinyworld import suite
 from modint_training.trainer import seconds_trained
-from modint_training.tune import is_first_process, load_base, tune
+from modint_training.tune import is_first_process, load_base, read_examples, tune
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
+BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
 
 
 def run_recipe(
-    recipe: str, overrides: Sequence[str], *, output: Path | None, runs: Path, resume: str
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    output: Path | None,
+    runs: Path,
+    resume: str,
+    test_items: int = TEST_ITEMS,
 ) -> Path:
-    """Train by a recipe and export what vLLM loads; returns the folder written (default RUNS/NAME/export)."""
+    """Train by a recipe and export what vLLM loads; returns the folder written (default RUNS/NAME/export).
+
+    `test_items`: of TinyWorld, a condition in the card's tables.
+    """
     settings = load_recipe(recipe, overrides)
     folder = runs / settings.name
     target = output or folder / "export"
     check_target(target)
     if isinstance(settings, PretrainRecipe):
         model, processor, history = pretrain(settings, folder, resume=resume)
-        export_base(model, processor, target, _record(settings, model, processor, history, folder))
+        record = _record(settings, model, processor, history, folder, test_items)
+        export_base(model, processor, target, record)
         return target
     model, processor, history = tune(settings, folder, resume=resume)
     if not is_first_process():
         return target
-    record = _record(settings, model, processor, history, folder)
+    record = _record(settings, model, processor, history, folder, test_items)
     if settings.kind == "full":
         export_tuned(model, processor, target, record)
     else:
@@ -48,17 +62,33 @@ def _record(
     processor: Any,
     history: list[dict[str, float]],
     folder: Path,
+    test_items: int,
 ) -> dict[str, Any]:
     print("evaluating on test items", file=sys.stderr, flush=True)
-    return run_record(settings, history, _rows(settings, model, processor, history), seconds_trained(folder))
+    rows = _rows(settings, model, processor, history, test_items)
+    asked = _typical(settings, test_items)
+    baseline = flip_baseline(model, processor, asked) if asked else None
+    return run_record(settings, history, rows, seconds_trained(folder), baseline)
+
+
+def _typical(settings: Recipe, test_items: int) -> list[Item]:
+    """What an adapter's flip baseline is measured on: TinyWorld's test split, or validation examples."""
+    if isinstance(settings, PretrainRecipe):
+        return []
+    count = min(test_items, BASELINE_ITEMS)
+    if settings.data == TINYWORLD:
+        return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
+    if settings.validation is None:
+        return []
+    return [item for item in read_examples(settings.validation)[:count] if applicable(item.family)]
 
 
 def _rows(
-    settings: Recipe, model: Any, processor: Any, history: list[dict[str, float]]
+    settings: Recipe, model: Any, processor: Any, history: list[dict[str, float]], test_items: int
 ) -> list[dict[str, Any]]:
     """TinyWorld's test split; of a data set of one's own, the last look at its validation examples."""
     if isinstance(settings, PretrainRecipe) or settings.data == TINYWORLD:
-        return list(split_rows(model, processor, TEST_ITEMS))
+        return list(split_rows(model, processor, test_items))
     whole = {"held_out": "no", "task": "all", "form": "all"}
     seen = (history[-1] if history else {}).items()
     return [
@@ -70,7 +100,7 @@ def _rows(
 
 def adapter_folder(name: str) -> Path:
     """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
-    folder = Path(name) if Path(name).is_dir() else bundled(name)
+    folder = located(name)
     if not (folder / "adapter_config.json").is_file():
         raise AdapterError(
             f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"

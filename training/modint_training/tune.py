@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from modint_guard.data import read_data
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import Item
-from modint_guard.models import bundled
+from modint_guard.models import check_servable, located
 from modint_guard.perturb import perturb
 from modint_training.attack import Attack
 from modint_training.batches import Source, data_source, tinyworld_source, twin_batches
@@ -33,15 +33,20 @@ from modint_training.views import check_kinds, clean_view, fits
 def load_base(name: str, **loading: Any) -> tuple[Any, Any]:
     """The model and processor of a bundled model name or a model folder; `loading` goes to
     `from_pretrained`."""
-    folder = Path(name) if Path(name).is_dir() else bundled(name)
-    described = folder / "config.json"
+    folder = located(name)
+    family_of(model_type_of(name))
+    model = AutoModelForImageTextToText.from_pretrained(folder, **loading)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def model_type_of(name: str) -> str:
+    """The model type of a bundled model name or a model folder; ConfigError where there is no model."""
+    described = located(name) / "config.json"
     if not described.is_file():
         raise ConfigError(
             f"no base model {name!r}: neither a model folder nor a bundled model; train it first"
         )
-    family_of(json.loads(described.read_text("utf-8")).get("model_type", "unknown"))
-    model = AutoModelForImageTextToText.from_pretrained(folder, **loading)
-    return model, AutoProcessor.from_pretrained(folder)
+    return str(json.loads(described.read_text("utf-8")).get("model_type", "unknown"))
 
 
 def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
@@ -51,6 +56,8 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
     seed_everything(recipe.seed)
+    if recipe.servable:
+        check_servable(model_type_of(recipe.base))
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)

@@ -1,0 +1,211 @@
+"""The ablation: trained in one go, taken up where it stopped, measured in one go."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modint_guard.effects import Answered
+from modint_guard.errors import ConfigError
+from modint_guard.item import reply_for
+from modint_guard.perturb import REGISTRY
+from modint_training import ablation
+from modint_training.ablation import (
+    COMPONENTS,
+    GROUPS,
+    MAX_BYTES,
+    RECIPES,
+    Measured,
+    cells_of,
+    check_size,
+    clean_of,
+    found_in,
+    gains_of,
+    group_of,
+    measure_ablation,
+    rows_of,
+    summary,
+    train_ablation,
+    verdict,
+)
+from modint_training.config import TuneRecipe, load_recipe
+from modint_training.tinyworld.conditions import Condition
+from tests.training.small import save_small_base
+
+SHORT = ("rank=2", "steps=1", "batch=8", "evaluate_steps=1", "evaluate_items=2", "precision=fp32")
+TWO = ("tinyworld-sft", "tinyworld-aug")
+
+
+@pytest.fixture(scope="module")
+def home(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small base, and beside it two ablations of one seed."""
+    folder = tmp_path_factory.mktemp("ablation")
+    save_small_base(processor, folder / "base")
+    (folder / "base" / "run.json").write_text('{"recipe": {"name": "tinyworld-base"}, "seed": 0}')
+    assert [made for _, made in train(folder)] == [True, True]
+    return folder
+
+
+def train(folder: Path, *overrides: str) -> list[tuple[Path, bool]]:
+    wanted = (*SHORT, f"base={folder / 'base'}", *overrides)
+    return list(
+        train_ablation(
+            folder / "adapters",
+            folder / "runs",
+            recipes=TWO,
+            seeds=(0,),
+            overrides=wanted,
+            card_items=1,
+        )
+    )
+
+
+def test_every_recipe_of_the_ablation_has_one_budget_and_one_shape() -> None:
+    recipes = [load_recipe(name).model_dump() for name in RECIPES]
+    for key in ("base", "steps", "batch", "rank", "alpha", "targets", "letter", "lr", "save_dtype", "scope"):
+        assert len({str(recipe[key]) for recipe in recipes}) == 1, key
+    assert (recipes[0]["rank"], recipes[0]["save_dtype"]) == (8, "bf16")
+    assert {name for _, without, with_ in COMPONENTS for name in (without, with_)} == set(RECIPES)
+
+
+def test_an_ablation_is_saved_in_bf16_with_its_record(home: Path) -> None:
+    folder = home / "adapters" / "tinyworld-aug-seed0"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["recipe"]["name"], record["seed"]) == ("tinyworld-aug", 0)
+    assert len(record["base_revision"]) == 12
+    assert not list((home / "runs").glob("*/*"))  # checkpoints of finished runs are not kept
+
+
+def test_what_is_there_is_left_as_it_is(home: Path) -> None:
+    files = [home / "adapters" / f"{name}-seed0" / "adapter_model.safetensors" for name in TWO]
+    before = [file.stat().st_mtime_ns for file in files]
+    assert [made for _, made in train(home)] == [False, False]
+    assert [file.stat().st_mtime_ns for file in files] == before
+
+
+def test_an_adapter_of_another_recipe_or_of_another_base_is_not_what_is_wanted(
+    home: Path, tmp_path: Path
+) -> None:
+    aug = home / "adapters" / "tinyworld-aug-seed0"
+    recipe = load_recipe("tinyworld-aug", ["seed=0", *SHORT, f"base={home / 'base'}"])
+    assert isinstance(recipe, TuneRecipe)
+    assert ablation.is_current(aug, recipe)
+    assert not ablation.is_current(aug, recipe.model_copy(update={"lr": 0.5}))
+    assert not ablation.is_current(tmp_path, recipe)
+    record = json.loads((aug / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, "base_revision": "0" * 12}))
+    assert not ablation.is_current(tmp_path, recipe)
+
+
+def test_weights_that_are_too_large_to_commit_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(bytes(MAX_BYTES))
+    check_size(tmp_path)
+    file.write_bytes(bytes(MAX_BYTES + 1))
+    with pytest.raises(ConfigError, match=r"314573 bytes of weights, more than 314572: lower its rank"):
+        check_size(tmp_path)
+
+
+# The table
+
+
+def test_the_table_has_base_and_ablations_under_every_condition_and_their_cost(
+    home: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "ablation.json"
+    measure_ablation(output, home / "adapters", count=4, seed=0, base=str(home / "base"), shipped=None)
+    rows = json.loads(output.read_text())["rows"]
+    assert list(dict.fromkeys(row["name"] for row in rows)) == ["tinyworld-base", *TWO]
+    for name in ("tinyworld-base", *TWO):
+        mine = [row for row in rows if row["name"] == name]
+        assert len(mine) == len(cells_of()) + 1
+        assert [row["perturbation"] for row in mine][-1] == "cost"
+        assert all(0 <= row["accuracy"] <= 1 and row["n"] == 4 for row in mine[:-1])
+        clean = [row["js"] for row in mine[:-1] if row["perturbation"] in ("clean", "no_image")]
+        assert clean == [None] * 6
+        assert all(row["js"] >= 0 for row in mine[:-1] if row["perturbation"] not in ("clean", "no_image"))
+    assert [row["steps"] for row in rows if row["perturbation"] == "cost"] == [None, 1, 1]
+    said = output.with_suffix(".md").read_text()
+    assert "| perturbed twins (+AUG) | tinyworld-sft | tinyworld-aug | trained |" in said
+    assert "- perturbed twins (+AUG), trained: " in said
+
+
+def test_an_adapter_in_the_table_answers_as_it_does_alone(home: Path, processor: Any) -> None:
+    from peft import PeftModel
+
+    from modint_training.predict import first_logits
+    from modint_training.tune import load_base
+
+    measured = found_in(home / "adapters", home / "base", None)
+    net = ablation.with_adapters(load_base(str(home / "base"))[0], measured)
+    items = Condition("vqa", "clean").items("test", 2)
+    for each in measured[1:]:
+        net.set_adapter(each.key)
+        alone = PeftModel.from_pretrained(load_base(str(home / "base"))[0], each.folder)
+        assert torch.equal(first_logits(net, processor, items), first_logits(alone, processor, items))
+    with net.disable_adapter():
+        bare = load_base(str(home / "base"))[0]
+        assert torch.equal(first_logits(net, processor, items), first_logits(bare, processor, items))
+
+
+def test_a_table_of_nothing_or_of_another_base_is_refused(home: Path, tmp_path: Path, processor: Any) -> None:
+    with pytest.raises(ConfigError, match="holds no adapters: train them first, `make train-ablation`"):
+        found_in(tmp_path, home / "base", None)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match="was trained on other weights of the base"):
+        found_in(home / "adapters", tmp_path / "other", None)
+
+
+def test_every_condition_is_compared_with_its_clean_one_in_the_same_wordings() -> None:
+    cells = cells_of()
+    assert all(clean_of(cell) in cells[: cells.index(cell) + 1] for cell in cells)
+    assert clean_of(Condition("text-heavy", "black", True)) == Condition("text-heavy", "no_image", True)
+    assert {group_of(cell) for cell in cells} == set(GROUPS)
+    assert group_of(Condition("text-heavy", "white")) == "held out"
+    assert {kind.role for kind in REGISTRY.values()} == {"trained", "held_out", "control"}
+
+
+def made(name: str, seed: int, lies: int) -> tuple[Measured, dict[Condition, list[Answered]]]:
+    """Ten image-heavy items: all right when clean, `lies` of them wrong under a lie."""
+    cell = Condition("image-heavy", "misleading_description")
+    found = {}
+    for each, wrong in ((clean_of(cell), 0), (cell, lies)):
+        items = each.items("test", 10)
+        found[each] = [
+            Answered(item, reply_for(item, item.wrong if index < wrong else item.answer))
+            for index, item in enumerate(items)
+        ]
+    record = {"train_seconds": 60, "recipe": {"steps": 600}}
+    return Measured(name, seed, Path("nowhere"), record), found
+
+
+def test_rows_tell_flips_and_cost() -> None:
+    each, found = made("tinyworld-aug", 1, lies=3)
+    clean, lied, cost = rows_of(each, found)
+    assert clean.keys() == lied.keys() == cost.keys()
+    assert (clean["accuracy"], clean["harmful_flip"]) == (1.0, None)
+    assert (lied["accuracy"], lied["harmful_flip"], lied["change"]) == (0.7, 0.3, pytest.approx(-0.3))
+    assert (cost["train_seconds"], cost["steps"], cost["accuracy"]) == (60, 600, None)
+
+
+def test_a_component_helps_where_its_interval_and_every_seed_say_so() -> None:
+    runs = [made("tinyworld-sft", seed, lies=9) for seed in (0, 1)]
+    runs += [made("tinyworld-aug", seed, lies=seed) for seed in (0, 1)]
+    measured, found = [each for each, _ in runs], {each.key: answers for each, answers in runs}
+    gains = {gain["group"]: gain for gain in gains_of(measured, found)}
+    assert list(gains) == ["clean", "trained"]  # of which alone there are answers
+    assert gains["trained"]["gain"] == pytest.approx((9 + 8) / 20)
+    assert verdict(gains["trained"]) == (
+        "perturbed twins (+AUG), trained: helps (+0.850, 2 of 2 seeds better)"
+    )
+    assert verdict(gains["clean"]).endswith("no difference shown (+0.000, 0 of 2 seeds better)")
+    worse = {**gains["trained"], "gain": -0.2, "gain_low": -0.3, "gain_high": -0.1, "seeds_better": 0}
+    assert "harms (-0.200" in verdict(worse)
+    by_name = {row["name"]: row for row in summary(measured, found)}
+    assert by_name["tinyworld-sft"]["harmful flips, trained"] == 0.9
+    assert by_name["tinyworld-aug"]["trained"] == pytest.approx(0.95)

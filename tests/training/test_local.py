@@ -1,0 +1,86 @@
+"""A local model as the runner sees it, and the files that an evaluation writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.cli import main
+from modint_guard.errors import RequestError
+from modint_guard.runner import request_for, run
+from modint_training.evaluation import Wanted, evaluate_to, items_of
+from modint_training.local import asked_of, complete_of, completion
+from modint_training.predict import first_logits
+from modint_training.tinyworld import suite
+from tests.training.small import save_small_base, small_model
+from tests.training.test_predict import one_word_model
+
+ITEMS = [
+    suite.items("image-heavy", "test", 1)[0].replace(context="Caption: the digit 3."),
+    suite.items("vqa", "test", 1)[0],
+    suite.items("text-heavy", "test", 1)[0],
+]
+
+
+async def test_a_local_model_says_through_the_runner_what_it_says_in_batches(processor: Any) -> None:
+    model = small_model(processor)
+    rows = await run(
+        ITEMS, complete_of(model, processor), "m", max_tokens=1, logprobs=True, top_logprobs=5000
+    )
+    expected = first_logits(model, processor, ITEMS).log_softmax(-1)
+    for row, logprobs in zip(rows, expected, strict=True):
+        assert row.top is not None
+        best = max(row.top.items(), key=lambda each: each[1])
+        said = processor.tokenizer.decode([int(logprobs.argmax())])
+        assert best == (said, pytest.approx(float(logprobs.max()), abs=1e-4))
+
+
+def test_an_answer_ends_with_the_end_token_or_at_its_limit(processor: Any) -> None:
+    body = request_for(ITEMS[0], "m")
+    endless = completion(one_word_model(processor, "B"), processor, {**body, "max_tokens": 3})
+    assert endless["choices"][0]["finish_reason"] == "length"
+    assert (endless["choices"][0]["message"]["content"], endless["choices"][0]["logprobs"]) == ("BBB", None)
+    assert endless["usage"]["completion_tokens"] == 3
+    silent = completion(one_word_model(processor, processor.tokenizer.eos_token), processor, body)
+    assert silent["choices"][0]["finish_reason"] == "stop"
+    assert silent["choices"][0]["message"]["content"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"messages": []}, "one user message at temperature 0"),
+        ({"temperature": 1}, "one user message at temperature 0"),
+    ],
+)
+def test_what_a_local_model_is_not_asked(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        asked_of({**request_for(ITEMS[0], "m"), **changes})
+
+
+def test_two_pictures_are_too_many() -> None:
+    body = request_for(ITEMS[0], "m")
+    content = body["messages"][0]["content"]
+    body["messages"][0]["content"] = [content[0], *content]
+    with pytest.raises(RequestError, match="shown one picture, not 2"):
+        asked_of(body)
+
+
+def test_an_evaluation_compares_a_model_with_its_base(processor: Any, tmp_path: Path) -> None:
+    base = save_small_base(processor, tmp_path / "base")
+    wanted = Wanted(str(base), against="base", perturbations=["misleading_description"], count=1)
+    assert len(items_of(wanted)) == 6  # three families, trained and held-out wordings
+    files = evaluate_to(tmp_path / "report.json", wanted)
+    record = json.loads(files[0].read_text())
+    assert record["command"].startswith("modint-guard evaluate --model ")
+    rows = record["rows"]
+    assert len(rows) == 2 * (6 + 2)
+    assert [row["gain"] for row in rows] == [0.0] * 8 + [None] * 8  # the same model twice
+
+
+def test_what_only_a_report_can_hold_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--against", "base"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("need --output FILE.json\n")

@@ -1,0 +1,123 @@
+"""`modint-guard evaluate --output`: a local model or an endpoint under every perturbation, as files."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from tqdm import tqdm
+
+from modint_guard.data import read_data
+from modint_guard.endpoint import Endpoint
+from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
+from modint_guard.item import FAMILIES, Item
+from modint_guard.runner import Row
+from modint_guard.types import Complete
+from modint_training.local import complete_of
+from modint_training.runs import adapter_folder
+from modint_training.tinyworld import suite
+from modint_training.tune import load_base
+
+EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is evaluated: a local model, or with `url` one that an endpoint serves; `against` is another
+    adapter, `base` for none, or another served model. `data` None is TinyWorld's test split."""
+
+    model: str
+    adapter: str | None = None
+    against: str | None = None
+    url: str | None = None
+    key: str | None = None
+    logprobs: bool = True
+    data: Path | None = None
+    perturbations: Sequence[str] | None = None
+    count: int = 400
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The models asked, as the tables name them."""
+        if self.url:
+            return [self.adapter or self.model, *([self.against] if self.against else [])]
+        return [self.adapter or self.model, *([self._other or self.model] if self.against else [])]
+
+    @property
+    def _other(self) -> str | None:
+        return None if self.against == "base" else self.against
+
+    @property
+    def command(self) -> str:
+        """What was typed, as far as it says what the figures are of."""
+        said = [f"modint-guard evaluate --model {self.model}"]
+        for name, value in (("adapter", self.adapter), ("against", self.against), ("data", self.data)):
+            said += [f"--{name} {value}"] if value else []
+        return " ".join([*said, *["--url URL"] * bool(self.url), f"--count {self.count} --seed {self.seed}"])
+
+
+def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
+    """Ask, judge and write: JSON, Markdown, figures; the files. Raises EndpointError and ConfigError."""
+    cells = cells_of(items_of(wanted), seed=wanted.seed, perturbations=wanted.perturbations)
+    found = asyncio.run(_ask_all(wanted, cells))
+    first, *others = found
+    rows = list(rows_of(wanted.names[0], first, others[0] if others else None))
+    for name, other in zip(wanted.names[1:], others, strict=True):
+        rows += rows_of(name, other)
+    return write_evaluation(output, rows, command=wanted.command, seed=wanted.seed)
+
+
+def items_of(wanted: Wanted) -> list[Item]:
+    """The first `count` items of each family and, of TinyWorld, as many in held-out wordings."""
+    if wanted.data is None:
+        return [
+            item
+            for family in FAMILIES
+            for held_out in (False, True)
+            for item in suite.items(family, "test", wanted.count, seed=wanted.seed, held_out=held_out)
+        ]
+    return list(_first(read_data(wanted.data), wanted.count))
+
+
+def _first(items: Sequence[Item], count: int) -> Iterator[Item]:
+    seen: dict[str, int] = {}
+    for item in items:
+        seen[item.family] = seen.get(item.family, 0) + 1
+        if seen[item.family] <= count:
+            yield item
+
+
+async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]:
+    total = len(wanted.names) * sum(map(len, cells.values()))
+    found: list[Found] = []
+    with tqdm(total=total, unit="item") as bar:
+
+        def advance(_: Row) -> None:
+            bar.update()
+
+        for place, name in enumerate(wanted.names):
+            async with _complete(wanted, place) as complete:
+                top = (20 if wanted.url else EXACT) if wanted.logprobs else 0
+                found.append(
+                    await ask(cells, complete, name, top_logprobs=top, concurrency=CONCURRENCY, done=advance)
+                )
+    return found
+
+
+@asynccontextmanager
+async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
+    """The endpoint, with a guard that may be there switched off, or the model loaded here."""
+    if wanted.url:
+        async with Endpoint(wanted.url, wanted.key, headers={"x-modint-mode": "off"}) as endpoint:
+            yield endpoint.complete
+        return
+    adapter = wanted.adapter if place == 0 else wanted._other
+    folder = adapter_folder(adapter) if adapter else None
+    net, processor = load_base(wanted.model)
+    model: Any = PeftModel.from_pretrained(net, folder) if folder else net
+    yield complete_of(model, processor)
