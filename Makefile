@@ -2,7 +2,7 @@
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
-#   make train-ablation   make results-ablation   make deploy-check
+#   make train-ablation   make results-ablation   make bench-mitigation   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
 .PHONY: install demo serve test check results-tinyworld results-base results-ablation train-ablation \
-	results-thresholds generated panels deploy-check clean help
+	results-thresholds bench-mitigation generated panels deploy-check clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -55,6 +55,10 @@ results-ablation: $(STAMP)  ## measure the committed ablation adapters: docs/res
 
 results-thresholds: $(STAMP)  ## fit the default risk on the validation split: docs/results/thresholds.json
 	$(BIN)/modint-guard results thresholds $(ARGS)
+
+bench-mitigation: $(STAMP)  ## fit on validation, then every rung and the ladder against controls: docs/results/mitigation.json
+	$(BIN)/modint-guard results mitigation --split validation $(ARGS)
+	$(BIN)/modint-guard results mitigation --split test $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .

@@ -22,7 +22,7 @@ from modint_guard.config import MAX_DEADLINE_S, ImageLimits
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.facts import facts_in
 from modint_guard.split import asks, is_latin, says_how, split_text, states
-from modint_guard.types import JSON, Chat, ImagePart, ModintOptions, Option, Piece, Relevant, Span
+from modint_guard.types import ACTIONS, JSON, Chat, ImagePart, ModintOptions, Option, Piece, Relevant, Span
 
 MODE_HEADER = "x-modint-mode"
 RELEVANT_HEADER = "x-modint-relevant"
@@ -530,5 +530,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "question": _string,
     "probes": _names,
     "deadline_s": _deadline,
-    "action": _one_of("annotate"),
+    "action": _one_of(*ACTIONS),
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from modint_guard.errors import ConfigError
+from modint_guard.mitigation import Policy
 from modint_guard.relevance_rules import RelevanceRule
 
 MAX_DEADLINE_S = 60.0  # what a request may ask for at most
@@ -90,6 +91,7 @@ class GuardConfig:
     relevance_rules: tuple[RelevanceRule, ...] = ()
     self_ask: Literal["off", "auto"] = "off"
     self_ask_confident: float = 0.8  # of its yes or no; below, the relevance stays unknown
+    policies: tuple[Policy, ...] = ()  # what is done about a flagged answer: the first that fits decides
     thresholds: Thresholds = field(default_factory=Thresholds)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 

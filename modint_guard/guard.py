@@ -6,6 +6,7 @@ streams and measures in between:
     plan    chat.parse → relevance.decide → the views    what to ask, or why nothing is asked
     main_body, probe    the request and its views        stages.ask → probe.run, one deadline
     judge   scoring.score → policy.decide → Report       pure
+    mitigate    ladder.climb → Report                    where a policy asks for it, and the answer is flagged
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from modint_guard import policy, relevance, scoring, stages
+from modint_guard import ladder, policy, relevance, scoring, stages
 from modint_guard.calibration import Calibration
 from modint_guard.chat import parse, parse_options, with_question_after
 from modint_guard.config import GuardConfig, Thresholds
 from modint_guard.errors import EndpointError, RequestError
+from modint_guard.mitigation import Policy, policy_for
 from modint_guard.probe import Answered
 from modint_guard.regenerated import MAX_TOKENS, is_short, score_words, words_result
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
 from modint_guard.reply import strip_added as strip_added
 from modint_guard.risk import WITHOUT_IRRELEVANT
+from modint_guard.rungs import Case
 from modint_guard.skips import continues, why_skipped
 from modint_guard.types import (
+    ANNOTATE,
     CELLS,
     FIRST_TOKEN,
     JSON,
@@ -91,7 +95,8 @@ class Guard:
 
         body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on.
         complete: sends a chat body somewhere and returns the completion, e.g. `Endpoint.complete`.
-        Returns the completion, with the `modint` object in it, and the same as a typed `Report`. Where the
+        Returns the completion, with the `modint` object in it, and the same as a typed `Report`. A flagged
+        answer is mended where the policy or `modint.action` asks for it (`mitigate`). Where the
         log-probabilities are refused, the body is sent once more as it was given, and the answer is unscored.
         Raises RequestError for a bad body and whatever `complete` raises for the request itself; a failing
         probe raises nothing and leaves the answer unscored.
@@ -99,14 +104,17 @@ class Guard:
         plan = self.plan(body, options)
         try:
             completion, replies = await self._ask(plan, complete)
-            report = self.judge(plan, reply_of(completion), replies)
+            answer = reply_of(completion)
+            report = self.judge(plan, answer, replies)
         except EndpointError as exc:
             if not self.may_refuse_ours(plan, exc):
                 raise
             completion = await complete(plan.body)
             report = self.unjudged(plan, Verdict(State.UNSCORED, reason="upstream_error"))
-        answer = strip_added(completion, plan.asked)
-        return Inspection({**answer, "modint": report.to_json()}, report)
+        else:
+            report = await self.mitigate(plan, answer, replies, report, complete)
+        shown = ladder.served(strip_added(completion, plan.asked), report.mitigation)
+        return Inspection({**shown, "modint": report.to_json()}, report)
 
     def plan(
         self,
@@ -196,6 +204,48 @@ class Guard:
         verdict = policy.decide(score, plan.relevant, thresholds, has_context=has_context)
         verdict = replace(verdict, calibrated=calibrated and verdict.risk is not None)
         return self._report(plan, answer, replies, score, verdict)
+
+    def policy_of(self, plan: Plan) -> Policy:
+        """What is done about a flagged answer to this request."""
+        question = plan.chat.question if plan.chat else ""
+        model = str(plan.body.get("model"))
+        return policy_for(self.config.policies, model, question, plan.options.action)
+
+    async def mitigate(
+        self,
+        plan: Plan,
+        answer: Reply,
+        replies: Replies,
+        report: Report,
+        complete: Complete,
+        *,
+        policy: Policy | None = None,
+        max_tokens: int | None = None,
+    ) -> Report:
+        """The report with what was tried about a flagged answer; as it is where there is nothing to do.
+
+        policy: that of the request where it is None. max_tokens: a further limit on what it may cost. Raises
+        nothing but CancelledError: a failing rung leaves the original answer.
+        """
+        policy = policy or self.policy_of(plan)
+        if policy.action == ANNOTATE or report.verdict.state is not State.FLAGGED or plan.chat is None:
+            return report
+        case = Case(
+            plan=plan,
+            chat=plan.chat,
+            answer=answer,
+            replies=scoring.comparable(answer, replies),
+            report=report,
+            min_option_mass=self.config.thresholds.min_option_mass,
+        )
+        found = await ladder.climb(case, policy, complete, self._examined, max_tokens=max_tokens)
+        return replace(report, action=found.action, mitigation=found)
+
+    async def _examined(self, plan: Plan, complete: Complete) -> tuple[Reply, Report]:
+        """A request asked and judged, and not mended."""
+        completion, replies = await self._ask(plan, complete)
+        answer = reply_of(completion)
+        return answer, self.judge(plan, answer, replies)
 
     def _clears(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
         """Whether the first view alone shows that the answer hardly moved."""

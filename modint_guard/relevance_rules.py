@@ -35,25 +35,36 @@ class RelevanceRule:
     def __post_init__(self) -> None:
         if self.relevant not in (Relevant.IMAGE, Relevant.TEXT, Relevant.BOTH):
             raise ConfigError(f"relevant is {str(self.relevant)[:40]!r}: it must be image, text or both.")
-        try:
-            re.compile(self.question)
-        except re.error as exc:
-            raise ConfigError(f"question {self.question[:80]!r} is no regular expression: {exc}.") from exc
+        check_question(self.question)
+
+
+def check_question(expression: str) -> None:
+    """Raises ConfigError where it does not compile."""
+    try:
+        re.compile(expression)
+    except re.error as exc:
+        raise ConfigError(f"question {expression[:80]!r} is no regular expression: {exc}.") from exc
+
+
+def fits(pattern: str, expression: str, model: str, question: str) -> bool:
+    """Whether a rule with this model pattern and question expression is for such a request."""
+    shown = question[:_MAX_QUESTION_CHARACTERS]
+    return fnmatchcase(model, pattern) and bool(re.search(expression, shown, re.IGNORECASE))
 
 
 def by_configured(rules: Iterable[RelevanceRule], model: str, question: str) -> Relevant | None:
     """What the first rule that fits says; None where none does."""
-    shown = question[:_MAX_QUESTION_CHARACTERS]
-    fitting = (
-        rule.relevant
-        for rule in rules
-        if fnmatchcase(model, rule.model) and re.search(rule.question, shown, re.IGNORECASE)
-    )
+    fitting = (rule.relevant for rule in rules if fits(rule.model, rule.question, model, question))
     return next(fitting, None)
 
 
 def read_rules(path: Path) -> tuple[RelevanceRule, ...]:
     """The rules of a file, in order. Raises ConfigError naming file and rule."""
+    return tuple(_rule(path, number, entry) for number, entry in enumerate(read_tables(path, "rule"), 1))
+
+
+def read_tables(path: Path, name: str) -> list[Any]:
+    """The `[[name]]` tables of a TOML file that holds nothing else. Raises ConfigError naming the file."""
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
@@ -62,10 +73,10 @@ def read_rules(path: Path) -> tuple[RelevanceRule, ...]:
         ) from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path} is no TOML: {exc}.") from exc
-    held = document.get("rule")
-    if set(document) != {"rule"} or not isinstance(held, list):
-        raise ConfigError(f"{path} must hold [[rule]] tables and nothing else.")
-    return tuple(_rule(path, number, entry) for number, entry in enumerate(held, 1))
+    held = document.get(name)
+    if set(document) != {name} or not isinstance(held, list):
+        raise ConfigError(f"{path} must hold [[{name}]] tables and nothing else.")
+    return held
 
 
 def _rule(path: Path, number: int, entry: Any) -> RelevanceRule:

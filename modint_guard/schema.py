@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modint_guard.errors import EndpointError
-from modint_guard.types import SKIPPED_REASONS, UNSCORED_REASONS
+from modint_guard.types import ACTIONS, DONE, RUNGS, SKIPPED_REASONS, UNSCORED_REASONS, RungOutcome
 
 SCHEMA_ID = "urn:modint-guard:schema:modint-1"
 _PROBABILITY = {"ge": 0.0, "le": 1.0}
@@ -60,6 +60,29 @@ class ProbeObject(_Record):
     ms: float = Field(ge=0.0)
 
 
+class RungObject(_Record):
+    """One attempt at a better answer."""
+
+    rung: str = Field(json_schema_extra={"enum": [*RUNGS]})
+    outcome: str = Field(json_schema_extra={"enum": [*RungOutcome]})
+    answer: str | None = Field(description="what it would answer, if anything")
+    tokens: int = Field(ge=0)
+    cached_tokens: int = Field(ge=0)
+    ms: float = Field(ge=0.0)
+
+
+class MitigationObject(_Record):
+    """What was tried about a flagged answer, and what it cost."""
+
+    asked: str = Field(description="by the request or the policy", json_schema_extra={"enum": [*ACTIONS]})
+    original: str = Field(description="the answer that was flagged")
+    answer: str | None = Field(description="what is served in its place; null: the original stands")
+    correction: bool = Field(description="the original text was already sent: `answer` corrects it")
+    rungs: tuple[RungObject, ...]
+    tokens: int = Field(ge=0, description="of all rungs, prompts included")
+    ms: float = Field(ge=0.0)
+
+
 class ModintObject(_Record):
     """The verdict on one answer, as it stands under `modint` in a completion or in the chunk that finishes a
     stream.
@@ -95,7 +118,10 @@ class ModintObject(_Record):
     probes: tuple[ProbeObject, ...]
     method: Literal["first_token", "teacher_forced", "regenerated"]
     notes: tuple[str, ...]
-    action: Literal["annotate"]
+    action: str = Field(description="what was done about it", json_schema_extra={"enum": [*DONE]})
+    mitigation: MitigationObject | None = Field(
+        default=None, description="null where nothing but a note was asked for, or nothing was flagged"
+    )
 
 
 def verdict(completion: Any) -> ModintObject | None:

@@ -28,6 +28,18 @@ CONTROLS = (BENIGN, PERMUTED_OPTIONS)  # harmless changes: an answer that flips 
 SELF_ASKED = "self_ask"  # not a view: the request with one more question, which modality it needs
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 
+# What is done about a flagged answer. A rung is one attempt at a better one, or none; `ladder` tries several.
+ANNOTATE = "annotate"
+NEUTRALISE = "neutralise"
+ESCALATE = "escalate"
+DEBIAS = "debias"
+RERANK = "rerank"
+ABSTAIN = "abstain"
+LADDER = "ladder"
+RUNGS = (NEUTRALISE, ESCALATE, DEBIAS, RERANK, ABSTAIN)
+DONE = (ANNOTATE, *RUNGS)  # what a report's `action` can be
+ACTIONS = (*DONE, LADDER)  # what a request or a policy can ask for
+
 UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
 SKIPPED_REASONS = (
     "opted_out",
@@ -85,6 +97,22 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
 
 
+class RungOutcome(StrEnum):
+    """What one rung came to. The first three settle the answer, all others leave it as it was."""
+
+    MENDED = "mended"  # another answer, sure enough to be served
+    CONFIRMED = "confirmed"  # the same answer, found without what was suspected
+    ABSTAINED = "abstained"  # no answer
+    UNCHANGED = "unchanged"  # the contrast prefers the answer that was flagged
+    UNSURE = "unsure"  # another answer, but not sure enough
+    FLAGGED = "flagged"  # another answer, flagged as well
+    UNFIT = "unfit"  # this kind of answer or request is not for this rung
+    MISSING = "missing"  # the adapter is not served
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    BUDGET = "budget"  # the tokens allowed would not suffice
+
+
 @dataclass(frozen=True, slots=True)
 class ModintOptions:
     """The `modint` field of a request merged with its headers; None means "the server's default"."""
@@ -96,7 +124,7 @@ class ModintOptions:
     question: str | None = None
     probes: tuple[str, ...] | None = None
     deadline_s: float | None = None
-    action: Literal["annotate"] | None = None
+    action: str | None = None  # one of ACTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +315,65 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class RungResult:
+    """One row of the mitigation's `rungs`: what a rung came to, its answer if it has one, and its cost."""
+
+    rung: str
+    outcome: RungOutcome
+    answer: str | None = None
+    tokens: int = 0  # of all its calls, prompts included
+    cached_tokens: int = 0
+    ms: float = 0.0
+
+    def to_json(self) -> JSON:
+        """The row as it stands in the `modint` object."""
+        return {
+            "rung": self.rung,
+            "outcome": self.outcome.value,
+            "answer": self.answer,
+            "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
+            "ms": round(self.ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Mitigation:
+    """What was tried about a flagged answer. `answer` is to be served in place of `original`, None where the
+    original stands; `correction` says that the original text was already sent.
+    """
+
+    asked: str
+    action: str
+    original: str = field(repr=False)
+    answer: str | None = field(default=None, repr=False)
+    finish_reason: str | None = None  # of the new answer
+    rungs: tuple[RungResult, ...] = ()
+    correction: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """That all rungs cost together."""
+        return sum(rung.tokens for rung in self.rungs)
+
+    @property
+    def ms(self) -> float:
+        return sum(rung.ms for rung in self.rungs)
+
+    def to_json(self) -> JSON:
+        """The `mitigation` of the `modint` object."""
+        return {
+            "asked": self.asked,
+            "original": self.original,
+            "answer": self.answer,
+            "correction": self.correction,
+            "rungs": [rung.to_json() for rung in self.rungs],
+            "tokens": self.tokens,
+            "ms": round(self.ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything the `modint` object says."""
 
@@ -304,7 +391,8 @@ class Report:
     probes: tuple[ProbeResult, ...] = ()
     notes: tuple[str, ...] = ()
     method: str = FIRST_TOKEN
-    action: str = "annotate"
+    action: str = ANNOTATE  # what was done: one of DONE
+    mitigation: Mitigation | None = None
     schema: str = SCHEMA_VERSION
 
     def to_json(self) -> JSON:
@@ -331,6 +419,7 @@ class Report:
             "method": self.method,
             "notes": list(self.notes),
             "action": self.action,
+            "mitigation": self.mitigation.to_json() if self.mitigation else None,
         }
 
 

@@ -37,14 +37,11 @@ from modint_guard.types import (
 ViewMaker = Callable[[Chat], JSON | None]  # a chat -> its changed body, None where it does not fit the chat
 BLUR = 0.01  # of the shorter side: the radius of `benign`'s blur
 _MIN_BLUR = 0.5  # pixels
-# Fields that a view must not repeat: how an answer is delivered, how long it is, how many there are.
-_NOT_IN_VIEWS = frozenset(
+# Fields that no call of ours must repeat: how an answer is delivered, how many there are.
+_DELIVERY = frozenset(
     {
         "stream",
         "stream_options",
-        "max_tokens",
-        "max_completion_tokens",
-        "min_tokens",
         "n",
         "best_of",
         "use_beam_search",
@@ -56,6 +53,7 @@ _NOT_IN_VIEWS = frozenset(
         "metadata",
     }
 )
+_NOT_IN_VIEWS = _DELIVERY | {"max_tokens", "max_completion_tokens", "min_tokens"}  # nor how long it is
 # What needs to know the truth, or a picture that only a data set has, cannot be made of a request.
 _NOT_OF_A_REQUEST = frozenset({"true_description", "contradicting_image", "agreeing_image", "no_image"})
 FROM_REGISTRY = tuple(name for name in REGISTRY if name not in _NOT_OF_A_REQUEST)
@@ -66,6 +64,11 @@ def asked_briefly(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
     kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
     kept |= {"max_tokens": max_tokens, "temperature": 0}
     return {**kept, "logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else kept
+
+
+def asked_whole(body: JSON) -> JSON:
+    """A body asked for a whole answer of the client's own length and sampling, in one piece."""
+    return {key: value for key, value in body.items() if key not in _DELIVERY}
 
 
 def benign(chat: Chat) -> JSON:

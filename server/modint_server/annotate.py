@@ -4,8 +4,10 @@ import re
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 
-from modint_guard.types import JSON, Report
+from modint_guard.types import ABSTAIN, JSON, Report
+from modint_server.errors import Failure
 
 VERDICT_HEADER = "x-modint-verdict"
 MAX_HEADER_CHARS = 128
@@ -21,6 +23,7 @@ def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
         "x-modint-risk": None if verdict.risk is None else f"{verdict.risk:.4f}",
         "x-modint-reason": verdict.reason,
         "x-modint-schema": report.schema,
+        **_action_of(report),
     }
     headers = {
         name: sanitised(value, MAX_HEADER_CHARS) for name, value in values.items() if value is not None
@@ -28,6 +31,50 @@ def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
     if debug:
         headers["x-modint-detail"] = sanitised(orjson.dumps(report.to_json()).decode(), MAX_DETAIL_CHARS)
     return headers
+
+
+def _action_of(report: Report) -> dict[str, str]:
+    """What was done about a flagged answer, the rungs that were tried, and what they cost."""
+    if (tried := report.mitigation) is None:
+        return {}
+    return {
+        "x-modint-action": report.action,
+        "x-modint-rungs": ",".join(f"{each.rung}={each.outcome.value}" for each in tried.rungs) or "none",
+        "x-modint-mitigation-tokens": str(tried.tokens),
+    }
+
+
+def withheld(report: Report, *, debug: bool = False) -> Response:
+    """The envelope in place of an answer: 422, which no client repeats, and the verdict beside it."""
+    told = report.mitigation.answer if report.mitigation else None
+    failure = Failure(422, told or "", "invalid_request_error", "modality_interference", "messages")
+    response = failure.response()
+    body = orjson.dumps(annotated(failure.envelope(), report))
+    headers = {"x-should-retry": response.headers["x-should-retry"], **headers_of(report, debug=debug)}
+    return Response(body, failure.status, headers, "application/json")
+
+
+def is_withheld(report: Report, abstain_as: str) -> bool:
+    """Whether the policy answers with an envelope instead of an answer."""
+    return report.action == ABSTAIN and abstain_as == "error"
+
+
+def said_instead(finish: JSON, answer: str) -> JSON:
+    """A chunk with another answer, like the finishing one of the same stream."""
+    head = {key: value for key, value in finish.items() if key not in ("usage", "choices")}
+    delta = {"role": "assistant", "content": answer}
+    return {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
+
+
+def finished(finish: JSON, report: Report) -> JSON:
+    """The finishing chunk with the reason of the answer that is served: that of a text already sent stays,
+    unless the policy abstained.
+    """
+    mended = report.mitigation
+    if mended is None or mended.answer is None or (mended.correction and report.action != ABSTAIN):
+        return finish
+    reason = {"finish_reason": mended.finish_reason, "logprobs": None}
+    return {**finish, "choices": [{**choice, **reason} for choice in choices_of(finish)]}
 
 
 def sanitised(value: str, limit: int) -> str:

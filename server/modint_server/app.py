@@ -14,10 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modint_guard.calibration import read_calibration
 from modint_guard.config import GuardConfig, ImageLimits
 from modint_guard.guard import Guard
+from modint_guard.mitigation import Policy, read_policies
 from modint_guard.relevance_rules import read_rules
 from modint_server import errors
 from modint_server.adapters import Adapter, card
 from modint_server.attachment import Attachment
+from modint_server.budgets import TokenBudget
 from modint_server.gateway import Gateway
 from modint_server.intake import Keys, request_id
 from modint_server.metrics import Metrics
@@ -66,9 +68,9 @@ def upstream_of(settings: Settings) -> Upstream:
 
 
 def guard_config(settings: Settings) -> GuardConfig:
-    """What the settings say of the guard; raises ConfigError on a bad file of relevance rules."""
+    """What the settings say of the guard; raises ConfigError on a bad file of relevance rules or policies."""
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
-    rules = settings.relevance_rules_file
+    rules, policies = settings.relevance_rules_file, settings.policies_file
     return GuardConfig(
         deadline_s=settings.probe_deadline_s,
         image_limits=limits,
@@ -76,6 +78,7 @@ def guard_config(settings: Settings) -> GuardConfig:
         self_ask=settings.self_ask,
         regenerate=settings.regenerate == "auto",
         teacher_forcing=settings.teacher_forcing == "auto",
+        policies=(*(read_policies(policies) if policies else ()), Policy(settings.action)),
     )
 
 
@@ -98,6 +101,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         attachment=attachment,
         settings=settings,
         noise=NoiseFloor(settings.noop_every),
+        budget=TokenBudget(settings.mitigation_tokens_per_minute),
         probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )

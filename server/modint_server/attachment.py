@@ -131,6 +131,11 @@ class Attachment:
             status=404,
         )
 
+    def usable(self, name: str) -> bool:
+        """Whether a model is served and no adapter that failed the self-test: its answers are the base's."""
+        found = self.selftest.adapters.get(name)
+        return name in self._served and (found is None or found.ok)
+
     @asynccontextmanager
     async def serving(self, name: str) -> AsyncIterator[Served]:
         """`served`, and one more request in flight for that model meanwhile."""

@@ -4,7 +4,7 @@ import re
 
 from prometheus_client import CollectorRegistry
 
-from modint_guard.types import SKIPPED_REASONS, Cause, Outcome, Relevant, State
+from modint_guard.types import RUNGS, SKIPPED_REASONS, Cause, Outcome, Relevant, RungOutcome, State
 from modint_server.metrics import (
     ACTIONS,
     ADAPTER_STATUSES,
@@ -37,6 +37,8 @@ LABELS: dict[str, tuple[str, ...] | str] = {
     "probe": PROBES,
     "outcome of a probe": tuple(Outcome),
     "reason of a skip": SKIPPED_REASONS,
+    "rung": RUNGS,
+    "outcome of a rung": tuple(RungOutcome),
     "action": ACTIONS,
     "status": ADAPTER_STATUSES,
     "rank, revision": f"of the adapter's folder; `{UNKNOWN}` where the gateway does not know the folder",

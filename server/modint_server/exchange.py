@@ -16,6 +16,7 @@ from modint_server.intake import ClientLeft
 from modint_server.metrics import NOBODY, Served
 from modint_server.sse import DONE, frame
 
+MAX_HELD_BYTES = 8 * 2**20
 _SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -35,6 +36,7 @@ class Record:
     outcome: str | None = None
     status: int | None = None
     code: str | None = None
+    holder: str = ""  # of the key shown, by its digest; never logged
     images: int = 0
     usage: Any = None
     report: Report | None = None
@@ -101,6 +103,45 @@ class Wire:
             return
         error: JSON = failure.envelope()
         await self.end(frame(error) + DONE)
+
+
+class HeldWire:
+    """A stream that is kept back until it has been judged; one of more than `limit` bytes goes out as it
+    comes. `held` says whether all of it is still here.
+    """
+
+    def __init__(self, wire: Wire, limit: int = MAX_HELD_BYTES) -> None:
+        self._wire, self._limit = wire, limit
+        self._kept = bytearray()
+        self.streaming = False
+        self.held = True
+
+    async def start(self, headers: dict[str, str] | None = None) -> None:
+        self.streaming = True
+
+    async def write(self, data: bytes) -> None:
+        if not self.held:
+            await self._wire.write(data)
+            return
+        self._kept += data
+        if len(self._kept) > self._limit:
+            await self.release()
+
+    def replace(self, data: bytes) -> None:
+        """Other frames in place of those that are held."""
+        self._kept = bytearray(data)
+
+    async def release(self, headers: dict[str, str] | None = None) -> None:
+        """Sends what is held; what follows goes out at once."""
+        if self.held:
+            self.held = False
+            await self._wire.start(headers)
+            await self._wire.write(bytes(self._kept))
+            self._kept.clear()
+
+    async def end(self, last: bytes) -> None:
+        await self.release()
+        await self._wire.end(last)
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

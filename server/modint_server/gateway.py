@@ -41,7 +41,7 @@ class Gateway:
         record = Record(route, scope["state"]["request_id"])
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
-            self.keys.check(headers)
+            record.holder = self.keys.check(headers)
             with self._admitted():
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
@@ -107,6 +107,7 @@ class Gateway:
             cause=verdict.cause.value if verdict and verdict.cause else None,
             reason=verdict.reason if verdict else None,
             risk=verdict.risk if verdict else None,
+            action=report.action if report else None,
             probes=len(report.probes) if report else 0,
             ms=round(record.elapsed_s() * 1000, 1),
         )

@@ -8,7 +8,18 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from modint_guard.types import SELF_ASKED, SKIPPED_REASONS, Cause, Outcome, Relevant, Report, State
+from modint_guard.types import (
+    DONE,
+    RUNGS,
+    SELF_ASKED,
+    SKIPPED_REASONS,
+    Cause,
+    Outcome,
+    Relevant,
+    Report,
+    RungOutcome,
+    State,
+)
 from modint_guard.views import VIEWS
 
 NONE = "none"  # the base's adapter, a verdict without a cause
@@ -18,7 +29,7 @@ ROUTES = ("chat", "completions", "guard_check")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
-ACTIONS = ("annotate",)
+ACTIONS = DONE
 PROBES = (*VIEWS, SELF_ASKED)  # those that a request of the gateway can have
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -138,6 +149,15 @@ class Metrics:
         self.probe_cached = counter("probe_cached_tokens_total", "Of these, found in the prefix cache.", ma)
         self.probe_skipped = counter("probe_skipped_total", "Requests not probed.", ("model", "reason"))
         self.actions = counter("policy_actions_total", "What was done about a verdict.", (*ma, "action"))
+        self.rungs = counter(
+            "mitigation_rungs_total", "Attempts at a better answer.", (*ma, "rung", "outcome")
+        )
+        self.mitigation_seconds = histogram(
+            "mitigation_duration_seconds", "All attempts at one flagged answer.", ma, _SECONDS
+        )
+        self.mitigation_tokens = counter(
+            "mitigation_tokens_total", "Tokens that these attempts cost, prompts included.", ma
+        )
         self.adapter_divergence = gauge(
             "adapter_selftest_divergence_ratio",
             "Self-test: largest Jensen-Shannon, base 2, of adapter against base.",
@@ -213,6 +233,11 @@ class Metrics:
         cause = verdict.cause.value if verdict.cause else NONE
         self.verdicts.labels(*ma, report.relevant.value, verdict.state.value, cause).inc()
         self.actions.labels(*ma, report.action if report.action in ACTIONS else OTHER).inc()
+        if (tried := report.mitigation) is not None:
+            self.mitigation_seconds.labels(*ma).observe(tried.ms / 1000)
+            self.mitigation_tokens.labels(*ma).inc(tried.tokens)
+            for rung in tried.rungs:
+                self.rungs.labels(*ma, rung.rung, rung.outcome.value).inc()
         if verdict.risk is not None:
             self.risk.labels(*ma, report.relevant.value).observe(verdict.risk)
         if verdict.state is State.SKIPPED:
@@ -250,6 +275,10 @@ class Metrics:
             self._introduce(ma, self._cards.get(one.adapter, NO_CARD))
         for family in (self.duration, self.first_token, self.probe_tokens, self.probe_cached):
             family.labels(*ma)
+        self.mitigation_seconds.labels(*ma)
+        self.mitigation_tokens.labels(*ma)
+        for rung, result in product(RUNGS, RungOutcome):
+            self.rungs.labels(*ma, rung, result.value)
         for direction in ("input", "output"):
             self.tokens.labels(*ma, direction)
         self.images.labels(*ma, "input")

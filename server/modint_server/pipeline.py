@@ -1,6 +1,7 @@
 """One chat request, stage by stage: parse, relevance, forward and probe together, score, policy, annotate.
 
-The answer comes first: a probe that fails or is late makes the verdict `unscored`, never the answer worse.
+Where a policy asks for it, a flagged answer is mended in between. The answer comes first: a probe that fails
+or is late makes the verdict `unscored`, a rung that does leaves the answer as it was.
 """
 
 import asyncio
@@ -17,12 +18,26 @@ from modint_guard.chat import parse_options
 from modint_guard.divergence import probabilities, tail
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.guard import Guard
+from modint_guard.ladder import served
+from modint_guard.mitigation import Policy
 from modint_guard.probe import Answered
 from modint_guard.reply import StreamReply, reply_of, strip_added
-from modint_guard.types import JSON, NOOP, ModintOptions, Plan, Replies, Reply, Report, State, Verdict
+from modint_guard.types import (
+    ANNOTATE,
+    JSON,
+    NOOP,
+    ModintOptions,
+    Plan,
+    Replies,
+    Reply,
+    Report,
+    State,
+    Verdict,
+)
 from modint_server import annotate
 from modint_server.attachment import Attachment
-from modint_server.exchange import Record, Wire, one_task_group
+from modint_server.budgets import TokenBudget
+from modint_server.exchange import HeldWire, Record, Wire, one_task_group
 from modint_server.intake import Incoming, check_images, read_chat, read_completion
 from modint_server.logs import LOGGER
 from modint_server.noise import NoiseFloor
@@ -35,6 +50,14 @@ MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened 
 Judge = Callable[[JSON], Awaitable[JSON]]
 
 
+class Withheld(Exception):  # noqa: N818 - an answer that the policy does not give, no error
+    """Ends a held stream: the envelope goes out in its place."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """The stages of a request and what they stand on; holds no state of a request."""
@@ -44,6 +67,7 @@ class Pipeline:
     attachment: Attachment
     settings: Settings
     noise: NoiseFloor
+    budget: TokenBudget
     probe_slots: asyncio.Semaphore
     images: Executor
 
@@ -83,6 +107,12 @@ class Pipeline:
         async with self.attachment.serving(asked["model"]) as record.served:
             plan = await self._plan(replace(incoming, body=asked), headers, always=True)
             assert plan is not None
+            if plan.options.action not in (None, ANNOTATE):
+                raise RequestError(
+                    "an answer given elsewhere is judged, not mended: leave `modint.action` out",
+                    param="modint.action",
+                    code="invalid_value",
+                )
             report = record.report = await self._checked(plan, answer, record)
             await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
 
@@ -127,9 +157,11 @@ class Pipeline:
         """The request and its probes; unguarded, once, where the engine refuses what we added to it."""
         try:
             if incoming.stream:
-                await self._guarded_stream(plan, record, wire)
+                await self._guarded_stream(plan, record, wire, debug)
             else:
                 await self._guarded_whole(plan, record, wire, debug)
+        except Withheld as exc:
+            await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
             if wire.streaming or not self.guard.may_refuse_ours(plan, exc):
                 raise
@@ -147,13 +179,20 @@ class Pipeline:
             answered.set_result(_read(partial(reply_of, completion)))
             replies = await probing
         record.usage = completion.get("usage")
-        report = record.report = self._judged(plan, partial(reply_of, completion), replies, record)
-        document = annotate.annotated(strip_added(completion, plan.asked), report)
-        await wire.respond(_json(document, annotate.headers_of(report, debug=debug)))
+        read = partial(reply_of, completion)
+        report = self._judged(plan, read, replies, record)
+        policy = self._policy(plan)
+        report = record.report = await self._mended(plan, policy, read, replies, report, record)
+        if annotate.is_withheld(report, policy.abstain_as):
+            raise Withheld(report)
+        shown = served(strip_added(completion, plan.asked), report.mitigation)
+        await wire.respond(_json(annotate.annotated(shown, report), annotate.headers_of(report, debug=debug)))
 
-    async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire) -> None:
+    async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
+        """Text at once, unless the policy holds it until it was judged and perhaps mended."""
         answered: Answered = asyncio.get_running_loop().create_future()
-        answer = StreamReply()
+        answer, policy = StreamReply(), self._policy(plan)
+        held = HeldWire(wire) if policy.action != ANNOTATE and policy.stream == "buffer" else None
 
         def strip(chunk: JSON) -> JSON:
             answer.feed(chunk)
@@ -166,12 +205,27 @@ class Pipeline:
                 answered.set_result(_read(answer.reply))
                 with record.holding():
                     replies = await probing
-                record.report = self._judged(plan, answer.reply, replies, record)
-                return annotate.annotated(finish, record.report)
+                    report = self._judged(plan, answer.reply, replies, record)
+                    report = await self._mended(plan, policy, answer.reply, replies, report, record)
+                record.report = report = _delivered(report, held)
+                if held is not None and held.held:
+                    await self._release(held, finish, policy, report, record, debug)
+                return annotate.annotated(annotate.finished(finish, report), report)
 
             body = orjson.dumps(self.guard.main_body(plan))
-            await self._relay(CHAT, body, record, wire, strip=strip, judge=judge)
+            await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge)
             probing.cancel()
+
+    async def _release(
+        self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
+    ) -> None:
+        """Sends a held stream, or another answer in its place; raises Withheld."""
+        if annotate.is_withheld(report, policy.abstain_as):
+            raise Withheld(report)
+        if report.mitigation is not None and report.mitigation.answer is not None:
+            held.replace(frame(annotate.said_instead(finish, report.mitigation.answer)))
+        record.first_token_s = record.elapsed_s()
+        await held.release(annotate.headers_of(report, debug=debug))
 
     async def _plain(self, path: str, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """Request and answer as they are. What was to be judged and what sent `modint` is told why not."""
@@ -199,7 +253,7 @@ class Pipeline:
         path: str,
         body: bytes,
         record: Record,
-        wire: Wire,
+        wire: Wire | HeldWire,
         *,
         strip: Callable[[JSON], JSON] | None = None,
         judge: Judge | None = None,
@@ -278,6 +332,35 @@ class Pipeline:
             LOGGER.exception("judging_failed")
             return self._unscored(plan, "incomplete", replies)
 
+    def _policy(self, plan: Plan) -> Policy:
+        """What is done about a flagged answer; an adapter that is not to be had is taken out of it."""
+        policy = self.guard.policy_of(plan)
+        return policy if self.attachment.usable(policy.robust) else replace(policy, robust="")
+
+    async def _mended(
+        self,
+        plan: Plan,
+        policy: Policy,
+        read: Callable[[], Reply],
+        replies: Replies,
+        report: Report,
+        record: Record,
+    ) -> Report:
+        """The report with what was tried about a flagged answer, within what its key may spend."""
+        if policy.action == ANNOTATE or report.verdict.state is not State.FLAGGED:
+            return report
+        granted, unspent = self.budget.take(record.holder, policy.max_tokens), 0
+        try:  # of what a cancelled request was granted nothing comes back: nobody knows what it spent
+            report = await self.guard.mitigate(
+                plan, read(), replies, report, self._probe_call, policy=policy, max_tokens=granted
+            )
+            unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
+        except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
+            LOGGER.exception("mitigation_failed")
+        finally:
+            self.budget.give_back(record.holder, unspent)
+        return report
+
     def _unscored(self, plan: Plan, reason: str, replies: Replies | None = None) -> Report:
         return self.guard.unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
 
@@ -296,6 +379,14 @@ def _read(read: Callable[[], Reply]) -> Reply | None:
         return read()
     except EndpointError:
         return None
+
+
+def _delivered(report: Report, held: HeldWire | None) -> Report:
+    """The report, saying whether a new answer comes after the old one was already sent."""
+    mended = report.mitigation
+    if mended is None or mended.answer is None or (held is not None and held.held):
+        return report
+    return replace(report, mitigation=replace(mended, correction=True))
 
 
 def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:

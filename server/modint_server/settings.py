@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     teacher_forcing: Literal["off", "auto"] = "auto"
     calibrations: Annotated[tuple[Path, ...], NoDecode] = ()
 
+    # What is done about a flagged answer where neither policy nor request says otherwise.
+    action: Literal["annotate", "neutralise", "escalate", "debias", "rerank", "abstain", "ladder"] = (
+        "annotate"
+    )
+    policies_file: Path | None = None
+    mitigation_tokens_per_minute: int = Field(default=0, ge=0)  # for each key; 0: no limit
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("upstream_url")

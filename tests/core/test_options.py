@@ -59,7 +59,7 @@ def test_headers_count_where_the_field_says_nothing() -> None:
         ({"deadline_s": 61}, "modint.deadline_s", "at most 60"),
         ({"deadline_s": float("nan")}, "modint.deadline_s", "above 0"),
         ({"deadline_s": True}, "modint.deadline_s", "a number of seconds"),
-        ({"action": "abstain"}, "modint.action", "one of annotate"),
+        ({"action": "pray"}, "modint.action", "one of annotate"),
         ("on", "modint", "an object"),
         ([], "modint", "an object"),
     ],

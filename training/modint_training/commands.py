@@ -196,6 +196,38 @@ def thresholds(
     typer.echo(f"wrote {output}")
 
 
+@results.command()
+def mitigation(
+    output: Output = Path("docs/results/mitigation.json"),
+    split: Annotated[
+        Literal["validation", "test"],
+        typer.Option(
+            help="`validation` fits, into NAME_validation.json; `test` measures with what it chose."
+        ),
+    ] = "test",
+    count: Count = 160,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 6,
+    raw: Annotated[
+        Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT.jsonl.")
+    ] = None,
+    timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
+) -> None:
+    """Every rung and the ladder against controls, through vLLM; goes on where it was stopped."""
+    from modint_training.mitigation_results import measure_mitigation
+
+    path = measure_mitigation(
+        output,
+        split=split,
+        count=count,
+        seed=seed,
+        concurrency=concurrency,
+        raw=raw or Path("runs") / f"mitigation-{split}.jsonl",
+        timed=timed,
+    )
+    typer.echo(f"wrote {path}")
+
+
 @results.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that ship with the package."""

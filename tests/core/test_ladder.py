@@ -1,0 +1,481 @@
+"""The ladder: which rungs are tried for which flagged answer, what each does, and what it may cost."""
+
+import asyncio
+import math
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from modint_guard import Guard, GuardConfig
+from modint_guard.divergence import plain
+from modint_guard.errors import EndpointError, EndpointTimeout
+from modint_guard.mitigation import FORMS, TABLE, Form, Policy, rungs_of
+from modint_guard.reply import reply_of
+from modint_guard.rungs import BY_NAME, debiased, label_of, sureness
+from modint_guard.schema import json_schema
+from modint_guard.types import (
+    ACTIONS,
+    DONE,
+    JSON,
+    RUNGS,
+    Cause,
+    Complete,
+    Inspection,
+    Position,
+    Relevant,
+    Reply,
+    RungOutcome,
+)
+from tests.core.fakes import ask, completion, reads, sees_picture, world
+
+LIE = "The ball is blue."
+QUESTION = "What colour is the ball in the picture?"
+LETTERED = "What colour is the ball in the picture?\nA. red\nB. blue\nC. green"
+ROBUST = "robust-lora"
+MISLED = world(both="blue", image="red", text="blue", neither="round")
+
+
+def guard(**policy: Any) -> Guard:
+    return Guard(GuardConfig(policies=(Policy(**policy),)))
+
+
+def asked(text: str = f"{LIE}\n{QUESTION}", **modint: Any) -> JSON:
+    return ask(text, max_tokens=8, modint=modint)
+
+
+def said(found: Inspection) -> str:
+    return str(found.completion["choices"][0]["message"]["content"])
+
+
+def outcomes(found: Inspection) -> list[tuple[str, str]]:
+    assert found.report.mitigation is not None
+    return [(each.rung, each.outcome.value) for each in found.report.mitigation.rungs]
+
+
+def with_adapter(adapter: Complete, base: Complete = MISLED) -> tuple[Complete, list[JSON]]:
+    """A server of two models, and the bodies it was sent."""
+    seen: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        seen.append(body)
+        return await (adapter if body["model"] == ROBUST else base)(body)
+
+    return complete, seen
+
+
+# -- policies --------------------------------------------------------------------------------------
+
+
+async def test_by_default_a_flagged_answer_is_served_as_it_is() -> None:
+    found = await Guard().inspect(asked(), MISLED)
+    assert (said(found), found.report.action, found.report.mitigation) == ("blue", "annotate", None)
+
+
+async def test_the_relevant_modalitys_own_answer_takes_the_place_of_a_flagged_one_and_says_so() -> None:
+    found = await guard(action="neutralise").inspect(asked(), MISLED)
+    assert said(found) == "red"
+    assert found.completion["choices"][0]["logprobs"] is None
+    shown = found.completion["modint"]
+    assert (shown["verdict"], shown["action"]) == ("flagged", "neutralise")
+    told = shown["mitigation"]
+    assert (told["asked"], told["original"], told["answer"]) == ("neutralise", "blue", "red")
+    assert (told["tokens"], told["correction"]) == (0, False)
+    assert [(row["rung"], row["outcome"], row["tokens"]) for row in told["rungs"]] == [
+        ("neutralise", "mended", 0)
+    ]
+    jsonschema.validate(shown, json_schema())
+
+
+async def test_the_requests_own_action_wins_over_the_policy() -> None:
+    found = await guard(action="neutralise").inspect(asked(action="annotate"), MISLED)
+    assert (said(found), found.report.mitigation) == ("blue", None)
+    found = await Guard().inspect(asked(action="ladder"), MISLED)
+    assert (said(found), found.report.action) == ("red", "neutralise")
+
+
+async def test_the_first_policy_that_fits_model_and_question_decides() -> None:
+    policies = (
+        Policy("abstain", model="other-*"),
+        Policy("neutralise", question="COLOUR"),
+        Policy("abstain"),
+    )
+    found = await Guard(GuardConfig(policies=policies)).inspect(asked(), MISLED)
+    assert found.report.action == "neutralise"
+
+
+async def test_an_answer_that_passes_is_left_alone_whatever_the_policy() -> None:
+    honest = world(both="red", image="red", text="red", neither="round", lie="red.")
+    found = await guard(action="ladder").inspect(asked(f"The ball is red.\n{QUESTION}"), honest)
+    assert (found.report.verdict.state, found.report.mitigation) == ("pass", None)
+
+
+async def test_no_rung_at_all_leaves_a_note_of_nothing_tried() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    found = await guard(action="ladder").inspect(asked(f"{LIE}\nAnd?", relevant="auto"), model)
+    assert (found.report.verdict.cause, found.report.relevant) == ("conflict", "unknown")
+    assert (said(found), outcomes(found), found.report.action) == ("blue", [], "annotate")
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def test_every_flag_that_the_policy_can_raise_has_a_row_of_every_form() -> None:
+    raised = {(Cause.TEXT, Relevant.IMAGE), (Cause.IMAGE, Relevant.TEXT), (Cause.CONFLICT, Relevant.UNKNOWN)}
+    raised |= {(Cause.PRIOR, relevant) for relevant in (Relevant.IMAGE, Relevant.TEXT, Relevant.BOTH)}
+    assert set(TABLE) == raised
+    assert all(set(row) == set(FORMS) for row in TABLE.values())
+    assert {rung for row in TABLE.values() for rungs in row.values() for rung in rungs} <= set(RUNGS)
+    assert set(BY_NAME) == set(RUNGS) == set(DONE) - {"annotate"} == set(ACTIONS) - {"annotate", "ladder"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_neutralised_where_nobody_knows_what_is_relevant(form: Any) -> None:
+    for (_, relevant), row in TABLE.items():
+        assert relevant is not Relevant.UNKNOWN or "neutralise" not in row[form]
+
+
+@pytest.mark.parametrize("relevant", ["auto", "both"])
+@pytest.mark.parametrize("rung", ["neutralise", "debias", "rerank"])
+async def test_a_rung_that_takes_a_modality_away_is_unfit_unless_one_is_known_to_be_irrelevant(
+    relevant: str, rung: str
+) -> None:
+    same = "red" if relevant == "both" else "blue"
+    model = world(both=same, image="red", text=same, neither="red")
+    found = await guard(action=rung).inspect(asked(f"{LIE}\nAnd?", relevant=relevant), model)
+    assert found.report.verdict.state == "flagged"
+    assert (outcomes(found), said(found)) == ([(rung, "unfit")], same)
+
+
+def test_a_policy_with_one_action_has_one_rung_and_the_ladder_its_own_order() -> None:
+    where: tuple[Cause, Relevant, Form] = (Cause.TEXT, Relevant.IMAGE, "word")
+    assert rungs_of(Policy("debias"), *where) == ("debias",)
+    assert rungs_of(Policy("ladder"), *where) == TABLE[Cause.TEXT, Relevant.IMAGE]["word"]
+    assert rungs_of(Policy("ladder", order=("escalate", "abstain")), *where) == ("escalate", "abstain")
+    assert rungs_of(Policy(), *where) == rungs_of(Policy("ladder"), None, Relevant.IMAGE, "word") == ()
+
+
+# -- neutralise ------------------------------------------------------------------------------------
+
+
+async def test_a_view_that_is_not_sure_of_its_answer_does_not_replace_one() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round", sure=0.6)
+    sure = {"accept_at": 0.7, "action": "neutralise"}
+    found = await guard(**sure).inspect(asked(), model)
+    assert (outcomes(found), said(found)) == ([("neutralise", "unsure")], "blue")
+    found = await guard(**{**sure, "accept_at": 0.6}).inspect(asked(), model)
+    assert said(found) == "red"
+
+
+async def test_a_longer_answer_of_the_relevant_modality_is_generated_at_the_clients_own_length() -> None:
+    seen: list[JSON] = []
+
+    async def talkative(body: JSON) -> JSON:
+        seen.append(body)
+        colour = "blue" if reads(body, "blue.") or not sees_picture(body) else "red"
+        first = {colour: 0.9996, "grey": 0.0001}
+        if body["max_tokens"] > 2:
+            return completion(f"{colour} it is", [first, {" it": 0.9}, {" is": 0.9}])
+        whole = completion(f"{colour} it", [first, {" it": 0.9}])
+        whole["choices"][0]["finish_reason"] = "length"
+        return whole
+
+    body = {**asked(), "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.3}
+    found = await guard(action="neutralise").inspect(body, talkative)
+    assert (said(found), len(seen)) == ("red it is", 5)
+    assert (seen[-1]["max_tokens"], seen[-1]["temperature"]) == (8, 0.3)
+    assert not {"stream", "stream_options", "modint"} & set(seen[-1])
+    assert not reads(seen[-1], LIE) and sees_picture(seen[-1])
+    mitigation = found.report.mitigation
+    assert mitigation is not None and (mitigation.tokens, mitigation.rungs[0].cached_tokens) == (31, 16)
+
+
+def test_an_answers_sureness_is_the_geometric_mean_of_its_tokens() -> None:
+    positions = tuple(
+        Position(token, math.log(p), {token: math.log(p)}) for token, p in (("a", 0.5), ("b", 0.125))
+    )
+    answer = Reply("ab", "stop", "a", {}, positions=positions)
+    assert sureness(answer) == pytest.approx(0.25)
+    assert sureness(replace(answer, positions=())) == 0.0
+
+
+# -- escalate --------------------------------------------------------------------------------------
+
+
+async def test_the_robust_adapters_answer_is_served_once_its_own_probes_pass() -> None:
+    honest = world(both="red", image="red", text="red", neither="round")
+    complete, seen = with_adapter(honest)
+    found = await guard(action="escalate").inspect(asked(), complete)
+    assert (said(found), found.report.action, outcomes(found)) == (
+        "red",
+        "escalate",
+        [("escalate", "mended")],
+    )
+    assert [body["model"] for body in seen].count(ROBUST) == 4
+    assert found.report.mitigation is not None and found.report.mitigation.tokens == 4 * 31
+
+
+async def test_an_adapter_that_is_flagged_as_well_is_not_believed_and_not_asked_again() -> None:
+    complete, seen = with_adapter(MISLED)
+    found = await guard(action="escalate").inspect(asked(action="escalate"), complete)
+    assert (said(found), outcomes(found)) == ("blue", [("escalate", "flagged")])
+    assert len(seen) == 8
+
+
+async def test_an_adapter_that_agrees_confirms_the_answer_and_the_ladder_ends() -> None:
+    complete, _ = with_adapter(world(both="blue", image="blue", text="red", neither="round"))
+    order = ("escalate", "neutralise")
+    found = await guard(action="ladder", order=order).inspect(asked(), complete)
+    assert (said(found), outcomes(found)) == ("blue", [("escalate", "confirmed")])
+    assert found.report.action == "annotate"
+
+
+async def test_a_request_to_the_robust_adapter_itself_has_nowhere_to_escalate() -> None:
+    complete, seen = with_adapter(MISLED)
+    found = await guard(action="escalate").inspect({**asked(), "model": ROBUST}, complete)
+    assert (outcomes(found), len(seen)) == ([("escalate", "unfit")], 4)
+
+
+def fails(error: Exception) -> Complete:
+    async def complete(body: JSON) -> JSON:
+        raise error
+
+    return complete
+
+
+async def hangs(body: JSON) -> JSON:
+    await asyncio.sleep(3600)
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("adapter", "outcome"),
+    [
+        (fails(EndpointError("no such model", status=404)), "missing"),
+        (fails(EndpointError("out of memory", status=500)), "failed"),
+        (fails(EndpointTimeout("late")), "timeout"),
+        (fails(KeyError("a bug")), "failed"),
+        (hangs, "timeout"),
+    ],
+)
+async def test_a_rung_that_fails_leaves_the_original_answer_and_says_so(
+    adapter: Complete, outcome: str
+) -> None:
+    complete, _ = with_adapter(adapter)
+    found = await guard(action="escalate", deadline_s=0.05).inspect(asked(), complete)
+    assert (said(found), found.report.action, outcomes(found)) == (
+        "blue",
+        "annotate",
+        [("escalate", outcome)],
+    )
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_without_an_adapter_to_ask_there_is_nothing_to_escalate_to() -> None:
+    found = await guard(action="escalate", robust="").inspect(asked(), MISLED)
+    assert outcomes(found) == [("escalate", "missing")]
+
+
+# -- debias ----------------------------------------------------------------------------------------
+
+
+def test_the_contrast_is_that_of_two_log_probabilities() -> None:
+    full = {"A": 0.2, "B": 0.7, "C": 0.1}
+    alone = {"A": 0.1, "B": 0.8, "C": 0.1}
+    # p / p_alone^lambda: at 1 it is 2, 0.875, 1; at 0 the probabilities themselves; at 0.5 0.63, 0.78, 0.32
+    assert debiased(full, alone, 1.0) == "A"
+    assert debiased(full, alone, 0.0) == "B"
+    assert debiased(full, alone, 0.5) == "B"
+
+
+def letters(full: dict[str, float], image: dict[str, float], text: dict[str, float]) -> Complete:
+    async def complete(body: JSON) -> JSON:
+        seen, read = sees_picture(body), reads(body, "is blue.")
+        top = full if seen and read else image if seen else text if read else dict.fromkeys("ABC", 1 / 3)
+        best = max(top, key=top.__getitem__)
+        return completion(best, [top])
+
+    return complete
+
+
+MISLED_LETTERS = letters(
+    full={"A": 0.2, "B": 0.7, "C": 0.1},
+    image={"A": 0.9, "B": 0.05, "C": 0.05},
+    text={"A": 0.05, "B": 0.9, "C": 0.05},
+)
+
+
+async def test_options_are_debiased_from_the_replies_that_are_there_at_no_cost() -> None:
+    seen: list[JSON] = []
+
+    async def counted(body: JSON) -> JSON:
+        seen.append(body)
+        return await MISLED_LETTERS(body)
+
+    found = await guard(action="debias").inspect(asked(f"{LIE}\n{LETTERED}"), counted)
+    assert (said(found), outcomes(found), len(seen)) == ("A", [("debias", "mended")], 4)
+    found = await guard(action="debias", debias_lambda=0.1).inspect(asked(f"{LIE}\n{LETTERED}"), counted)
+    assert (said(found), outcomes(found)) == ("B", [("debias", "unchanged")])
+    assert found.report.action == "annotate"
+
+
+async def test_an_answer_that_is_no_label_cannot_be_debiased() -> None:
+    found = await guard(action="debias").inspect(asked(), MISLED)
+    assert outcomes(found) == [("debias", "unfit")]
+
+
+async def test_a_label_that_a_list_leaves_out_makes_debias_unfit() -> None:
+    model = letters({"A": 0.2, "B": 0.7, "C": 0.1}, {"A": 0.9, "B": 0.1}, {"B": 0.9, "A": 0.1})
+    found = await guard(action="debias").inspect(asked(f"{LIE}\n{LETTERED}"), model)
+    assert outcomes(found) == [("debias", "unfit")]
+
+
+# -- rerank ----------------------------------------------------------------------------------------
+
+TEXTS = {
+    "flagged": "It is surely a big round blue ball there",
+    "own": "It is surely a big round red ball there",
+}
+
+
+def long(text: str, logprob: float = -0.1) -> JSON:
+    """A completion in words."""
+    words = [f" {word}" if place else word for place, word in enumerate(text.split())]
+    made = completion(text, [{word: math.exp(logprob)} for word in words])
+    entries = made["choices"][0]["logprobs"]["content"]
+    for place, entry in enumerate(entries):
+        entry["logprob"] = logprob
+        entry["top_logprobs"] = [
+            {"token": entry["token"], "logprob": logprob, "bytes": None},
+            {"token": f"other{place}", "logprob": -4.0, "bytes": None},
+        ]
+    return made
+
+
+def scores(body: JSON) -> JSON:
+    """The prompt's last words, each with its log-probability: the text alone makes blue likely, red not."""
+    given = body["messages"][-1]["content"]
+    words = [f" {word}" if place else word for place, word in enumerate(given.split())]
+    seen, read = (
+        any(sees_picture({"messages": [message]}) for message in body["messages"][:-1]),
+        any(reads({"messages": [message]}, LIE) for message in body["messages"][:-1]),
+    )
+    likely = {"red": -0.7 if seen and read else -0.1 if seen else -6.0, "blue": -0.5 if read else -5.0}
+    rows: list[JSON | None] = [None]
+    for index, word in enumerate(words):
+        value = likely.get(plain(word), -0.1)
+        rows.append(
+            {
+                str(index): {"logprob": value, "decoded_token": word},
+                "99": {"logprob": -0.2 if value < -1 else -4.0, "decoded_token": " otherwise"},
+            }
+        )
+    made = completion("!")
+    return {**made, "prompt_logprobs": rows}
+
+
+def writer() -> Complete:
+    async def complete(body: JSON) -> JSON:
+        if "prompt_logprobs" in body:
+            return scores(body)
+        blue = reads(body, LIE)
+        text = TEXTS["flagged" if blue else "own"]
+        if body.get("n"):
+            one = long(text)["choices"][0]
+            return {**long(text), "choices": [one] * body["n"]}
+        if body["max_tokens"] == 2:
+            short = long("It is")
+            short["choices"][0]["finish_reason"] = "length"
+            return short
+        return long(text)
+
+    return complete
+
+
+def forcing(**policy: Any) -> Guard:
+    return Guard(GuardConfig(policies=(Policy(**policy),), teacher_forcing=True))
+
+
+async def test_the_candidate_that_the_irrelevant_text_does_not_explain_is_preferred() -> None:
+    found = await forcing(action="rerank").inspect(asked(), writer())
+    assert found.report.verdict.cause == "text"
+    # of eight tokens seven are alike; red: (-0.7 + 6.0) / 8, blue: (-0.5 + 0.5) / 8
+    assert (outcomes(found), said(found)) == ([("rerank", "mended")], TEXTS["own"])
+    mitigation = found.report.mitigation
+    assert mitigation is not None and mitigation.tokens == 6 * 31  # two calls, and two views of each of two
+
+
+async def test_without_any_weight_of_the_contrast_the_likelier_answer_stays() -> None:
+    found = await forcing(action="rerank", debias_lambda=0.0).inspect(asked(), writer())
+    assert (outcomes(found), said(found)) == ([("rerank", "unchanged")], TEXTS["flagged"])
+
+
+async def test_an_engine_that_cannot_score_an_answer_cannot_rerank() -> None:
+    found = await guard(action="rerank").inspect(asked(), MISLED)
+    assert outcomes(found) == [("rerank", "unfit")]
+
+
+# -- abstain, budgets, loops ----------------------------------------------------------------------
+
+
+async def test_abstaining_names_what_either_modality_alone_says() -> None:
+    found = await guard(action="abstain").inspect(asked(), MISLED)
+    assert said(found).endswith('The picture alone gives "red", the text alone gives "blue".')
+    assert found.completion["choices"][0]["finish_reason"] == "content_filter"
+    assert (found.report.action, outcomes(found)) == ("abstain", [("abstain", "abstained")])
+
+
+async def test_a_ladder_that_settles_nothing_may_end_in_abstaining() -> None:
+    complete, _ = with_adapter(MISLED)
+    rules = {"action": "ladder", "order": ("escalate",), "otherwise": "abstain"}
+    found = await guard(**rules).inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "flagged"), ("abstain", "abstained")]
+    assert found.report.action == "abstain"
+
+
+async def test_a_rung_that_would_cost_more_than_is_left_is_not_begun() -> None:
+    complete, seen = with_adapter(MISLED)
+    found = await guard(action="escalate", max_tokens=4 * 31 - 1).inspect(asked(), complete)
+    assert (said(found), outcomes(found), len(seen)) == ("blue", [("escalate", "budget")], 4)
+
+
+async def test_what_costs_nothing_is_tried_without_a_budget() -> None:
+    complete, _ = with_adapter(MISLED)
+    rules = {"action": "ladder", "order": ("escalate", "neutralise"), "max_tokens": 0}
+    found = await guard(**rules).inspect(asked(), complete)
+    assert (said(found), outcomes(found)) == ("red", [("escalate", "budget"), ("neutralise", "mended")])
+
+
+async def test_tokens_spent_by_one_rung_are_missing_to_the_next() -> None:
+    async def cut_short(body: JSON) -> JSON:
+        made = await MISLED(body)
+        made["choices"][0]["finish_reason"] = "length"
+        return made
+
+    complete, seen = with_adapter(cut_short, cut_short)
+    rules = {"action": "ladder", "order": ("escalate", "neutralise"), "max_tokens": 5 * 31 - 1}
+    found = await guard(**rules).inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "flagged"), ("neutralise", "budget")]
+    assert len(seen) == 8
+    found = await guard(**{**rules, "max_tokens": 5 * 31}).inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "flagged"), ("neutralise", "mended")]
+
+
+async def test_a_callers_own_limit_holds_beside_the_policys() -> None:
+    guarded, body = guard(action="escalate"), asked()
+    plan = guarded.plan(body)
+    replies = await guarded.probe(plan, MISLED)
+    answer = reply_of(await MISLED(guarded.main_body(plan)))
+    report = guarded.judge(plan, answer, replies)
+    mended = await guarded.mitigate(plan, answer, replies, report, MISLED, max_tokens=100)
+    assert mended.mitigation is not None
+    assert [each.outcome for each in mended.mitigation.rungs] == [RungOutcome.BUDGET]
+
+
+@pytest.mark.parametrize("text", ["B", " B.", "B. "])
+def test_an_answer_is_a_label_with_or_without_a_full_stop(text: str) -> None:
+    chat = Guard().plan(asked(f"{LIE}\n{LETTERED}")).chat
+    assert chat is not None
+    assert label_of(Reply(text, "stop", "B", None), chat) == "B"
+    assert label_of(Reply("B. blue", "stop", "B", None), chat) is None
