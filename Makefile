@@ -2,7 +2,7 @@
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
-#   make deploy-check
+#   make bench-detection   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -20,8 +20,8 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check results-tinyworld results-base results-thresholds generated panels \
-	deploy-check clean help
+.PHONY: install demo serve test check results-tinyworld results-base results-thresholds bench-detection \
+	generated panels deploy-check clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -49,6 +49,9 @@ results-base: $(STAMP)  ## the base's figures by training seed: docs/results/bas
 
 results-thresholds: $(STAMP)  ## fit the default risk on the validation split: docs/results/thresholds.json
 	$(BIN)/modint-guard results thresholds $(ARGS)
+
+bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answers: docs/results/detection.json
+	$(BIN)/modint-guard results detection $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .

@@ -112,5 +112,16 @@ def is_right(item: Item, text: str) -> bool:
     return item.labelled and _bare(text) == _bare(reply_for(item, item.answer))
 
 
+def choice_of(item: Item, text: str) -> str | None:
+    """The choice that a reply states, by the rule of `is_right`; None where it states none of them."""
+    return next((choice for choice in item.choices if _bare(text) == _bare(reply_for(item, choice))), None)
+
+
+def same_as(item: Item, text: str) -> str:
+    """A name that two replies share where they state the same: their choice, else their words."""
+    choice = choice_of(item, text)
+    return _bare(text) if choice is None else choice
+
+
 def _bare(text: str) -> str:
     return text.strip().removesuffix(".").strip().casefold()

@@ -134,6 +134,23 @@ def thresholds(
     typer.echo(f"wrote {output}")
 
 
+@results.command()
+def detection(
+    output: Output = Path("docs/results/detection.json"),
+    raw: Annotated[
+        Path, typer.Option(help="The records, kept as they come; the same call goes on from them.")
+    ] = Path("runs/detection.jsonl"),
+    count: Annotated[int, typer.Option(min=1, help="Items of each setting, kind and held-out part.")] = 100,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Cases under way at once.")] = 6,
+) -> None:
+    """Our risk and other detectors on the same answers, through vLLM and the gateway."""
+    from modint_training.detection import measure_detection
+
+    measure_detection(output, raw=raw, count=count, seed=seed, concurrency=concurrency)
+    typer.echo(f"wrote {output}")
+
+
 @results.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that ship with the package."""
