@@ -1,9 +1,13 @@
-"""Intervals for shares, means and areas under ROC curves, clustered where items share a source."""
+"""Intervals clustered where items share a source, ROC areas among them; flips by direction; paired tests."""
 
+import math
 from collections.abc import Hashable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+Direction = Literal["none", "harmful", "beneficial", "neutral"]  # of a flip
 
 
 def cluster_interval(
@@ -38,6 +42,72 @@ def cluster_interval(
     return float(low), float(high)
 
 
+def paired_interval(
+    before: Sequence[float],
+    after: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the mean of after - before, item by item: the paired bootstrap, resampling whole clusters.
+
+    Before and after are the same items without and with a perturbation, or under two models. Where no item
+    differs the bound of `cluster_interval` holds on both sides of 0. Raises ValueError for empty or unequal
+    inputs.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"a paired interval needs pairs; got {len(before)} and {len(after)} values")
+    differences = [float(second) - float(first) for first, second in zip(before, after, strict=True)]
+    low, high = cluster_interval(differences, clusters, level=level, resamples=resamples, seed=seed)
+    return (low, high) if any(differences) else (-high, high)
+
+
+def flip_direction(before: object, after: object, *, right_before: bool, right_after: bool) -> Direction:
+    """What a perturbation did to one answer: `harmful` (right to wrong), `beneficial` (wrong to right),
+    `neutral` (one wrong answer to another), `none` where it stayed. An unparsable answer is wrong and None.
+    """
+    if right_before != right_after:
+        return "harmful" if right_before else "beneficial"
+    return "none" if right_before or before == after else "neutral"
+
+
+def flip_rates(directions: Sequence[Direction]) -> dict[str, float]:
+    """Shares of all items, `harmful_flip`, `beneficial_flip` and `neutral_flip`; together they are the
+    decision-level effect of arXiv 2505.19616. Raises ValueError without items.
+    """
+    if not directions:
+        raise ValueError("need at least one pair of answers")
+    return {
+        f"{kind}_flip": directions.count(kind) / len(directions)
+        for kind in ("harmful", "beneficial", "neutral")
+    }
+
+
+class McNemar(NamedTuple):
+    """How many items only the first or only the second model has right, and the two-sided p-value."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+    """McNemar's exact test (1947) that two models err equally often on the same items.
+
+    Of the items that only one has right, either has as many: p = min(1, 2 P(X <= min)) with X binomial of a
+    half. Raises ValueError for unequal inputs.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"McNemar's test needs the same items; got {len(first)} and {len(second)} answers")
+    pairs = list(zip(first, second, strict=True))
+    ours, theirs = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    n = ours + theirs
+    below = sum(math.comb(n, k) for k in range(min(ours, theirs) + 1))
+    return McNemar(ours, theirs, min(1.0, 2 * below / 2**n))
+
+
 def auroc_resamples(
     scores: Sequence[float],
     positive: Sequence[bool],
@@ -48,8 +118,9 @@ def auroc_resamples(
 ) -> NDArray[np.float64]:
     """The area under the ROC curve (`curves.auroc`) in each bootstrap resample of whole clusters.
 
-    Gives (resamples,). With the same clusters and seed two scores are resampled alike, so that their differences are paired. NaN
-    where a resample lacks one of the classes. Raises ValueError for unequal inputs or a single class.
+    Gives (resamples,). With the same clusters and seed two scores are resampled alike, so that their
+    differences are paired. NaN where a resample lacks one of the classes. Raises ValueError for unequal
+    inputs or a single class.
     """
     if not len(scores) == len(positive) == len(clusters) or len(set(positive)) < 2:
         raise ValueError("need a label and a cluster for each score, and both classes")
