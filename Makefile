@@ -2,7 +2,7 @@
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
-#   make bench-detection   make deploy-check
+#   make results-calibration   make bench-detection   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check results-tinyworld results-base results-thresholds bench-detection \
+.PHONY: install demo serve test check results-tinyworld results-base results-thresholds results-calibration bench-detection \
 	generated panels deploy-check clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
@@ -49,6 +49,9 @@ results-base: $(STAMP)  ## the base's figures by training seed: docs/results/bas
 
 results-thresholds: $(STAMP)  ## fit the default risk on the validation split: docs/results/thresholds.json
 	$(BIN)/modint-guard results thresholds $(ARGS)
+
+results-calibration: $(STAMP)  ## calibrate the bundled models: their calibration.json, docs/results/calibration.json
+	$(BIN)/modint-guard results calibration $(ARGS)
 
 bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answers: docs/results/detection.json
 	$(BIN)/modint-guard results detection $(ARGS)

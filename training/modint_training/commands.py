@@ -135,6 +135,23 @@ def thresholds(
 
 
 @results.command()
+def calibration(
+    output: Output = Path("docs/results/calibration.json"),
+    scores: Annotated[
+        Path, typer.Option(help="Where the scores go that the test of coverage draws from.")
+    ] = Path("tests/training/calibration_scores.jsonl"),
+    count: Count = 200,
+    seed: Seed = 0,
+    alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
+) -> None:
+    """Calibrate the bundled models on the validation split, and look at them on the test split."""
+    from modint_training.calibrations import measure_calibration
+
+    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha)
+    typer.echo(f"wrote {output}, {scores} and the bundled models' calibration.json")
+
+
+@results.command()
 def detection(
     output: Output = Path("docs/results/detection.json"),
     raw: Annotated[

@@ -7,7 +7,6 @@ made from the records alone (`detection_table`).
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from modint_guard.results import write_results
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, Complete, Score
 from modint_training import detection_table
+from modint_training.calibrations import weights_of
 from modint_training.detection_table import Answer, Cost
 from modint_training.tinyworld.interference import Case, cases
 from modint_training.tinyworld.tasks import reworded
@@ -40,7 +40,12 @@ _SEEDS = 1000  # apart: the engine counts up from a request's seed, one a sample
 def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurrency: int) -> None:
     """Ask every case of both bundled models and write the tables. ConfigError for a `raw` of another run."""
     asked = [*cases("validation", count, seed), *cases("test", count, seed)]
-    made_by = {"run": "detection", "count": count, "seed": seed, "weights": weights()}
+    made_by = {
+        "run": "detection",
+        "count": count,
+        "seed": seed,
+        "weights": [weights_of(bundled(name)) for name in (BASE, ADAPTER)],
+    }
     with Journal(raw, made_by) as journal:
         missing = any(
             key_of(model, case) not in journal.records for model in (BASE, ADAPTER) for case in asked
@@ -76,14 +81,6 @@ def write_tables(output: Path, answers: Sequence[Answer], *, command: str, seed:
         title="Flags by kind of input",
         notes=detection_table.FLAG_NOTES,
     )
-
-
-def weights() -> dict[str, str]:
-    """SHA-256 of the bundled weights: records of others are of no use."""
-    files = {BASE: "model.safetensors", ADAPTER: "adapter_model.safetensors"}
-    return {
-        name: hashlib.sha256((bundled(name) / file).read_bytes()).hexdigest() for name, file in files.items()
-    }
 
 
 def key_of(model: str, case: Case) -> str:
