@@ -20,7 +20,7 @@ from rich.table import Table
 from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, halves, write_calibration
 from modint_guard.calibration_curves import Judged, draw_curves
 from modint_guard.data import read_items
-from modint_guard.endpoint import Endpoint
+from modint_guard.endpoint import Endpoint, read_key
 from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import RELEVANT, Item, is_right
@@ -61,7 +61,7 @@ def command(
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
 ) -> None:
     """Fit the risk and its threshold to labelled items, for one model and adapter."""
-    key = _key(api_key_file)
+    key = read_key(api_key_file)
     found = asyncio.run(_through(url, key, twins_of(read_items(items), seed), adapter or model))
     fitted = {
         name: calibrate(each, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
@@ -161,15 +161,6 @@ async def _through(url: str, key: str | None, twins: Sequence[Twin], model: str)
             return await endpoint.complete({**body, "modint": {"mode": "off"}})
 
         return await labelled_answers(twins, unguarded, model)
-
-
-def _key(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text("utf-8").strip()
-    except OSError as exc:
-        raise ConfigError(f"{file} cannot be read ({exc.strerror}): name a file that holds the key") from exc
 
 
 def _show(fitted: dict[str, Fitted], output: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 import orjson
 
-from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
+from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.types import JSON
 
 _SHOWN_CHARACTERS = 200
@@ -18,14 +20,21 @@ class Endpoint:
     """`async with Endpoint("http://127.0.0.1:8000") as endpoint: await endpoint.complete(body)`.
 
     base_url: with or without a trailing "/v1". api_key: sent as a bearer token. uds: path of a Unix socket to
-    dial instead of the URL's host. timeout_s: for one whole call.
+    dial instead of the URL's host. timeout_s: for one whole call. headers: sent with every call.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None = None, timeout_s: float = 120.0, uds: str | None = None
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout_s: float = 120.0,
+        uds: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = dict(headers or {})
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
         self._timeout_s = timeout_s
         self._uds = uds
         self._session: aiohttp.ClientSession | None = None
@@ -71,6 +80,16 @@ class Endpoint:
             raise EndpointUnreachable(
                 f"{url} cannot be reached ({exc}): is the server running there?"
             ) from exc
+
+
+def read_key(file: Path | None) -> str | None:
+    """The key that a file holds; None without a file. Raises ConfigError where it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").strip()
+    except OSError as exc:
+        raise ConfigError(f"{file} cannot be read ({exc.strerror}): name a file that holds the key") from exc
 
 
 def _document(url: str, status: int, raw: bytes) -> JSON:

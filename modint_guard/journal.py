@@ -74,6 +74,8 @@ class Journal:
             raise ConfigError(
                 f"{self.path} is no journal of an earlier run: name another file, or remove it"
             ) from exc
+        if not same and not self.records:
+            return 0  # it began, and nothing is lost
         if not same:
             differing = sorted(
                 name

@@ -67,10 +67,19 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
 
 def test_another_runs_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    with Journal(path, MADE_BY):
-        pass
+    with Journal(path, MADE_BY) as journal:
+        journal.write("one", {"x": 1})
     with pytest.raises(ConfigError, match=r"holds another run \(seed differ\): name another file"):
         Journal(path, {**MADE_BY, "seed": 1}).__enter__()
+
+
+def test_a_run_that_kept_nothing_gives_way(tmp_path: Path) -> None:
+    with Journal(tmp_path / "run.jsonl", MADE_BY):
+        pass
+    with Journal(tmp_path / "run.jsonl", {**MADE_BY, "seed": 1}) as journal:
+        journal.write("one", {"x": 1})
+    with Journal(tmp_path / "run.jsonl", {**MADE_BY, "seed": 1}) as journal:
+        assert journal.records == {"one": {"x": 1}}
 
 
 @pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"rows": []}\n'])
