@@ -39,6 +39,7 @@ from modint_guard.types import JSON, PERMUTED_OPTIONS, Complete, Plan, Replies, 
 
 JOURNAL = "answers.jsonl"
 OFF = {"x-modint-mode": "off"}  # where the endpoint is our own gateway
+_OWN = (CLEAN, "agreeing_image", "contradicting_image")  # variants that show the data set's own pictures
 LOGPROBS = (20, 10, 5, 2, 0)  # asked for until the endpoint takes so many
 
 
@@ -136,8 +137,12 @@ def variants(
             if names and kind.name not in names:
                 continue
             disturbed = perturb(item, kind.name, seed=seed)
-            doses = [FULL] if kind.role == "control" else severities
-            found += [Variant(at_severity(disturbed, dose, seed=seed), kind.name, dose) for dose in doses]
+            for dose in [FULL] if kind.role == "control" else severities:
+                given = at_severity(disturbed, dose, seed=seed)
+                if kind.modality == "image":
+                    found.append(Variant(given.replace(image=None), kind.name, dose, item, seed))
+                else:
+                    found.append(Variant(given, kind.name, dose))
     if all(variant.perturbation == CLEAN for variant in found):
         raise ConfigError(
             f"none of {len(labelled)} items can be perturbed so: image-heavy or text-heavy ones are needed,"
@@ -158,9 +163,11 @@ def fingerprint(asked: Sequence[Variant]) -> str:
     digest = hashlib.sha256()
     for variant in asked:
         words = variant.item.replace(image=None, agreeing=None, contradicting=None)
-        digest.update(f"{variant.key}\x1f{words!r}\x1f".encode(errors="replace"))
-        if variant.item.image is not None:
-            digest.update(variant.item.image.tobytes())
+        digest.update(f"{variant.key}\x1f{words!r}\x1f{variant.seed}".encode(errors="replace"))
+        held = variant.base or variant.item
+        pictures = (held.image, held.agreeing, held.contradicting)
+        for picture in (each for each in pictures if each is not None and variant.perturbation in _OWN):
+            digest.update(picture.tobytes())
     return digest.hexdigest()
 
 
@@ -185,7 +192,7 @@ async def top_logprobs_of(complete: Complete, model: str, item: Item) -> int:
     even without them.
     """
     for top in LOGPROBS:
-        more = {"logprobs": True, "top_logprobs": top} if top else {}
+        more: JSON = {"logprobs": True, "top_logprobs": top} if top else {}
         try:
             reply = reply_of(await complete(_bare(request_for(item, model, **more))))
         except EndpointError as exc:
@@ -205,9 +212,10 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     """One answer with its views, as `Found` holds it. Raises EndpointError for the question itself; a view
     that fails is left out.
     """
-    lettered = variant.perturbation == CLEAN and variant.item.form == "letter"
+    item = variant.whole()
+    lettered = variant.perturbation == CLEAN and item.form == "letter"
     probes = {"probes": [PERMUTED_OPTIONS]} if lettered else {}
-    body = request_for(variant.item, subject.model)
+    body = request_for(item, subject.model)
     plan = guard.plan({**body, "modint": {**body["modint"], **probes}}, max_top_logprobs=subject.top_logprobs)
     own = guard.main_body(plan)
     if subject.top_logprobs:
@@ -217,7 +225,7 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     score = _score(guard, plan, reply, replies)
     return {
         "text": reply.text,
-        "options": _options(variant.item, reply, guard.config.thresholds.min_option_mass),
+        "options": _options(item, reply, guard.config.thresholds.min_option_mass),
         "top": dict(reply.top) if reply.top else None,
         "cells": {name: cell.answer for name, cell in score.cells.items()} if score else {},
         "influence": {

@@ -13,9 +13,9 @@ import numpy as np
 
 from modint_guard.effects import EFFECTS, Answered, direction, effect, shares, sources
 from modint_guard.item import Item, choice_of, is_right
-from modint_guard.perturb import REGISTRY
+from modint_guard.perturb import REGISTRY, perturb
 from modint_guard.scoring import shapley
-from modint_guard.severity import FULL
+from modint_guard.severity import FULL, at_severity
 from modint_guard.statistics import mcnemar, paired_interval
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 
@@ -25,11 +25,24 @@ LIES = ("misleading_description", "contradicting_image")
 
 @dataclass(frozen=True)
 class Variant:
-    """An item clean or under a perturbation at a severity (0 where clean)."""
+    """An item clean or under a perturbation at a severity (0 where clean).
+
+    With a `base` the picture is left out of `item` and made anew from it when it is wanted: thousands of
+    perturbed pictures need not be held.
+    """
 
     item: Item
     perturbation: str
     severity: int
+    base: Item | None = None
+    seed: int = 0
+
+    def whole(self) -> Item:
+        """The item as it is asked, with its picture."""
+        if self.base is None:
+            return self.item
+        disturbed = perturb(self.base, self.perturbation, seed=self.seed)
+        return at_severity(disturbed, self.severity, seed=self.seed)
 
     @property
     def key(self) -> str:

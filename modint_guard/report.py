@@ -177,7 +177,7 @@ def _moved(before: Found, after: Found) -> float | None:
 
 
 def _thumbnail(found: Found) -> str | None:
-    image = found.variant.item.image
+    image = found.variant.whole().image
     if image is None:
         return None
     small = image.convert("RGB")

@@ -46,6 +46,13 @@ def test_every_item_is_asked_clean_and_in_every_dose_of_what_fits_it() -> None:
     assert ("true_description", 5) in doses and ("true_description", 1) not in doses  # a control
 
 
+def test_a_perturbed_picture_is_made_when_it_is_wanted() -> None:
+    (shown,) = (v for v in variants([SUM], ["contradicting_image"], [2], 0) if v.perturbation != CLEAN)
+    assert shown.item.image is None
+    image = shown.whole().image
+    assert image is not None and image.getpixel((0, 0)) == (76, 76, 178)
+
+
 def test_two_models_see_the_same_inputs() -> None:
     one, two = (variants([DIGIT, SUM], [], [3], 7) for _ in range(2))
     assert fingerprint(one) == fingerprint(two) != fingerprint(variants([DIGIT, SUM], [], [3], 8))
