@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from modint_guard.curves import auroc
 from modint_guard.statistics import (
+    Direction,
     auroc_resamples,
     cluster_interval,
     flip_direction,
@@ -121,7 +122,9 @@ def test_a_flip_has_a_direction(
 
 
 def test_flip_rates_are_shares_of_all_items() -> None:
-    assert flip_rates(["none"] * 5 + ["harmful"] * 3 + ["beneficial", "neutral"]) == {
+    found: list[Direction] = ["none"] * 5
+    found += ["harmful", "harmful", "harmful", "beneficial", "neutral"]
+    assert flip_rates(found) == {
         "harmful_flip": 0.3,
         "beneficial_flip": 0.1,
         "neutral_flip": 0.1,
