@@ -2,7 +2,8 @@
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
-#   make train-ablation   make results-ablation   make bench-mitigation   make deploy-check
+#   make train-ablation   make results-ablation   make results-calibration   make bench-detection
+#   make bench-mitigation   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -21,7 +22,8 @@ TORCH_CPU       := torch==2.13.0+cpu
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
 .PHONY: install demo serve test check results-tinyworld results-base results-ablation train-ablation \
-	results-thresholds bench-mitigation generated panels deploy-check clean help
+	results-thresholds results-calibration bench-detection bench-mitigation generated panels deploy-check \
+	clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -59,6 +61,12 @@ results-thresholds: $(STAMP)  ## fit the default risk on the validation split: d
 bench-mitigation: $(STAMP)  ## fit on validation, then every rung and the ladder against controls: docs/results/mitigation.json
 	$(BIN)/modint-guard results mitigation --split validation $(ARGS)
 	$(BIN)/modint-guard results mitigation --split test $(ARGS)
+
+results-calibration: $(STAMP)  ## calibrate the bundled models: their calibration.json, docs/results/calibration.json
+	$(BIN)/modint-guard results calibration $(ARGS)
+
+bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answers: docs/results/detection.json
+	$(BIN)/modint-guard results detection $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .

@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, write_calibration
+from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, halves, write_calibration
+from modint_guard.calibration_curves import Judged, draw_curves
 from modint_guard.data import read_items
 from modint_guard.endpoint import Endpoint, read_key
 from modint_guard.errors import ConfigError
@@ -75,6 +76,17 @@ def command(
     )
     write_calibration(output, calibration)
     _show(fitted, output)
+    picture = output.with_suffix(".png")
+    if draw_curves(picture, {name: judged(found[name], each, seed) for name, each in fitted.items()}):
+        typer.echo(f"drew reliability, ROC and risk over coverage to {picture}")
+    else:
+        typer.echo("no curves were drawn: they need pip install 'modint-guard[report]'")
+
+
+def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:
+    """Risk and truth of the half that the risk was not fitted on, with the threshold set there."""
+    _, setting = halves(answers, seed)
+    return Judged([fitted.risk(a) for a in setting], [a.positive for a in setting], fitted.flag_at)
 
 
 def twins_of(items: Sequence[Item], seed: int) -> list[Twin]:

@@ -19,10 +19,11 @@ from modint_guard import curves, guarantees
 from modint_guard.config import Thresholds
 from modint_guard.errors import ConfigError
 from modint_guard.perturb import seeded
-from modint_guard.risk import FEATURES, fit
+from modint_guard.risk import FEATURES, Logistic, fit
 from modint_guard.types import CELLS, Relevant
 
 SCHEMA = "modint-calibration-1"
+CALIBRATION = "calibration.json"  # beside weights: what `serve` uses where no other is named
 FITTED_SHARE = 0.5  # of the question sources; the threshold is set on the others
 
 
@@ -81,6 +82,10 @@ class Fitted(_Record):
     auroc: float = Field(ge=0, le=1)
     calibration_error: float = Field(ge=0, le=1)
 
+    def risk(self, answer: Labelled) -> float:
+        """The risk of an answer, in [0, 1]."""
+        return Logistic(self.bias, self.weights).risk(dict(answer.features))
+
     def thresholds(self, base: Thresholds) -> Thresholds:
         """The constants of a verdict with these in place of the defaults."""
         held = {field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass")}
@@ -136,7 +141,7 @@ def calibrate(
     a request on average, but none that reaches the threshold. Raises ConfigError with too few positives or
     without negatives, and where `error` or `probes` cannot be kept.
     """
-    fitting, setting = _split(answers, seed)
+    fitting, setting = halves(answers, seed)
     _check_classes(fitting)
     _check_classes(setting)
     model = fit([dict(a.features) for a in fitting], [a.positive for a in fitting])
@@ -234,7 +239,7 @@ def check_for(
         raise ConfigError(f"{path} needs the probe {missing[0]}, which does not run here: calibrate again.")
 
 
-def _split(answers: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
+def halves(answers: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
     """Answers that count, by source: those the risk is fitted on and those the threshold is set on."""
     counted = [answer for answer in answers if answer.counts]
     sources = sorted({answer.source for answer in counted})

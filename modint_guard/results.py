@@ -17,9 +17,19 @@ def write_results(
     path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = ""
 ) -> None:
     """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ."""
+    record = recorded(command, seeds, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
+    parts = [f"# {title}", made, notes, table(rows)]
+    path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part), "utf-8")
+
+
+def recorded(command: str, seeds: Sequence[int], rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows with all that made them. ValueError without rows or where their keys differ."""
     if len({tuple(row) for row in rows}) != 1:
         raise ValueError(f"a result table needs rows with the same keys; got {len(rows)} rows")
-    record = {
+    return {
         "command": command,
         "commit": commit(),
         "seeds": list(seeds),
@@ -27,11 +37,6 @@ def write_results(
         "machine": machine(),
         "rows": list(rows),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
-    parts = [f"# {title}", made, notes, table(rows)]
-    path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part), "utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:

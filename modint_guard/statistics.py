@@ -1,10 +1,11 @@
-"""Intervals clustered where items share a source, flips by direction, and paired tests of two models."""
+"""Intervals clustered where items share a source, ROC areas among them; flips by direction; paired tests."""
 
 import math
 from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 Direction = Literal["none", "harmful", "beneficial", "neutral"]  # of a flip
 
@@ -28,15 +29,14 @@ def cluster_interval(
         raise ValueError(
             f"need as many clusters as values, and at least one; got {len(clusters)} and {len(values)}"
         )
-    names = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
-    member = np.array([names[name] for name in clusters])
+    member = _members(clusters)
     sums = np.bincount(member, weights=np.asarray(values, dtype=float))
     sizes = np.bincount(member).astype(float)
     mean = float(sums.sum() / sizes.sum())
     if set(values) <= {0, 1} and mean in (0.0, 1.0):
-        bound = 1 - (1 - level) ** (1 / len(names))
+        bound = 1 - (1 - level) ** (1 / len(sizes))
         return (0.0, bound) if mean == 0.0 else (1 - bound, 1.0)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
+    drawn = np.random.default_rng(seed).integers(0, len(sizes), (resamples, len(sizes)))
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -106,3 +106,48 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     n = ours + theirs
     below = sum(math.comb(n, k) for k in range(min(ours, theirs) + 1))
     return McNemar(ours, theirs, min(1.0, 2 * below / 2**n))
+
+
+def auroc_resamples(
+    scores: Sequence[float],
+    positive: Sequence[bool],
+    clusters: Sequence[Hashable],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """The area under the ROC curve (`curves.auroc`) in each bootstrap resample of whole clusters.
+
+    Gives (resamples,). With the same clusters and seed two scores are resampled alike, so that their
+    differences are paired. NaN where a resample lacks one of the classes. Raises ValueError for unequal
+    inputs or a single class.
+    """
+    if not len(scores) == len(positive) == len(clusters) or len(set(positive)) < 2:
+        raise ValueError("need a label and a cluster for each score, and both classes")
+    member = _members(clusters)
+    count = int(member.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    values, labels = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    order = np.argsort(values, kind="stable")
+    weights = drawn[:, member[order]].astype(float)  # (resamples, n)
+    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
+    bad = np.add.reduceat(weights * labels[order], starts, axis=1)
+    good = np.add.reduceat(weights * ~labels[order], starts, axis=1)
+    below = np.cumsum(good, axis=1) - good
+    pairs = bad.sum(axis=1) * good.sum(axis=1)
+    won = (bad * (below + good / 2)).sum(axis=1)
+    areas: NDArray[np.float64] = np.full(resamples, np.nan)
+    np.divide(won, pairs, out=areas, where=pairs > 0)
+    return areas
+
+
+def percentile_interval(resampled: NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a statistic's resamples; NaN among them are left out."""
+    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _members(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
+    """The number of each item's cluster, from 0."""
+    names = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
+    return np.array([names[name] for name in clusters], dtype=np.int64)

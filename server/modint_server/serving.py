@@ -11,7 +11,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
-from modint_guard.calibration import check_for, read_calibration
+from modint_guard.calibration import CALIBRATION, check_for, read_calibration
 from modint_guard.errors import ConfigError, EngineError
 from modint_guard.models import BASE, FOLDER, bundled
 from modint_guard.types import CELLS
@@ -74,10 +74,22 @@ def start(
         )
     models: dict[str, str | None] = {config.served_name: None}
     models |= {adapter.name: config.served_name for adapter in config.adapters}
+    if not settings.calibrations:
+        folders = [Path(config.model), *(adapter.path for adapter in config.adapters)]
+        settings = settings.model_copy(update={"calibrations": shipped_with(folders, models)})
     for path in settings.calibrations:  # a wrong one costs no start-up
         check_for(read_calibration(path), path, models=models, probes=CELLS)
     with bound(host, port) as door:
         asyncio.run(_start(config, command, settings, door))
+
+
+def shipped_with(folders: Sequence[Path], models: Mapping[str, str | None]) -> tuple[Path, ...]:
+    """The calibration files beside weights, of models that are served under the names they were made for.
+
+    Raises ConfigError for a damaged one.
+    """
+    files = (folder / CALIBRATION for folder in folders)
+    return tuple(file for file in files if file.is_file() and read_calibration(file).served_name in models)
 
 
 def attach(

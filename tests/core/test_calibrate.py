@@ -7,6 +7,7 @@ import pytest
 
 from modint_guard.calibrate import Twin, labelled_answers, twins_of
 from modint_guard.calibration import calibrate
+from modint_guard.endpoint import read_key
 from modint_guard.errors import ConfigError
 from modint_guard.images import png_data_url
 from modint_guard.item import Item
@@ -81,8 +82,6 @@ async def test_an_endpoint_without_log_probabilities_is_refused() -> None:
 
 
 def test_the_command_says_which_key_file_is_missing(tmp_path: Path) -> None:
-    from modint_guard.endpoint import read_key
-
     assert read_key(None) is None
     (tmp_path / "key").write_text("secret\n")
     assert read_key(tmp_path / "key") == "secret"

@@ -1,16 +1,20 @@
 """Intervals, against values worked out by hand."""
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from modint_guard.curves import auroc
 from modint_guard.statistics import (
     Direction,
+    auroc_resamples,
     cluster_interval,
     flip_direction,
     flip_rates,
     mcnemar,
     paired_interval,
+    percentile_interval,
 )
 
 HALF = [1.0] * 50 + [0.0] * 50
@@ -148,3 +152,36 @@ def test_mcnemar_is_exact(ours: int, theirs: int, p: float) -> None:
 def test_mcnemar_wants_the_same_items() -> None:
     with pytest.raises(ValueError, match="same items; got 1 and 2 answers"):
         mcnemar([True], [True, False])
+
+
+# Areas under ROC curves
+
+
+def test_resampled_areas_are_those_of_the_resample() -> None:
+    # One source: every resample is the sample itself. Of four pairs three are won and one is a tie.
+    found = auroc_resamples([0.9, 0.5, 0.5, 0.1], [True, True, False, False], ["a"] * 4, resamples=3)
+    assert found.tolist() == [3.5 / 4] * 3 == [auroc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])] * 3
+
+
+def test_resamples_without_one_of_the_classes_are_nan_and_left_out() -> None:
+    found = auroc_resamples([1.0, 0.0], [True, False], ["a", "b"], resamples=200)
+    alone = np.isnan(found)
+    assert 0 < alone.sum() < 200 and set(found[~alone]) == {1.0}
+    assert percentile_interval(found) == (1.0, 1.0)
+
+
+def test_an_area_s_interval_covers_it_and_two_scores_are_resampled_alike() -> None:
+    rng = np.random.default_rng(3)
+    positive = [bool(each) for each in rng.random(200) < 0.5]
+    scores = [each + rng.normal() for each in positive]
+    own = percentile_interval(auroc_resamples(scores, positive, range(200)))
+    assert own[0] < auroc(scores, positive) < own[1]
+    again = auroc_resamples(scores, positive, range(200)) - auroc_resamples(scores, positive, range(200))
+    assert not again.any()  # resampled alike
+
+
+def test_areas_need_labels_clusters_and_both_classes() -> None:
+    with pytest.raises(ValueError, match="both classes"):
+        auroc_resamples([1.0, 2.0], [True, True], [0, 1])
+    with pytest.raises(ValueError, match="a cluster for each"):
+        auroc_resamples([1.0, 2.0], [True, False], [0])

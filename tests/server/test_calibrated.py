@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.calibration import Calibration, Fitted, Promise, write_calibration
+from modint_guard.calibration import CALIBRATION, Calibration, Fitted, Promise, write_calibration
 from modint_guard.errors import ConfigError
 from modint_server.app import create_app
+from modint_server.serving import shipped_with
 from modint_server.settings import Settings, load_settings
 from tests.server.conftest import chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, FakeUpstream
@@ -69,3 +70,13 @@ def test_files_are_named_in_the_environment_with_commas(
 ) -> None:
     monkeypatch.setenv("MODINT_CALIBRATIONS", "a.json, b.json")
     assert load_settings().calibrations == (Path("a.json"), Path("b.json"))
+
+
+def test_a_file_beside_the_weights_is_used_where_its_model_is_served_by_that_name(tmp_path: Path) -> None:
+    beside = written(tmp_path)
+    assert beside.name == CALIBRATION
+    assert shipped_with([tmp_path, tmp_path / "none"], {BASE: None}) == (beside,)
+    assert shipped_with([tmp_path], {"renamed": None}) == ()
+    beside.write_text(beside.read_text().replace("0.97", "0.99"))
+    with pytest.raises(ConfigError, match="does not fit its digest"):
+        shipped_with([tmp_path], {BASE: None})

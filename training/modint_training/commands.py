@@ -228,6 +228,40 @@ def mitigation(
     typer.echo(f"wrote {path}")
 
 
+@results.command()
+def calibration(
+    output: Output = Path("docs/results/calibration.json"),
+    scores: Annotated[
+        Path, typer.Option(help="Where the scores go that the test of coverage draws from.")
+    ] = Path("tests/training/calibration_scores.jsonl"),
+    count: Count = 200,
+    seed: Seed = 0,
+    alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
+) -> None:
+    """Calibrate the bundled models on the validation split, and look at them on the test split."""
+    from modint_training.calibrations import measure_calibration
+
+    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha)
+    typer.echo(f"wrote {output}, {scores} and the bundled models' calibration.json")
+
+
+@results.command()
+def detection(
+    output: Output = Path("docs/results/detection.json"),
+    raw: Annotated[
+        Path, typer.Option(help="The records, kept as they come; the same call goes on from them.")
+    ] = Path("runs/detection.jsonl"),
+    count: Annotated[int, typer.Option(min=1, help="Items of each setting, kind and held-out part.")] = 100,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Cases under way at once.")] = 6,
+) -> None:
+    """Our risk and other detectors on the same answers, through vLLM and the gateway."""
+    from modint_training.detection import measure_detection
+
+    measure_detection(output, raw=raw, count=count, seed=seed, concurrency=concurrency)
+    typer.echo(f"wrote {output}")
+
+
 @results.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that ship with the package."""

@@ -6,6 +6,7 @@ ones recombine words that the trained ones use.
 """
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,20 @@ def build(
         held_out_wording=held_out,
         source=draft.source or item_id,
     )
+
+
+def reworded(item: Item, by: int = 1) -> Item:
+    """The same item in another wording of its kind (trained or held out), `by` wordings further on.
+
+    Raises ValueError for an item that no wording of its task gave.
+    """
+    task = TASKS[item.task]
+    wordings = task.held_out if item.held_out_wording else task.wordings
+    for index, wording in enumerate(wordings):
+        if said := re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(wording)), item.question):
+            another = wordings[(index + by) % len(wordings)]
+            return item.replace(question=another.format(**said.groupdict()))
+    raise ValueError(f"item {item.id} asks {item.question!r}, which is no wording of {item.task}")
 
 
 def _choices(

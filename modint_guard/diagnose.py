@@ -1,0 +1,317 @@
+"""`modint-guard diagnose`: any endpoint on any data set, clean and perturbed, in doses; a report of it.
+
+Every variant of every item is asked with the guard's views of it, and each answer is kept as it comes: the
+same call goes on after a kill. Perturbations are seeded by item, so that two models see the same inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from modint_guard.config import GuardConfig
+from modint_guard.data import read_data
+from modint_guard.data.formats import FORMATS
+from modint_guard.diagnosis import CLEAN, Found, Variant
+from modint_guard.divergence import option_distribution
+from modint_guard.endpoint import Endpoint, read_key
+from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.guard import Guard, reply_of
+from modint_guard.item import Item, reply_for
+from modint_guard.journal import Journal, collect
+from modint_guard.perturb import REGISTRY, fitting, perturb
+from modint_guard.regenerated import score_words
+from modint_guard.report import write_report
+from modint_guard.runner import request_for
+from modint_guard.severity import FULL, at_severity
+from modint_guard.types import JSON, PERMUTED_OPTIONS, Complete, Plan, Replies, Reply, Score
+
+JOURNAL = "answers.jsonl"
+OFF = {"x-modint-mode": "off"}  # where the endpoint is our own gateway
+_OWN = (CLEAN, "agreeing_image", "contradicting_image")  # variants that show the data set's own pictures
+LOGPROBS = (20, 10, 5, 2, 0)  # asked for until the endpoint takes so many
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under diagnosis: its name, how to reach it, how many log-probabilities it gives (0: none)."""
+
+    model: str
+    complete: Complete
+    top_logprobs: int
+
+
+def command(
+    data: Annotated[Path, typer.Argument(help="A JSON, JSONL, Parquet or Arrow file, or a folder.")],
+    model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
+    output: Annotated[Path, typer.Option(help="The folder of answers and report; the same call goes on.")],
+    url: Annotated[str, typer.Option(help="Any OpenAI-compatible endpoint.")] = "http://127.0.0.1:8080",
+    against: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
+    against_url: Annotated[str | None, typer.Option(help="Its endpoint, where it is another.")] = None,
+    perturbation: Annotated[
+        list[str] | None, typer.Option(help="By name, repeatable; default: all that fit an item.")
+    ] = None,
+    severity: Annotated[
+        list[int] | None, typer.Option(min=1, max=FULL, help="1 to 5, repeatable; default: 5 alone.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first items alone.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions under way at once.")] = 8,
+    per_second: Annotated[float | None, typer.Option(min=0.01, help="Calls a second at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the perturbations.")] = 0,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
+    format: Annotated[str | None, typer.Option(help=f"One of {', '.join(FORMATS)}; else told.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Where relative pictures lie.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a folder that holds several.")] = None,
+    family: Annotated[str | None, typer.Option(help="Of rows that do not say it.")] = None,
+) -> None:
+    """How a model's answers change under interference: tables, figures, and a report to read."""
+    if against_url and not against:
+        raise ConfigError("--against-url names the endpoint of a second model: name it with --against")
+    if against == model and against_url in (None, url):
+        raise ConfigError(f"--against {model} is the same model at the same endpoint: name another")
+    read = read_data(data, format=format, image_root=image_root, split=split, family=family)
+    items = [read[index] for index in range(min(len(read), limit or len(read)))]
+    asked = variants(items, perturbation or [], sorted(set(severity or [FULL])), seed)
+    urls = [url, *([against_url or url] if against else [])]
+    names = [model, *([against] if against else [])]
+    key = read_key(api_key_file)
+    made_by: JSON = {"run": "diagnose", "data": fingerprint(asked), "seed": seed, "models": names}
+    if names != labels_of(names):
+        made_by["urls"] = urls  # nothing else tells them apart
+    with Journal(output / JOURNAL, made_by) as journal:
+        found = asyncio.run(
+            _ask(
+                list(zip(names, urls, strict=True)),
+                asked,
+                journal,
+                key=key,
+                concurrency=concurrency,
+                per_second=per_second,
+            )
+        )
+    labels = labels_of(names)
+    command_line = f"modint-guard diagnose {data.name} --model {model} --seed {seed}"
+    written = write_report(
+        output, dict(zip(labels, found, strict=True)), command=command_line, seed=seed, data=data.name
+    )
+    typer.echo(f"wrote {', '.join(str(path) for path in written)}")
+
+
+def labels_of(names: Sequence[str]) -> list[str]:
+    """The models' names, told apart where two endpoints give them the same."""
+    return list(names) if len(set(names)) == len(names) else [f"{n} ({i})" for i, n in enumerate(names, 1)]
+
+
+def variants(
+    items: Sequence[Item], names: Sequence[str], severities: Sequence[int], seed: int
+) -> list[Variant]:
+    """Each labelled item clean and under each perturbation that fits it, at each severity.
+
+    Controls are asked at full severity alone. Raises ConfigError for an unknown perturbation, a duplicate id,
+    and where no item has a label or none can be perturbed.
+    """
+    unknown = [name for name in names if name not in REGISTRY]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no perturbation: name one of {', '.join(REGISTRY)}")
+    twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if twice:
+        raise ConfigError(f"the id {twice[0]!r} stands twice in the data: give every item its own")
+    labelled = [item for item in items if item.labelled]
+    if not labelled:
+        raise ConfigError(f"none of {len(items)} items has an answer: accuracy and flips need the truth")
+    found: list[Variant] = []
+    for item in labelled:
+        found.append(Variant(clean_of(item), CLEAN, 0))
+        for kind in fitting(item):
+            if names and kind.name not in names:
+                continue
+            disturbed = perturb(item, kind.name, seed=seed)
+            for dose in [FULL] if kind.role == "control" else severities:
+                given = at_severity(disturbed, dose, seed=seed)
+                if kind.modality == "image":
+                    found.append(Variant(given.replace(image=None), kind.name, dose, item, seed))
+                else:
+                    found.append(Variant(given, kind.name, dose))
+    if all(variant.perturbation == CLEAN for variant in found):
+        raise ConfigError(
+            f"none of {len(labelled)} items can be perturbed so: image-heavy or text-heavy ones are needed,"
+            " and perturbations of the other modality"
+        )
+    return found
+
+
+def clean_of(item: Item) -> Item:
+    """Without what ought not to decide: no caption for image-heavy items, no picture for text-heavy ones."""
+    if item.family == "image-heavy":
+        return item.replace(context=None)
+    return item.replace(image=None) if item.family == "text-heavy" else item
+
+
+def fingerprint(asked: Sequence[Variant]) -> str:
+    """A digest of what is asked, pictures included."""
+    digest = hashlib.sha256()
+    for variant in asked:
+        words = variant.item.replace(image=None, agreeing=None, contradicting=None)
+        digest.update(f"{variant.key}\x1f{words!r}\x1f{variant.seed}".encode(errors="replace"))
+        held = variant.base or variant.item
+        pictures = (held.image, held.agreeing, held.contradicting)
+        for picture in (each for each in pictures if each is not None and variant.perturbation in _OWN):
+            digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def paced(complete: Complete, per_second: float | None) -> Complete:
+    """The same, with calls that begin at least 1 / per_second seconds apart."""
+    if per_second is None:
+        return complete
+    free = 0.0
+
+    async def later(body: JSON) -> JSON:
+        nonlocal free
+        now = time.monotonic()
+        free = max(now, free) + 1 / per_second
+        await asyncio.sleep(free - 1 / per_second - now)
+        return await complete(body)
+
+    return later
+
+
+async def top_logprobs_of(complete: Complete, model: str, item: Item) -> int:
+    """How many log-probabilities the endpoint gives, 0 for none. Raises EndpointError where it answers not
+    even without them.
+    """
+    for top in LOGPROBS:
+        more: JSON = {"logprobs": True, "top_logprobs": top} if top else {}
+        try:
+            reply = reply_of(await complete(_bare(request_for(item, model, **more))))
+        except EndpointError as exc:
+            if exc.status is None or not 400 <= exc.status < 500 or exc.status in (401, 408, 429) or not top:
+                raise
+            continue
+        if not top or reply.top:
+            return top
+    return 0
+
+
+def _bare(body: JSON) -> JSON:
+    return {key: value for key, value in body.items() if key != "modint"}
+
+
+async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
+    """One answer with its views, as `Found` holds it. Raises EndpointError for the question itself; a view
+    that fails is left out.
+    """
+    item = variant.whole()
+    lettered = variant.perturbation == CLEAN and item.form == "letter"
+    probes = {"probes": [PERMUTED_OPTIONS]} if lettered else {}
+    body = request_for(item, subject.model)
+    plan = guard.plan({**body, "modint": {**body["modint"], **probes}}, max_top_logprobs=subject.top_logprobs)
+    own = guard.main_body(plan)
+    if subject.top_logprobs:
+        own = {**own, "logprobs": True, "top_logprobs": subject.top_logprobs}
+    answer, replies = await asyncio.gather(subject.complete(own), guard.probe(plan, subject.complete))
+    reply = reply_of(answer)
+    score = _score(guard, plan, reply, replies)
+    return {
+        "text": reply.text,
+        "options": _options(item, reply, guard.config.thresholds.min_option_mass),
+        "top": dict(reply.top) if reply.top else None,
+        "cells": {name: cell.answer for name, cell in score.cells.items()} if score else {},
+        "influence": {
+            "text": score.influence_text if score else None,
+            "image": score.influence_image if score else None,
+            "synergy": score.synergy if score else None,
+        },
+        "reordered": (PERMUTED_OPTIONS in score.unstable)
+        if score and isinstance(replies.get(PERMUTED_OPTIONS), Reply)
+        else None,
+        "method": score.method if score else "none",
+        "skip": reply.skip,
+    }
+
+
+def _score(guard: Guard, plan: Plan, reply: Reply, replies: Replies) -> Score | None:
+    if reply.skip or plan.skip or plan.chat is None or not plan.views:
+        return None
+    if plan.regenerate:
+        return score_words(reply, replies, plan.chat)
+    return guard.score(plan, reply, replies)
+
+
+def _options(item: Item, reply: Reply, min_mass: float) -> dict[str, float] | None:
+    """Probabilities of the choices, renormalised; None where they are not all listed."""
+    said = {reply_for(item, choice): choice for choice in item.choices}
+    found = option_distribution(reply.top or {}, said, min_mass)
+    return None if found is None else {said[label]: p for label, p in found.items()}
+
+
+async def _ask(
+    models: Sequence[tuple[str, str]],
+    asked: Sequence[Variant],
+    journal: Journal,
+    *,
+    key: str | None,
+    concurrency: int,
+    per_second: float | None,
+) -> list[list[Found]]:
+    """The answers of every model, in the variants' order."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    found: list[list[Found]] = []
+    with Progress(*columns, console=console) as progress:
+        for number, (model, url) in enumerate(models):
+            async with Endpoint(url, key, headers=OFF) as endpoint:
+                complete = paced(endpoint.complete, per_second)
+                bar = progress.add_task(model, total=len(asked))
+                found.append(
+                    await answers(
+                        model,
+                        complete,
+                        asked,
+                        journal,
+                        name=str(number),
+                        concurrency=concurrency,
+                        done=partial(_advance, progress, bar),
+                    )
+                )
+    return found
+
+
+def _advance(progress: Progress, bar: TaskID, _: str) -> None:
+    progress.advance(bar)
+
+
+async def answers(
+    model: str,
+    complete: Complete,
+    asked: Sequence[Variant],
+    journal: Journal,
+    *,
+    name: str = "0",
+    concurrency: int = 8,
+    done: Callable[[str], None] = lambda key: None,
+) -> list[Found]:
+    """What a model answers to every variant; what the journal holds is not asked again. Raises
+    EndpointError.
+    """
+    keys = [f"{name}/{variant.key}" for variant in asked]
+    if any(key not in journal.records for key in keys):
+        top = await top_logprobs_of(complete, model, asked[0].item)
+    else:
+        top = 0
+    subject = Subject(model, complete, top)
+    guard = Guard(GuardConfig(regenerate=not top, deadline_s=60.0))
+    jobs = {key: partial(ask, subject, guard, variant) for key, variant in zip(keys, asked, strict=True)}
+    records = await collect(jobs, journal, concurrency=concurrency, done=done)
+    return [Found.from_json(variant, records[key]) for key, variant in zip(keys, asked, strict=True)]

@@ -1,0 +1,142 @@
+"""What a diagnosis computes, by hand: effects, modalities, consistency, doses, two models."""
+
+from typing import Any
+
+import pytest
+
+from modint_guard.diagnosis import (
+    CLEAN,
+    Found,
+    Variant,
+    compared,
+    consistency,
+    dose_response,
+    modalities,
+    perceptual,
+    table,
+    text_preference,
+)
+from modint_guard.item import Item
+from modint_guard.perturb import perturb
+from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
+from tests.core.items import DIGIT, SUM
+
+NAMES = ("m", "n")
+
+
+def digit(number: int) -> Item:
+    return DIGIT.replace(id=f"digit-{number}", source=f"source-{number}")
+
+
+def clean(number: int, text: str = "3", **more: Any) -> Found:
+    return Found(Variant(digit(number), CLEAN, 0), text, **more)
+
+
+def lied(number: int, text: str, severity: int = 5, **more: Any) -> Found:
+    item = perturb(digit(number), "misleading_description")
+    return Found(Variant(item, "misleading_description", severity), text, **more)
+
+
+def cells(image: str, text: str, neither: str) -> dict[str, str]:
+    return {NO_CONTEXT: image, NEUTRAL_IMAGE: text, PRIOR: neither}
+
+
+def test_a_row_holds_accuracy_and_effect_against_the_same_items() -> None:
+    found = [clean(0), clean(1), clean(2, "7"), lied(0, "7"), lied(1, "3"), lied(2, "7")]
+    first, second = table("m", found)
+    assert (first["perturbation"], first["n"], first["change"]) == (CLEAN, 3, None)
+    assert first["accuracy"] == pytest.approx(2 / 3)
+    assert (second["perturbation"], second["severity"]) == ("misleading_description", 5)
+    assert second["accuracy"] == pytest.approx(1 / 3)
+    assert second["change"] == pytest.approx(-1 / 3)
+    assert (second["harmful_flip"], second["beneficial_flip"]) == (pytest.approx(1 / 3), 0.0)
+    assert second["js"] is None  # no options were known
+
+
+def test_a_perturbation_without_clean_answers_has_no_effect() -> None:
+    (row,) = table("m", [lied(0, "7")])
+    assert row["accuracy"] == 0.0 and row["change"] is None
+
+
+def test_the_options_move_from_certainty_to_certainty_by_one() -> None:
+    sure, turned = {"3": 1.0, "7": 0.0}, {"3": 0.0, "7": 1.0}
+    *_, row = table("m", [clean(0, options=sure), lied(0, "7", options=turned)])
+    assert row["js"] == pytest.approx(1.0)
+
+
+def test_perceptual_score_is_the_share_of_the_accuracy_that_is_lost() -> None:
+    found = [
+        clean(0, cells={NEUTRAL_IMAGE: "7"}),
+        clean(1, cells={NEUTRAL_IMAGE: "3"}),
+        clean(2, "7", cells={NEUTRAL_IMAGE: "7"}),
+        clean(3),  # without the view it is not counted
+    ]
+    assert perceptual(found, NEUTRAL_IMAGE) == pytest.approx(1 / 2)
+    assert perceptual(found, NO_CONTEXT) is None
+    assert perceptual([clean(0, "7", cells={NEUTRAL_IMAGE: "7"})], NEUTRAL_IMAGE) is None  # nothing right
+
+
+def test_shapley_values_and_interaction_of_the_accuracy_by_hand() -> None:
+    # Right with both: 1 of 2; image alone 2 of 2; text alone 0; neither 0.
+    found = [lied(0, "7", cells=cells("3", "7", "7")), lied(1, "3", cells=cells("3", "7", "7"))]
+    seen = modalities(found)
+    assert seen["shapley_text"] == pytest.approx(((0.5 - 1.0) + (0.0 - 0.0)) / 2)
+    assert seen["shapley_image"] == pytest.approx(((0.5 - 0.0) + (1.0 - 0.0)) / 2)
+    assert seen["interaction"] == pytest.approx(0.5 - 1.0 - 0.0 + 0.0)
+
+
+def test_influences_are_means_and_the_share_is_of_their_sizes() -> None:
+    one = {"text": 3.0, "image": -1.0, "synergy": None}
+    two = {"text": 1.0, "image": None, "synergy": None}
+    seen = modalities([lied(0, "7", influence=one), lied(1, "7", influence=two)])
+    assert (seen["influence_text"], seen["influence_image"], seen["synergy"]) == (2.0, -1.0, None)
+    assert seen["share_text"] == pytest.approx(2 / 3)
+    assert modalities([lied(0, "7")])["share_text"] is None
+
+
+def test_text_preference_counts_those_that_take_a_side() -> None:
+    assert text_preference([lied(0, "7"), lied(1, "3"), lied(2, "7"), lied(3, "none of them")]) == 2 / 3
+    shown = perturb(SUM, "contradicting_image")
+    image = [Found(Variant(shown, "contradicting_image", 5), text) for text in ("3", "3", "3", "7")]
+    assert text_preference(image) == 3 / 4
+    assert text_preference([clean(0)]) is None
+
+
+def test_order_flips_are_shares_of_those_asked() -> None:
+    found = [clean(0, reordered=True), clean(1, reordered=False), clean(2)]
+    assert modalities(found)["order_flip"] == 0.5
+
+
+def test_the_same_fact_as_picture_and_as_text() -> None:
+    def told(number: int, text: str) -> Found:
+        item = perturb(digit(number), "true_description")
+        return Found(Variant(item, "true_description", 5), "3", cells={NEUTRAL_IMAGE: text})
+
+    found = [clean(0), clean(1, "7"), clean(2), told(0, "3"), told(1, "3"), told(2, "7")]
+    assert consistency(found) == {"n": 3, "same": 1 / 3, "both_right": 1 / 3}
+    assert consistency([clean(0)]) is None
+
+
+def test_dose_and_response_by_hand() -> None:
+    def row(severity: int, change: float | None) -> dict[str, Any]:
+        key = {"model": "m", "family": "image-heavy", "perturbation": "noise"}
+        return {**key, "severity": severity, "change": change}
+
+    (found,) = dose_response([row(0, None), row(5, -0.5), row(2, 0.0)])
+    # Trapezoids: 0 up to 0.4, then 0.6 wide and 0.5 high: 0.15. Slope: 1 * 0.5 / (0.16 + 1).
+    assert found["area"] == pytest.approx(0.15)
+    assert found["slope"] == pytest.approx(0.5 / 1.16)
+    assert list(dose_response([row(5, -0.5)])) == []
+
+
+def test_two_models_on_the_same_variants() -> None:
+    first = [lied(n, "3" if n < 1 else "7") for n in range(6)]
+    second = [lied(n, "3") for n in range(6)]
+    (row,) = compared(NAMES, first, second)
+    assert (row["m"], row["n"]) == (pytest.approx(1 / 6), 1.0)
+    assert row["difference"] == pytest.approx(5 / 6)
+    assert (row["only_first_right"], row["only_second_right"]) == (0, 5)
+    assert row["p"] == pytest.approx(2 / 2**5)
+    assert row["difference_low"] <= 5 / 6 <= row["difference_high"]
+    with pytest.raises(ValueError, match="on the same variants"):
+        list(compared(NAMES, first, second[1:]))

@@ -1,0 +1,82 @@
+"""The bundled calibrations: which answers they are fitted to, what is written, and figures by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modint_guard.calibration import Labelled
+from modint_guard.perturb import REGISTRY
+from modint_training.calibrations import (
+    PARTS,
+    Scored,
+    fit_model,
+    kept,
+    read_scores,
+    rows,
+    twins,
+    weights_of,
+    write_scores,
+)
+from tests.core.test_calibration import answers, made
+
+FITTED = made().fitted["image"]  # sigmoid(4 js - 1), flagged from 0.2 on: js of about -0.1 and more
+
+
+def test_a_calibration_sees_nothing_that_is_held_out() -> None:
+    seen = twins("validation", 4, 0)
+    kinds = {twin.disturbed.perturbation for twin in seen}
+    assert all(REGISTRY[name].role != "held_out" for name in kinds)
+    assert {"misleading_description", "contradicting_image", "grey"} <= kinds
+    assert all(twin.disturbed.id.startswith("validation-0-trained") for twin in seen)
+
+
+def test_held_out_kinds_and_wordings_are_parts_of_their_own() -> None:
+    kinds = {twin.disturbed.perturbation for twin in twins("held_out_kind", 2, 0)}
+    assert kinds == {name for name, kind in REGISTRY.items() if kind.role == "held_out"}
+    worded = twins("held_out_wording", 2, 0)
+    assert all(twin.disturbed.held_out_wording and twin.clean.held_out_wording for twin in worded)
+    assert all(t.disturbed.id.startswith("test-") for part in PARTS[1:] for t in twins(part, 1, 0))
+
+
+def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
+    exact = [Labelled({"js": 0.25, "margin": -0.5}, False, True, "digit:3")]
+    found = [Scored("m", "validation", {"image": exact}), Scored("m", "test", {"text": exact})]
+    write_scores(tmp_path / "scores.jsonl", found)
+    assert read_scores(tmp_path / "scores.jsonl") == found
+    (first, _) = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert json.loads(first)["source"] == "digit:3"
+
+
+def test_what_a_threshold_keeps_by_hand() -> None:
+    def one(js: float, *, right: bool, clean: bool = True) -> Labelled:
+        return Labelled({"js": js, "margin": 0.0, "entropy": 0.0, "pmi": 0.0}, right, clean, "s")
+
+    given = [
+        *[one(0.5, right=False), one(0.1, right=False), one(-1.0, right=False)],  # two of three flagged
+        *[one(0.3, right=True), one(-0.5, right=True), one(-0.9, right=True)],  # one of three flagged
+        *[one(0.9, right=False, clean=False), one(0.9, right=True, clean=False)],
+    ]
+    assert kept(FITTED, given) == {
+        "positives": 3,
+        "negatives": 3,
+        "wrong_on_both": 1,
+        "miss_rate": pytest.approx(1 / 3),
+        "flagged_of_negatives": pytest.approx(1 / 3),
+        "error": pytest.approx(1 / 3),  # the miss among three that passed
+    }
+    assert kept(FITTED, [])["miss_rate"] is None
+
+
+def test_a_row_for_every_part_and_modality() -> None:
+    found = [Scored("m", part, {"image": answers(200, seed=n)}) for n, part in enumerate(PARTS)]
+    fitted = {"m": fit_model(found, "m", alpha=0.1, seed=0)}
+    table = list(rows(found, fitted))
+    assert [row["part"] for row in table] == list(PARTS)
+    assert len({tuple(row) for row in table}) == 1
+    assert all(row["miss_rate"] <= 0.25 for row in table)
+
+
+def test_weights_are_told_by_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert weights_of(tmp_path).startswith("e3b0c44298fc1c14")  # SHA-256 of nothing

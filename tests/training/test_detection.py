@@ -1,0 +1,330 @@
+"""Detection: which cases there are, what is measured of one, and the tables by hand-computed numbers."""
+
+import json
+from dataclasses import asdict, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.item import reply_for
+from modint_guard.types import JSON
+from modint_training.detection import key_of, record, write_tables
+from modint_training.detection_table import (
+    Answer,
+    Cost,
+    cells_cost,
+    clear_below,
+    detectors,
+    early_stop_cost,
+    flag_rows,
+    labelled,
+    macro_f1,
+    rows,
+    threshold_of,
+)
+from modint_training.tinyworld import suite
+from modint_training.tinyworld.interference import KINDS, NEEDED, SETTINGS, Case, cases
+from modint_training.tinyworld.tasks import reworded
+from tests.core.fakes import completion
+
+# Cases
+
+
+def test_validation_holds_nothing_held_out_and_test_all_of_it() -> None:
+    shown = [(c.setting, c.kind, c.held_out) for c in cases("validation", 2, 0)]
+    assert set(shown) == {(setting, kind, "no") for setting in SETTINGS for kind in KINDS}
+    tested = list(cases("test", 3, 0))
+    assert {c.held_out for c in tested} == {"no", "wording", "perturbation"}
+    assert len({c.key for c in tested}) == len(tested) == 3 * (2 * 2 * 4 + 2)
+    assert {c.item.perturbation for c in tested if c.held_out == "perturbation"} == {
+        "ocr_noise",
+        "irrelevant_image",
+        "white",
+        "screenshot",
+    }
+    assert all(c.item.held_out_wording == (c.held_out == "wording") for c in tested)
+
+
+def test_a_clean_twin_asks_the_same_in_other_words() -> None:
+    for case in cases("test", 6, 1):
+        assert (case.twin is None) == (case.kind == NEEDED)
+        if case.twin is None:
+            continue
+        assert case.twin.question != case.item.question
+        assert (case.twin.answer, case.twin.choices) == (case.item.answer, case.item.choices)
+        if case.setting == "text-driven":
+            assert case.twin.context is None and case.twin.image is not None
+        else:
+            assert case.twin.image is None and case.twin.context == case.item.context
+
+
+def test_a_needed_caption_tells_what_a_poor_print_shows() -> None:
+    for case in cases("validation", 4, 0):
+        if case.kind != NEEDED:
+            assert case.relevant in ("image", "text")
+            continue
+        assert case.relevant == "both"
+        if case.setting == "text-driven":
+            assert case.item.context is not None
+            assert case.item.claim.format(case.item.answer) in case.item.context
+
+
+def test_other_words_keep_what_is_asked_for() -> None:
+    (item,) = suite.items("text-heavy", "test", 1)
+    assert item.task == "arithmetic"
+    sums = [reworded(item, by).question.rstrip("?").split()[-3:] for by in range(4)]
+    assert sums[0] == sums[1] == sums[2] == sums[3]
+    assert reworded(item, 0) == item
+    with pytest.raises(ValueError, match="is no wording of arithmetic"):
+        reworded(item.replace(question="What else?"))
+
+
+# One record
+
+
+def gateway(says: str, clean: str) -> tuple[Any, list[JSON]]:
+    """A gateway whose model says `says` where there is a caption and `clean` where there is none."""
+    asked: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        asked.append(body)
+        texts = [part["text"] for part in body["messages"][0]["content"] if part["type"] == "text"]
+        word = says if len(texts) > 1 else clean
+        words = dict.fromkeys((says, clean, "odd"), 0.02) | {word: 0.95}
+        answered = completion(word, [words])
+        if len(body["messages"]) > 1:
+            answered["choices"][0]["message"]["content"] = "80"
+        answered["choices"] = answered["choices"] * body.get("n", 1)
+        if body["modint"].get("mode") != "off":
+            probes = [
+                {"name": name, "tokens": 30, "cached_tokens": 10, "ms": 5.0}
+                for name in ("no_context", "neutral_image", "prior")
+            ]
+            answered["modint"] = {"verdict": "flagged", "cause": "text", "risk": 0.9, "probes": probes}
+        return answered
+
+    return complete, asked
+
+
+def lying() -> Case:
+    return next(c for c in cases("test", 1, 0) if (c.setting, c.kind) == ("text-driven", "lying"))
+
+
+async def test_a_record_holds_verdict_features_baselines_truth_and_cost() -> None:
+    case = lying()
+    wrong, right = reply_for(case.item, case.item.wrong), reply_for(case.item, case.item.answer)
+    complete, asked = gateway(wrong, right)
+    answer = Answer.from_json(json.loads(json.dumps(await record(case, "m", complete, seed=0))))
+    assert (answer.right, answer.right_when_clean) == (False, True)
+    assert (answer.verdict, answer.cause, answer.risk) == ("flagged", "text", 0.9)
+    assert answer.max_probability == pytest.approx(0.05)
+    assert answer.feature("flip") == 1.0 and answer.feature("js") > 0.5
+    assert answer.feature("flip", "neutral_image") == 0.0
+    assert answer.sampled == [case.item.wrong] * 10 and answer.varied == [case.item.wrong] * 5
+    assert answer.stated == 0.8
+    assert answer.costs["no_context"] == Cost(1, 20, 10, 5.0)
+    five, ten = answer.costs["semantic_entropy_5"], answer.costs["semantic_entropy_10"]
+    assert (five.calls, ten.calls, ten.new_tokens) == (5, 10, 2 * five.new_tokens)
+    # Guarded once and first; sampled with seeds that no sample shares.
+    assert [body["modint"] for body in asked].count({"relevant": "image"}) == 1
+    assert asked[0]["modint"] == {"relevant": "image"}
+    assert [body["seed"] for body in asked if body.get("n") == 5] == [0, 5]
+
+
+async def test_a_template_without_a_second_turn_states_no_confidence() -> None:
+    complete, _ = gateway("3", "7")
+
+    async def single(body: JSON) -> JSON:
+        if len(body["messages"]) > 1:
+            raise EndpointError("one turn only", status=400)
+        return await complete(body)
+
+    found = await record(lying(), "m", single, seed=0)
+    assert found["stated"] is None and found["costs"]["verbalised"] == asdict(Cost())
+
+
+async def test_an_endpoint_without_log_probabilities_is_refused() -> None:
+    complete, _ = gateway("3", "7")
+
+    async def silent(body: JSON) -> JSON:
+        answered = await complete(body)
+        answered["choices"][0]["logprobs"] = None
+        return answered
+
+    with pytest.raises(ConfigError, match="does the endpoint give log-probabilities"):
+        await record(lying(), "m", silent, seed=0)
+
+
+def test_records_of_two_models_have_names_of_their_own() -> None:
+    assert key_of("a", lying()) != key_of("b", lying())
+
+
+# The table
+
+numbers = count()
+
+
+def answer(js: float, *, right: bool, entropy: float = 0.5, **more: Any) -> Answer:
+    fields: dict[str, Any] = {
+        "model": "m",
+        "split": "test",
+        "setting": "text-driven",
+        "kind": "lying",
+        "held_out": "no",
+        "source": f"source-{next(numbers)}",
+        "relevant": "image",
+        "right": right,
+        "right_when_clean": True,
+        "verdict": "pass" if right else "flagged",
+        "cause": None if right else "text",
+        "risk": js,
+        "entropy": entropy,
+        "max_probability": 0.1,
+        "cells": {
+            "no_context": {"js": js, "margin": 0.0, "pmi": 0.0, "entropy": 0.0, "flip": float(js > 0.5)}
+        },
+        "influence": {"text": None, "image": None, "synergy": None},
+        "relative_entropy": None,
+        "sampled": ["3"] * 10,
+        "varied": ["3"] * 5,
+        "stated": None,
+        "costs": {
+            "no_context": Cost(1, 20, 10, 5.0),
+            "neutral_image": Cost(1, 30, 0, 7.0),
+            "prior": Cost(1, 30, 0, 6.0),
+        },
+    }
+    return Answer(**{**fields, **more})
+
+
+def split(**more: Any) -> list[Answer]:
+    """Four wrong and four right answers; js tells six of eight apart: 14.5 of 16 pairs."""
+    wrong = [answer(js, right=False, **more) for js in (0.9, 0.8, 0.7, 0.3)]
+    return [*wrong, *(answer(js, right=True, **more) for js in (0.4, 0.3, 0.1, 0.0))]
+
+
+def everything() -> list[Answer]:
+    image = {"setting": "image-driven", "relevant": "text"}
+    cells = {"neutral_image": {"js": 0.1, "margin": 0.0, "pmi": 0.0, "entropy": 0.0, "flip": 0.0}}
+    return [
+        *split(split="validation"),
+        *split(),
+        *[replace(a, cells=cells) for a in (*split(split="validation", **image), *split(**image))],
+    ]
+
+
+def test_a_row_by_hand() -> None:
+    found = list(rows(everything(), resamples=50))
+    (row,) = (
+        r for r in found if (r["setting"], r["truth"], r["score"]) == ("text-driven", "interference", "js")
+    )
+    assert (row["n"], row["positives"]) == (8, 4)
+    # 0.9, 0.8 and 0.7 beat all four right ones; 0.3 beats two, ties one, loses one.
+    assert row["auroc"] == pytest.approx(14.5 / 16)
+    # Precision at the three is 1; the fourth comes with a tie after 0.4: 4/6.
+    assert row["auprc"] == pytest.approx((3 + 4 / 6) / 4)
+    assert row["fpr_at_95"] == 0.5
+    # 80 % of 8 are 7 answers: all but that of 0.9, and three of them are wrong.
+    assert row["risk_at_80"] == pytest.approx(3 / 7)
+    # Flagging from 0.7 on: right F1 = 2*4/(4+5), wrong F1 = 2*3/(4+3).
+    assert row["threshold"] == 0.7
+    assert (row["tpr"], row["fpr"]) == (0.75, 0.0)
+    assert row["macro_f1"] == pytest.approx((8 / 9 + 6 / 7) / 2)
+    assert (row["probes"], row["new_tokens"], row["cached_tokens"], row["ms_p50"]) == (1, 20, 10, 5.0)
+    assert row["gain"] == pytest.approx(14.5 / 16 - 0.5)  # every baseline is constant here
+    assert row["latency_ratio"] is None
+
+
+def test_the_gateway_is_judged_by_its_verdict_and_what_it_costs() -> None:
+    (row,) = (
+        r
+        for r in rows(everything(), resamples=50)
+        if (r["setting"], r["truth"], r["score"]) == ("text-driven", "interference", "gateway")
+    )
+    assert (row["macro_f1"], row["tpr"], row["fpr"], row["threshold"]) == (1.0, 1.0, 0.0, None)
+    assert (row["probes"], row["new_tokens"], row["cached_tokens"], row["ms_p50"]) == (3, 80, 10, 7.0)
+
+
+def test_baselines_name_no_cause_and_the_unable_have_no_figures() -> None:
+    found = {r["score"]: r for r in rows(everything(), resamples=50) if r["setting"] == "text-driven"}
+    assert found["entropy"]["macro_f1"] is None and found["entropy"]["gain"] is None
+    assert found["entropy"]["auroc"] == 0.5
+    assert found["verbalised"]["auroc"] is None and found["verbalised"]["fpr_at_95"] is None
+    assert found["semantic_entropy_10"]["auroc"] == 0.5
+
+
+def test_all_rows_have_the_same_keys_and_pooled_ones_hold_both_settings() -> None:
+    found = list(rows(everything(), resamples=20))
+    assert len({tuple(row) for row in found}) == 1
+    assert {row["n"] for row in found if row["setting"] == "both"} == {16}
+    assert {row["held_out"] for row in found} == {"no"}  # a part without answers has no rows
+
+
+def test_answers_whose_clean_twin_is_wrong_count_for_wrong_against_right_alone() -> None:
+    lost = answer(0.2, right=False, right_when_clean=False)
+    assert labelled([lost], "interference") == [] and labelled([lost], "wrong") == [lost]
+
+
+def test_the_threshold_is_the_highest_of_the_best_macro_f1() -> None:
+    validation = split(split="validation")
+    assert threshold_of(lambda a: a.feature("js"), validation) == 0.7
+
+
+def test_macro_f1_counts_another_cause_as_a_miss() -> None:
+    assert macro_f1(["text", "none"], ["text", "none"]) == 1.0
+    assert macro_f1(["text", "text", "none"], ["text", "prior", "none"]) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_costs_of_an_early_stop_by_hand() -> None:
+    asked = answer(0.2, right=True)
+    assert cells_cost(asked) == Cost(3, 80, 10, 7.0)
+    assert early_stop_cost(asked, 0.2, 0.3) == Cost(1, 20, 10, 5.0)
+    assert early_stop_cost(asked, 0.3, 0.3) == Cost(3, 80, 10, 12.0)  # the others wait for the first
+    assert early_stop_cost(replace(asked, relevant="both"), 0.0, 0.3) == Cost(3, 80, 10, 7.0)
+
+
+def test_an_early_stop_never_clears_what_would_be_flagged() -> None:
+    # 1.6 probes: three of ten may go on.
+    risks = [0.1] * 7 + [0.5, 0.9, 0.9]
+    assert clear_below(risks, 0.9) == 0.5
+    assert clear_below([0.9] * 10, 0.9) == 0.9
+
+
+def test_where_both_decide_the_verdict_itself_is_the_score() -> None:
+    needed = replace(answer(0.9, right=True, relevant="both", kind="needed"), risk=None, verdict="pass")
+    fitted = {d.name: d for d in detectors(split(split="validation"))}
+    assert fitted["risk"].value(needed) == 0.0 == fitted["gateway"].value(needed)
+    assert fitted["risk"].value(replace(needed, verdict="flagged")) == 1.0
+    assert fitted["risk"].value(answer(0.9, right=True)) > 0.5
+
+
+def test_the_image_driven_setting_reads_the_other_view() -> None:
+    cells = {
+        "no_context": {"js": 0.9, "margin": 0.0, "pmi": 0.0, "entropy": 0.0, "flip": 1.0},
+        "neutral_image": {"js": 0.2, "margin": 0.0, "pmi": 0.0, "entropy": 0.0, "flip": 0.0},
+    }
+    given = answer(0.0, right=True, setting="image-driven", cells=cells, relative_entropy=0.4)
+    assert (given.feature("js"), given.other) == (0.2, "image")
+
+
+def test_flags_by_kind_of_wrong_and_right_answers() -> None:
+    (row, *_) = flag_rows(everything())
+    assert (row["kind"], row["n"], row["wrong"]) == ("lying", 8, 4)
+    assert (row["gateway_flagged_of_wrong"], row["gateway_flagged_of_right"]) == (1.0, 0.0)
+    assert (row["risk_flagged_of_wrong"], row["risk_flagged_of_right"]) == (0.75, 0.0)
+
+
+def test_both_tables_are_written_beside_each_other(tmp_path: Path) -> None:
+    write_tables(tmp_path / "detection.json", everything(), command="made", seed=0)
+    assert json.loads((tmp_path / "detection.json").read_text())["command"] == "made"
+    assert "| gateway |" in (tmp_path / "detection.md").read_text()
+    assert "By construction" in (tmp_path / "detection.md").read_text()
+    assert (tmp_path / "detection_flags.md").exists()
+
+
+def test_validation_items_of_one_class_are_refused() -> None:
+    with pytest.raises(ConfigError, match="all right or all wrong"):
+        detectors([answer(0.1, right=True, split="validation")] * 4)
