@@ -31,9 +31,8 @@ async def test_a_local_model_says_through_the_runner_what_it_says_in_batches(pro
     expected = first_logits(model, processor, ITEMS).log_softmax(-1)
     for row, logprobs in zip(rows, expected, strict=True):
         assert row.top is not None
-        best = max(row.top.items(), key=lambda each: each[1])
-        said = processor.tokenizer.decode([int(logprobs.argmax())])
-        assert best == (said, pytest.approx(float(logprobs.max()), abs=1e-4))
+        said = processor.tokenizer.decode([int(logprobs.argmax())])  # other tokens may share a text
+        assert row.top[said] == pytest.approx(float(logprobs.max()), abs=1e-4)
 
 
 def test_an_answer_ends_with_the_end_token_or_at_its_limit(processor: Any) -> None:
