@@ -286,7 +286,8 @@ async def test_an_adapter_that_fails_leaves_the_original_answer_and_says_so(
     upstream: FakeUpstream, tmp_path: Path, fault: str, outcome: str, stream: bool
 ) -> None:
     upstream.script = lambda body: Answer("", fault=fault) if body["model"] == ADAPTER else misled(body)
-    async with with_policy(upstream, tmp_path, "action = 'escalate'\ndeadline_s = 0.2") as gateway:
+    deadline_s = 0.2 if fault == "hang" else 10.0
+    async with with_policy(upstream, tmp_path, f"action = 'escalate'\ndeadline_s = {deadline_s}") as gateway:
         said = await gateway.post(ask(stream=stream))
         counted = {"rung": "escalate", "outcome": outcome}
         assert gateway.value("modint_mitigation_rungs_total", **MA, **counted) == 1
