@@ -1,6 +1,7 @@
 """The one training loop: a run that is broken off and resumed is the run that was not."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -280,7 +281,10 @@ def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Pa
         nonlocal seen
         seen += 1
         if seen == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            # As a scheduler that signals the whole group: what loads the data is told as well.
+            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                assert process.pid
+                os.kill(process.pid, signal.SIGTERM)
         return line_loss(net, batch)
 
     before = signal.getsignal(signal.SIGTERM)

@@ -80,7 +80,18 @@ class LossTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         assert isinstance(self.train_dataset, Stream)
-        return DataLoader(self.train_dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=4,
+            worker_init_fn=_leave_sigterm_to_the_trainer,
+        )
+
+
+def _leave_sigterm_to_the_trainer(_: int) -> None:
+    """A scheduler that signals the whole process group must not kill what feeds the last step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class EveryMinutes(TrainerCallback):
