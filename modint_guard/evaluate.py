@@ -16,7 +16,7 @@ from modint_guard.divergence import option_distribution
 from modint_guard.effects import EFFECTS, Answered, effect, shares, sources
 from modint_guard.errors import ConfigError
 from modint_guard.item import Family, Item, reply_for
-from modint_guard.perturb import REGISTRY, fitting, perturb
+from modint_guard.perturb import REGISTRY, fitting, held_out, perturb
 from modint_guard.results import write_results
 from modint_guard.runner import Row, run
 from modint_guard.statistics import mcnemar, paired_interval
@@ -35,11 +35,8 @@ class Cell:
 
     @property
     def held_out(self) -> str:
-        """What no training has seen: `wording`, `perturbation`, or `no`."""
-        if self.held_out_wording:
-            return "wording"
-        kind = REGISTRY.get(self.perturbation)
-        return "perturbation" if kind and kind.role == "held_out" else "no"
+        """As `perturb.held_out`."""
+        return held_out(self.perturbation, wording=self.held_out_wording)
 
     @property
     def clean(self) -> Cell:

@@ -88,6 +88,15 @@ def perturb(item: Item, name: str, *, seed: int = 0) -> Item:
     return kind.apply(item, seeded(seed, name, item.id)).replace(perturbation=name)
 
 
+def held_out(perturbation: str, *, wording: bool = False) -> str:
+    """What of a table's cell no training run has seen: `wording`, `perturbation`, or `no` where nothing is
+    held out; `clean` and other names that are no perturbation hold nothing out."""
+    if wording:
+        return "wording"
+    kind = REGISTRY.get(perturbation)
+    return "perturbation" if kind and kind.role == "held_out" else "no"
+
+
 def applicable(family: str) -> tuple[Perturbation, ...]:
     """The perturbations of the modality that an item of this family does not need; none for `vqa`, and none
     where the family is not known."""

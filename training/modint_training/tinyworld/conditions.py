@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modint_guard.item import FAMILIES, Family, Item
-from modint_guard.perturb import REGISTRY, applicable
+from modint_guard.perturb import applicable, held_out
 from modint_guard.statistics import cluster_interval
 from modint_training.tinyworld import suite
 
@@ -29,11 +29,8 @@ class Condition:
 
     @property
     def held_out(self) -> str:
-        """What no training run has seen: `wording`, `perturbation`, or `no` where nothing is held out."""
-        if self.held_out_wording:
-            return "wording"
-        kind = REGISTRY.get(self.perturbation)
-        return "perturbation" if kind and kind.role == "held_out" else "no"
+        """As `perturb.held_out`."""
+        return held_out(self.perturbation, wording=self.held_out_wording)
 
     def items(self, split: suite.Split, count: int, seed: int = 0) -> list[Item]:
         """The first `count` items of this cell."""
