@@ -23,14 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from modint_guard.config import GuardConfig
 from modint_guard.data import read_data
 from modint_guard.data.formats import FORMATS
-from modint_guard.diagnosis import CLEAN, Found, Variant
+from modint_guard.diagnosis import Found, Variant
 from modint_guard.divergence import option_distribution
-from modint_guard.endpoint import Endpoint, read_key
+from modint_guard.endpoint import TOP_LOGPROBS, Endpoint, read_key
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import Item, reply_for
 from modint_guard.journal import Journal, collect
-from modint_guard.perturb import REGISTRY, fitting, perturb
+from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, perturb
 from modint_guard.regenerated import score_words
 from modint_guard.report import write_report
 from modint_guard.runner import request_for
@@ -40,7 +40,6 @@ from modint_guard.types import JSON, PERMUTED_OPTIONS, Complete, Plan, Replies, 
 JOURNAL = "answers.jsonl"
 OFF = {"x-modint-mode": "off"}  # where the endpoint is our own gateway
 _OWN = (CLEAN, "agreeing_image", "contradicting_image")  # variants that show the data set's own pictures
-LOGPROBS = (20, 10, 5, 2, 0)  # asked for until the endpoint takes so many
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def variants(
         raise ConfigError(f"none of {len(items)} items has an answer: accuracy and flips need the truth")
     found: list[Variant] = []
     for item in labelled:
-        found.append(Variant(clean_of(item), CLEAN, 0))
+        found.append(Variant(clean_view(item), CLEAN, 0))
         for kind in fitting(item):
             if names and kind.name not in names:
                 continue
@@ -149,13 +148,6 @@ def variants(
             " and perturbations of the other modality"
         )
     return found
-
-
-def clean_of(item: Item) -> Item:
-    """Without what ought not to decide: no caption for image-heavy items, no picture for text-heavy ones."""
-    if item.family == "image-heavy":
-        return item.replace(context=None)
-    return item.replace(image=None) if item.family == "text-heavy" else item
 
 
 def fingerprint(asked: Sequence[Variant]) -> str:
@@ -191,7 +183,7 @@ async def top_logprobs_of(complete: Complete, model: str, item: Item) -> int:
     """How many log-probabilities the endpoint gives, 0 for none. Raises EndpointError where it answers not
     even without them.
     """
-    for top in LOGPROBS:
+    for top in (*TOP_LOGPROBS, 0):
         more: JSON = {"logprobs": True, "top_logprobs": top} if top else {}
         try:
             reply = reply_of(await complete(_bare(request_for(item, model, **more))))

@@ -13,13 +13,12 @@ import numpy as np
 
 from modint_guard.effects import EFFECTS, Answered, direction, effect, shares, sources
 from modint_guard.item import Item, choice_of, is_right
-from modint_guard.perturb import REGISTRY, perturb
+from modint_guard.perturb import CLEAN, REGISTRY, perturb
 from modint_guard.scoring import shapley
 from modint_guard.severity import FULL, at_severity
 from modint_guard.statistics import mcnemar, paired_interval
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 
-CLEAN = "clean"
 LIES = ("misleading_description", "contradicting_image")
 
 

@@ -13,6 +13,7 @@ import orjson
 from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.types import JSON
 
+TOP_LOGPROBS = (20, 10, 5, 2)  # tried in this order: a server's maximum is often 20 or 5
 _SHOWN_CHARACTERS = 200
 
 

@@ -16,13 +16,11 @@ from modint_guard.divergence import option_distribution
 from modint_guard.effects import EFFECTS, Answered, effect, shares, sources
 from modint_guard.errors import ConfigError
 from modint_guard.item import Family, Item, reply_for
-from modint_guard.perturb import REGISTRY, fitting, held_out, perturb
+from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, held_out, perturb
 from modint_guard.results import write_results
 from modint_guard.runner import Row, run
 from modint_guard.statistics import mcnemar, paired_interval
 from modint_guard.types import Complete
-
-CLEAN = "clean"
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,6 @@ class Cell:
 
 
 Found = dict[Cell, list[Answered]]
-
-
-def clean_view(item: Item) -> Item:
-    """The item without what must not matter: no caption, or no picture."""
-    if item.family == "image-heavy":
-        return item.replace(context=None)
-    return item.replace(image=None) if item.family == "text-heavy" else item
 
 
 def cells_of(

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from modint_guard.item import Item
 
 Modality = Literal["text", "image"]
+CLEAN = "clean"  # what stands in a table for no perturbation
 Role = Literal["trained", "held_out", "control"]
 
 # Captions that state a claim. No training run, of a base or an adapter, ever sees the held-out ones.
@@ -86,6 +87,14 @@ def perturb(item: Item, name: str, *, seed: int = 0) -> Item:
     if kind not in fitting(item):
         raise ValueError(f"item {item.id} has no {_NEEDED[kind.needs].format(item)}")
     return kind.apply(item, seeded(seed, name, item.id)).replace(perturbation=name)
+
+
+def clean_view(item: Item) -> Item:
+    """The item without what ought not to decide: no caption for image-heavy ones, no picture for text-heavy
+    ones; what the paper compares with (arXiv 2505.19616, section 3)."""
+    if item.family == "image-heavy":
+        return item.replace(context=None)
+    return item.replace(image=None) if item.family == "text-heavy" else item
 
 
 def held_out(perturbation: str, *, wording: bool = False) -> str:

@@ -14,13 +14,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from modint_guard.diagnosis import CLEAN, Found, compared, consistency, dose_response
+from modint_guard.diagnosis import Found, compared, consistency, dose_response
 from modint_guard.diagnosis import table as rows_of
 from modint_guard.divergence import js_divergence
 from modint_guard.effects import direction
 from modint_guard.images import png_data_url
 from modint_guard.item import asked
-from modint_guard.perturb import REGISTRY
+from modint_guard.perturb import CLEAN, REGISTRY
 from modint_guard.results import recorded, table
 from modint_guard.severity import FULL
 from modint_guard.types import JSON

@@ -10,6 +10,7 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
+from modint_guard.endpoint import TOP_LOGPROBS
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.forced import forced_body
 from modint_guard.images import neutral_image
@@ -20,7 +21,6 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 METRICS = "/metrics"
-TOP_LOGPROBS = (20, 10, 5, 2)  # tried in this order: a server's maximum is often 20 or 5
 MAX_ERROR_BYTES = 64 * 1024
 _SAYS_NOTHING = (401, 403, 408, 429)  # refusals that tell nothing of what the engine can do
 _ATTEMPTS = 2  # a kept-alive connection may have been closed under us; only before the first byte

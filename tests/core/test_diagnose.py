@@ -11,10 +11,10 @@ from aiohttp import web
 from modint_guard.cli import GROUP, main
 from modint_guard.data import write_items
 from modint_guard.diagnose import answers, fingerprint, labels_of, paced, top_logprobs_of, variants
-from modint_guard.diagnosis import CLEAN
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.item import Item
 from modint_guard.journal import Journal
+from modint_guard.perturb import CLEAN
 from modint_guard.types import JSON, NEUTRAL_IMAGE
 from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, LETTERED, SUM

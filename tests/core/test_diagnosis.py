@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from modint_guard.diagnosis import (
-    CLEAN,
     Found,
     Variant,
     compared,
@@ -17,7 +16,7 @@ from modint_guard.diagnosis import (
     text_preference,
 )
 from modint_guard.item import Item
-from modint_guard.perturb import perturb
+from modint_guard.perturb import CLEAN, perturb
 from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 from tests.core.items import DIGIT, SUM
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from modint_guard.errors import ConfigError
-from modint_guard.evaluate import AGAINST, CLEAN, Cell, answered_of, ask, cells_of, rows_of, write_evaluation
-from modint_guard.perturb import REGISTRY
+from modint_guard.evaluate import AGAINST, Cell, answered_of, ask, cells_of, rows_of, write_evaluation
+from modint_guard.perturb import CLEAN, REGISTRY
 from modint_guard.runner import Row
 from modint_guard.types import JSON
 from tests.core.fakes import completion

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.diagnosis import CLEAN, Found, Variant
-from modint_guard.perturb import perturb
+from modint_guard.diagnosis import Found, Variant
+from modint_guard.perturb import CLEAN, perturb
 from modint_guard.report import WORST, badness, diagnosis, finding, html, point, polygon, shown, write_report
 from modint_guard.results import recorded
 from tests.core.items import DIGIT
