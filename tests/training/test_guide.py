@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modint_training.collate import IGNORED, encode, encode_recall
-from modint_training.pretrain import guided_loss, look_up_batches
+from modint_training.pretrain import guided_loss, look_up_batches, row_losses
 from modint_training.tinyworld.guide import ASKED, FOUND, OWNER, links
 from modint_training.tinyworld.recall import Row, look_up_row
 from modint_training.tinyworld.tasks import TASKS, build
@@ -76,20 +76,30 @@ class Stub(torch.nn.Module):
     """Pays what it is told to pay, at two positions of two layers and two heads."""
 
     def forward(self, **inputs: Any) -> Any:
-        assert "links" not in inputs
+        assert not {"links", "labels"} & set(inputs)
         paid = torch.zeros(2, 1, 2, 3, 3)  # layers, rows, heads
         paid[0, 0, 0, 1, 0] = 0.5
         paid[1, 0, 0, 2, 1] = 0.25
         paid[:, :, 1] = 1.0  # the other head is not looked at
-        return SimpleNamespace(loss=torch.tensor(2.0), attentions=tuple(paid))
+        return SimpleNamespace(logits=torch.zeros(1, 3, 8), attentions=tuple(paid))  # any of 8 is as likely
 
 
 def test_the_guided_loss_adds_what_attention_did_not_pay() -> None:
-    part = {"labels": torch.zeros(1, 3), "links": torch.tensor([[0, 0, 1, 0], [0, 1, 2, 1]])}
-    expected = 2 + 0.3 * (math.log(2) + math.log(4)) / 2
+    part = {
+        "labels": torch.zeros(1, 3, dtype=torch.long),
+        "links": torch.tensor([[0, 0, 1, 0], [0, 1, 2, 1]]),
+    }
+    expected = math.log(8) + 0.3 * (math.log(2) + math.log(4)) / 2
     assert guided_loss(Stub(), {"parts": [part]}, 0.3).item() == pytest.approx(expected)
     nothing = {**part, "links": torch.empty(0, 4, dtype=torch.long)}
-    assert guided_loss(Stub(), {"parts": [nothing]}, 0.3).item() == pytest.approx(2)
+    assert guided_loss(Stub(), {"parts": [nothing]}, 0.3).item() == pytest.approx(math.log(8))
+
+
+def test_a_row_counts_once_whatever_the_number_of_its_answers() -> None:
+    logits = torch.zeros(2, 4, 4)
+    logits[0, 0, 1] = 100.0  # the first row is sure of its one answer, rightly
+    labels = torch.tensor([[-100, 1, -100, -100], [-100, 0, 1, 2]])
+    assert row_losses(logits, labels).tolist() == pytest.approx([0.0, math.log(4)])
 
 
 def test_links_follow_their_rows_through_sorting_and_padding(processor: Any) -> None:

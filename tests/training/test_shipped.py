@@ -49,7 +49,9 @@ def test_the_weights_are_one_small_file(name: str, limit: float) -> None:
 def test_the_weights_were_made_by_the_recipe_and_the_data_that_ship_with_them(name: str) -> None:
     run = json.loads((bundled(name) / "run.json").read_text("utf-8"))
     recipe = load_recipe(name)
-    assert type(recipe).model_validate(run["recipe"]) == recipe  # a key that came later had its default then
+    made = type(recipe).model_validate(run["recipe"])  # a key that came later had its default then
+    # Into how many parts a step is cut does not change what is learnt, and a GPU needs no parts.
+    assert made.model_copy(update={"micro_batches": recipe.micro_batches}) == recipe
     assert run["data_sha256"] == data_hash()
 
 

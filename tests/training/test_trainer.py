@@ -17,6 +17,7 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from modint_guard.errors import TrainingStopped
 from modint_training.collate import collate, encode
@@ -242,6 +243,12 @@ def test_without_checkpoints_or_without_asking_a_run_starts_at_nought(tmp_path: 
 def test_a_stream_goes_on_from_where_it_is_told() -> None:
     stream = Stream(lambda step: {"x": torch.tensor(step)}, start=5)
     assert [int(batch["x"]) for batch in islice(stream, 3)] == [5, 6, 7]
+
+
+def test_several_workers_bring_the_steps_in_order() -> None:
+    stream = Stream(lambda step: {"x": torch.tensor(step)}, start=5)
+    loader = DataLoader(stream, batch_size=None, num_workers=3)
+    assert [int(batch["x"]) for batch in islice(loader, 7)] == [5, 6, 7, 8, 9, 10, 11]
 
 
 def test_only_auto_asks_what_the_processor_can_do() -> None:

@@ -120,6 +120,7 @@ def run_record(
             "system": platform.system(),
             "processor": platform.machine(),
             "python": platform.python_version(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         },
         "train_seconds": round(seconds),
         "validation": history,

@@ -1,6 +1,7 @@
 """The demo world's base from scratch: tower on labels, language on look-up, then both together on answers."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from modint_training.tinyworld.tasks import COLOURS, DIGITS, TASKS, build, show_
 from modint_training.trainer import Batch, Evaluation, fit, last_step, remove_checkpoints, seed_everything
 
 Guided = tuple[Encoded, list[Link]]  # a row and where attention ought to go in it
+MOST_WORKERS = 8
 LOOK_UPS = ("lookup_colour", "lookup_shape")
 
 
@@ -88,7 +90,8 @@ def match_scale(model: Any, processor: Any) -> None:
     The warmed-up tower's states are large: unscaled, they would drown what the first layers add to them.
     """
     pictures = [item.image for item in suite.items("image-heavy", "train", 64) if item.image]
-    states = model.model.vision_tower(pixel_values=pixels(pictures, processor)).last_hidden_state
+    shown = pixels(pictures, processor).to(_device(model))  # the warm-ups left the model on the GPU, if any
+    states = model.model.vision_tower(pixel_values=shown).last_hidden_state
     norm = model.model.multi_modal_projector(states).norm(dim=-1).mean()
     scale = model.get_input_embeddings().weight.norm(dim=-1).mean() / norm
     for parameter in model.model.multi_modal_projector.linear_2.parameters():
@@ -102,6 +105,8 @@ def _common(recipe: PretrainRecipe) -> dict[str, Any]:
         "precision": recipe.precision,
         "seed": recipe.seed,
         "checkpoint_minutes": recipe.checkpoint_minutes,
+        # Drawing pictures takes longer than a GPU's step: there every second core draws.
+        "workers": min(MOST_WORKERS, max(1, (os.cpu_count() or 1) // 2)),
     }
 
 
@@ -144,19 +149,31 @@ def _part(rows: list[Guided], processor: Any) -> Batch:
 
 
 def guided_loss(net: nn.Module, batch: Batch, weight: float) -> Tensor:
-    """Mean cross-entropy of the answer tokens over a batch's parts, plus `weight` x the mean of
-    -log(attention paid) over their links."""
+    """Cross-entropy of the answer tokens, a mean over rows of each row's mean, so that the number of parts
+    does not matter, plus `weight` x the mean of -log(attention paid) over the links of all parts."""
     losses, paid = [], []
     for part in batch["parts"]:
-        inputs = {name: tensor for name, tensor in part.items() if name != "links"}
+        inputs = {name: tensor for name, tensor in part.items() if name not in ("links", "labels")}
         out = net(**inputs, use_cache=False, output_attentions=True)
-        losses.append(out.loss * len(part["labels"]))
+        losses.append(row_losses(out.logits, part["labels"]))
         row, layer, query, key = part["links"].unbind(-1)
         heads = torch.stack([attention[:, 0] for attention in out.attentions])  # (layers, B, L, L)
         paid.append(heads[layer, row, query, key].float())
-    answers = torch.stack(losses).sum() / sum(len(part["labels"]) for part in batch["parts"])
+    answers = torch.cat(losses).mean()
     looked = torch.cat(paid)
     return answers - weight * looked.clamp_min(1e-6).log().mean() if len(looked) else answers
+
+
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each row's mean cross-entropy, in nats, over its labelled tokens, of which it has at least one  # (B,)
+
+    `logits`  # (B, L, V); `labels`  # (B, L), IGNORED where there is none.
+    """
+    told = labels[:, 1:]
+    lost = nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), told, ignore_index=IGNORED, reduction="none"
+    )
+    return lost.sum(dim=1) / (told != IGNORED).sum(dim=1)
 
 
 def warm_up_language(model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str) -> None:

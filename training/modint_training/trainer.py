@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
@@ -37,18 +37,23 @@ Batches = Callable[[int], Batch | Sequence[Batch]]  # of step k: one batch, or i
 
 
 class Stream(IterableDataset[Batch]):
-    """Batches by number, without end: batch k depends on k alone, so a resumed run sees the same ones."""
+    """Batches by number, without end: batch k depends on k alone, so a resumed run sees the same ones.
+
+    Of several workers each makes every n-th step; the loader takes from them in turn, so steps of one batch
+    come in order.
+    """
 
     def __init__(self, batch: Batches, start: int) -> None:
         self.batch = batch
         self.start = start
 
     def __iter__(self) -> Iterator[Batch]:
-        step = self.start
+        worker = get_worker_info()
+        step, stride = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
         while True:
             made = self.batch(step)
             yield from [made] if isinstance(made, dict) else made
-            step += 1
+            step += stride
 
 
 class LossTrainer(Trainer):
@@ -57,9 +62,10 @@ class LossTrainer(Trainer):
     # The losses of micro-batches add up to the step's: the Trainer must not divide them by their number.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, loss: Loss, batches: Stream, **kwargs: Any) -> None:
+    def __init__(self, *, loss: Loss, batches: Stream, workers: int = 1, **kwargs: Any) -> None:
         super().__init__(train_dataset=batches, **kwargs)
         self._loss = loss
+        self._workers = workers
 
     def restore(self, checkpoint: Path) -> None:
         """Weights and figures of a finished run, without another step."""
@@ -83,7 +89,7 @@ class LossTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_size=None,
-            num_workers=1,
+            num_workers=self._workers,
             prefetch_factor=4,
             worker_init_fn=_leave_sigterm_to_the_trainer,
         )
@@ -283,13 +289,15 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     log: StepLog | None = None,
     micro_batches: int = 1,
+    workers: int = 1,
     **further: Any,
 ) -> float:
     """Train `model` in place, with a progress bar and checkpoints; returns the last mean loss.
 
     `batch(k)` gives the tensors of step k, or a list of its micro-batches, whose losses add up.
     `resume="auto"` continues from the folder's last checkpoint; any other value starts anew and removes the
-    checkpoints that lie there. `further` are arguments of `transformers.TrainingArguments`. On SIGTERM a
+    checkpoints that lie there. `workers` processes make the batches; with micro-batches one does, or those of
+    several steps would mix. `further` are arguments of `transformers.TrainingArguments`. On SIGTERM a
     checkpoint is saved and TrainingStopped raised.
     """
     start = last_step(folder, resume)
@@ -331,6 +339,7 @@ def fit(
         args=arguments,
         loss=loss,
         batches=Stream(batch, start),
+        workers=workers if micro_batches == 1 else 1,
         callbacks=[callback for callback in every if callback],
     )
     if log:

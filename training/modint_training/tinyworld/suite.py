@@ -55,7 +55,7 @@ class Mixture:
     pictured: float = 0.30  # of text-heavy items
     picture_agrees: float = 0.90  # of their pictures; then other pictures, then contradicting ones
     picture_other: float = 0.10
-    letter: float = 0.5  # of items, the rest are one-word
+    letter: float = 0.55  # of items, the rest are one-word
     self_ask: float = 0.04  # of items, asked whether the picture is needed
     late: bool = False  # draw the sub-tasks that are learnt last more often
     letter_drill: float = 0.05  # of items, asked which letter stands for a named option
@@ -65,8 +65,8 @@ class Mixture:
 # hard, later those that a model learns last, which look something up by name.
 HARD_TASKS = {"digit": 1.6, "digit_plus": 2.2, "count_of_colour": 1.3, "arithmetic": 1.3}
 LATE_TASKS = {
-    **{"digit": 1.6, "digit_plus": 1.2, "count_of_colour": 1.5, "arithmetic": 1.3},
-    **{"lookup_colour": 1.5, "lookup_shape": 1.5, "is_colour": 2.0, "shape_of_colour": 3.0},
+    **{"digit": 1.6, "digit_plus": 2.0, "count_of_colour": 1.5, "arithmetic": 2.0},
+    **{"lookup_colour": 1.5, "lookup_shape": 1.5, "is_colour": 3.0, "shape_of_colour": 3.0},
 }
 
 
