@@ -28,7 +28,6 @@ from modint_guard.regenerated import MAX_TOKENS, is_short, score_words, words_re
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
 from modint_guard.reply import strip_added as strip_added
-from modint_guard.risk import WITHOUT_IRRELEVANT
 from modint_guard.rungs import Case
 from modint_guard.skips import continues, why_skipped
 from modint_guard.types import (
@@ -63,7 +62,7 @@ _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
-NOTE_CLEARED = "Cleared by the first probe: the answer hardly moved, and the other cells were not asked."
+NOTE_SETTLED = "Settled by the first probe; the other cells were not asked. `modint.probes` asks for them."
 NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by generating them again."
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
@@ -184,8 +183,8 @@ class Guard:
         """Send the views (`stages` says when); never raises but for cancellation. The deadline counts from
         `answered`.
         """
-        clears = partial(self._clears, plan)
-        return await stages.ask(plan, complete, self.config, clears=clears, answered=answered)
+        settles = partial(self._settles, plan)
+        return await stages.ask(plan, complete, self.config, settles=settles, answered=answered)
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
@@ -247,19 +246,23 @@ class Guard:
         answer = reply_of(completion)
         return answer, self.judge(plan, answer, replies)
 
-    def _clears(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
-        """Whether the first view alone shows that the answer hardly moved."""
+    def _settles(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
+        """Whether the first view alone settles the verdict; a flag that is to be mended wants every cell."""
         plan = self._informed(plan, replies)
         score = None if answer.skip else self.score(plan, answer, replies)
-        return score is not None and policy.clears(score, plan.relevant, self._thresholds(plan, score)[0])
+        if score is None:
+            return False
+        found = policy.by_first(score, plan.relevant, self._thresholds(plan, score)[0])
+        annotated = self.policy_of(plan).action == ANNOTATE
+        return found is not None and (annotated or found.state is State.PASS)
 
     def _later(self, plan: Plan) -> frozenset[str]:
-        """The views that an early stop may save: all cells but the one without the irrelevant modality."""
-        first = WITHOUT_IRRELEVANT.get(plan.relevant)
+        """The views that an early stop may save: all cells but the first."""
+        first = policy.FIRST.get(plan.relevant)
         has_context = plan.chat is not None and plan.chat.context is not None
         own = self.calibrations.get(str(plan.body.get("model")))
-        fitted = own.thresholds(plan.relevant, self.config.thresholds) if own else None
-        if first is None or not has_context or not (fitted or self.config.thresholds).clear_below:
+        early = self.config.thresholds.clear_below if own is None else own.stops_early(plan.relevant)
+        if first is None or not has_context or not early:
             return frozenset()
         return frozenset(CELLS) - {first} - frozenset(plan.options.probes or ())
 
@@ -387,7 +390,7 @@ class Guard:
             notes=(
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
-                *((NOTE_CLEARED,) if plan.later and not plan.later & set(replies) else ()),
+                *((NOTE_SETTLED,) if plan.later and not plan.later & set(replies) else ()),
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
             ),
         )

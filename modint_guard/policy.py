@@ -22,8 +22,9 @@ Without a context: relevant=text and both use neutral_image alone; relevant=imag
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
 is skipped likewise.
 
-With clear_below above 0 the view without the irrelevant modality goes first, and an answer whose risk stays
-below is passed on it alone; the other cells are then neither asked nor missing.
+With an early stop one view goes first (`FIRST`), and settles what it can: an answer whose risk stays below
+clear_below passes, one that thresholds of a calibration flag by the risk is flagged, and where both decide an
+answer that the prior does not give with confidence passes. The other cells are then neither asked nor missing.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
@@ -52,6 +53,8 @@ from modint_guard.types import (
 )
 
 Cells = Mapping[str, CellScore]
+FIRST = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # what an early stop asks before all else
+_OTHER = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # the modality that ought not to decide
 
 
 def decide(
@@ -59,8 +62,8 @@ def decide(
 ) -> Verdict:
     """The verdict on one scored answer."""
     thresholds = thresholds or Thresholds()
-    if has_context and clears(score, relevant, thresholds):
-        return Verdict(State.PASS, risk=_risk_of_first(score, relevant, thresholds))
+    if has_context and (settled := by_first(score, relevant, thresholds)):
+        return settled
     needed = cells_needed(relevant, has_context=has_context)
     if any(name not in score.cells for name in needed):
         return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
@@ -74,15 +77,19 @@ def decide(
     return verdict
 
 
-def clears(score: Score, relevant: Relevant, thresholds: Thresholds) -> bool:
-    """Whether the view without the irrelevant modality, the only cell asked, shows too little risk."""
-    if not thresholds.clear_below or set(score.cells) != {WITHOUT_IRRELEVANT.get(relevant)} or score.missing:
-        return False
-    return _risk_of_first(score, relevant, thresholds) < thresholds.clear_below
-
-
-def _risk_of_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> float:
-    return risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
+def by_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> Verdict | None:
+    """The verdict that the first view settles where it is the only cell asked; None where others are needed."""
+    first = FIRST.get(relevant)
+    if first is None or set(score.cells) != {first} or score.missing:
+        return None
+    if relevant is Relevant.BOTH:
+        return None if _confident_of_y(score.cells, thresholds, first) else Verdict(State.PASS)
+    value = risk_of(score.cells[first], score.entropy, thresholds)
+    if value < thresholds.clear_below:
+        return Verdict(State.PASS, risk=value)
+    if value >= thresholds.flag_at and thresholds.by_risk_alone:
+        return Verdict(State.FLAGGED, cause=_OTHER[relevant], risk=value)
+    return None
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 with the request    the first view, or, without an early stop, all of them
 with the answer     the answer to be scored as a whole under these views (`forced`), if it is a longer one
-then                the other views, unless the first has cleared the answer
+then                the other views, unless the first settles the verdict
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from modint_guard.probe import Answered
 from modint_guard.types import CELLS, Complete, Plan, Replies, Reply, View
 
 logger = logging.getLogger(__name__)
-Clears = Callable[[Reply, Replies], bool]  # whether the first replies suffice to pass this answer
+Settles = Callable[[Reply, Replies], bool]  # whether the first replies suffice for a verdict
 
 
 async def ask(
-    plan: Plan, complete: Complete, config: GuardConfig, *, clears: Clears, answered: Answered | None = None
+    plan: Plan, complete: Complete, config: GuardConfig, *, settles: Settles, answered: Answered | None = None
 ) -> Replies:
     """The reply or failure of each view that was sent, by name. Raises nothing but CancelledError.
 
@@ -37,15 +37,15 @@ async def ask(
     if not later:
         return replies
     answer = await asyncio.shield(answered)
-    if answer is None or _cleared(clears, answer, replies):
+    if answer is None or _settled(settles, answer, replies):
         return replies
     return {**replies, **await _stage(plan, later, complete, config, answered)}
 
 
-def _cleared(clears: Clears, answer: Reply, replies: Replies) -> bool:
+def _settled(settles: Settles, answer: Reply, replies: Replies) -> bool:
     """Whatever goes wrong here must not cost the user the answer: the other views are asked then."""
     try:
-        return clears(answer, replies)
+        return settles(answer, replies)
     except Exception:
         logger.exception("the first probe could not be judged")
         return False

@@ -1,4 +1,4 @@
-"""An early stop: what the first probe clears is asked no more, and no flag is lost by it."""
+"""An early stop: what the first probe settles is asked no more, and no flag is lost by it."""
 
 import asyncio
 from dataclasses import replace
@@ -8,9 +8,10 @@ import pytest
 from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.calibration import calibrate, clear_threshold, expected_probes
 from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.guard import NOTE_CLEARED
-from modint_guard.policy import clears
-from modint_guard.types import JSON, Complete, Relevant, Score
+from modint_guard.guard import NOTE_SETTLED
+from modint_guard.mitigation import Policy
+from modint_guard.policy import by_first
+from modint_guard.types import JSON, CellScore, Complete, Relevant, Score
 from tests.core.fakes import ask, reads, sees_picture, world
 from tests.core.test_calibration import answers
 from tests.core.test_policy import FLIP, SAME, cell
@@ -18,6 +19,7 @@ from tests.core.test_policy import FLIP, SAME, cell
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
 EARLY = GuardConfig(thresholds=replace(Thresholds(), flag_at=0.65, clear_below=0.3))
+BY_RISK = GuardConfig(thresholds=replace(EARLY.thresholds, by_risk_alone=True))
 BODY = ask(f"{LIE}\n{QUESTION}")
 
 
@@ -37,7 +39,7 @@ async def test_an_answer_that_hardly_moves_takes_one_probe() -> None:
     assert (found.verdict.state, found.examined) == ("pass", ("text",))
     assert found.verdict.risk is not None and found.verdict.risk < 0.3
     assert [row.name for row in found.probes] == ["no_context"]
-    assert found.notes == (NOTE_CLEARED,)
+    assert found.notes == (NOTE_SETTLED,)
     assert len(calls) == 2
 
 
@@ -58,11 +60,41 @@ async def test_where_text_ought_to_decide_the_picture_is_taken_out_first() -> No
     assert (found.verdict.state, found.examined, len(calls)) == ("pass", ("image",), 2)
 
 
-@pytest.mark.parametrize("relevant", ["both", "auto"])
-async def test_where_no_modality_is_irrelevant_every_cell_is_asked_at_once(relevant: str) -> None:
+async def test_a_risk_that_flags_alone_needs_no_other_cell() -> None:
+    calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
+    found = (await Guard(BY_RISK).inspect(BODY, model)).report
+    assert (found.verdict.state, found.verdict.cause) == ("flagged", "text")
+    assert [row.name for row in found.probes] == ["no_context"]
+    assert found.notes == (NOTE_SETTLED,) and len(calls) == 2
+
+
+async def test_a_flag_that_is_to_be_mended_has_every_cell() -> None:
+    _, model = counted(world(both="blue", image="red", text="blue", neither="green"))
+    config = replace(BY_RISK, policies=(Policy(action="neutralise"),))
+    found = (await Guard(config).inspect(BODY, model)).report
+    assert [row.name for row in found.probes] == ["no_context", "neutral_image", "prior"]
+    assert found.action == "neutralise"
+
+
+async def test_where_both_decide_an_answer_that_the_prior_does_not_give_passes_on_it() -> None:
     calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
-    body = ask(f"{LIE}\nIs it so?", modint={"relevant": relevant})
-    await Guard(EARLY).inspect(body, model)
+    body = ask(f"{LIE}\nIs it so?", modint={"relevant": "both"})
+    found = (await Guard(EARLY).inspect(body, model)).report
+    assert [row.name for row in found.probes] == ["prior"]
+    assert (found.verdict.state, found.verdict.risk, len(calls)) == ("pass", None, 2)
+
+
+async def test_where_both_decide_an_answer_of_the_prior_is_asked_every_cell() -> None:
+    calls, model = counted(world(both="red", image="red", text="red", neither="red"))
+    body = ask(f"{LIE}\nIs it so?", modint={"relevant": "both"})
+    sure = GuardConfig(thresholds=replace(EARLY.thresholds, confident=0.5))
+    found = (await Guard(sure).inspect(body, model)).report
+    assert (found.verdict.cause, len(calls)) == ("prior", 4)
+
+
+async def test_where_nobody_knows_what_is_irrelevant_every_cell_is_asked_at_once() -> None:
+    calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    await Guard(EARLY).inspect(ask(f"{LIE}\nIs it so?", modint={"relevant": "auto"}), model)
     assert len(calls) == 4
 
 
@@ -103,13 +135,18 @@ async def test_cancelling_between_the_stages_leaves_no_task() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_only_one_cell_and_a_low_risk_clear() -> None:
-    thresholds = EARLY.thresholds
-    assert clears(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, thresholds)
-    assert not clears(Score({"no_context": cell(FLIP)}, {}), Relevant.IMAGE, thresholds)
-    assert not clears(Score({"no_context": cell(SAME)}, {"prior": "timeout"}), Relevant.IMAGE, thresholds)
-    assert not clears(Score({"no_context": cell(SAME)}, {}), Relevant.TEXT, thresholds)
-    assert not clears(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, Thresholds())
+def test_only_one_cell_settles_and_only_what_is_clear_or_flagged() -> None:
+    def settled(relevant: Relevant, thresholds: Thresholds, moved: CellScore, **missing: str) -> object:
+        found = by_first(Score({"no_context": moved}, missing), relevant, thresholds)
+        return found and found.state
+
+    early, by_risk = EARLY.thresholds, BY_RISK.thresholds
+    assert settled(Relevant.IMAGE, early, cell(SAME)) == "pass"
+    assert settled(Relevant.IMAGE, early, cell(FLIP)) is None
+    assert settled(Relevant.IMAGE, by_risk, cell(FLIP)) == "flagged"
+    assert settled(Relevant.IMAGE, early, cell(SAME), prior="timeout") is None
+    assert settled(Relevant.TEXT, early, cell(SAME)) is None
+    assert settled(Relevant.IMAGE, Thresholds(), cell(SAME)) is None
 
 
 def test_clearing_may_not_reach_into_the_flags() -> None:
@@ -119,17 +156,18 @@ def test_clearing_may_not_reach_into_the_flags() -> None:
 
 def test_a_budget_of_probes_by_hand() -> None:
     risks = [0.1, 0.2, 0.3, 0.8]
-    assert expected_probes(risks, 0.0) == 3.0
-    assert expected_probes(risks, 0.3) == 1 + 2 * 2 / 4
-    assert clear_threshold(risks, 0.7, 2.0) == 0.3  # clears 0.1 and 0.2
-    assert clear_threshold(risks, 0.7, 1.5) == 0.7  # clears all but the flag
-    assert clear_threshold(risks, 0.7, 3.0) == 0.0
-    with pytest.raises(ConfigError, match=r"1.2 probes a request cannot be reached: 1.50 is the least"):
-        clear_threshold(risks, 0.7, 1.2)
+    assert expected_probes(risks, 0.0, 0.7) == 3.0
+    assert expected_probes(risks, 0.3, 0.7) == 1 + 2 * 1 / 4  # 0.3 alone goes on
+    assert clear_threshold(risks, 0.7, 1.5) == 0.3
+    assert clear_threshold(risks, 0.7, 2.0) == 0.2
+    assert clear_threshold(risks, 0.7, 1.0) == 0.7  # clears all that is not flagged
+    assert clear_threshold(risks, 0.7, 3.0) == 0.1
+    with pytest.raises(ConfigError, match=r"0.9 probes a request cannot be reached"):
+        clear_threshold(risks, 0.7, 0.9)
 
 
 def test_a_calibration_keeps_its_budget_and_never_clears_what_it_flags() -> None:
-    plain, early = calibrate(answers(600)), calibrate(answers(600), probes=2.2)
+    plain, early = calibrate(answers(600)), calibrate(answers(600), probes=1.2)
     assert plain.clear_below == 0.0 and plain.expected_probes == 3.0
-    assert early.expected_probes <= 2.2 and early.clear_below <= early.flag_at
+    assert 1.1 < early.expected_probes <= 1.2 and early.clear_below <= early.flag_at
     assert (early.flag_at, early.promises) == (plain.flag_at, plain.promises)
