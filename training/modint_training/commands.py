@@ -237,11 +237,12 @@ def calibration(
     count: Count = 200,
     seed: Seed = 0,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
+    probes: Annotated[float, typer.Option(min=1, help="Probes a request on average.")] = 1.6,
 ) -> None:
     """Calibrate the bundled models on the validation split, and look at them on the test split."""
     from modint_training.calibrations import measure_calibration
 
-    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha)
+    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha, probes=probes)
     typer.echo(f"wrote {output}, {scores} and the bundled models' calibration.json")
 
 
