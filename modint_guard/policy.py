@@ -22,9 +22,9 @@ Without a context: relevant=text and both use neutral_image alone; relevant=imag
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
 is skipped likewise.
 
-With an early stop one view goes first (`FIRST`), and settles what it can: an answer whose risk stays below
-clear_below passes, one that thresholds of a calibration flag by the risk is flagged, and where both decide an
-answer that the prior does not give with confidence passes. The other cells are then neither asked nor missing.
+With an early stop one view goes first (`FIRST`) and settles what it can: an answer whose risk stays below
+clear_below passes, one that a calibration's thresholds flag by the risk is flagged, and where both decide one
+that the prior does not give with confidence passes. The other cells are then neither asked nor missing.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
@@ -78,7 +78,7 @@ def decide(
 
 
 def by_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> Verdict | None:
-    """The verdict that the first view settles where it is the only cell asked; None where others are needed."""
+    """The verdict that the first view, the only cell asked, settles; None where others are needed."""
     first = FIRST.get(relevant)
     if first is None or set(score.cells) != {first} or score.missing:
         return None

@@ -99,7 +99,7 @@ def test_too_few_positives_leave_that_modality_out_and_say_so() -> None:
     image, text = rows(found, {"m": fits})
     assert image["refused"] is None and text["refused"] == fits.refused["text"]
     assert (text["flag_at"], text["miss_rate"], text["positives"]) == (None, None, 6)
-    assert list(rows(found, {"m": Fits({}, {})}))[0]["flag_at"] is None
+    assert next(rows(found, {"m": Fits({}, {})}))["flag_at"] is None
 
 
 def test_a_bundled_calibration_comes_with_the_scores_that_its_promise_is_tested_on() -> None:
