@@ -23,7 +23,8 @@ to examine and is skipped as "no_context", unless the neutral image gives y with
 is skipped likewise.
 
 With clear_below above 0 the view without the irrelevant modality goes first, and an answer whose risk stays
-below is passed on it alone; the other cells are then neither asked nor missing.
+below is passed on it alone; the other cells are then neither asked nor missing. Nor is the prior missing
+where the other two flag the answer as text or image without it.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
@@ -59,12 +60,12 @@ def decide(
 ) -> Verdict:
     """The verdict on one scored answer."""
     thresholds = thresholds or Thresholds()
-    if has_context and clears(score, relevant, thresholds):
-        return Verdict(State.PASS, risk=_risk_of_first(score, relevant, thresholds))
-    needed = cells_needed(relevant, has_context=has_context)
-    if any(name not in score.cells for name in needed):
-        return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
-    verdict = _RULES[relevant](score, thresholds, has_context)
+    verdict = settled(score, relevant, thresholds) if has_context else None
+    if verdict is None:
+        needed = cells_needed(relevant, has_context=has_context)
+        if any(name not in score.cells for name in needed):
+            return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
+        verdict = _RULES[relevant](score, thresholds, has_context)
     if score.partial and verdict.cause is Cause.PRIOR:
         if relevant is Relevant.IMAGE and not has_context:
             return Verdict(State.SKIPPED, reason="no_context")
@@ -74,15 +75,30 @@ def decide(
     return verdict
 
 
-def clears(score: Score, relevant: Relevant, thresholds: Thresholds) -> bool:
-    """Whether the view without the irrelevant modality, the only cell asked, shows too little risk."""
-    if not thresholds.clear_below or set(score.cells) != {WITHOUT_IRRELEVANT.get(relevant)} or score.missing:
-        return False
-    return _risk_of_first(score, relevant, thresholds) < thresholds.clear_below
+def settled(score: Score, relevant: Relevant, thresholds: Thresholds) -> Verdict | None:
+    """What some of the cells decide already, under an early stop: a pass, where the view without the
+    irrelevant modality was asked alone and shows too little risk; a flag, where the answers of both
+    modalities are known and the prior is not. None where further cells are needed.
+    """
+    first, asked = WITHOUT_IRRELEVANT.get(relevant), set(score.cells)
+    if not thresholds.clear_below or first is None or first not in asked or score.missing:
+        return None
+    value = risk_of(score.cells[first], score.entropy, thresholds)
+    if asked == {first} and value < thresholds.clear_below:
+        return Verdict(State.PASS, risk=value)
+    if asked == {NO_CONTEXT, NEUTRAL_IMAGE} and _interferes(score.cells, relevant, value, thresholds):
+        return Verdict(State.FLAGGED, cause=_INTERFERING[relevant], risk=value)
+    return None
 
 
-def _risk_of_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> float:
-    return risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
+def _interferes(cells: Cells, relevant: Relevant, value: float, thresholds: Thresholds) -> bool:
+    """Whether the irrelevant modality is flagged at this risk."""
+    followed = (
+        cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
+        if relevant is Relevant.IMAGE
+        else cells[NEUTRAL_IMAGE].flip
+    )
+    return value >= thresholds.flag_at and bool(followed or thresholds.by_risk_alone)
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
@@ -99,8 +115,7 @@ def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> V
             return Verdict(State.FLAGGED, cause=Cause.PRIOR)
         return Verdict(State.SKIPPED, reason="no_context")
     value = risk_of(cells[NO_CONTEXT], score.entropy, thresholds)
-    followed = cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
-    if value >= thresholds.flag_at and (followed or thresholds.by_risk_alone):
+    if _interferes(cells, Relevant.IMAGE, value, thresholds):
         return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=value)
     if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
@@ -110,7 +125,7 @@ def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> V
 def _text_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
     cells = score.cells
     value = risk_of(cells[NEUTRAL_IMAGE], score.entropy, thresholds)
-    if value >= thresholds.flag_at and (cells[NEUTRAL_IMAGE].flip or thresholds.by_risk_alone):
+    if _interferes(cells, Relevant.TEXT, value, thresholds):
         return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=value)
     neutral = cells[NEUTRAL_IMAGE].reproduces
     if has_context and neutral and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
@@ -136,6 +151,7 @@ def _nobody_knows(score: Score, thresholds: Thresholds, has_context: bool) -> Ve
     return Verdict(State.PASS)
 
 
+_INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}
 _RULES = {
     Relevant.IMAGE: _image_decides,
     Relevant.TEXT: _text_decides,

@@ -8,8 +8,9 @@ import pytest
 from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.calibration import calibrate, clear_threshold, expected_probes
 from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.guard import NOTE_CLEARED
-from modint_guard.policy import clears
+from modint_guard.guard import NOTE_CLEARED, NOTE_SETTLED
+from modint_guard.mitigation import Policy
+from modint_guard.policy import settled
 from modint_guard.types import JSON, Complete, Relevant, Score
 from tests.core.fakes import ask, reads, sees_picture, world
 from tests.core.test_calibration import answers
@@ -104,12 +105,83 @@ async def test_cancelling_between_the_stages_leaves_no_task() -> None:
 
 
 def test_only_one_cell_and_a_low_risk_clear() -> None:
-    thresholds = EARLY.thresholds
-    assert clears(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, thresholds)
-    assert not clears(Score({"no_context": cell(FLIP)}, {}), Relevant.IMAGE, thresholds)
-    assert not clears(Score({"no_context": cell(SAME)}, {"prior": "timeout"}), Relevant.IMAGE, thresholds)
-    assert not clears(Score({"no_context": cell(SAME)}, {}), Relevant.TEXT, thresholds)
-    assert not clears(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, Thresholds())
+    def state(cells: Score, relevant: Relevant, thresholds: Thresholds = EARLY.thresholds) -> str | None:
+        verdict = settled(cells, relevant, thresholds)
+        return None if verdict is None else verdict.state.value
+
+    same, flip = cell(SAME), cell(FLIP)
+    assert state(Score({"no_context": same}, {}), Relevant.IMAGE) == "pass"
+    assert state(Score({"no_context": flip}, {}), Relevant.IMAGE) is None
+    assert state(Score({"no_context": same}, {"prior": "timeout"}), Relevant.IMAGE) is None
+    assert state(Score({"no_context": same}, {}), Relevant.TEXT) is None
+    assert state(Score({"no_context": same}, {}), Relevant.IMAGE, Thresholds()) is None
+
+
+def test_the_answers_of_both_modalities_flag_without_the_prior_and_never_clear() -> None:
+    def verdict(no_context: str, neutral_image: str, relevant: Relevant) -> str | None:
+        cells = {"no_context": cell(no_context), "neutral_image": cell(neutral_image)}
+        found = settled(Score(cells, {}), relevant, EARLY.thresholds)
+        return None if found is None or found.cause is None else found.cause.value
+
+    assert verdict(FLIP, SAME, Relevant.IMAGE) == "text"
+    assert verdict(FLIP, FLIP, Relevant.IMAGE) is None  # the text alone does not say so
+    assert verdict(SAME, FLIP, Relevant.TEXT) == "image"
+    assert verdict(SAME, SAME, Relevant.IMAGE) is None
+    assert verdict(FLIP, SAME, Relevant.BOTH) is None
+
+
+# -- where a policy mends --------------------------------------------------------------------------
+
+MENDS = GuardConfig(policies=(Policy("neutralise"),))
+
+
+async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_two_of_what_is_flagged() -> None:
+    calls, steady = counted(world(both="red", image="red", text="blue", neither="green"))
+    passed = (await Guard(MENDS).inspect(BODY, steady)).report
+    assert (passed.verdict.state, passed.notes, len(calls)) == ("pass", (NOTE_CLEARED,), 2)
+    calls, misled = counted(world(both="blue", image="red", text="blue", neither="green"))
+    flagged = (await Guard(MENDS).inspect(BODY, misled)).report
+    assert (flagged.verdict.cause, flagged.action, flagged.notes) == ("text", "neutralise", (NOTE_SETTLED,))
+    assert [row.name for row in flagged.probes] == ["no_context", "neutral_image"]
+    assert (len(calls), flagged.image_only, flagged.text_only) == (3, "red", "blue")
+    whole = (await Guard().inspect(BODY, misled)).report
+    assert (whole.verdict.risk, whole.verdict.cause) == (flagged.verdict.risk, flagged.verdict.cause)
+
+
+async def test_where_the_first_two_settle_nothing_the_prior_is_asked_as_well() -> None:
+    calls, model = counted(world(both="blue", image="red", text="green", neither="green"))
+    found = (await Guard(MENDS).inspect(BODY, model)).report
+    assert (found.verdict.state, found.notes, len(calls)) == ("pass", (), 4)
+
+
+async def test_a_picture_alone_is_asked_about_once_where_a_policy_mends() -> None:
+    body = ask(QUESTION, modint={"relevant": "image"})
+    calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    found = (await Guard(MENDS).inspect(body, model)).report
+    assert (found.verdict.state, found.verdict.reason, len(calls)) == ("skipped", "no_context", 1)
+    await Guard().inspect(body, model)
+    assert len(calls) == 3
+    asked = (await Guard(MENDS).inspect({**body, "modint": {"probes": ["benign"]}}, model)).report
+    assert {row.name for row in asked.probes} == {"neutral_image", "benign"}
+
+
+async def test_without_its_early_stop_a_policy_asks_every_cell() -> None:
+    calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    whole = GuardConfig(policies=(Policy("neutralise", early_stop=False),))
+    found = (await Guard(whole).inspect(BODY, model)).report
+    assert (len(calls), found.influence_image is None) == (4, False)
+
+
+async def test_the_adapters_answer_is_probed_as_sparingly() -> None:
+    honest = world(both="red", image="red", text="red", neither="green")
+    misled = world(both="blue", image="red", text="blue", neither="green")
+
+    async def model(body: JSON) -> JSON:
+        return await (honest if body["model"] == "robust-lora" else misled)(body)
+
+    calls, both = counted(model)
+    found = await Guard(GuardConfig(policies=(Policy("escalate"),))).inspect(BODY, both)
+    assert (found.report.action, len(calls)) == ("escalate", 3 + 2)
 
 
 def test_clearing_may_not_reach_into_the_flags() -> None:
