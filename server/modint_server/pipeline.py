@@ -128,6 +128,8 @@ class Pipeline:
         if self.settings.guard == "off" and not asks and not always:
             check_images(incoming.body, self.guard.config.image_limits)
             return None
+        if always and options.action is None:
+            options = replace(options, action=ANNOTATE)  # a verdict alone is mended by no policy
         model = incoming.body["model"]
         if incoming.images and options.mode == "on" and self.noise.is_due(model):
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
