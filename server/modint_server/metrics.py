@@ -118,6 +118,7 @@ class Metrics:
         )
         self.images = counter("images_total", "Images in requests.", (*ma, "direction"))
         self.in_flight = gauge("requests_in_flight", "Requests being answered.", ("model",))
+        self.queue = gauge("queue_depth", "Probes and rungs that wait for a slot.", ("model",))
         self.rejections = counter("admission_rejections_total", "Requests turned away.", ("reason",))
         self.upstream_up = gauge("upstream_up", "1 while the engine answers.", ("upstream",))
         self.upstream_errors = counter(
@@ -264,12 +265,13 @@ class Metrics:
         for route, outcome in product(ROUTES, OUTCOMES):
             self.requests.labels(UNKNOWN, NONE, route, outcome)
         self.duration.labels(UNKNOWN, NONE)
+        self.queue.labels(UNKNOWN)
         self.upstream_is(False)
         self.build.labels(_version()).set(1)
 
     def _children_of(self, one: Served) -> None:
         ma = (one.model, one.adapter)
-        for by_model in (self.in_flight, self.noise, self.coverage):
+        for by_model in (self.in_flight, self.queue, self.noise, self.coverage):
             by_model.labels(one.model)
         if one.adapter not in (NONE, OTHER):
             self._introduce(ma, self._cards.get(one.adapter, NO_CARD))
