@@ -66,6 +66,7 @@ class Card:
     revision: str | None = None  # the first 12 hexadecimal digits of its weights' SHA-256
     baseline_flip_ratio: float | None = None  # of its run record: see docs/metrics.md
     modules: Mapping[str, int] | None = None  # of its doctor's record, by status
+    recipe: str | None = None  # of its run record: what it was trained by
 
 
 NO_CARD = Card()
@@ -173,7 +174,9 @@ class Metrics:
             ("model",),
         )
         self.adapter_info = gauge(
-            "adapter_info", "1, labelled with rank and fingerprint where known.", (*ma, "rank", "revision")
+            "adapter_info",
+            "1, labelled with rank, fingerprint and recipe where known.",
+            (*ma, "rank", "revision", "recipe"),
         )
         self.adapter_modules = gauge(
             "adapter_modules", "Modules of an adapter by what the doctor recorded.", (*ma, "status")
@@ -298,7 +301,7 @@ class Metrics:
 
     def _introduce(self, ma: tuple[str, str], card: Card) -> None:
         rank = UNKNOWN if card.rank is None else str(card.rank)
-        self.adapter_info.labels(*ma, rank, card.revision or UNKNOWN).set(1)
+        self.adapter_info.labels(*ma, rank, card.revision or UNKNOWN, card.recipe or UNKNOWN).set(1)
         if card.baseline_flip_ratio is not None:
             self.adapter_baseline.labels(*ma).set(card.baseline_flip_ratio)
         for status in ADAPTER_STATUSES if card.modules is not None else ():

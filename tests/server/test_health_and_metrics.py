@@ -293,12 +293,13 @@ async def test_what_is_known_of_an_adapters_folder_is_labelled(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     folder = adapter(tmp_path / ADAPTER, pair(LANGUAGE))
-    (folder / "run.json").write_text(json.dumps({"baseline": {"flip_ratio": 0.125}}), "utf-8")
+    run = {"recipe": {"name": "my-recipe"}, "baseline": {"flip_ratio": 0.125}}
+    (folder / "run.json").write_text(json.dumps(run), "utf-8")
     record_modules(folder, {"renamed": 1})
-    known = read(ADAPTER, folder)
-    async with serving(upstream.url, adapters=[known]) as gateway:
+    async with serving(upstream.url, adapters=[read(ADAPTER, folder)]) as gateway:
         ma = {"model": BASE, "adapter": ADAPTER}
-        assert gateway.value("modint_adapter_info", **ma, rank="2", revision=revision(folder)) == 1
+        known = {"rank": "2", "revision": revision(folder), "recipe": "my-recipe"}
+        assert gateway.value("modint_adapter_info", **ma, **known) == 1
         assert gateway.value("modint_adapter_baseline_flip_ratio", **ma) == 0.125
         assert gateway.value("modint_adapter_modules", **ma, status="renamed") == 1
         assert gateway.value("modint_adapter_modules", **ma, status="unmatched") == 0
