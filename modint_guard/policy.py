@@ -23,10 +23,10 @@ to examine and is skipped as "no_context", unless the neutral image gives y with
 is skipped likewise.
 
 With an early stop some of the cells decide already (`settled`). One view goes first (`FIRST`): an answer
-whose risk stays below clear_below passes on it, one that a calibration's thresholds flag by the risk is flagged on
-it (but where a policy mends, a flag wants what each modality alone says), and where both decide one that the
-prior does not give with confidence passes. The prior is not needed where the other two flag the answer as
-text or image. The cells left out are then neither asked nor missing.
+whose risk stays below clear_below passes on it, one that a calibration's thresholds flag by the risk is
+flagged on it (but where a policy mends, a flag wants what each modality alone says), and where both decide
+one that the prior does not give with confidence passes. The prior is not needed where the other two flag the
+answer as text or image. The cells left out are then neither asked nor missing.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
