@@ -92,7 +92,7 @@ def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:
 def twins_of(items: Sequence[Item], seed: int) -> list[Twin]:
     """Each item with each perturbation that its data allow. Raises ConfigError where none fits any item."""
     found = [
-        twin for item in items for kind in applicable(item.family) if (twin := _twin(item, kind.name, seed))
+        twin for item in items for kind in applicable(item.family) if (twin := twin_of(item, kind.name, seed))
     ]
     if not found:
         raise ConfigError(
@@ -143,7 +143,8 @@ async def _answer(
     return Labelled(features, is_right(twin.disturbed, reply.text), right_when_clean, source)
 
 
-def _twin(item: Item, name: str, seed: int) -> Twin | None:
+def twin_of(item: Item, name: str, seed: int) -> Twin | None:
+    """The item clean and under a perturbation; None where its data do not allow it."""
     clean = item if item.family == "image-heavy" else item.replace(image=None)
     try:
         return Twin(

@@ -123,6 +123,12 @@ class Calibration(_Record):
         fitted = {Relevant(name): each for name, each in self.fitted.items()}.get(relevant)
         return None if fitted is None else fitted.thresholds(base)
 
+    def stops_early(self, relevant: Relevant) -> bool:
+        """Whether a first view may settle such requests; those that both modalities decide, where any may."""
+        return any(
+            each.clear_below > 0.0 for name, each in self.fitted.items() if relevant in (name, Relevant.BOTH)
+        )
+
 
 def calibrate(
     answers: Sequence[Labelled],
@@ -137,9 +143,9 @@ def calibrate(
 
     alpha: the miss rate promised (conformal risk control). error: where given, the threshold is lowered, if
     need be, until at most this share of unflagged answers is wrong with confidence 1 - delta (learn then
-    test). probes: where given, answers are cleared by their first probe as far as it takes to ask this many
-    a request on average, but none that reaches the threshold. Raises ConfigError with too few positives or
-    without negatives, and where `error` or `probes` cannot be kept.
+    test). probes: where given, the first probe flags what reaches the threshold and clears answers as far as
+    it takes to ask this many a request on average. Raises ConfigError with too few positives or without
+    negatives, and where `error` or `probes` cannot be kept.
     """
     fitting, setting = halves(answers, seed)
     _check_classes(fitting)
@@ -161,7 +167,7 @@ def calibrate(
         weights=model.weights,
         flag_at=flag_at,
         clear_below=clear_below,
-        expected_probes=expected_probes(risks, clear_below),
+        expected_probes=expected_probes(risks, clear_below, flag_at),
         promises=tuple(promises),
         positives=len(positives),
         negatives=len(calm),
@@ -176,18 +182,21 @@ def calibrate(
 
 def clear_threshold(risks: Sequence[float], flag_at: float, probes: float) -> float:
     """The lowest clear_below, at most flag_at, with which these answers take at most `probes` cells on
-    average. Raises ConfigError where even flag_at takes more: the flags themselves need all their cells.
+    average. Raises ConfigError for fewer than one.
     """
-    for at in (0.0, *sorted({risk for risk in risks if risk < flag_at}), flag_at):
-        if expected_probes(risks, at) <= probes + 1e-12:
+    for at in (*sorted({risk for risk in risks if 0.0 < risk < flag_at}), flag_at):
+        if expected_probes(risks, at, flag_at) <= probes + 1e-12:
             return at
-    least = expected_probes(risks, flag_at)
-    raise ConfigError(f"{probes:g} probes a request cannot be reached: {least:.2f} is the least here.")
+    raise ConfigError(f"{probes:g} probes a request cannot be reached: the first one is always asked.")
 
 
-def expected_probes(risks: Sequence[float], clear_below: float) -> float:
-    """Cells asked a request on average: one, and the others where the risk reaches clear_below."""
-    return 1.0 + (len(CELLS) - 1) * sum(risk >= clear_below for risk in risks) / len(risks)
+def expected_probes(risks: Sequence[float], clear_below: float, flag_at: float) -> float:
+    """Cells asked a request on average: the first one, which clears and flags, and the others in between; all
+    of them without an early stop (clear_below of 0).
+    """
+    if not clear_below:
+        return float(len(CELLS))
+    return 1.0 + (len(CELLS) - 1) * sum(clear_below <= risk < flag_at for risk in risks) / len(risks)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:

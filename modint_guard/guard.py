@@ -28,7 +28,6 @@ from modint_guard.regenerated import MAX_TOKENS, is_short, score_words, words_re
 from modint_guard.reply import StreamReply as StreamReply
 from modint_guard.reply import reply_of as reply_of
 from modint_guard.reply import strip_added as strip_added
-from modint_guard.risk import WITHOUT_IRRELEVANT
 from modint_guard.rungs import Case
 from modint_guard.skips import continues, why_skipped
 from modint_guard.types import (
@@ -39,6 +38,7 @@ from modint_guard.types import (
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
+    PRIOR,
     REGENERATED,
     SELF_ASKED,
     Asked,
@@ -63,7 +63,8 @@ _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
-NOTE_CLEARED = "Cleared by the first probe: the answer hardly moved, and the other cells were not asked."
+NOTE_BY_FIRST = "Settled by the first probe; the other cells were not asked. `modint.probes` asks for them."
+NOTE_BY_EACH = "Decided by what each modality alone says; what neither would say was not asked."
 NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by generating them again."
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
@@ -140,6 +141,12 @@ class Guard:
         top = self.config.top_logprobs
         top = top if max_top_logprobs is None else min(top, max_top_logprobs)
         regenerate = not top and self.config.regenerate
+        thrifty = _is_thrifty(
+            policy_for(self.config.policies, str(body.get("model")), chat.question, options.action)
+        )
+        if thrifty and relevant is Relevant.IMAGE and chat.context is None:
+            # Nothing could be mended, so nothing is asked; one probe of the noise is no reason to.
+            skip = skip or (None if set(options.probes or ()) - {NOOP} else "no_context")
         names = () if skip or not (top or regenerate) else self._probe_names(chat, options)
         names = (*names, NOOP) if regenerate and names and NOOP not in names else names
         changed = {name: self._views[name](chat) for name in names}
@@ -160,12 +167,16 @@ class Guard:
             top_logprobs=top,
             forcing=forcing and self.config.teacher_forcing and bool(names) and not continues(chat.body),
             skip=skip,
+            thrifty=thrifty,
             notes=(
                 *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
                 *(NOTE_UNFIT.format(name=name) for name in unfit),
             ),
         )
-        return plan if regenerate else replace(plan, later=self._later(plan))
+        if regenerate:
+            return plan
+        later = self._later(plan)
+        return replace(plan, later=later, last=later & {PRIOR} if thrifty else frozenset())
 
     def main_body(self, plan: Plan) -> JSON:
         """The client's body as it goes upstream: log-probabilities added, `modint` removed."""
@@ -184,8 +195,8 @@ class Guard:
         """Send the views (`stages` says when); never raises but for cancellation. The deadline counts from
         `answered`.
         """
-        clears = partial(self._clears, plan)
-        return await stages.ask(plan, complete, self.config, clears=clears, answered=answered)
+        settles = partial(self._settles, plan)
+        return await stages.ask(plan, complete, self.config, settles=settles, answered=answered)
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
@@ -247,29 +258,34 @@ class Guard:
         answer = reply_of(completion)
         return answer, self.judge(plan, answer, replies)
 
-    def _clears(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
-        """Whether the first view alone shows that the answer hardly moved."""
+    def _settles(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
+        """Whether the views that were asked so far suffice for a verdict, and for mending it."""
         plan = self._informed(plan, replies)
         score = None if answer.skip else self.score(plan, answer, replies)
-        return score is not None and policy.clears(score, plan.relevant, self._thresholds(plan, score)[0])
+        if score is None:
+            return False
+        thresholds, mends = self._thresholds(plan, score)[0], self.policy_of(plan).action != ANNOTATE
+        return policy.settled(score, plan.relevant, thresholds, mends=mends) is not None
 
     def _later(self, plan: Plan) -> frozenset[str]:
-        """The views that an early stop may save: all cells but the one without the irrelevant modality."""
-        first = WITHOUT_IRRELEVANT.get(plan.relevant)
+        """The views that an early stop may save: all cells but the first."""
+        first = policy.FIRST.get(plan.relevant)
         has_context = plan.chat is not None and plan.chat.context is not None
         own = self.calibrations.get(str(plan.body.get("model")))
-        fitted = own.thresholds(plan.relevant, self.config.thresholds) if own else None
-        if first is None or not has_context or not (fitted or self.config.thresholds).clear_below:
+        own_stop = self.config.thresholds.clear_below if own is None else own.stops_early(plan.relevant)
+        if first is None or not has_context or not (plan.thrifty or own_stop):
             return frozenset()
         return frozenset(CELLS) - {first} - frozenset(plan.options.probes or ())
 
     def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
         """The constants for this request, and whether they were fitted for its model."""
         own = self.calibrations.get(str(plan.body.get("model")))
-        if own is None or own.method != score.method:
-            return self.config.thresholds, False
-        fitted = own.thresholds(plan.relevant, self.config.thresholds)
-        return (self.config.thresholds, False) if fitted is None else (fitted, True)
+        fits = own is not None and own.method == score.method
+        fitted = own.thresholds(plan.relevant, self.config.thresholds) if own and fits else None
+        found = fitted or self.config.thresholds
+        if plan.thrifty:  # below flag_at no answer is flagged as text or image, whatever the other cells say
+            found = replace(found, clear_below=found.flag_at)
+        return found, fitted is not None
 
     def _judge_words(self, plan: Plan, chat: Chat, answer: Reply, replies: Replies) -> Report:
         """Judge by the words of answers that were generated again; a verdict without a risk."""
@@ -277,7 +293,7 @@ class Guard:
             unscored = self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"), replies)
             return replace(unscored, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
         score = score_words(answer, replies, chat)
-        lenient = replace(self.config.thresholds, flag_at=0.0)
+        lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0)
         verdict = policy.decide(score, plan.relevant, lenient, has_context=chat.context is not None)
         report = self._report(plan, answer, replies, score, replace(verdict, risk=None))
         return replace(
@@ -387,7 +403,7 @@ class Guard:
             notes=(
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
-                *((NOTE_CLEARED,) if plan.later and not plan.later & set(replies) else ()),
+                *_stopped(plan, replies),
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
             ),
         )
@@ -398,6 +414,17 @@ def _asked(body: JSON) -> Asked:
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise RequestError("`top_logprobs` must be a whole number, 0 or more.", param="top_logprobs")
     return Asked(bool(body.get("logprobs")), top, bool(body.get("return_token_ids")))
+
+
+def _is_thrifty(policy: Policy) -> bool:
+    return policy.action != ANNOTATE and policy.early_stop
+
+
+def _stopped(plan: Plan, replies: Replies) -> tuple[str, ...]:
+    """What an early stop left out, in words."""
+    if not plan.later - set(replies):
+        return ()
+    return (NOTE_BY_FIRST,) if len(set(CELLS) & set(replies)) == 1 else (NOTE_BY_EACH,)
 
 
 def _examined(score: Score) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Policies: what is done about a flagged answer, and which rungs the ladder tries for which kind of answer.
 
+Which rungs, how sure and how strong a contrast must be was chosen on validation (`learnt`).
+
 A policy file is TOML; the first policy that fits a request decides, and the request's own `modint.action`
 wins over its action:
 
@@ -14,6 +16,7 @@ wins over its action:
     robust = "robust-lora"   # the adapter that `escalate` asks
     max_tokens = 8192        # that all rungs of a request may cost, prompts included
     deadline_s = 10.0        # that they may take
+    early_stop = false       # ask every cell of every request; else none that could not change what is served
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from modint_guard import learnt
 from modint_guard.errors import ConfigError
 from modint_guard.relevance_rules import check_question, fits, read_tables
 from modint_guard.types import (
@@ -43,12 +47,13 @@ Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
-# Which rungs, in which order, by cause, relevance and form of the answer. Chosen by reasoning: the answer of
-# the relevant modality alone is mostly known from the cells already, so it goes first; the robust adapter
-# sees all of the input but costs an answer and its probes; contrasts go last. Where the answer came from the
+Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
+# Which rungs, in which order, by cause, relevance and form of the answer, by reasoning: the answer of the
+# relevant modality alone is mostly known from the cells already, so it goes first; the robust adapter sees
+# all of the input but costs an answer and its probes; contrasts go last. Where the answer came from the
 # prior, taking away the other modality changes nothing. Where nobody said what is relevant, nothing is taken
 # away and nobody can say which answer is better.
-TABLE: Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]] = {
+REASONED: Table = {
     (Cause.TEXT, Relevant.IMAGE): {
         "options": (*_WITHOUT_THE_OTHER, DEBIAS),
         "word": _WITHOUT_THE_OTHER,
@@ -64,6 +69,17 @@ TABLE: Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]] = {
     (Cause.PRIOR, Relevant.BOTH): dict.fromkeys(FORMS, (ESCALATE,)),
     (Cause.CONFLICT, Relevant.UNKNOWN): dict.fromkeys(FORMS, ()),
 }
+
+
+def tabled(orders: Mapping[tuple[str, str, str], tuple[str, ...]]) -> Table:
+    """The table of rungs: what was learnt, and what was reasoned where nothing was."""
+    return {
+        (cause, relevant): {form: orders.get((cause, relevant, form), row[form]) for form in FORMS}
+        for (cause, relevant), row in REASONED.items()
+    }
+
+
+TABLE = tabled(learnt.ORDERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +100,10 @@ class Policy:
     robust: str = "robust-lora"
     max_tokens: int = 8192
     deadline_s: float = 10.0
-    accept_at: float = 0.5
-    debias_lambda: float = 1.0
+    accept_at: float = learnt.ACCEPT_AT
+    debias_lambda: float = learnt.DEBIAS_LAMBDA
     candidates: int = 4  # that `rerank` compares, the original among them
+    early_stop: bool = True  # ask no cell that could not change what is served
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -180,7 +197,7 @@ def _typed(where: str, value: Any, wanted: type) -> Any:
             return tuple(value)
         raise ConfigError(f"{where} must be a list of strings.")
     numbers = (int, float) if wanted is float else (wanted,)
-    if isinstance(value, bool) or not isinstance(value, numbers):
-        named = {str: "a string", int: "a whole number", float: "a number"}[wanted]
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, numbers):
+        named = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}[wanted]
         raise ConfigError(f"{where} must be {named}.")
     return value

@@ -22,8 +22,11 @@ Without a context: relevant=text and both use neutral_image alone; relevant=imag
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
 is skipped likewise.
 
-With clear_below above 0 the view without the irrelevant modality goes first, and an answer whose risk stays
-below is passed on it alone; the other cells are then neither asked nor missing.
+With an early stop some of the cells decide already (`settled`). One view goes first (`FIRST`): an answer
+whose risk stays below clear_below passes on it, one that a calibration's thresholds flag by the risk is
+flagged on it (but where a policy mends, a flag wants what each modality alone says), and where both decide
+one that the prior does not give with confidence passes. The prior is not needed where the other two flag the
+answer as text or image. The cells left out are then neither asked nor missing.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
@@ -52,6 +55,8 @@ from modint_guard.types import (
 )
 
 Cells = Mapping[str, CellScore]
+FIRST = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # what an early stop asks before all else
+_INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # what ought not to decide
 
 
 def decide(
@@ -59,12 +64,12 @@ def decide(
 ) -> Verdict:
     """The verdict on one scored answer."""
     thresholds = thresholds or Thresholds()
-    if has_context and clears(score, relevant, thresholds):
-        return Verdict(State.PASS, risk=_risk_of_first(score, relevant, thresholds))
-    needed = cells_needed(relevant, has_context=has_context)
-    if any(name not in score.cells for name in needed):
-        return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
-    verdict = _RULES[relevant](score, thresholds, has_context)
+    verdict = settled(score, relevant, thresholds) if has_context else None
+    if verdict is None:
+        needed = cells_needed(relevant, has_context=has_context)
+        if any(name not in score.cells for name in needed):
+            return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
+        verdict = _RULES[relevant](score, thresholds, has_context)
     if score.partial and verdict.cause is Cause.PRIOR:
         if relevant is Relevant.IMAGE and not has_context:
             return Verdict(State.SKIPPED, reason="no_context")
@@ -74,15 +79,40 @@ def decide(
     return verdict
 
 
-def clears(score: Score, relevant: Relevant, thresholds: Thresholds) -> bool:
-    """Whether the view without the irrelevant modality, the only cell asked, shows too little risk."""
-    if not thresholds.clear_below or set(score.cells) != {WITHOUT_IRRELEVANT.get(relevant)} or score.missing:
-        return False
-    return _risk_of_first(score, relevant, thresholds) < thresholds.clear_below
+def settled(
+    score: Score, relevant: Relevant, thresholds: Thresholds, *, mends: bool = False
+) -> Verdict | None:
+    """The verdict that some of the cells decide already, under an early stop; None where others are needed.
+
+    mends: a flag is to be mended and wants what each modality alone says, so the first view raises none.
+    """
+    first, asked = FIRST.get(relevant), set(score.cells)
+    if first is None or first not in asked or score.missing:
+        return None
+    if relevant is Relevant.BOTH:  # fitted by nobody: that the prior was asked alone is the early stop
+        open_still = asked != {first} or _confident_of_y(score.cells, thresholds, first)
+        return None if open_still else Verdict(State.PASS)
+    if not thresholds.clear_below:
+        return None
+    value = risk_of(score.cells[first], score.entropy, thresholds)
+    if asked == {first}:
+        if value < thresholds.clear_below:
+            return Verdict(State.PASS, risk=value)
+        flagged = thresholds.by_risk_alone and value >= thresholds.flag_at and not mends
+    else:
+        each = asked == {NO_CONTEXT, NEUTRAL_IMAGE}
+        flagged = each and _interferes(score.cells, relevant, value, thresholds)
+    return Verdict(State.FLAGGED, cause=_INTERFERING[relevant], risk=value) if flagged else None
 
 
-def _risk_of_first(score: Score, relevant: Relevant, thresholds: Thresholds) -> float:
-    return risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
+def _interferes(cells: Cells, relevant: Relevant, value: float, thresholds: Thresholds) -> bool:
+    """Whether the irrelevant modality is flagged at this risk."""
+    followed = (
+        cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
+        if relevant is Relevant.IMAGE
+        else cells[NEUTRAL_IMAGE].flip
+    )
+    return value >= thresholds.flag_at and bool(followed or thresholds.by_risk_alone)
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
@@ -99,8 +129,7 @@ def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> V
             return Verdict(State.FLAGGED, cause=Cause.PRIOR)
         return Verdict(State.SKIPPED, reason="no_context")
     value = risk_of(cells[NO_CONTEXT], score.entropy, thresholds)
-    followed = cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
-    if value >= thresholds.flag_at and (followed or thresholds.by_risk_alone):
+    if _interferes(cells, Relevant.IMAGE, value, thresholds):
         return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=value)
     if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
@@ -110,7 +139,7 @@ def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> V
 def _text_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
     cells = score.cells
     value = risk_of(cells[NEUTRAL_IMAGE], score.entropy, thresholds)
-    if value >= thresholds.flag_at and (cells[NEUTRAL_IMAGE].flip or thresholds.by_risk_alone):
+    if _interferes(cells, Relevant.TEXT, value, thresholds):
         return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=value)
     neutral = cells[NEUTRAL_IMAGE].reproduces
     if has_context and neutral and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):

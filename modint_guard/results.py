@@ -14,14 +14,24 @@ Row = Mapping[str, Any]
 
 
 def write_results(
-    path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = ""
+    path: Path,
+    *,
+    command: str,
+    seeds: Sequence[int],
+    rows: Sequence[Row],
+    title: str,
+    notes: str = "",
+    shown: str | None = None,
 ) -> None:
-    """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ."""
+    """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ.
+
+    shown: Markdown made from the rows, in place of all of them, where they are too many to read.
+    """
     record = recorded(command, seeds, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
-    parts = [f"# {title}", made, notes, table(rows)]
+    parts = [f"# {title}", made, notes, table(rows)] if shown is None else [f"# {title}", made, shown, notes]
     path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part), "utf-8")
 
 

@@ -67,10 +67,8 @@ class Case:
 
     @property
     def form(self) -> Form:
-        """Whether the answer is one of the options' labels, a few words, or longer."""
-        if label_of(self.answer, self.chat) is not None:
-            return "options"
-        return "word" if is_short(self.answer) else "free"
+        """As `form_of`."""
+        return form_of(self.answer, self.chat)
 
     def same(self, text: str) -> bool:
         """Whether a text says what the flagged answer says."""
@@ -192,6 +190,13 @@ def label_of(answer: Reply, chat: Chat) -> str | None:
     return next((option.label for option in chat.options if option.label == said), None)
 
 
+def form_of(answer: Reply, chat: Chat) -> Form:
+    """Whether the answer is one of the options' labels, a few words, or longer."""
+    if label_of(answer, chat) is not None:
+        return "options"
+    return "word" if is_short(answer) else "free"
+
+
 def said_whole(view: Reply) -> bool:
     """Whether a view, asked for a token or two, has ended its answer by itself."""
     return view.finish_reason == "stop" and bool(view.text.strip())
@@ -227,6 +232,9 @@ def for_model(case: Case, model: str) -> Plan:
         views=tuple(View(view.name, {**view.body, "model": model}) for view in views),
         deadline_s=plan.deadline_s,
         top_logprobs=plan.top_logprobs,
+        later=plan.later,
+        last=plan.last,
+        thrifty=plan.thrifty,
         noise=plan.noise,
         regenerate=plan.regenerate,
     )

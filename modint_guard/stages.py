@@ -2,7 +2,8 @@
 
 with the request    the first view, or, without an early stop, all of them
 with the answer     the answer to be scored as a whole under these views (`forced`), if it is a longer one
-then                the other views, unless the first has cleared the answer
+then                the other views, unless the first settles the verdict
+last                under a policy that mends, what neither modality would say, unless the others settle it
 """
 
 from __future__ import annotations
@@ -19,35 +20,42 @@ from modint_guard.probe import Answered
 from modint_guard.types import CELLS, Complete, Plan, Replies, Reply, View
 
 logger = logging.getLogger(__name__)
-Clears = Callable[[Reply, Replies], bool]  # whether the first replies suffice to pass this answer
+Settles = Callable[[Reply, Replies], bool]  # whether these replies suffice for a verdict on this answer
 
 
 async def ask(
-    plan: Plan, complete: Complete, config: GuardConfig, *, clears: Clears, answered: Answered | None = None
+    plan: Plan, complete: Complete, config: GuardConfig, *, settles: Settles, answered: Answered | None = None
 ) -> Replies:
     """The reply or failure of each view that was sent, by name. Raises nothing but CancelledError.
 
-    The deadline counts from `answered`, and anew for the views that a first one did not save.
+    The deadline counts from `answered`, and anew for the views that earlier ones did not save.
     """
-    first = [view for view in plan.views if view.name not in plan.later]
-    later = [view for view in plan.views if view.name in plan.later]
     if answered is None:
         return await probe.run(plan.views, complete, deadline_s=plan.deadline_s)
+    first, *others = _stages_of(plan)
     replies = await _stage(plan, first, complete, config, answered)
-    if not later:
-        return replies
-    answer = await asyncio.shield(answered)
-    if answer is None or _cleared(clears, answer, replies):
-        return replies
-    return {**replies, **await _stage(plan, later, complete, config, answered)}
+    for views in others:
+        answer = await asyncio.shield(answered)
+        if answer is None or _settled(settles, answer, replies):
+            break
+        replies = {**replies, **await _stage(plan, views, complete, config, answered)}
+    return replies
 
 
-def _cleared(clears: Clears, answer: Reply, replies: Replies) -> bool:
+def _stages_of(plan: Plan) -> list[list[View]]:
+    """The views of each stage; the first may be empty, no other is."""
+    first = [view for view in plan.views if view.name not in plan.later]
+    second = [view for view in plan.views if view.name in plan.later - plan.last]
+    last = [view for view in plan.views if view.name in plan.later & plan.last]
+    return [first, *(views for views in (second, last) if views)]
+
+
+def _settled(settles: Settles, answer: Reply, replies: Replies) -> bool:
     """Whatever goes wrong here must not cost the user the answer: the other views are asked then."""
     try:
-        return clears(answer, replies)
+        return settles(answer, replies)
     except Exception:
-        logger.exception("the first probe could not be judged")
+        logger.exception("the first probes could not be judged")
         return False
 
 

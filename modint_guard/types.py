@@ -445,7 +445,9 @@ class Plan:
     views: tuple[View, ...]
     deadline_s: float
     top_logprobs: int  # what request and views ask for; 0 where the upstream gives none
-    later: frozenset[str] = frozenset()  # views that are sent only where the first does not clear the answer
+    later: frozenset[str] = frozenset()  # views sent only where the first does not settle the verdict
+    last: frozenset[str] = frozenset()  # those of them that wait until the others have not settled it either
+    thrifty: bool = False  # no cell is asked that could not change what is served: a policy mends the answer
     noise: float = 0.0  # of the engine, as known beforehand: flips need a lead above twice of it
     regenerate: bool = False  # no log-probabilities are to be had: views are generated whole
     forcing: bool = False  # a longer answer is scored as a whole under every cell

@@ -18,6 +18,7 @@ from modint_server.metrics import Card
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 RECORD = "doctor.json"
+RUN_RECORD = "run.json"
 DEFAULT_MAX_RANK = 16  # what vLLM takes where nobody says otherwise
 # How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
@@ -60,9 +61,11 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
 
 
 def card(adapter: Adapter) -> Card:
-    """What metrics say of an adapter: rank, fingerprint, baseline; raises AdapterError for a bad baseline."""
-    known = revision(adapter.path)
-    return Card(adapter.rank, known, _baseline(adapter), _recorded(adapter.path, known))
+    """What metrics say of an adapter; raises AdapterError for a bad run record."""
+    known, run = revision(adapter.path), _run_record(adapter)
+    return Card(
+        adapter.rank, known, _baseline(adapter, run), _recorded(adapter.path, known), recipe=_recipe(run)
+    )
 
 
 def revision(folder: Path) -> str:
@@ -93,23 +96,39 @@ def _recorded(folder: Path, known: str) -> dict[str, int] | None:
         return None
 
 
-def _baseline(adapter: Adapter) -> float | None:
-    """`baseline.flip_ratio` of the run record; None where there is no record, or none with a baseline."""
-    path = adapter.path / "run.json"
+def _run_record(adapter: Adapter) -> dict[str, Any]:
+    """What its training left beside the weights; nothing where there is no record."""
+    path = adapter.path / RUN_RECORD
     try:
         record = json.loads(path.read_text("utf-8"))
-        ratio = record.get("baseline", {}).get("flip_ratio")
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
+        return {}
+    except (OSError, ValueError) as error:
         raise AdapterError(f"adapter {adapter.name!r}: cannot read {path}: {error}") from error
+    if not isinstance(record, dict):
+        raise AdapterError(f"adapter {adapter.name!r}: {path} holds no JSON object: write one, or remove it")
+    return record
+
+
+def _baseline(adapter: Adapter, run: Mapping[str, Any]) -> float | None:
+    """`baseline.flip_ratio` of the run record; None where there is none."""
+    baseline = run.get("baseline") or {}
+    ratio = baseline.get("flip_ratio") if isinstance(baseline, dict) else baseline
     if ratio is None:
         return None
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         raise AdapterError(
-            f"adapter {adapter.name!r}: baseline.flip_ratio {ratio!r} in {path} is no share: give 0 to 1"
+            f"adapter {adapter.name!r}: baseline.flip_ratio {ratio!r} in {adapter.path / RUN_RECORD} is no "
+            "share: give 0 to 1"
         )
     return float(ratio)
+
+
+def _recipe(run: Mapping[str, Any]) -> str | None:
+    """The name of the recipe, where it is one that a label may hold."""
+    recipe = run.get("recipe")
+    name = recipe.get("name") if isinstance(recipe, dict) else None
+    return name if isinstance(name, str) and NAME.fullmatch(name) else None
 
 
 def max_lora_rank(adapters: Sequence[Adapter]) -> int:

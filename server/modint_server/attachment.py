@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from modint_guard.errors import ConfigError, EndpointError, RequestError
 from modint_guard.types import CELLS
 from modint_server.errors import of_endpoint, unavailable
 from modint_server.logs import event
-from modint_server.metrics import NONE, OTHER, Metrics, Served
+from modint_server.metrics import NOBODY, NONE, OTHER, Metrics, Served
 from modint_server.selftest import RETRY_S, SelfTest
 from modint_server.upstream import Capabilities, Model, Upstream, check_capabilities, models_of
 
@@ -142,6 +142,12 @@ class Attachment:
         served = await self.served(name)
         with self._metrics.in_flight.labels(served.model).track_inprogress():
             yield served
+
+    @contextmanager
+    def queueing(self, name: str) -> Iterator[None]:
+        """One more call waiting for a slot meanwhile."""
+        with self._metrics.queue.labels(self._served.get(name, NOBODY).model).track_inprogress():
+            yield
 
     def _refuse_failed(self, name: str) -> None:
         """Its answers would be the base's under an adapter's name."""

@@ -1,24 +1,23 @@
-"""The Grafana dashboards, as code: deploy/dashboards/*.json are made from here by `make generated`.
+"""The Grafana dashboards, as code: what each panel asks and says. `modint_server.grafana` makes their JSON.
 
-Every panel names the metrics it stands on, every share stands beside the number of samples it was made of,
-and each expression is run against a real Prometheus in the tests. Variables: datasource, job, model, adapter,
-relevant, probe.
+Every panel names the metrics it stands on. Every share, mean and percentile names the panel of its row that
+shows how many samples it was made of. Each expression is run against a real Prometheus in the tests.
+Variables: datasource, job, model, adapter, relevant, probe.
 """
 
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-JSON = dict[str, Any]
-WIDTH, HEIGHT = 24, 8  # Grafana's columns; a panel's rows
 HERE = 'job=~"$job", model=~"$model"'
 ADAPTER = f'{HERE}, adapter=~"$adapter"'
 RELEVANT = f'{ADAPTER}, relevant=~"$relevant"'
 PROBE = f'{ADAPTER}, probe=~"$probe"'
 PROBES_OF = f'{RELEVANT}, probe=~"$probe"'
+ENGINE = 'model_name=~"$model"'
 WHO = "job, model, adapter"
-RUNBOOKS = "docs/runbooks"
+
+Kind = Literal["timeseries", "stat", "table", "heatmap"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,11 @@ class Panel:
     legend: str
     unit: str
     says: str
-    kind: str = "timeseries"
+    kind: Kind = "timeseries"
     empty: str = "no data yet"
+    samples: str | None = None  # the panel of the same row that says of how many this was made
     runbook: str | None = None
+    signed: bool = False  # may lie below 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ _JUDGED = _increase("modint_verdicts_total", 'verdict=~"pass|flagged"', where=RE
 _RESULTS = _increase("modint_probe_results_total", where=PROBES_OF)
 _FLIPPED = _increase("modint_probe_results_total", 'outcome="flipped"', where=PROBES_OF)
 _DECIDED = _increase("modint_probe_results_total", 'outcome=~"consistent|flipped|undecided"', where=PROBES_OF)
+_ABOVE = (
+    f"modint:flip:ratio30m{{{ADAPTER}}} - on (job, model, adapter) "
+    f"max by ({WHO}) (modint_adapter_baseline_flip_ratio{{{ADAPTER}}})"
+)
+_TRIED = _increase("modint_mitigation_duration_seconds_count")
+_SETTLED = _increase("modint_mitigation_rungs_total", 'outcome=~"mended|confirmed|abstained"')
 
 INTERFERENCE = Board(
     "modint-interference",
@@ -93,15 +100,17 @@ INTERFERENCE = Board(
                     _share(_FLAGGED, _JUDGED),
                     _MA,
                     "percentunit",
-                    "modint_verdicts_total: flagged, of pass and flagged, over the time shown.",
+                    "modint_verdicts_total: flagged, of pass and flagged. Noise, unless 200 were judged.",
                     empty="nothing was judged in the time shown",
+                    samples="Judged answers",
                 ),
                 Panel(
                     "Judged answers",
                     _sum(WHO, _JUDGED),
                     _MA,
                     "short",
-                    "modint_verdicts_total: how many the share beside was made of. Below 200 it says little.",
+                    "modint_verdicts_total: pass and flagged.",
+                    empty="nothing was judged in the time shown",
                 ),
                 Panel(
                     "Flagged, by cause",
@@ -109,6 +118,7 @@ INTERFERENCE = Board(
                     "{{cause}}",
                     "short",
                     "modint_verdicts_total: what drove the flagged answers.",
+                    empty="nothing was judged in the time shown",
                 ),
             ),
         ),
@@ -120,9 +130,10 @@ INTERFERENCE = Board(
                     f"modint:flip:ratio30m{{{ADAPTER}}}",
                     _MA,
                     "percentunit",
-                    "modint_probe_results_total through modint:flip:ratio30m: answers that flipped when the "
-                    "part that ought not to matter was taken away.",
+                    "modint_probe_results_total through modint:flip:ratio30m: answers that flipped when "
+                    "the part that ought not to matter was taken away.",
                     empty="fewer than 200 answers were examined in 30 minutes",
+                    samples="Examined answers (30 m)",
                     runbook="InterferenceAboveBaseline",
                 ),
                 Panel(
@@ -134,11 +145,24 @@ INTERFERENCE = Board(
                     empty="no adapter served here has a baseline in its run.json",
                 ),
                 Panel(
+                    "Above the baseline",
+                    _ABOVE,
+                    _MA,
+                    "percentunit",
+                    "modint:flip:ratio30m less modint_adapter_baseline_flip_ratio. From ten points on it "
+                    "alerts.",
+                    empty="no adapter with a baseline had 200 answers examined in 30 minutes",
+                    samples="Examined answers (30 m)",
+                    runbook="InterferenceAboveBaseline",
+                    signed=True,
+                ),
+                Panel(
                     "Examined answers (30 m)",
                     f"modint:flips_examined:increase30m{{{ADAPTER}}}",
                     _MA,
                     "short",
-                    "modint_probe_results_total through modint:flips_examined:increase30m: the samples.",
+                    "modint_probe_results_total through modint:flips_examined:increase30m: how many came "
+                    "back.",
                 ),
             ),
         ),
@@ -152,6 +176,15 @@ INTERFERENCE = Board(
                     "percentunit",
                     'modint_verdicts_total of adapter="none".',
                     empty="no base answer was judged in the time shown",
+                    samples="Judged: the base",
+                ),
+                Panel(
+                    "Judged: the base",
+                    _sum(WHO, _only(_JUDGED, 'adapter="none"')),
+                    "{{model}}",
+                    "short",
+                    'modint_verdicts_total of adapter="none": pass and flagged.',
+                    empty="no base is served",
                 ),
                 Panel(
                     "Flagged: adapters",
@@ -160,6 +193,15 @@ INTERFERENCE = Board(
                     "percentunit",
                     'modint_verdicts_total of adapter!="none".',
                     empty="no adapter's answer was judged in the time shown",
+                    samples="Judged: adapters",
+                ),
+                Panel(
+                    "Judged: adapters",
+                    _sum(WHO, _only(_JUDGED, 'adapter!="none"')),
+                    _MA,
+                    "short",
+                    'modint_verdicts_total of adapter!="none": pass and flagged.',
+                    empty="no adapter is served",
                 ),
             ),
         ),
@@ -173,22 +215,34 @@ INTERFERENCE = Board(
                     "percentunit",
                     "modint_probe_results_total: flipped, of those that came back.",
                     empty="no probe ran in the time shown",
+                    samples="Probes that came back",
+                ),
+                Panel(
+                    "Probes that came back",
+                    _sum("probe", _DECIDED),
+                    "{{probe}}",
+                    "short",
+                    "modint_probe_results_total: consistent, flipped and undecided.",
+                    empty="no probe ran in the time shown",
                 ),
                 Panel(
                     "Probes, by outcome",
                     _sum("outcome", _RESULTS),
                     "{{outcome}}",
                     "short",
-                    "modint_probe_results_total: the samples of the share beside, and what failed.",
+                    "modint_probe_results_total: all, with those that failed or were late.",
                     runbook="ProbeErrorRatioHigh",
                 ),
                 Panel(
                     "How far answers move",
-                    _sum("le", _increase("modint_probe_divergence_ratio_bucket", where=PROBE)),
+                    _sum(
+                        "le", f"increase(modint_probe_divergence_ratio_bucket{{{PROBE}}}[$__rate_interval])"
+                    ),
                     "{{le}}",
                     "short",
                     "modint_probe_divergence_ratio: Jensen-Shannon, base 2, answer against probe.",
                     kind="heatmap",
+                    empty="no probe ran in the time shown",
                 ),
             ),
         ),
@@ -205,13 +259,14 @@ INTERFERENCE = Board(
                     "percentunit",
                     "modint_risk_ratio: sum over count.",
                     empty="no answer had a risk in the time shown",
+                    samples="Answers with a risk",
                 ),
                 Panel(
                     "Answers with a risk",
                     _sum(WHO, _increase("modint_risk_ratio_count", where=RELEVANT)),
                     _MA,
                     "short",
-                    "modint_risk_ratio: the samples of the mean.",
+                    "modint_risk_ratio: its count.",
                 ),
                 Panel(
                     "Listed probability",
@@ -224,6 +279,87 @@ INTERFERENCE = Board(
                     "percentunit",
                     "modint_logprob_coverage_ratio: the probability that the engine's listed tokens hold. "
                     "Low: divergences are known less well.",
+                    empty="no answer with log-probabilities in the time shown",
+                    samples="Answers with log-probabilities",
+                ),
+                Panel(
+                    "Answers with log-probabilities",
+                    _sum("job, model", _increase("modint_logprob_coverage_ratio_count", where=HERE)),
+                    "{{model}}",
+                    "short",
+                    "modint_logprob_coverage_ratio: its count.",
+                ),
+                Panel(
+                    "The engine's own noise",
+                    f"max by (job, model) (modint_noise_floor_ratio{{{HERE}}})",
+                    "{{model}}",
+                    "percentunit",
+                    "modint_noise_floor_ratio: how much a probability moved when the same was asked "
+                    "again, last seen. Flips within it do not count.",
+                ),
+            ),
+        ),
+        Row(
+            "What was done about flagged answers",
+            (
+                Panel(
+                    "Answers, by action",
+                    _sum("action", _increase("modint_policy_actions_total")),
+                    "{{action}}",
+                    "short",
+                    "modint_policy_actions_total: of every verdict; annotate leaves the answer as it is.",
+                ),
+                Panel(
+                    "Attempts, by rung and outcome",
+                    f"{_sum('rung, outcome', _increase('modint_mitigation_rungs_total'))} > 0",
+                    "{{rung}} {{outcome}}",
+                    "short",
+                    "modint_mitigation_rungs_total: docs/mitigation.md says what each outcome means.",
+                    empty="no policy tried to mend an answer in the time shown",
+                ),
+                Panel(
+                    "Settled, of those tried",
+                    _share(_SETTLED, _TRIED),
+                    _MA,
+                    "percentunit",
+                    "modint_mitigation_rungs_total with outcome mended, confirmed or abstained, of the "
+                    "count of modint_mitigation_duration_seconds.",
+                    empty="no policy tried to mend an answer in the time shown",
+                    samples="Flagged answers tried",
+                ),
+                Panel(
+                    "Flagged answers tried",
+                    _sum(WHO, _TRIED),
+                    _MA,
+                    "short",
+                    "modint_mitigation_duration_seconds: its count.",
+                ),
+                Panel(
+                    "Tokens for each answer tried",
+                    _share(_increase("modint_mitigation_tokens_total"), _TRIED),
+                    _MA,
+                    "short",
+                    "modint_mitigation_tokens_total over the count of modint_mitigation_duration_seconds. "
+                    "A policy's max_tokens bounds it.",
+                    empty="no policy tried to mend an answer in the time shown",
+                    samples="Flagged answers tried",
+                ),
+                Panel(
+                    "Mending, slowest in twenty",
+                    _quantile(0.95, "modint_mitigation_duration_seconds", "model, adapter"),
+                    _MA,
+                    "s",
+                    "modint_mitigation_duration_seconds, 95th percentile. A policy's deadline_s bounds it.",
+                    empty="no policy tried to mend an answer in the time shown",
+                    samples="Flagged answers tried",
+                ),
+                Panel(
+                    "Left out for want of tokens",
+                    _sum(WHO, _increase("modint_mitigation_rungs_total", 'outcome="budget"')),
+                    _MA,
+                    "short",
+                    "modint_mitigation_rungs_total with outcome budget: a policy's max_tokens, or a key's "
+                    "MODINT_MITIGATION_TOKENS_PER_MINUTE, is spent.",
                 ),
             ),
         ),
@@ -233,6 +369,9 @@ INTERFERENCE = Board(
 _OK = _increase("modint_requests_total")
 _FAULTS = 'outcome=~"upstream_error|interrupted|internal_error|rejected"'
 _FAILED = _increase("modint_requests_total", _FAULTS)
+_NO_ENGINE_PAGE = "the job of /engine/metrics is not scraped"
+_PREFIX_HITS = _increase("vllm:prefix_cache_hits_total", where=ENGINE)
+_PREFIX_QUERIES = _increase("vllm:prefix_cache_queries_total", where=ENGINE)
 SERVING = Board(
     "modint-serving",
     "Serving",
@@ -249,6 +388,7 @@ SERVING = Board(
                     "{{model}} {{adapter}} {{outcome}}",
                     "reqps",
                     "modint_requests_total.",
+                    empty="no gateway is scraped",
                 ),
                 Panel(
                     "Failed, of all",
@@ -257,13 +397,14 @@ SERVING = Board(
                     "percentunit",
                     "modint_requests_total: outcomes that are the engine's or the gateway's fault, of all.",
                     empty="no request in the time shown",
+                    samples="Requests",
                 ),
                 Panel(
                     "Requests",
                     _sum(WHO, _OK),
                     _MA,
                     "short",
-                    "modint_requests_total: the samples of the share.",
+                    "modint_requests_total: all, whatever became of them.",
                 ),
             ),
         ),
@@ -276,6 +417,8 @@ SERVING = Board(
                     _MA,
                     "s",
                     "modint_request_duration_seconds, 95th percentile.",
+                    empty="no request in the time shown",
+                    samples="Requests timed",
                     runbook="LatencyBurn",
                 ),
                 Panel(
@@ -285,13 +428,17 @@ SERVING = Board(
                     "s",
                     "modint_time_to_first_token_seconds: streams only.",
                     empty="no stream in the time shown",
+                    samples="Streams timed",
                 ),
                 Panel(
                     "Added by the gateway, slowest in twenty",
                     _quantile(0.95, "modint_gateway_overhead_seconds", "route", 'job=~"$job"'),
                     "{{route}}",
                     "s",
-                    "modint_gateway_overhead_seconds, 95th percentile.",
+                    "modint_gateway_overhead_seconds, 95th percentile: probes that were waited for, and "
+                    "our own work.",
+                    empty="no request in the time shown",
+                    samples="Requests, by route",
                     runbook="ProbeOverheadHigh",
                 ),
                 Panel(
@@ -299,7 +446,21 @@ SERVING = Board(
                     _sum(WHO, _increase("modint_request_duration_seconds_count")),
                     _MA,
                     "short",
-                    "modint_request_duration_seconds: the samples of the percentiles.",
+                    "modint_request_duration_seconds: its count.",
+                ),
+                Panel(
+                    "Streams timed",
+                    _sum(WHO, _increase("modint_time_to_first_token_seconds_count")),
+                    _MA,
+                    "short",
+                    "modint_time_to_first_token_seconds: its count.",
+                ),
+                Panel(
+                    "Requests, by route",
+                    _sum("route", _increase("modint_gateway_overhead_seconds_count", where='job=~"$job"')),
+                    "{{route}}",
+                    "short",
+                    "modint_gateway_overhead_seconds: its count.",
                 ),
             ),
         ),
@@ -312,6 +473,14 @@ SERVING = Board(
                     "{{model}}",
                     "short",
                     "modint_requests_in_flight.",
+                ),
+                Panel(
+                    "Waiting for a probe's slot",
+                    f"sum by (job, model) (modint_queue_depth{{{HERE}}})",
+                    "{{model}}",
+                    "short",
+                    "modint_queue_depth: calls of probes and rungs beyond MODINT_MAX_PROBES_IN_FLIGHT.",
+                    runbook="ProbeErrorRatioHigh",
                 ),
                 Panel(
                     "Turned away",
@@ -346,6 +515,14 @@ SERVING = Board(
                     "none",
                     "modint_probe_tokens_total over modint_tokens_total.",
                     empty="no answer's tokens were counted",
+                    samples="Tokens of answers",
+                ),
+                Panel(
+                    "Tokens of answers",
+                    _sum(WHO, _increase("modint_tokens_total")),
+                    _MA,
+                    "short",
+                    "modint_tokens_total: prompts and answers.",
                 ),
                 Panel(
                     "Of these, from the prefix cache",
@@ -355,13 +532,15 @@ SERVING = Board(
                     _MA,
                     "percentunit",
                     "modint_probe_cached_tokens_total over modint_probe_tokens_total.",
+                    empty="no probe ran in the time shown",
+                    samples="Probe tokens",
                 ),
                 Panel(
                     "Probe tokens",
                     _sum(WHO, _increase("modint_probe_tokens_total")),
                     _MA,
                     "short",
-                    "modint_probe_tokens_total: the samples of both.",
+                    "modint_probe_tokens_total: prompts and answers of probes.",
                 ),
                 Panel(
                     "A probe's call, slowest in twenty",
@@ -369,6 +548,15 @@ SERVING = Board(
                     "{{probe}}",
                     "s",
                     "modint_probe_duration_seconds, 95th percentile.",
+                    empty="no probe ran in the time shown",
+                    samples="Probes timed",
+                ),
+                Panel(
+                    "Probes timed",
+                    _sum("probe", _increase("modint_probe_duration_seconds_count", where=PROBE)),
+                    "{{probe}}",
+                    "short",
+                    "modint_probe_duration_seconds: its count.",
                 ),
                 Panel(
                     "Not judged, by reason",
@@ -388,7 +576,7 @@ SERVING = Board(
                     'min by (job, instance) (modint_upstream_up{job=~"$job"})',
                     "{{instance}}",
                     "bool_yes_no",
-                    "modint_upstream_up.",
+                    "modint_upstream_up: 1 while the engine answers the gateway.",
                     kind="stat",
                     runbook="EngineUnreachable",
                 ),
@@ -401,25 +589,45 @@ SERVING = Board(
                 ),
                 Panel(
                     "vLLM: running",
-                    "sum by (model_name) (vllm:num_requests_running)",
+                    f"sum by (model_name) (vllm:num_requests_running{{{ENGINE}}})",
                     "{{model_name}}",
                     "short",
                     "vllm:num_requests_running, from /engine/metrics.",
-                    empty="the job of /engine/metrics is not scraped",
+                    empty=_NO_ENGINE_PAGE,
                 ),
                 Panel(
                     "vLLM: waiting",
-                    "sum by (model_name) (vllm:num_requests_waiting)",
+                    f"sum by (model_name) (vllm:num_requests_waiting{{{ENGINE}}})",
                     "{{model_name}}",
                     "short",
-                    "vllm:num_requests_waiting.",
+                    "vllm:num_requests_waiting, from /engine/metrics.",
+                    empty=_NO_ENGINE_PAGE,
                 ),
                 Panel(
                     "vLLM: cache in use",
-                    "max by (model_name) (vllm:kv_cache_usage_perc)",
+                    f"max by (model_name) (vllm:kv_cache_usage_perc{{{ENGINE}}})",
                     "{{model_name}}",
                     "percentunit",
-                    "vllm:kv_cache_usage_perc.",
+                    "vllm:kv_cache_usage_perc, from /engine/metrics: a state, of no samples.",
+                    empty=_NO_ENGINE_PAGE,
+                ),
+                Panel(
+                    "vLLM: found in the prefix cache",
+                    _share(_PREFIX_HITS, _PREFIX_QUERIES, "model_name"),
+                    "{{model_name}}",
+                    "percentunit",
+                    "vllm:prefix_cache_hits_total over vllm:prefix_cache_queries_total, in tokens; "
+                    "answers and probes.",
+                    empty=_NO_ENGINE_PAGE,
+                    samples="vLLM: looked up in the prefix cache",
+                ),
+                Panel(
+                    "vLLM: looked up in the prefix cache",
+                    _sum("model_name", _PREFIX_QUERIES),
+                    "{{model_name}}",
+                    "short",
+                    "vllm:prefix_cache_queries_total: tokens.",
+                    empty=_NO_ENGINE_PAGE,
                 ),
             ),
         ),
@@ -428,7 +636,7 @@ SERVING = Board(
 
 ADAPTERS = Board(
     "modint-adapters",
-    "Adapters",
+    "Adapters and training",
     (
         Row(
             "Self-test",
@@ -469,10 +677,10 @@ ADAPTERS = Board(
             (
                 Panel(
                     "Adapters",
-                    f"max by ({WHO}, rank, revision) (modint_adapter_info{{{ADAPTER}}})",
-                    "{{model}} {{adapter}} rank {{rank}} {{revision}}",
+                    f"max by ({WHO}, rank, revision, recipe) (modint_adapter_info{{{ADAPTER}}})",
+                    "{{model}} {{adapter}} rank {{rank}} {{revision}} {{recipe}}",
                     "short",
-                    "modint_adapter_info: rank and fingerprint where the gateway knows the folder.",
+                    "modint_adapter_info: rank, fingerprint and recipe where the gateway knows the folder.",
                     kind="table",
                     empty="no adapter is served",
                 ),
@@ -484,6 +692,41 @@ ADAPTERS = Board(
                     "modint_adapter_modules.",
                     kind="table",
                     empty="no folder holds a doctor.json: modint-guard adapters doctor NAME --record",
+                ),
+            ),
+        ),
+        Row(
+            "What training promised",
+            (
+                Panel(
+                    "Flips on the card",
+                    f"max by ({WHO}) (modint_adapter_baseline_flip_ratio{{{ADAPTER}}})",
+                    _MA,
+                    "percentunit",
+                    "modint_adapter_baseline_flip_ratio: measured at the end of training, kept in "
+                    "run.json. Losses and test figures of a run are in its folder: log.jsonl, curves.png, "
+                    "run.json.",
+                    kind="stat",
+                    empty="no adapter served here has a baseline in its run.json",
+                ),
+                Panel(
+                    "Flips since (30 m)",
+                    f"max by ({WHO}) (modint:flip:ratio30m{{{ADAPTER}}})",
+                    _MA,
+                    "percentunit",
+                    "modint:flip:ratio30m: the same share of live answers.",
+                    kind="stat",
+                    empty="fewer than 200 answers were examined in 30 minutes",
+                    samples="Answers examined since (30 m)",
+                    runbook="InterferenceAboveBaseline",
+                ),
+                Panel(
+                    "Answers examined since (30 m)",
+                    f"max by ({WHO}) (modint:flips_examined:increase30m{{{ADAPTER}}})",
+                    _MA,
+                    "short",
+                    "modint:flips_examined:increase30m: how many came back.",
+                    kind="stat",
                 ),
             ),
         ),
@@ -536,97 +779,3 @@ def plain(expr: str, span: str = "30m") -> str:
     """The expression with every variable at "all" and every window at `span`: what Prometheus can run."""
     expr = re.sub(r"\$__(?:rate_interval|range)", span, expr)
     return re.sub(r'"\$\w+"', '".*"', expr)
-
-
-def dashboard(board: Board) -> str:
-    """The board as Grafana's JSON model."""
-    document = {
-        "uid": board.uid,
-        "title": f"modint-guard: {board.title}",
-        "tags": ["modint-guard"],
-        "schemaVersion": 39,
-        "version": 1,
-        "editable": False,
-        "refresh": "30s",
-        "time": {"from": "now-1h", "to": "now"},
-        "timezone": "browser",
-        "annotations": {"list": []},
-        "templating": {"list": [_datasource(), *(_variable(*one) for one in VARIABLES.items())]},
-        "panels": list(_placed(board)),
-    }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-
-
-def _datasource() -> JSON:
-    return {
-        "name": "datasource",
-        "label": "Data source",
-        "type": "datasource",
-        "query": "prometheus",
-        "current": {},
-    }
-
-
-def _variable(name: str, query: str) -> JSON:
-    return {
-        "name": name,
-        "label": name,
-        "type": "query",
-        "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "query": {"query": query, "refId": name},
-        "definition": query,
-        "refresh": 2,
-        "includeAll": True,
-        "allValue": ".*",
-        "multi": True,
-        "current": {"text": ["All"], "value": ["$__all"]},
-    }
-
-
-def _placed(board: Board) -> list[JSON]:
-    """Rows below each other, their panels side by side."""
-    placed: list[JSON] = []
-    y = 0
-    for row in board.rows:
-        placed.append(
-            {
-                "type": "row",
-                "id": len(placed) + 1,
-                "title": row.title,
-                "collapsed": False,
-                "panels": [],
-                "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": y},
-            }
-        )
-        width = WIDTH // len(row.panels)
-        for place, panel in enumerate(row.panels):
-            at = {"h": HEIGHT, "w": width, "x": place * width, "y": y + 1}
-            placed.append(_panel(panel, len(placed) + 1, at))
-        y += HEIGHT + 1
-    return placed
-
-
-def _panel(panel: Panel, number: int, at: JSON) -> JSON:
-    now = panel.kind in ("stat", "table")
-    target = {
-        "refId": "A",
-        "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "expr": panel.expr,
-        "legendFormat": panel.legend,
-        "instant": now,
-        "range": not now,
-        "format": {"table": "table", "heatmap": "heatmap"}.get(panel.kind, "time_series"),
-    }
-    link = {"title": "Runbook", "url": f"{RUNBOOKS}/{panel.runbook}.md", "targetBlank": True}
-    return {
-        "type": panel.kind,
-        "id": number,
-        "title": panel.title,
-        "description": panel.says,
-        "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "gridPos": at,
-        "links": [link] if panel.runbook else [],
-        "fieldConfig": {"defaults": {"unit": panel.unit, "noValue": panel.empty, "min": 0}, "overrides": []},
-        "options": {},
-        "targets": [target],
-    }

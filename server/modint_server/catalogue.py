@@ -41,7 +41,7 @@ LABELS: dict[str, tuple[str, ...] | str] = {
     "outcome of a rung": tuple(RungOutcome),
     "action": ACTIONS,
     "status": ADAPTER_STATUSES,
-    "rank, revision": f"of the adapter's folder; `{UNKNOWN}` where the gateway does not know the folder",
+    "rank, revision, recipe": f"of the adapter's folder; `{UNKNOWN}` where the gateway does not know it",
     "label": ("model", "adapter"),
     "version": "of modint-guard",
     "guard, adapter_selftest": "the settings of that name",

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from modint_server.boards import BOARDS, dashboard
+from modint_server.boards import BOARDS
 from modint_server.catalogue import rewritten
+from modint_server.grafana import dashboard
 
 
 def made(root: Path) -> Iterator[tuple[Path, str]]:

@@ -66,6 +66,7 @@ class Card:
     revision: str | None = None  # the first 12 hexadecimal digits of its weights' SHA-256
     baseline_flip_ratio: float | None = None  # of its run record: see docs/metrics.md
     modules: Mapping[str, int] | None = None  # of its doctor's record, by status
+    recipe: str | None = None  # of its run record: what it was trained by
 
 
 NO_CARD = Card()
@@ -118,6 +119,7 @@ class Metrics:
         )
         self.images = counter("images_total", "Images in requests.", (*ma, "direction"))
         self.in_flight = gauge("requests_in_flight", "Requests being answered.", ("model",))
+        self.queue = gauge("queue_depth", "Probes and rungs that wait for a slot.", ("model",))
         self.rejections = counter("admission_rejections_total", "Requests turned away.", ("reason",))
         self.upstream_up = gauge("upstream_up", "1 while the engine answers.", ("upstream",))
         self.upstream_errors = counter(
@@ -172,7 +174,9 @@ class Metrics:
             ("model",),
         )
         self.adapter_info = gauge(
-            "adapter_info", "1, labelled with rank and fingerprint where known.", (*ma, "rank", "revision")
+            "adapter_info",
+            "1, labelled with rank, fingerprint and recipe where known.",
+            (*ma, "rank", "revision", "recipe"),
         )
         self.adapter_modules = gauge(
             "adapter_modules", "Modules of an adapter by what the doctor recorded.", (*ma, "status")
@@ -264,12 +268,13 @@ class Metrics:
         for route, outcome in product(ROUTES, OUTCOMES):
             self.requests.labels(UNKNOWN, NONE, route, outcome)
         self.duration.labels(UNKNOWN, NONE)
+        self.queue.labels(UNKNOWN)
         self.upstream_is(False)
         self.build.labels(_version()).set(1)
 
     def _children_of(self, one: Served) -> None:
         ma = (one.model, one.adapter)
-        for by_model in (self.in_flight, self.noise, self.coverage):
+        for by_model in (self.in_flight, self.queue, self.noise, self.coverage):
             by_model.labels(one.model)
         if one.adapter not in (NONE, OTHER):
             self._introduce(ma, self._cards.get(one.adapter, NO_CARD))
@@ -296,7 +301,7 @@ class Metrics:
 
     def _introduce(self, ma: tuple[str, str], card: Card) -> None:
         rank = UNKNOWN if card.rank is None else str(card.rank)
-        self.adapter_info.labels(*ma, rank, card.revision or UNKNOWN).set(1)
+        self.adapter_info.labels(*ma, rank, card.revision or UNKNOWN, card.recipe or UNKNOWN).set(1)
         if card.baseline_flip_ratio is not None:
             self.adapter_baseline.labels(*ma).set(card.baseline_flip_ratio)
         for status in ADAPTER_STATUSES if card.modules is not None else ():

@@ -5,8 +5,9 @@ or is late makes the verdict `unscored`, a rung that does leaves the answer as i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -128,6 +129,8 @@ class Pipeline:
         if self.settings.guard == "off" and not asks and not always:
             check_images(incoming.body, self.guard.config.image_limits)
             return None
+        if always and options.action is None:
+            options = replace(options, action=ANNOTATE)  # a verdict alone is mended by no policy
         model = incoming.body["model"]
         if incoming.images and options.mode == "on" and self.noise.is_due(model):
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
@@ -369,8 +372,18 @@ class Pipeline:
         return self.guard.unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
 
     async def _probe_call(self, body: JSON) -> JSON:
-        async with self.probe_slots:
+        async with self._slot(body["model"]):
             return await self.upstream.complete(body)
+
+    @asynccontextmanager
+    async def _slot(self, model: str) -> AsyncIterator[None]:
+        """One of the slots that probes and rungs share; who waits for one is seen in `modint_queue_depth`."""
+        with self.attachment.queueing(model):
+            await self.probe_slots.acquire()
+        try:
+            yield
+        finally:
+            self.probe_slots.release()
 
 
 def _read(read: Callable[[], Reply]) -> Reply | None:

@@ -183,7 +183,7 @@ async def test_a_longer_answer_of_the_relevant_modality_is_generated_at_the_clie
 
     body = {**asked(), "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.3}
     found = await guard(action="neutralise").inspect(body, talkative)
-    assert (said(found), len(seen)) == ("red it is", 5)
+    assert (said(found), len(seen)) == ("red it is", 4)
     assert (seen[-1]["max_tokens"], seen[-1]["temperature"]) == (8, 0.3)
     assert not {"stream", "stream_options", "modint"} & set(seen[-1])
     assert not reads(seen[-1], LIE) and sees_picture(seen[-1])
@@ -212,15 +212,15 @@ async def test_the_robust_adapters_answer_is_served_once_its_own_probes_pass() -
         "escalate",
         [("escalate", "mended")],
     )
-    assert [body["model"] for body in seen].count(ROBUST) == 4
-    assert found.report.mitigation is not None and found.report.mitigation.tokens == 4 * 31
+    assert [body["model"] for body in seen].count(ROBUST) == 2  # an answer and the probe that clears it
+    assert found.report.mitigation is not None and found.report.mitigation.tokens == 2 * 31
 
 
 async def test_an_adapter_that_is_flagged_as_well_is_not_believed_and_not_asked_again() -> None:
     complete, seen = with_adapter(MISLED)
     found = await guard(action="escalate").inspect(asked(action="escalate"), complete)
     assert (said(found), outcomes(found)) == ("blue", [("escalate", "flagged")])
-    assert len(seen) == 8
+    assert len(seen) == 6
 
 
 async def test_an_adapter_that_agrees_confirms_the_answer_and_the_ladder_ends() -> None:
@@ -234,7 +234,7 @@ async def test_an_adapter_that_agrees_confirms_the_answer_and_the_ladder_ends() 
 async def test_a_request_to_the_robust_adapter_itself_has_nowhere_to_escalate() -> None:
     complete, seen = with_adapter(MISLED)
     found = await guard(action="escalate").inspect({**asked(), "model": ROBUST}, complete)
-    assert (outcomes(found), len(seen)) == ([("escalate", "unfit")], 4)
+    assert (outcomes(found), len(seen)) == ([("escalate", "unfit")], 3)
 
 
 def fails(error: Exception) -> Complete:
@@ -314,7 +314,7 @@ async def test_options_are_debiased_from_the_replies_that_are_there_at_no_cost()
         return await MISLED_LETTERS(body)
 
     found = await guard(action="debias").inspect(asked(f"{LIE}\n{LETTERED}"), counted)
-    assert (said(found), outcomes(found), len(seen)) == ("A", [("debias", "mended")], 4)
+    assert (said(found), outcomes(found), len(seen)) == ("A", [("debias", "mended")], 3)
     found = await guard(action="debias", debias_lambda=0.1).inspect(asked(f"{LIE}\n{LETTERED}"), counted)
     assert (said(found), outcomes(found)) == ("B", [("debias", "unchanged")])
     assert found.report.action == "annotate"
@@ -437,7 +437,7 @@ async def test_a_ladder_that_settles_nothing_may_end_in_abstaining() -> None:
 async def test_a_rung_that_would_cost_more_than_is_left_is_not_begun() -> None:
     complete, seen = with_adapter(MISLED)
     found = await guard(action="escalate", max_tokens=4 * 31 - 1).inspect(asked(), complete)
-    assert (said(found), outcomes(found), len(seen)) == ("blue", [("escalate", "budget")], 4)
+    assert (said(found), outcomes(found), len(seen)) == ("blue", [("escalate", "budget")], 3)
 
 
 async def test_what_costs_nothing_is_tried_without_a_budget() -> None:
@@ -455,6 +455,7 @@ async def test_tokens_spent_by_one_rung_are_missing_to_the_next() -> None:
 
     complete, seen = with_adapter(cut_short, cut_short)
     rules = {"action": "ladder", "order": ("escalate", "neutralise"), "max_tokens": 5 * 31 - 1}
+    rules["early_stop"] = False  # else less is spent than was set aside
     found = await guard(**rules).inspect(asked(), complete)
     assert outcomes(found) == [("escalate", "flagged"), ("neutralise", "budget")]
     assert len(seen) == 8

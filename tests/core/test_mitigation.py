@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modint_guard.errors import ConfigError
-from modint_guard.mitigation import FORMS, TABLE, Policy, abstention, policy_for, read_policies
+from modint_guard.mitigation import Policy, abstention, policy_for, read_policies
 from modint_guard.types import ACTIONS, Report, RungOutcome, State, Verdict
 
 FILE = """
@@ -16,6 +16,7 @@ order = ["neutralise", "escalate"]
 otherwise = "abstain"
 stream = "release"
 deadline_s = 3
+early_stop = false
 
 [[policy]]
 action = "abstain"
@@ -37,6 +38,7 @@ def test_a_file_holds_policies_in_order(tmp_path: Path) -> None:
         otherwise="abstain",
         stream="release",
         deadline_s=3,
+        early_stop=False,
     )
     assert read_policies(written(tmp_path, FILE)) == (ladder, Policy("abstain", abstain_as="error"))
 
@@ -60,6 +62,7 @@ def test_the_first_that_fits_decides_and_a_request_changes_its_action_alone(tmp_
         ("[[policy]]\naction = 3", "policy 1: action must be a string"),
         ("[[policy]]\nmax_tokens = 1.5", "max_tokens must be a whole number"),
         ("[[policy]]\nmax_tokens = true", "max_tokens must be a whole number"),
+        ("[[policy]]\nearly_stop = 1", "early_stop must be true or false"),
         ("[[policy]]\nmax_tokens = -1", "max_tokens is -1: it must lie between 0"),
         ("[[policy]]\ndeadline_s = 'soon'", "deadline_s must be a number"),
         ("[[policy]]\ndeadline_s = 0", "deadline_s is 0: it must lie between 0.001"),
@@ -90,13 +93,6 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_modality_without_an_answer_of_its_own_is_named_as_such() -> None:
     report = Report(Verdict(State.FLAGGED), image_only="7")
     assert abstention(report).endswith('The picture alone gives "7", the text alone gives no answer.')
-
-
-def test_the_page_shows_the_table_as_it_is() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "mitigation.md").read_text("utf-8")
-    for (cause, relevant), row in TABLE.items():
-        cells = [", ".join(f"`{rung}`" for rung in row[form]) or "–" for form in FORMS]
-        assert f"| `{cause}` | {relevant} | {' | '.join(cells)} |" in page
 
 
 def test_the_page_explains_every_action_and_outcome() -> None:

@@ -10,17 +10,12 @@ import yaml
 
 from modint_server.boards import metrics_of
 from modint_server.catalogue import families
+from tests.deploy.expressions import rules
+from tests.deploy.prometheus import RULES
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "deploy" / "rules" / "modint.yml"
 TESTS = ROOT / "deploy" / "rules" / "tests.yml"
 Rule = dict[str, Any]
-
-
-def rules() -> list[Rule]:
-    return [rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
-
-
 ALERTS = [rule for rule in rules() if "alert" in rule]
 named = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
 
@@ -29,6 +24,14 @@ def promtool(*arguments: str) -> str:
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def promtool_reads(page: str) -> str:
+    """What the metrics linter says of a page."""
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
 
 
 def series(metric: str) -> str:

@@ -11,6 +11,7 @@ import modint_guard
 from modint_guard.item import Item
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.runner import Row, request_for, row_of, run
+from modint_guard.types import CELLS
 from modint_training.collate import encode
 from modint_training.predict import first_logits
 from modint_training.tinyworld import language, suite
@@ -96,7 +97,9 @@ def test_context_and_question_in_one_string_are_told_apart(base_url: str) -> Non
 
     async def report(one_string: bool) -> Any:
         async with openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0) as client:
-            completion = await whole(client, request_for(item, BASE, one_string=one_string))
+            every_cell = {"relevant": "image", "probes": list(CELLS)}
+            body = request_for(item, BASE, one_string=one_string, modint=every_cell)
+            completion = await whole(client, body)
             return row_of(item, BASE, completion).modint
 
     parts, string = asyncio.run(report(False)), asyncio.run(report(True))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.errors import AdapterError
+from modint_guard.models import ADAPTER, bundled
 from modint_server.adapters import (
     ALLOWED_RANKS,
     NAME,
@@ -16,6 +17,7 @@ from modint_server.adapters import (
     bundled_names,
     card,
     max_lora_rank,
+    read,
     record_modules,
     resolve,
     resolve_all,
@@ -185,11 +187,34 @@ def test_a_baseline_that_is_no_share_is_refused(ratio: Any, tmp_path: Path) -> N
         with_baseline(make(tmp_path / "mine"), {"flip_ratio": ratio})
 
 
-def test_a_record_that_is_no_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", r"cannot read .*run\.json"), ("[1]", "holds no JSON object: write one, or remove")],
+)
+def test_a_record_that_is_no_object_is_refused(text: str, said: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "mine")
-    (folder / "run.json").write_text("{", "utf-8")
-    with pytest.raises(AdapterError, match=r"cannot read .*run\.json"):
+    (folder / "run.json").write_text(text, "utf-8")
+    with pytest.raises(AdapterError, match=said):
         card(Adapter("mine", folder, 16, None))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "known"), [({"name": "my-recipe"}, "my-recipe"), ({"name": "no name\n"}, None), (3, None)]
+)
+def test_a_card_names_the_recipe_where_a_label_can_hold_it(
+    recipe: Any, known: str | None, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "mine")
+    (folder / "run.json").write_text(json.dumps({"recipe": recipe}), "utf-8")
+    assert card(Adapter("mine", folder, 16, None)).recipe == known
+
+
+def test_the_shipped_adapter_has_a_baseline_above_which_there_is_room_to_alert() -> None:
+    """InterferenceAboveBaseline fires ten points above it: it can for whoever serves what we ship."""
+    shipped = card(read(ADAPTER, bundled(ADAPTER)))
+    assert shipped.baseline_flip_ratio is not None
+    assert shipped.baseline_flip_ratio + 0.1 < 1
+    assert shipped.recipe == ADAPTER
 
 
 def test_the_doctors_record_counts_only_for_the_weights_it_was_made_for(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from modint_server.logs import JsonLines
 from modint_server.metrics import Card, Metrics, Served
 from tests.server.adapter_folders import LANGUAGE, adapter, pair
 from tests.server.conftest import Running, chat, serving
-from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled
+from tests.server.fake_upstream import ADAPTER, BASE, JSON, Answer, FakeUpstream, is_main, misled
 
 IMAGE = {"relevant": "image"}
 
@@ -145,15 +145,56 @@ async def test_every_child_of_a_closed_set_exists_before_its_first_event(running
     assert await series(running_gateway) == before
 
 
-async def test_a_flood_of_junk_keeps_the_number_of_series(
+def junk(place: int) -> JSON:
+    """A request with a made-up name in one of the places that a label could be made of."""
+    name = f"junk-{place}"
+    asked = ({"relevant": name}, {"probes": [name]}, {"action": name}, {"mode": name}, {name: name})
+    kind = place % 6
+    return chat(modint=IMAGE | asked[kind]) if kind < len(asked) else chat(model=name)
+
+
+async def test_a_flood_of_a_thousand_junk_names_keeps_the_series_as_they_were(
     running_gateway: Running, upstream: FakeUpstream
 ) -> None:
-    before = await series(running_gateway)
-    await asyncio.gather(*(running_gateway.post(chat(model=f"junk-{place}")) for place in range(50)))
-    await asyncio.gather(*(running_gateway.get(f"/v1/junk-{place}") for place in range(20)))
+    before, page = await series(running_gateway), (await running_gateway.get("/metrics")).body
+    for first in range(0, 1200, 60):
+        places = range(first, first + 60)
+        said = await asyncio.gather(*(running_gateway.post(junk(place)) for place in places))
+        assert {one.status for one in said} == {400, 404}
+        await asyncio.gather(*(running_gateway.get(f"/v1/junk-{place}") for place in places))
+        await asyncio.gather(*(running_gateway.get(f"/v1/models/junk-{place}") for place in places))
+    after = (await running_gateway.get("/metrics")).body
     assert await series(running_gateway) == before
-    assert running_gateway.value("modint_metric_label_overflow_total", label="model") == 50
+    assert len(after.splitlines()) == len(page.splitlines())
+    assert b"junk" not in after
+    unknown = 1200 // 6 + 1200  # a sixth of the bodies, and every card asked for
+    assert running_gateway.value("modint_metric_label_overflow_total", label="model") == unknown
     assert upstream.paths.count("/v1/models") < 50
+
+
+async def test_a_flood_of_a_thousand_adapters_shares_one_label(upstream: FakeUpstream) -> None:
+    upstream.model_list += [{"id": f"junk-{place}", "parent": BASE} for place in range(1000)]
+    async with serving(upstream.url, max_adapter_labels=2) as gateway:
+        before = await series(gateway)
+        said = await asyncio.gather(
+            *(gateway.post(chat(model=f"junk-{place}")) for place in range(0, 1000, 50))
+        )
+        assert {one.status for one in said} == {200}
+        assert await series(gateway) == before
+        adapters = {json.loads(labels).get("adapter") for _, labels in before} - {None}
+    assert adapters == {"none", ADAPTER, "junk-0", "other"}
+
+
+async def test_calls_that_wait_for_a_slot_are_seen(upstream: FakeUpstream) -> None:
+    """One slot, three probes: two wait while the first is answered, and none afterwards."""
+    async with serving(upstream.url, max_probes_in_flight=1) as gateway:
+        upstream.script = lambda body: replace(misled(body), delay_s=0.0 if is_main(body) else 0.3)
+        asking = asyncio.create_task(gateway.post(chat(modint=IMAGE)))
+        while gateway.value("modint_queue_depth", model=BASE) != 2:
+            assert not asking.done()
+            await asyncio.sleep(0.01)
+        assert (await asking).status == 200
+        assert gateway.value("modint_queue_depth", model=BASE) == 0
 
 
 async def test_adapters_beyond_the_bound_share_a_label(upstream: FakeUpstream) -> None:
@@ -252,12 +293,13 @@ async def test_what_is_known_of_an_adapters_folder_is_labelled(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     folder = adapter(tmp_path / ADAPTER, pair(LANGUAGE))
-    (folder / "run.json").write_text(json.dumps({"baseline": {"flip_ratio": 0.125}}), "utf-8")
+    run = {"recipe": {"name": "my-recipe"}, "baseline": {"flip_ratio": 0.125}}
+    (folder / "run.json").write_text(json.dumps(run), "utf-8")
     record_modules(folder, {"renamed": 1})
-    known = read(ADAPTER, folder)
-    async with serving(upstream.url, adapters=[known]) as gateway:
+    async with serving(upstream.url, adapters=[read(ADAPTER, folder)]) as gateway:
         ma = {"model": BASE, "adapter": ADAPTER}
-        assert gateway.value("modint_adapter_info", **ma, rank="2", revision=revision(folder)) == 1
+        known = {"rank": "2", "revision": revision(folder), "recipe": "my-recipe"}
+        assert gateway.value("modint_adapter_info", **ma, **known) == 1
         assert gateway.value("modint_adapter_baseline_flip_ratio", **ma) == 0.125
         assert gateway.value("modint_adapter_modules", **ma, status="renamed") == 1
         assert gateway.value("modint_adapter_modules", **ma, status="unmatched") == 0

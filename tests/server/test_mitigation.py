@@ -68,7 +68,7 @@ async def test_the_official_client_gets_the_mended_answer_and_reads_what_it_was(
     assert (report["action"], rungs(report)) == ("neutralise", [("neutralise", "mended")])
     told = report["mitigation"]
     assert (told["original"], told["answer"], told["correction"]) == ("blue", "red", False)
-    assert len(upstream.calls) == 4
+    assert len(upstream.calls) == 3
     assert running_gateway.value("modint_policy_actions_total", **MA, action="neutralise") == 1
     counted = {"rung": "neutralise", "outcome": "mended"}
     assert running_gateway.value("modint_mitigation_rungs_total", **MA, **counted) == 1
@@ -84,9 +84,9 @@ async def test_headers_say_what_was_done_and_what_it_cost(
     assert said.headers["x-modint-verdict"] == "flagged"
     assert said.headers["x-modint-action"] == "escalate"
     assert said.headers["x-modint-rungs"] == "escalate=mended"
-    assert said.headers["x-modint-mitigation-tokens"] == str(4 * 42)
-    assert [body["model"] for body in upstream.calls].count(ADAPTER) == 4
-    assert running_gateway.value("modint_mitigation_tokens_total", **MA) == 4 * 42
+    assert said.headers["x-modint-mitigation-tokens"] == str(2 * 42)
+    assert [body["model"] for body in upstream.calls].count(ADAPTER) == 2
+    assert running_gateway.value("modint_mitigation_tokens_total", **MA) == 2 * 42
     assert "x-modint-action" not in (await running_gateway.post(ask())).headers
 
 
@@ -129,7 +129,7 @@ async def test_abstaining_may_be_an_envelope_that_no_client_repeats(
     assert said.error["message"].endswith(ABSTAINED)
     assert (said.status, said.headers["x-should-retry"]) == (422, "false")
     assert said.headers["x-modint-action"] == said.json["modint"]["action"] == "abstain"
-    assert len(upstream.calls) == 8
+    assert len(upstream.calls) == 6
 
 
 async def test_a_verdict_alone_has_nothing_to_mend(running_gateway: Running) -> None:
@@ -137,6 +137,25 @@ async def test_a_verdict_alone_has_nothing_to_mend(running_gateway: Running) -> 
     assert (said.status, said.error["param"]) == (400, "modint.action")
     said = await running_gateway.post({**ask("annotate"), "answer": "blue"}, "/v1/guard/check")
     assert said.json["modint"]["verdict"] == "flagged"
+
+
+async def test_a_verdict_alone_has_every_cell_under_any_policy(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, action="ladder") as gateway:
+        upstream.forget()
+        said = await gateway.post({**ask(), "answer": "blue"}, "/v1/guard/check")
+        assert len(said.json["modint"]["probes"]) == 3
+        assert len((await gateway.post(ask())).json["modint"]["probes"]) == 2
+
+
+async def test_a_picture_alone_costs_one_call_where_a_policy_mends(upstream: FakeUpstream) -> None:
+    body = ask()
+    del body["messages"][0]["content"][1]  # the caption
+    async with serving(upstream.url, action="ladder") as gateway:
+        upstream.forget()
+        said = [await gateway.post({**body, "stream": stream}) for stream in (False, True)]
+    assert (said[0].json["modint"]["verdict"], said[0].json["modint"]["reason"]) == ("skipped", "no_context")
+    assert chunks(said[1].body)[-1]["modint"]["reason"] == "no_context"
+    assert len(upstream.calls) == 2
 
 
 # -- streams ---------------------------------------------------------------------------------------
@@ -307,7 +326,7 @@ async def test_an_adapter_that_is_not_served_is_missing_and_is_not_asked_for(
         said = await gateway.post(ask("escalate"))
     assert rungs(said.json["modint"]) == [("escalate", "missing")]
     assert said.json["choices"][0]["message"]["content"] == "blue"
-    assert len(upstream.calls) == 4
+    assert len(upstream.calls) == 3
 
 
 async def test_an_adapter_that_failed_its_self_test_is_not_escalated_to(upstream: FakeUpstream) -> None:
@@ -323,7 +342,7 @@ async def test_mending_the_adapters_own_answer_does_not_ask_it_again(
 ) -> None:
     said = await running_gateway.post(ask("escalate", model=ADAPTER))
     assert rungs(said.json["modint"]) == [("escalate", "unfit")]
-    assert len(upstream.calls) == 4
+    assert len(upstream.calls) == 3
 
 
 async def test_a_budget_is_each_keys_own(upstream: FakeUpstream) -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.calibration import Labelled
+from modint_guard.calibration import CALIBRATION, Labelled
+from modint_guard.models import BASE, bundled
 from modint_guard.perturb import REGISTRY
 from modint_training.calibrations import (
+    LIES,
     PARTS,
+    Fits,
     Scored,
     fit_model,
     kept,
@@ -19,20 +22,24 @@ from modint_training.calibrations import (
     write_scores,
 )
 from tests.core.test_calibration import answers, made
+from tests.training.scores import SCORES
 
 FITTED = made().fitted["image"]  # sigmoid(4 js - 1), flagged from 0.2 on: js of about -0.1 and more
 
 
 def test_a_calibration_sees_nothing_that_is_held_out() -> None:
     seen = twins("validation", 4, 0)
-    kinds = {twin.disturbed.perturbation for twin in seen}
+    kinds = [twin.disturbed.perturbation for twin in seen]
     assert all(REGISTRY[name].role != "held_out" for name in kinds)
-    assert {"misleading_description", "contradicting_image", "grey"} <= kinds
+    # Each of four items of a family once under a lie and once under another kind, which take turns.
+    assert [kinds.count(name) for name in LIES] == [4, 4]
+    assert {"unrelated_facts", "neutral_text", "true_description"} <= set(kinds)
+    assert {"noise", "black", "grey", "agreeing_image"} <= set(kinds) and len(kinds) == 16
     assert all(twin.disturbed.id.startswith("validation-0-trained") for twin in seen)
 
 
 def test_held_out_kinds_and_wordings_are_parts_of_their_own() -> None:
-    kinds = {twin.disturbed.perturbation for twin in twins("held_out_kind", 2, 0)}
+    kinds = {twin.disturbed.perturbation for twin in twins("held_out_kind", 3, 0)}
     assert kinds == {name for name, kind in REGISTRY.items() if kind.role == "held_out"}
     worded = twins("held_out_wording", 2, 0)
     assert all(twin.disturbed.held_out_wording and twin.clean.held_out_wording for twin in worded)
@@ -64,17 +71,39 @@ def test_what_a_threshold_keeps_by_hand() -> None:
         "miss_rate": pytest.approx(1 / 3),
         "flagged_of_negatives": pytest.approx(1 / 3),
         "error": pytest.approx(1 / 3),  # the miss among three that passed
+        "probes": 3.0,  # no early stop there
     }
     assert kept(FITTED, [])["miss_rate"] is None
+    early = FITTED.model_copy(update={"flag_at": 0.45, "clear_below": 0.2})
+    assert kept(early, given)["probes"] == pytest.approx(1 + 2 * 1 / 6)  # sigmoid(-0.6) = 0.35 goes on
+    assert kept(None, given) == {
+        **{"positives": 3, "negatives": 3, "wrong_on_both": 1},
+        **dict.fromkeys(("miss_rate", "flagged_of_negatives", "error", "probes")),
+    }
 
 
 def test_a_row_for_every_part_and_modality() -> None:
     found = [Scored("m", part, {"image": answers(200, seed=n)}) for n, part in enumerate(PARTS)]
-    fitted = {"m": fit_model(found, "m", alpha=0.1, seed=0)}
-    table = list(rows(found, fitted))
+    fits = {"m": fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)}
+    table = list(rows(found, fits))
     assert [row["part"] for row in table] == list(PARTS)
     assert len({tuple(row) for row in table}) == 1
-    assert all(row["miss_rate"] <= 0.25 for row in table)
+    assert all(row["miss_rate"] <= 0.25 and row["refused"] is None for row in table)
+
+
+def test_too_few_positives_leave_that_modality_out_and_say_so() -> None:
+    found = [Scored("m", "validation", {"image": answers(200), "text": answers(20)})]
+    fits = fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)
+    assert set(fits.fitted) == {"image"}
+    assert fits.refused["text"].startswith("2 positives are too few for a miss rate of 0.1")
+    image, text = rows(found, {"m": fits})
+    assert image["refused"] is None and text["refused"] == fits.refused["text"]
+    assert (text["flag_at"], text["miss_rate"], text["positives"]) == (None, None, 6)
+    assert next(rows(found, {"m": Fits({}, {})}))["flag_at"] is None
+
+
+def test_a_bundled_calibration_comes_with_the_scores_that_its_promise_is_tested_on() -> None:
+    assert SCORES.exists() == (bundled(BASE) / CALIBRATION).exists()
 
 
 def test_weights_are_told_by_their_bytes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Detection: which cases there are, what is measured of one, and the tables by hand-computed numbers."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -10,13 +11,23 @@ import pytest
 
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.item import reply_for
+from modint_guard.journal import Journal
+from modint_guard.models import ADAPTER, BASE
 from modint_guard.types import JSON
-from modint_training.detection import key_of, record, write_tables
+from modint_training.detection import (
+    PILOT,
+    first_look,
+    key_of,
+    looked,
+    record,
+    served_cost,
+    write_tables,
+)
+from modint_training.detection_report import Rows, goals
 from modint_training.detection_table import (
     Answer,
     Cost,
     cells_cost,
-    clear_below,
     detectors,
     early_stop_cost,
     flag_rows,
@@ -26,9 +37,19 @@ from modint_training.detection_table import (
     threshold_of,
 )
 from modint_training.tinyworld import suite
-from modint_training.tinyworld.interference import KINDS, NEEDED, SETTINGS, Case, cases
+from modint_training.tinyworld.interference import (
+    KINDS,
+    NEEDED,
+    SETTINGS,
+    Case,
+    cases,
+    hardly_giving_way,
+    pilot,
+)
 from modint_training.tinyworld.tasks import reworded
 from tests.core.fakes import completion
+
+TEXT_HEAVY = ("arithmetic", "lookup_colour", "lookup_shape", "ordering")
 
 # Cases
 
@@ -38,7 +59,8 @@ def test_validation_holds_nothing_held_out_and_test_all_of_it() -> None:
     assert set(shown) == {(setting, kind, "no") for setting in SETTINGS for kind in KINDS}
     tested = list(cases("test", 3, 0))
     assert {c.held_out for c in tested} == {"no", "wording", "perturbation"}
-    assert len({c.key for c in tested}) == len(tested) == 3 * (2 * 2 * 4 + 2)
+    # Three cases a cell, six where a text ought to decide: four kinds in two wordings, one of unseen kinds.
+    assert len({c.key for c in tested}) == len(tested) == (3 + 6) * (2 * 4 + 1)
     assert {c.item.perturbation for c in tested if c.held_out == "perturbation"} == {
         "ocr_noise",
         "irrelevant_image",
@@ -46,6 +68,31 @@ def test_validation_holds_nothing_held_out_and_test_all_of_it() -> None:
         "screenshot",
     }
     assert all(c.item.held_out_wording == (c.held_out == "wording") for c in tested)
+
+
+def test_sub_tasks_that_hardly_give_way_are_asked_every_third_time() -> None:
+    thinned = frozenset({"lookup_colour", "lookup_shape"})
+    drawn = [
+        c for c in cases("test", 8, 0, thinned=thinned) if (c.setting, c.kind) == ("image-driven", "lying")
+    ]
+    asked = Counter(c.item.task for c in drawn if c.held_out == "no")
+    # 16 cases of turns 4 + 2 + 2 + 4 + 2 + 2: every sub-task, then twice those that give way.
+    assert asked == {"arithmetic": 6, "ordering": 6, "lookup_colour": 2, "lookup_shape": 2}
+    plain = {c.key for c in cases("test", 24, 0)}
+    assert all(c.key in plain for c in drawn)  # the same items, fewer of some
+    forms = {c.item.form for c in drawn if c.item.task == "lookup_colour"}
+    assert forms == {"word", "letter"}
+
+
+def test_the_pilot_shares_no_item_with_the_cases_and_thins_by_its_answers() -> None:
+    first = pilot(3, 0)
+    assert Counter(item.task for item in first) == dict.fromkeys(TEXT_HEAVY, 3)
+    assert {item.perturbation for item in first} == {"contradicting_image"}
+    assert not {item.id for item in first} & {c.item.id for c in cases("validation", 8, 0)}
+    wrong = {"arithmetic": [True] * 6 + [False] * 4, "ordering": [True] + [False] * 9}
+    steady = {"lookup_colour": [False] * 10}
+    assert hardly_giving_way({**wrong, **steady}) == {"lookup_colour"}
+    assert hardly_giving_way(steady) == frozenset()
 
 
 def test_a_clean_twin_asks_the_same_in_other_words() -> None:
@@ -126,6 +173,8 @@ async def test_a_record_holds_verdict_features_baselines_truth_and_cost() -> Non
     assert answer.sampled == [case.item.wrong] * 10 and answer.varied == [case.item.wrong] * 5
     assert answer.stated == 0.8
     assert answer.costs["no_context"] == Cost(1, 20, 10, 5.0)
+    assert answer.costs["gateway"] == Cost(3, 60, 30, 5.0) and answer.answer_ms > 0.0
+    assert answer.feature("sure", "neutral_image") == pytest.approx(0.95, abs=0.05)
     five, ten = answer.costs["semantic_entropy_5"], answer.costs["semantic_entropy_10"]
     assert (five.calls, ten.calls, ten.new_tokens) == (5, 10, 2 * five.new_tokens)
     # Guarded once and first; sampled with seeds that no sample shares.
@@ -156,6 +205,41 @@ async def test_an_endpoint_without_log_probabilities_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="does the endpoint give log-probabilities"):
         await record(lying(), "m", silent, seed=0)
+
+
+async def test_a_model_that_states_no_confidence_is_not_asked_for_one() -> None:
+    complete, asked = gateway("3", "7")
+    found = await record(lying(), "m", complete, seed=0, states=False)
+    assert found["stated"] is None and all(len(body["messages"]) == 1 for body in asked)
+
+
+def test_the_cost_of_a_verdict_with_an_early_stop_by_hand() -> None:
+    probed = {
+        "no_context": Cost(1, 20, 10, 5.0),
+        "prior": Cost(1, 30, 0, 6.0),
+        "neutral_image": Cost(1, 9, 1, 7),
+    }
+    later = frozenset({"prior", "neutral_image"})
+    assert served_cost(probed, frozenset()) == Cost(3, 59, 11, 7.0)
+    assert served_cost(probed, later) == Cost(3, 59, 11, 5.0, 7.0)
+    assert served_cost({"no_context": probed["no_context"]}, later) == Cost(1, 20, 10, 5.0)
+
+
+async def test_the_first_look_is_kept_and_settles_what_is_asked(tmp_path: Path) -> None:
+    asked = []
+
+    async def complete(body: JSON) -> JSON:
+        asked.append(body)
+        return completion("80" if len(body["messages"]) > 1 else "nothing")
+
+    with Journal(tmp_path / "raw.jsonl", {}) as journal:
+        assert looked(journal.records, 0) is None
+        found = await first_look(complete, journal, 0, 4)
+        assert found == looked(journal.records, 0) == await first_look(complete, journal, 0, 4)
+    assert found.thinned == frozenset() and found.able == {BASE, ADAPTER}  # all wrong, all state a number
+    assert len(asked) == 4 * PILOT + 2 * PILOT  # once
+    base, adapter = (found.cases(model, 4, 0) for model in (BASE, ADAPTER))
+    assert len(base) == 2 * len(adapter) and {c.key for c in adapter} < {c.key for c in base}
 
 
 def test_records_of_two_models_have_names_of_their_own() -> None:
@@ -191,10 +275,12 @@ def answer(js: float, *, right: bool, entropy: float = 0.5, **more: Any) -> Answ
         "sampled": ["3"] * 10,
         "varied": ["3"] * 5,
         "stated": None,
+        "answer_ms": 10.0,
         "costs": {
             "no_context": Cost(1, 20, 10, 5.0),
             "neutral_image": Cost(1, 30, 0, 7.0),
             "prior": Cost(1, 30, 0, 6.0),
+            "gateway": Cost(1, 20, 10, 15.0),
         },
     }
     return Answer(**{**fields, **more})
@@ -235,7 +321,7 @@ def test_a_row_by_hand() -> None:
     assert row["macro_f1"] == pytest.approx((8 / 9 + 6 / 7) / 2)
     assert (row["probes"], row["new_tokens"], row["cached_tokens"], row["ms_p50"]) == (1, 20, 10, 5.0)
     assert row["gain"] == pytest.approx(14.5 / 16 - 0.5)  # every baseline is constant here
-    assert row["latency_ratio"] is None
+    assert row["latency_ratio"] == 1.0  # done before the answer
 
 
 def test_the_gateway_is_judged_by_its_verdict_and_what_it_costs() -> None:
@@ -245,7 +331,8 @@ def test_the_gateway_is_judged_by_its_verdict_and_what_it_costs() -> None:
         if (r["setting"], r["truth"], r["score"]) == ("text-driven", "interference", "gateway")
     )
     assert (row["macro_f1"], row["tpr"], row["fpr"], row["threshold"]) == (1.0, 1.0, 0.0, None)
-    assert (row["probes"], row["new_tokens"], row["cached_tokens"], row["ms_p50"]) == (3, 80, 10, 7.0)
+    assert (row["probes"], row["new_tokens"], row["cached_tokens"], row["ms_p50"]) == (1, 20, 10, 15.0)
+    assert row["latency_ratio"] == 1.5
 
 
 def test_baselines_name_no_cause_and_the_unable_have_no_figures() -> None:
@@ -280,17 +367,16 @@ def test_macro_f1_counts_another_cause_as_a_miss() -> None:
 
 def test_costs_of_an_early_stop_by_hand() -> None:
     asked = answer(0.2, right=True)
+    first, all_three = Cost(1, 20, 10, 5.0), Cost(3, 80, 10, 5.0, 7.0)  # the others wait for the answer
     assert cells_cost(asked) == Cost(3, 80, 10, 7.0)
-    assert early_stop_cost(asked, 0.2, 0.3) == Cost(1, 20, 10, 5.0)
-    assert early_stop_cost(asked, 0.3, 0.3) == Cost(3, 80, 10, 12.0)  # the others wait for the first
-    assert early_stop_cost(replace(asked, relevant="both"), 0.0, 0.3) == Cost(3, 80, 10, 7.0)
-
-
-def test_an_early_stop_never_clears_what_would_be_flagged() -> None:
-    # 1.6 probes: three of ten may go on.
-    risks = [0.1] * 7 + [0.5, 0.9, 0.9]
-    assert clear_below(risks, 0.9) == 0.5
-    assert clear_below([0.9] * 10, 0.9) == 0.9
+    assert early_stop_cost(asked, 0.2, 0.3, 0.8) == first  # cleared
+    assert early_stop_cost(asked, 0.3, 0.3, 0.8) == all_three
+    assert early_stop_cost(asked, 0.8, 0.3, 0.8) == first  # flagged
+    assert all_three.slower(4.0) == (5.0 + 7.0) / 4.0 and all_three.slower(10.0) == 1.7
+    both = replace(asked, relevant="both")
+    assert early_stop_cost(both, 0.5, 0.3, 0.8) == Cost(1, 30, 0, 6.0)
+    sure = replace(both, cells={"prior": {"sure": 1.0}})
+    assert early_stop_cost(sure, 0.5, 0.3, 0.8) == Cost(3, 80, 10, 6.0, 7.0)
 
 
 def test_where_both_decide_the_verdict_itself_is_the_score() -> None:
@@ -318,11 +404,47 @@ def test_flags_by_kind_of_wrong_and_right_answers() -> None:
 
 
 def test_both_tables_are_written_beside_each_other(tmp_path: Path) -> None:
-    write_tables(tmp_path / "detection.json", everything(), command="made", seed=0)
-    assert json.loads((tmp_path / "detection.json").read_text())["command"] == "made"
-    assert "| gateway |" in (tmp_path / "detection.md").read_text()
-    assert "By construction" in (tmp_path / "detection.md").read_text()
-    assert (tmp_path / "detection_flags.md").exists()
+    made = [replace(each, model=BASE) for each in everything()]
+    write_tables(tmp_path / "d.json", made, thinned=frozenset({"ordering"}), command="made", seed=0)
+    assert json.loads((tmp_path / "d.json").read_text())["command"] == "made"
+    shown = (tmp_path / "d.md").read_text()
+    assert shown.index("## Goals") < shown.index("| gateway |") < shown.index("By construction")
+    assert "this time ordering, found" in shown
+    assert (tmp_path / "d_flags.md").exists()
+
+
+def test_a_setting_that_cannot_be_fitted_has_no_rows_and_meets_no_goal() -> None:
+    known = [a for a in everything() if a.setting == "text-driven" or a.split == "test"]
+    found = list(rows(known, resamples=20))
+    assert {row["setting"] for row in found} == {"text-driven"}
+    assert {row["setting"] for row in flag_rows(known)} == {"text-driven"}
+    met = {line["goal"]: line for line in goals(Rows(found))}
+    assert met["AUROC image-driven at least 0.90"] == {
+        **{"goal": "AUROC image-driven at least 0.90", "figure": "–", "met": "no"}
+    }
+
+
+def test_each_goal_is_met_by_its_figure() -> None:
+    def row(score: str, setting: str, **more: object) -> dict[str, object]:
+        head = {"score": score, "setting": setting, "truth": "interference", "held_out": "no"}
+        figures = {"auroc": 0.96, "auroc_low": 0.94, "auroc_high": 0.98, "gain": 0.1, "gain_low": 0.05}
+        return {**head, **figures, "fpr_at_95": 0.05, "macro_f1": 0.89, "probes": 1.6, **more}
+
+    made = [
+        row(score, setting) for score in ("risk", "gateway", "entropy") for setting in (*SETTINGS, "both")
+    ]
+    made += [row("risk_early_stop", "both"), row("vauq", "text-driven", auroc=0.97)]
+    said = {line["goal"]: (line["figure"], line["met"]) for line in goals(Rows(made))}
+    assert said == {
+        "AUROC text-driven at least 0.95": ("0.960 [0.940, 0.980]", "yes"),
+        "text-driven above the best other detector": ("+0.100, at least +0.050 (vauq)", "yes"),
+        "AUROC image-driven at least 0.90": ("0.960 [0.940, 0.980]", "yes"),
+        "image-driven above the best other detector": ("+0.100, at least +0.050 (entropy)", "yes"),
+        "macro-F1 of the cause at least 0.9 (risk)": ("0.890", "no"),
+        "macro-F1 of the cause at least 0.9 (gateway)": ("0.890", "no"),
+        "false alarms at 95 % found, text-driven, at most 5%": ("0.050", "yes"),
+        "at most 1.6 probes on average at equal AUROC": ("1.60 at 0.960 (0.960)", "yes"),
+    }
 
 
 def test_validation_items_of_one_class_are_refused() -> None:

@@ -1,8 +1,9 @@
 """`modint-guard results calibration`: the bundled models' calibrations, and how they hold on other answers.
 
 Fitted on TinyWorld's validation split under trained kinds and controls, and looked at on the test split: in
-trained wordings and kinds, as the promise is given, and in held-out ones, which no promise covers. The scores
-are written down, so that a test can draw from them again and again.
+trained wordings and kinds, as the promise is given, and in held-out ones, which no promise covers. Every item
+is told one lie and stands under one other kind, so that positives and negatives come to about as many. The
+scores are written down, so that a test can draw from them again and again.
 """
 
 import asyncio
@@ -13,25 +14,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modint_guard.calibrate import Twin, labelled_answers, twins_of
-from modint_guard.calibration import CALIBRATION, Calibration, Fitted, Labelled, calibrate, write_calibration
+from modint_guard.calibrate import Twin, labelled_answers, twin_of
+from modint_guard.calibration import (
+    CALIBRATION,
+    Calibration,
+    Fitted,
+    Labelled,
+    calibrate,
+    expected_probes,
+    write_calibration,
+)
 from modint_guard.endpoint import Endpoint
-from modint_guard.item import Family
+from modint_guard.errors import ConfigError
+from modint_guard.item import Family, Item
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.perturb import REGISTRY
+from modint_guard.perturb import applicable
 from modint_guard.results import versions, write_results
 from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 
 PARTS = ("validation", "test", "held_out_wording", "held_out_kind")
+LIES = ("misleading_description", "contradicting_image")
 DIGITS = 5  # of a feature, as it is written down
 NOTES = """\
 Risk and threshold from one half each of the validation answers' sources; `part` says on which answers the
 figures are. `miss_rate` is the share of positives (wrong under interference, right when clean) that is not
 flagged, and promised to be at most `alpha` on answers like the validation ones: expected over such
 calibrations, not of each. Held-out wordings and kinds are outside of the promise. `error` is the share of
-wrong answers among unflagged ones."""
+wrong answers among unflagged ones, `probes` the cells asked on average. Where the validation answers are too
+few for the promise no calibration is made, and `refused` says why."""
 
 
 @dataclass(frozen=True)
@@ -43,33 +55,56 @@ class Scored:
     answers: Mapping[str, Sequence[Labelled]]
 
 
-def measure_calibration(output: Path, scores: Path, *, count: int, seed: int, alpha: float) -> None:
+@dataclass(frozen=True)
+class Fits:
+    """One model's calibration by the modality that ought to decide, and why there is none for the others."""
+
+    fitted: Mapping[str, Fitted]
+    refused: Mapping[str, str]
+
+
+def measure_calibration(
+    output: Path, scores: Path, *, count: int, seed: int, alpha: float, probes: float
+) -> None:
     """Calibrate base and adapter through vLLM; write their files, the scores and the table."""
     with serving(["--adapter", ADAPTER]) as served:
         found = asyncio.run(_collect(served.url, count, seed))
     write_scores(scores, found)
     found = read_scores(scores)  # as they are written down, so that a test finds the same
-    command = f"modint-guard results calibration --count {count} --seed {seed} --alpha {alpha:g}"
-    fitted = {
-        name: fit_model(found, name, alpha=alpha, seed=seed) for name in dict.fromkeys(s.model for s in found)
+    options = f"--count {count} --seed {seed} --alpha {alpha:g} --probes {probes:g}"
+    command = f"modint-guard results calibration {options}"
+    fits = {
+        name: fit_model(found, name, alpha=alpha, probes=probes, seed=seed)
+        for name in dict.fromkeys(s.model for s in found)
     }
-    for name, each in fitted.items():
-        made = Calibration(
-            model=BASE,
-            adapter=None if name == BASE else name,
-            fitted=each,
-            command=command,
-            versions={**versions(), "weights": weights_of(bundled(name))},
-        )
-        write_calibration(bundled(name) / CALIBRATION, made)
+    for name, each in fits.items():
+        write_bundled(name, each, command)
     write_results(
         output,
         command=command,
         seeds=[seed],
-        rows=list(rows(found, fitted)),
+        rows=list(rows(found, fits)),
         title="The bundled calibrations, on the answers they come from and on others",
         notes=NOTES,
     )
+
+
+def write_bundled(name: str, fits: Fits, command: str) -> None:
+    """The file beside the weights; none where nothing could be fitted."""
+    file = bundled(name) / CALIBRATION
+    if not fits.fitted:
+        file.unlink(missing_ok=True)
+        return
+    made = Calibration.model_validate(
+        {
+            "model": BASE,
+            "adapter": None if name == BASE else name,
+            "fitted": fits.fitted,
+            "command": command,
+            "versions": {**versions(), "weights": weights_of(bundled(name))},
+        }
+    )
+    write_calibration(file, made)
 
 
 def weights_of(folder: Path) -> str:
@@ -78,58 +113,83 @@ def weights_of(folder: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def fit_model(found: Sequence[Scored], model: str, *, alpha: float, seed: int) -> dict[Any, Fitted]:
-    """The calibration of one model from its validation answers, by relevant modality."""
+def fit_model(found: Sequence[Scored], model: str, *, alpha: float, probes: float, seed: int) -> Fits:
+    """The calibration of one model from its validation answers."""
     (own,) = (each for each in found if (each.model, each.part) == (model, "validation"))
-    return {name: calibrate(answers, alpha=alpha, seed=seed) for name, answers in own.answers.items()}
+    fitted, refused = {}, {}
+    for relevant, answers in own.answers.items():
+        try:
+            fitted[relevant] = calibrate(answers, alpha=alpha, probes=probes, seed=seed)
+        except ConfigError as exc:
+            refused[relevant] = str(exc)
+    return Fits(fitted, refused)
 
 
 def twins(part: str, count: int, seed: int) -> list[Twin]:
-    """The clean and disturbed items of a part: held-out kinds in theirs alone."""
+    """`count` items of both families, each told a lie and each under another kind, which take turns; of the
+    held-out kinds one each in their own part, and in no other.
+    """
     families: tuple[Family, ...] = ("image-heavy", "text-heavy")
     split: suite.Split = "validation" if part == "validation" else "test"
-    items = [
-        item
-        for family in families
-        for item in suite.items(family, split, count, seed=seed, held_out=part == "held_out_wording")
-    ]
-    wanted = part == "held_out_kind"
-    return [
-        twin
-        for twin in twins_of(items, seed)
-        if (REGISTRY[twin.disturbed.perturbation].role == "held_out") == wanted
-    ]
+    found = []
+    for family in families:
+        made = suite.items(family, split, count, seed=seed, held_out=part == "held_out_wording")
+        for index, item in enumerate(made):
+            found += [twin_of(item, name, seed) for name in _kinds(item, index, part)]
+    return [twin for twin in found if twin is not None]
 
 
-def rows(found: Sequence[Scored], fitted: Mapping[str, Mapping[Any, Fitted]]) -> Iterator[dict[str, Any]]:
+def _kinds(item: Item, index: int, part: str) -> list[str]:
+    kinds = [kind for kind in applicable(item.family) if kind.name != "no_image"]  # nothing to take out there
+    if part == "held_out_kind":
+        held_out = [kind.name for kind in kinds if kind.role == "held_out"]
+        return [held_out[index % len(held_out)]]
+    lies = [kind.name for kind in kinds if kind.name in LIES]
+    others = [kind.name for kind in kinds if kind.name not in LIES and kind.role != "held_out"]
+    return [*lies, others[index % len(others)]]
+
+
+def rows(found: Sequence[Scored], fits: Mapping[str, Fits]) -> Iterator[dict[str, Any]]:
     """A row a model, relevant modality and part."""
     for scored in found:
         for relevant, answers in scored.answers.items():
-            each = fitted[scored.model][relevant]
+            each = fits[scored.model].fitted.get(relevant)
             yield {
                 "model": scored.model,
                 "relevant": relevant,
                 "part": scored.part,
-                "alpha": each.promises[0].alpha,
-                "flag_at": each.flag_at,
+                "alpha": each.promises[0].alpha if each else None,
+                "flag_at": each.flag_at if each else None,
                 **kept(each, answers),
+                "refused": fits[scored.model].refused.get(relevant),
             }
 
 
-def kept(fitted: Fitted, answers: Sequence[Labelled]) -> dict[str, float | None]:
-    """What a threshold does to labelled answers: numbers of each kind, and the shares it misses or flags."""
-    counted = [(a, fitted.risk(a) >= fitted.flag_at) for a in answers if a.counts]
-    bad = [flag for a, flag in counted if a.positive]
-    good = [flag for a, flag in counted if not a.positive]
-    passed = [a.positive for a, flag in counted if not flag]
-    return {
-        "positives": len(bad),
-        "negatives": len(good),
+def kept(fitted: Fitted | None, answers: Sequence[Labelled]) -> dict[str, float | None]:
+    """What a calibration does to labelled answers: numbers of each kind, the shares it misses or flags, and
+    the probes it takes; the numbers alone where there is none.
+    """
+    numbers = {
+        "positives": sum(a.positive for a in answers),
+        "negatives": sum(a.counts and not a.positive for a in answers),
         "wrong_on_both": sum(not a.right and not a.right_when_clean for a in answers),
-        "miss_rate": 1 - sum(bad) / len(bad) if bad else None,
-        "flagged_of_negatives": sum(good) / len(good) if good else None,
-        "error": sum(passed) / len(passed) if passed else None,
     }
+    if fitted is None:
+        return {**numbers, **dict.fromkeys(("miss_rate", "flagged_of_negatives", "error", "probes"))}
+    counted = [(a, fitted.risk(a)) for a in answers if a.counts]
+    flags = [(a.positive, risk >= fitted.flag_at) for a, risk in counted]
+    risks = [risk for _, risk in counted]
+    return {
+        **numbers,
+        "miss_rate": _share([not flag for bad, flag in flags if bad]),
+        "flagged_of_negatives": _share([flag for bad, flag in flags if not bad]),
+        "error": _share([bad for bad, flag in flags if not flag]),
+        "probes": expected_probes(risks, fitted.clear_below, fitted.flag_at) if risks else None,
+    }
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
 def write_scores(path: Path, found: Sequence[Scored]) -> None:

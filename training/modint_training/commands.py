@@ -209,22 +209,16 @@ def mitigation(
     seed: Seed = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 6,
     raw: Annotated[
-        Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT.jsonl.")
+        Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,
     timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
 ) -> None:
-    """Every rung and the ladder against controls, through vLLM; goes on where it was stopped."""
-    from modint_training.mitigation_results import measure_mitigation
+    """Every rung and the ladder against controls, through vLLM; goes on where it was stopped. Code and page
+    are rewritten where the output is the committed file.
+    """
+    from modint_training.mitigation.measure import Run, measure_mitigation
 
-    path = measure_mitigation(
-        output,
-        split=split,
-        count=count,
-        seed=seed,
-        concurrency=concurrency,
-        raw=raw or Path("runs") / f"mitigation-{split}.jsonl",
-        timed=timed,
-    )
+    path = measure_mitigation(output, Run(split, count, seed, concurrency, timed, raw))
     typer.echo(f"wrote {path}")
 
 
@@ -237,11 +231,12 @@ def calibration(
     count: Count = 200,
     seed: Seed = 0,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
+    probes: Annotated[float, typer.Option(min=1, help="Probes a request on average.")] = 1.6,
 ) -> None:
     """Calibrate the bundled models on the validation split, and look at them on the test split."""
     from modint_training.calibrations import measure_calibration
 
-    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha)
+    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha, probes=probes)
     typer.echo(f"wrote {output}, {scores} and the bundled models' calibration.json")
 
 

@@ -1,45 +1,62 @@
 """`modint-guard results detection`: our risk beside other detectors, on the same answers of the real engine.
 
-Each case (`tinyworld.interference`) is asked through the gateway as a client would; then once more with its
-views, so that every feature is known; then as the baselines want it: sampled, with blurred pictures and other
-words, and how sure the model is. Every record is kept as it comes, so that a kill costs one. The figures are
-made from the records alone (`detection_table`).
+A pilot on validation items of its own says which sub-tasks give way to pictures and whether the model can
+state a confidence. Then each case (`tinyworld.interference`) is asked through the gateway as a client would;
+then once more with its views, so that every feature is known; then as the baselines want it: sampled, with
+blurred pictures and other words, and how sure the model is. Every record is kept as it comes, so that a kill
+costs one. The figures are made from the records alone (`detection_table`, `detection_report`).
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial, reduce
 from pathlib import Path
 
 from tqdm import tqdm
 
 from modint_guard import baselines
+from modint_guard.calibration import CALIBRATION, read_calibration
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.guard import Guard, reply_of
-from modint_guard.item import is_right, same_as
+from modint_guard.item import Item, is_right, same_as
 from modint_guard.journal import Job, Journal, collect
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.results import write_results
 from modint_guard.runner import request_for
-from modint_guard.types import JSON, Complete, Score
-from modint_training import detection_table
+from modint_guard.types import JSON, Complete, Reply, Score
+from modint_training import detection_report, detection_table
 from modint_training.calibrations import weights_of
-from modint_training.detection_table import Answer, Cost
-from modint_training.tinyworld.interference import Case, cases
+from modint_training.detection_table import ABLE, Answer, Cost
+from modint_training.tinyworld.interference import Case, cases, hardly_giving_way, pilot
 from modint_training.tinyworld.tasks import reworded
 
 SAMPLES = 5  # answers a request; two requests
 VARIANTS = 5  # blurred and reworded
+PILOT = 32  # items of each sub-task
+ADAPTERS_SHARE = 2  # one in so many of the base's cases: the goals are the base's
 _SEEDS = 1000  # apart: the engine counts up from a request's seed, one a sample
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the pilot settled: which sub-tasks are asked more rarely, which models state a confidence."""
+
+    thinned: frozenset[str]
+    able: frozenset[str]
+
+    def cases(self, model: str, count: int, seed: int) -> list[Case]:
+        """All cases of a model."""
+        share = count if model == BASE else max(1, count // ADAPTERS_SHARE)
+        both = (cases(split, share, seed, thinned=self.thinned) for split in ("validation", "test"))
+        return [case for split in both for case in split]
 
 
 def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurrency: int) -> None:
     """Ask every case of both bundled models and write the tables. ConfigError for a `raw` of another run."""
-    asked = [*cases("validation", count, seed), *cases("test", count, seed)]
     made_by = {
         "run": "detection",
         "count": count,
@@ -47,31 +64,36 @@ def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurr
         "weights": [weights_of(bundled(name)) for name in (BASE, ADAPTER)],
     }
     with Journal(raw, made_by) as journal:
-        missing = any(
-            key_of(model, case) not in journal.records for model in (BASE, ADAPTER) for case in asked
-        )
-        if missing:
+        asked = looked(journal.records, seed)
+        if asked is None or any(
+            key_of(model, case) not in journal.records
+            for model in (BASE, ADAPTER)
+            for case in asked.cases(model, count, seed)
+        ):
             with serving(["--adapter", ADAPTER]) as served:
-                asyncio.run(_ask(served.url, asked, journal, concurrency, seed))
+                asked = asyncio.run(_ask(served.url, journal, count, seed, concurrency))
         answers = [
             Answer.from_json(journal.records[key_of(model, case)])
             for model in (BASE, ADAPTER)
-            for case in asked
+            for case in asked.cases(model, count, seed)
         ]
-    write_tables(
-        output, answers, command=f"modint-guard results detection --count {count} --seed {seed}", seed=seed
-    )
+    command = f"modint-guard results detection --count {count} --seed {seed}"
+    write_tables(output, answers, thinned=asked.thinned, command=command, seed=seed)
 
 
-def write_tables(output: Path, answers: Sequence[Answer], *, command: str, seed: int) -> None:
+def write_tables(
+    output: Path, answers: Sequence[Answer], *, thinned: frozenset[str], command: str, seed: int
+) -> None:
     """`output` and, beside it, the shares that are flagged by kind."""
+    rows = list(detection_table.rows(answers, seed=seed))
     write_results(
         output,
         command=command,
         seeds=[seed],
-        rows=list(detection_table.rows(answers, seed=seed)),
+        rows=rows,
         title="Detection of wrong answers under interference",
-        notes=detection_table.NOTES,
+        notes=detection_table.NOTES.format(thinned=", ".join(sorted(thinned)) or "none"),
+        shown=detection_report.markdown(rows, BASE),
     )
     write_results(
         output.with_name(f"{output.stem}_flags.json"),
@@ -88,12 +110,21 @@ def key_of(model: str, case: Case) -> str:
     return f"{model}/{case.key}"
 
 
-async def _ask(url: str, asked: Iterable[Case], journal: Journal, concurrency: int, seed: int) -> None:
+async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: int) -> Asked:
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
+        asked = await first_look(endpoint.complete, journal, seed, concurrency)
         jobs: dict[str, Job] = {
-            key_of(model, case): partial(record, case, model, endpoint.complete, seed=seed)
-            for case in asked
+            key_of(model, case): partial(
+                record,
+                case,
+                model,
+                endpoint.complete,
+                seed=seed,
+                guard=guard_of(model),
+                states=model in asked.able,
+            )
             for model in (BASE, ADAPTER)
+            for case in asked.cases(model, count, seed)
         }
         with tqdm(total=len(jobs), unit="case") as bar:
 
@@ -101,24 +132,85 @@ async def _ask(url: str, asked: Iterable[Case], journal: Journal, concurrency: i
                 bar.update()
 
             await collect(jobs, journal, concurrency=concurrency, done=advance)
+    return asked
+
+
+async def first_look(complete: Complete, journal: Journal, seed: int, concurrency: int) -> Asked:
+    """The pilot: each item answered by the base under a lying picture, and how sure each model says it is."""
+    unguarded = _without_guard(complete)
+    items = pilot(PILOT, seed)
+    jobs: dict[str, Job] = {_lied_to(item): partial(_pilot, item, unguarded) for item in items}
+    for model in (BASE, ADAPTER):
+        for item in items[:PILOT]:
+            jobs[_how_sure(item, model)] = partial(_pilot_stated, item, model, unguarded)
+    await collect(jobs, journal, concurrency=concurrency)
+    asked = looked(journal.records, seed)
+    assert asked is not None
+    return asked
+
+
+def looked(records: Mapping[str, JSON], seed: int) -> Asked | None:
+    """What the pilot's records settle; None where some are missing."""
+    items = pilot(PILOT, seed)
+    sure = {model: [_how_sure(item, model) for item in items[:PILOT]] for model in (BASE, ADAPTER)}
+    if any(key not in records for key in (*map(_lied_to, items), *sure[BASE], *sure[ADAPTER])):
+        return None
+    wrong: dict[str, list[bool]] = {}
+    for item in items:
+        wrong.setdefault(item.task, []).append(records[_lied_to(item)]["wrong"])
+    able = (m for m, keys in sure.items() if sum(records[key]["stated"] for key in keys) >= ABLE * len(keys))
+    return Asked(hardly_giving_way(wrong), frozenset(able))
+
+
+def _lied_to(item: Item) -> str:
+    return f"pilot/{item.id}"
+
+
+def _how_sure(item: Item, model: str) -> str:
+    return f"pilot/{model}/{item.id}"
+
+
+async def _pilot(item: Item, complete: Complete) -> JSON:
+    reply = reply_of(await complete(request_for(item, BASE)))
+    return {"task": item.task, "wrong": not is_right(item, reply.text)}
+
+
+async def _pilot_stated(item: Item, model: str, complete: Complete) -> JSON:
+    answer = item.choices[0]
+    return {"stated": (await _stated(item, model, complete, answer))[0] is not None}
+
+
+def guard_of(model: str) -> Guard:
+    """A guard as the gateway has it, with the bundled calibration where there is one."""
+    file = bundled(model) / CALIBRATION
+    return Guard(calibrations=[read_calibration(file)] if file.exists() else [])
 
 
 async def record(
-    case: Case, model: str, complete: Complete, *, seed: int, guard: Guard | None = None
+    case: Case, model: str, complete: Complete, *, seed: int, guard: Guard | None = None, states: bool = True
 ) -> JSON:
     """All that is measured of one case, as `Answer` holds it. `complete` is the gateway; our own features are
-    asked through it with the guard off. Raises EndpointError, and ConfigError where log-probabilities are
-    missing.
+    asked through it with the guard off, a confidence only of a model that states one. Raises EndpointError,
+    and ConfigError where log-probabilities are missing.
     """
-    unguarded = _without_guard(complete)
+    guard, unguarded = guard or Guard(), _without_guard(complete)
     relevant = {"relevant": case.relevant}
     # First, so that what the cache holds is what it would hold for a client.
     served = await complete(request_for(case.item, model, modint=relevant))
-    score, top, said = await _features(case, model, unguarded, guard or Guard())
-    sampled, five, ten = await _sampled(case, model, unguarded, seed)
-    varied, varied_cost = await _varied(case, model, unguarded)
-    stated, stated_cost = await _stated(case, model, unguarded, said)
-    right = is_right(case.item, said)
+    probed = {probe["name"]: _probe_cost(probe) for probe in served["modint"]["probes"]}
+    plan = guard.plan(request_for(case.item, model, modint=relevant))
+    (completion, own), replies = await asyncio.gather(
+        _timed(unguarded, guard.main_body(plan), calls=1), guard.probe(plan, unguarded)
+    )
+    reply = reply_of(completion)
+    score = guard.score(plan, reply, replies)
+    if score is None or not reply.top:
+        raise ConfigError(f"{case.key} could not be scored: does the endpoint give log-probabilities?")
+    (sampled, five, ten), (varied, varied_cost) = await asyncio.gather(
+        _sampled(case, model, unguarded, seed), _varied(case, model, unguarded)
+    )
+    stated, stated_cost = await _stated(case.item, model, unguarded, reply.text) if states else (None, Cost())
+    right = is_right(case.item, reply.text)
     answer = Answer(
         model=model,
         split=case.split,
@@ -133,24 +225,18 @@ async def record(
         cause=served["modint"]["cause"],
         risk=served["modint"]["risk"],
         entropy=score.entropy,
-        max_probability=baselines.max_probability(top),
-        cells={
-            name: {
-                "js": cell.divergence,
-                "margin": cell.margin,
-                "pmi": cell.delta_logprob,
-                "entropy": cell.entropy,
-                "flip": float(cell.flip is True),
-            }
-            for name, cell in score.cells.items()
-        },
+        max_probability=baselines.max_probability(reply.top),
+        cells=_cells(score),
         influence={"text": score.influence_text, "image": score.influence_image, "synergy": score.synergy},
         relative_entropy=score.relative_entropy,
         sampled=sampled,
         varied=varied,
         stated=stated,
+        answer_ms=own.ms,
         costs={
-            **{probe["name"]: _probe_cost(probe) for probe in served["modint"]["probes"]},
+            **{name: _view_cost(view) for name, view in replies.items() if isinstance(view, Reply)},
+            **probed,  # of those that were not asked before, what the cache held is what a client would find
+            "gateway": served_cost(probed, plan.later),
             "semantic_entropy_5": five,
             "semantic_entropy_10": ten,
             "vl_uncertainty_5": varied_cost,
@@ -160,23 +246,31 @@ async def record(
     return asdict(answer)
 
 
+def served_cost(probed: Mapping[str, Cost], later: frozenset[str]) -> Cost:
+    """What the gateway asked: with the request, and with an early stop the rest once the answer was there."""
+    first = reduce(Cost.beside, (cost for name, cost in probed.items() if name not in later), Cost())
+    return first.then(reduce(Cost.beside, (cost for name, cost in probed.items() if name in later), Cost()))
+
+
+def _cells(score: Score) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "js": cell.divergence,
+            "margin": cell.margin,
+            "pmi": cell.delta_logprob,
+            "entropy": cell.entropy,
+            "flip": float(cell.flip is True),
+            "sure": cell.p_answer if cell.reproduces else 0.0,
+        }
+        for name, cell in score.cells.items()
+    }
+
+
 def _without_guard(complete: Complete) -> Complete:
     async def unguarded(body: JSON) -> JSON:
         return await complete({**body, "modint": {"mode": "off"}})
 
     return unguarded
-
-
-async def _features(
-    case: Case, model: str, complete: Complete, guard: Guard
-) -> tuple[Score, dict[str, float], str]:
-    plan = guard.plan(request_for(case.item, model, modint={"relevant": case.relevant}))
-    answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
-    reply = reply_of(answer)
-    score = guard.score(plan, reply, replies)
-    if score is None or not reply.top:
-        raise ConfigError(f"{case.key} could not be scored: does the endpoint give log-probabilities?")
-    return score, dict(reply.top), reply.text
 
 
 async def _right(case: Case, model: str, complete: Complete) -> bool:
@@ -186,33 +280,35 @@ async def _right(case: Case, model: str, complete: Complete) -> bool:
 
 async def _sampled(case: Case, model: str, complete: Complete, seed: int) -> tuple[list[str], Cost, Cost]:
     """Ten answers at T = 1, and what five and ten of them cost."""
-    found: list[str] = []
-    costs: list[Cost] = []
-    for part in range(2):
-        body = request_for(case.item, model, temperature=1.0, n=SAMPLES, seed=_SEEDS * seed + SAMPLES * part)
-        completion, cost = await _timed(complete, body, calls=SAMPLES)
-        found += [same_as(case.item, choice["message"]["content"] or "") for choice in completion["choices"]]
-        costs.append(cost)
-    return found, costs[0], costs[0] + costs[1]
+    asked = [
+        request_for(case.item, model, temperature=1.0, n=SAMPLES, seed=_SEEDS * seed + SAMPLES * part)
+        for part in range(2)
+    ]
+    (first, five), (second, more) = await asyncio.gather(
+        *(_timed(complete, body, calls=SAMPLES) for body in asked)
+    )
+    choices = [*first["choices"], *second["choices"]]
+    found = [same_as(case.item, choice["message"]["content"] or "") for choice in choices]
+    return found, five, five.beside(more)
 
 
 async def _varied(case: Case, model: str, complete: Complete) -> tuple[list[str], Cost]:
     """Answers to a picture ever more blurred and a question in ever other words."""
     asked = [baselines.blurred(reworded(case.item, by), by) for by in range(1, VARIANTS + 1)]
-    got = [await _timed(complete, request_for(item, model), calls=1) for item in asked]
+    got = await asyncio.gather(*(_timed(complete, request_for(item, model), calls=1) for item in asked))
     texts = [same_as(case.item, reply_of(completion).text) for completion, _ in got]
-    return texts, sum((cost for _, cost in got[1:]), start=got[0][1])
+    return texts, reduce(Cost.beside, (cost for _, cost in got))
 
 
-async def _stated(case: Case, model: str, complete: Complete, answer: str) -> tuple[float | None, Cost]:
+async def _stated(item: Item, model: str, complete: Complete, answer: str) -> tuple[float | None, Cost]:
     """The confidence it states; None where it states none, or where its template knows no second turn."""
     try:
-        completion, cost = await _timed(complete, baselines.how_sure(case.item, model, answer), calls=1)
+        completion, cost = await _timed(complete, baselines.how_sure(item, model, answer), calls=1)
     except EndpointError as exc:
         if exc.status != 400:
             raise
         return None, Cost()
-    return baselines.stated_confidence(reply_of(completion).text), cost
+    return baselines.stated_confidence(reply_of(completion).text), Cost().then(cost)
 
 
 async def _timed(complete: Callable[[JSON], Awaitable[JSON]], body: JSON, *, calls: int) -> tuple[JSON, Cost]:
@@ -222,6 +318,11 @@ async def _timed(complete: Callable[[JSON], Awaitable[JSON]], body: JSON, *, cal
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     spent = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
     return completion, Cost(calls, spent - cached, cached, 1000 * (time.perf_counter() - began))
+
+
+def _view_cost(view: Reply) -> Cost:
+    spent = view.prompt_tokens + view.completion_tokens
+    return Cost(1, spent - view.cached_tokens, view.cached_tokens, view.ms)
 
 
 def _probe_cost(probe: JSON) -> Cost:

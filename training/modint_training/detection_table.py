@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from modint_guard import baselines, calibration, curves, risk
+from modint_guard.config import Thresholds
 from modint_guard.errors import ConfigError
 from modint_guard.statistics import auroc_resamples, percentile_interval
 from modint_guard.types import CELLS, JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
-from modint_training.tinyworld.interference import HELD_OUT, KINDS, SETTINGS, TEXT_DRIVEN
+from modint_training.tinyworld.interference import GIVES_WAY, HELD_OUT, KINDS, SETTINGS, TEXT_DRIVEN
 
+logger = logging.getLogger(__name__)
 PROBES = 1.6  # on average, of the early stop
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of VAUQ; the best on the validation items
 ABLE = 0.9  # of answers must come with a number for a confidence to be called stated
@@ -27,16 +30,20 @@ interference: positives are wrong and right on a clean twin worded otherwise, ne
 answers whose clean twin is wrong are left out. `truth` wrong: wrong against right, over all answers. Inputs
 of four kinds, as many of each: lying, true, needed (the client says that both decide; a right answer is a
 negative), neutral. `held_out` says what no training has seen; validation items have nothing held out.
-`setting` both pools the two, each with its own fit.
+`setting` both pools the two, each with its own fit. Of the adapter half as many cases are asked.
+
+Image-driven cells hold twice as many cases, and of sub-tasks in which the base gave way to fewer than
+{GIVES_WAY:.0%} of the lying pictures every third only: this time {{thinned}}, found on validation items apart
+from all these.
 
 Ours: `gateway` is the risk of the verdict as served (where it is null, 1 for a flag and 0 for none); `risk`
 a logistic of js, margin, entropy and pmi fitted on the validation items; `risk_early_stop` the same with
-the other cells left out where the first clears the answer, {PROBES:g} probes on average there. Then each
-feature alone, of the view without the other input: js, margin, pmi, flip; shapley is that input's
+the other cells left out where the first clears the answer or flags it, at {PROBES:g} probes on average there.
+Then each feature alone, of the view without the other input: js, margin, pmi, flip; shapley is that input's
 influence; a feature that an answer lacks counts as 0. Baselines: max_probability, entropy, semantic_entropy
 (5 and 10 samples at T = 1, clusters by option), vl_uncertainty_5 (blurred pictures and other wordings),
 vauq (whole picture masked, alpha chosen on the validation items), verbalised (empty where fewer than
-{ABLE:.0%} of the answers came with a number).
+{ABLE:.0%} of the answers came with a number; asked of the pilot first).
 
 By construction: in text-driven items without the caption the view is the clean twin but for its words, so
 that its flip and margin nearly repeat the label. The image-driven setting and `truth` wrong have no such
@@ -45,9 +52,10 @@ help.
 Intervals: 95 %, bootstrap of whole sources. `gain` is the AUROC less that of the best baseline of the same
 rows, `gain_low` its paired interval's end. `threshold` is the one of the best macro-F1 on the validation
 items; `tpr` and `fpr` are those of the test items at it, `fpr_at_95` that of the test items' own curve.
-`macro_f1` is of the cause (text, image, none) at the threshold; no baseline names one. `probes`, tokens and
-milliseconds are means and a median a request beyond the answer itself, under concurrent load;
-`latency_ratio` has a bench of its own."""
+`macro_f1` is of the cause (text, image, none) at the threshold; no baseline names one. `probes` and tokens
+are means a request beyond the answer itself, `ms_p50` a median. `latency_ratio`: the median of the time that
+answer and detector took over that of the answer, were all sent at once but what needs the answer first;
+under the run's own load. In open loop: [latency.md](latency.md)."""
 FLAG_NOTES = """\
 Shares of wrong and of right answers that are flagged, by kind: as the gateway served them, and by `risk` at
 its threshold from the validation items. A flag on a right answer to a needed input is a false alarm."""
@@ -55,26 +63,33 @@ its threshold from the validation items. A flag on a right answer to a needed in
 
 @dataclass(frozen=True)
 class Cost:
-    """What a detector asked beyond the answer: calls, tokens computed and tokens cached, milliseconds."""
+    """What a detector asked beyond the answer: calls, tokens computed and tokens cached, milliseconds of what
+    is sent with the request and of what waits for the answer.
+    """
 
     calls: int = 0
     new_tokens: int = 0
     cached_tokens: int = 0
     ms: float = 0.0
+    after_ms: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        """One after the other."""
+    def beside(self, other: Cost) -> Cost:
+        """Both at once: it takes as long as the slower."""
         return Cost(
             self.calls + other.calls,
             self.new_tokens + other.new_tokens,
             self.cached_tokens + other.cached_tokens,
-            self.ms + other.ms,
+            max(self.ms, other.ms),
+            max(self.after_ms, other.after_ms),
         )
 
-    def beside(self, other: Cost) -> Cost:
-        """Both at once: it takes as long as the slower."""
-        together = self + other
-        return Cost(together.calls, together.new_tokens, together.cached_tokens, max(self.ms, other.ms))
+    def then(self, other: Cost) -> Cost:
+        """The other once the answer is there."""
+        return replace(self.beside(other), ms=self.ms, after_ms=self.after_ms + other.ms + other.after_ms)
+
+    def slower(self, answer_ms: float) -> float:
+        """How many times as long answer and detector take together as the answer alone."""
+        return (max(answer_ms, self.ms) + self.after_ms) / answer_ms
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,7 @@ class Answer:
     sampled: Sequence[str]
     varied: Sequence[str]
     stated: float | None
+    answer_ms: float
     costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @classmethod
@@ -225,13 +241,16 @@ def cells_cost(answer: Answer, names: Sequence[str] = CELLS) -> Cost:
     return total
 
 
-def early_stop_cost(answer: Answer, value: float, clear_below: float) -> Cost:
-    """Of the first cell, and of the others where it does not clear the answer."""
+def early_stop_cost(answer: Answer, value: float, clear_below: float, flag_at: float) -> Cost:
+    """Of the first cell, and of the others where it neither clears the answer nor flags it. Where both decide
+    the prior goes first, and an answer that it does not give with confidence is cleared.
+    """
+    name = PRIOR if answer.relevant == "both" else answer.first_cell
+    goes_on = clear_below <= value < flag_at
     if answer.relevant == "both":
-        return cells_cost(answer)
-    first = cells_cost(answer, [answer.first_cell])
-    rest = cells_cost(answer, [name for name in CELLS if name != answer.first_cell])
-    return first if value < clear_below else first + rest
+        goes_on = answer.feature("sure", PRIOR) >= Thresholds().confident
+    first = cells_cost(answer, [name])
+    return first.then(cells_cost(answer, [each for each in CELLS if each != name])) if goes_on else first
 
 
 def _named(name: str) -> Spent:
@@ -254,18 +273,23 @@ def detectors(validation: Sequence[Answer]) -> list[Detector]:
         return Detector(name, ours, value, cost, threshold_of(value, validation), cause, **more)
 
     ours = from_("risk", True, risk_of, cells_cost)
-    clear = clear_below([risk_of(a) for a in validation if a.relevant != "both"], ours.threshold)
+    risks = [risk_of(a) for a in validation if a.relevant != "both"]
+    clear = calibration.clear_threshold(risks, ours.threshold, PROBES)
+
+    def early_stop(answer: Answer) -> Cost:
+        return early_stop_cost(answer, risk_of(answer), clear, ours.threshold)
+
     return [
         Detector(
             "gateway",
             True,
             as_served,
-            cells_cost,
+            _named("gateway"),
             cause=lambda a: a.cause or "none",
             flags=lambda a: a.verdict == "flagged",
         ),
         ours,
-        from_("risk_early_stop", True, risk_of, lambda a: early_stop_cost(a, risk_of(a), clear)),
+        from_("risk_early_stop", True, risk_of, early_stop),
         *(from_(name, True, value, _feature_cost(name)) for name, value in FEATURES.items()),
         *(from_(name, False, value, _named(name)) for name, value in BASELINES.items()),
         from_("vauq", False, lambda a: _vauq(a, alpha), lambda a: cells_cost(a, [NEUTRAL_IMAGE])),
@@ -280,16 +304,6 @@ def _feature_cost(name: str) -> Spent:
     if name == "relative_entropy":
         return lambda answer: cells_cost(answer, [NO_CONTEXT, NEUTRAL_IMAGE])
     return cells_cost
-
-
-def clear_below(risks: Sequence[float], flag_at: float) -> float:
-    """Where an early stop clears answers to take PROBES probes; the flag's own threshold where that takes
-    more.
-    """
-    try:
-        return calibration.clear_threshold(risks, flag_at, PROBES)
-    except ConfigError:
-        return flag_at
 
 
 def threshold_of(value: Value, validation: Sequence[Answer]) -> float:
@@ -340,7 +354,7 @@ def rows(answers: Sequence[Answer], *, seed: int = 0, resamples: int = 1000) -> 
     for model in dict.fromkeys(a.model for a in answers):
         own = [a for a in answers if a.model == model]
         judged = _judged(own)
-        for setting in (*SETTINGS, BOTH_SETTINGS):
+        for setting in _tabled(judged):
             for held_out in HELD_OUT:
                 for truth in TRUTHS:
                     group = [
@@ -354,14 +368,28 @@ def rows(answers: Sequence[Answer], *, seed: int = 0, resamples: int = 1000) -> 
 
 
 def _judged(own: Sequence[Answer]) -> list[tuple[Detector, list[_Judged]]]:
-    """Every detector of one model with its test answers, those of each setting by its own fit."""
+    """Every detector of one model with its test answers, those of each setting by its own fit; without a
+    setting whose validation answers allow none.
+    """
     found: dict[str, tuple[Detector, list[_Judged]]] = {}
     for setting in SETTINGS:
         here = [a for a in own if a.setting == setting]
-        for detector in detectors([a for a in here if a.split == "validation"]):
+        try:
+            fitted = detectors([a for a in here if a.split == "validation"])
+        except ConfigError as exc:
+            logger.warning("%s: no table: %s", setting, exc)
+            continue
+        for detector in fitted:
             seen = found.setdefault(detector.name, (detector, []))[1]
             seen += [_see(detector, a) for a in here if a.split == "test"]
     return list(found.values())
+
+
+def _tabled(judged: Sequence[tuple[Detector, Sequence[_Judged]]]) -> tuple[str, ...]:
+    """The settings that could be fitted, and both together where both could."""
+    there = {each.answer.setting for _, seen in judged for each in seen}
+    found = tuple(setting for setting in SETTINGS if setting in there)
+    return (*found, BOTH_SETTINGS) if len(found) == len(SETTINGS) else found
 
 
 def _see(detector: Detector, answer: Answer) -> _Judged:
@@ -439,8 +467,8 @@ def _row(detector: Detector, judged: Sequence[_Judged], wrong: Sequence[bool], t
         "probes": sum(cost.calls for cost in costs) / len(costs),
         "new_tokens": sum(cost.new_tokens for cost in costs) / len(costs),
         "cached_tokens": sum(cost.cached_tokens for cost in costs) / len(costs),
-        "ms_p50": float(np.median([cost.ms for cost in costs])),
-        "latency_ratio": None,
+        "ms_p50": float(np.median([cost.ms + cost.after_ms for cost in costs])),
+        "latency_ratio": float(np.median([each.cost.slower(each.answer.answer_ms) for each in judged])),
     }
 
 
@@ -448,6 +476,8 @@ def flag_rows(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
     """A row a model, setting, held-out part and kind: what was flagged of wrong and of right answers."""
     for model in dict.fromkeys(a.model for a in answers):
         judged = {d.name: seen for d, seen in _judged([a for a in answers if a.model == model])}
+        if not judged:
+            continue
         groups: dict[tuple[str, str, str], list[tuple[_Judged, _Judged]]] = defaultdict(list)
         for served, fitted in zip(judged["gateway"], judged["risk"], strict=True):
             a = served.answer

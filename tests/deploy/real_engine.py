@@ -1,0 +1,81 @@
+"""The shipped base and adapter on a real vLLM, behind a gateway that a real Prometheus scrapes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.runner import request_for
+from modint_server.adapters import read
+from modint_training.tinyworld import suite
+from tests.deploy.expressions import Seen
+from tests.deploy.prometheus import Prometheus
+from tests.deploy.traffic import send, tested
+from tests.server.conftest import serving
+from tests.server.fake_upstream import JSON
+
+SEED = 7
+SHOWN = ("clean", "true_description", "misleading_description")  # in turn: a third of the captions lies
+TO_ADAPTER, TO_BASE, MENDED = 210, 60, 12  # shares of less than 200 are not recorded
+
+
+def traffic() -> list[JSON]:
+    """Test items about pictures, to the adapter and to the base; some of the base's answers are mended."""
+    items = suite.items("image-heavy", "test", TO_ADAPTER, seed=SEED)
+    asked = [
+        item if name == "clean" else suite.perturbed(item, name)
+        for item, name in zip(items, islice(cycle(SHOWN), len(items)), strict=True)
+    ]
+    lies = [suite.perturbed(item, "misleading_description") for item in items[:MENDED]]
+    actions = islice(cycle(("neutralise", "escalate")), len(lies))
+    return [
+        *(request_for(item, ADAPTER) for item in asked),
+        *(request_for(item, BASE) for item in asked[:TO_BASE]),
+        *(
+            request_for(item, BASE, modint={"relevant": "image", "action": action})
+            for item, action in zip(lies, actions, strict=True)
+        ),
+    ]
+
+
+def socket_of(serve: int) -> Path:
+    """Where the vLLM below a `modint-guard serve` listens: on a socket that no client reaches."""
+    words = Path(f"/proc/{serve}/cmdline").read_bytes().split(b"\0")
+    if b"--uds" in words:
+        return Path(words[words.index(b"--uds") + 1].decode())
+    for task in Path(f"/proc/{serve}/task").glob("*/children"):
+        for child in map(int, task.read_text("utf-8").split()):
+            try:
+                return socket_of(child)
+            except (FileNotFoundError, LookupError):
+                continue
+    raise LookupError(f"no process below {serve} was started with --uds")
+
+
+@asynccontextmanager
+async def watched(folder: Path, serve: int) -> AsyncIterator[Seen]:
+    """A second gateway on the engine of `serve`, whose counters begin at 0; the traffic sent and scraped."""
+    known = [read(ADAPTER, bundled(ADAPTER))]
+    patient: dict[str, Any] = {
+        "upstream_poll_s": 1.0,
+        "capability_timeout_s": 120.0,
+        "probe_deadline_s": 60.0,
+    }
+    where = {"upstream_uds": socket_of(serve), "adapter_selftest": "report"}
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(
+            serving("http://engine", adapters=known, **where, **patient)
+        )
+        await tested(gateway)
+        prometheus = Prometheus(folder)
+        stack.callback(prometheus.stop)
+        address = gateway.url.removeprefix("http://")
+        await asyncio.to_thread(prometheus.start, {"modint-guard": [address], "vllm": [address]})
+        await prometheus.scraped("modint_requests_total", 2)
+        await prometheus.scraped("vllm:num_requests_running", 2)
+        sent = await send(gateway, traffic())
+        pages = [(await gateway.get(path)).body.decode() for path in ("/metrics", "/engine/metrics")]
+        yield Seen(prometheus, await prometheus.settled(), sent, "".join(pages))

@@ -1,0 +1,1 @@
+"""Mitigation measured: every rung and the ladder against controls, through the real engine."""

@@ -1,0 +1,249 @@
+"""`modint-guard results mitigation`: first what validation chooses, then every rung and the ladder on test.
+
+Each distinct call is asked once and kept in a JSONL file; every policy then runs the guard's own code on
+these answers, so that all policies judge the same items with the same replies, and a run that was stopped
+goes on. Costs in tokens and time are measured through the gateway itself.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from modint_guard.endpoint import Endpoint
+from modint_guard.errors import ConfigError
+from modint_guard.guard import Guard
+from modint_guard.item import Item
+from modint_guard.launch import serving
+from modint_guard.mitigation import FORMS, TABLE, Policy, tabled
+from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.results import table, write_results
+from modint_guard.runner import request_for
+from modint_guard.types import ANNOTATE, JSON, Complete
+from modint_training.calibrations import weights_of
+from modint_training.mitigation import fit, tables, tokens
+from modint_training.mitigation.answers import CONTROLS, Asked, Recorded, ask_item, neutral_body, shipped
+from modint_training.mitigation.settings import FITTED_ON, SETTINGS, Setting
+from modint_training.tinyworld import suite
+
+OUTPUT = Path("docs/results/mitigation.json")  # the committed one: with it code and page are rewritten
+PAGE = Path("docs/mitigation.md")
+LEARNT = Path("modint_guard/learnt.py")
+TOKEN_ITEMS = 24  # a setting, kind of prompt and policy, for the table of tokens
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run asks."""
+
+    split: suite.Split
+    count: int
+    seed: int
+    concurrency: int
+    timed: int
+    raw: Path | None = None  # where every raw answer is kept
+
+    @property
+    def kept(self) -> Path:
+        """Where every raw answer is kept: apart for each pair of weights, whose answers are their own."""
+        weights = "-".join(weights_of(bundled(name))[:8] for name in (BASE, ADAPTER))
+        return self.raw or Path("runs") / f"mitigation-{self.split}-{weights}.jsonl"
+
+    @property
+    def command(self) -> str:
+        """As it is repeated."""
+        return f"modint-guard results mitigation --split {self.split} --count {self.count} --seed {self.seed}"
+
+
+def measure_mitigation(output: Path, run: Run) -> Path:
+    """Fit on validation, or measure on test with what was fitted; returns the file written. ConfigError where
+    the test split comes first, or where the code does not hold what validation chose.
+    """
+    fitted_at = output.with_name(f"{output.stem}_validation.json")
+    return _validate(fitted_at, output, run) if run.split == "validation" else _test(fitted_at, output, run)
+
+
+def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
+    with serving(["--adapter", ADAPTER]) as served:
+        found = asyncio.run(_asked_to_fit(served.url, run))
+    rows = [
+        *fit.fit_rows(BASE, found[BASE]),
+        *(row for model in found for row in fit.bias_rows(model, found[model])),
+    ]
+    write_results(
+        fitted_at,
+        command=run.command,
+        seeds=[run.seed],
+        rows=rows,
+        title="Mitigation: what validation chose",
+        notes=fit.NOTES,
+    )
+    if output == OUTPUT:
+        chosen = fit.read_fit(fitted_at, BASE)
+        LEARNT.write_text(fit.source(chosen), "utf-8")
+        _rewrite_page({"rungs": rungs_table(tabled(chosen.orders)), "chosen": chosen_line(chosen)})
+    return fitted_at
+
+
+def _test(fitted_at: Path, output: Path, run: Run) -> Path:
+    chosen = fit.read_fit(fitted_at, BASE)
+    if output == OUTPUT and LEARNT.read_text("utf-8") != fit.source(chosen):
+        raise ConfigError(f"{LEARNT} does not hold what {fitted_at} chose: run `--split validation` again")
+    with serving(["--adapter", ADAPTER]) as served:
+        found, rows, costs = asyncio.run(_measured(served.url, run, chosen))
+    own = [row for row in costs if row["model"] == BASE]
+    goals = tables.goal_rows(found[BASE], own, run.seed)
+    made: dict[str, Any] = {"command": run.command, "seeds": [run.seed]}
+    title = "Mitigation on the test split"
+    parts = ("## The goals, base model", table(goals), tables.GOAL_NOTES, "## All settings", tables.NOTES)
+    notes = "\n\n".join(parts)
+    write_results(output, rows=rows, title=title, notes=notes, **made)
+    at = output.with_name(f"{output.stem}_goals.json")
+    write_results(at, rows=goals, title="Goals of mitigation", notes=tables.GOAL_NOTES, **made)
+    at = output.with_name(f"{output.stem}_tokens.json")
+    write_results(at, rows=costs, title="What mitigation costs in tokens", notes=tokens.NOTES, **made)
+    if output == OUTPUT:
+        _rewrite_page(page_blocks(rows, goals))
+    return output
+
+
+def page_blocks(rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the page shows of a test run."""
+    return {"operators": tables.operators(rows), "goals": table(goals), "means": tables.shown(rows)}
+
+
+def rungs_table(found: Mapping[Any, Mapping[Any, Sequence[str]]] = TABLE) -> str:
+    """The table of rungs as the page shows it."""
+    lines = ["| cause | relevant | options | word | free |", "|---|---|---|---|---|"]
+    for (cause, relevant), row in found.items():
+        cells = [", ".join(f"`{rung}`" for rung in row[form]) or "–" for form in FORMS]
+        lines.append(f"| `{cause}` | {relevant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def chosen_line(chosen: fit.Fit) -> str:
+    """What validation chose, in a sentence."""
+    kinds = ", ".join("/".join(kind) for kind in sorted(chosen.orders)) or "none"
+    return (
+        f"Learnt on validation: λ = {chosen.debias_lambda:g}, `accept_at` = {chosen.accept_at:g}, and the"
+        f" order for these kinds (cause/relevant/form): {kinds}. The other cells of the table are reasoned."
+    )
+
+
+def _rewrite_page(made: Mapping[str, str]) -> None:
+    PAGE.write_text(tables.rewritten(PAGE.read_text("utf-8"), made), "utf-8")
+
+
+# -- asking ----------------------------------------------------------------------------------------
+
+
+async def _asked_to_fit(url: str, run: Run) -> dict[str, list[Asked]]:
+    """The base's answers with every rung tried, and the adapter's for its control's constants."""
+    async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
+        found: dict[str, list[Asked]] = {}
+        for model, policies in ((BASE, fit.grid()), (ADAPTER, {})):
+            asker = _Asker(endpoint, model, policies, {}, run, whole=True)
+            found[model] = [one for setting in FITTED_ON for one in await asker.ask(setting)]
+        return found
+
+
+async def _measured(
+    url: str, run: Run, chosen: fit.Fit
+) -> tuple[dict[str, dict[str, list[Asked]]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The answers by model and setting, the rows of the table, and those of tokens."""
+    async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
+        found: dict[str, dict[str, list[Asked]]] = {}
+        rows: list[dict[str, Any]] = []
+        for model in (BASE, ADAPTER):
+            asker = _Asker(endpoint, model, shipped(), chosen.bias.get(model, {}), run)
+            found[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
+            for setting in SETTINGS:
+                own = [one.item for one in found[model][setting.name][: run.timed]]
+                ms = await timings(endpoint, own, setting, model)
+                rows += tables.table_rows(model, setting, found[model], ms)
+        some = [
+            (setting, setting.items(run.split, min(TOKEN_ITEMS, run.count), run.seed))
+            for setting in FITTED_ON
+        ]
+        costs = await tokens.token_rows(endpoint, (BASE, ADAPTER), some, run.concurrency)
+        return found, rows, costs
+
+
+class _Asker:
+    """Asks a model the items of a setting, some at once, with the gateway's guard off."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        policies: Mapping[str, Policy],
+        bias: Mapping[str, float],
+        run: Run,
+        *,
+        whole: bool = False,
+    ) -> None:
+        async def unguarded(body: JSON) -> JSON:
+            return await endpoint.complete({**body, "modint": {"mode": "off"}})
+
+        self._complete: Complete = Recorded(unguarded, run.kept)
+        self._slots = asyncio.Semaphore(run.concurrency)
+        self._model, self._policies, self._bias, self._run, self._whole = model, policies, bias, run, whole
+
+    async def ask(self, setting: Setting) -> list[Asked]:
+        """Every item of a setting, in their order."""
+        items = setting.items(self._run.split, self._run.count, self._run.seed)
+        with tqdm(total=len(items), desc=f"{self._model} {setting.name}", unit="item") as bar:
+
+            async def one(item: Item) -> Asked:
+                async with self._slots:
+                    found = await ask_item(
+                        item,
+                        setting.relevant,
+                        self._model,
+                        self._complete,
+                        self._policies,
+                        bias=self._bias,
+                        whole=self._whole,
+                    )
+                bar.update()
+                return found
+
+            return list(await asyncio.gather(*map(one, items)))
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+async def timings(
+    endpoint: Endpoint, items: Sequence[Item], setting: Setting, model: str
+) -> dict[str, float | None]:
+    """The median of each policy's and control's single requests, one after another; None without any."""
+    names = (ANNOTATE, *shipped(), *CONTROLS)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for item in items:
+        for name in ("escalate", "greedy"):  # so that no policy pays for an empty prefix cache
+            await endpoint.complete(timed_body(item, setting, model, name))
+        for name in names:
+            body = timed_body(item, setting, model, name)
+            since = time.perf_counter()
+            await endpoint.complete(body)
+            taken[name].append((time.perf_counter() - since) * 1000)
+    return {name: statistics.median(each) if each else None for name, each in taken.items()}
+
+
+def timed_body(item: Item, setting: Setting, model: str, name: str) -> JSON:
+    """What the gateway is sent for a policy's time. The ladder that may abstain takes the ladder's."""
+    body = request_for(item, model, modint={"relevant": setting.relevant})
+    if name not in CONTROLS:
+        action = "ladder" if name == "ladder_abstain" else name
+        return {**body, "modint": {**body["modint"], "action": action}}
+    plain = {**body, "modint": {"mode": "off"}}
+    if name == "always_escalate":
+        return {**plain, "model": ADAPTER}
+    other = neutral_body(Guard().plan(body)) if name == "always_neutralise" else None
+    return {**(other or body), "modint": {"mode": "off"}}
