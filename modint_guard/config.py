@@ -31,9 +31,9 @@ class Thresholds:
     nothing to the margin; the others are set by hand.
     """
 
-    bias: float = -0.804
-    weight_js: float = 0.0
-    weight_margin: float = 4.951
+    bias: float = -3.543
+    weight_js: float = 5.251
+    weight_margin: float = 3.510
     weight_entropy: float = 0.0
     weight_pmi: float = 0.0
     flag_at: float = 0.2
