@@ -141,9 +141,10 @@ def calibrate(
 ) -> Fitted:
     """Fit the risk on half of the sources and set the threshold on the other half.
 
-    alpha: the miss rate promised (conformal risk control). error: where given, the threshold is lowered, if
-    need be, until at most this share of unflagged answers is wrong with confidence 1 - delta (learn then
-    test). probes: where given, the first probe flags what reaches the threshold and clears answers as far as
+    alpha: the miss rate promised (conformal risk control); the threshold is then lowered as far as that flags
+    no further negative. error: where given, it is lowered instead, if need be, until at most this share of
+    unflagged answers is wrong with confidence 1 - delta (learn then test). probes: where given, the first
+    probe flags what reaches the threshold and clears answers as far as
     it takes to ask this many a request on average. Raises ConfigError with too few positives or without
     negatives, and where `error` or `probes` cannot be kept.
     """
@@ -158,7 +159,9 @@ def calibrate(
     promises = [Promise(kind="miss", alpha=alpha, flag_at=missed_below, n=len(positives))]
     if error is not None:
         promises.append(_error_promise(risks, truth, error, delta, missed_below))
-    flag_at = min(promise.flag_at for promise in promises)
+        flag_at = min(promise.flag_at for promise in promises)
+    else:
+        flag_at = lowered(missed_below, risks, truth)
     clear_below = 0.0 if probes is None else clear_threshold(risks, flag_at, probes)
     calm = [risk for risk, bad in zip(risks, truth, strict=True) if not bad]
     share = sum(truth) / len(truth)
@@ -178,6 +181,16 @@ def calibrate(
         auroc=curves.auroc(risks, truth),
         calibration_error=curves.calibration_error(risks, truth),
     )
+
+
+def lowered(flag_at: float, risks: Sequence[float], positive: Sequence[bool]) -> float:
+    """A threshold that flags no further negative of these answers and misses fewer positives, halfway between
+    the two. A lower threshold can only miss less, so that what was promised of `flag_at` holds for it.
+    """
+    pairs = list(zip(risks, positive, strict=True))
+    below = max((risk for risk, bad in pairs if not bad and risk < flag_at), default=0.0)
+    above = min((risk for risk, bad in pairs if bad and below < risk <= flag_at), default=flag_at)
+    return (below + above) / 2
 
 
 def clear_threshold(risks: Sequence[float], flag_at: float, probes: float) -> float:

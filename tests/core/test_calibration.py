@@ -14,6 +14,8 @@ from modint_guard.calibration import (
     Promise,
     calibrate,
     check_for,
+    halves,
+    lowered,
     read_calibration,
     write_calibration,
 )
@@ -68,11 +70,23 @@ def test_what_is_stored_says_how_it_was_made() -> None:
     found = calibrate(answers(400), alpha=0.1)
     (promise,) = found.promises
     assert (promise.kind, promise.alpha, promise.n) == ("miss", 0.1, found.positives)
-    assert promise.flag_at == found.flag_at
+    assert found.flag_at <= promise.flag_at
     assert found.positives + found.negatives == 200  # the half that the risk was not fitted on
     assert 0.8 < found.auroc < 1.0
     assert 0.3 < found.feasible_flags < 0.4
     assert min(found.weights.values()) >= 0.0
+
+
+def test_a_threshold_is_lowered_where_that_flags_no_further_negative() -> None:
+    risks, positive = [0.1, 0.3, 0.5, 0.6, 0.8, 0.9], [False, False, True, True, False, True]
+    assert lowered(0.6, risks, positive) == pytest.approx(0.4)  # between 0.3 and 0.5
+    assert lowered(0.9, risks, positive) == pytest.approx(0.85)
+    assert lowered(0.3, risks, positive) == pytest.approx(0.2)  # no positive to gain: still above 0.1
+    plain = calibrate(answers(400), alpha=0.1)
+    at_most = plain.promises[0].flag_at
+    _, setting = halves(answers(400), 0)
+    between = [a for a in setting if plain.flag_at <= plain.risk(a) < at_most]
+    assert all(a.positive for a in between)
 
 
 def test_a_second_promise_can_only_lower_the_threshold() -> None:

@@ -28,7 +28,7 @@ FITTED = made().fitted["image"]  # sigmoid(4 js - 1), flagged from 0.2 on: js of
 
 
 def test_a_calibration_sees_nothing_that_is_held_out() -> None:
-    seen = twins("validation", 4, 0)
+    seen = twins("validation", 2, 0)
     kinds = [twin.disturbed.perturbation for twin in seen]
     assert all(REGISTRY[name].role != "held_out" for name in kinds)
     # Each of four items of a family once under a lie and once under another kind, which take turns.

@@ -375,8 +375,10 @@ def test_costs_of_an_early_stop_by_hand() -> None:
     assert all_three.slower(4.0) == (5.0 + 7.0) / 4.0 and all_three.slower(10.0) == 1.7
     both = replace(asked, relevant="both")
     assert early_stop_cost(both, 0.5, 0.3, 0.8) == Cost(1, 30, 0, 6.0)
-    sure = replace(both, cells={"prior": {"sure": 1.0}})
+    sure = replace(both, cells={"no_context": {}, "prior": {"sure": 1.0}})
     assert early_stop_cost(sure, 0.5, 0.3, 0.8) == Cost(3, 80, 10, 6.0, 7.0)
+    bare = replace(both, cells={}, costs={"neutral_image": Cost(1, 30, 0, 7.0)})
+    assert early_stop_cost(bare, 0.5, 0.3, 0.8) == Cost(1, 30, 0, 7.0)
 
 
 def test_where_both_decide_the_verdict_itself_is_the_score() -> None:

@@ -35,6 +35,7 @@ from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 
 PARTS = ("validation", "test", "held_out_wording", "held_out_kind")
+FITTED_TIMES = 2  # an adapter that is rarely misled shows too few positives otherwise
 LIES = ("misleading_description", "contradicting_image")
 DIGITS = 5  # of a feature, as it is written down
 NOTES = """\
@@ -127,10 +128,11 @@ def fit_model(found: Sequence[Scored], model: str, *, alpha: float, probes: floa
 
 def twins(part: str, count: int, seed: int) -> list[Twin]:
     """`count` items of both families, each told a lie and each under another kind, which take turns; of the
-    held-out kinds one each in their own part, and in no other.
+    held-out kinds one each in their own part, and in no other. Twice as many items for the fit.
     """
     families: tuple[Family, ...] = ("image-heavy", "text-heavy")
     split: suite.Split = "validation" if part == "validation" else "test"
+    count *= FITTED_TIMES if part == "validation" else 1
     found = []
     for family in families:
         made = suite.items(family, split, count, seed=seed, held_out=part == "held_out_wording")

@@ -257,6 +257,20 @@ def detection(
     typer.echo(f"wrote {output}")
 
 
+@results.command()
+def latency(
+    output: Output = Path("docs/results/latency.json"),
+    seconds: Annotated[float, typer.Option(min=1, help="Of a block of requests in open loop.")] = 8,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks with and as many without the guard.")] = 5,
+    seed: Seed = 0,
+) -> None:
+    """What the guard adds to a request's time: in open loop below capacity, and under full load."""
+    from modint_training.latency import measure_latency
+
+    measure_latency(output, seconds=seconds, blocks=blocks, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
 @results.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that ship with the package."""

@@ -245,6 +245,8 @@ def early_stop_cost(answer: Answer, value: float, clear_below: float, flag_at: f
     """Of the first cell, and of the others where it neither clears the answer nor flags it. Where both decide
     the prior goes first, and an answer that it does not give with confidence is cleared.
     """
+    if NO_CONTEXT not in answer.cells:  # one view is all there is
+        return cells_cost(answer)
     name = PRIOR if answer.relevant == "both" else answer.first_cell
     goes_on = clear_below <= value < flag_at
     if answer.relevant == "both":
