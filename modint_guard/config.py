@@ -27,8 +27,8 @@ class Thresholds:
     under the view, nats a token, and H the entropy of the served answer at its first position, bits.
     An answer is flagged `text` or `image` when the view flips and risk >= flag_at; with `by_risk_alone`, as a
     calibration sets it, by the risk alone. The first three and flag_at were fitted by `modint-guard results
-    thresholds` on TinyWorld's validation split (docs/results/thresholds.md), where the divergence added
-    nothing to the margin; the others are set by hand.
+    thresholds` on TinyWorld's validation split (docs/results/thresholds.md); the others
+    are set by hand.
     """
 
     bias: float = -3.543
