@@ -14,10 +14,22 @@ Row = Mapping[str, Any]
 
 
 def write_results(
-    path: Path, *, command: str, seeds: Sequence[int], rows: Sequence[Row], title: str, notes: str = ""
+    path: Path,
+    *,
+    command: str,
+    seeds: Sequence[int],
+    rows: Sequence[Row],
+    title: str,
+    notes: str = "",
+    revision: str | None = None,
 ) -> None:
-    """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ."""
+    """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ.
+
+    `revision` names the commit where the files were measured without their repository.
+    """
     record = recorded(command, seeds, rows)
+    if revision:
+        record["commit"] = revision
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
