@@ -25,7 +25,7 @@ from modint_training.masks import predicted, predicting_mask
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.tasks import TASKS
 from modint_training.trainer import last_step, read_log
-from modint_training.tune import check_device, load_base, lora_config, tune, twin_loss
+from modint_training.tune import check_device, load_base, lora_config, trainable, tune, twin_loss
 from tests.training.small import lora_recipe, save_small_base, small_model
 
 
@@ -333,3 +333,15 @@ def test_rows_of_a_batch_are_padded_to_one_length(processor: Any) -> None:
     batch = whole_batches(lora_recipe("tinyworld-base"), processor)(1)
     shapes = [batch[name].shape for name in ("input_ids", "attention_mask", "labels")]
     assert all(one == other for one, other in pairwise(shapes))
+
+
+def test_checkpointed_activations_leave_a_frozen_tower_without_gradients(processor: Any) -> None:
+    recipe = lora_recipe("tinyworld-base", "gradient_checkpointing=true")
+    model = trainable(small_model(processor), recipe).train()
+    seen: list[torch.Tensor] = []
+    tower = model.get_base_model().model.vision_tower
+    tower.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state))
+    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)[0]).backward()
+    assert model.is_gradient_checkpointing
+    assert [states.requires_grad for states in seen] == [False]
+    assert any(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)

@@ -85,7 +85,6 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
         micro_batches=recipe.micro_batches,
         adam_beta2=recipe.adam_beta2,
         adam_epsilon=recipe.adam_epsilon,
-        gradient_checkpointing=recipe.gradient_checkpointing,
         report_to=list(recipe.report_to) or "none",
     )
     if is_first_process():
@@ -131,8 +130,21 @@ def trainable(base: Any, recipe: TuneRecipe) -> Any:
         family = family_of(base.config.model_type)
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(family.scope_of(name) in recipe.scope)
-        return base
-    return get_peft_model(base, lora_config(recipe, base.config.model_type))
+        return checkpointed(base) if recipe.gradient_checkpointing else base
+    adapted = get_peft_model(base, lora_config(recipe, base.config.model_type))
+    return checkpointed(adapted) if recipe.gradient_checkpointing else adapted
+
+
+def checkpointed(model: Any) -> Any:
+    """The model with gradient checkpointing.
+
+    The Trainer's own switch also asks for gradients at every embedding, the vision tower's patches included:
+    a frozen tower would be run again and differentiated for nothing. Checkpoints that are not reentrant do
+    without.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()
+    return model
 
 
 def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
