@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from modint_guard.data import read_data
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import Item
-from modint_guard.models import check_servable, located
+from modint_guard.models import check_servable, check_tower_servable, located
 from modint_guard.perturb import perturb
 from modint_training.attack import Attack
 from modint_training.batches import Source, data_source, tinyworld_source, twin_batches
@@ -56,8 +56,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
     seed_everything(recipe.seed)
-    if recipe.servable:
-        check_servable(model_type_of(recipe.base))
+    check_served(recipe)
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
@@ -91,6 +90,14 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     if is_first_process():
         draw_curves(folder / "log.jsonl", folder / "curves.png")
     return model, processor, evaluation.history
+
+
+def check_served(recipe: TuneRecipe) -> None:
+    """ConfigError for what vLLM could not serve, unless the recipe says that nobody wants to."""
+    if recipe.servable:
+        check_servable(model_type_of(recipe.base))
+        if recipe.kind != "full" and recipe.scope != ("language",):
+            check_tower_servable(located(recipe.base))
 
 
 def is_first_process() -> bool:
