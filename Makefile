@@ -3,7 +3,7 @@
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
 #   make train-ablation   make results-ablation   make results-calibration   make bench-detection
-#   make bench-latency   make bench-mitigation   make deploy-check
+#   make bench-latency   make bench-mitigation   make bench-training-gpu   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -24,8 +24,8 @@ TORCH_CPU       := torch==2.13.0+cpu
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
 .PHONY: install demo serve test check results-tinyworld results-base results-ablation train-ablation \
-	results-thresholds results-calibration bench-detection bench-latency bench-mitigation generated panels \
-	deploy-check deploy-tools clean help
+	results-thresholds results-calibration bench-detection bench-latency bench-mitigation bench-training-gpu \
+	generated panels deploy-check deploy-tools clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -72,6 +72,9 @@ bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answe
 
 bench-latency: $(STAMP)  ## what the guard adds to a request's time: docs/results/latency.json
 	$(BIN)/modint-guard results latency $(ARGS)
+
+bench-training-gpu: $(STAMP)  ## SFT against the whole method at 7B, random weights, one GPU: docs/results/training_gpu.json
+	$(BIN)/python -m bench.training_gpu --output docs/results/training_gpu.json $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .

@@ -22,12 +22,16 @@ def write_results(
     title: str,
     notes: str = "",
     shown: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ.
 
     shown: Markdown made from the rows, in place of all of them, where they are too many to read.
+    revision: the commit, where the files were measured without their repository.
     """
     record = recorded(command, seeds, rows)
+    if revision:
+        record["commit"] = revision
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."

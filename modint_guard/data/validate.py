@@ -22,6 +22,7 @@ from modint_guard.data.formats import FORMATS
 from modint_guard.data.samples import Sample
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import RELEVANT, Item
+from modint_guard.perturb import applicable
 from modint_guard.types import JSON
 
 SHOWN = 20
@@ -150,6 +151,20 @@ def command(
         raise typer.Exit(2)
 
 
+def unlabelled(counts: dict[str, Counter[str]]) -> list[str]:
+    """What training does with the rows that have no label, a sentence each."""
+    found = {family: counted["unlabelled"] for family, counted in counts.items() if counted["unlabelled"]}
+    twins = sum(count for family, count in found.items() if applicable(family))
+    rest = sum(found.values()) - twins
+    return [
+        *(
+            [f"{twins} rows without a label: training takes them for the consistency loss only."]
+            * (twins > 0)
+        ),
+        *([f"{rest} rows without a label are never perturbed: training leaves them out."] * (rest > 0)),
+    ]
+
+
 def columns_named(pairs: Iterable[str]) -> dict[str, str]:
     """{"prompt": "question"} of "prompt=question". Raises ConfigError."""
     named = {}
@@ -178,6 +193,8 @@ def _print(found: Findings) -> None:
         console.print(
             "Rows of unknown family are never perturbed: name theirs with --family or `modint.family`."
         )
+    for said in unlabelled(found.counts):
+        console.print(said)
     for problem in found.problems:
         console.print(f"[red]![/] {escape(str(problem))}")
     count = len(found.problems) + found.more

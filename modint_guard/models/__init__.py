@@ -1,5 +1,6 @@
 """The models that ship with the package: `tinyworld-base` and `robust-lora`, each a folder with a card."""
 
+import json
 from pathlib import Path
 
 from modint_guard.errors import ConfigError
@@ -21,6 +22,19 @@ def check_servable(model_type: str) -> None:
         raise ConfigError(
             f"vLLM does not serve models of type {model_type!r}: train and evaluate one with servable: "
             "false, and serve a LLaVA or Qwen2.5-VL"
+        )
+
+
+def check_tower_servable(folder: Path) -> None:
+    """ConfigError for a model with which vLLM dies at the first picture once an adapter reaches its vision
+    tower or connector: a LLaVA that leaves out CLIP's class token (strategy `default`)."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if config.get("model_type") == "llava" and strategy == "default":
+        raise ConfigError(
+            "vLLM dies at the first picture where an adapter is on vision tower or connector and the model's "
+            "vision_feature_select_strategy is 'default': train with scope: [language], or with kind: full"
         )
 
 

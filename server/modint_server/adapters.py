@@ -14,11 +14,14 @@ from typing import Any
 from modint_guard.errors import AdapterError
 from modint_guard.models import BASE
 from modint_server.metrics import Card
+from modint_server.tensors import read_header
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 RECORD = "doctor.json"
 RUN_RECORD = "run.json"
+# What stands in the names of vision towers and connectors: LLaVA's, Qwen's.
+TOWER_PARTS = ("vision_tower.", "multi_modal_projector.", "visual.")
 DEFAULT_MAX_RANK = 16  # what vLLM takes where nobody says otherwise
 # How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
@@ -32,6 +35,7 @@ class Adapter:
     path: Path
     rank: int
     base: str | None  # what its card says it was made for
+    tower: bool = False  # whether it has weights for vision tower or connector
 
 
 def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tuple[Adapter, ...]:
@@ -155,7 +159,18 @@ def read(name: str, folder: Path) -> Adapter:
     for refusal in refusals(config):
         raise AdapterError(f"adapter {name!r}: {refusal}")
     base = config.get("base_model_name_or_path")
-    return Adapter(name, folder, max(ranks_of(config)), base if isinstance(base, str) and base else None)
+    made_for = base if isinstance(base, str) and base else None
+    return Adapter(name, folder, max(ranks_of(config)), made_for, reaches_tower(folder))
+
+
+def reaches_tower(folder: Path) -> bool:
+    """Whether an adapter has weights for more than the language model, which vLLM leaves out unless it is
+    told not to; False where a file cannot be read, which the engine will say."""
+    try:
+        headers = [read_header(path) for path in folder.glob("adapter_model*.safetensors")]
+    except AdapterError:
+        return False
+    return any(part in name for header in headers for name in header.tensors for part in TOWER_PARTS)
 
 
 def _given(name: str, path: str) -> Path:

@@ -186,6 +186,8 @@ def arguments(config: EngineConfig, socket: Path) -> list[str]:
         # One slot more than adapters: on the CPU runner rows without an adapter read the last slot, so a full
         # set of slots would give base answers from an adapter, silently.
         words += ["--enable-lora", "--max-loras", str(len(config.adapters) + 1)]
+        if any(adapter.tower for adapter in config.adapters):  # else vLLM leaves those weights out
+            words += ["--enable-tower-connector-lora"]
         words += ["--max-lora-rank", str(max_lora_rank(config.adapters)), "--lora-modules"]
         words += [f"{adapter.name}={adapter.path}" for adapter in config.adapters]
     return words

@@ -24,7 +24,7 @@ from rich.markup import escape
 
 from modint_guard.calibration import CALIBRATION, check_for, read_calibration
 from modint_guard.errors import ConfigError, EngineError
-from modint_guard.models import BASE, FOLDER, bundled
+from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable
 from modint_guard.types import CELLS
 from modint_server.adapters import resolve_all
 from modint_server.app import create_app
@@ -72,6 +72,8 @@ def start(
         raise ConfigError(
             f"adapter {config.served_name!r} has the model's name: name it otherwise with NAME=PATH"
         )
+    if any(adapter.tower for adapter in config.adapters):
+        check_tower_servable(Path(config.model))
     models: dict[str, str | None] = {config.served_name: None}
     models |= {adapter.name: config.served_name for adapter in config.adapters}
     if not settings.calibrations:

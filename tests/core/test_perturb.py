@@ -17,6 +17,7 @@ from modint_guard.perturb import (
     REGISTRY,
     Perturbation,
     applicable,
+    clean_view,
     fitting,
     perturb,
     seeded,
@@ -250,3 +251,11 @@ def test_pictures_that_show_an_answer_fit_where_the_item_has_them() -> None:
 def test_a_data_sets_own_lie_is_told_as_it_stands() -> None:
     item = DIGIT.replace(lie="The picture seems to describe a 7. Sevens are odd.")
     assert perturb(item, "misleading_description").context == item.lie
+
+
+def test_the_clean_view_has_nothing_that_ought_not_to_decide() -> None:
+    captioned, shown = (item.replace(context="Ann has a card.", image=BLUE) for item in (DIGIT, SUM))
+    assert (clean_view(captioned).context, clean_view(captioned).image) == (None, BLUE)
+    assert (clean_view(shown).context, clean_view(shown).image) == ("Ann has a card.", None)
+    for item in (BOTH, DIGIT.replace(family="unknown")):
+        assert clean_view(item) is item

@@ -106,7 +106,7 @@ def test_risk_by_hand() -> None:
     assert risk_of(cell(FLIP), 0.0, fitted) == pytest.approx(0.9733, abs=1e-4)
     assert risk_of(cell(FLIP), 0.0, Thresholds(bias=-1e6)) == 0.0
     # 0 + 2 * 0.5 bits + 1 * 1 nat = 2; 1 / (1 + exp(-2)) = 0.8808
-    more = Thresholds(bias=0.0, weight_margin=0.0, weight_entropy=2.0, weight_pmi=1.0)
+    more = Thresholds(bias=0.0, weight_js=0.0, weight_margin=0.0, weight_entropy=2.0, weight_pmi=1.0)
     assert risk_of(cell(FLIP), 0.5, more) == pytest.approx(0.8808, abs=1e-4)
 
 

@@ -63,6 +63,19 @@ def test_a_sound_data_set_is_counted_by_family(tmp_path: Path, capsys: pytest.Ca
     assert "Rows of unknown family are never perturbed" in out
 
 
+def test_what_becomes_of_rows_without_a_label_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heavy = {"image": "red.png", "modint": {"family": "image-heavy"}}
+    rows = [row(number, "<image>\nWhat?", **heavy) for number in (5, 6)]
+    _, out, _ = run(capsys, written(tmp_path, (*GOOD, *rows)))
+    assert "2 rows without a label: training takes them for the consistency loss only." in out
+    # The row of unknown family has no twin that it could agree with.
+    assert "1 rows without a label are never perturbed: training leaves them out." in out
+    _, out, _ = run(capsys, written(tmp_path, GOOD[:2]))
+    assert "without a label" not in out
+
+
 def test_every_problem_is_listed_with_line_and_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, BAD)
     code, out, _ = run(capsys, path)

@@ -24,6 +24,8 @@ from modint_server.adapters import (
     revision,
 )
 from modint_server.metrics import Card
+from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, pair
+from tests.server.adapter_folders import adapter as adapter_folder
 
 
 def make(folder: Path, **config: Any) -> Path:
@@ -138,6 +140,23 @@ def test_what_vllm_does_not_load_is_refused_with_the_way_out(
 def test_plain_variants_are_accepted(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder = make(tmp_path / "rs", use_rslora=True, init_lora_weights="gaussian", rank_pattern={"q_proj": 32})
     assert resolve(f"other={folder}", *places).rank == 32
+
+
+@pytest.mark.parametrize(
+    ("module", "beyond"),
+    [
+        (LANGUAGE, False),
+        (TOWER, True),
+        (PROJECTOR, True),
+        ("model.visual.blocks.0.attn.qkv", True),
+        ("model.visual.merger.mlp.0", True),
+    ],
+)
+def test_weights_beyond_the_language_model_are_told_by_their_names(
+    module: str, beyond: bool, tmp_path: Path
+) -> None:
+    adapter_folder(tmp_path / "mine", pair(module))
+    assert resolve("mine", tmp_path, tmp_path).tower is beyond
 
 
 def test_a_name_given_twice_is_refused(places: tuple[Path, Path]) -> None:

@@ -71,6 +71,13 @@ def test_there_is_one_adapter_slot_more_than_adapters() -> None:
     assert given["--lora-modules"] == ["a=/adapters/a", "b=/adapters/b"]
 
 
+def test_an_adapter_on_the_vision_tower_is_not_left_out() -> None:
+    flag = "--enable-tower-connector-lora"
+    assert flag not in flags(replace(CONFIG, adapters=ADAPTERS))
+    beyond = replace(ADAPTERS[0], tower=True)
+    assert flags(replace(CONFIG, adapters=(beyond, ADAPTERS[1])))[flag] == []
+
+
 def test_without_adapters_lora_stays_off() -> None:
     assert not [flag for flag in flags(CONFIG) if "lora" in flag]
 

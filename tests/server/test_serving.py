@@ -22,6 +22,8 @@ from modint_guard.launch import free_port
 from modint_server.adapters import Adapter
 from modint_server.engine import EngineConfig
 from modint_server.serving import bound, greeting, misfits
+from tests.server.adapter_folders import TOWER, pair
+from tests.server.adapter_folders import adapter as adapter_folder
 from tests.server.test_calibrated import written
 
 HERE = Path(__file__).parent
@@ -143,6 +145,15 @@ def test_an_adapter_that_is_not_peft_is_refused(model: Path) -> None:
 
 def test_an_adapter_with_the_models_name_is_refused(model: Path, adapter: Path) -> None:
     assert "has the model's name" in refused("--model", str(model), "--adapter", f"tiny={adapter}")
+
+
+def test_an_adapter_that_would_kill_the_engine_at_the_first_picture_is_refused(
+    model: Path, tmp_path: Path
+) -> None:
+    beyond = adapter_folder(tmp_path / "beyond", pair(TOWER))
+    (model / "config.json").write_text('{"model_type": "llava"}', "utf-8")
+    sentence = refused("--model", str(model), "--adapter", f"lora={beyond}")
+    assert "vision_feature_select_strategy is 'default': train with scope: [language]" in sentence
 
 
 def test_attaching_and_starting_exclude_each_other() -> None:

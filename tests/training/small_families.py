@@ -1,5 +1,6 @@
 """Tiny checkpoints of each model family, randomly initialised, with TinyWorld's own tokenizer."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.training.small import small_model
 WIDTH = 32
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "instructblip")
 IMAGE = "<image>"
+VIDEO = "<|video_pad|>"  # vLLM looks for it in the vocabulary
 
 
 def small_family(name: str, processor: Any) -> tuple[Any, Any]:
@@ -64,8 +66,10 @@ def _text(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _qwen(name: str, tokenizer: Any) -> tuple[Any, Any]:
+def _qwen(name: str, shared: Any) -> tuple[Any, Any]:
     modern = name == "qwen2_5_vl"
+    tokenizer = copy.deepcopy(shared)
+    tokenizer.add_tokens([VIDEO], special_tokens=True)
     config_class, model_class, processor_class = (
         (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor)
         if modern
@@ -95,7 +99,7 @@ def _qwen(name: str, tokenizer: Any) -> tuple[Any, Any]:
         text_config={**_text(tokenizer), "rope_parameters": rope},
         vision_config=vision,
         image_token_id=image_id,
-        video_token_id=tokenizer.vocab_size + 1,
+        video_token_id=tokenizer.convert_tokens_to_ids(VIDEO),
         vision_start_token_id=tokenizer.bos_token_id,
     )
     sizes = {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}

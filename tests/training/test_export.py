@@ -227,6 +227,26 @@ def test_an_adapter_holds_weights_of_the_language_model_only(adapter: Path) -> N
     assert all("language_model" in key and "lora_" in key for key in keys)
 
 
+def test_an_adapter_on_the_vision_tower_has_vllms_names_and_peft_reads_them(
+    processor: Any, tmp_path: Path
+) -> None:
+    recipe = lora_recipe("tinyworld-base", "scope=[language, connector, vision]")
+    model = get_peft_model(small_model(processor), lora_config(recipe, "llava"))
+    with torch.no_grad():
+        for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
+            parameter.fill_(0.5)
+    export_adapter(model, tmp_path / "lora", run(recipe))
+    keys = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    tower = {key for key in keys if "vision_tower" in key}
+    # q, k, v, out, fc1 and fc2 of one layer, A and B; un-renamed ones vLLM would leave out in silence.
+    assert len(tower) == 6 * 2
+    assert all("model.vision_tower.vision_model.encoder.layers.0" in key for key in tower)
+    loaded = PeftModel.from_pretrained(small_model(processor), tmp_path / "lora")
+    held = [tensor for name, tensor in loaded.named_parameters() if "lora_B" in name]
+    assert len(held) == 7 + 2 + 6 and all((tensor == 0.5).all() for tensor in held)
+    assert "`--max-lora-rank 8`, and `--enable-tower-connector-lora`." in adapter_card(run(recipe))
+
+
 # The record and the card
 
 
@@ -276,6 +296,9 @@ def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:
 def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
     card = adapter_card(run(lora_recipe("tinyworld-base"))).splitlines()
     assert "base_model: tinyworld-base" in card
+    made = run(lora_recipe("tinyworld-base"))
+    assert f"from revision `{made['base_revision']}` of the base" in " ".join(card)
+    assert f"`{made['data_sha256']}` (recipe, seed and versions: `run.json`)." in card
     assert "A LoRA of rank 2 on the language model of `tinyworld-base` against modality interference:" in card
     assert "needs `--enable-lora` and `--max-lora-rank 8`." in card  # vLLM has no limit of 2
     assert "- cross-entropy on clean and perturbed twins" in card

@@ -1,6 +1,7 @@
 """Each model family, as a tiny checkpoint: read at answers, replayed from the decoder, adapted where it is
 meant."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from modint_guard.models import check_servable
 from modint_guard.perturb import perturb
 from modint_training.batches import twin_batches
 from modint_training.collate import Part, collate, encode
+from modint_training.evaluation import Wanted, evaluate_to
 from modint_training.families import FAMILIES, family_of, vision_of
 from modint_training.masks import predicting_mask
 from modint_training.passes import bare, decoder_pass, whole_pass
 from modint_training.predict import first_logits
+from modint_training.runs import run_recipe
 from modint_training.tinyworld import suite
-from modint_training.tune import load_base, lora_config, tune, twin_loss
+from modint_training.tune import check_served, load_base, lora_config, tune, twin_loss
 from tests.training.small import lora_recipe
 from tests.training.small_families import FAMILIES as NAMES
 from tests.training.small_families import save_small_family, small_family
@@ -182,6 +185,20 @@ def test_a_saved_checkpoint_is_loaded_trained_and_evaluated(
     assert [figures["step"] for figures in history] == [2]
 
 
+def test_what_vllm_cannot_serve_is_trained_exported_and_evaluated_here(
+    processor: Any, tmp_path: Path
+) -> None:
+    base = save_small_family("instructblip", processor, tmp_path / "base")
+    short = (f"base={base}", "servable=false", "rank=2", "steps=2", "batch=4", "evaluate_steps=2")
+    small = (*short, "quotas=[1, 1, 2]", "evaluate_items=2", "warmup_steps=1", "lr=0.05", PGD)
+    adapter = run_recipe("robust-lora", small, output=None, runs=tmp_path / "runs", resume="no", test_items=2)
+    wanted = Wanted(str(base), str(adapter), against="base", count=1, perturbations=["noise"])
+    rows = json.loads(evaluate_to(tmp_path / "report.json", wanted)[0].read_text("utf-8"))["rows"]
+    assert {row["model"] for row in rows} == {str(adapter), str(base)}
+    assert {row["family"] for row in rows} == {"image-heavy", "text-heavy", "vqa"}
+    assert all(0 <= row["accuracy"] <= 1 and row["n"] == 1 for row in rows)
+
+
 def test_a_family_that_vllm_cannot_serve_says_so() -> None:
     for name in ("llava", "qwen2_vl", "qwen2_5_vl"):
         check_servable(name)
@@ -198,6 +215,20 @@ def test_a_recipe_whose_adapter_nobody_could_serve_is_refused_before_training(
     with pytest.raises(ConfigError, match="with servable: false, and serve a LLaVA"):
         tune(lora_recipe(base), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_would_kill_the_engine_is_refused_before_training(
+    processor: Any, tmp_path: Path
+) -> None:
+    model, _ = small_family("llava", processor)
+    model.config.vision_feature_select_strategy = "default"
+    model.config.save_pretrained(tmp_path / "base")
+    for scope in ("[vision]", "[language, connector]"):
+        with pytest.raises(ConfigError, match=r"vLLM dies at the first picture .* train with scope"):
+            tune(lora_recipe(tmp_path / "base", f"scope={scope}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    check_served(lora_recipe(tmp_path / "base"))
+    check_served(lora_recipe(tmp_path / "base", "scope=[vision]", "servable=false"))
 
 
 def test_an_unknown_processor_is_refused_with_the_known_ones() -> None:

@@ -247,7 +247,7 @@ def test_a_stream_goes_on_from_where_it_is_told() -> None:
 
 def test_several_workers_bring_the_steps_in_order() -> None:
     stream = Stream(lambda step: {"x": torch.tensor(step)}, start=5)
-    loader = DataLoader(stream, batch_size=None, num_workers=3)
+    loader = DataLoader(stream, batch_size=None, num_workers=2)
     assert [int(batch["x"]) for batch in islice(loader, 7)] == [5, 6, 7, 8, 9, 10, 11]
 
 

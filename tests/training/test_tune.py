@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -25,7 +26,7 @@ from modint_training.masks import predicted, predicting_mask
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.tasks import TASKS
 from modint_training.trainer import last_step, read_log
-from modint_training.tune import check_device, load_base, lora_config, tune, twin_loss
+from modint_training.tune import check_device, load_base, lora_config, trainable, tune, twin_loss
 from tests.training.small import lora_recipe, save_small_base, small_model
 
 
@@ -282,9 +283,62 @@ def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: 
     assert set(history[0]) == {"step", *(f"data/{kind}" for kind in kinds)}
 
 
+def test_rows_without_a_label_are_taken_for_the_consistency_loss_and_counted(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = suite.items("image-heavy", "train", 4)
+    others = [item.replace(id=f"u{item.id}", answer="", wrong="") for item in labelled[:3]]
+    both = [
+        item.replace(answer="") for item in suite.items("vqa", "train", 2)
+    ]  # no twin, nothing to agree with
+    write_items([*labelled, *others, *both], tmp_path / "data")
+    own = (f"data={tmp_path / 'data'}", "letter=null", "quotas=[1, 0, 0]", "batch=7", "steps=2")
+    tune(lora_recipe(base, *own, "validation=null"), tmp_path / "run")
+    said = "7 examples, 3 of them without a label (for the consistency loss only); 2 are left out: of unknown"
+    assert said in capsys.readouterr().err
+    assert all(line["cons"] > 0 for line in read_log(tmp_path / "run" / "log.jsonl"))
+    # Without a consistency loss they teach nothing.
+    tune(lora_recipe(base, *own, "validation=null", "consistency=none"), tmp_path / "run")
+    assert "4 examples; 5 are left out" in capsys.readouterr().err
+    nothing = lora_recipe(base, *own, "consistency=none", "quotas=[1, 0, 1]", "batch=4")
+    with pytest.raises(DataError, match="holds no vqa examples to learn from"):
+        tune(nothing, tmp_path / "run")
+
+
+def test_a_picture_that_breaks_ends_the_run_with_its_place_and_its_workers(
+    base: Path, tmp_path: Path
+) -> None:
+    data = own_items(tmp_path / "data", ("image-heavy",))
+    own = (f"data={data}", "letter=null", "quotas=[1, 0, 0]", "batch=4")
+    broken = sorted(data.rglob("*.png"))[0]
+    broken.write_bytes(b"no picture")
+    with pytest.raises(
+        DataError, match=r"cannot be used: .* \(mend it and go on with --resume auto\)"
+    ) as ended:
+        tune(lora_recipe(base, *own), tmp_path / "run")
+    assert str(ended.value).startswith(f"{data / 'items.jsonl'}:")
+    assert broken.name in str(ended.value) and "\n" not in str(ended.value)
+    # They ignore SIGTERM: one that is left would keep the process from ending.
+    assert not multiprocessing.active_children()
+    broken.unlink()
+    with pytest.raises(DataError, match="is not in"):  # before the first step
+        tune(lora_recipe(base, *own), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("written", "said"), [("[]", "holds no rows"), ("", "the file is empty")])
+def test_a_data_set_without_rows_is_refused(base: Path, tmp_path: Path, written: str, said: str) -> None:
+    (tmp_path / "mine.json").write_text(written, "utf-8")
+    for key in ("data", "validation"):
+        sound = own_items(tmp_path / "data", ("image-heavy",))
+        paths = {"data": sound, "validation": sound} | {key: tmp_path / "mine.json"}
+        own = [f"{name}={path}" for name, path in paths.items()]
+        with pytest.raises(DataError, match=said):
+            tune(lora_recipe(base, *own, "letter=null", "quotas=[1, 0, 0]"), tmp_path / "run")
+
+
 def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None:
     data = own_items(tmp_path / "data", ("image-heavy", "vqa"))
-    said = "holds no text-heavy examples, of which quotas: .* wants 2; set that quota to 0"
+    said = "holds no text-heavy examples to learn from, of which quotas: .* wants 2; set that quota to 0"
     with pytest.raises(DataError, match=said):
         tune(lora_recipe(base, f"data={data}", "letter=null"), tmp_path / "run")
 
@@ -333,3 +387,15 @@ def test_rows_of_a_batch_are_padded_to_one_length(processor: Any) -> None:
     batch = whole_batches(lora_recipe("tinyworld-base"), processor)(1)
     shapes = [batch[name].shape for name in ("input_ids", "attention_mask", "labels")]
     assert all(one == other for one, other in pairwise(shapes))
+
+
+def test_checkpointed_activations_leave_a_frozen_tower_without_gradients(processor: Any) -> None:
+    recipe = lora_recipe("tinyworld-base", "gradient_checkpointing=true")
+    model = trainable(small_model(processor), recipe).train()
+    seen: list[torch.Tensor] = []
+    tower = model.get_base_model().model.vision_tower
+    tower.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state))
+    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)[0]).backward()
+    assert model.is_gradient_checkpointing
+    assert [states.requires_grad for states in seen] == [False]
+    assert any(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)

@@ -9,7 +9,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.item import Family, Item
 from modint_guard.perturb import REGISTRY
 from modint_training.tinyworld import suite
-from modint_training.views import check_kinds, clean_view, twin
+from modint_training.views import check_kinds, twin
 
 TRAINED = ("misleading_description", "unrelated_facts", "contradicting_image", "noise", "black")
 CONTROLS = ("true_description", "agreeing_image", "neutral_text")
@@ -18,15 +18,6 @@ CONTROLS = ("true_description", "agreeing_image", "neutral_text")
 def twins(family: Family, share: float, count: int = 400) -> list[Item | None]:
     rng = random.Random(0)
     return [twin(item, TRAINED, CONTROLS, share, rng) for item in suite.items(family, "train", count)]
-
-
-def test_the_clean_view_has_nothing_that_must_not_matter() -> None:
-    for item in suite.items("image-heavy", "train", 8) + suite.items("vqa", "train", 8):
-        assert clean_view(item) is item
-        assert item.image and not item.context
-    shown = [item.replace(image=item.agreeing) for item in suite.items("text-heavy", "train", 8)]
-    assert [clean_view(item).image for item in shown] == [None] * 8
-    assert [clean_view(item).context for item in shown] == [item.context for item in shown]
 
 
 def test_items_that_need_both_have_no_twin() -> None:

@@ -1,21 +1,24 @@
 """Examples, their twins, and the batches a step learns from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
+from modint_guard.data import DataSet
+from modint_guard.data.samples import Sample
 from modint_guard.errors import DataError
 from modint_guard.item import FAMILIES, Family, Form, Item
-from modint_guard.perturb import seeded
+from modint_guard.perturb import clean_view, seeded
 from modint_training.collate import Encoded, collate, encode, parts_of
 from modint_training.config import TuneRecipe
 from modint_training.masks import modality_mask
 from modint_training.method import Batch, counts
 from modint_training.sampler import Quotas, Slot, pick
 from modint_training.tinyworld import suite, tasks
-from modint_training.views import clean_view, twin
+from modint_training.views import fits, twin
 
 Source = Callable[[Slot], Item]
 
@@ -74,7 +77,9 @@ def planned(groups: Sequence[Group], processor: Any, recipe: TuneRecipe) -> Batc
         attackable = torch.zeros_like(batch["labels"], dtype=torch.bool)
     else:
         mask = modality_mask(parts_of(rows), of_row, recipe.attack.mask)
-        attackable = mask & (twins >= 0).unsqueeze(1)
+        # An attack climbs the loss of the answer: where nobody knows it there is nothing to climb.
+        known = torch.tensor([row.labelled for group in groups for row in group.rows])
+        attackable = mask & ((twins >= 0) & known).unsqueeze(1)
     return {
         **batch,
         "clean_row": twins,
@@ -106,14 +111,42 @@ def tinyworld_source(recipe: TuneRecipe) -> Source:
     return item
 
 
-def data_source(recipe: TuneRecipe, found: Sequence[Item]) -> Source:
-    """A data set's examples, every one of a family once an epoch; DataError where a quota has none to draw
-    from."""
-    mine = {family: [item for item in found if item.family == family] for family in FAMILIES}
-    for family, quota in zip(FAMILIES, recipe.quotas, strict=True):
-        if quota and not mine[family]:
+Pools = Mapping[Family, Sequence[int]]  # the examples of each family, by their numbers in a data set
+
+
+def pools_of(recipe: TuneRecipe, found: DataSet) -> Pools:
+    """The examples that the recipe can learn from, of the families it draws; no picture is decoded.
+
+    DataError where a quota has none to draw from.
+    """
+    pools: dict[Family, list[int]] = {
+        family: [] for family, quota in zip(FAMILIES, recipe.quotas, strict=True) if quota
+    }
+    for number, sample in enumerate(found.samples()):
+        if sample.item.family in pools and _teaches(recipe, sample):
+            pools[sample.item.family].append(number)
+    for family, numbers in pools.items():
+        if not numbers:
+            wanted = recipe.quotas[FAMILIES.index(family)]
             raise DataError(
-                f"{recipe.data} holds no {family} examples, of which quotas: {list(recipe.quotas)} "
-                f"wants {quota}; set that quota to 0 or add some"
+                f"{recipe.data} holds no {family} examples to learn from, of which quotas: "
+                f"{list(recipe.quotas)} wants {wanted}; set that quota to 0 or add some"
             )
-    return lambda slot: mine[slot.family][pick(slot, len(mine[slot.family]), recipe.seed)]
+    return pools
+
+
+def _teaches(recipe: TuneRecipe, sample: Sample) -> bool:
+    """Whether an example has a label, or a twin that its clean view must agree with."""
+    if sample.item.labelled:
+        return True
+    held = sample.item.replace(**dict.fromkeys(sample.pictures, _SOME_PICTURE))
+    agrees = recipe.consistency != "none" and recipe.consistency_weight > 0
+    return agrees and any(fits(held, name) for name in recipe.perturbations)
+
+
+_SOME_PICTURE = Image.new("RGB", (1, 1))  # that there is one is all that is asked
+
+
+def data_source(recipe: TuneRecipe, found: DataSet, pools: Pools) -> Source:
+    """A data set's examples, every one of a family once an epoch, each read when it is drawn."""
+    return lambda slot: found[pools[slot.family][pick(slot, len(pools[slot.family]), recipe.seed)]]

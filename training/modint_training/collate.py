@@ -1,4 +1,4 @@
-"""From labelled items to tensors: the prompt as the engine's chat template writes it, the answer as labels.
+"""From items to tensors: the prompt as the engine's chat template writes it, the answer as labels.
 
 Example: the one-word item "What digit is shown?" with a picture, the lying caption "Caption: the digit 3."
 and the answer 7 becomes, token by token with its label and its part,
@@ -11,7 +11,9 @@ and the answer 7 becomes, token by token with its label and its part,
     <|end|> <|assistant|>               no label   FRAME
     7 <|end|>                           themselves ANSWER
 
-so that the position before `7` predicts the answer and the position of `7` predicts the end.
+so that the position before `7` predicts the answer and the position of `7` predicts the end. Without a label
+the last line is one token, labelled UNKNOWN: the position before it, where an answer would begin, is compared
+between twins, and nothing is learnt as the answer.
 """
 
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from modint_training.tinyworld.language import USER
 from modint_training.tinyworld.recall import Row
 
 IGNORED = -100  # label of a position that no loss reads
+UNKNOWN = -101  # label where the answer of an example without one would begin: it is read, and not learnt
 _STAND_IN = "\x02text\x03"  # where the user's text goes in a rendered prompt
 
 
@@ -57,7 +60,8 @@ class Encoded:
 
     @property
     def answer_length(self) -> int:
-        """How many positions are answer tokens, end tokens included."""
+        """How many positions are answer tokens, end tokens included; without a label the one in their
+        place."""
         return sum(label != IGNORED for label in self.labels)
 
 
@@ -70,8 +74,7 @@ def encode(item: Item, processor: Any) -> Encoded:
     before, text, after = _rendered(item, processor)
     tokenizer = processor.tokenizer
     prompted = tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
-    answer = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
-    answer = [*answer, tokenizer.eos_token_id]
+    answer, labels = _answer(item, tokenizer)
     context = len(item.context) if item.context else 0
     spans = Spans(len(before), len(before) + context, len(before) + len(text))
     placeholder = image_token_id(processor)
@@ -81,11 +84,21 @@ def encode(item: Item, processor: Any) -> Encoded:
     ]
     return Encoded(
         ids=prompted.input_ids + answer,
-        labels=[IGNORED] * len(parts) + answer,
+        labels=[IGNORED] * len(parts) + labels,
         image=item.image,
         parts=parts + [Part.ANSWER] * len(answer),
         text=text,
     )
+
+
+def _answer(item: Item, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The answer's tokens and their labels; without a label one position that stands for an answer, so that
+    the position before it is read."""
+    if not item.labelled:
+        return [tokenizer.eos_token_id], [UNKNOWN]
+    said = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
+    ids = [*said, tokenizer.eos_token_id]
+    return ids, ids
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ def export_adapter(model: Any, folder: Path, run: Mapping[str, Any]) -> None:
         model.save_pretrained(to, save_embedding_layers=False)
         if run["recipe"]["save_dtype"] == "bf16":
             halve(to / "adapter_model.safetensors")
+        if model.config.model_type == "llava":  # PEFT reads the tower's under either name
+            rename_vision_keys(to / "adapter_model.safetensors")
         _describe(to, run, adapter_card(run))
 
     _replace(folder, write)
@@ -283,7 +285,7 @@ base_model: {recipe["base"]}
 A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` against modality interference:
 {_method(recipe)}
 
-Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`).
+{_made(run)}
 {_serving(recipe)}
 
 ## Test split, greedy first token, transformers
@@ -292,17 +294,34 @@ Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data h
 """
 
 
+def _made(run: Mapping[str, Any]) -> str:
+    """The command, and which base and data it was given."""
+    base = (
+        f"revision `{run['base_revision']}` of the base" if run["base_revision"] else "a base of no revision"
+    )
+    return (
+        f"Made by `modint-guard train {run['recipe']['name']}` from {base} and data with the SHA-256\n"
+        f"`{run['data_sha256']}` (recipe, seed and versions: `run.json`)."
+    )
+
+
 def _serving(recipe: Mapping[str, Any]) -> str:
     """How it is served; where the figures that vLLM and the gateway gave are."""
     if not recipe["servable"]:
         return "vLLM does not serve this family: evaluate it with `modint-guard evaluate`."
     shipped = recipe["name"] == ADAPTER
+    flags = f"`--enable-lora` and `--max-lora-rank {served_rank(recipe['rank'])}`{_tower_flag(recipe)}"
     said = (
         f"Serve it with `modint-guard serve --adapter {recipe['name']}{'' if shipped else '=FOLDER'}`; vLLM "
-        f"itself\nneeds `--enable-lora` and `--max-lora-rank {served_rank(recipe['rank'])}`."
+        f"itself\nneeds {flags}."
     )
     through = "\nFigures through vLLM and the gateway: `docs/results/tinyworld.md` of the repository."
     return said + through if shipped else said
+
+
+def _tower_flag(recipe: Mapping[str, Any]) -> str:
+    beyond = set(recipe["scope"]) - {"language"}
+    return ", and `--enable-tower-connector-lora`" if beyond else ""
 
 
 def _baseline(run: Mapping[str, Any]) -> str:
@@ -330,7 +349,7 @@ base_model: {recipe["base"]}
 The {_scope(recipe)} of `{recipe["base"]}`, trained further against modality interference:
 {_method(recipe)}
 
-Made by `modint-guard train {recipe["name"]}` (recipe, seed, versions and data hash in `run.json`).
+{_made(run)}
 
 ## Test split, greedy first token, transformers
 

@@ -68,7 +68,7 @@ def asked_of(body: JSON) -> Item:
         raise RequestError(f"a local model is shown one picture, not {len(pictures)}; serve it for more")
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
     image = decode_data_url(pictures[0]) if pictures else None
-    return Item("asked", "unknown", "", "free", text, answer="-", image=image)
+    return Item("asked", "unknown", "", "free", text, image=image)
 
 
 @torch.no_grad()

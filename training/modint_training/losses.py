@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modint_training.collate import UNKNOWN
 from modint_training.config import StopGradient
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropies(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p of each token, in nats  # (N, V), (N,) -> (N,)."""
-    return F.cross_entropy(logits.float(), tokens, reduction="none")
+    """-log p of each token, in nats, 0 for an UNKNOWN one  # (N, V), (N,) -> (N,)."""
+    return F.cross_entropy(logits.float(), tokens, reduction="none", ignore_index=UNKNOWN)
 
 
 def task_loss(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from modint_guard.item import FAMILIES
-from modint_training.collate import IGNORED, Part
+from modint_training.collate import IGNORED, UNKNOWN, Part
 from modint_training.config import AttackMask
 
 IMAGE_HEAVY, TEXT_HEAVY, VQA = range(len(FAMILIES))  # what `families` holds  # (B,)
@@ -19,8 +19,14 @@ _ATTACKED: dict[AttackMask, dict[int, tuple[Part, ...]]] = {
 
 
 def answer_mask(labels: Tensor) -> Tensor:
-    """Positions that hold answer tokens, the end token included  # (B, L)."""
+    """Positions that hold answer tokens, the end token included; of a row without a label the one where its
+    answer would begin  # (B, L)."""
     return labels != IGNORED
+
+
+def known_mask(labels: Tensor) -> Tensor:
+    """Positions that hold answer tokens of rows with a label  # (B, L)."""
+    return answer_mask(labels) & (labels != UNKNOWN)
 
 
 def predicting_mask(labels: Tensor) -> Tensor:
@@ -35,7 +41,8 @@ def predicting_mask(labels: Tensor) -> Tensor:
 
 
 def predicted(labels: Tensor) -> Tensor:
-    """The answer tokens in the order `logits[predicting_mask(labels)]` predicts them  # (tokens,)."""
+    """The answer tokens in the order `logits[predicting_mask(labels)]` predicts them, UNKNOWN for a row
+    without a label  # (tokens,)."""
     return labels[:, 1:][answer_mask(labels)[:, 1:]]
 
 

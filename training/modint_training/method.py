@@ -15,7 +15,7 @@ from modint_training.attack import Attack, Attacked, attack, token_scale
 from modint_training.config import StopGradient
 from modint_training.families import ModelFamily
 from modint_training.losses import cross_entropies, inconsistencies, symmetric_kl
-from modint_training.masks import answer_mask, predicted, predicting_mask, tokens_of
+from modint_training.masks import answer_mask, known_mask, predicted, predicting_mask, tokens_of
 from modint_training.passes import Given, Read, decoder_pass, whole_pass
 
 Batch = dict[str, Any]
@@ -179,11 +179,12 @@ def _at(read: Read, places: Tensor) -> Read:
 
 
 def counts(labels: Tensor, clean_row: Tensor, attackable: Tensor) -> Tensor:
-    """Answer tokens of all rows, of attacked rows, and of all twins, heuristic and attacked  # (3,),
-    float32."""
+    """Known answer tokens of all rows, of attacked rows, and the tokens that all twins are compared at,
+    heuristic and attacked  # (3,), float32. A twin without a label is compared at one, and never attacked."""
     answers = answer_mask(labels).sum(-1)
     attacked = answers[attackable.any(-1)].sum()
-    return torch.stack([answers.sum(), attacked, answers[clean_row >= 0].sum() + attacked]).float()
+    known = known_mask(labels).sum()
+    return torch.stack([known, attacked, answers[clean_row >= 0].sum() + attacked]).float()
 
 
 def shares(whole: Tensor) -> Tensor:

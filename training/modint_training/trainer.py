@@ -1,6 +1,8 @@
 """One training loop for every recipe: a `transformers.Trainer` with another loss and data loader."""
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -8,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modint_guard.errors import TrainingStopped
+from modint_guard.errors import DataError, TrainingStopped
 
+END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
 Batch = dict[str, Any]  # tensors by name, or lists of such
 Loss = Callable[[nn.Module, Batch], Tensor]
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
@@ -95,9 +99,29 @@ class LossTrainer(Trainer):
         )
 
 
+@contextmanager
+def ending_its_workers() -> Iterator[None]:
+    """End the processes that feed a training, however it ends: they ignore SIGTERM, by which an interpreter
+    that ends asks its children to, and it would wait for them for ever. Of a DataError of theirs, which comes
+    with a traceback, the sentence is kept."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except DataError as exc:
+        sentence = str(exc).strip().rpartition(f"{DataError.__name__}: ")[-1]
+        raise DataError(f"{sentence} (mend it and go on with --resume auto)") from None
+    finally:
+        for process in set(multiprocessing.active_children()) - before:
+            assert process.pid is not None
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, END_OF_WORK)
+            process.join()
+
+
 def _leave_sigterm_to_the_trainer(_: int) -> None:
     """A scheduler that signals the whole process group must not kill what feeds the last step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(END_OF_WORK, lambda *_: os._exit(0))
 
 
 class EveryMinutes(TrainerCallback):
@@ -347,7 +371,8 @@ def fit(
         log.bar = next((callback for callback in shown if isinstance(callback, ProgressCallback)), None)
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if start else None)
+        with ending_its_workers():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if start else None)
     elif start:
         trainer.restore(checkpoint)
         if evaluation:

@@ -13,13 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-from modint_guard.data import read_data
+from modint_guard.data import DataSet, read_data
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import Item
-from modint_guard.models import check_servable, located
-from modint_guard.perturb import perturb
+from modint_guard.models import check_servable, check_tower_servable, located
+from modint_guard.perturb import clean_view, perturb
 from modint_training.attack import Attack
-from modint_training.batches import Source, data_source, tinyworld_source, twin_batches
+from modint_training.batches import Pools, Source, data_source, pools_of, tinyworld_source, twin_batches
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
@@ -27,7 +26,7 @@ from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
 from modint_training.predict import accuracy, watch
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
-from modint_training.views import check_kinds, clean_view, fits
+from modint_training.views import check_kinds, fits
 
 
 def load_base(name: str, **loading: Any) -> tuple[Any, Any]:
@@ -56,8 +55,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
     seed_everything(recipe.seed)
-    if recipe.servable:
-        check_servable(model_type_of(recipe.base))
+    check_served(recipe)
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
@@ -85,12 +83,19 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
         micro_batches=recipe.micro_batches,
         adam_beta2=recipe.adam_beta2,
         adam_epsilon=recipe.adam_epsilon,
-        gradient_checkpointing=recipe.gradient_checkpointing,
         report_to=list(recipe.report_to) or "none",
     )
     if is_first_process():
         draw_curves(folder / "log.jsonl", folder / "curves.png")
     return model, processor, evaluation.history
+
+
+def check_served(recipe: TuneRecipe) -> None:
+    """ConfigError for what vLLM could not serve, unless the recipe says that nobody wants to."""
+    if recipe.servable:
+        check_servable(model_type_of(recipe.base))
+        if recipe.kind != "full" and recipe.scope != ("language",):
+            check_tower_servable(located(recipe.base))
 
 
 def is_first_process() -> bool:
@@ -131,8 +136,21 @@ def trainable(base: Any, recipe: TuneRecipe) -> Any:
         family = family_of(base.config.model_type)
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(family.scope_of(name) in recipe.scope)
-        return base
-    return get_peft_model(base, lora_config(recipe, base.config.model_type))
+        return checkpointed(base) if recipe.gradient_checkpointing else base
+    adapted = get_peft_model(base, lora_config(recipe, base.config.model_type))
+    return checkpointed(adapted) if recipe.gradient_checkpointing else adapted
+
+
+def checkpointed(model: Any) -> Any:
+    """The model with gradient checkpointing.
+
+    The Trainer's own switch also asks for gradients at every embedding, the vision tower's patches included:
+    a frozen tower would be run again and differentiated for nothing. Checkpoints that are not reentrant do
+    without.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()
+    return model
 
 
 def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
@@ -153,19 +171,36 @@ def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
         assert recipe.steps is not None  # the recipe's own check
         return tinyworld_source(recipe), recipe.steps
     found = read_examples(recipe.data)
-    steps = recipe.steps or max(1, round((recipe.epochs or 1) * len(found) / recipe.batch))
-    return data_source(recipe, found), steps
+    pools = pools_of(recipe, found)
+    drawn = sum(map(len, pools.values()))
+    if is_first_process():
+        print(told_of(recipe, found, pools), file=sys.stderr, flush=True)
+    steps = recipe.steps or max(1, round((recipe.epochs or 1) * drawn / recipe.batch))
+    return data_source(recipe, found, pools), steps
 
 
-def read_examples(path: str) -> list[Item]:
-    """The examples of a data set of one's own, in any format of docs/data.md.
+def told_of(recipe: TuneRecipe, found: DataSet, pools: Pools) -> str:
+    """How many examples are learnt from, how many of these without a label, and how many are left out."""
+    drawn = {number for numbers in pools.values() for number in numbers}
+    unlabelled = sum(
+        number in drawn and not sample.item.labelled for number, sample in enumerate(found.samples())
+    )
+    said = f"{recipe.data}: {len(drawn)} examples"
+    if unlabelled:
+        said += f", {unlabelled} of them without a label (for the consistency loss only)"
+    if left := len(found) - len(drawn):
+        said += f"; {left} are left out: of unknown family, of no quota, or without label and twin"
+    return said
 
-    Raises DataError for what cannot be read or trained on yet: no label, or earlier turns.
+
+def read_examples(path: str) -> DataSet:
+    """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
+
+    Raises DataError for what cannot be read or trained on yet: earlier turns.
     """
-    found = list(read_data(Path(path)))
-    for item in found:
-        if not item.labelled:
-            raise DataError("has no label: leave it out, training wants an answer", file=path, sample=item.id)
+    found = read_data(Path(path))
+    for sample in found.samples():
+        item = sample.item
         if item.turns or item.system:
             raise DataError(
                 "has earlier turns or a system text, which training does not read yet: leave them out",
@@ -181,7 +216,7 @@ def watch_of(recipe: TuneRecipe, processor: Any) -> Callable[[nn.Module, int], d
         return watch(processor, recipe.evaluate_items)
     if recipe.validation is None:
         return lambda model, step: {}
-    found = read_examples(recipe.validation)[: recipe.evaluate_items]
+    found = [item for item in read_examples(recipe.validation) if item.labelled][: recipe.evaluate_items]
     views = {"clean": [clean_view(item) for item in found]}
     for name in recipe.perturbations:
         views[name] = [perturb(item, name) for item in found if fits(item, name)]

@@ -1,4 +1,4 @@
-"""The clean and the perturbed twin of a training example."""
+"""The perturbed twin of a training example, beside its clean view (`perturb.clean_view`)."""
 
 import random
 from collections.abc import Sequence
@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from modint_guard.errors import ConfigError
 from modint_guard.item import Item
 from modint_guard.perturb import REGISTRY, fitting, perturb
-
-
-def clean_view(item: Item) -> Item:
-    """The item without the modality that must not matter: no caption, or no picture."""
-    return item.replace(image=None) if item.family == "text-heavy" else item
 
 
 def twin(
