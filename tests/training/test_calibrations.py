@@ -95,11 +95,17 @@ def test_too_few_positives_leave_that_modality_out_and_say_so() -> None:
     found = [Scored("m", "validation", {"image": answers(200), "text": answers(20)})]
     fits = fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)
     assert set(fits.fitted) == {"image"}
-    assert fits.refused["text"].startswith("2 positives are too few for a miss rate of 0.1")
+    assert fits.refused["text"].startswith("2 positives are too few for a miss rate of 0.2")
     image, text = rows(found, {"m": fits})
     assert image["refused"] is None and text["refused"] == fits.refused["text"]
     assert (text["flag_at"], text["miss_rate"], text["positives"]) == (None, None, 6)
     assert next(rows(found, {"m": Fits({}, {})}))["flag_at"] is None
+
+
+def test_where_positives_are_too_few_for_the_promise_a_weaker_one_is_made() -> None:
+    found = [Scored("m", "validation", {"image": answers(40)})]
+    fits = fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)
+    assert fits.refused == {} and fits.fitted["image"].promises[0].alpha == 0.2
 
 
 def test_a_bundled_calibration_comes_with_the_scores_that_its_promise_is_tested_on() -> None:

@@ -56,7 +56,9 @@ def miss_rates(pooled: list[Labelled]) -> Iterator[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "relevant"), [(model, relevant) for model, held in HELD.items() for relevant in held.fitted]
+    # Another model errs too rarely: of half of its positives half would be left to set a threshold by.
+    ("model", "relevant"),
+    [(BASE, relevant) for relevant in HELD[BASE].fitted],
 )
 def test_the_miss_rate_is_kept_over_resamples_of_real_scores(model: str, relevant: str) -> None:
     pooled = [

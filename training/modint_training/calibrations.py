@@ -37,14 +37,16 @@ from modint_training.tinyworld import suite
 PARTS = ("validation", "test", "held_out_wording", "held_out_kind")
 FITTED_TIMES = 2  # an adapter that is rarely misled shows too few positives otherwise
 LIES = ("misleading_description", "contradicting_image")
+WEAKER = 0.2  # the miss rate that is promised instead where positives are too few for the one asked for
 DIGITS = 5  # of a feature, as it is written down
 NOTES = """\
 Risk and threshold from one half each of the validation answers' sources; `part` says on which answers the
 figures are. `miss_rate` is the share of positives (wrong under interference, right when clean) that is not
 flagged, and promised to be at most `alpha` on answers like the validation ones: expected over such
 calibrations, not of each. Held-out wordings and kinds are outside of the promise. `error` is the share of
-wrong answers among unflagged ones, `probes` the cells asked on average. Where the validation answers are too
-few for the promise no calibration is made, and `refused` says why."""
+wrong answers among unflagged ones, `probes` the cells asked on average. An adapter that hardly errs shows too
+few positives for the promise that is asked for: it is promised 0.2 then, and where they are too few for that
+as well no calibration is made, and `refused` says why."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ class Fits:
 
 
 def measure_calibration(
-    output: Path, scores: Path, *, count: int, seed: int, alpha: float, probes: float
+    output: Path, scores: Path, *, count: int, seed: int, alpha: float, probes: float, again: bool = True
 ) -> None:
-    """Calibrate base and adapter through vLLM; write their files, the scores and the table."""
-    with serving(["--adapter", ADAPTER]) as served:
-        found = asyncio.run(_collect(served.url, count, seed))
-    write_scores(scores, found)
+    """Calibrate base and adapter through vLLM; write their files, the scores and the table.
+
+    With `again=False` the scores that were written before are used, and no engine is started.
+    """
+    if again:
+        with serving(["--adapter", ADAPTER]) as served:
+            write_scores(scores, asyncio.run(_collect(served.url, count, seed)))
     found = read_scores(scores)  # as they are written down, so that a test finds the same
     options = f"--count {count} --seed {seed} --alpha {alpha:g} --probes {probes:g}"
     command = f"modint-guard results calibration {options}"
@@ -119,10 +124,13 @@ def fit_model(found: Sequence[Scored], model: str, *, alpha: float, probes: floa
     (own,) = (each for each in found if (each.model, each.part) == (model, "validation"))
     fitted, refused = {}, {}
     for relevant, answers in own.answers.items():
-        try:
-            fitted[relevant] = calibrate(answers, alpha=alpha, probes=probes, seed=seed)
-        except ConfigError as exc:
-            refused[relevant] = str(exc)
+        for promised in sorted({alpha, max(alpha, WEAKER)}):
+            try:
+                fitted[relevant] = calibrate(answers, alpha=promised, probes=probes, seed=seed)
+                refused.pop(relevant, None)
+                break
+            except ConfigError as exc:
+                refused[relevant] = str(exc)
     return Fits(fitted, refused)
 
 

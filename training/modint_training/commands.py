@@ -232,11 +232,14 @@ def calibration(
     seed: Seed = 0,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
     probes: Annotated[float, typer.Option(min=1, help="Probes a request on average.")] = 1.6,
+    again: Annotated[
+        bool, typer.Option("--ask/--from-scores", help="Ask the models, or fit the scores that lie there.")
+    ] = True,
 ) -> None:
     """Calibrate the bundled models on the validation split, and look at them on the test split."""
     from modint_training.calibrations import measure_calibration
 
-    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha, probes=probes)
+    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha, probes=probes, again=again)
     typer.echo(f"wrote {output}, {scores} and the bundled models' calibration.json")
 
 
