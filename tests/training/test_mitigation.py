@@ -411,10 +411,9 @@ def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:
 
 
 def committed(name: str) -> list[dict[str, Any]]:
+    """The rows of a result file; none as long as nobody has measured them."""
     path = RESULTS / name
-    if not path.exists():
-        pytest.skip(f"{name} was not measured yet")
-    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"]
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
     return rows
 
 
@@ -425,7 +424,9 @@ def block(name: str) -> str:
 
 
 def test_the_code_holds_what_the_committed_validation_chose() -> None:
-    committed("mitigation_validation.json")
+    if not committed("mitigation_validation.json"):
+        assert (learnt.ORDERS, block("chosen")) == ({}, "")
+        return
     chosen = fit.read_fit(RESULTS / "mitigation_validation.json", "tinyworld-base")
     assert (ROOT / "modint_guard" / "learnt.py").read_text("utf-8") == fit.source(chosen)
     assert block("chosen") == chosen_line(chosen)
@@ -438,9 +439,8 @@ def test_the_page_shows_the_rungs_of_the_code() -> None:
 
 def test_the_page_shows_the_figures_of_the_committed_tables() -> None:
     rows, goals = committed("mitigation.json"), committed("mitigation_goals.json")
-    assert {name: block(name) for name in page_blocks(rows, goals)} == {
-        name: text.strip() for name, text in page_blocks(rows, goals).items()
-    }
+    made = page_blocks(rows, goals) if rows else dict.fromkeys(("operators", "goals", "means"), "")
+    assert {name: block(name) for name in made} == {name: text.strip() for name, text in made.items()}
 
 
 def test_a_block_of_the_page_is_made_anew_and_must_have_its_place() -> None:
