@@ -64,7 +64,7 @@ _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
-NOTE_CLEARED = "Cleared by the first probe: the answer hardly moved, and the other cells were not asked."
+NOTE_CLEARED = "Cleared by the first probe: the other cells were not asked."
 NOTE_SETTLED = "Flagged by what each modality alone says: what neither would say was not asked."
 NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by generating them again."
 NOTE_UNLISTED = (
@@ -274,8 +274,12 @@ class Guard:
         return policy.settled(score, plan.relevant, self._thresholds(plan, score)[0]) is not None
 
     def _later(self, plan: Plan) -> frozenset[str]:
-        """The views that an early stop may save: all cells but the one without the irrelevant modality."""
+        """The views that an early stop may save: all cells but the one without the irrelevant modality, or,
+        where both decide, all but the one that has neither.
+        """
         first = WITHOUT_IRRELEVANT.get(plan.relevant)
+        if plan.thrifty and plan.relevant is Relevant.BOTH:
+            first = PRIOR
         has_context = plan.chat is not None and plan.chat.context is not None
         own = self.calibrations.get(str(plan.body.get("model")))
         fitted = own.thresholds(plan.relevant, self.config.thresholds) if own else None

@@ -24,7 +24,8 @@ is skipped likewise.
 
 With clear_below above 0 the view without the irrelevant modality goes first, and an answer whose risk stays
 below is passed on it alone; the other cells are then neither asked nor missing. Nor is the prior missing
-where the other two flag the answer as text or image without it.
+where the other two flag the answer as text or image without it. Where both decide, a prior that does not give
+y with confidence passes the answer.
 
 `risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
 (both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
@@ -78,11 +79,15 @@ def decide(
 def settled(score: Score, relevant: Relevant, thresholds: Thresholds) -> Verdict | None:
     """What some of the cells decide already, under an early stop: a pass, where the view without the
     irrelevant modality was asked alone and shows too little risk; a flag, where the answers of both
-    modalities are known and the prior is not. None where further cells are needed.
+    modalities are known and the prior is not; a pass where both decide and the prior does not give y. None
+    where further cells are needed.
     """
-    first, asked = WITHOUT_IRRELEVANT.get(relevant), set(score.cells)
-    if not thresholds.clear_below or first is None or first not in asked or score.missing:
+    first, asked = WITHOUT_IRRELEVANT.get(relevant, PRIOR), set(score.cells)
+    if not thresholds.clear_below or first not in asked or score.missing:
         return None
+    if first == PRIOR:
+        both = relevant is Relevant.BOTH and not _confident_of_y(score.cells, thresholds, PRIOR)
+        return Verdict(State.PASS) if both else None
     value = risk_of(score.cells[first], score.entropy, thresholds)
     if asked == {first} and value < thresholds.clear_below:
         return Verdict(State.PASS, risk=value)

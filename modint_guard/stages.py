@@ -3,7 +3,8 @@
 with the request    the first view, or, without an early stop, all of them
 with the answer     the answer to be scored as a whole under these views (`forced`), if it is a longer one
 then                the other views, unless the first has cleared the answer
-last                under a policy that mends, what neither modality would say, unless it is flagged already
+last                under a policy that mends, and where one modality decides: what neither would say, unless
+                    the answer is flagged already
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from modint_guard.config import GuardConfig
 from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard
 from modint_guard.item import RELEVANT, Item
-from modint_guard.mitigation import REASONED, TABLE, Form, tabled
+from modint_guard.mitigation import REASONED, TABLE, Form, Policy, tabled
 from modint_guard.reply import reply_of
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
@@ -38,6 +38,7 @@ from modint_training.mitigation.measure import (
     page_blocks,
     rungs_table,
     timed_body,
+    timings,
 )
 from modint_training.mitigation.settings import FITTED_ON, SETTINGS, Setting, moved, orders_of
 from tests.core.fakes import completion
@@ -323,6 +324,25 @@ def test_the_tokens_of_a_request_are_those_of_all_its_calls_and_the_cached_apart
     (row, flagged) = tokens.rows_of("m", "ladder", "short", "s", [found, tokens.spent(made)])
     assert (row["ratio"], row["flagged"], row["cells"]) == (pytest.approx(81 / 31), False, 1.0)
     assert flagged["computed"] == pytest.approx((211 - 112) / 31)
+
+
+async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> None:
+    async def gateway(body: JSON) -> JSON:
+        acted = body["modint"].get("action", "annotate")
+        if body["modint"].get("mode") == "off":
+            return await misled(body)
+        guarded = Guard(GuardConfig(policies=(Policy(acted),)))
+        return (await guarded.inspect(body, misled)).completion
+
+    rows = await tokens.token_rows(gateway, ["base"], [(LYING, [LIE]), (CLEAN, [DIGIT])], 2)
+    cells = {(row["policy"], row["prompt"], row["setting"]): row["cells"] for row in rows}
+    assert cells["annotate", "short", LYING.name] == 3.0
+    assert cells["ladder", "short", LYING.name] == cells["ladder", "padded", LYING.name] == 2.0
+    assert (cells["annotate", "short", CLEAN.name], cells["ladder", "short", CLEAN.name]) == (1.0, 0.0)
+    taken = await timings(gateway, [LIE], LYING, "base")
+    assert {"annotate", "ladder", "ladder_abstain", *CONTROLS} <= set(taken)
+    assert all(value is not None for value in taken.values())
+    assert set((await timings(gateway, [], LYING, "base")).values()) == {None}
 
 
 def test_padded_prompts_share_a_beginning_with_their_own_probes_alone() -> None:

@@ -213,7 +213,7 @@ def mitigation(
     ] = "test",
     count: Count = 160,
     seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 8,
     raw: Annotated[
         Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,

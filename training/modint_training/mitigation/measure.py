@@ -164,13 +164,13 @@ async def _measured(
             found[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
             for setting in SETTINGS:
                 own = [one.item for one in found[model][setting.name][: run.timed]]
-                ms = await timings(endpoint, own, setting, model)
+                ms = await timings(endpoint.complete, own, setting, model)
                 rows += tables.table_rows(model, setting, found[model], ms)
         some = [
             (setting, setting.items(run.split, min(TOKEN_ITEMS, run.count), run.seed))
             for setting in FITTED_ON
         ]
-        costs = await tokens.token_rows(endpoint, (BASE, ADAPTER), some, run.concurrency)
+        costs = await tokens.token_rows(endpoint.complete, (BASE, ADAPTER), some, run.concurrency)
         return found, rows, costs
 
 
@@ -220,18 +220,18 @@ class _Asker:
 
 
 async def timings(
-    endpoint: Endpoint, items: Sequence[Item], setting: Setting, model: str
+    complete: Complete, items: Sequence[Item], setting: Setting, model: str
 ) -> dict[str, float | None]:
     """The median of each policy's and control's single requests, one after another; None without any."""
     names = (ANNOTATE, *shipped(), *CONTROLS)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for item in items:
         for name in ("escalate", "greedy"):  # so that no policy pays for an empty prefix cache
-            await endpoint.complete(timed_body(item, setting, model, name))
+            await complete(timed_body(item, setting, model, name))
         for name in names:
             body = timed_body(item, setting, model, name)
             since = time.perf_counter()
-            await endpoint.complete(body)
+            await complete(body)
             taken[name].append((time.perf_counter() - since) * 1000)
     return {name: statistics.median(each) if each else None for name, each in taken.items()}
 

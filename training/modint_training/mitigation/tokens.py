@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modint_guard.endpoint import Endpoint
 from modint_guard.item import Item
 from modint_guard.perturb import seeded
 from modint_guard.runner import request_for
-from modint_guard.types import JSON
+from modint_guard.types import JSON, Complete
 from modint_training.mitigation.settings import Setting
 
 PADDING = 560  # words of one token each
@@ -58,17 +57,17 @@ def spent(completion: JSON) -> Spent:
 
 
 async def token_rows(
-    endpoint: Endpoint,
+    complete: Complete,
     models: Sequence[str],
     asked: Sequence[tuple[Setting, Sequence[Item]]],
     concurrency: int,
 ) -> list[dict[str, Any]]:
-    """A row a model, policy, setting and kind of prompt. Raises EndpointError."""
+    """A row a model, policy, setting and kind of prompt. `complete` is the gateway. Raises EndpointError."""
     slots = asyncio.Semaphore(concurrency)
 
     async def one(body: JSON) -> Spent:
         async with slots:
-            return spent(await endpoint.complete(body))
+            return spent(await complete(body))
 
     rows: list[dict[str, Any]] = []
     for model in models:
