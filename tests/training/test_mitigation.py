@@ -334,11 +334,13 @@ async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> 
         guarded = Guard(GuardConfig(policies=(Policy(acted),)))
         return (await guarded.inspect(body, misled)).completion
 
-    rows = await tokens.token_rows(gateway, ["base"], [(LYING, [LIE]), (CLEAN, [DIGIT])], 2)
-    cells = {(row["policy"], row["prompt"], row["setting"]): row["cells"] for row in rows}
-    assert cells["annotate", "short", LYING.name] == 3.0
-    assert cells["ladder", "short", LYING.name] == cells["ladder", "padded", LYING.name] == 2.0
-    assert (cells["annotate", "short", CLEAN.name], cells["ladder", "short", CLEAN.name]) == (1.0, 0.0)
+    settings, how = (LYING, CLEAN), {"split": "test", "count": 2, "seed": 0, "concurrency": 2}
+    rows = await tokens.token_rows(gateway, ["base"], settings, **how)  # type: ignore[arg-type]
+    cells = {(row["policy"], row["setting"], row["flagged"]): row["cells"] for row in rows}
+    assert {row["prompt"] for row in rows} == {"short", "padded"}
+    assert cells["annotate", LYING.name, False] == 3.0
+    assert (cells["ladder", LYING.name, False], cells.get(("ladder", LYING.name, True), 2.0)) == (1.0, 2.0)
+    assert (cells["annotate", CLEAN.name, False], cells["ladder", CLEAN.name, False]) == (1.0, 0.0)
     taken = await timings(gateway, [LIE], LYING, "base")
     assert {"annotate", "ladder", "ladder_abstain", *CONTROLS} <= set(taken)
     assert all(value is not None for value in taken.values())

@@ -166,11 +166,15 @@ async def _measured(
                 own = [one.item for one in found[model][setting.name][: run.timed]]
                 ms = await timings(endpoint.complete, own, setting, model)
                 rows += tables.table_rows(model, setting, found[model], ms)
-        some = [
-            (setting, setting.items(run.split, min(TOKEN_ITEMS, run.count), run.seed))
-            for setting in FITTED_ON
-        ]
-        costs = await tokens.token_rows(endpoint.complete, (BASE, ADAPTER), some, run.concurrency)
+        costs = await tokens.token_rows(
+            endpoint.complete,
+            (BASE, ADAPTER),
+            FITTED_ON,
+            split=run.split,
+            count=min(TOKEN_ITEMS, run.count),
+            seed=run.seed,
+            concurrency=run.concurrency,
+        )
         return found, rows, costs
 
 
