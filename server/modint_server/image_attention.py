@@ -13,13 +13,14 @@ picture, rather than be served unscaled.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modint_guard.errors import ConfigError
 
 VARIABLE = "MODINT_IMAGE_ATTENTION"
+GROUP, PLUGIN = "vllm.general_plugins", "modint_image_attention"  # as pyproject.toml registers it
 MOST = 10.0
 _DONE = "_modint_image_attention"
 
@@ -33,6 +34,14 @@ def register() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     install(Attention, GPUModelRunner, gain)
+
+
+def check_registered(gain: float, plugins: Iterable[str]) -> None:
+    """Raises ConfigError where a gain is asked for and vLLM would not load this plugin."""
+    if gain != 1.0 and PLUGIN not in plugins:
+        raise ConfigError(
+            f"{VARIABLE} is {gain:g}, and vLLM's plugin {PLUGIN} is not installed: install modint-guard again"
+        )
 
 
 def gain_of(environ: Mapping[str, str]) -> float:

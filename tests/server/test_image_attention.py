@@ -1,5 +1,7 @@
 """The plugin that scales attention to pictures: its gain, what it patches and refuses; with tiny fakes."""
 
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from modint_guard.errors import ConfigError
-from modint_server.image_attention import check, gain_of, install, scaled
+from modint_server.image_attention import GROUP, PLUGIN, check, check_registered, gain_of, install, scaled
 from tests.server.conftest import chat, serving
 from tests.server.fake_upstream import FakeUpstream
 
@@ -134,6 +136,20 @@ def test_an_engine_in_which_it_would_not_hold_is_refused_at_its_start(
 def test_a_gain_that_is_none_is_refused(said: str) -> None:
     with pytest.raises(ConfigError, match="MODINT_IMAGE_ATTENTION is"):
         gain_of({"MODINT_IMAGE_ATTENTION": said})
+
+
+def test_a_gain_that_the_engine_would_never_hear_of_is_refused() -> None:
+    check_registered(1.0, [])
+    check_registered(0.5, ["other", PLUGIN])
+    with pytest.raises(
+        ConfigError, match="is 0.5, and vLLM's plugin modint_image_attention is not installed"
+    ):
+        check_registered(0.5, ["other"])
+
+
+def test_the_plugin_is_registered_under_its_name() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["entry-points"][GROUP] == {PLUGIN: "modint_server.image_attention:register"}
 
 
 def test_without_the_variable_the_gain_is_one() -> None:

@@ -145,9 +145,9 @@ def _rewrite_page(made: Mapping[str, str]) -> None:
 async def _asked_to_fit(url: str, run: Run) -> dict[str, list[Asked]]:
     """The base's answers with every rung tried, and the adapter's for its control's constants."""
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        found: dict[str, list[Asked]] = {}
+        complete, found = _recorded(endpoint, run), dict[str, list[Asked]]()
         for model, policies in ((BASE, fit.grid()), (ADAPTER, {})):
-            asker = _Asker(endpoint, model, policies, {}, run, whole=True)
+            asker = _Asker(complete, model, policies, {}, run, whole=True)
             found[model] = [one for setting in FITTED_ON for one in await asker.ask(setting)]
         return found
 
@@ -157,10 +157,10 @@ async def _measured(
 ) -> tuple[dict[str, dict[str, list[Asked]]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The answers by model and setting, the rows of the table, and those of tokens."""
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        found: dict[str, dict[str, list[Asked]]] = {}
+        complete, found = _recorded(endpoint, run), dict[str, dict[str, list[Asked]]]()
         rows: list[dict[str, Any]] = []
         for model in (BASE, ADAPTER):
-            asker = _Asker(endpoint, model, shipped(), chosen.bias.get(model, {}), run)
+            asker = _Asker(complete, model, shipped(), chosen.bias.get(model, {}), run)
             found[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
             for setting in SETTINGS:
                 own = [one.item for one in found[model][setting.name][: run.timed]]
@@ -178,12 +178,21 @@ async def _measured(
         return found, rows, costs
 
 
+def _recorded(endpoint: Endpoint, run: Run) -> Complete:
+    """The gateway with its guard off, each body asked once."""
+
+    async def unguarded(body: JSON) -> JSON:
+        return await endpoint.complete({**body, "modint": {"mode": "off"}})
+
+    return Recorded(unguarded, run.kept)
+
+
 class _Asker:
-    """Asks a model the items of a setting, some at once, with the gateway's guard off."""
+    """Asks a model the items of a setting, some at once."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        complete: Complete,
         model: str,
         policies: Mapping[str, Policy],
         bias: Mapping[str, float],
@@ -191,11 +200,7 @@ class _Asker:
         *,
         whole: bool = False,
     ) -> None:
-        async def unguarded(body: JSON) -> JSON:
-            return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
-        self._complete: Complete = Recorded(unguarded, run.kept)
-        self._slots = asyncio.Semaphore(run.concurrency)
+        self._complete, self._slots = complete, asyncio.Semaphore(run.concurrency)
         self._model, self._policies, self._bias, self._run, self._whole = model, policies, bias, run, whole
 
     async def ask(self, setting: Setting) -> list[Asked]:
