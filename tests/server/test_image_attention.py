@@ -141,9 +141,7 @@ def test_a_gain_that_is_none_is_refused(said: str) -> None:
 def test_a_gain_that_the_engine_would_never_hear_of_is_refused() -> None:
     check_registered(1.0, [])
     check_registered(0.5, ["other", PLUGIN])
-    with pytest.raises(
-        ConfigError, match="is 0.5, and vLLM's plugin modint_image_attention is not installed"
-    ):
+    with pytest.raises(ConfigError, match="vLLM's plugin modint_image_attention is not installed"):
         check_registered(0.5, ["other"])
 
 
