@@ -86,8 +86,8 @@ def settled(score: Score, relevant: Relevant, thresholds: Thresholds) -> Verdict
     if not thresholds.clear_below or first not in asked or score.missing:
         return None
     if first == PRIOR:
-        both = relevant is Relevant.BOTH and not _confident_of_y(score.cells, thresholds, PRIOR)
-        return Verdict(State.PASS) if both else None
+        needed = relevant is Relevant.BOTH and not _confident_of_y(score.cells, thresholds, PRIOR)
+        return Verdict(State.PASS) if needed else None
     value = risk_of(score.cells[first], score.entropy, thresholds)
     if asked == {first} and value < thresholds.clear_below:
         return Verdict(State.PASS, risk=value)

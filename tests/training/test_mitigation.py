@@ -63,7 +63,7 @@ async def misled(body: JSON) -> JSON:
 
 
 async def served(item: Item, **asked: Any) -> Asked:
-    return await ask_item(item, RELEVANT[item.family], "base", misled, shipped(), guard=GUARD, **asked)
+    return await ask_item(item, RELEVANT[item.family], "base", misled, shipped(), GUARD, **asked)
 
 
 GUARD = Guard(GuardConfig())
@@ -166,7 +166,7 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
 
 
 async def test_validation_lets_every_rung_see_every_cell() -> None:
-    asked = await ask_item(LIE, "image", "base", misled, fit.grid(), guard=GUARD, whole=True)
+    asked = await ask_item(LIE, "image", "base", misled, fit.grid(), GUARD, whole=True)
     assert {one.tokens // 31 for name, one in asked.served.items() if name.startswith("debias")} == {4}
     assert asked.served["neutralise accept_at=0.9"].settled
     assert not asked.served["neutralise accept_at=0.99"].settled  # it is sure with 0.9 only
@@ -217,6 +217,7 @@ def outcome(
 
 
 WRONG = outcome("7", False)
+REPLIES = [(DIGIT, reply_of(completion("3", [{"3": 0.5, "7": 0.25}])))]
 
 
 def asked(item: Item, flagged: bool = False, form: Form = "word", /, **served: Outcome) -> Asked:
@@ -395,7 +396,7 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
     found += [tried(right=sure, settled=sure, form="word")] * (fit.ENOUGH - 1)
     rows = [
         *fit.fit_rows("m", found),
-        *(row for name in ("m", "n") for row in fit.bias_rows(name, [asked(DIGIT)])),
+        *(row for name in ("m", "n") for row in fit.bias_rows(name, REPLIES)),
     ]
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
     path = tmp_path / "fit.json"
@@ -415,13 +416,14 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
 
 
 def test_without_flagged_answers_nothing_is_chosen_but_the_controls_constants() -> None:
-    rows = [*fit.fit_rows("m", [asked(DIGIT)]), *fit.bias_rows("m", [asked(DIGIT)])]
+    rows = [*fit.fit_rows("m", [asked(DIGIT)]), *fit.bias_rows("m", REPLIES)]
     assert {row["kind"] for row in rows if row["chosen"]} == {"constant_bias"}
 
 
 def test_a_labels_constant_is_minus_its_mean_log_probability() -> None:
-    found: list[Any] = [asked(DIGIT), asked(DIGIT)]
-    assert fit.constants(found) == pytest.approx({"3": -math.log(2 / 3), "7": -math.log(1 / 3)})
+    assert fit.constants([*REPLIES, *REPLIES]) == pytest.approx(
+        {"3": -math.log(2 / 3), "7": -math.log(1 / 3)}
+    )
 
 
 def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:

@@ -138,19 +138,18 @@ async def ask_item(
     model: str,
     complete: Complete,
     policies: Mapping[str, Policy],
+    guard: Guard,
     *,
     bias: Mapping[str, float] | None = None,
-    guard: Guard | None = None,
     whole: bool = False,
 ) -> Asked:
     """One item under annotate, every policy and control.
 
     whole: the policies see every cell, also those that their early stop would save.
     """
-    guard, body = guard or judging(), request_for(item, model, modint={"relevant": relevant})
+    body = request_for(item, model, modint={"relevant": relevant})
     every, meter = guard.plan(body), Meter(complete)
-    listed = {"logprobs": True, "top_logprobs": guard.config.top_logprobs}
-    reply = reply_of(await meter({**every.body, **listed}))
+    reply = await greedy(every, meter)
     main = meter.tokens
     cells = await guard.probe(every, meter)
     served = {ANNOTATE: _outcome(item, reply.text, meter.tokens, main)}
@@ -169,6 +168,12 @@ async def ask_item(
         said = await control(name, item, every, reply, cells, meter, bias or {})
         served[name] = _outcome(item, said, meter.tokens or main, main)
     return Asked(item, reply, report, form_of(reply, every.chat) if every.chat else None, served)
+
+
+async def greedy(plan: Plan, complete: Complete, model: str | None = None) -> Reply:
+    """The answer to a request, with all that is listed beside it; of another model where one is named."""
+    listed = {"logprobs": True, "top_logprobs": plan.top_logprobs}
+    return reply_of(await complete({**plan.body, **listed, **({"model": model} if model else {})}))
 
 
 def mending(guard: Guard) -> Guard:
@@ -213,8 +218,7 @@ async def control(
     if name == "plausibility_only":
         return plausible(item, reply)
     if name == "always_escalate":
-        listed = {"logprobs": True, "top_logprobs": plan.top_logprobs}
-        return reply_of(await complete({**plan.body, **listed, "model": ADAPTER})).text
+        return (await greedy(plan, complete, ADAPTER)).text
     body = None if name == "greedy" else neutral_body(plan)
     if body is None:
         return reply.text
