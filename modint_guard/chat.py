@@ -26,6 +26,8 @@ from modint_guard.types import ACTIONS, JSON, Chat, ImagePart, ModintOptions, Op
 
 MODE_HEADER = "x-modint-mode"
 RELEVANT_HEADER = "x-modint-relevant"
+ACTION_HEADER = "x-modint-action"
+_BY_HEADER = ((MODE_HEADER, "mode"), (RELEVANT_HEADER, "relevant"), (ACTION_HEADER, "action"))
 OPTION_KEYS = tuple(f.name for f in fields(ModintOptions) if f.name != "relevant_source")
 
 _AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
@@ -459,7 +461,7 @@ def parse_options(field: Any = None, headers: Mapping[str, str] | None = None) -
             raise _unknown_key(key)
     values = {key: _CHECKS[key](f"modint.{key}", value) for key, value in field.items() if value is not None}
     source = "request" if "relevant" in values else None
-    for header, key in ((MODE_HEADER, "mode"), (RELEVANT_HEADER, "relevant")):
+    for header, key in _BY_HEADER:
         value = _header(headers, header)
         if value is not None and key not in values:
             values[key] = _CHECKS[key](header, value.strip().lower())

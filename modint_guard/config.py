@@ -91,6 +91,7 @@ class GuardConfig:
     relevance_rules: tuple[RelevanceRule, ...] = ()
     self_ask: Literal["off", "auto"] = "off"
     self_ask_confident: float = 0.8  # of its yes or no; below, the relevance stays unknown
+    image_attention: float = 1.0  # what the engine scales its attention to pictures by, as it is told
     policies: tuple[Policy, ...] = ()  # what is done about a flagged answer: the first that fits decides
     thresholds: Thresholds = field(default_factory=Thresholds)
     image_limits: ImageLimits = field(default_factory=ImageLimits)

@@ -28,6 +28,7 @@ from modint_guard.item import Item, prompt, reply_for
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.runner import Row, request_for, row_of
+from modint_guard.types import LADDER
 
 ITEMS = Path(__file__).parent / "demo_items"
 CONCURRENCY = 6
@@ -56,8 +57,12 @@ def demo(
         console.print(f"   {len(rows)} answers in {time.monotonic() - began:.0f} s")
         after = scrape(served.url)
         problems = [*compare(rows, before, after), *calls_seen(rows, before, after)]
+        again = asyncio.run(ask_again(served.url, rows))
     console.print(examples(rows))
     console.print(summary(rows))
+    if again is not None:
+        console.print('   one of the flagged once more, with `"modint": {"action": "ladder"}`')
+        console.print(f"   {mended_line(again)}", highlight=False, soft_wrap=True, markup=False)
     console.print("[bold]3.[/] what Prometheus scrapes from /metrics (extract)")
     for line in metric_lines(after):
         console.print(f"   {line}", highlight=False, soft_wrap=True)
@@ -98,6 +103,34 @@ async def ask_all(url: str, items: Sequence[Item], console: Console) -> list[Row
             return await asyncio.gather(
                 *(one(n, item, model) for model in (BASE, ADAPTER) for n, item in enumerate(items))
             )
+
+
+async def ask_again(url: str, rows: Sequence[Row]) -> Row | None:
+    """A wrong answer of the base that was flagged, asked once more to be mended; None where there is none."""
+    import openai
+
+    flagged = (row for row in rows if row.model == BASE and row.flagged and not row.right)
+    row = next(flagged, None)
+    if row is None:
+        return None
+    body = request_for(row.item, BASE)
+    body["modint"]["action"] = LADDER
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
+        try:
+            return row_of(row.item, BASE, await _whole(client, body))
+        except openai.OpenAIError as exc:
+            raise EndpointError(f"{BASE} gave no answer to item {row.item.id}: {exc}") from exc
+
+
+def mended_line(row: Row) -> str:
+    """What came of an answer that was to be mended."""
+    mended = (row.modint or {}).get("mitigation") or {}
+    tried = ", ".join(f"{rung['rung']}={rung['outcome']}" for rung in mended.get("rungs", ())) or "nothing"
+    asked, truth = " / ".join(prompt(row.item).splitlines()), reply_for(row.item, row.item.answer)
+    return (
+        f"{asked} -> the model said {mended.get('original', row.answer)!r}, served is {row.answer!r} (truth: "
+        f"{truth!r}); rungs: {tried}; {mended.get('tokens', 0)} tokens more"
+    )
 
 
 def _openai_arguments(body: dict[str, Any]) -> dict[str, Any]:

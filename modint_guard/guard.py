@@ -69,6 +69,7 @@ NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by g
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
 )
+NOTE_GAIN = "The engine scales its attention to pictures by {gain:g} (experimental)."
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
@@ -170,6 +171,7 @@ class Guard:
             thrifty=thrifty,
             notes=(
                 *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
+                *self._gain_note(),
                 *(NOTE_UNFIT.format(name=name) for name in unfit),
             ),
         )
@@ -177,6 +179,10 @@ class Guard:
             return plan
         later = self._later(plan)
         return replace(plan, later=later, last=later & {PRIOR} if thrifty else frozenset())
+
+    def _gain_note(self) -> tuple[str, ...]:
+        gain = self.config.image_attention
+        return () if gain == 1.0 else (NOTE_GAIN.format(gain=gain),)
 
     def main_body(self, plan: Plan) -> JSON:
         """The client's body as it goes upstream: log-probabilities added, `modint` removed."""

@@ -78,6 +78,7 @@ def guard_config(settings: Settings) -> GuardConfig:
         self_ask=settings.self_ask,
         regenerate=settings.regenerate == "auto",
         teacher_forcing=settings.teacher_forcing == "auto",
+        image_attention=settings.image_attention,
         policies=(*(read_policies(policies) if policies else ()), Policy(settings.action)),
     )
 

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from modint_server.adapters import resolve_all
 from modint_server.app import create_app
 from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_model, installed_device
 from modint_server.gateway import Gateway
+from modint_server.image_attention import GROUP, check_registered
 from modint_server.logs import configure_logs
 from modint_server.settings import Settings, load_settings
 
@@ -60,6 +62,7 @@ def start(
     )
     if settings.adapter_selftest == "auto":  # whoever names an adapter here wants that one, not the base
         settings = settings.model_copy(update={"adapter_selftest": "require"})
+    check_registered(settings.image_attention, (each.name for each in entry_points(group=GROUP)))
     folder = checked_model(model if model is not None else str(bundled(BASE)))
     config = EngineConfig(
         model=folder,

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     )
     policies_file: Path | None = None
     mitigation_tokens_per_minute: int = Field(default=0, ge=0)  # for each key; 0: no limit
+    image_attention: float = Field(default=1.0, ge=0, le=10)  # experimental; the engine reads it as well
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

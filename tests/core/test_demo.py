@@ -19,6 +19,7 @@ from modint_guard.demo import (
     compare,
     curl_line,
     examples,
+    mended_line,
     metric_lines,
     scrape,
     summary,
@@ -198,3 +199,15 @@ def test_the_curl_line_is_a_request_that_a_shell_passes_on_whole() -> None:
     assert header == "content-type: application/json"
     (item,) = [item for item in read_items(ITEMS) if json.loads(body) == request_for(item, BASE)]
     assert item.perturbation == "misleading_description"
+
+
+def test_a_mended_answer_is_told_with_what_it_was_and_what_was_tried() -> None:
+    rungs = [{"rung": "neutralise", "outcome": "mended"}]
+    mended = {"original": "7", "rungs": rungs, "tokens": 0}
+    said = mended_line(row(LIED, BASE, "3", {"mitigation": mended}))
+    assert said.endswith(
+        "the model said '7', served is '3' (truth: '3'); rungs: neutralise=mended; 0 tokens more"
+    )
+    assert "What digit is shown?" in said
+    untouched = mended_line(row(LIED, BASE, "7", {"mitigation": None}))
+    assert untouched.endswith("said '7', served is '7' (truth: '3'); rungs: nothing; 0 tokens more")

@@ -74,3 +74,10 @@ def test_a_wrong_header_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match="x-modint-mode") as caught:
         parse_options(None, {"x-modint-mode": "perhaps"})
     assert caught.value.param == "x-modint-mode"
+
+
+def test_a_header_may_name_the_action_of_a_route_and_the_field_wins() -> None:
+    assert parse_options(None, {"X-Modint-Action": "Ladder"}).action == "ladder"
+    assert parse_options({"action": "annotate"}, {"x-modint-action": "ladder"}).action == "annotate"
+    with pytest.raises(RequestError, match="`x-modint-action` must be one of annotate"):
+        parse_options(None, {"x-modint-action": "pray"})

@@ -209,6 +209,17 @@ async def test_where_the_first_two_settle_nothing_the_prior_is_asked_as_well() -
     assert (found.verdict.state, found.notes, len(calls)) == ("pass", (), 4)
 
 
+async def test_where_both_decide_what_neither_would_say_clears_or_the_others_are_asked() -> None:
+    body = ask(f"{LIE}\nIs it so?", modint={"relevant": "both"})
+    calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
+    found = (await Guard(MENDS).inspect(body, model)).report
+    assert (found.verdict.state, [row.name for row in found.probes]) == ("pass", ["prior"])
+    assert (found.notes, len(calls)) == ((NOTE_BY_FIRST,), 2)
+    calls, model = counted(world(both="red", image="red", text="red", neither="red", lie="blue."))
+    found = (await Guard(MENDS).inspect(body, model)).report
+    assert (found.verdict.cause, len(calls)) == ("prior", 4)
+
+
 async def test_a_picture_alone_is_asked_about_once_where_a_policy_mends() -> None:
     body = ask(QUESTION, modint={"relevant": "image"})
     calls, model = counted(world(both="red", image="red", text="blue", neither="green"))

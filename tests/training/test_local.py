@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modint_guard.cli import main
-from modint_guard.errors import RequestError
+from modint_guard.errors import ConfigError, RequestError
 from modint_guard.runner import request_for, run
 from modint_training.evaluation import Wanted, evaluate_to, items_of
 from modint_training.local import asked_of, complete_of, completion
@@ -83,3 +83,23 @@ def test_what_only_a_report_can_hold_needs_an_output(capsys: pytest.CaptureFixtu
         main(["evaluate", "--against", "base"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.endswith("need --output FILE.json\n")
+
+
+def test_an_evaluation_may_scale_the_attention_to_pictures_and_says_so(
+    processor: Any, tmp_path: Path
+) -> None:
+    base = save_small_base(processor, tmp_path / "base")
+
+    def probability(gain: float) -> tuple[str, list[Any]]:
+        wanted = Wanted(str(base), perturbations=["contradicting_image"], count=1, image_attention=gain)
+        record = json.loads(evaluate_to(tmp_path / f"{gain:g}.json", wanted)[0].read_text())
+        return record["command"], [row["js"] for row in record["rows"] if row["js"]]
+
+    (plain, first), (scaled, second) = probability(1.0), probability(5.0)
+    assert "--image-attention" not in plain and "--image-attention 5" in scaled
+    assert first and first != second
+
+
+def test_the_attention_of_a_served_model_is_not_evaluations_to_scale() -> None:
+    with pytest.raises(ConfigError, match="--image-attention 2 is of a local model"):
+        Wanted("m", url="http://127.0.0.1:1", image_attention=2.0)

@@ -14,7 +14,7 @@ from modint_guard.config import GuardConfig
 from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard
 from modint_guard.item import RELEVANT, Item
-from modint_guard.mitigation import REASONED, TABLE, Form, tabled
+from modint_guard.mitigation import REASONED, TABLE, Form, Policy, tabled
 from modint_guard.reply import reply_of
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
@@ -38,6 +38,7 @@ from modint_training.mitigation.measure import (
     page_blocks,
     rungs_table,
     timed_body,
+    timings,
 )
 from modint_training.mitigation.settings import FITTED_ON, SETTINGS, Setting, moved, orders_of
 from tests.core.fakes import completion
@@ -62,7 +63,7 @@ async def misled(body: JSON) -> JSON:
 
 
 async def served(item: Item, **asked: Any) -> Asked:
-    return await ask_item(item, RELEVANT[item.family], "base", misled, shipped(), guard=GUARD, **asked)
+    return await ask_item(item, RELEVANT[item.family], "base", misled, shipped(), GUARD, **asked)
 
 
 GUARD = Guard(GuardConfig())
@@ -165,7 +166,7 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
 
 
 async def test_validation_lets_every_rung_see_every_cell() -> None:
-    asked = await ask_item(LIE, "image", "base", misled, fit.grid(), guard=GUARD, whole=True)
+    asked = await ask_item(LIE, "image", "base", misled, fit.grid(), GUARD, whole=True)
     assert {one.tokens // 31 for name, one in asked.served.items() if name.startswith("debias")} == {4}
     assert asked.served["neutralise accept_at=0.9"].settled
     assert not asked.served["neutralise accept_at=0.99"].settled  # it is sure with 0.9 only
@@ -216,6 +217,7 @@ def outcome(
 
 
 WRONG = outcome("7", False)
+REPLIES = [(DIGIT, reply_of(completion("3", [{"3": 0.5, "7": 0.25}])))]
 
 
 def asked(item: Item, flagged: bool = False, form: Form = "word", /, **served: Outcome) -> Asked:
@@ -325,6 +327,27 @@ def test_the_tokens_of_a_request_are_those_of_all_its_calls_and_the_cached_apart
     assert flagged["computed"] == pytest.approx((211 - 112) / 31)
 
 
+async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> None:
+    async def gateway(body: JSON) -> JSON:
+        acted = body["modint"].get("action", "annotate")
+        if body["modint"].get("mode") == "off":
+            return await misled(body)
+        guarded = Guard(GuardConfig(policies=(Policy(acted),)))
+        return (await guarded.inspect(body, misled)).completion
+
+    settings, how = (LYING, CLEAN), {"split": "test", "count": 2, "seed": 0, "concurrency": 2}
+    rows = await tokens.token_rows(gateway, ["base"], settings, **how)  # type: ignore[arg-type]
+    cells = {(row["policy"], row["setting"], row["flagged"]): row["cells"] for row in rows}
+    assert {row["prompt"] for row in rows} == {"short", "padded"}
+    assert cells["annotate", LYING.name, False] == 3.0
+    assert (cells["ladder", LYING.name, False], cells.get(("ladder", LYING.name, True), 2.0)) == (1.0, 2.0)
+    assert (cells["annotate", CLEAN.name, False], cells["ladder", CLEAN.name, False]) == (1.0, 0.0)
+    taken = await timings(gateway, [LIE], LYING, "base")
+    assert {"annotate", "ladder", "ladder_abstain", *CONTROLS} <= set(taken)
+    assert all(value is not None for value in taken.values())
+    assert set((await timings(gateway, [], LYING, "base")).values()) == {None}
+
+
 def test_padded_prompts_share_a_beginning_with_their_own_probes_alone() -> None:
     body = tokens.body_of(LIE, LYING, "m", "ladder", "padded")
     other = tokens.body_of(LIE, LYING, "m", "annotate", "padded")
@@ -373,7 +396,7 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
     found += [tried(right=sure, settled=sure, form="word")] * (fit.ENOUGH - 1)
     rows = [
         *fit.fit_rows("m", found),
-        *(row for name in ("m", "n") for row in fit.bias_rows(name, [asked(DIGIT)])),
+        *(row for name in ("m", "n") for row in fit.bias_rows(name, REPLIES)),
     ]
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
     path = tmp_path / "fit.json"
@@ -393,13 +416,14 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
 
 
 def test_without_flagged_answers_nothing_is_chosen_but_the_controls_constants() -> None:
-    rows = [*fit.fit_rows("m", [asked(DIGIT)]), *fit.bias_rows("m", [asked(DIGIT)])]
+    rows = [*fit.fit_rows("m", [asked(DIGIT)]), *fit.bias_rows("m", REPLIES)]
     assert {row["kind"] for row in rows if row["chosen"]} == {"constant_bias"}
 
 
 def test_a_labels_constant_is_minus_its_mean_log_probability() -> None:
-    found: list[Any] = [asked(DIGIT), asked(DIGIT)]
-    assert fit.constants(found) == pytest.approx({"3": -math.log(2 / 3), "7": -math.log(1 / 3)})
+    assert fit.constants([*REPLIES, *REPLIES]) == pytest.approx(
+        {"3": -math.log(2 / 3), "7": -math.log(1 / 3)}
+    )
 
 
 def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:
@@ -411,10 +435,9 @@ def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:
 
 
 def committed(name: str) -> list[dict[str, Any]]:
+    """The rows of a result file; none as long as nobody has measured them."""
     path = RESULTS / name
-    if not path.exists():
-        pytest.skip(f"{name} was not measured yet")
-    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"]
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
     return rows
 
 
@@ -425,7 +448,9 @@ def block(name: str) -> str:
 
 
 def test_the_code_holds_what_the_committed_validation_chose() -> None:
-    committed("mitigation_validation.json")
+    if not committed("mitigation_validation.json"):
+        assert (learnt.ORDERS, block("chosen")) == ({}, "")
+        return
     chosen = fit.read_fit(RESULTS / "mitigation_validation.json", "tinyworld-base")
     assert (ROOT / "modint_guard" / "learnt.py").read_text("utf-8") == fit.source(chosen)
     assert block("chosen") == chosen_line(chosen)
@@ -438,9 +463,8 @@ def test_the_page_shows_the_rungs_of_the_code() -> None:
 
 def test_the_page_shows_the_figures_of_the_committed_tables() -> None:
     rows, goals = committed("mitigation.json"), committed("mitigation_goals.json")
-    assert {name: block(name) for name in page_blocks(rows, goals)} == {
-        name: text.strip() for name, text in page_blocks(rows, goals).items()
-    }
+    made = page_blocks(rows, goals) if rows else dict.fromkeys(("operators", "goals", "means"), "")
+    assert {name: block(name) for name in made} == {name: text.strip() for name, text in made.items()}
 
 
 def test_a_block_of_the_page_is_made_anew_and_must_have_its_place() -> None:

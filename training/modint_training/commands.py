@@ -66,6 +66,9 @@ def evaluate(
     perturbation: Annotated[
         list[str] | None, typer.Option(help="Only these; default: all that fit an item.")
     ] = None,
+    image_attention: Annotated[
+        float, typer.Option(min=0, max=10, help="Scale a local model's attention to pictures (experimental).")
+    ] = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, by form and sub-task; with --output the effect of
@@ -78,12 +81,15 @@ def evaluate(
         from modint_training.evaluation import Wanted, evaluate_to
 
         key = read_key(api_key_file)
-        wanted = Wanted(model, adapter, against, url, key, logprobs, data, perturbation or None, count, seed)
+        only = perturbation or None
+        wanted = Wanted(model, adapter, against, url, key, logprobs, data, only, count, seed, image_attention)
         for file in evaluate_to(output, wanted):
             typer.echo(f"wrote {file}")
         return
-    if against or url or data or perturbation:
-        raise ConfigError("--against, --url, --data and --perturbation need --output FILE.json")
+    if against or url or data or perturbation or image_attention != 1.0:
+        raise ConfigError(
+            "--against, --url, --data, --perturbation and --image-attention need --output FILE.json"
+        )
 
     for row in runs.evaluate(model, adapter, count):
         cell = "/".join((row["family"], row["perturbation"]))
@@ -207,7 +213,7 @@ def mitigation(
     ] = "test",
     count: Count = 160,
     seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 8,
     raw: Annotated[
         Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,

@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from modint_guard.data import read_data
 from modint_guard.endpoint import Endpoint
+from modint_guard.errors import ConfigError
 from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
 from modint_guard.item import FAMILIES, Item
 from modint_guard.runner import Row
 from modint_guard.types import Complete
+from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
 from modint_training.runs import adapter_folder
 from modint_training.tinyworld import suite
@@ -40,6 +42,14 @@ class Wanted:
     perturbations: Sequence[str] | None = None
     count: int = 400
     seed: int = 0
+    image_attention: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.url and self.image_attention != 1.0:
+            raise ConfigError(
+                f"--image-attention {self.image_attention:g} is of a local model: where one is served,"
+                " MODINT_IMAGE_ATTENTION of the engine says it"
+            )
 
     @property
     def names(self) -> list[str]:
@@ -58,6 +68,7 @@ class Wanted:
         said = [f"modint-guard evaluate --model {self.model}"]
         for name, value in (("adapter", self.adapter), ("against", self.against), ("data", self.data)):
             said += [f"--{name} {value}"] if value else []
+        said += [f"--image-attention {self.image_attention:g}"] if self.image_attention != 1.0 else []
         return " ".join([*said, *["--url URL"] * bool(self.url), f"--count {self.count} --seed {self.seed}"])
 
 
@@ -120,4 +131,5 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
     folder = adapter_folder(adapter) if adapter else None
     net, processor = load_base(wanted.model)
     model: Any = PeftModel.from_pretrained(net, folder) if folder else net
-    yield complete_of(model, processor)
+    with image_attention(model, wanted.image_attention):
+        yield complete_of(model, processor)

@@ -24,7 +24,7 @@ async def readyz(request: Request) -> Response:
     reasons = ["the gateway is shutting down"] if gateway.draining else []
     reasons += attachment.reasons
     found = attachment.capabilities
-    told = [*(found.problems if found else ()), *attachment.adapter_problems]
+    told = [*(found.problems if found else ()), *attachment.adapter_problems, *_gain(gateway)]
     body = {
         "status": "not ready" if reasons else "ok",
         "reasons": reasons,
@@ -33,6 +33,11 @@ async def readyz(request: Request) -> Response:
         "notes": [note for note in told if note not in reasons],
     }
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
+
+
+def _gain(gateway: Gateway) -> list[str]:
+    gain = gateway.settings.image_attention
+    return [] if gain == 1.0 else [f"attention to pictures is scaled by {gain:g} (experimental)"]
 
 
 @router.get("/metrics")

@@ -53,7 +53,9 @@ _SETTLING = (RungOutcome.MENDED, RungOutcome.CONFIRMED, RungOutcome.ABSTAINED)
 
 
 class Recorded:
-    """A `Complete` that asks each body once and keeps the completion in a JSONL file."""
+    """A `Complete` that asks each body once and keeps the completion in a JSONL file, and as text in memory:
+    tens of thousands of them are ten times as large as objects.
+    """
 
     def __init__(self, complete: Complete, path: Path) -> None:
         self._complete, self._path = complete, path
@@ -64,14 +66,16 @@ class Recorded:
         key = sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         async with self._locks[key]:
             if key not in self._known:
-                self._known[key] = await self._complete(body)
-                line = {"key": key, "model": body.get("model"), "completion": self._known[key]}
+                completion = await self._complete(body)
+                line = {"key": key, "model": body.get("model"), "completion": completion}
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-        return self._known[key]
+                self._known[key] = json.dumps(completion)
+        known: JSON = json.loads(self._known[key])
+        return known
 
 
-def _lines(path: Path) -> Iterator[tuple[str, JSON]]:
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """What an earlier run kept; a last line that was cut short is left out."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ def _lines(path: Path) -> Iterator[tuple[str, JSON]]:
     path.write_text(whole + "\n" if whole else "", "utf-8")
     for line in whole.splitlines():
         held = json.loads(line)
-        yield held["key"], held["completion"]
+        yield held["key"], json.dumps(held["completion"])
 
 
 @dataclass(frozen=True)
@@ -134,19 +138,18 @@ async def ask_item(
     model: str,
     complete: Complete,
     policies: Mapping[str, Policy],
+    guard: Guard,
     *,
     bias: Mapping[str, float] | None = None,
-    guard: Guard | None = None,
     whole: bool = False,
 ) -> Asked:
     """One item under annotate, every policy and control.
 
     whole: the policies see every cell, also those that their early stop would save.
     """
-    guard, body = guard or judging(), request_for(item, model, modint={"relevant": relevant})
+    body = request_for(item, model, modint={"relevant": relevant})
     every, meter = guard.plan(body), Meter(complete)
-    listed = {"logprobs": True, "top_logprobs": guard.config.top_logprobs}
-    reply = reply_of(await meter({**every.body, **listed}))
+    reply = await greedy(every, meter)
     main = meter.tokens
     cells = await guard.probe(every, meter)
     served = {ANNOTATE: _outcome(item, reply.text, meter.tokens, main)}
@@ -165,6 +168,12 @@ async def ask_item(
         said = await control(name, item, every, reply, cells, meter, bias or {})
         served[name] = _outcome(item, said, meter.tokens or main, main)
     return Asked(item, reply, report, form_of(reply, every.chat) if every.chat else None, served)
+
+
+async def greedy(plan: Plan, complete: Complete, model: str | None = None) -> Reply:
+    """The answer to a request, with all that is listed beside it; of another model where one is named."""
+    listed = {"logprobs": True, "top_logprobs": plan.top_logprobs}
+    return reply_of(await complete({**plan.body, **listed, **({"model": model} if model else {})}))
 
 
 def mending(guard: Guard) -> Guard:
@@ -209,8 +218,7 @@ async def control(
     if name == "plausibility_only":
         return plausible(item, reply)
     if name == "always_escalate":
-        listed = {"logprobs": True, "top_logprobs": plan.top_logprobs}
-        return reply_of(await complete({**plan.body, **listed, "model": ADAPTER})).text
+        return (await greedy(plan, complete, ADAPTER)).text
     body = None if name == "greedy" else neutral_body(plan)
     if body is None:
         return reply.text

@@ -15,8 +15,9 @@ from typing import Any
 
 from modint_guard import learnt
 from modint_guard.errors import ConfigError
+from modint_guard.item import Item
 from modint_guard.mitigation import Policy
-from modint_guard.types import ANNOTATE, DEBIAS, ESCALATE, NEUTRALISE
+from modint_guard.types import ANNOTATE, DEBIAS, ESCALATE, NEUTRALISE, Reply
 from modint_training.mitigation.answers import PATIENT, Asked, over_answers
 
 LAMBDAS = tuple(0.25 * step for step in range(1, 13))
@@ -90,7 +91,7 @@ def fit_rows(model: str, found: Sequence[Asked]) -> list[dict[str, Any]]:
     return rows
 
 
-def bias_rows(model: str, found: Sequence[Asked]) -> list[dict[str, Any]]:
+def bias_rows(model: str, found: Sequence[tuple[Item, Reply]]) -> list[dict[str, Any]]:
     """The constants of the control `constant_bias`."""
     return [
         _row(model, "constant_bias", label, value, len(found), None, None, True)
@@ -173,11 +174,11 @@ def _row(
     }
 
 
-def constants(found: Sequence[Asked]) -> dict[str, float]:
+def constants(found: Sequence[tuple[Item, Reply]]) -> dict[str, float]:
     """Minus each label's mean log-probability among the answers of its items: no label is preferred then."""
     seen: dict[str, list[float]] = {}
-    for one in found:
-        for label, p in (over_answers(one.item, one.reply) or {}).items():
+    for item, reply in found:
+        for label, p in (over_answers(item, reply) or {}).items():
             seen.setdefault(label, []).append(math.log(p))
     return {label: -statistics.fmean(values) for label, values in seen.items()}
 

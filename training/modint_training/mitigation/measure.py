@@ -8,10 +8,10 @@ goes on. Costs in tokens and time are measured through the gateway itself.
 import asyncio
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -24,13 +24,23 @@ from modint_guard.mitigation import FORMS, TABLE, Policy, tabled
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.results import table, write_results
 from modint_guard.runner import request_for
-from modint_guard.types import ANNOTATE, JSON, Complete
+from modint_guard.types import ANNOTATE, JSON, Complete, Reply
 from modint_training.calibrations import weights_of
 from modint_training.mitigation import fit, tables, tokens
-from modint_training.mitigation.answers import CONTROLS, Asked, Recorded, ask_item, neutral_body, shipped
+from modint_training.mitigation.answers import (
+    CONTROLS,
+    Asked,
+    Recorded,
+    ask_item,
+    greedy,
+    judging,
+    neutral_body,
+    shipped,
+)
 from modint_training.mitigation.settings import FITTED_ON, SETTINGS, Setting
 from modint_training.tinyworld import suite
 
+T = TypeVar("T")
 OUTPUT = Path("docs/results/mitigation.json")  # the committed one: with it code and page are rewritten
 PAGE = Path("docs/mitigation.md")
 LEARNT = Path("modint_guard/learnt.py")
@@ -70,11 +80,10 @@ def measure_mitigation(output: Path, run: Run) -> Path:
 
 def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
     with serving(["--adapter", ADAPTER]) as served:
-        found = asyncio.run(_asked_to_fit(served.url, run))
-    rows = [
-        *fit.fit_rows(BASE, found[BASE]),
-        *(row for model in found for row in fit.bias_rows(model, found[model])),
-    ]
+        found, adapted = asyncio.run(_asked_to_fit(served.url, run))
+    replies = {BASE: [(one.item, one.reply) for one in found], ADAPTER: adapted}
+    bias = (row for model, known in replies.items() for row in fit.bias_rows(model, known))
+    rows = [*fit.fit_rows(BASE, found), *bias]
     write_results(
         fitted_at,
         command=run.command,
@@ -142,14 +151,14 @@ def _rewrite_page(made: Mapping[str, str]) -> None:
 # -- asking ----------------------------------------------------------------------------------------
 
 
-async def _asked_to_fit(url: str, run: Run) -> dict[str, list[Asked]]:
+async def _asked_to_fit(url: str, run: Run) -> tuple[list[Asked], list[tuple[Item, Reply]]]:
     """The base's answers with every rung tried, and the adapter's for its control's constants."""
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        found: dict[str, list[Asked]] = {}
-        for model, policies in ((BASE, fit.grid()), (ADAPTER, {})):
-            asker = _Asker(endpoint, model, policies, {}, run, whole=True)
-            found[model] = [one for setting in FITTED_ON for one in await asker.ask(setting)]
-        return found
+        complete = _recorded(endpoint, run)
+        base = _Asker(complete, BASE, fit.grid(), {}, run, whole=True)
+        found = [one for setting in FITTED_ON for one in await base.ask(setting)]
+        adapter = _Asker(complete, ADAPTER, {}, {}, run)
+        return found, [one for setting in FITTED_ON for one in await adapter.greedy(setting)]
 
 
 async def _measured(
@@ -157,29 +166,42 @@ async def _measured(
 ) -> tuple[dict[str, dict[str, list[Asked]]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The answers by model and setting, the rows of the table, and those of tokens."""
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        found: dict[str, dict[str, list[Asked]]] = {}
+        complete, found = _recorded(endpoint, run), dict[str, dict[str, list[Asked]]]()
         rows: list[dict[str, Any]] = []
         for model in (BASE, ADAPTER):
-            asker = _Asker(endpoint, model, shipped(), chosen.bias.get(model, {}), run)
+            asker = _Asker(complete, model, shipped(), chosen.bias.get(model, {}), run)
             found[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
             for setting in SETTINGS:
                 own = [one.item for one in found[model][setting.name][: run.timed]]
-                ms = await timings(endpoint, own, setting, model)
+                ms = await timings(endpoint.complete, own, setting, model)
                 rows += tables.table_rows(model, setting, found[model], ms)
-        some = [
-            (setting, setting.items(run.split, min(TOKEN_ITEMS, run.count), run.seed))
-            for setting in FITTED_ON
-        ]
-        costs = await tokens.token_rows(endpoint, (BASE, ADAPTER), some, run.concurrency)
+        costs = await tokens.token_rows(
+            endpoint.complete,
+            (BASE, ADAPTER),
+            FITTED_ON,
+            split=run.split,
+            count=min(TOKEN_ITEMS, run.count),
+            seed=run.seed,
+            concurrency=run.concurrency,
+        )
         return found, rows, costs
 
 
+def _recorded(endpoint: Endpoint, run: Run) -> Complete:
+    """The gateway with its guard off, each body asked once."""
+
+    async def unguarded(body: JSON) -> JSON:
+        return await endpoint.complete({**body, "modint": {"mode": "off"}})
+
+    return Recorded(unguarded, run.kept)
+
+
 class _Asker:
-    """Asks a model the items of a setting, some at once, with the gateway's guard off."""
+    """Asks a model the items of a setting, some at once."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        complete: Complete,
         model: str,
         policies: Mapping[str, Policy],
         bias: Mapping[str, float],
@@ -187,29 +209,41 @@ class _Asker:
         *,
         whole: bool = False,
     ) -> None:
-        async def unguarded(body: JSON) -> JSON:
-            return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
-        self._complete: Complete = Recorded(unguarded, run.kept)
-        self._slots = asyncio.Semaphore(run.concurrency)
+        self._complete, self._slots, self._guard = complete, asyncio.Semaphore(run.concurrency), judging()
         self._model, self._policies, self._bias, self._run, self._whole = model, policies, bias, run, whole
 
     async def ask(self, setting: Setting) -> list[Asked]:
-        """Every item of a setting, in their order."""
+        """Every item of a setting under every policy, in their order."""
+
+        async def one(item: Item) -> Asked:
+            return await ask_item(
+                item,
+                setting.relevant,
+                self._model,
+                self._complete,
+                self._policies,
+                self._guard,
+                bias=self._bias,
+                whole=self._whole,
+            )
+
+        return await self._each(setting, one)
+
+    async def greedy(self, setting: Setting) -> list[tuple[Item, Reply]]:
+        """Every item of a setting with the model's own answer, in their order."""
+
+        async def one(item: Item) -> tuple[Item, Reply]:
+            return item, await greedy(self._guard.plan(request_for(item, self._model)), self._complete)
+
+        return await self._each(setting, one)
+
+    async def _each(self, setting: Setting, ask: Callable[[Item], Awaitable[T]]) -> list[T]:
         items = setting.items(self._run.split, self._run.count, self._run.seed)
         with tqdm(total=len(items), desc=f"{self._model} {setting.name}", unit="item") as bar:
 
-            async def one(item: Item) -> Asked:
+            async def one(item: Item) -> T:
                 async with self._slots:
-                    found = await ask_item(
-                        item,
-                        setting.relevant,
-                        self._model,
-                        self._complete,
-                        self._policies,
-                        bias=self._bias,
-                        whole=self._whole,
-                    )
+                    found = await ask(item)
                 bar.update()
                 return found
 
@@ -220,18 +254,18 @@ class _Asker:
 
 
 async def timings(
-    endpoint: Endpoint, items: Sequence[Item], setting: Setting, model: str
+    complete: Complete, items: Sequence[Item], setting: Setting, model: str
 ) -> dict[str, float | None]:
     """The median of each policy's and control's single requests, one after another; None without any."""
     names = (ANNOTATE, *shipped(), *CONTROLS)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for item in items:
         for name in ("escalate", "greedy"):  # so that no policy pays for an empty prefix cache
-            await endpoint.complete(timed_body(item, setting, model, name))
+            await complete(timed_body(item, setting, model, name))
         for name in names:
             body = timed_body(item, setting, model, name)
             since = time.perf_counter()
-            await endpoint.complete(body)
+            await complete(body)
             taken[name].append((time.perf_counter() - since) * 1000)
     return {name: statistics.median(each) if each else None for name, each in taken.items()}
 

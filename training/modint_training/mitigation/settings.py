@@ -4,7 +4,7 @@ Besides the families under their perturbations there are `needed` inputs: a capt
 picture that a text asks about. Both decide there, and an answer made from one of them alone is worse.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -66,10 +66,20 @@ class Setting:
     def items(self, split: suite.Split, count: int, seed: int) -> list[Item]:
         """`count` items, balanced over labels; each lettered one follows once more, its options moved on."""
         pool = suite.items(self.family, split, 4 * count, seed=seed, held_out=self.held_out_wording)
-        chosen = [each for item in balanced(pool, count) for each in orders_of(item)]
+        return self.disturbed(
+            [each for item in balanced(pool, count) for each in orders_of(item)], split, seed
+        )
+
+    def drawn(self, split: suite.Split, count: int, seed: int) -> list[Item]:
+        """`count` items as the suite draws them."""
+        clean = suite.items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
+        return self.disturbed(clean, split, seed)
+
+    def disturbed(self, clean: Sequence[Item], split: suite.Split, seed: int) -> list[Item]:
+        """Clean items of the family as this setting has them."""
         if self.perturbation == POOR_PRINT:
-            return [poor_print(item, split, seed) for item in chosen]
-        return [suite.perturbed(item, self.perturbation, seed=seed) for item in chosen]
+            return [poor_print(item, split, seed) for item in clean]
+        return [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
 
 
 SETTINGS = (

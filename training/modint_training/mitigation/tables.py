@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,7 @@ def _loss_row(
 
 def _token_goals(tokens: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for flagged, most in ((False, UNFLAGGED), (True, FLAGGED)):
-        for prompt, key in (("short", "ratio"), ("padded", "ratio"), ("padded", "computed")):
+        for prompt, key in product(("short", "padded"), ("ratio", "computed")):
             group = [
                 row
                 for row in tokens

@@ -1,20 +1,22 @@
 """What a verdict and mending cost in tokens, as the gateway's clients see it, on short and long prompts.
 
 Long prompts begin with some 560 tokens of system text that all calls of a request share: the engine computes
-them once. Each request has words of its own there, so that no request profits from an earlier one.
+them once. Each request has words of its own there, and each cell of the table items and so pictures of its
+own, so that no request profits from an earlier one.
 """
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from modint_guard.endpoint import Endpoint
 from modint_guard.item import Item
 from modint_guard.perturb import seeded
 from modint_guard.runner import request_for
-from modint_guard.types import JSON
+from modint_guard.types import JSON, Complete
 from modint_training.mitigation.settings import Setting
+from modint_training.tinyworld import suite
 
 PADDING = 560  # words of one token each
 WORDS = ("the", "and", "is", "are")
@@ -24,9 +26,9 @@ NOTES = f"""\
 Requests through the gateway, as a client sends them; `padded` prompts begin with {PADDING} tokens of system
 text of the request's own, which its calls share. `ratio` is all tokens of a request (its answer, its probes
 and its rungs, prompts included) to those of the answer alone; `computed` leaves out of the numerator what the
-engine took from its cache, so that 1 is an unguarded request whose prompt nothing shares. `cells`: probes a
-request. On a short prompt one more call is nearly another prompt: with p tokens in the request and q in the
-view, one probe makes (p + q) / p, and q is hardly less than p."""
+engine took from its cache (blocks of 32 tokens), so that 1 is an unguarded request whose prompt nothing
+shares. `cells`: probes a request. On a short prompt one more call is nearly another prompt: with p tokens in
+the request and q in the view, one probe makes (p + q) / p, and q is hardly less than p."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +60,29 @@ def spent(completion: JSON) -> Spent:
 
 
 async def token_rows(
-    endpoint: Endpoint,
+    complete: Complete,
     models: Sequence[str],
-    asked: Sequence[tuple[Setting, Sequence[Item]]],
+    settings: Sequence[Setting],
+    *,
+    split: suite.Split,
+    count: int,
+    seed: int,
     concurrency: int,
 ) -> list[dict[str, Any]]:
-    """A row a model, policy, setting and kind of prompt. Raises EndpointError."""
+    """A row a model, policy, setting and kind of prompt. `complete` is the gateway. Raises EndpointError."""
     slots = asyncio.Semaphore(concurrency)
 
     async def one(body: JSON) -> Spent:
         async with slots:
-            return spent(await endpoint.complete(body))
+            return spent(await complete(body))
 
     rows: list[dict[str, Any]] = []
-    for model in models:
-        for policy in POLICIES:
-            for prompt in PROMPTS:
-                for setting, items in asked:
-                    bodies = [body_of(item, setting, model, policy, prompt) for item in items]
-                    found = await asyncio.gather(*map(one, bodies))
-                    rows += list(rows_of(model, policy, prompt, setting.name, found))
+    for number, cell in enumerate(product(models, POLICIES, PROMPTS, settings), 1):
+        model, policy, prompt, setting = cell
+        items = setting.drawn(split, count, seed + number)
+        bodies = [body_of(item, setting, model, policy, prompt) for item in items]
+        found = await asyncio.gather(*map(one, bodies))
+        rows += rows_of(model, policy, prompt, setting.name, found)
     return rows
 
 
