@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modint_guard.asking import ask_each
 from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, halves, write_calibration
 from modint_guard.calibration_curves import Judged, draw_curves
 from modint_guard.data import read_items
@@ -111,15 +113,13 @@ async def labelled_answers(
     clean = list({twin.clean.id: twin.clean for twin in twins}.values())
     rows = await run(clean, complete, model, concurrency=CONCURRENCY)
     right = {row.item.id: row.right for row in rows}
-    slots = asyncio.Semaphore(CONCURRENCY)
-
-    async def one(twin: Twin) -> Labelled | None:
-        async with slots:
-            return await _answer(guard, complete, twin, model, right[twin.clean.id])
-
-    found = await asyncio.gather(*(one(twin) for twin in twins))
+    jobs = {
+        number: partial(_answer, guard, complete, twin, model, right[twin.clean.id])
+        for number, twin in enumerate(twins)
+    }
+    found = await ask_each(jobs, concurrency=CONCURRENCY)
     by_relevant: dict[str, list[Labelled]] = {}
-    for twin, answer in zip(twins, found, strict=True):
+    for twin, answer in zip(twins, found.values(), strict=True):
         if answer is not None:
             by_relevant.setdefault(RELEVANT[twin.clean.family], []).append(answer)
     if not by_relevant:
