@@ -6,14 +6,16 @@ short is dropped when the file is opened again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Self
 
 from modint_guard.asking import ask_each
 from modint_guard.errors import ConfigError
+from modint_guard.item import Item
 from modint_guard.types import JSON
 
 Job = Callable[[], Awaitable[JSON]]
@@ -87,6 +89,17 @@ class Journal:
                 " it"
             )
         return len(whole)
+
+
+def digest_of(asked: Iterable[tuple[str, Item]]) -> str:
+    """What is asked, by key, as one hexadecimal number: words and pictures."""
+    digest = hashlib.sha256()
+    for key, item in asked:
+        words = item.replace(image=None, agreeing=None, contradicting=None)
+        digest.update(f"{key}\x1f{words!r}\x1f".encode(errors="replace"))
+        for picture in (item.image, item.agreeing, item.contradicting):
+            digest.update(b"" if picture is None else picture.tobytes())
+    return digest.hexdigest()
 
 
 async def collect(
