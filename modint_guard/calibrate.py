@@ -2,14 +2,17 @@
 
 Every item is asked clean and under each perturbation that fits it. An answer that is wrong under a
 perturbation and right on the clean twin is a positive, one that is right on both a negative; of a clean twin
-that is answered wrongly nothing is learnt of interference.
+that is answered wrongly nothing is learnt of interference. Every answer is kept as it comes, beside the file:
+the same call goes on after a kill.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,18 +20,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modint_guard.asking import ask_each
 from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, halves, write_calibration
 from modint_guard.calibration_curves import Judged, draw_curves
-from modint_guard.data import read_items
+from modint_guard.data import read_data
 from modint_guard.endpoint import Endpoint, read_key
-from modint_guard.errors import ConfigError
+from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import RELEVANT, Item, is_right
+from modint_guard.journal import Job, Journal, collect, digest_of
 from modint_guard.perturb import applicable, perturb
 from modint_guard.results import versions
 from modint_guard.risk import features_of_score
-from modint_guard.runner import request_for, run
-from modint_guard.types import JSON, Complete, Relevant
+from modint_guard.runner import request_for, row_of
+from modint_guard.types import JSON, Complete, Failure, Relevant
 
 CONCURRENCY = 8
 
@@ -42,7 +47,9 @@ class Twin:
 
 
 def command(
-    items: Annotated[Path, typer.Argument(help="A folder with items.jsonl and its pictures.")],
+    items: Annotated[
+        Path, typer.Argument(help="Labelled: a JSON, JSONL, Parquet or Arrow file, or a folder.")
+    ],
     model: Annotated[str, typer.Option(help="The base model as it is served.")],
     output: Annotated[Path, typer.Option(help="The calibration file to write.")],
     url: Annotated[str, typer.Option(help="The gateway, or any endpoint with log-probabilities.")] = (
@@ -62,16 +69,22 @@ def command(
 ) -> None:
     """Fit the risk and its threshold to labelled items, for one model and adapter."""
     key = read_key(api_key_file)
-    found = asyncio.run(_through(url, key, twins_of(read_items(items), seed), adapter or model))
-    fitted = {
-        name: calibrate(each, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
-        for name, each in found.items()
-    }
+    read = read_data(items)
+    twins = twins_of([read[index] for index in range(len(read))], seed)
+    made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
+    with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
+        found = asyncio.run(_through(url, key, twins, adapter or model, journal))
+    fitted = {}
+    for name, each in found.items():
+        try:
+            fitted[name] = calibrate(each, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
+        except ConfigError as exc:
+            raise ConfigError(f"where the {name} ought to decide: {exc}") from exc
     calibration = Calibration(
         model=model,
         adapter=adapter,
         fitted=fitted,
-        command=f"modint-guard calibrate {items.name} --model {model} --alpha {alpha:g} --seed {seed}",
+        command=_command_line(items.name, model, adapter, alpha, error, delta, probes, seed),
         versions=versions(),
     )
     write_calibration(output, calibration)
@@ -83,6 +96,24 @@ def command(
         typer.echo("no curves were drawn: they need pip install 'modint-guard[report]'")
 
 
+def _command_line(
+    items: str,
+    model: str,
+    adapter: str | None,
+    alpha: float,
+    error: float | None,
+    delta: float,
+    probes: float | None,
+    seed: int,
+) -> str:
+    """What was typed, as far as the figures depend on it."""
+    second = "" if error is None else f" --error {error:g} --delta {delta:g}"
+    return (
+        f"modint-guard calibrate {items} --model {model}{f' --adapter {adapter}' if adapter else ''}"
+        f" --alpha {alpha:g}{second}{'' if probes is None else f' --probes {probes:g}'} --seed {seed}"
+    )
+
+
 def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:
     """Risk and truth of the half that the risk was not fitted on, with the threshold set there."""
     _, setting = halves(answers, seed)
@@ -90,9 +121,20 @@ def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:
 
 
 def twins_of(items: Sequence[Item], seed: int) -> list[Twin]:
-    """Each item with each perturbation that its data allow. Raises ConfigError where none fits any item."""
+    """Each labelled item with each perturbation that its data allow. Raises ConfigError where an id stands
+    twice, where no item has a label, and where no perturbation fits any.
+    """
+    labelled = [item for item in items if item.labelled]
+    if items and not labelled:
+        raise ConfigError(f"none of {len(items)} items has an answer: a calibration needs the truth")
+    twice = [name for name, count in Counter(item.id for item in labelled).items() if count > 1]
+    if twice:
+        raise ConfigError(f"the id {twice[0]!r} stands twice in the data: give every item its own")
     found = [
-        twin for item in items for kind in applicable(item.family) if (twin := twin_of(item, kind.name, seed))
+        twin
+        for item in labelled
+        for kind in applicable(item.family)
+        if (twin := twin_of(item, kind.name, seed))
     ]
     if not found:
         raise ConfigError(
@@ -101,26 +143,40 @@ def twins_of(items: Sequence[Item], seed: int) -> list[Twin]:
     return found
 
 
+def fingerprint(twins: Sequence[Twin]) -> str:
+    """A digest of what is asked, pictures included."""
+    return digest_of(
+        (f"{twin.disturbed.id}/{twin.disturbed.perturbation}", item)
+        for twin in twins
+        for item in (twin.clean, twin.disturbed)
+    )
+
+
 async def labelled_answers(
-    twins: Sequence[Twin], complete: Complete, model: str, *, guard: Guard | None = None
+    twins: Sequence[Twin],
+    complete: Complete,
+    model: str,
+    *,
+    guard: Guard | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, list[Labelled]]:
     """The answers with features and truth, by the modality that ought to decide. Those without features (the
-    endpoint gave no log-probabilities) are left out. Raises EndpointError.
+    endpoint gave no log-probabilities, or no plain answer) are left out. Raises EndpointError; what a journal
+    holds by then is not asked again.
     """
     guard = guard or Guard()
-    clean = list({twin.clean.id: twin.clean for twin in twins}.values())
-    rows = await run(clean, complete, model, concurrency=CONCURRENCY)
-    right = {row.item.id: row.right for row in rows}
-    slots = asyncio.Semaphore(CONCURRENCY)
-
-    async def one(twin: Twin) -> Labelled | None:
-        async with slots:
-            return await _answer(guard, complete, twin, model, right[twin.clean.id])
-
-    found = await asyncio.gather(*(one(twin) for twin in twins))
+    clean = {f"clean/{twin.clean.id}": twin.clean for twin in twins}
+    jobs: dict[str, Job] = {key: partial(_clean_answer, complete, item, model) for key, item in clean.items()}
+    for twin in twins:
+        jobs[_key(twin)] = partial(_answer, guard, complete, twin, model)
+    records = await (ask_each(jobs, concurrency=CONCURRENCY) if journal is None else collect(jobs, journal))
     by_relevant: dict[str, list[Labelled]] = {}
-    for twin, answer in zip(twins, found, strict=True):
-        if answer is not None:
+    for twin in twins:
+        record = records[_key(twin)]
+        if record["features"] is not None:
+            right_when_clean = records[f"clean/{twin.clean.id}"]["right"]
+            source = twin.clean.source or twin.clean.id
+            answer = Labelled(record["features"], record["right"], right_when_clean, source)
             by_relevant.setdefault(RELEVANT[twin.clean.family], []).append(answer)
     if not by_relevant:
         raise ConfigError(
@@ -129,18 +185,27 @@ async def labelled_answers(
     return by_relevant
 
 
-async def _answer(
-    guard: Guard, complete: Complete, twin: Twin, model: str, right_when_clean: bool
-) -> Labelled | None:
+def _key(twin: Twin) -> str:
+    return f"{twin.disturbed.perturbation}/{twin.disturbed.id}"
+
+
+async def _clean_answer(complete: Complete, item: Item, model: str) -> JSON:
+    return {"right": row_of(item, model, await complete(request_for(item, model))).right}
+
+
+async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> JSON:
+    """Truth and features of one answer; no features where it is no plain answer or cannot be compared. Raises
+    EndpointError where a view fails: nothing is learnt of an answer that might have been compared.
+    """
     plan = guard.plan(request_for(twin.disturbed, model))
     answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
+    failed = next((name for name, view in replies.items() if isinstance(view, Failure)), None)
+    if failed:
+        raise EndpointError(f"the view {failed} of {twin.disturbed.id} got no answer: is the engine well?")
     reply = reply_of(answer)
-    score = guard.score(plan, reply, replies)
+    score = None if reply.skip else guard.score(plan, reply, replies)
     features = None if score is None else features_of_score(score, Relevant(RELEVANT[twin.clean.family]))
-    if features is None:
-        return None
-    source = twin.clean.source or twin.clean.id
-    return Labelled(features, is_right(twin.disturbed, reply.text), right_when_clean, source)
+    return {"right": is_right(twin.disturbed, reply.text), "features": features}
 
 
 def twin_of(item: Item, name: str, seed: int) -> Twin | None:
@@ -155,13 +220,15 @@ def twin_of(item: Item, name: str, seed: int) -> Twin | None:
         return None
 
 
-async def _through(url: str, key: str | None, twins: Sequence[Twin], model: str) -> dict[str, list[Labelled]]:
+async def _through(
+    url: str, key: str | None, twins: Sequence[Twin], model: str, journal: Journal
+) -> dict[str, list[Labelled]]:
     async with Endpoint(url, key) as endpoint:
 
         async def unguarded(body: JSON) -> JSON:
             return await endpoint.complete({**body, "modint": {"mode": "off"}})
 
-        return await labelled_answers(twins, unguarded, model)
+        return await labelled_answers(twins, unguarded, model, journal=journal)
 
 
 def _show(fitted: dict[str, Fitted], output: Path) -> None:
@@ -183,3 +250,7 @@ def _show(fitted: dict[str, Fitted], output: Path) -> None:
         shares = (each.flag_at, each.flagged_of_negatives, each.feasible_flags, each.auroc)
         table.add_row(name, *map(str, counts), *(f"{share:.3f}" for share in shares))
     Console().print(table)
+    for name, each in fitted.items():
+        share = each.positives / (each.positives + each.negatives)
+        bound = f"at least {each.feasible_flags:.1%} of them have to be flagged, were every flag right"
+        typer.echo(f"{name}: {share:.1%} of the answers are positive; {bound}")

@@ -7,7 +7,6 @@ same call goes on after a kill. Perturbations are seeded by item, so that two mo
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from modint_guard.endpoint import TOP_LOGPROBS, Endpoint, read_key
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import Item, reply_for
-from modint_guard.journal import Journal, collect
+from modint_guard.journal import Journal, collect, digest_of
 from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, perturb
 from modint_guard.regenerated import score_words
 from modint_guard.report import write_report
@@ -151,16 +150,15 @@ def variants(
 
 
 def fingerprint(asked: Sequence[Variant]) -> str:
-    """A digest of what is asked, pictures included."""
-    digest = hashlib.sha256()
-    for variant in asked:
-        words = variant.item.replace(image=None, agreeing=None, contradicting=None)
-        digest.update(f"{variant.key}\x1f{words!r}\x1f{variant.seed}".encode(errors="replace"))
-        held = variant.base or variant.item
-        pictures = (held.image, held.agreeing, held.contradicting)
-        for picture in (each for each in pictures if each is not None and variant.perturbation in _OWN):
-            digest.update(picture.tobytes())
-    return digest.hexdigest()
+    """A digest of what is asked, pictures included; those that the seed makes are not made for it."""
+    return digest_of((f"{variant.key}/{variant.seed}", _of_the_data(variant)) for variant in asked)
+
+
+def _of_the_data(variant: Variant) -> Item:
+    """The item with the data set's own pictures where the variant shows one."""
+    held = (variant.base or variant.item) if variant.perturbation in _OWN else None
+    pictures = {name: held and getattr(held, name) for name in ("image", "agreeing", "contradicting")}
+    return variant.item.replace(**pictures)
 
 
 def paced(complete: Complete, per_second: float | None) -> Complete:

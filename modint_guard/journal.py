@@ -6,14 +6,16 @@ short is dropped when the file is opened again.
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Self
 
+from modint_guard.asking import ask_each
 from modint_guard.errors import ConfigError
+from modint_guard.item import Item
 from modint_guard.types import JSON
 
 Job = Callable[[], Awaitable[JSON]]
@@ -89,6 +91,17 @@ class Journal:
         return len(whole)
 
 
+def digest_of(asked: Iterable[tuple[str, Item]]) -> str:
+    """What is asked, by key, as one hexadecimal number: words and pictures."""
+    digest = hashlib.sha256()
+    for key, item in asked:
+        words = item.replace(image=None, agreeing=None, contradicting=None)
+        digest.update(f"{key}\x1f{words!r}\x1f".encode(errors="replace"))
+        for picture in (item.image, item.agreeing, item.contradicting):
+            digest.update(b"" if picture is None else picture.tobytes())
+    return digest.hexdigest()
+
+
 async def collect(
     jobs: Mapping[str, Job],
     journal: Journal,
@@ -101,21 +114,14 @@ async def collect(
     `done` is called with each key whose record is there. The first error ends the run as itself; what was
     complete by then is kept.
     """
-    slots = asyncio.Semaphore(concurrency)
 
-    async def one(key: str, job: Job) -> None:
-        async with slots:
-            journal.write(key, await job())
+    def keep(key: str, record: JSON) -> None:
+        journal.write(key, record)
         done(key)
 
     for key in jobs:
         if key in journal.records:
             done(key)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for key, job in jobs.items():
-                if key not in journal.records:
-                    group.create_task(one(key, job))
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    missing = {key: job for key, job in jobs.items() if key not in journal.records}
+    await ask_each(missing, concurrency=concurrency, done=keep)
     return {key: journal.records[key] for key in jobs}

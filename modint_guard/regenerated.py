@@ -11,9 +11,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from modint_guard.scoring import first_word
+from modint_guard.scoring import cells_of, first_word
 from modint_guard.types import (
-    CELLS,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
@@ -46,14 +45,7 @@ def same_answer(first: str, second: str, labels: Sequence[str]) -> bool:
 def score_words(answer: Reply, replies: Replies, chat: Chat) -> Score:
     """The cells by the words alone: a flip has margin 1 and divergence 1, none has margin -1 and 0."""
     labels = [option.label for option in chat.options]
-    cells: dict[str, CellScore] = {}
-    missing: dict[str, str] = {}
-    for name in (name for name in CELLS if name in replies):
-        reply = replies[name]
-        if isinstance(reply, Failure):
-            missing[name] = reply.reason
-        else:
-            cells[name] = _cell(reply, same_answer(answer.text, reply.text, labels))
+    cells, missing = cells_of(replies, lambda view: _cell(view, same_answer(answer.text, view.text, labels)))
     again = replies.get(NOOP)
     steady = isinstance(again, Reply) and same_answer(answer.text, again.text, labels)
     return Score(

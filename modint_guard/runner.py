@@ -1,10 +1,11 @@
 """Items through a `Complete` callable, some at a time: one scored row each."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from modint_guard.asking import ask_each
 from modint_guard.images import png_data_url
 from modint_guard.item import RELEVANT, Item, Turn, is_right, prompt
 from modint_guard.reply import reply_of
@@ -88,20 +89,13 @@ async def run(
 ) -> list[Row]:
     """Ask every item, at most `concurrency` at a time; rows come back in the items' order. EndpointError ends
     the run. `fields` go into every request."""
-    slots = asyncio.Semaphore(concurrency)
 
     async def one(item: Item) -> Row:
-        async with slots:
-            row = row_of(item, model, await complete(request_for(item, model, **fields)))
-        done(row)
-        return row
+        return row_of(item, model, await complete(request_for(item, model, **fields)))
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
-    except ExceptionGroup as failed:  # the first says what went wrong; the others were cancelled or follow
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
+    jobs = {number: partial(one, item) for number, item in enumerate(items)}
+    rows = await ask_each(jobs, concurrency=concurrency, done=lambda _, row: done(row))
+    return list(rows.values())
 
 
 def row_of(item: Item, model: str, completion: JSON) -> Row:

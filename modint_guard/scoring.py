@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -190,20 +190,11 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
     """
     replies = comparable(answer, replies)
     noise = noise_of(answer, replies.get(NOOP))
-    thresholds = beyond_noise(thresholds or Thresholds(), noise)
+    known = beyond_noise(thresholds or Thresholds(), noise)
     labels = tuple(option.label for option in chat.options)
-    cells: dict[str, CellScore] = {}
-    missing: dict[str, str] = {}
-    for name in (name for name in CELLS if name in replies):
-        reply = replies[name]
-        if isinstance(reply, Failure):
-            missing[name] = reply.reason
-        elif (cell := compare(answer, reply, labels, thresholds)) is None:
-            missing[name] = "no_logprobs"
-        else:
-            cells[name] = cell
+    cells, missing = cells_of(replies, lambda view: compare(answer, view, labels, known))
     forced = any(isinstance(reply, Reply) and reply.forced for reply in replies.values())
-    flipped = (name for name in CONTROLS if _flips(name, answer, replies.get(name), chat, thresholds))
+    flipped = (name for name in CONTROLS if _flips(name, answer, replies.get(name), chat, known))
     found = influence(cells, has_context=chat.context is not None)
     return Score(
         cells=cells,
@@ -220,6 +211,23 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
     )
+
+
+def cells_of(
+    replies: Replies, compared: Callable[[Reply], CellScore | None]
+) -> tuple[dict[str, CellScore], dict[str, str]]:
+    """The cells among the replies as they compare with the answer, and why others cannot be."""
+    cells: dict[str, CellScore] = {}
+    missing: dict[str, str] = {}
+    for name in (name for name in CELLS if name in replies):
+        reply = replies[name]
+        if isinstance(reply, Failure):
+            missing[name] = reply.reason
+        elif (cell := compared(reply)) is None:
+            missing[name] = "no_logprobs"
+        else:
+            cells[name] = cell
+    return cells, missing
 
 
 def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> Influence:

@@ -4,14 +4,16 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from modint_guard.calibrate import Twin, labelled_answers, twins_of
+from modint_guard.calibrate import Twin, fingerprint, labelled_answers, twins_of
 from modint_guard.calibration import calibrate
 from modint_guard.endpoint import read_key
-from modint_guard.errors import ConfigError
+from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.images import png_data_url
 from modint_guard.item import Item
-from modint_guard.types import JSON
+from modint_guard.journal import Journal
+from modint_guard.types import JSON, Complete
 from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, SUM
 
@@ -48,9 +50,70 @@ def test_every_item_meets_every_perturbation_that_its_data_allow() -> None:
     assert "contradicting_image" not in {twin.disturbed.perturbation for twin in bare}
 
 
-def test_items_that_nothing_fits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="none of 1 items can be perturbed"):
-        twins_of([BOTH], 0)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([BOTH], "none of 1 items can be perturbed"),
+        (
+            [DIGIT.replace(answer="", wrong="")],
+            "none of 1 items has an answer: a calibration needs the truth",
+        ),
+        ([DIGIT, SUM, DIGIT], "the id 'digit-0' stands twice in the data"),
+    ],
+)
+def test_items_that_cannot_calibrate_are_refused(given: list[Item], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        twins_of(given, 0)
+
+
+def test_items_without_an_answer_are_left_out() -> None:
+    open_one = DIGIT.replace(id="open", answer="", wrong="")
+    assert twins_of([DIGIT, open_one], 0) == twins_of([DIGIT], 0)
+
+
+@pytest.mark.parametrize(
+    "answer", [completion(""), {**completion("3"), "choices": [{"message": {"refusal": "No."}}]}]
+)
+async def test_refusals_and_empty_answers_are_left_out(answer: JSON) -> None:
+    async def model(body: JSON) -> JSON:
+        return answer if "digit 7" in text_of(body) else await misled(body)
+
+    found = await labelled_answers(twins_of(items(2), 0), model, "m")
+    assert len(found["image"]) == 2 * 4 and not any(each.positive for each in found["image"])
+
+
+async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -> None:
+    twins, asked = twins_of(items(3), 0), 0
+
+    def failing_after(most: int) -> Complete:
+        async def complete(body: JSON) -> JSON:
+            nonlocal asked
+            asked += 1
+            if asked > most:
+                raise EndpointError("busy", status=503)
+            return await misled(body)
+
+        return complete
+
+    made_by = {"data": fingerprint(twins)}
+    with Journal(tmp_path / "m.answers.jsonl", made_by) as journal:
+        with pytest.raises(EndpointError, match=r"busy|got no answer: is the engine well"):
+            await labelled_answers(twins, failing_after(30), "m", journal=journal)
+        kept = len(journal.records)
+    assert 0 < kept < len(twins) + 3
+    with Journal(tmp_path / "m.answers.jsonl", made_by) as journal:
+        found = await labelled_answers(twins, failing_after(10_000), "m", journal=journal)
+        assert len(journal.records) == len(twins) + 3
+    assert found == await labelled_answers(twins, misled, "m")
+
+
+def test_other_data_or_another_seed_is_another_run() -> None:
+    one = fingerprint(twins_of(items(2), 0))
+    assert one == fingerprint(twins_of(items(2), 0))
+    assert one != fingerprint(twins_of(items(2), 1))
+    assert one != fingerprint(twins_of(items(1), 0))
+    repainted = [item.replace(image=Image.new("RGB", (4, 4))) for item in items(2)]
+    assert one != fingerprint(twins_of(repainted, 0))
 
 
 async def test_a_model_that_believes_lies_gives_positives_and_negatives() -> None:

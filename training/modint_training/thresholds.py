@@ -9,12 +9,14 @@ calibration of anyone else's.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modint_guard import risk, scoring
+from modint_guard.asking import ask_each
 from modint_guard.endpoint import Endpoint
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import Family, Item, is_right
@@ -91,17 +93,14 @@ async def _collect(url: str, count: int, seed: int) -> dict[str, list[Sample]]:
 
 
 async def _samples(endpoint: Endpoint, items: Sequence[Item], model: str) -> list[Sample]:
-    guard, slots = Guard(), asyncio.Semaphore(6)
+    guard = Guard()
 
     async def unguarded(body: JSON) -> JSON:
         return await endpoint.complete({**body, "modint": {"mode": "off"}})
 
-    async def one(item: Item) -> Sample | None:
-        async with slots:
-            return await sample(guard, unguarded, item, model)
-
-    found = await asyncio.gather(*(one(item) for item in items))
-    return [each for each in found if each is not None]
+    jobs = {number: partial(sample, guard, unguarded, item, model) for number, item in enumerate(items)}
+    found = await ask_each(jobs, concurrency=6)
+    return [answer for answer in found.values() if answer is not None]
 
 
 async def sample(guard: Guard, complete: Any, item: Item, model: str) -> Sample | None:
