@@ -66,24 +66,43 @@ def evaluate(
     perturbation: Annotated[
         list[str] | None, typer.Option(help="Only these; default: all that fit an item.")
     ] = None,
+    severity: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=5, help="1 to 5, may be repeated: doses of the perturbations; default: 5, all of it."
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, by form and sub-task; with --output the effect of
     every perturbation on a local or served model, on these or on your own items."""
     from modint_guard.endpoint import read_key
     from modint_guard.errors import ConfigError
+    from modint_guard.severity import FULL
     from modint_training import runs
 
     if output:
         from modint_training.evaluation import Wanted, evaluate_to
 
         key = read_key(api_key_file)
-        wanted = Wanted(model, adapter, against, url, key, logprobs, data, perturbation or None, count, seed)
+        wanted = Wanted(
+            model,
+            adapter,
+            against,
+            url,
+            key,
+            logprobs,
+            data,
+            perturbation or None,
+            count,
+            seed,
+            severity or (FULL,),
+        )
         for file in evaluate_to(output, wanted):
             typer.echo(f"wrote {file}")
         return
-    if against or url or data or perturbation:
-        raise ConfigError("--against, --url, --data and --perturbation need --output FILE.json")
+    if against or url or data or perturbation or severity:
+        raise ConfigError("--against, --url, --data, --perturbation and --severity need --output FILE.json")
 
     for row in runs.evaluate(model, adapter, count):
         cell = "/".join((row["family"], row["perturbation"]))
