@@ -19,17 +19,24 @@ from modint_guard.item import Family, Item, reply_for
 from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, held_out, perturb
 from modint_guard.results import write_results
 from modint_guard.runner import Row, run
+from modint_guard.severity import FULL, at_severity
 from modint_guard.statistics import mcnemar, paired_interval
 from modint_guard.types import Complete
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A condition: a family under a perturbation, in trained or held-out wordings."""
+    """A condition: a family under a perturbation at a severity, in trained or held-out wordings."""
 
     family: Family
     perturbation: str
     held_out_wording: bool = False
+    severity: int = FULL  # of the perturbation: see `severity.at_severity`
+
+    @property
+    def dose(self) -> int:
+        """The severity, 0 where nothing is perturbed."""
+        return 0 if self.perturbation == CLEAN else self.severity
 
     @property
     def held_out(self) -> str:
@@ -46,13 +53,20 @@ Found = dict[Cell, list[Answered]]
 
 
 def cells_of(
-    items: Sequence[Item], *, seed: int = 0, perturbations: Sequence[str] | None = None
+    items: Sequence[Item],
+    *,
+    seed: int = 0,
+    perturbations: Sequence[str] | None = None,
+    severities: Sequence[int] = (FULL,),
 ) -> dict[Cell, list[Item]]:
-    """Labelled items by cell: clean, then under each perturbation that fits them (all, or those named), the
-    same for every model asked with this seed.
+    """Labelled items by cell: clean, then under each perturbation that fits them (all, or those named), at
+    each severity, the same for every model asked with this seed. Controls are asked at full severity alone.
 
-    Raises ConfigError for an unknown perturbation, and where no item has a label.
+    Raises ConfigError for an unknown perturbation or severity, and where no item has a label.
     """
+    outside = [severity for severity in severities if not 1 <= severity <= FULL]
+    if outside:
+        raise ConfigError(f"a severity lies between 1 and {FULL}, not at {outside[0]}")
     unknown = [name for name in perturbations or () if name not in REGISTRY]
     if unknown:
         raise ConfigError(f"unknown perturbation {unknown[0]!r}; known: {', '.join(REGISTRY)}")
@@ -65,10 +79,12 @@ def cells_of(
     for kind in REGISTRY.values():
         if kind.name == "no_image" or (perturbations is not None and kind.name not in perturbations):
             continue  # without a picture a text-heavy item is clean
-        for item in labelled:
-            if kind in fitting(item):
-                cell = Cell(item.family, kind.name, item.held_out_wording)
-                cells.setdefault(cell, []).append(perturb(item, kind.name, seed=seed))
+        for severity in [FULL] if kind.role == "control" else sorted(set(severities)):
+            for item in labelled:
+                if kind in fitting(item):
+                    cell = Cell(item.family, kind.name, item.held_out_wording, severity)
+                    given = at_severity(perturb(item, kind.name, seed=seed), severity, seed=seed)
+                    cells.setdefault(cell, []).append(given)
     return cells
 
 
@@ -119,6 +135,7 @@ def rows_of(model: str, found: Found, other: Found | None = None) -> Iterator[di
             "model": model,
             "family": cell.family,
             "perturbation": cell.perturbation,
+            "severity": cell.dose,
             "held_out": cell.held_out,
             **shares(answers),
             **(dict.fromkeys(EFFECTS) if cell == cell.clean else effect(clean, answers)),
@@ -141,6 +158,8 @@ def _against(ours: Sequence[Answered], theirs: Sequence[Answered]) -> dict[str, 
 
 
 NOTES = """\
+`severity`: 5 is the perturbation itself, 0 none of it; below 5 a picture is mixed with grey, and of a text
+fewer words stay.
 `unparsable` answers state none of the options and count as wrong. `change`, the flips, `js` (base 2) and the
 changes of log-probability (nats) are against the same items clean: without a caption, or without a picture.
 `js_exact` is the share of divergences over the options; the others are lower bounds from top-k lists. `gain`

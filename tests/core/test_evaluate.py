@@ -8,6 +8,7 @@ import pytest
 
 from modint_guard.errors import ConfigError
 from modint_guard.evaluate import AGAINST, Cell, answered_of, ask, cells_of, rows_of, write_evaluation
+from modint_guard.figures import doses_of
 from modint_guard.perturb import CLEAN, REGISTRY
 from modint_guard.runner import Row
 from modint_guard.types import JSON
@@ -91,6 +92,38 @@ def test_an_option_in_no_list_leaves_the_options_unknown() -> None:
     found = answered_of(Row(DIGIT, "m", "3", True, None, top))
     assert (found.options, found.top) == (None, top)
     assert answered_of(Row(DIGIT, "m", "3", True, None)).top is None
+
+
+def test_perturbations_are_asked_in_doses_and_controls_whole() -> None:
+    cells = cells_of([DIGIT], perturbations=("unrelated_facts", "neutral_text"), severities=(5, 2, 2))
+    assert [(cell.perturbation, cell.dose) for cell in cells] == [
+        (CLEAN, 0),
+        ("unrelated_facts", 2),
+        ("unrelated_facts", 5),
+        ("neutral_text", 5),
+    ]
+    some, all_of_it = (cells[Cell("image-heavy", "unrelated_facts", severity=dose)][0] for dose in (2, 5))
+    assert set((some.context or "").split()) < set((all_of_it.context or "").split())
+    with pytest.raises(ConfigError, match="a severity lies between 1 and 5, not at 6"):
+        cells_of([DIGIT], severities=(6,))
+
+
+async def test_rows_and_curves_tell_the_dose(tmp_path: Path) -> None:
+    cells = cells_of([DIGIT], perturbations=("unrelated_facts", "neutral_text"), severities=(1, 5))
+    rows = list(rows_of("m", await ask(cells, credulous, "m")))
+    assert [(row["perturbation"], row["severity"]) for row in rows] == [
+        (CLEAN, 0),
+        ("unrelated_facts", 1),
+        ("unrelated_facts", 5),
+        ("neutral_text", 5),
+    ]
+    # Right when nothing is said, wrong at every dose; the control was asked at one alone and has no curve.
+    points = doses_of(rows)["image-heavy, unrelated facts"]["m"]
+    assert [point[:2] for point in points] == [(0, 1.0), (1, 0.0), (5, 0.0)]
+    assert list(doses_of(rows)) == ["image-heavy, unrelated facts"]
+    pytest.importorskip("matplotlib")
+    *_, doses = write_evaluation(tmp_path / "report.json", rows, command="evaluate", seed=0)
+    assert doses.name == "report-doses.png" and doses.read_bytes().startswith(b"\x89PNG")
 
 
 async def test_an_evaluation_is_written_as_json_markdown_and_figures(tmp_path: Path) -> None:

@@ -69,26 +69,45 @@ def evaluate(
     image_attention: Annotated[
         float, typer.Option(min=0, max=10, help="Scale a local model's attention to pictures (experimental).")
     ] = 1.0,
+    severity: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=5, help="1 to 5, may be repeated: doses of the perturbations; default: 5, all of it."
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, by form and sub-task; with --output the effect of
     every perturbation on a local or served model, on these or on your own items."""
     from modint_guard.endpoint import read_key
     from modint_guard.errors import ConfigError
+    from modint_guard.severity import FULL
     from modint_training import runs
 
     if output:
         from modint_training.evaluation import Wanted, evaluate_to
 
         key = read_key(api_key_file)
-        only = perturbation or None
-        wanted = Wanted(model, adapter, against, url, key, logprobs, data, only, count, seed, image_attention)
+        wanted = Wanted(
+            model=model,
+            adapter=adapter,
+            against=against,
+            url=url,
+            api_key=key,
+            logprobs=logprobs,
+            data=data,
+            perturbations=perturbation or None,
+            count=count,
+            seed=seed,
+            severities=severity or (FULL,),
+            image_attention=image_attention,
+        )
         for file in evaluate_to(output, wanted):
             typer.echo(f"wrote {file}")
         return
-    if against or url or data or perturbation or image_attention != 1.0:
+    if against or url or data or perturbation or severity or image_attention != 1.0:
         raise ConfigError(
-            "--against, --url, --data, --perturbation and --image-attention need --output FILE.json"
+            "--against, --url, --data, --perturbation, --severity and --image-attention need --output FILE.json"
         )
 
     for row in runs.evaluate(model, adapter, count):

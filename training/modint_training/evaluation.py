@@ -16,6 +16,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
 from modint_guard.item import FAMILIES, Item
 from modint_guard.runner import Row
+from modint_guard.severity import FULL
 from modint_guard.types import Complete
 from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
@@ -42,6 +43,7 @@ class Wanted:
     perturbations: Sequence[str] | None = None
     count: int = 400
     seed: int = 0
+    severities: Sequence[int] = (FULL,)
     image_attention: float = 1.0
 
     def __post_init__(self) -> None:
@@ -68,13 +70,22 @@ class Wanted:
         said = [f"modint-guard evaluate --model {self.model}"]
         for name, value in (("adapter", self.adapter), ("against", self.against), ("data", self.data)):
             said += [f"--{name} {value}"] if value else []
+        said += [f"--perturbation {name}" for name in self.perturbations or ()]
+        said += [
+            f"--severity {severity}" for severity in self.severities if tuple(self.severities) != (FULL,)
+        ]
         said += [f"--image-attention {self.image_attention:g}"] if self.image_attention != 1.0 else []
         return " ".join([*said, *["--url URL"] * bool(self.url), f"--count {self.count} --seed {self.seed}"])
 
 
 def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
     """Ask, judge and write: JSON, Markdown, figures; the files. Raises EndpointError and ConfigError."""
-    cells = cells_of(items_of(wanted), seed=wanted.seed, perturbations=wanted.perturbations)
+    cells = cells_of(
+        items_of(wanted),
+        seed=wanted.seed,
+        perturbations=wanted.perturbations,
+        severities=wanted.severities,
+    )
     found = asyncio.run(_ask_all(wanted, cells))
     first, *others = found
     rows = list(rows_of(wanted.names[0], first, others[0] if others else None))
