@@ -270,6 +270,13 @@ def known_metrics() -> set[str]:
     return {family.name for family in families()}
 
 
+def copied() -> set[str]:
+    """What the Dockerfile's first stage takes from the repository."""
+    text = (DEPLOY / "Dockerfile").read_text("utf-8")
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE)
+    return {name for line in lines for name in line.split()}
+
+
 def of_kind(found: list[JSON], name: str) -> list[JSON]:
     return [one for one in found if one["kind"] == name]
 
