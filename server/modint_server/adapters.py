@@ -62,7 +62,7 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
 
 
 def loadable(adapter_dir: Path) -> tuple[Adapter, ...]:
-    """Every adapter of a folder that vLLM could load; what it refuses is not served, so nothing is told of it."""
+    """Every adapter of a folder that vLLM could load; what it refuses is not served, so it is left out."""
     found = []
     for config in sorted(adapter_dir.glob("*/adapter_config.json")):
         with contextlib.suppress(AdapterError):

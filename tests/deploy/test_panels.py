@@ -9,8 +9,8 @@ import pytest
 from modint_server.boards import BOARDS
 from tests.deploy import panels, scripted
 from tests.deploy.expressions import Row, expressions, faulty, measured, missing_from, rules, told_queries
-from tests.deploy.prometheus import Prometheus
-from tests.deploy.test_rules import ALERTS, RULES, promtool_reads
+from tests.deploy.prometheus import RULES, Prometheus
+from tests.deploy.test_rules import ALERTS, promtool_reads
 
 RENAMED = ("Serving", "Requests a second", 'sum(rate(modint_requests_old_total{job=~".*"}[1h]))')
 BROKEN = ("Serving", "Requests a second", "sum(rate(modint_requests_total[1h])")
