@@ -51,13 +51,11 @@ class Engine:
 
 
 def engine_of(serve: int) -> Engine:
-    """The engine below a process; no client reaches it, but who started it may. LookupError: there is none."""
+    """The engine below a process; whoever started it may reach it. LookupError where there is none."""
     words = _words(serve, "cmdline")
     if "--uds" in words:
-        (key,) = (
-            word.partition("=")[2] for word in _words(serve, "environ") if word.startswith("VLLM_API_KEY=")
-        )
-        return Engine(Path(words[words.index("--uds") + 1]), key)
+        environment = dict(word.partition("=")[::2] for word in _words(serve, "environ"))
+        return Engine(Path(words[words.index("--uds") + 1]), environment["VLLM_API_KEY"])
     for task in Path(f"/proc/{serve}/task").glob("*/children"):
         for child in map(int, task.read_text("utf-8").split()):
             with suppress(FileNotFoundError, LookupError):
