@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from tests.deploy.manifests import (
     rendered,
     routes,
     settings,
-    text_of,
 )
 
 ROOT = DEPLOY.parent
@@ -45,13 +45,13 @@ overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 @cache
-def text(overlay: str) -> str:
-    return text_of(KUSTOMIZE / "overlays" / overlay)
+def once(overlay: str) -> list[JSON]:
+    return rendered(KUSTOMIZE / "overlays" / overlay)
 
 
 def objects(overlay: str) -> list[JSON]:
-    """Fresh ones: a test may spoil them."""
-    return list(yaml.safe_load_all(text(overlay)))
+    """Copies: a test may spoil them."""
+    return deepcopy(once(overlay))
 
 
 @overlays
