@@ -74,12 +74,13 @@ def expressions() -> list[tuple[str, str, str]]:
     return [*panels, *recorded, *alerts]
 
 
-def runbook_queries() -> list[tuple[str, str, str]]:
-    """What the runbooks tell an operator to ask: every block of PromQL, at the adapter that is worst off."""
+def told_queries() -> list[tuple[str, str, str]]:
+    """What pages tell an operator to ask: each line of PromQL in runbooks and in the guide to deployment."""
+    pages = [("runbooks", page) for page in sorted(RUNBOOKS.glob("*.md"))]
     found = []
-    for page in sorted(RUNBOOKS.glob("*.md")):
-        for block in re.findall(r"^```promql\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
-            found += [("runbooks", page.stem, line) for line in block.splitlines() if line.strip()]
+    for board, page in [*pages, ("guide", RUNBOOKS.parent / "deploy.md")]:
+        for block in re.findall(r"^ *```promql\n(.*?)^ *```$", page.read_text("utf-8"), re.M | re.S):
+            found += [(board, page.stem, line.strip()) for line in block.splitlines() if line.strip()]
     return found
 
 

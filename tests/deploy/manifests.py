@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,7 @@ ASSERTIONS = (
 # What the code knows
 
 
+@cache
 def routes() -> set[str]:
     return {str(getattr(route, "path", "")) for route in create_app(Settings()).routes}
 
@@ -266,8 +268,16 @@ def settings() -> set[str]:
     return {ENV_PREFIX + name.upper() for name in Settings.model_fields}
 
 
+@cache
 def known_metrics() -> set[str]:
     return {family.name for family in families()}
+
+
+def copied() -> set[str]:
+    """What the Dockerfile's first stage takes from the repository."""
+    text = (DEPLOY / "Dockerfile").read_text("utf-8")
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE)
+    return {name for line in lines for name in line.split()}
 
 
 def of_kind(found: list[JSON], name: str) -> list[JSON]:

@@ -28,8 +28,8 @@ from tests.deploy.expressions import (
     labels,
     measured,
     missing_from,
-    runbook_queries,
     served,
+    told_queries,
 )
 from tests.server.fake_upstream import ADAPTER as SCRIPTED
 
@@ -97,7 +97,7 @@ def of_real(seen: Seen) -> Expected:
 async def before_scripted_engines(folder: Path) -> tuple[list[Row], str]:
     """The rows, and the live page that they stand on."""
     async with scripted.watched(folder) as seen:
-        asked = [*expressions(), *runbook_queries()]
+        asked = [*expressions(), *told_queries()]
         rows = await asyncio.to_thread(measured, seen, of_scripted(seen), asked)
         return rows, seen.page
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -41,34 +42,45 @@ def traffic() -> list[JSON]:
     ]
 
 
-def socket_of(serve: int) -> Path:
-    """Where the vLLM below a `modint-guard serve` listens: on a socket that no client reaches."""
-    words = Path(f"/proc/{serve}/cmdline").read_bytes().split(b"\0")
-    if b"--uds" in words:
-        return Path(words[words.index(b"--uds") + 1].decode())
+@dataclass(frozen=True)
+class Engine:
+    """Where the vLLM of a `modint-guard serve` listens, and the key that was made for it."""
+
+    uds: Path
+    key: str
+
+
+def engine_of(serve: int) -> Engine:
+    """The engine below a process; whoever started it may reach it. LookupError where there is none."""
+    words = _words(serve, "cmdline")
+    if "--uds" in words:
+        environment = dict(word.partition("=")[::2] for word in _words(serve, "environ"))
+        return Engine(Path(words[words.index("--uds") + 1]), environment["VLLM_API_KEY"])
     for task in Path(f"/proc/{serve}/task").glob("*/children"):
         for child in map(int, task.read_text("utf-8").split()):
-            try:
-                return socket_of(child)
-            except (FileNotFoundError, LookupError):
-                continue
+            with suppress(FileNotFoundError, LookupError):
+                return engine_of(child)
     raise LookupError(f"no process below {serve} was started with --uds")
+
+
+def _words(process: int, file: str) -> list[str]:
+    return Path(f"/proc/{process}/{file}").read_bytes().decode("utf-8", "replace").split("\0")
 
 
 @asynccontextmanager
 async def watched(folder: Path, serve: int) -> AsyncIterator[Seen]:
     """A second gateway on the engine of `serve`, whose counters begin at 0; the traffic sent and scraped."""
-    known = [read(ADAPTER, bundled(ADAPTER))]
-    patient: dict[str, Any] = {
+    engine, known = engine_of(serve), [read(ADAPTER, bundled(ADAPTER))]
+    settings: dict[str, Any] = {
+        "upstream_uds": engine.uds,
+        "upstream_api_key": engine.key,
+        "adapter_selftest": "report",
         "upstream_poll_s": 1.0,
         "capability_timeout_s": 120.0,
         "probe_deadline_s": 60.0,
     }
-    where = {"upstream_uds": socket_of(serve), "adapter_selftest": "report"}
     async with AsyncExitStack() as stack:
-        gateway = await stack.enter_async_context(
-            serving("http://engine", adapters=known, **where, **patient)
-        )
+        gateway = await stack.enter_async_context(serving("http://engine", adapters=known, **settings))
         await tested(gateway)
         prometheus = Prometheus(folder)
         stack.callback(prometheus.stop)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.deploy.manifests import (
     NO_KUBECTL,
     OVERLAYS,
     RenderError,
+    copied,
     known_metrics,
     main,
     of_kind,
@@ -35,7 +37,6 @@ from tests.deploy.manifests import (
     rendered,
     routes,
     settings,
-    text_of,
 )
 
 ROOT = DEPLOY.parent
@@ -44,13 +45,13 @@ overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 @cache
-def text(overlay: str) -> str:
-    return text_of(KUSTOMIZE / "overlays" / overlay)
+def once(overlay: str) -> list[JSON]:
+    return rendered(KUSTOMIZE / "overlays" / overlay)
 
 
 def objects(overlay: str) -> list[JSON]:
-    """Fresh ones: a test may spoil them."""
-    return list(yaml.safe_load_all(text(overlay)))
+    """Copies: a test may spoil them."""
+    return deepcopy(once(overlay))
 
 
 @overlays
@@ -388,10 +389,9 @@ def test_no_image_runs_as_root_carries_the_build_along_or_keeps_silent_on_its_he
 
 
 def test_what_the_build_copies_is_in_its_context() -> None:
-    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", stages()["build"][1], re.MULTILINE)
-    names = {name for line in copied for name in line.split()}
+    """`test_wheel` builds the package of it."""
     sent = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()}
-    assert names <= sent and all((ROOT / name).exists() for name in names)
+    assert copied() <= sent and all((ROOT / name).exists() for name in copied())
 
 
 def test_the_systemd_unit_names_settings_that_exist_and_does_not_restart_what_is_misconfigured() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from modint_server.boards import BOARDS
 from tests.deploy import panels, scripted
-from tests.deploy.expressions import Row, expressions, faulty, measured, missing_from, rules, runbook_queries
-from tests.deploy.prometheus import Prometheus
-from tests.deploy.test_rules import ALERTS, RULES, promtool_reads
+from tests.deploy.expressions import Row, expressions, faulty, measured, missing_from, rules, told_queries
+from tests.deploy.prometheus import RULES, Prometheus
+from tests.deploy.test_rules import ALERTS, promtool_reads
 
 RENAMED = ("Serving", "Requests a second", 'sum(rate(modint_requests_old_total{job=~".*"}[1h]))')
 BROKEN = ("Serving", "Requests a second", "sum(rate(modint_requests_total[1h])")
@@ -22,7 +22,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], list[Row]
 
     async def run(folder: Path) -> tuple[list[Row], list[Row], str]:
         async with scripted.watched(folder) as found:
-            asked = [*expressions(), *runbook_queries()]
+            asked = [*expressions(), *told_queries()]
             wanted = panels.of_scripted(found)
             rows = await asyncio.to_thread(measured, found, wanted, asked)
             wrong = await asyncio.to_thread(measured, found, {}, [RENAMED, BROKEN])
