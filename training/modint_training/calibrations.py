@@ -122,7 +122,8 @@ def weights_of(folder: Path) -> str:
 def fit_model(found: Sequence[Scored], model: str, *, alpha: float, probes: float, seed: int) -> Fits:
     """The calibration of one model from its validation answers."""
     (own,) = (each for each in found if (each.model, each.part) == (model, "validation"))
-    fitted, refused = {}, {}
+    fitted: dict[str, Fitted] = {}
+    refused: dict[str, str] = {}
     for relevant, answers in own.answers.items():
         for promised in sorted({alpha, max(alpha, WEAKER)}):
             try:

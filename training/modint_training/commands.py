@@ -93,7 +93,7 @@ def evaluate(
             adapter=adapter,
             against=against,
             url=url,
-            api_key=key,
+            key=key,
             logprobs=logprobs,
             data=data,
             perturbations=perturbation or None,
@@ -107,7 +107,8 @@ def evaluate(
         return
     if against or url or data or perturbation or severity or image_attention != 1.0:
         raise ConfigError(
-            "--against, --url, --data, --perturbation, --severity and --image-attention need --output FILE.json"
+            "--against, --url, --data, --perturbation, --severity and --image-attention need "
+            "--output FILE.json"
         )
 
     for row in runs.evaluate(model, adapter, count):
