@@ -339,19 +339,16 @@ async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> 
 
     settings, how = (LYING, CLEAN), {"split": "test", "count": 2, "seed": 0, "concurrency": 2}
     rows = await tokens.token_rows(gateway, ["base"], settings, **how)  # type: ignore[arg-type]
-    cells = {(row["policy"], row["setting"], row["flagged"]): row["cells"] for row in rows}
+    cells = {
+        (policy, setting.name): {
+            row["cells"] for row in rows if (row["policy"], row["setting"]) == (policy, setting.name)
+        }
+        for policy in ("annotate", "ladder")
+        for setting in settings
+    }
     assert {row["prompt"] for row in rows} == {"short", "padded"}
-    lied = {(policy, flagged): n for (policy, setting, flagged), n in cells.items() if setting == LYING.name}
-    assert (
-        lied.items()
-        <= {
-            ("annotate", True): 3.0,
-            ("annotate", False): 3.0,
-            ("ladder", True): 2.0,
-            ("ladder", False): 1.0,
-        }.items()
-    )
-    assert (cells["annotate", CLEAN.name, False], cells["ladder", CLEAN.name, False]) == (1.0, 0.0)
+    assert (cells["annotate", LYING.name], cells["annotate", CLEAN.name]) == ({3.0}, {1.0})
+    assert cells["ladder", LYING.name] <= {1.0, 2.0} and cells["ladder", CLEAN.name] == {0.0}
     taken = await timings(gateway, [LIE], LYING, "base")
     assert {"annotate", "ladder", "ladder_abstain", *CONTROLS} <= set(taken)
     assert all(value is not None for value in taken.values())
