@@ -17,6 +17,7 @@ from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_m
 
 JSON = dict[str, Any]
 MA = {"model": BASE, "adapter": "none"}
+RELEASED = "action = 'ladder'\norder = ['neutralise']\nstream = 'release'\naccept_at = 0.5"
 ABSTAINED = 'The picture alone gives "red", the text alone gives "blue".'
 
 
@@ -40,6 +41,13 @@ async def with_policy(
         yield gateway
 
 
+@pytest.fixture
+async def running_gateway(upstream: FakeUpstream, tmp_path: Path) -> AsyncIterator[Running]:
+    """As everywhere, but for an `accept_at` that no measurement changes."""
+    async with with_policy(upstream, tmp_path, "accept_at = 0.5") as gateway:
+        yield gateway
+
+
 def chunks(stream: bytes) -> list[JSON]:
     data = [data_of(event) for event in Splitter().feed(stream)]
     return [json.loads(part) for part in data if part is not None and part != b"[DONE]"]
@@ -60,7 +68,7 @@ async def test_the_official_client_gets_the_mended_answer_and_reads_what_it_was(
     running_gateway: Running, upstream: FakeUpstream
 ) -> None:
     completion = await running_gateway.openai.chat.completions.create(
-        **chat(logprobs=True), extra_body={"modint": {"relevant": "image", "action": "ladder"}}
+        **chat(logprobs=True), extra_body={"modint": {"relevant": "image", "action": "neutralise"}}
     )
     assert completion.choices[0].message.content == "red"
     assert completion.choices[0].logprobs is None
@@ -91,8 +99,9 @@ async def test_headers_say_what_was_done_and_what_it_cost(
 
 
 async def test_the_setting_is_the_default_and_a_request_wins_over_it(upstream: FakeUpstream) -> None:
-    async with serving(upstream.url, action="neutralise") as gateway:
-        assert (await gateway.post(ask())).json["modint"]["action"] == "neutralise"
+    upstream.script = both
+    async with serving(upstream.url, action="escalate") as gateway:
+        assert (await gateway.post(ask())).json["modint"]["action"] == "escalate"
         said = await gateway.post(ask("annotate"))
         assert (said.json["modint"]["action"], said.json["modint"]["mitigation"]) == ("annotate", None)
 
@@ -167,7 +176,7 @@ async def test_a_held_stream_shows_the_official_client_the_mended_answer_alone(
     stream = await running_gateway.openai.chat.completions.create(
         **chat(stream_options={"include_usage": True}),
         stream=True,
-        extra_body={"modint": {"relevant": "image", "action": "ladder"}},
+        extra_body={"modint": {"relevant": "image", "action": "neutralise"}},
     )
     seen = [chunk async for chunk in stream]
     assert "".join(c.choices[0].delta.content or "" for c in seen if c.choices) == "red"
@@ -214,7 +223,7 @@ async def test_nothing_of_a_held_stream_leaves_before_it_is_judged(
 async def test_a_released_stream_shows_the_text_at_once_and_corrects_it_in_the_finish(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
-    async with with_policy(upstream, tmp_path, "action = 'ladder'\nstream = 'release'") as gateway:
+    async with with_policy(upstream, tmp_path, RELEASED) as gateway:
         stream = await gateway.openai.chat.completions.create(
             **chat(), stream=True, extra_body={"modint": {"relevant": "image"}}
         )

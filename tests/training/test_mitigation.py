@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ def text_of(body: JSON) -> str:
     return " ".join(part.get("text", "") for part in body["messages"][-1]["content"])
 
 
-async def misled(body: JSON) -> JSON:
+async def misled(body: JSON, sure: float = 0.9995) -> JSON:
     """A base that believes a caption, and an adapter that sees a 3 whatever is said."""
     lied = "Caption" in text_of(body) and body["model"] != "robust-lora"
-    top = {"7": 0.9, "3": 0.09} if lied else {"3": 0.9, "7": 0.09}
-    return completion("7" if lied else "3", [top])
+    said, other = ("7", "3") if lied else ("3", "7")
+    return completion(said, [{said: sure, other: 0.99 - sure if sure < 0.99 else 0.0001}])
 
 
 async def served(item: Item, **asked: Any) -> Asked:
@@ -166,10 +167,11 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
 
 
 async def test_validation_lets_every_rung_see_every_cell() -> None:
-    asked = await ask_item(LIE, "image", "base", misled, fit.grid(), GUARD, whole=True)
+    unsure = partial(misled, sure=0.9)
+    asked = await ask_item(LIE, "image", "base", unsure, fit.grid(), GUARD, whole=True)
     assert {one.tokens // 31 for name, one in asked.served.items() if name.startswith("debias")} == {4}
     assert asked.served["neutralise accept_at=0.9"].settled
-    assert not asked.served["neutralise accept_at=0.99"].settled  # it is sure with 0.9 only
+    assert not asked.served["neutralise accept_at=0.99"].settled
 
 
 async def test_an_item_without_a_picture_is_asked_too() -> None:
@@ -337,11 +339,16 @@ async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> 
 
     settings, how = (LYING, CLEAN), {"split": "test", "count": 2, "seed": 0, "concurrency": 2}
     rows = await tokens.token_rows(gateway, ["base"], settings, **how)  # type: ignore[arg-type]
-    cells = {(row["policy"], row["setting"], row["flagged"]): row["cells"] for row in rows}
+    cells = {
+        (policy, setting.name): {
+            row["cells"] for row in rows if (row["policy"], row["setting"]) == (policy, setting.name)
+        }
+        for policy in ("annotate", "ladder")
+        for setting in settings
+    }
     assert {row["prompt"] for row in rows} == {"short", "padded"}
-    assert cells["annotate", LYING.name, False] == 3.0
-    assert (cells["ladder", LYING.name, False], cells.get(("ladder", LYING.name, True), 2.0)) == (1.0, 2.0)
-    assert (cells["annotate", CLEAN.name, False], cells["ladder", CLEAN.name, False]) == (1.0, 0.0)
+    assert (cells["annotate", LYING.name], cells["annotate", CLEAN.name]) == ({3.0}, {1.0})
+    assert cells["ladder", LYING.name] <= {1.0, 2.0} and cells["ladder", CLEAN.name] == {0.0}
     taken = await timings(gateway, [LIE], LYING, "base")
     assert {"annotate", "ladder", "ladder_abstain", *CONTROLS} <= set(taken)
     assert all(value is not None for value in taken.values())
