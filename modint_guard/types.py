@@ -24,7 +24,12 @@ NEUTRAL_IMAGE = "neutral_image"
 PRIOR = "prior"
 BENIGN = "benign"
 PERMUTED_OPTIONS = "permuted_options"
-CONTROLS = (BENIGN, PERMUTED_OPTIONS)  # harmless changes: an answer that flips under one is unstable
+QUESTION_FIRST = "question_first"
+CONTROLS = (
+    BENIGN,
+    PERMUTED_OPTIONS,
+    QUESTION_FIRST,
+)  # harmless changes: an answer that flips under one is unstable
 SELF_ASKED = "self_ask"  # not a view: the request with one more question, which modality it needs
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 
