@@ -34,10 +34,11 @@ from modint_guard.regenerated import score_words
 from modint_guard.report import write_report
 from modint_guard.runner import request_for
 from modint_guard.severity import FULL, at_severity
-from modint_guard.types import JSON, PERMUTED_OPTIONS, Complete, Plan, Replies, Reply, Score
+from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
 
 JOURNAL = "answers.jsonl"
 OFF = {"x-modint-mode": "off"}  # where the endpoint is our own gateway
+AGREEING = ("true_description", "agreeing_image")
 _OWN = (CLEAN, "agreeing_image", "contradicting_image")  # variants that show the data set's own pictures
 
 
@@ -203,8 +204,8 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     that fails is left out.
     """
     item = variant.whole()
-    lettered = variant.perturbation == CLEAN and item.form == "letter"
-    probes = {"probes": [PERMUTED_OPTIONS]} if lettered else {}
+    order = _order_of(variant)
+    probes = {"probes": [order]} if order else {}
     body = request_for(item, subject.model)
     plan = guard.plan({**body, "modint": {**body["modint"], **probes}}, max_top_logprobs=subject.top_logprobs)
     own = guard.main_body(plan)
@@ -223,12 +224,21 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
             "image": score.influence_image if score else None,
             "synergy": score.synergy if score else None,
         },
-        "reordered": (PERMUTED_OPTIONS in score.unstable)
-        if score and isinstance(replies.get(PERMUTED_OPTIONS), Reply)
+        "reordered": (order in score.unstable)
+        if score and order and isinstance(replies.get(order), Reply)
         else None,
         "method": score.method if score else "none",
         "skip": reply.skip,
     }
+
+
+def _order_of(variant: Variant) -> str | None:
+    """The order that is tried as well: of the options where a lettered item is clean, of question and context
+    where both modalities say the same.
+    """
+    if variant.perturbation == CLEAN:
+        return PERMUTED_OPTIONS if variant.item.form == "letter" else None
+    return QUESTION_FIRST if variant.perturbation in AGREEING and variant.severity == FULL else None
 
 
 def _score(guard: Guard, plan: Plan, reply: Reply, replies: Replies) -> Score | None:

@@ -52,9 +52,9 @@ class Variant:
 @dataclass(frozen=True)
 class Found:
     """What a model answered to one variant. `options` are probabilities by choice, `top` the
-    log-probabilities of the first token's alternatives, `cells` the answers of the
-    views by name, `influence` Shapley values of text and image in nats and their synergy; `reordered` says
-    whether moving the options moved the answer. None or empty where it is not known.
+    log-probabilities of the first token's alternatives, `cells` the answers of the views by name, `influence`
+    Shapley values of text and image in nats and their synergy; `reordered` says whether another order of the
+    options, or of question and context, moved the answer. None or empty where it is not known.
     """
 
     variant: Variant
@@ -122,7 +122,8 @@ def modalities(group: Sequence[Found]) -> dict[str, float | None]:
     means. perceptual_*: the accuracy that is lost without the modality, of the accuracy with it (Gat et al.
     2021). shapley_*: Shapley values of the accuracy; interaction: what both do to it beyond each alone.
     text_preference: of answers that follow either side of a conflict, the share that follows the text.
-    order_flip: the share of answers that another order of the options moves.
+    order_flip: the share of answers that another order moves, of the options where clean, of question and
+    context where both modalities say the same.
     """
     influence = {name: _mean([f.influence.get(name) for f in group]) for name in ("text", "image", "synergy")}
     whole = [f for f in group if {NO_CONTEXT, NEUTRAL_IMAGE, PRIOR} <= f.cells.keys()]

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from modint_guard import ladder, policy, relevance, scoring, stages
+from modint_guard import doubt, ladder, policy, relevance, scoring, stages
 from modint_guard.calibration import Calibration
 from modint_guard.chat import parse, parse_options, with_question_after
 from modint_guard.config import GuardConfig, Thresholds
@@ -59,6 +60,7 @@ from modint_guard.types import (
 )
 from modint_guard.views import VIEWS, ViewMaker, asked_briefly
 
+logger = logging.getLogger(__name__)
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
@@ -202,7 +204,20 @@ class Guard:
         `answered`.
         """
         settles = partial(self._settles, plan)
-        return await stages.ask(plan, complete, self.config, settles=settles, answered=answered)
+        replies = await stages.ask(plan, complete, self.config, settles=settles, answered=answered)
+        answer = await asyncio.shield(answered) if answered is not None and self.config.regenerate else None
+        known = self._informed(plan, replies)
+        if answer is None or not self._is_open(known, answer, replies):
+            return replies
+        return await doubt.ask(known, complete, answer, replies)
+
+    def _is_open(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
+        """Whatever goes wrong here must not cost the user the answer: it is judged as it is then."""
+        try:
+            return doubt.is_open(plan, answer, self.score(plan, answer, replies))
+        except Exception:
+            logger.exception("the first word could not be judged")
+            return False
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
@@ -214,6 +229,8 @@ class Guard:
         if not plan.top_logprobs:
             return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
         plan = self._informed(plan, replies)
+        if doubt.whole(replies) and (found := self._judge_whole(plan, plan.chat, answer, replies)):
+            return found
         score = self.score(plan, answer, replies)
         assert score is not None and plan.chat is not None
         has_context = plan.chat.context is not None
@@ -301,10 +318,19 @@ class Guard:
         score = score_words(answer, replies, chat)
         lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0)
         verdict = policy.decide(score, plan.relevant, lenient, has_context=chat.context is not None)
-        report = self._report(plan, answer, replies, score, replace(verdict, risk=None))
-        return replace(
-            report, probes=tuple(words_result(name, answer, reply, chat) for name, reply in replies.items())
-        )
+        return self._report(plan, answer, replies, score, replace(verdict, risk=None))
+
+    def _judge_whole(self, plan: Plan, chat: Chat, answer: Reply, replies: Replies) -> Report | None:
+        """Judge a short answer of several words by the views that were generated whole; None where too few
+        were.
+        """
+        if doubt.is_closed(plan, replies):
+            return self._judge_words(plan, chat, answer, replies)
+        if not doubt.says_the_same(plan, answer, replies):
+            return None
+        score = score_words(answer, doubt.whole(replies), chat)
+        steady = replace(score, unstable=())  # nothing moved: the unchanged request was not asked again
+        return self._report(plan, answer, replies, steady, Verdict(State.PASS))
 
     def _informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, where it was asked and is sure."""
@@ -402,7 +428,9 @@ class Guard:
             image_only=score.image_only,
             text_only=score.text_only,
             probes=tuple(
-                scoring.probe_result(name, answer, reply, plan.chat, thresholds)
+                words_result(name, answer, reply, plan.chat)
+                if plan.regenerate or (isinstance(reply, Reply) and reply.whole)
+                else scoring.probe_result(name, answer, reply, plan.chat, thresholds)
                 for name, reply in replies.items()
             ),
             method=score.method,

@@ -13,10 +13,10 @@ both      prior        every view gives y with confidence
 unknown   conflict     image alone and text alone are confident of different answers
 
 Of a longer answer judged at its first word nothing is flagged as prior: every view begins with "The".
-A flag as text or image is withdrawn where a control (benign, permuted_options) ran and y flipped under it
-as well: such an answer moves with anything. With thresholds of a calibration (by_risk_alone) text and image
-are flagged by the risk alone, unstable or not: its promise holds for that rule. Any other answer passes; for
-both and unknown the report then speaks of influence only.
+A flag as text or image is withdrawn where a control (benign, permuted_options, question_first) ran and y
+flipped under it as well: such an answer moves with anything. With thresholds of a calibration (by_risk_alone)
+text and image are flagged by the risk alone, unstable or not: its promise holds for that rule. Any other
+answer passes; for both and unknown the report then speaks of influence only.
 
 Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality
 to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown

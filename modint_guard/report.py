@@ -137,7 +137,7 @@ def radar(model: str, rows: Sequence[Mapping[str, Any]], found: Sequence[Found])
         "not turned wrong": _less(_weighted(harm, "harmful_flip")),
         "options unmoved": _less(_weighted(harm, "js")),
         "same fact, same answer": None if same is None else float(same["same"]),
-        "any order of options": _less(_weighted(clean, "order_flip")),
+        "any order": _less(_weighted([row for row in own if row["order_flip"] is not None], "order_flip")),
     }
     return {name: value for name, value in values.items() if value is not None}
 

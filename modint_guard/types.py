@@ -15,7 +15,7 @@ Piece = tuple[int, int]  # characters [start, end) of a text
 SCHEMA_VERSION = "1"
 FIRST_TOKEN = "first_token"  # views are compared at the first content position
 TEACHER_FORCED = "teacher_forced"  # views score the whole answer that was given
-REGENERATED = "regenerated"  # no log-probabilities: views are generated whole, flips told by their words
+REGENERATED = "regenerated"  # views are generated whole, flips told by their words
 
 # The cells of the 2x2 (context or not, image or not); P0 repeats the request unchanged.
 NOOP = "noop"
@@ -24,7 +24,12 @@ NEUTRAL_IMAGE = "neutral_image"
 PRIOR = "prior"
 BENIGN = "benign"
 PERMUTED_OPTIONS = "permuted_options"
-CONTROLS = (BENIGN, PERMUTED_OPTIONS)  # harmless changes: an answer that flips under one is unstable
+QUESTION_FIRST = "question_first"
+CONTROLS = (
+    BENIGN,
+    PERMUTED_OPTIONS,
+    QUESTION_FIRST,
+)  # harmless changes: an answer that flips under one is unstable
 SELF_ASKED = "self_ask"  # not a view: the request with one more question, which modality it needs
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 
@@ -205,8 +210,8 @@ class Reply:
 
     `token` is the token generated there, `top` the natural log-probabilities of its alternatives (None when
     the upstream gave none). `positions` are all generated tokens that have alternatives; `forced` is how this
-    view scores the tokens of the answer given to the request. `skip` is a SKIPPED reason when this kind of
-    answer cannot be judged.
+    view scores the tokens of the answer given to the request. `whole`: this view was asked for a whole answer
+    besides (`doubt`), which is its text. `skip` is a SKIPPED reason when such an answer cannot be judged.
     """
 
     text: str
@@ -220,6 +225,7 @@ class Reply:
     skip: str | None = None
     positions: tuple[Position, ...] = ()
     forced: tuple[Position, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ neutral_image      P2  the text alone: every image is mean grey of the same size
 prior              P3  neither
 benign             P4  the image mildly blurred, the context's sentences in another order: must change nothing
 permuted_options   P5  the options' texts moved on by one label
+question_first         the question before the context: the order of the prompt
 any other              a perturbation of the registry, as training and tables have it
 
-Question and options are never changed, but for the order of the options in `permuted_options`.
+Question and options are never changed, but for the order of the options in `permuted_options` and their place
+in `question_first`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from modint_guard.types import (
     NOOP,
     PERMUTED_OPTIONS,
     PRIOR,
+    QUESTION_FIRST,
     Chat,
 )
 
@@ -89,6 +92,21 @@ def permuted_options(chat: Chat) -> JSON | None:
         return None
     texts = [option.text for option in chat.options]
     return with_texts_at(chat, list(zip(placed, [texts[-1], *texts[:-1]], strict=True)))
+
+
+def question_first(chat: Chat) -> JSON | None:
+    """Context and question in each other's place; None where the context does not stand whole before the
+    question, in the same message.
+    """
+    if len(chat.context_spans) != 1 or len(chat.question_spans) != 1 or not chat.context:
+        return None
+    (context,), (question,) = chat.context_spans, chat.question_spans
+    if context.message != question.message or (context.part or 0, context.start) > (
+        question.part or 0,
+        question.start,
+    ):
+        return None
+    return with_texts_at(chat, [(context, chat.question), (question, chat.context)])
 
 
 def from_registry(name: str) -> ViewMaker:
@@ -150,5 +168,6 @@ VIEWS: dict[str, ViewMaker] = {
     NOOP: rebuild,
     BENIGN: benign,
     PERMUTED_OPTIONS: permuted_options,
+    QUESTION_FIRST: question_first,
     **{name: from_registry(name) for name in FROM_REGISTRY},
 }

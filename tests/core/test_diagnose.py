@@ -103,6 +103,20 @@ async def test_another_order_of_the_options_is_tried_on_clean_lettered_items(tmp
     assert other.reordered is None
 
 
+async def test_another_order_of_question_and_context_is_tried_where_both_say_the_same(tmp_path: Path) -> None:
+    asked = variants(items(1), ["true_description", "misleading_description"], [5], 0)
+
+    async def hasty(body: JSON) -> JSON:
+        texts = [part["text"] for part in body["messages"][-1]["content"] if part["type"] == "text"]
+        said = "7" if texts[0].startswith("What") and len(texts) > 1 else "3"
+        return completion(said, [dict.fromkeys(("3", "7"), 0.01) | {said: 0.98}])
+
+    with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:
+        found = await answers("m", hasty, asked, journal)
+    told = {each.variant.perturbation: each.reordered for each in found}
+    assert told == {"clean": None, "misleading_description": None, "true_description": True}
+
+
 async def test_without_log_probabilities_views_are_told_by_their_words(tmp_path: Path) -> None:
     asked = variants(items(1), ["misleading_description"], [5], 0)
     with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:

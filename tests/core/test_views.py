@@ -46,7 +46,7 @@ def test_a_view_keeps_the_request_the_question_and_the_size_of_the_picture(name:
     assert before == BODY
     assert {key: value for key, value in view.items() if key != "messages"} == {"model": "m"}
     assert QUESTION in text(view)
-    assert name == "permuted_options" or text(view).endswith(f"{QUESTION}\n{OPTIONS}")
+    assert name in ("permuted_options", "question_first") or text(view).endswith(f"{QUESTION}\n{OPTIONS}")
     assert decode_data_url(picture(view)).size == decode_data_url(RED).size
     assert view == made(name)  # the same request always gives the same view
 
@@ -134,6 +134,23 @@ def test_an_answer_that_follows_the_text_of_an_option_is_consistent_when_options
     assert score(answer, {"permuted_options": position, "benign": answer}, chat).unstable == (
         "permuted_options",
     )
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (ask(f"{LIE}\n{QUESTION}\n{OPTIONS}"), [f"{QUESTION}\n{OPTIONS}\n{LIE}"]),
+        (ask(LIE, f"{QUESTION}\n{OPTIONS}"), [f"{QUESTION}\n{OPTIONS}", LIE]),
+    ],
+)
+def test_the_question_comes_first_and_stays_as_it_is(body: JSON, said: list[str]) -> None:
+    view = made("question_first", body)
+    assert [part["text"] for part in view["messages"][0]["content"][1:]] == said
+
+
+@pytest.mark.parametrize("body", [ask(QUESTION), ask(f"{QUESTION}\n{OPTIONS}\n{LIE}")])
+def test_without_a_context_before_it_the_question_is_first_already(body: JSON) -> None:
+    assert VIEWS["question_first"](parse(body)) is None
 
 
 def test_every_picture_of_a_request_is_changed() -> None:

@@ -25,7 +25,8 @@ async def test_beside_adapters_no_answer_is_scored_as_a_whole() -> None:
     async with running(FakeUpstream(script=talkative, scores=True)) as fake, serving(fake.url) as gateway:
         assert not (await gateway.get("/readyz")).json["capabilities"]["teacher_forcing"]
         assert not any("prompt_logprobs" in call for call in fake.calls)
-        assert (await report_of(gateway, stream=False))["method"] == "first_token"
+        report = await report_of(gateway, stream=False)
+    assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "regenerated")
 
 
 async def report_of(gateway: Running, *, stream: bool) -> dict[str, Any]:
@@ -65,12 +66,28 @@ async def test_token_ids_go_up_for_our_sake_and_do_not_come_back(scoring: FakeUp
     assert len(asked.json["choices"][0]["token_ids"]) == 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_where_the_engine_cannot_score_it_a_short_one_is_generated_again(
+    scoring: FakeUpstream, stream: bool
+) -> None:
+    scoring.scores = False
+    async with serving(scoring.url) as gateway:
+        scoring.forget()
+        report = await report_of(gateway, stream=stream)
+    assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "regenerated")
+    assert report["answers"] == {"image_only": "It is red", "text_only": "It is blue"}
+    assert report["risk"] is None and not report["calibrated"]
+    # The request and its three cells; then the cells whole, and the request once more.
+    assert len(scoring.calls) == 4 + 3 + 1
+    assert [row["name"] for row in report["probes"]] == ["no_context", "neutral_image", "prior", "noop"]
+
+
 @pytest.mark.parametrize("settings", [{}, {"teacher_forcing": "off"}])
 async def test_otherwise_it_is_judged_at_its_first_word_and_says_so(
     scoring: FakeUpstream, settings: dict[str, Any]
 ) -> None:
     scoring.scores = bool(settings)
-    async with serving(scoring.url, **settings) as gateway:
+    async with serving(scoring.url, regenerate="off", **settings) as gateway:
         scoring.forget()
         report = await report_of(gateway, stream=False)
     assert (report["verdict"], report["method"]) == ("pass", "first_token")
@@ -83,7 +100,7 @@ async def test_an_engine_that_then_fails_to_score_costs_no_answer(scoring: FakeU
     async with serving(scoring.url) as gateway:
         scoring.scores = False
         report = await report_of(gateway, stream=True)
-    assert (report["verdict"], report["method"]) == ("pass", "first_token")
+    assert (report["verdict"], report["method"]) == ("flagged", "regenerated")
 
 
 async def test_the_noise_floor_and_the_coverage_are_metrics(scoring: FakeUpstream) -> None:

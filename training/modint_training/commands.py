@@ -287,6 +287,17 @@ def detection(
 
 
 @results.command()
+def relevance(
+    output: Output = Path("docs/results/relevance.json"), count: Count = 400, seed: Seed = 0
+) -> None:
+    """What the lexical rules say ought to decide, on the three families; asks no engine."""
+    from modint_training.relevance_table import measure_relevance
+
+    measure_relevance(output, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@results.command()
 def latency(
     output: Output = Path("docs/results/latency.json"),
     seconds: Annotated[float, typer.Option(min=1, help="Of a block of requests in open loop.")] = 8,
