@@ -3,6 +3,7 @@
 `NAME` is looked up in `--adapter-dir` and then among the bundled ones; `NAME=PATH` names a PEFT folder.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -58,6 +59,15 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
             "with a letter or digit (NAME or NAME=PATH)"
         )
     return name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled)
+
+
+def loadable(adapter_dir: Path) -> tuple[Adapter, ...]:
+    """Every adapter of a folder that vLLM could load; what it refuses is not served, so it is left out."""
+    found = []
+    for config in sorted(adapter_dir.glob("*/adapter_config.json")):
+        with contextlib.suppress(AdapterError):
+            found.append(read(config.parent.name, config.parent))
+    return tuple(found)
 
 
 def card(adapter: Adapter) -> Card:

@@ -20,7 +20,11 @@ def serve(
         typer.Option(metavar="NAME[=PATH]", help="A LoRA adapter, by name or folder; may be repeated."),
     ] = None,
     adapter_dir: Annotated[
-        Path, typer.Option(help="Where adapters are looked up by name, before the bundled ones.")
+        Path,
+        typer.Option(
+            help="Where adapters are looked up by name, before the bundled ones; with --upstream, what is "
+            "known of those that the engine serves."
+        ),
     ] = Path("adapters"),
     upstream: Annotated[
         str | None,
@@ -55,4 +59,6 @@ def serve(
         raise ConfigError(
             "--upstream attaches to an engine that has its model and adapters: drop --model and --adapter"
         )
-    serving.attach(upstream, upstream_api_key_file, host, port, calibrations=calibration or [])
+    serving.attach(
+        upstream, upstream_api_key_file, host, port, adapter_dir=adapter_dir, calibrations=calibration or []
+    )

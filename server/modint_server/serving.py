@@ -26,7 +26,7 @@ from modint_guard.calibration import CALIBRATION, check_for, read_calibration
 from modint_guard.errors import ConfigError, EngineError
 from modint_guard.models import BASE, FOLDER, bundled
 from modint_guard.types import CELLS
-from modint_server.adapters import resolve_all
+from modint_server.adapters import Adapter, loadable, resolve_all
 from modint_server.app import create_app
 from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_model, installed_device
 from modint_server.gateway import Gateway
@@ -93,12 +93,22 @@ def shipped_with(folders: Sequence[Path], models: Mapping[str, str | None]) -> t
 
 
 def attach(
-    url: str, key_file: Path | None, host: str, port: int, *, calibrations: Sequence[Path] = ()
+    url: str,
+    key_file: Path | None,
+    host: str,
+    port: int,
+    *,
+    adapter_dir: Path,
+    calibrations: Sequence[Path] = (),
 ) -> None:
-    """Serves in front of a running engine until a signal comes; raises ConfigError."""
+    """Serves in front of a running engine until a signal comes; raises ConfigError.
+
+    `adapter_dir` holds the folders of adapters that the engine serves, as far as they are here: for metrics.
+    """
     settings = load_settings(upstream_url=url, upstream_api_key_file=key_file, **_given(calibrations))
+    known = loadable(adapter_dir)
     with bound(host, port) as door:
-        asyncio.run(_attach(settings, door))
+        asyncio.run(_attach(settings, door, known))
 
 
 def _given(calibrations: Sequence[Path]) -> dict[str, Any]:
@@ -179,9 +189,9 @@ async def _life_of(engine: Engine, gateway: Gateway, door: socket.socket, waitin
         await asyncio.gather(greeting, return_exceptions=True)
 
 
-async def _attach(settings: Settings, door: socket.socket) -> None:
+async def _attach(settings: Settings, door: socket.socket, known: Sequence[Adapter]) -> None:
     with _signals() as stop, Waiting() as waiting:
-        app = create_app(settings)
+        app = create_app(settings, adapters=known)
         await _serve(app, door, stop, _attached(app.state.gateway, door, waiting))
 
 

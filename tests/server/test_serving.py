@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -286,6 +287,33 @@ def test_an_engine_that_dies_later_ends_readiness_and_the_process(model: Path, a
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert code == 2
     assert "the worker fell over" in out
+
+
+def test_attached_it_knows_the_adapters_whose_folders_lie_here(tmp_path: Path, adapter: Path) -> None:
+    """The engine serves `lora` and `mine`; of `lora` there is a folder, with a baseline on its card."""
+    (adapter / "run.json").write_text(json.dumps({"baseline": {"flip_ratio": 0.125}}), "utf-8")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_text("{}", "utf-8")
+    engine_port, port = free_port(), free_port()
+    stub = [str(HERE / "stub_engine.py"), "none", "--served-model-name", "theirs", "--port", str(engine_port)]
+    attach = ["-m", "modint_guard.cli", "serve", "--upstream", f"http://127.0.0.1:{engine_port}"]
+    key = tmp_path / "key"
+    key.write_text("sesame\n", "utf-8")
+    with (
+        running(
+            *attach,
+            *("--upstream-api-key-file", str(key), "--adapter-dir", str(tmp_path), "--port", str(port)),
+        ) as gateway,
+        running(*stub, "--lora-modules", "lora=x", "mine=y", VLLM_API_KEY="sesame"),
+    ):
+        gateway.until("base URL")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+    assert 'modint_adapter_baseline_flip_ratio{adapter="lora",model="theirs"} 0.125' in page
+    assert re.search(r'modint_adapter_info\{adapter="lora",.*rank="8".* 1\.0', page)
+    assert re.search(r'modint_adapter_info\{adapter="mine",.*rank="unknown".* 1\.0', page)
+    assert 'modint_adapter_baseline_flip_ratio{adapter="mine"' not in page
 
 
 def test_it_attaches_to_a_running_engine_with_a_key_from_a_file(tmp_path: Path) -> None:
