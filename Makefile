@@ -12,6 +12,8 @@ ARGS   ?=
 comma  := ,
 VENV   := .venv
 BIN    := $(VENV)/bin
+CHECKOV  := .venv-checkov
+RENDERED := build/overlays
 STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 # Where the CPU build of torch is, when pip as configured cannot find it. This branch could not be run where the
@@ -23,7 +25,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 .DELETE_ON_ERROR:
 .PHONY: install demo serve test check results-tinyworld results-base results-ablation train-ablation \
 	results-thresholds results-calibration bench-detection bench-mitigation generated panels deploy-check \
-	clean help
+	deploy-tools clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -71,18 +73,35 @@ bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answe
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .
 
-panels: $(STAMP)  ## run every panel and alert against a real Prometheus: docs/results/panels.json
-	$(BIN)/python -m tests.deploy.panels
+panels: $(STAMP)  ## run every panel and alert against a real Prometheus, twice: docs/results/panels.json
+	$(BIN)/python -m tests.deploy.panels $(ARGS)
 
-deploy-check: $(STAMP)  ## check rules, dashboards and manifests (wants promtool and kubectl)
-	@command -v promtool >/dev/null || { echo "promtool was not found: install it (Debian: apt-get install prometheus)" >&2; exit 1; }
-	@command -v kubectl >/dev/null || { echo "kubectl was not found, and nothing else renders the overlays: install it" >&2; exit 1; }
+deploy-check: deploy-tools $(STAMP) $(CHECKOV)/.installed  ## check all that is deployed (wants promtool and kubectl; 2 minutes)
 	promtool check config deploy/prometheus.yml
+	promtool check rules deploy/rules/modint.yml
 	promtool test rules deploy/rules/tests.yml
+	$(BIN)/yamllint --strict -c deploy/yamllint.yml deploy
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/python -m tests.deploy.manifests $(RENDERED)
+	@cp deploy/Dockerfile $(RENDERED)/
+	@sed 's|^ExecStart=.*|ExecStart=/bin/true|' deploy/systemd/modint-guard.service > $(RENDERED)/modint-guard.service
+	@if command -v systemd-analyze >/dev/null; then systemd-analyze verify $(RENDERED)/modint-guard.service; \
+	else echo "systemd-analyze was not found: assertions alone hold the unit"; fi
+	$(CHECKOV)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED)
 	$(BIN)/python -m pytest -q tests/deploy/test_rules.py tests/deploy/test_boards.py tests/deploy/test_manifests.py
 
+deploy-tools:
+	@command -v promtool >/dev/null || { echo "promtool was not found: install it (Debian: apt-get install prometheus)" >&2; exit 1; }
+	@kubectl kustomize --help >/dev/null 2>&1 || { echo "kubectl with \`kustomize\` was not found, and nothing else here renders the overlays: install it (Debian: apt-get install kubernetes-client)" >&2; exit 1; }
+
+$(CHECKOV)/.installed: deploy/checkov-requirements.txt | $(VENV)/bin/python
+	@echo "installing checkov in $(CHECKOV): its pins are not ours"
+	@$(BIN)/python -m venv $(CHECKOV)
+	@$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check --requirement deploy/checkov-requirements.txt
+	@touch $@
+
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CHECKOV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile | sed 's/^  \([a-z-]*\):/  make \1  /'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.manifests import copied
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600
 
@@ -21,8 +24,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT))
+    """Built of what the Dockerfile copies and of nothing else, as the images are."""
+    folder, context = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("context")
+    for name in copied():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, context / name)
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(context))
     (built,) = folder.glob("modint_guard-*.whl")
     return built
 
