@@ -162,9 +162,8 @@ def from_any_traffic(seen: Seen, baselines: Mapping[str, float]) -> Expected:
         },
         ("rules", "modint:flip:ratio30m"): flips,
     }
-    return {
-        panel: values for panel, values in found.items() if values
-    }  # of what never happened nothing is said
+    # Of what never happened nothing is expected, not even silence: its counters stand at 0.
+    return {panel: values for panel, values in found.items() if values}
 
 
 def grown_by(seen: Seen) -> float:

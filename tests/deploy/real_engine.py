@@ -20,7 +20,7 @@ from tests.server.fake_upstream import JSON
 
 SEED = 7
 SHOWN = ("true_description", "unrelated_facts", "misleading_description")  # in turn: a third lies
-TO_ADAPTER, TO_BASE, MENDED = 210, 60, 12  # shares of less than 200 are not recorded
+TO_ADAPTER, TO_BASE, MENDED = 220, 60, 12  # shares of less than 200 are not recorded
 
 
 def traffic() -> list[JSON]:
