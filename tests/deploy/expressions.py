@@ -120,7 +120,7 @@ def from_any_traffic(seen: Seen, baselines: Mapping[str, float]) -> Expected:
     probes = sorted({probe for _, probe, _ in sent.probes})
     settled = {name: sent.settled(name) for name in sent.names}
     answered = {who[name]: (sent.ok[name] + sent.failed[name]) * factor for name in sent.names}
-    return {
+    found: Expected = {
         (INTERFERENCE, "Flagged, of those judged"): flagged,
         (INTERFERENCE, "Judged answers"): counts(judged),
         (INTERFERENCE, "Flagged, by cause"): by("cause", sent.causes, factor),
@@ -162,6 +162,8 @@ def from_any_traffic(seen: Seen, baselines: Mapping[str, float]) -> Expected:
         },
         ("rules", "modint:flip:ratio30m"): flips,
     }
+    # Of what never happened nothing is expected, not even silence: its counters stand at 0.
+    return {panel: values for panel, values in found.items() if values}
 
 
 def grown_by(seen: Seen) -> float:

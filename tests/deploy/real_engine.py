@@ -19,15 +19,15 @@ from tests.server.conftest import serving
 from tests.server.fake_upstream import JSON
 
 SEED = 7
-SHOWN = ("clean", "true_description", "misleading_description")  # in turn: a third of the captions lies
-TO_ADAPTER, TO_BASE, MENDED = 210, 60, 12  # shares of less than 200 are not recorded
+SHOWN = ("true_description", "unrelated_facts", "misleading_description")  # in turn: a third lies
+TO_ADAPTER, TO_BASE, MENDED = 220, 60, 12  # shares of less than 200 are not recorded
 
 
 def traffic() -> list[JSON]:
     """Test items about pictures, to the adapter and to the base; some of the base's answers are mended."""
     items = suite.items("image-heavy", "test", TO_ADAPTER, seed=SEED)
     asked = [
-        item if name == "clean" else suite.perturbed(item, name)
+        suite.perturbed(item, name)
         for item, name in zip(items, islice(cycle(SHOWN), len(items)), strict=True)
     ]
     lies = [suite.perturbed(item, "misleading_description") for item in items[:MENDED]]
