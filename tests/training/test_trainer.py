@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from modint_guard.errors import TrainingStopped
+from modint_guard.errors import ConfigError, TrainingStopped
 from modint_training.collate import collate, encode
 from modint_training.curves import draw_curves, smooth
 from modint_training.tinyworld import suite
@@ -232,6 +233,46 @@ def test_a_checkpoint_that_was_half_written_is_not_resumed_from(tmp_path: Path) 
     train(line(), line_loss, line_batch, tmp_path, checkpoint_minutes=ALWAYS)
     (tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").unlink()
     assert last_step(tmp_path, "auto") == STEPS - 1
+
+
+def test_a_checkpoint_whose_last_file_was_cut_off_is_not_resumed_from(tmp_path: Path) -> None:
+    train(line(), line_loss, line_batch, tmp_path, checkpoint_minutes=ALWAYS)
+    state = tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json"
+    for length in (0, 40):
+        state.write_text(state.read_text("utf-8")[:length], "utf-8")
+        assert last_step(tmp_path, "auto") == STEPS - 1
+    whole, resumed = line(), line()
+    train(whole, line_loss, line_batch, tmp_path / "whole")
+    train(resumed, line_loss, line_batch, tmp_path, resume="auto")
+    assert same(resumed, whole)
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    steps, limits = 0, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def wide() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 20_000), nn.Linear(20_000, 1))  # 400 kB
+
+    def filling(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3:  # from here on no file may grow beyond 100 kB
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        return line_loss(net, batch)
+
+    whole, broken, resumed = wide(), wide(), wide()
+    train(whole, line_loss, line_batch, tmp_path / "whole")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"checkpoint of step 3 cannot be written .*: make room, and go on"
+        ):
+            train(broken, filling, line_batch, tmp_path / "run", checkpoint_minutes=ALWAYS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert steps_of(tmp_path / "run") == [1, 2]
+    train(resumed, line_loss, line_batch, tmp_path / "run", resume="auto")
+    assert same(resumed, whole)
 
 
 def test_without_checkpoints_or_without_asking_a_run_starts_at_nought(tmp_path: Path) -> None:

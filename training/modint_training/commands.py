@@ -1,5 +1,5 @@
-"""The options of `modint-guard train`, `recipes`, `evaluate` and `results`; torch is loaded where it is
-needed."""
+"""The options of `modint-guard train`, `export`, `recipes`, `evaluate` and `results`; torch is loaded where
+it is needed."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,19 @@ def train(
     from modint_training.runs import run_recipe
 
     typer.echo(f"wrote {run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume)}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/NAME.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the model or adapter is written; default RUN/export.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; default: the last.")] = None,
+) -> None:
+    """Export a run's checkpoint as vLLM loads it: of a run that was stopped, or of an earlier step."""
+    from modint_training.runs import export_run
+
+    typer.echo(f"wrote {export_run(run, output=output, step=step)}")
 
 
 def recipes(

@@ -5,9 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from peft import PeftModel
 from tqdm import tqdm
 
 from modint_guard.data import read_data
@@ -20,7 +18,7 @@ from modint_guard.severity import FULL
 from modint_guard.types import Complete
 from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
-from modint_training.runs import adapter_folder
+from modint_training.runs import adapter_folder, with_adapter
 from modint_training.tinyworld import suite
 from modint_training.tune import load_base
 
@@ -139,8 +137,9 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
             yield endpoint.complete
         return
     adapter = wanted.adapter if place == 0 else wanted._other
-    folder = adapter_folder(adapter) if adapter else None
+    if adapter:
+        adapter_folder(adapter)  # before a large model is loaded
     net, processor = load_base(wanted.model)
-    model: Any = PeftModel.from_pretrained(net, folder) if folder else net
+    model: Any = with_adapter(net, adapter, wanted.model) if adapter else net
     with image_attention(model, wanted.image_attention):
         yield complete_of(model, processor)

@@ -1,5 +1,6 @@
 """One run: a recipe from data to an exported folder with its figures, and the figures of such a folder."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,17 +8,25 @@ from typing import Any
 
 from peft import PeftModel
 
-from modint_guard.errors import AdapterError
+from modint_guard.errors import AdapterError, ConfigError
 from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
 from modint_guard.perturb import applicable
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
-from modint_training.export import check_target, export_adapter, export_base, export_tuned, run_record
+from modint_training.export import (
+    check_target,
+    export_adapter,
+    export_base,
+    export_tuned,
+    revision,
+    run_record,
+)
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
+from modint_training.run_folder import check_taken_up, recipe_of
 from modint_training.tinyworld import suite
-from modint_training.trainer import seconds_trained
-from modint_training.tune import is_first_process, load_base, read_examples, tune
+from modint_training.trainer import figures_of, seconds_trained, whole_steps
+from modint_training.tune import is_first_process, load_base, loading_of, read_examples, tune
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
 BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
@@ -54,6 +63,41 @@ def run_recipe(
     else:
         export_adapter(model, target, record)
     return target
+
+
+def export_run(
+    run: Path, *, output: Path | None = None, step: int | None = None, test_items: int = TEST_ITEMS
+) -> Path:
+    """Export a run's last checkpoint, or that of `step`, as the end of its training would have; returns the
+    folder written (default RUN/export). Raises ConfigError where there is no such run or checkpoint."""
+    settings = recipe_of(run)
+    target = output or run / "export"
+    check_target(target)
+    check_taken_up(run, settings)  # the base may have changed since
+    checkpoint = _checkpoint(run / settings.kind, step)
+    if settings.kind == "full":
+        model, processor = load_base(settings.base, weights=checkpoint, **loading_of(settings))
+    else:
+        net, processor = load_base(settings.base, **loading_of(settings))
+        model = PeftModel.from_pretrained(net, checkpoint)
+    history = figures_of(checkpoint)
+    record = _record(settings, model, processor, history, run, test_items)
+    if settings.kind == "full":
+        export_tuned(model, processor, target, record)
+    else:
+        export_adapter(model, target, record)
+    return target
+
+
+def _checkpoint(folder: Path, step: int | None) -> Path:
+    known = whole_steps(folder)
+    if not known:
+        raise ConfigError(f"{folder} holds no whole checkpoint: train first")
+    if step is not None and step not in known:
+        raise ConfigError(
+            f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, known))}: name one"
+        )
+    return folder / f"checkpoint-{known[-1] if step is None else step}"
 
 
 def _record(
@@ -108,8 +152,34 @@ def adapter_folder(name: str) -> Path:
     return folder
 
 
+def with_adapter(net: Any, adapter: str, base: str) -> Any:
+    """The model `base`, loaded as `net`, with a bundled adapter or a PEFT folder.
+
+    AdapterError where it was trained on other weights, or does not fit these.
+    """
+    folder = adapter_folder(adapter)
+    trained_on, found = _base_revision(folder), revision(located(base))
+    if trained_on and found and trained_on != found:
+        raise AdapterError(
+            f"adapter {adapter!r} was trained on revision {trained_on} of its base, and {base!r} is {found}: "
+            "name the base it was trained on with --model, or train it again"
+        )
+    try:
+        return PeftModel.from_pretrained(net, folder)
+    except (RuntimeError, ValueError) as exc:  # other sizes, other names of modules
+        raise AdapterError(
+            f"adapter {adapter!r} does not fit {base!r}: name the base it was trained on with --model"
+        ) from exc
+
+
+def _base_revision(folder: Path) -> str | None:
+    record = folder / "run.json"
+    return json.loads(record.read_text("utf-8")).get("base_revision") if record.is_file() else None
+
+
 def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
     """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
-    folder = adapter_folder(adapter) if adapter else None
+    if adapter:
+        adapter_folder(adapter)  # before a large model is loaded
     net, processor = load_base(model)
-    return split_rows(PeftModel.from_pretrained(net, folder) if folder else net, processor, count)
+    return split_rows(with_adapter(net, adapter, model) if adapter else net, processor, count)

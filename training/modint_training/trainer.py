@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
@@ -29,7 +30,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modint_guard.errors import DataError, TrainingStopped
+from modint_guard.errors import ConfigError, DataError, TrainingStopped
 
 END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
 Batch = dict[str, Any]  # tensors by name, or lists of such
@@ -84,6 +85,17 @@ class LossTrainer(Trainer):
             self.model.load_state_dict(saved.state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as exc:  # what files, torch and safetensors raise
+            step = self.state.global_step
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{step}", ignore_errors=True)
+            raise ConfigError(
+                f"the checkpoint of step {step} cannot be written to {self.args.output_dir} ({exc}): make "
+                "room, and go on from the one before with --resume auto"
+            ) from exc
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         return self._loss(model, inputs)
@@ -246,7 +258,7 @@ class Evaluation(TrainerCallback):
 
     def recall(self, state: TrainerState) -> None:
         """Take up the figures of the run so far."""
-        self.history = [entry["figures"] for entry in state.log_history if "figures" in entry]
+        self.history = _figures(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
@@ -284,8 +296,30 @@ def seed_everything(seed: int) -> None:
 
 def last_step(folder: Path, resume: str) -> int:
     """The step of the last whole checkpoint in `folder` when `resume` is "auto", else 0."""
-    found = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if resume == "auto" else ()  # written last
-    return max((int(file.parent.name.rsplit("-", 1)[1]) for file in found), default=0)
+    return max(whole_steps(folder), default=0) if resume == "auto" else 0
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder` that were written to their end, in order."""
+    found = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
+    return sorted(int(file.parent.name.rsplit("-", 1)[1]) for file in found if _is_whole(file))
+
+
+def figures_of(checkpoint: Path) -> list[dict[str, float]]:
+    """The figures of the validation split up to a checkpoint, by step."""
+    return _figures(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+
+
+def _figures(state: TrainerState) -> list[dict[str, float]]:
+    return [entry["figures"] for entry in state.log_history if "figures" in entry]
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether a checkpoint's last file was written to its end."""
+    try:
+        return bool(json.loads(state.read_text("utf-8")))
+    except ValueError:
+        return False
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -25,16 +25,17 @@ from modint_training.families import family_of
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
 from modint_training.predict import accuracy, watch
+from modint_training.run_folder import check_taken_up, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
 from modint_training.views import check_kinds, fits
 
 
-def load_base(name: str, **loading: Any) -> tuple[Any, Any]:
-    """The model and processor of a bundled model name or a model folder; `loading` goes to
-    `from_pretrained`."""
+def load_base(name: str, *, weights: Path | None = None, **loading: Any) -> tuple[Any, Any]:
+    """The model and processor of a bundled model name or a model folder, or with the weights of a checkpoint
+    of it; `loading` goes to `from_pretrained`."""
     folder = located(name)
     family_of(model_type_of(name))
-    model = AutoModelForImageTextToText.from_pretrained(folder, **loading)
+    model = AutoModelForImageTextToText.from_pretrained(weights or folder, **loading)
     return model, AutoProcessor.from_pretrained(folder)
 
 
@@ -56,6 +57,8 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_device(recipe, cuda=torch.cuda.is_available())
     seed_everything(recipe.seed)
     check_served(recipe)
+    if resume == "auto":
+        check_taken_up(folder, recipe)
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
@@ -64,6 +67,8 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
     print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    if is_first_process():
+        write_record(folder, recipe)
     fit(
         model,
         twin_loss(recipe, meter),

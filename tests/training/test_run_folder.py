@@ -1,0 +1,159 @@
+"""A run's folder: taken up by the same run alone, exported at any of its checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from modint_guard.errors import AdapterError, ConfigError
+from modint_training.config import TuneRecipe
+from modint_training.run_folder import RECORD, check_taken_up, recipe_of
+from modint_training.runs import export_run, with_adapter
+from modint_training.tune import load_base, tune
+from tests.training.small import lora_recipe, save_small_base, small_model
+from tests.training.small_families import save_small_family
+
+
+@pytest.fixture(scope="module")
+def base(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_base(processor, tmp_path_factory.mktemp("small") / "base")
+
+
+def recipe_on(base: Path, *overrides: str) -> TuneRecipe:
+    return lora_recipe(base, "lr=0.05", "checkpoint_minutes=1e-9", "evaluate_steps=1", *overrides)
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with a checkpoint of each."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    tune(recipe_on(base), folder)
+    return folder
+
+
+def changed(base: Path, folder: Path) -> Path:
+    """The same base with one weight changed."""
+    shutil.copytree(base, folder)
+    model = load_base(str(base))[0]
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(folder)
+    return folder
+
+
+# Taken up
+
+
+def test_a_run_is_taken_up_by_its_own_recipe_and_may_go_on_for_longer(base: Path, run: Path) -> None:
+    check_taken_up(run, recipe_on(base, "steps=9", "checkpoint_minutes=5", "lr=0.01"))
+    assert recipe_of(run) == recipe_on(base)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rank=4", "with rank: 2, and not 4"),
+        ("alpha=8", "with alpha: 32, and not 8"),
+        ("scope=[vision]", r"with scope: \['language'\], and not \['vision'\]"),
+        ("seed=1", "with seed: 0, and not 1"),
+        ("quotas=[1, 1, 0]", r"with quotas: \[2, 2, 4\], and not \[1, 1, 0\]"),
+    ],
+)
+def test_the_checkpoints_of_another_training_are_not_taken_up(
+    base: Path, run: Path, override: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said + r": name this run otherwise \(name=…\), or begin anew"):
+        tune(recipe_on(base, override), run, resume="auto")
+
+
+def test_the_checkpoints_of_another_base_are_not_taken_up(base: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    tune(recipe_on(mine, "steps=1"), tmp_path / "run")
+    shutil.rmtree(mine)
+    changed(base, mine)  # under the name of the old one
+    with pytest.raises(ConfigError, match=r"holds checkpoints on revision \w{12} of .* which is \w{12} now"):
+        tune(recipe_on(mine, "steps=2"), tmp_path / "run", resume="auto")
+    with pytest.raises(ConfigError, match="holds checkpoints on revision"):
+        export_run(tmp_path / "run", test_items=2)
+    tune(recipe_on(mine, "steps=1"), tmp_path / "run")  # begun anew
+
+
+def test_a_folder_that_says_nothing_of_itself_is_taken_up_and_not_exported(
+    base: Path, tmp_path: Path
+) -> None:
+    check_taken_up(tmp_path, recipe_on(base))
+    with pytest.raises(
+        ConfigError, match=r"is no run's folder: it has no recipe\.json; give one such as runs"
+    ):
+        export_run(tmp_path)
+    (tmp_path / RECORD).write_text('{"recipe"', "utf-8")
+    with pytest.raises(ConfigError, match=r"recipe\.json was cut off: begin anew"):
+        check_taken_up(tmp_path, recipe_on(base))
+    (tmp_path / RECORD).write_text('{"recipe": {"kind": "lora"}}', "utf-8")
+    with pytest.raises(ConfigError, match="is of another version"):
+        recipe_of(tmp_path)
+
+
+# Exported
+
+
+def test_any_checkpoint_of_a_run_is_exported_with_its_record(run: Path, tmp_path: Path) -> None:
+    last, first = (
+        export_run(run, output=tmp_path / name, step=step, test_items=2)
+        for name, step in (("last", None), ("first", 1))
+    )
+    for folder, step in ((last, 2), (first, 1)):
+        weights = load_file(folder / "adapter_model.safetensors")
+        kept = load_file(run / "lora" / f"checkpoint-{step}" / "adapter_model.safetensors")
+        assert weights.keys() == kept.keys()
+        assert all(torch.equal(weights[key], kept[key]) for key in kept)
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+        assert [figures["step"] for figures in record["validation"]] == list(range(1, step + 1))
+        assert record["recipe"]["rank"] == 2 and record["test"]
+    with pytest.raises(ConfigError, match="holds no checkpoint of step 7, only of 1, 2: name one"):
+        export_run(run, output=tmp_path / "other", step=7)
+
+
+def test_a_fully_tuned_run_is_exported_too(base: Path, tmp_path: Path) -> None:
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1")
+    model = tune(recipe_on(base, *without), tmp_path / "run")[0]
+    folder = export_run(tmp_path / "run", test_items=2)
+    loaded = load_base(str(folder))[0].state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_exported(base: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_bytes((run / RECORD).read_bytes())
+    with pytest.raises(ConfigError, match="holds no whole checkpoint: train first"):
+        export_run(tmp_path)
+
+
+# Worn
+
+
+def test_an_adapter_is_worn_by_the_base_it_was_trained_on_alone(
+    base: Path, run: Path, processor: Any, tmp_path: Path
+) -> None:
+    adapter = str(export_run(run, output=tmp_path / "lora", test_items=2))
+    assert isinstance(with_adapter(small_model(processor), adapter, str(base)), PeftModel)
+    other = changed(base, tmp_path / "other")
+    with pytest.raises(
+        AdapterError, match=r"was trained on revision \w+ of its base, and .* is \w+: name the"
+    ):
+        with_adapter(load_base(str(other))[0], adapter, str(other))
+    (tmp_path / "lora" / "run.json").unlink()  # one that was trained elsewhere
+    deeper = small_model(processor, layers=2)
+    deeper.model.language_model.layers[0].mlp.up_proj = torch.nn.Linear(32, 48)
+    with pytest.raises(AdapterError, match=r"does not fit .*: name the base it was trained on with --model"):
+        with_adapter(deeper, adapter, str(base))
+    blip = save_small_family("instructblip", processor, tmp_path / "blip")
+    regex = tmp_path / "lora" / "adapter_config.json"
+    regex.write_text(regex.read_text("utf-8").replace("language_model", "nothing"), "utf-8")
+    with pytest.raises(AdapterError, match="does not fit"):
+        with_adapter(load_base(str(blip))[0], adapter, str(blip))
