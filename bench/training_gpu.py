@@ -34,7 +34,7 @@ from transformers import (
 
 from modint_guard.item import Family, Item
 from modint_guard.models import located
-from modint_guard.perturb import seeded
+from modint_guard.perturb import clean_view, seeded
 from modint_guard.results import table, write_results
 from modint_training.batches import Group, planned
 from modint_training.config import TuneRecipe, load_recipe
@@ -42,7 +42,6 @@ from modint_training.method import Batch, Meter, log_line
 from modint_training.sampler import Quotas, Slot
 from modint_training.tinyworld.language import CHAT_TEMPLATE
 from modint_training.tune import trainable, twin_loss
-from modint_training.views import clean_view
 
 RECIPE = "llava-1.5-7b"
 # What each method changes in the recipe; `sft` is plain: no twins, so neither consistency nor attack.
