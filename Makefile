@@ -1,9 +1,9 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make; vLLM on a CPU also
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
-#   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
+#   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels   make bench-training
 #   make train-ablation   make results-ablation   make results-calibration   make bench-detection
-#   make bench-mitigation   make bench-training   make bench-training-gpu   make deploy-check
+#   make bench-mitigation   make bench-training-gpu   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -21,9 +21,9 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check results-tinyworld results-base results-ablation train-ablation \
-	results-thresholds results-calibration bench-detection bench-mitigation bench-training \
-	bench-training-gpu generated panels deploy-check clean help
+.PHONY: install demo serve test check bench-training results-tinyworld results-base results-ablation train-ablation \
+	results-thresholds results-calibration bench-detection bench-mitigation bench-training-gpu generated panels \
+	deploy-check clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -68,11 +68,11 @@ results-calibration: $(STAMP)  ## calibrate the bundled models: their calibratio
 bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answers: docs/results/detection.json
 	$(BIN)/modint-guard results detection $(ARGS)
 
-bench-training: $(STAMP)  ## a step of each part of the method against plain SFT: docs/results/training_bench.json
-	$(BIN)/python -m bench.training $(ARGS)
-
 bench-training-gpu: $(STAMP)  ## SFT against the whole method at 7B, random weights, one GPU: docs/results/training_gpu.json
 	$(BIN)/python -m bench.training_gpu --output docs/results/training_gpu.json $(ARGS)
+
+bench-training: $(STAMP)  ## a step of each part of the method against plain SFT: docs/results/training_bench.json
+	$(BIN)/python -m bench.training $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .
