@@ -3,7 +3,7 @@
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
 #   make train-ablation   make results-ablation   make results-calibration   make bench-detection
-#   make bench-latency   make bench-mitigation   make bench-training-gpu   make deploy-check
+#   make bench-latency   make bench-mitigation   make bench-training   make bench-training-gpu   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -23,7 +23,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check results-tinyworld results-base results-ablation train-ablation \
+.PHONY: install demo serve test check bench-training results-tinyworld results-base results-ablation train-ablation \
 	results-thresholds results-calibration bench-detection bench-latency bench-mitigation bench-training-gpu \
 	generated panels deploy-check deploy-tools clean help
 
@@ -75,6 +75,9 @@ bench-latency: $(STAMP)  ## what the guard adds to a request's time: docs/result
 
 bench-training-gpu: $(STAMP)  ## SFT against the whole method at 7B, random weights, one GPU: docs/results/training_gpu.json
 	$(BIN)/python -m bench.training_gpu --output docs/results/training_gpu.json $(ARGS)
+
+bench-training: $(STAMP)  ## a step of each part of the method against plain SFT: docs/results/training_bench.json
+	$(BIN)/python -m bench.training $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m modint_server.generated .

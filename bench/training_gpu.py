@@ -32,21 +32,21 @@ from transformers import (
     LlavaProcessor,
 )
 
+from bench.stepping import PLAIN_SFT, default_device, named, optimizer_of, recipe_of, step
 from modint_guard.item import Family, Item
 from modint_guard.models import located
 from modint_guard.perturb import clean_view, seeded
 from modint_guard.results import table, write_results
 from modint_training.batches import Group, planned
-from modint_training.config import TuneRecipe, load_recipe
+from modint_training.config import TuneRecipe
 from modint_training.method import Batch, Meter, log_line
 from modint_training.sampler import Quotas, Slot
 from modint_training.tinyworld.language import CHAT_TEMPLATE
 from modint_training.tune import trainable, twin_loss
 
 RECIPE = "llava-1.5-7b"
-# What each method changes in the recipe; `sft` is plain: no twins, so neither consistency nor attack.
-METHODS: dict[str, tuple[str, ...]] = {
-    "sft": ("attack=null", "consistency=none", "perturbations=[]"),
+METHODS: dict[str, tuple[str, ...]] = {  # and what each changes in the recipe
+    "sft": PLAIN_SFT,
     "cons": ("attack=null",),
     "full": ("attack.steps=1",),
     "full-t2": ("attack.steps=2",),
@@ -132,12 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the files."""
     asked = parser().parse_args(arguments)
     began = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     size = TINY if asked.tiny else FULL
     if device.type == "cpu" and not asked.tiny:
         sys.exit("a model of this size needs a CUDA device; --tiny runs on a CPU")
     processor = processor_of(size)
-    recipes = {name: recipe_of(name) for name in asked.methods}
+    recipes = {name: recipe_of(RECIPE, METHODS[name]) for name in asked.methods}
     model = model_of(size, processor, recipes[asked.methods[0]], device)
     say(f"model on {named(device)} after {time.monotonic() - began:.0f} s")
     found = measure(model, processor, size, recipes, asked, device)
@@ -180,18 +180,6 @@ def parser() -> argparse.ArgumentParser:
 def say(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)
-
-
-def named(device: torch.device) -> str:
-    """The device's own name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def recipe_of(method: str) -> TuneRecipe:
-    """The bundled recipe, as the method has it."""
-    recipe = load_recipe(RECIPE, METHODS[method])
-    assert isinstance(recipe, TuneRecipe)
-    return recipe
 
 
 def processor_of(size: Size) -> LlavaProcessor:
@@ -254,7 +242,7 @@ def check_placed(model: nn.Module, device: torch.device) -> None:
 def groups_of(size: Size, processor: LlavaProcessor, step: int) -> list[Group]:
     """A step's examples in the recipe's quotas, each image-heavy and text-heavy one with a twin."""
     words = vocabulary(processor)
-    recipe = recipe_of("sft")
+    recipe = recipe_of(RECIPE, PLAIN_SFT)
     return [group(slot, size, words) for slot in Quotas(recipe.quotas, recipe.batch).slots(step)]
 
 
@@ -331,57 +319,18 @@ def measure(
                 continue
             batch = batch_of(groups, processor, recipe)
             try:
-                seconds, peak, log = step(model, optimizer, recipe, batch, device)
+                meter = Meter()
+                seconds, peak = step(model, optimizer, twin_loss(recipe, meter), batch, recipe, device)
             except torch.OutOfMemoryError:
                 found[name].failed = "out of memory"
                 optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
                 continue
+            log = {part: round(value, 5) for part, value in log_line(meter.take()).items()}
             if timed >= 0:
                 note(found[name], batch, seconds, peak, log)
             say(f"turn {turn}: {name} {seconds:.3f} s, {peak / GIB:.1f} GiB, {log}")
     return found
-
-
-def optimizer_of(model: nn.Module, recipe: TuneRecipe) -> torch.optim.Optimizer:
-    """AdamW over what is trained, fused, as the Trainer has it."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.lr,
-        betas=(0.9, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-
-
-def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, recipe: TuneRecipe, batch: Batch, device: torch.device
-) -> tuple[float, int, dict[str, float]]:
-    """One step as the Trainer takes it: seconds from a batch on the host to moved weights, the most memory
-    held in between, and what the loss measured."""
-    meter = Meter()
-    synchronise(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    began = time.perf_counter()
-    moved = {name: value.to(device) for name, value in batch.items()}
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        loss = twin_loss(recipe, meter)(model, moved)
-    loss.backward()
-    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    synchronise(device)
-    seconds = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return seconds, peak, {name: round(value, 5) for name, value in log_line(meter.take()).items()}
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def note(found: Measured, batch: Batch, seconds: float, peak: int, log: dict[str, float]) -> None:
@@ -409,7 +358,7 @@ def row(
         "torch": torch.__version__,
         "parameters": sum(counts),
         "trained": sum(trained),
-        "examples": recipe_of(name).batch,
+        "examples": recipe_of(RECIPE, METHODS[name]).batch,
         "rows": max(found.rows, default=None),
         "attacked_rows": max(found.attacked, default=None),
         "tokens": round(median(found.tokens)) if some else None,

@@ -140,6 +140,6 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
     if adapter:
         adapter_folder(adapter)  # before a large model is loaded
     net, processor = load_base(wanted.model)
-    model: Any = with_adapter(net, adapter, wanted.model) if adapter else net
+    model = with_adapter(net, adapter, wanted.model) if adapter else net
     with image_attention(model, wanted.image_attention):
         yield complete_of(model, processor)

@@ -238,14 +238,7 @@ def warmup(recipe: TuneRecipe, steps: int) -> int:
 
 def twin_loss(recipe: TuneRecipe, meter: Meter | None = None) -> Callable[[nn.Module, Batch], Tensor]:
     """The whole method's loss of one batch, by the recipe's weights and attack."""
-    weights = Weights(
-        task=recipe.task_weight,
-        adversarial=recipe.attack.weight if recipe.attack else 0.0,
-        consistency=recipe.consistency_weight,
-        kind=recipe.consistency,
-        temperature=recipe.temperature,
-        stop_gradient=recipe.stop_gradient,
-    )
+    weights = weights_of(recipe)
     measured = Meter() if meter is None else meter
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -253,6 +246,18 @@ def twin_loss(recipe: TuneRecipe, meter: Meter | None = None) -> Callable[[nn.Mo
         return step_loss(family, weights, attack_of(recipe), measured)(model, batch)
 
     return loss
+
+
+def weights_of(recipe: TuneRecipe) -> Weights:
+    """What the recipe lets the terms of the loss weigh."""
+    return Weights(
+        task=recipe.task_weight,
+        adversarial=recipe.attack.weight if recipe.attack else 0.0,
+        consistency=recipe.consistency_weight,
+        kind=recipe.consistency,
+        temperature=recipe.temperature,
+        stop_gradient=recipe.stop_gradient,
+    )
 
 
 def attack_of(recipe: TuneRecipe) -> Attack | None:
