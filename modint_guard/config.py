@@ -26,8 +26,8 @@ class Thresholds:
     out, margin = p(top answer) - p(y) under that same view, in [-1, 1], PMI = log p(y) served minus that
     under the view, nats a token, and H the entropy of the served answer at its first position, bits.
     An answer is flagged `text` or `image` when the view flips and risk >= flag_at; with `by_risk_alone`, as a
-    calibration sets it, by the risk alone. The first three and flag_at were fitted by `modint-guard results
-    thresholds` on TinyWorld's validation split (docs/results/thresholds.md); the others
+    calibration sets it, by the risk alone. The first three, flag_at and confident were fitted by
+    `modint-guard results thresholds` on TinyWorld's validation split (docs/results/thresholds.md); the others
     are set by hand.
     """
 
@@ -40,7 +40,7 @@ class Thresholds:
     by_risk_alone: bool = False
     clear_below: float = 0.0  # a lower risk after the first view passes the answer; 0: no early stop
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
-    confident: float = 0.999  # a unimodal answer is certain from here on (prior and conflict rules)
+    confident: float = 0.9999  # a unimodal answer is certain from here on (prior and conflict rules)
     min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability
     min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
 

@@ -83,7 +83,7 @@ def reads(body: JSON, words: str) -> bool:
 
 
 def world(
-    both: str, image: str, text: str, neither: str, lie: str = "blue.", sure: float = 0.9996
+    both: str, image: str, text: str, neither: str, lie: str = "blue.", sure: float = 0.99996
 ) -> Complete:
     """A model that answers by what it sees and whether it reads `lie`."""
 

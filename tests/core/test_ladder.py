@@ -174,7 +174,7 @@ async def test_a_longer_answer_of_the_relevant_modality_is_generated_at_the_clie
     async def talkative(body: JSON) -> JSON:
         seen.append(body)
         colour = "blue" if reads(body, "blue.") or not sees_picture(body) else "red"
-        first = {colour: 0.9996, "grey": 0.0001}
+        first = {colour: 0.99996, "grey": 0.00001}
         if body["max_tokens"] > 2:
             return completion(f"{colour} it is", [first, {" it": 0.9}, {" is": 0.9}])
         whole = completion(f"{colour} it", [first, {" it": 0.9}])

@@ -15,9 +15,9 @@ FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
 
 
 def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
-    """flip: sure of another answer. same: gives y without confidence. sure: gives y with 0.9995."""
-    p = {FLIP: 0.0005, SAME: 0.6, SURE: 0.9995, UNDECIDED: 0.48}[kind]
-    other = {FLIP: 0.9995, SAME: 0.3, SURE: 0.0005, UNDECIDED: 0.5}[kind]
+    """flip: sure of another answer. same: gives y without confidence. sure: gives y with 0.99995."""
+    p = {FLIP: 0.00005, SAME: 0.6, SURE: 0.99995, UNDECIDED: 0.48}[kind]
+    other = {FLIP: 0.99995, SAME: 0.3, SURE: 0.00005, UNDECIDED: 0.5}[kind]
     return CellScore(
         divergence=0.9 if kind == FLIP else divergence,
         exact=True,
@@ -101,9 +101,9 @@ def test_a_flip_below_the_threshold_of_risk_passes() -> None:
 
 
 def test_risk_by_hand() -> None:
-    # -4 + 4 * 0.9 + 4 * 0.999 = 3.596; 1 / (1 + exp(-3.596)) = 0.9733
+    # -4 + 4 * 0.9 + 4 * 0.9999 = 3.5996; 1 / (1 + exp(-3.5996)) = 0.9734
     fitted = Thresholds(bias=-4.0, weight_js=4.0, weight_margin=4.0)
-    assert risk_of(cell(FLIP), 0.0, fitted) == pytest.approx(0.9733, abs=1e-4)
+    assert risk_of(cell(FLIP), 0.0, fitted) == pytest.approx(0.9734, abs=1e-4)
     assert risk_of(cell(FLIP), 0.0, Thresholds(bias=-1e6)) == 0.0
     # 0 + 2 * 0.5 bits + 1 * 1 nat = 2; 1 / (1 + exp(-2)) = 0.8808
     more = Thresholds(bias=0.0, weight_js=0.0, weight_margin=0.0, weight_entropy=2.0, weight_pmi=1.0)

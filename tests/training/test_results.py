@@ -12,7 +12,18 @@ from modint_guard.item import FAMILIES, reply_for
 from modint_guard.perturb import REGISTRY, applicable
 from modint_guard.runner import Row
 from modint_training.results import collect_base, table_rows
-from modint_training.thresholds import CHOSEN, GRID, Sample, choose_flag_at, constants, fit, outcomes
+from modint_training.thresholds import (
+    CHOSEN,
+    GRID,
+    Guess,
+    Sample,
+    choose_confident,
+    choose_flag_at,
+    constants,
+    fit,
+    guessed_of_right,
+    outcomes,
+)
 from modint_training.tinyworld.conditions import Condition, every_condition
 
 KEYS = (
@@ -188,3 +199,13 @@ def test_the_risk_never_falls_as_the_answer_moves_further() -> None:
     apart = [Sample(0.9, 0.9, True, False), Sample(0.1, 0.8, True, True)] * 20  # the divergence misleads here
     near = [Sample(0.5, -0.9, False, False)] * 20
     assert constants(fit([*apart, *near]), 0.5)["weight_js"] == 0.0
+
+
+def test_an_answer_is_called_a_guess_where_hardly_any_right_one_would_be() -> None:
+    sure = [Guess(0.9995, wrong=False)] * 2
+    unsure = [Guess(0.5, wrong=False)] * 198
+    assert choose_confident([*sure, *unsure]) == 0.9  # 2 of 200 are 1 %
+    assert choose_confident([*sure, *unsure[2:]]) == 0.9999  # 2 of 198 are more
+    assert choose_confident([Guess(1.0, wrong=False)]) == 0.99999
+    assert guessed_of_right([Guess(0.95, wrong=True), Guess(0.95, wrong=False)], 0.9) == 1.0
+    assert guessed_of_right([], 0.9) == 0.0

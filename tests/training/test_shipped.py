@@ -70,6 +70,7 @@ def test_the_default_risk_is_the_one_that_was_fitted() -> None:
     for fitted in rows("thresholds"):
         for name in ("bias", "weight_js", "weight_margin", "flag_at"):
             assert getattr(used, name) == pytest.approx(fitted[name], abs=0.01)
+        assert used.confident == fitted["confident"]
 
 
 @pytest.mark.parametrize(
