@@ -5,9 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from peft import PeftModel
 from tqdm import tqdm
 
 from modint_guard.data import read_data
@@ -16,10 +14,8 @@ from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_eva
 from modint_guard.item import FAMILIES, Item
 from modint_guard.runner import Row
 from modint_guard.types import Complete
-from modint_training.local import complete_of
-from modint_training.runs import adapter_folder
+from modint_training.runs import local_model
 from modint_training.tinyworld import suite
-from modint_training.tune import load_base
 
 EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8
@@ -117,7 +113,4 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
             yield endpoint.complete
         return
     adapter = wanted.adapter if place == 0 else wanted._other
-    folder = adapter_folder(adapter) if adapter else None
-    net, processor = load_base(wanted.model)
-    model: Any = PeftModel.from_pretrained(net, folder) if folder else net
-    yield complete_of(model, processor)
+    yield local_model(f"{wanted.model}+{adapter}" if adapter else wanted.model)

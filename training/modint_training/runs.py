@@ -11,8 +11,10 @@ from modint_guard.errors import AdapterError
 from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
 from modint_guard.perturb import applicable
+from modint_guard.types import Complete
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
 from modint_training.export import check_target, export_adapter, export_base, export_tuned, run_record
+from modint_training.local import complete_of
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
 from modint_training.tinyworld import suite
@@ -106,6 +108,13 @@ def adapter_folder(name: str) -> Path:
             f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
         )
     return folder
+
+
+def local_model(name: str) -> Complete:
+    """A bundled model's name or a model folder, `+` and an adapter's behind it, as a `Complete`."""
+    model, _, adapter = name.partition("+")
+    net, processor = load_base(model)
+    return complete_of(PeftModel.from_pretrained(net, adapter_folder(adapter)) if adapter else net, processor)
 
 
 def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
