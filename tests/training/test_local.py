@@ -1,13 +1,18 @@
 """A local model as the runner sees it, and the files that an evaluation writes."""
 
 import json
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modint_guard.cli import main
+from modint_guard.diagnose import LOCAL, answers, local_reach, variants
 from modint_guard.errors import ConfigError, RequestError
+from modint_guard.journal import Journal
+from modint_guard.models import ADAPTER, BASE
 from modint_guard.runner import request_for, run
 from modint_training.evaluation import Wanted, evaluate_to, items_of
 from modint_training.local import asked_of, complete_of, completion
@@ -44,6 +49,17 @@ def test_an_answer_ends_with_the_end_token_or_at_its_limit(processor: Any) -> No
     silent = completion(one_word_model(processor, processor.tokenizer.eos_token), processor, body)
     assert silent["choices"][0]["finish_reason"] == "stop"
     assert silent["choices"][0]["message"]["content"] == ""
+
+
+async def test_a_local_model_is_diagnosed_as_an_endpoint_is(tmp_path: Path) -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    ((name, value),) = declared["project"]["entry-points"][LOCAL].items()
+    asked = variants(suite.items("image-heavy", "test", 2), ["misleading_description"], [5], 0)
+    with Journal(tmp_path / "answers.jsonl", {}) as journal:
+        async with local_reach([EntryPoint(name, value, LOCAL)])(f"{BASE}+{ADAPTER}", "") as complete:
+            found = await answers("m", complete, asked, journal)
+    assert len(found) == 4 and {each.method for each in found} == {"first_token"}
+    assert all(each.cells.keys() == {"no_context", "neutral_image", "prior"} for each in found[1::2])
 
 
 @pytest.mark.parametrize(

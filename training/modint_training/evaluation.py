@@ -18,9 +18,8 @@ from modint_guard.severity import FULL
 from modint_guard.types import Complete
 from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
-from modint_training.runs import adapter_folder, with_adapter
+from modint_training.runs import loaded
 from modint_training.tinyworld import suite
-from modint_training.tune import load_base
 
 EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8
@@ -137,9 +136,6 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
             yield endpoint.complete
         return
     adapter = wanted.adapter if place == 0 else wanted._other
-    if adapter:
-        adapter_folder(adapter)  # before a large model is loaded
-    net, processor = load_base(wanted.model)
-    model = with_adapter(net, adapter, wanted.model) if adapter else net
+    model, processor = loaded(wanted.model, adapter)
     with image_attention(model, wanted.image_attention):
         yield complete_of(model, processor)

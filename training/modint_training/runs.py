@@ -12,6 +12,7 @@ from modint_guard.errors import AdapterError, ConfigError
 from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
 from modint_guard.perturb import applicable
+from modint_guard.types import Complete
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
 from modint_training.export import (
     check_target,
@@ -21,6 +22,7 @@ from modint_training.export import (
     revision,
     run_record,
 )
+from modint_training.local import complete_of
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
 from modint_training.run_folder import check_taken_up, recipe_of
@@ -177,9 +179,19 @@ def _base_revision(folder: Path) -> str | None:
     return json.loads(record.read_text("utf-8")).get("base_revision") if record.is_file() else None
 
 
-def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
+def local_model(name: str) -> Complete:
+    """A bundled model's name or a model folder, `+` and an adapter's behind it, as a `Complete`."""
+    return complete_of(*loaded(*name.partition("+")[::2]))
+
+
+def loaded(model: str, adapter: str | None) -> tuple[Any, Any]:
+    """(model, processor), with an adapter where one is named; AdapterError where it does not fit."""
     if adapter:
         adapter_folder(adapter)  # before a large model is loaded
     net, processor = load_base(model)
-    return split_rows(with_adapter(net, adapter, model) if adapter else net, processor, count)
+    return (with_adapter(net, adapter, model) if adapter else net), processor
+
+
+def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
+    """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
+    return split_rows(*loaded(model, adapter), count)
