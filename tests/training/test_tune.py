@@ -95,6 +95,11 @@ def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: 
         "text-heavy/agreeing_image",
         "text-heavy/contradicting_image",
         "vqa/clean",
+        "loss",
+        "image-heavy/true_description/flips",
+        "image-heavy/misleading_description/flips",
+        "text-heavy/agreeing_image/flips",
+        "text-heavy/contradicting_image/flips",
     }
     assert last_step(folder / "lora", "auto") == 2
 
@@ -279,8 +284,14 @@ def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: 
     )
     _, _, history = tune(recipe, tmp_path / "run")
     assert [figures["step"] for figures in history] == [2]  # 18 examples in batches of 8
-    kinds = ("clean", "misleading_description", "unrelated_facts", "noise", "black")
-    assert set(history[0]) == {"step", *(f"data/{kind}" for kind in kinds)}
+    clean = {"image-heavy/clean", "text-heavy/clean", "vqa/clean"}
+    kinds = {
+        "image-heavy/misleading_description",
+        "image-heavy/unrelated_facts",
+        "text-heavy/noise",
+        "text-heavy/black",
+    }
+    assert set(history[0]) == {"step", "loss", *clean, *kinds, *(f"{kind}/flips" for kind in kinds)}
 
 
 def test_rows_without_a_label_are_taken_for_the_consistency_loss_and_counted(
