@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from modint_guard.data import write_items
 from modint_guard.errors import ConfigError, DataError
+from modint_guard.item import Turn
 from modint_guard.perturb import HELD_OUT_CLAIMS
 from modint_training.batches import twin_batches
 from modint_training.config import TuneRecipe
@@ -292,6 +293,17 @@ def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: 
         "text-heavy/black",
     }
     assert set(history[0]) == {"step", "loss", *clean, *kinds, *(f"{kind}/flips" for kind in kinds)}
+
+
+def test_examples_with_earlier_turns_and_a_system_text_are_trained_on(base: Path, tmp_path: Path) -> None:
+    earlier = (Turn("user", "Look at this.", has_image=True), Turn("assistant", "I see it."))
+    items = [
+        item.replace(turns=earlier, system="Be brief.") for item in suite.items("image-heavy", "train", 4)
+    ]
+    write_items(items, tmp_path / "data")
+    own = (f"data={tmp_path / 'data'}", "letter=null", "quotas=[1, 0, 0]", "batch=4")
+    tune(lora_recipe(base, *own), tmp_path / "run")
+    assert all(line["cons"] > 0 for line in read_log(tmp_path / "run" / "log.jsonl"))
 
 
 def test_rows_without_a_label_are_taken_for_the_consistency_loss_and_counted(

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modint_guard.errors import ConfigError, DataError, TrainingStopped
+from modint_guard.errors import ConfigError, TrainingStopped
 
 END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
 Batch = dict[str, Any]  # tensors by name, or lists of such
@@ -108,14 +108,16 @@ class LossTrainer(Trainer):
 @contextmanager
 def ending_its_workers() -> Iterator[None]:
     """End the processes that feed a training, however it ends: they ignore SIGTERM, by which an interpreter
-    that ends asks its children to, and it would wait for them for ever. Of a DataError of theirs, which comes
+    that ends asks its children to, and it would wait for them for ever. Of an error of theirs, which comes
     with a traceback, the sentence is kept."""
     before = set(multiprocessing.active_children())
     try:
         yield
-    except DataError as exc:
-        sentence = str(exc).strip().rpartition(f"{DataError.__name__}: ")[-1]
-        raise DataError(f"{sentence} (mend it and go on with --resume auto)") from None
+    except ConfigError as exc:
+        _, theirs, sentence = str(exc).strip().rpartition(f".{type(exc).__name__}: ")
+        if not theirs:
+            raise
+        raise type(exc)(f"{sentence} (mend it and go on with --resume auto)") from None
     finally:
         for process in set(multiprocessing.active_children()) - before:
             assert process.pid is not None

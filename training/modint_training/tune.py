@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from modint_guard.data import DataSet, read_data
-from modint_guard.errors import ConfigError, DataError
+from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
 from modint_training.attack import Attack
 from modint_training.batches import Pools, Source, data_source, pools_of, tinyworld_source, twin_batches
@@ -188,18 +188,9 @@ def told_of(recipe: TuneRecipe, found: DataSet, pools: Pools) -> str:
 def read_examples(path: str) -> DataSet:
     """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
 
-    Raises DataError for what cannot be read or trained on yet: earlier turns.
+    Raises DataError for what cannot be read.
     """
-    found = read_data(Path(path))
-    for sample in found.samples():
-        item = sample.item
-        if item.turns or item.system:
-            raise DataError(
-                "has earlier turns or a system text, which training does not read yet: leave them out",
-                file=path,
-                sample=item.id,
-            )
-    return found
+    return read_data(Path(path))
 
 
 def watched_of(recipe: TuneRecipe) -> list[Watched]:
