@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,29 @@ def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None
 def test_qlora_without_a_cuda_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="kind: qlora needs a CUDA device for its 4-bit weights; on this"):
         check_device(lora_recipe("x", "kind=qlora"), cuda=False)
+
+
+def test_a_place_to_report_to_that_is_not_installed_is_refused(base: Path, tmp_path: Path) -> None:
+    if find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    with pytest.raises(ConfigError, match="report_to: mlflow is not installed: pip install mlflow, or leave"):
+        tune(lora_recipe(base, "report_to=[mlflow]"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_step_of_eight_is_four_micro_batches_of_two(base: Path, tmp_path: Path) -> None:
+    settings = (base, f"attack={PGD}", "lr=0.01", "batch=8")
+    whole, cut = (
+        tune(lora_recipe(*settings, f"micro_batches={parts}"), tmp_path / str(parts))[0].state_dict()
+        for parts in (1, 4)
+    )
+    learnt = [name for name in whole if "lora_" in name]
+    assert any(whole[name].abs().max() > 1e-3 for name in learnt if "lora_B" in name)
+    assert all(torch.allclose(whole[name], cut[name], atol=1e-5) for name in learnt)
+    lines = [read_log(tmp_path / parts / "log.jsonl") for parts in ("1", "4")]
+    for one, four in zip(*lines, strict=True):
+        for part in ("loss", "sft", "adv", "cons", "delta_rms"):
+            assert four[part] == pytest.approx(one[part], rel=1e-4)
 
 
 # Refusals

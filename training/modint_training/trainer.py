@@ -198,12 +198,14 @@ class SaveOnTerm(TrainerCallback):
 
 class StepLog(TrainerCallback):
     """One JSON line a step with what `measure()` found, the learning rate and the time, and the same on the
-    progress bar. A resumed run cuts off what lies behind its checkpoint and goes on."""
+    progress bar and to callbacks that log (TensorBoard, W&B, MLflow). A resumed run cuts off what lies behind
+    its checkpoint and goes on."""
 
     def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
         self.file = file
         self.measure = measure
         self.bar: ProgressCallback | None = None
+        self.readers: Sequence[TrainerCallback] = ()  # TensorBoard and its like
         self.last = time.monotonic()
 
     def on_train_begin(
@@ -226,6 +228,8 @@ class StepLog(TrainerCallback):
         self.last = now
         with self.file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+        for reader in self.readers:
+            reader.on_log(args, state, control, logs=dict(line), model=kw.get("model"))
         if self.bar and self.bar.training_bar is not None:
             self.bar.training_bar.set_postfix({name: f"{value:.3g}" for name, value in measured.items()})
 
@@ -396,6 +400,7 @@ def fit(
     if log:
         shown = trainer.callback_handler.callbacks
         log.bar = next((callback for callback in shown if isinstance(callback, ProgressCallback)), None)
+        log.readers = [callback for callback in shown if not isinstance(callback, ProgressCallback)]
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
         with ending_its_workers():

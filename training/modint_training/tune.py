@@ -54,6 +54,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
+    check_reports(recipe)
     seed_everything(recipe.seed)
     check_served(recipe)
     if resume == "auto":
@@ -116,6 +117,13 @@ def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
         )
     if recipe.kind == "qlora" and find_spec("bitsandbytes") is None:
         raise ConfigError("kind: qlora needs bitsandbytes: pip install bitsandbytes")
+
+
+def check_reports(recipe: TuneRecipe) -> None:
+    """ConfigError where a place that is to be reported to is not installed."""
+    for name in recipe.report_to:
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to: {name} is not installed: pip install {name}, or leave it out")
 
 
 def loading_of(recipe: TuneRecipe) -> dict[str, Any]:
