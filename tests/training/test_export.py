@@ -278,6 +278,7 @@ def test_data_of_ones_own_are_named_by_their_files(tmp_path: Path) -> None:
     own = (f"data={tmp_path}", f"validation={tmp_path}", "letter=null")
     record = run_record(lora_recipe("tinyworld-base", *own), HISTORY, ROWS, 1)
     assert record["validation_sha256"] == record["data_sha256"] == told
+    assert "## Validation examples, greedy, transformers" in adapter_card(record).splitlines()
     assert "validation_sha256" not in run()
 
 

@@ -294,10 +294,17 @@ A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` ag
 {_made(run)}
 {_serving(recipe)}
 
-## Test split, greedy first token, transformers
+## {_judged_on(recipe)}
 
 {_figures(run["test"])}{_baseline(run)}
 """
+
+
+def _judged_on(recipe: Mapping[str, Any]) -> str:
+    """What the figures are of, as a heading."""
+    if recipe["data"] == TINYWORLD:
+        return "Test split, greedy first token, transformers"
+    return "Validation examples, greedy, transformers"
 
 
 def _made(run: Mapping[str, Any]) -> str:
@@ -357,7 +364,7 @@ The {_scope(recipe)} of `{recipe["base"]}`, trained further against modality int
 
 {_made(run)}
 
-## Test split, greedy first token, transformers
+## {_judged_on(recipe)}
 
 {_figures(run["test"])}"""
 
