@@ -11,6 +11,7 @@ import pytest
 from modint_guard.cli import main
 from modint_guard.diagnose import LOCAL, answers, local_reach, variants
 from modint_guard.errors import ConfigError, RequestError
+from modint_guard.item import Turn, prompt
 from modint_guard.journal import Journal
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.runner import request_for, run
@@ -65,13 +66,23 @@ async def test_a_local_model_is_diagnosed_as_an_endpoint_is(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"messages": []}, "one user message at temperature 0"),
-        ({"temperature": 1}, "one user message at temperature 0"),
+        ({"messages": []}, "a chat of user and assistant in turn that ends with the user"),
+        ({"messages": [{"role": "assistant", "content": "Hi."}]}, "that ends with the user"),
+        ({"messages": [{"role": "user", "content": "Hi."}] * 2}, "user and assistant in turn"),
+        ({"temperature": 1}, "at temperature 0"),
     ],
 )
 def test_what_a_local_model_is_not_asked(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         asked_of({**request_for(ITEMS[0], "m"), **changes})
+
+
+def test_a_chat_is_read_with_its_turns_and_its_picture_where_it_stands() -> None:
+    earlier = (Turn("user", "Look at this.", has_image=True), Turn("assistant", "I see it."))
+    for item in (ITEMS[0].replace(turns=earlier, system="Be brief."), ITEMS[2].replace(turns=earlier[:0])):
+        read = asked_of(request_for(item, "m"))
+        assert (read.question, read.system, read.turns) == (prompt(item), item.system, item.turns)
+        assert (read.image is None) == (item.image is None)
 
 
 def test_two_pictures_are_too_many() -> None:

@@ -29,6 +29,7 @@ from modint_training.run_folder import check_taken_up, recipe_of
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
 from modint_training.tune import is_first_process, load_base, loading_of, read_examples, tune
+from modint_training.watching import first_of_each
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
 BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
@@ -126,7 +127,8 @@ def _typical(settings: Recipe, test_items: int) -> list[Item]:
         return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
     if settings.validation is None:
         return []
-    return [item for item in read_examples(settings.validation)[:count] if applicable(item.family)]
+    found = first_of_each(read_examples(settings.validation), count)
+    return [item for item in found if applicable(item.family)]
 
 
 def _rows(
@@ -140,7 +142,7 @@ def _rows(
     return [
         {**dict(zip(("family", "perturbation"), name.split("/"), strict=True)), **whole, "accuracy": value}
         for name, value in seen
-        if name != "step"
+        if name.count("/") == 1  # beside step, loss and flips
     ]
 
 
