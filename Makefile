@@ -12,7 +12,7 @@ ARGS   ?=
 comma  := ,
 VENV   := .venv
 BIN    := $(VENV)/bin
-CHECKOV  := .venv-checkov
+CHECKERS := .venv-checkers
 RENDERED := build/overlays
 STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
@@ -85,7 +85,7 @@ generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, th
 panels: $(STAMP)  ## run every panel and alert against a real Prometheus, twice: docs/results/panels.json
 	$(BIN)/python -m tests.deploy.panels $(ARGS)
 
-deploy-check: deploy-tools $(STAMP) $(CHECKOV)/.installed  ## check all that is deployed (wants promtool and kubectl; 2 minutes)
+deploy-check: deploy-tools $(STAMP) $(CHECKERS)/.installed  ## check all that is deployed (wants promtool and kubectl; 2 minutes)
 	promtool check config deploy/prometheus.yml
 	promtool check rules deploy/rules/modint.yml
 	promtool test rules deploy/rules/tests.yml
@@ -96,21 +96,22 @@ deploy-check: deploy-tools $(STAMP) $(CHECKOV)/.installed  ## check all that is 
 	@sed 's|^ExecStart=.*|ExecStart=/bin/true|' deploy/systemd/modint-guard.service > $(RENDERED)/modint-guard.service
 	@if command -v systemd-analyze >/dev/null; then systemd-analyze verify $(RENDERED)/modint-guard.service; \
 	else echo "systemd-analyze was not found: assertions alone hold the unit"; fi
-	$(CHECKOV)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED)
+	$(BIN)/python -m tests.deploy.compose $(CHECKERS)/lib/python3*/site-packages/compose/docker-compose
+	$(CHECKERS)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED)
 	$(BIN)/python -m pytest -q tests/deploy/test_rules.py tests/deploy/test_boards.py tests/deploy/test_manifests.py
 
 deploy-tools:
 	@command -v promtool >/dev/null || { echo "promtool was not found: install it (Debian: apt-get install prometheus)" >&2; exit 1; }
 	@kubectl kustomize --help >/dev/null 2>&1 || { echo "kubectl with \`kustomize\` was not found, and nothing else here renders the overlays: install it (Debian: apt-get install kubernetes-client)" >&2; exit 1; }
 
-$(CHECKOV)/.installed: deploy/checkov-requirements.txt | $(VENV)/bin/python
-	@echo "installing checkov in $(CHECKOV): its pins are not ours"
-	@$(BIN)/python -m venv $(CHECKOV)
-	@$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check --requirement deploy/checkov-requirements.txt
+$(CHECKERS)/.installed: deploy/checkers.txt | $(VENV)/bin/python
+	@echo "installing checkov and Docker Compose in $(CHECKERS): their pins are not ours"
+	@$(BIN)/python -m venv $(CHECKERS)
+	@$(CHECKERS)/bin/pip install --quiet --disable-pip-version-check --requirement deploy/checkers.txt
 	@touch $@
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CHECKOV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CHECKERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile | sed 's/^  \([a-z-]*\):/  make \1  /'

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +39,8 @@ from modint_guard.severity import FULL, at_severity
 from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
 
 JOURNAL = "answers.jsonl"
+LOCAL = "modint_guard.local"  # entry points: a model's name -> a `Complete` that runs it here
+Reach = Callable[[str, str], AbstractAsyncContextManager[Complete]]  # a model's name and URL -> how to ask it
 OFF = {"x-modint-mode": "off"}  # where the endpoint is our own gateway
 AGREEING = ("true_description", "agreeing_image")
 _OWN = (CLEAN, "agreeing_image", "contradicting_image")  # variants that show the data set's own pictures
@@ -58,6 +62,9 @@ def command(
     url: Annotated[str, typer.Option(help="Any OpenAI-compatible endpoint.")] = "http://127.0.0.1:8080",
     against: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
     against_url: Annotated[str | None, typer.Option(help="Its endpoint, where it is another.")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run the models here: NAME or NAME+ADAPTER, bundled or folders.")
+    ] = False,
     perturbation: Annotated[
         list[str] | None, typer.Option(help="By name, repeatable; default: all that fit an item.")
     ] = None,
@@ -77,14 +84,16 @@ def command(
     """How a model's answers change under interference: tables, figures, and a report to read."""
     if against_url and not against:
         raise ConfigError("--against-url names the endpoint of a second model: name it with --against")
-    if against == model and against_url in (None, url):
+    if against == model and (local or against_url in (None, url)):
         raise ConfigError(f"--against {model} is the same model at the same endpoint: name another")
+    reach: Reach = (
+        local_reach(entry_points(group=LOCAL)) if local else partial(_endpoint, read_key(api_key_file))
+    )
     read = read_data(data, format=format, image_root=image_root, split=split, family=family)
     items = [read[index] for index in range(min(len(read), limit or len(read)))]
     asked = variants(items, perturbation or [], sorted(set(severity or [FULL])), seed)
     urls = [url, *([against_url or url] if against else [])]
     names = [model, *([against] if against else [])]
-    key = read_key(api_key_file)
     made_by: JSON = {"run": "diagnose", "data": fingerprint(asked), "seed": seed, "models": names}
     if names != labels_of(names):
         made_by["urls"] = urls  # nothing else tells them apart
@@ -94,7 +103,7 @@ def command(
                 list(zip(names, urls, strict=True)),
                 asked,
                 journal,
-                key=key,
+                reach=reach,
                 concurrency=concurrency,
                 per_second=per_second,
             )
@@ -256,12 +265,31 @@ def _options(item: Item, reply: Reply, min_mass: float) -> dict[str, float] | No
     return None if found is None else {said[label]: p for label, p in found.items()}
 
 
+@asynccontextmanager
+async def _endpoint(key: str | None, model: str, url: str) -> AsyncIterator[Complete]:
+    async with Endpoint(url, key, headers=OFF) as endpoint:
+        yield endpoint.complete
+
+
+def local_reach(found: Iterable[EntryPoint]) -> Reach:
+    """Models loaded here, by what the training package supplies. Raises ConfigError where it is missing."""
+    loaders = list(found)
+    if not loaders:
+        raise ConfigError("--local needs: pip install 'modint-guard[train]'")
+
+    @asynccontextmanager
+    async def reach(model: str, url: str) -> AsyncIterator[Complete]:
+        yield loaders[0].load()(model)
+
+    return reach
+
+
 async def _ask(
     models: Sequence[tuple[str, str]],
     asked: Sequence[Variant],
     journal: Journal,
     *,
-    key: str | None,
+    reach: Reach,
     concurrency: int,
     per_second: float | None,
 ) -> list[list[Found]]:
@@ -271,13 +299,12 @@ async def _ask(
     found: list[list[Found]] = []
     with Progress(*columns, console=console) as progress:
         for number, (model, url) in enumerate(models):
-            async with Endpoint(url, key, headers=OFF) as endpoint:
-                complete = paced(endpoint.complete, per_second)
+            async with reach(model, url) as complete:
                 bar = progress.add_task(model, total=len(asked))
                 found.append(
                     await answers(
                         model,
-                        complete,
+                        paced(complete, per_second),
                         asked,
                         journal,
                         name=str(number),

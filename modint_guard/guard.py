@@ -221,19 +221,19 @@ class Guard:
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""
-        reason = plan.skip or answer.skip
-        if reason is not None or plan.chat is None:
+        reason, chat = plan.skip or answer.skip, plan.chat
+        if reason is not None or chat is None:
             return self.unjudged(plan, Verdict(State.SKIPPED, reason=reason or "no_image"), replies)
         if plan.regenerate and plan.views:
-            return self._judge_words(plan, plan.chat, answer, replies)
+            return self._judge_words(plan, chat, answer, replies)
         if not plan.top_logprobs:
             return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
         plan = self._informed(plan, replies)
-        if doubt.whole(replies) and (found := self._judge_whole(plan, plan.chat, answer, replies)):
+        if doubt.whole(replies) and (found := self._judge_whole(plan, chat, answer, replies)):
             return found
         score = self.score(plan, answer, replies)
-        assert score is not None and plan.chat is not None
-        has_context = plan.chat.context is not None
+        assert score is not None
+        has_context = chat.context is not None
         thresholds, calibrated = self._thresholds(plan, score)
         verdict = policy.decide(score, plan.relevant, thresholds, has_context=has_context)
         verdict = replace(verdict, calibrated=calibrated and verdict.risk is not None)

@@ -1,5 +1,6 @@
 """One example, labelled or not: what training, diagnosis, the demo and the result tables all work on."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -105,16 +106,39 @@ def reply_for(item: Item, choice: str) -> str:
 
 
 def is_right(item: Item, text: str) -> bool:
-    """Whether a reply states the truth: exact match of word or letter, blanks and a final full stop aside.
+    """Whether a reply states the truth: of choices as `choice_of` reads it; of a free answer word for word,
+    blanks and a final full stop aside.
 
     Never so for an item without a label: leave such items out of accuracies.
     """
-    return item.labelled and _bare(text) == _bare(reply_for(item, item.answer))
+    if item.choices:
+        return item.labelled and choice_of(item, text) == item.answer
+    return item.labelled and _bare(text) == _bare(item.answer)
 
 
 def choice_of(item: Item, text: str) -> str | None:
-    """The choice that a reply states, by the rule of `is_right`; None where it states none of them."""
-    return next((choice for choice in item.choices if _bare(text) == _bare(reply_for(item, choice))), None)
+    """The choice that a reply states: its word or letter and nothing else, blanks and a final full stop
+    aside; or that after "the answer is", in brackets, or followed by the option's own text ("C. red", "(C)").
+    None where it states none of them: no letter is looked for inside a sentence.
+    """
+    said = _bare(text)
+    for given in (said, _UNTIL_ANSWER.sub("", said).strip("*_ ")):
+        for choice in item.choices:
+            reply = _bare(reply_for(item, choice))
+            if given == reply or _with_its_text(given, reply, _bare(choice)):
+                return choice
+    return None
+
+
+_UNTIL_ANSWER = re.compile(r"^.*\banswer(?:\s+is\s*:?|\s*:)\s*", re.DOTALL)
+_LABEL = re.compile(r"[(\[]?(?P<label>[^()\[\].:,\s]+)[)\].:,]*(?P<rest>(?:\s.*)?)", re.DOTALL)
+
+
+def _with_its_text(said: str, label: str, choice: str) -> bool:
+    """Whether it is the label of a choice in brackets or with a mark, with the choice's text behind it or
+    nothing: "(c)", "c) red", "c: red"."""
+    found = _LABEL.fullmatch(said)
+    return found is not None and found["label"] == label and found["rest"].strip() in ("", choice)
 
 
 def same_as(item: Item, text: str) -> str:

@@ -10,7 +10,15 @@ from aiohttp import web
 
 from modint_guard.cli import GROUP, main
 from modint_guard.data import write_items
-from modint_guard.diagnose import answers, fingerprint, labels_of, paced, top_logprobs_of, variants
+from modint_guard.diagnose import (
+    answers,
+    fingerprint,
+    labels_of,
+    local_reach,
+    paced,
+    top_logprobs_of,
+    variants,
+)
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.item import Item
 from modint_guard.journal import Journal
@@ -246,6 +254,8 @@ async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path:
 def test_wrong_calls_are_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(data), "--model", "m", "--output", str(tmp_path / "out")]
     assert run(*given, "--against", "m") == 2
+    with pytest.raises(ConfigError, match=r"--local needs: pip install 'modint-guard\[train\]'"):
+        local_reach([])
     assert "is the same model at the same endpoint" in capsys.readouterr().err
     assert run(*given, "--against-url", "http://127.0.0.1:9") == 2
     assert "name it with --against" in capsys.readouterr().err

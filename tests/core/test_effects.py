@@ -15,7 +15,7 @@ def of(text: str, index: int = 0, options: dict[str, float] | None = None) -> An
 
 
 def test_every_answer_counts_also_one_that_states_no_choice() -> None:
-    found = [of("3", 0), of("7", 1), of("The answer is 3", 2), of("", 3)]
+    found = [of("3", 0), of("7", 1), of("3 or maybe 7", 2), of("", 3)]
     assert [each.unparsable for each in found] == [False, False, True, True]
     row = shares(found)
     assert (row["n"], row["accuracy"], row["unparsable"]) == (4, 0.25, 0.5)

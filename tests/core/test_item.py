@@ -33,7 +33,7 @@ def test_blanks_and_a_final_full_stop_do_not_make_an_answer_wrong(text: str) -> 
     assert is_right(DIGIT, text)
 
 
-@pytest.mark.parametrize("text", ["", ".", "7", "33", "3..", "3 or 7", "The answer is 3"])
+@pytest.mark.parametrize("text", ["", ".", "7", "33", "3 or 7", "not 3", "The answer is 7", "3 4", "3: 7"])
 def test_anything_else_than_the_truth_is_wrong(text: str) -> None:
     assert not is_right(DIGIT, text)
 
@@ -46,6 +46,39 @@ def test_a_lettered_item_is_answered_by_the_letter_and_not_by_the_word() -> None
 def test_an_article_is_no_letter() -> None:
     first = LETTERED.replace(choices=("3", "7", "5", "1"))
     assert not is_right(first, "A dog. The answer is C")
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("(C)", "3"),
+        ("[c]", "3"),
+        ("C)", "3"),
+        ("C. 3", "3"),
+        ("C: 3.", "3"),
+        ("(C) 3", "3"),
+        ("The answer is C.", "3"),
+        ("The correct answer is: (C) 3", "3"),
+        ("A dog. The answer is C", "3"),
+        ("I thought A, the answer is B. No: the answer is C.", "3"),
+        ("Answer: **D**", "1"),
+        ("C. 7", None),  # the text of another
+        ("C and D", None),
+        ("C, D", None),
+        ("A dog", None),
+        ("The answer is a dog", None),
+        ("The answer is unclear", None),
+        ("E", None),
+    ],
+)
+def test_a_reply_in_a_sentence_is_read_by_the_options(text: str, choice: str | None) -> None:
+    assert choice_of(LETTERED, text) == choice
+    assert is_right(LETTERED, text) == (choice == "3")
+
+
+@pytest.mark.parametrize("text", ["The answer is 3", "Answer: 3.", "the answer is **3**"])
+def test_a_word_in_a_sentence_that_says_it_answers_is_read(text: str) -> None:
+    assert is_right(DIGIT, text)
 
 
 def test_a_reply_is_read_as_a_choice_or_as_its_own_words() -> None:

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 import modint_guard
-from modint_guard.item import Item
+from modint_guard.item import Item, Turn
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.runner import Row, request_for, row_of, run
 from modint_guard.types import CELLS
@@ -140,6 +140,8 @@ def test_the_engine_reads_the_tokens_the_training_wrote(base_url: str) -> None:
         *suite.items("text-heavy", "test", 4, seed=SEED),
         *suite.items("vqa", "test", 4, seed=SEED),
     ]
+    earlier = (Turn("user", "What is shown?", has_image=True), Turn("assistant", "star"))
+    items += [item.replace(turns=earlier, system="Be brief.") for item in items[:6]]
 
     async def prompt_ids(client: openai.AsyncOpenAI, item: Item) -> list[int]:
         body = request_for(item, BASE, return_token_ids=True) | {"modint": {"mode": "off"}}

@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from modint_guard.data import read_data, write_items
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, prompt
 from modint_training.config import load_recipe
@@ -268,6 +269,17 @@ def test_the_data_hash_is_over_prompts_answers_and_pixels() -> None:
             digest.update("\x1f".join((prompt(item), item.answer, item.wrong)).encode())
             digest.update(item.image.tobytes() if item.image else b"")
     assert data_hash(2) == digest.hexdigest() != data_hash(3)
+
+
+def test_data_of_ones_own_are_named_by_their_files(tmp_path: Path) -> None:
+    write_items(suite.items("vqa", "train", 2), tmp_path)
+    told = read_data(tmp_path).digest()  # what `data validate` prints
+    assert data_hash(data=str(tmp_path)) == told != data_hash()
+    own = (f"data={tmp_path}", f"validation={tmp_path}", "letter=null")
+    record = run_record(lora_recipe("tinyworld-base", *own), HISTORY, ROWS, 1)
+    assert record["validation_sha256"] == record["data_sha256"] == told
+    assert "## Validation examples, greedy, transformers" in adapter_card(record).splitlines()
+    assert "validation_sha256" not in run()
 
 
 def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:

@@ -10,11 +10,11 @@ import torch
 from peft import get_peft_model
 
 from modint_guard.errors import ConfigError
-from modint_guard.item import Item, prompt
+from modint_guard.item import Item, Turn, prompt
 from modint_guard.models import check_servable
 from modint_guard.perturb import perturb
 from modint_training.batches import twin_batches
-from modint_training.collate import Part, collate, encode
+from modint_training.collate import Part, chat_of, collate, encode
 from modint_training.evaluation import Wanted, evaluate_to
 from modint_training.families import FAMILIES, family_of, vision_of
 from modint_training.masks import predicting_mask
@@ -111,7 +111,7 @@ def test_prompts_have_the_ids_that_the_processor_itself_makes(name: str, made: A
         # InstructBLIP's processor puts the queries first, the others expand a placeholder; a real one's
         # tokenizer puts the begin token there, which TinyWorld's does not.
         begun = processor.tokenizer.bos_token if name == "instructblip" else ""
-        text = prompt(item) if begun else vision.render(processor, prompt(item), item.image)
+        text = prompt(item) if begun else vision.render(processor, chat_of(item, prompt(item)))
         own = processor(text=[text], images=[item.image], return_tensors="pt", add_special_tokens=False)
         begin = processor.tokenizer.convert_tokens_to_ids([begun] if begun else [])
         assert row.ids[: -row.answer_length] == [
@@ -122,6 +122,33 @@ def test_prompts_have_the_ids_that_the_processor_itself_makes(name: str, made: A
         batch = collate([row], processor)
         for key in own.keys() - {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
             assert torch.allclose(batch[key].float(), own[key].float(), atol=1e-6), key
+
+
+@each
+def test_earlier_turns_and_a_system_text_stand_before_the_question(name: str, made: Any) -> None:
+    _, processor = made[name]
+    item = next(item for item in items() if item.family == "image-heavy")
+    earlier = (Turn("user", "Look at this.", has_image=True), Turn("assistant", "I see it."))
+    chat = perturb(item, "misleading_description").replace(turns=earlier, system="Be brief.")
+    if name == "instructblip":
+        with pytest.raises(
+            ConfigError, match="without a chat template reads one question and no more: leave"
+        ):
+            encode(chat, processor)
+        return
+    row = encode(chat, processor)
+    said = processor.tokenizer.decode(row.ids[: -row.answer_length])
+    shown = vision_of(processor).image_tokens(processor, item.image)
+    assert said == (
+        "<|begin|><|system|>Be brief.<|end|><|user|>"
+        + str(processor.image_token) * shown
+        + "Look at this.<|end|><|assistant|>I see it.<|end|><|user|>"
+        + f"{prompt(chat)}<|end|><|assistant|>"
+    )
+    context = [token for token, part in zip(row.ids, row.parts, strict=True) if part == Part.CONTEXT]
+    assert processor.tokenizer.decode(context) == chat.context
+    # Nobody is shown the picture of an item that has none, whatever its turns say.
+    assert Part.IMAGE not in encode(chat.replace(image=None), processor).parts
 
 
 @each

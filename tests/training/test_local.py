@@ -1,13 +1,19 @@
 """A local model as the runner sees it, and the files that an evaluation writes."""
 
 import json
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modint_guard.cli import main
+from modint_guard.diagnose import LOCAL, answers, local_reach, variants
 from modint_guard.errors import ConfigError, RequestError
+from modint_guard.item import Turn, prompt
+from modint_guard.journal import Journal
+from modint_guard.models import ADAPTER, BASE
 from modint_guard.runner import request_for, run
 from modint_training.evaluation import Wanted, evaluate_to, items_of
 from modint_training.local import asked_of, complete_of, completion
@@ -46,16 +52,37 @@ def test_an_answer_ends_with_the_end_token_or_at_its_limit(processor: Any) -> No
     assert silent["choices"][0]["message"]["content"] == ""
 
 
+async def test_a_local_model_is_diagnosed_as_an_endpoint_is(tmp_path: Path) -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    ((name, value),) = declared["project"]["entry-points"][LOCAL].items()
+    asked = variants(suite.items("image-heavy", "test", 2), ["misleading_description"], [5], 0)
+    with Journal(tmp_path / "answers.jsonl", {}) as journal:
+        async with local_reach([EntryPoint(name, value, LOCAL)])(f"{BASE}+{ADAPTER}", "") as complete:
+            found = await answers("m", complete, asked, journal)
+    assert len(found) == 4 and {each.method for each in found} == {"first_token"}
+    assert all(each.cells.keys() == {"no_context", "neutral_image", "prior"} for each in found[1::2])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"messages": []}, "one user message at temperature 0"),
-        ({"temperature": 1}, "one user message at temperature 0"),
+        ({"messages": []}, "a chat of user and assistant in turn that ends with the user"),
+        ({"messages": [{"role": "assistant", "content": "Hi."}]}, "that ends with the user"),
+        ({"messages": [{"role": "user", "content": "Hi."}] * 2}, "user and assistant in turn"),
+        ({"temperature": 1}, "at temperature 0"),
     ],
 )
 def test_what_a_local_model_is_not_asked(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         asked_of({**request_for(ITEMS[0], "m"), **changes})
+
+
+def test_a_chat_is_read_with_its_turns_and_its_picture_where_it_stands() -> None:
+    earlier = (Turn("user", "Look at this.", has_image=True), Turn("assistant", "I see it."))
+    for item in (ITEMS[0].replace(turns=earlier, system="Be brief."), ITEMS[2].replace(turns=earlier[:0])):
+        read = asked_of(request_for(item, "m"))
+        assert (read.question, read.system, read.turns) == (prompt(item), item.system, item.turns)
+        assert (read.image is None) == (item.image is None)
 
 
 def test_two_pictures_are_too_many() -> None:

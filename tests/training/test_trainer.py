@@ -19,6 +19,7 @@ from peft import get_peft_model
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from modint_guard.errors import ConfigError, TrainingStopped
 from modint_training.collate import collate, encode
@@ -360,6 +361,24 @@ def test_every_step_is_a_line_of_the_log(tmp_path: Path) -> None:
     assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(
         1e-2
     )  # cosine, after one step up
+
+
+def test_what_is_logged_reaches_other_callbacks_a_step_at_a_time(tmp_path: Path) -> None:
+    class Board(TrainerCallback):
+        """What TensorBoard's callback is to the Trainer."""
+
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, dict[str, float]]] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "adv" in logs:  # beside the Trainer's own summary
+                self.seen.append((state.global_step, logs))
+
+    board = Board()
+    train(line(), line_loss, line_batch, tmp_path / "run", log=logged(tmp_path), callbacks=[board])
+    assert [(step, logs["step"], logs["adv"]) for step, logs in board.seen] == [
+        (step, step, 0.25) for step in range(1, STEPS + 1)
+    ]
 
 
 def test_a_resumed_run_goes_on_with_the_log_behind_its_checkpoint(tmp_path: Path) -> None:

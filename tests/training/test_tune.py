@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from modint_guard.data import write_items
 from modint_guard.errors import ConfigError, DataError
+from modint_guard.item import Turn
 from modint_guard.perturb import HELD_OUT_CLAIMS
 from modint_training.batches import twin_batches
 from modint_training.config import TuneRecipe
@@ -95,6 +97,11 @@ def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: 
         "text-heavy/agreeing_image",
         "text-heavy/contradicting_image",
         "vqa/clean",
+        "loss",
+        "image-heavy/true_description/flips",
+        "image-heavy/misleading_description/flips",
+        "text-heavy/agreeing_image/flips",
+        "text-heavy/contradicting_image/flips",
     }
     assert last_step(folder / "lora", "auto") == 2
 
@@ -279,8 +286,25 @@ def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: 
     )
     _, _, history = tune(recipe, tmp_path / "run")
     assert [figures["step"] for figures in history] == [2]  # 18 examples in batches of 8
-    kinds = ("clean", "misleading_description", "unrelated_facts", "noise", "black")
-    assert set(history[0]) == {"step", *(f"data/{kind}" for kind in kinds)}
+    clean = {"image-heavy/clean", "text-heavy/clean", "vqa/clean"}
+    kinds = {
+        "image-heavy/misleading_description",
+        "image-heavy/unrelated_facts",
+        "text-heavy/noise",
+        "text-heavy/black",
+    }
+    assert set(history[0]) == {"step", "loss", *clean, *kinds, *(f"{kind}/flips" for kind in kinds)}
+
+
+def test_examples_with_earlier_turns_and_a_system_text_are_trained_on(base: Path, tmp_path: Path) -> None:
+    earlier = (Turn("user", "Look at this.", has_image=True), Turn("assistant", "I see it."))
+    items = [
+        item.replace(turns=earlier, system="Be brief.") for item in suite.items("image-heavy", "train", 4)
+    ]
+    write_items(items, tmp_path / "data")
+    own = (f"data={tmp_path / 'data'}", "letter=null", "quotas=[1, 0, 0]", "batch=4")
+    tune(lora_recipe(base, *own), tmp_path / "run")
+    assert all(line["cons"] > 0 for line in read_log(tmp_path / "run" / "log.jsonl"))
 
 
 def test_rows_without_a_label_are_taken_for_the_consistency_loss_and_counted(
@@ -346,6 +370,29 @@ def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None
 def test_qlora_without_a_cuda_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="kind: qlora needs a CUDA device for its 4-bit weights; on this"):
         check_device(lora_recipe("x", "kind=qlora"), cuda=False)
+
+
+def test_a_place_to_report_to_that_is_not_installed_is_refused(base: Path, tmp_path: Path) -> None:
+    if find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    with pytest.raises(ConfigError, match="report_to: mlflow is not installed: pip install mlflow, or leave"):
+        tune(lora_recipe(base, "report_to=[mlflow]"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_step_of_eight_is_four_micro_batches_of_two(base: Path, tmp_path: Path) -> None:
+    settings = (base, f"attack={PGD}", "lr=0.01", "batch=8")
+    whole, cut = (
+        tune(lora_recipe(*settings, f"micro_batches={parts}"), tmp_path / str(parts))[0].state_dict()
+        for parts in (1, 4)
+    )
+    learnt = [name for name in whole if "lora_" in name]
+    assert any(whole[name].abs().max() > 1e-3 for name in learnt if "lora_B" in name)
+    assert all(torch.allclose(whole[name], cut[name], atol=1e-5) for name in learnt)
+    lines = [read_log(tmp_path / parts / "log.jsonl") for parts in ("1", "4")]
+    for one, four in zip(*lines, strict=True):
+        for part in ("loss", "sft", "adv", "cons", "delta_rms"):
+            assert four[part] == pytest.approx(one[part], rel=1e-4)
 
 
 # Refusals

@@ -63,7 +63,7 @@ def attack(
     """
     unit = token_scale(embeds) if how.relative else torch.ones_like(embeds[..., :1], dtype=torch.float32)
     constant = embeds.detach().float()
-    z = start(mask, embeds.shape[-1], seeds, how).to(embeds.device)
+    z = start(mask, embeds.shape[-1], seeds, how)
     passes: list[Read] = []
     skipped = 0
     for _ in range(how.steps):
@@ -84,18 +84,22 @@ def token_scale(embeds: Tensor) -> Tensor:
 
 
 def start(mask: Tensor, width: int, seeds: Sequence[int], how: Attack) -> Tensor:
-    """The first z of each row, zero outside its mask  # (R, L, width)."""
-    z = torch.zeros(*mask.shape, width)
+    """The first z of each row, zero outside its mask  # (R, L, width).
+
+    Drawn where the mask lies, since a picture in a model of seven billion takes millions of numbers. A GPU's are
+    its own, the same in every run.
+    """
+    z = torch.zeros(*mask.shape, width, device=mask.device)
     for row, seed in enumerate(seeds):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(mask.device).manual_seed(seed)
         shape = (int(mask[row].sum()), width)
         if how.kind in ("pgd", "freelb"):
-            drawn = (2 * torch.rand(shape, generator=generator) - 1) * how.epsilon
+            drawn = (2 * torch.rand(shape, generator=generator, device=mask.device) - 1) * how.epsilon
         else:  # SMART starts close to the row itself, where its divergence is flat but not constant
             spread = how.epsilon if how.kind == "gaussian" else how.epsilon / 10
-            drawn = torch.randn(shape, generator=generator) * spread
-        z[row, mask[row].cpu()] = drawn
-    return project(z, mask.cpu(), how)
+            drawn = torch.randn(shape, generator=generator, device=mask.device) * spread
+        z[row, mask[row]] = drawn
+    return project(z, mask, how)
 
 
 def climb(z: Tensor, gradient: Tensor, mask: Tensor, how: Attack) -> tuple[Tensor, int]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import Item, prompt, reply_for
-from modint_training.families import clip_pixels, image_token_id, vision_of
+from modint_training.families import Message, chat_content, clip_pixels, image_token_id, vision_of
 from modint_training.tinyworld.language import USER
 from modint_training.tinyworld.recall import Row
 
@@ -119,12 +119,13 @@ class Spans:
 
 
 def _rendered(item: Item, processor: Any) -> tuple[str, str, str]:
-    """The prompt before, in and after the user's text, with a picture's placeholder repeated in the first."""
+    """The prompt before, in and after the user's last text, with a picture's placeholder repeated in the
+    first."""
     vision, text, token = vision_of(processor), prompt(item), str(processor.image_token)
-    if token in text:
+    if any(token in said for said in (text, item.system, *(turn.text for turn in item.turns))):
         raise DataError(f"item {item.id}: its text holds the picture's placeholder {token!r}; remove it")
-    before = vision.render(processor, _STAND_IN, item.image).partition(_STAND_IN)[0]
-    whole = vision.render(processor, text, item.image)
+    before = vision.render(processor, chat_of(item, _STAND_IN)).partition(_STAND_IN)[0]
+    whole = vision.render(processor, chat_of(item, text))
     if not whole.startswith(before + text):
         raise ConfigError(
             f"item {item.id}: the chat template changes the user's text {text!r}, so that its tokens cannot "
@@ -132,6 +133,19 @@ def _rendered(item: Item, processor: Any) -> tuple[str, str, str]:
         )
     shown = vision.image_tokens(processor, item.image) if item.image is not None else 0
     return before.replace(token, token * shown), text, whole[len(before) + len(text) :]
+
+
+def chat_of(item: Item, text: str) -> list[Message]:
+    """The chat that ends with `text`, as the engine is sent it (`runner.request_for`): system text, earlier
+    turns, the picture in the turn it belongs to."""
+    shown = not any(turn.has_image for turn in item.turns)
+    system = [Message(role="system", content=chat_content(item.system, None))] if item.system else []
+    before = [
+        Message(role=turn.role, content=chat_content(turn.text, item.image if turn.has_image else None))
+        for turn in item.turns
+    ]
+    asked = Message(role="user", content=chat_content(text, item.image if shown else None))
+    return [*system, *before, asked]
 
 
 def encode_recall(row: Row, processor: Any) -> Encoded:

@@ -113,6 +113,7 @@ def key_of(model: str, case: Case) -> str:
 async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: int) -> Asked:
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
         asked = await first_look(endpoint.complete, journal, seed, concurrency)
+        guards = {model: guard_of(model) for model in (BASE, ADAPTER)}
         jobs: dict[str, Job] = {
             key_of(model, case): partial(
                 record,
@@ -120,7 +121,7 @@ async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: i
                 model,
                 endpoint.complete,
                 seed=seed,
-                guard=guard_of(model),
+                guard=guards[model],
                 states=model in asked.able,
             )
             for model in (BASE, ADAPTER)

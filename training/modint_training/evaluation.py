@@ -1,7 +1,7 @@
 """`modint-guard evaluate --output`: a local model or an endpoint under every perturbation, as files."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from modint_guard.severity import FULL
 from modint_guard.types import Complete
 from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
-from modint_training.runs import adapter_folder, with_adapter
+from modint_training.runs import loaded
 from modint_training.tinyworld import suite
-from modint_training.tune import load_base
+from modint_training.watching import first_of_each
 
 EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8
@@ -93,7 +93,7 @@ def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
 
 
 def items_of(wanted: Wanted) -> list[Item]:
-    """The first `count` items of each family and, of TinyWorld, as many in held-out wordings."""
+    """The first `count` labelled items of each family and, of TinyWorld, as many in held-out wordings."""
     if wanted.data is None:
         return [
             item
@@ -101,15 +101,7 @@ def items_of(wanted: Wanted) -> list[Item]:
             for held_out in (False, True)
             for item in suite.items(family, "test", wanted.count, seed=wanted.seed, held_out=held_out)
         ]
-    return list(_first(read_data(wanted.data), wanted.count))
-
-
-def _first(items: Sequence[Item], count: int) -> Iterator[Item]:
-    seen: dict[str, int] = {}
-    for item in items:
-        seen[item.family] = seen.get(item.family, 0) + 1
-        if seen[item.family] <= count:
-            yield item
+    return first_of_each(read_data(wanted.data), wanted.count)
 
 
 async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]:
@@ -137,9 +129,6 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
             yield endpoint.complete
         return
     adapter = wanted.adapter if place == 0 else wanted._other
-    if adapter:
-        adapter_folder(adapter)  # before a large model is loaded
-    net, processor = load_base(wanted.model)
-    model = with_adapter(net, adapter, wanted.model) if adapter else net
+    model, processor = loaded(wanted.model, adapter)
     with image_attention(model, wanted.image_attention):
         yield complete_of(model, processor)

@@ -117,6 +117,11 @@ def run_record(
         "seed": settings["seed"],
         "base_revision": revision(located(settings["base"])) if "base" in settings else None,
         "data_sha256": data_hash(data=settings.get("data", TINYWORLD)),
+        **(
+            {"validation_sha256": data_hash(data=settings["validation"])}
+            if settings.get("validation")
+            else {}
+        ),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {
             "system": platform.system(),
@@ -142,12 +147,14 @@ def revision(folder: Path) -> str | None:
 
 
 def data_hash(count: int = 300, *, data: str = TINYWORLD) -> str:
-    """SHA-256 over prompts, answers and pixels: of the first training items of each of TinyWorld's families,
-    or of all items of a data set."""
-    generated = (item for family in FAMILIES for item in suite.items(family, "train", count))
+    """SHA-256 over prompts, answers and pixels of the first training items of each of TinyWorld's families;
+    of a data set over the files that hold its rows, as `data validate` prints it."""
+    if data != TINYWORLD:
+        return read_data(Path(data), check=False).digest()
     digest = hashlib.sha256()
-    for item in generated if data == TINYWORLD else read_data(Path(data)):
-        digest.update(_bytes(item))
+    for family in FAMILIES:
+        for item in suite.items(family, "train", count):
+            digest.update(_bytes(item))
     return digest.hexdigest()
 
 
@@ -288,10 +295,17 @@ A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` ag
 {_made(run)}
 {_serving(recipe)}
 
-## Test split, greedy first token, transformers
+## {_judged_on(recipe)}
 
 {_figures(run["test"])}{_baseline(run)}
 """
+
+
+def _judged_on(recipe: Mapping[str, Any]) -> str:
+    """What the figures are of, as a heading."""
+    if recipe["data"] == TINYWORLD:
+        return "Test split, greedy first token, transformers"
+    return "Validation examples, greedy, transformers"
 
 
 def _made(run: Mapping[str, Any]) -> str:
@@ -351,7 +365,7 @@ The {_scope(recipe)} of `{recipe["base"]}`, trained further against modality int
 
 {_made(run)}
 
-## Test split, greedy first token, transformers
+## {_judged_on(recipe)}
 
 {_figures(run["test"])}"""
 

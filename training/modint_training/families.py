@@ -13,6 +13,7 @@ from modint_guard.errors import ConfigError
 from modint_training.config import Scope, Targets
 
 Pictures = Sequence[Image.Image | None]  # one a row, None where the row has none
+Message = dict[str, Any]  # of a chat: role, and content as a list of parts
 
 LINEAR = "(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 ATTENTION = "(q_proj|k_proj|v_proj|o_proj)"
@@ -22,12 +23,12 @@ ATTENTION = "(q_proj|k_proj|v_proj|o_proj)"
 class Vision:
     """How a family's processor turns pictures into placeholders and tensors.
 
-    `render(processor, text, picture)` writes the prompt with one placeholder a picture; `image_tokens` counts
-    the positions a picture takes; `tensors(processor, pictures, texts, ids)` makes what the model wants
-    beside `input_ids` # (B, L), from each row's picture and user text.
+    `render(processor, messages)` writes a chat as a prompt with one placeholder a picture; `image_tokens`
+    counts the positions a picture takes; `tensors(processor, pictures, texts, ids)` makes what the model
+    wants beside `input_ids` # (B, L), from each row's picture and last user text.
     """
 
-    render: Callable[[Any, str, Image.Image | None], str]
+    render: Callable[[Any, Sequence[Message]], str]
     image_tokens: Callable[[Any, Image.Image | None], int]
     tensors: Callable[[Any, Pictures, Sequence[str], Tensor], dict[str, Tensor]]
 
@@ -76,15 +77,20 @@ def chat_content(text: str, image: object | None) -> list[dict[str, Any]]:
     return [*picture, {"type": "text", "text": text}]
 
 
-def _chat(processor: Any, text: str, image: Image.Image | None) -> str:
-    messages = [{"role": "user", "content": chat_content(text, image)}]
-    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+def _chat(processor: Any, messages: Sequence[Message]) -> str:
+    return str(processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
 
-def _bare_prompt(processor: Any, text: str, image: Image.Image | None) -> str:
+def _bare_prompt(processor: Any, messages: Sequence[Message]) -> str:
     """InstructBLIP has no chat template: queries, then the begin token, then the text."""
-    placeholder = str(processor.image_token) if image is not None else ""
-    return f"{placeholder}{processor.tokenizer.bos_token or ''}{text}"
+    if len(messages) > 1:
+        raise ConfigError(
+            "a model without a chat template reads one question and no more: leave out examples with earlier "
+            "turns or a system text"
+        )
+    *pictures, text = messages[0]["content"]
+    placeholder = str(processor.image_token) if pictures else ""
+    return f"{placeholder}{processor.tokenizer.bos_token or ''}{text['text']}"
 
 
 def _clip_tokens(processor: Any, image: Image.Image | None) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modint_guard.errors import RequestError
 from modint_guard.images import decode_data_url
-from modint_guard.item import Item
+from modint_guard.item import Item, Turn
 from modint_guard.types import JSON, Complete
 from modint_training.collate import IGNORED, Encoded, collate, encode
 
@@ -53,22 +53,49 @@ def completion(model: nn.Module, processor: Any, body: JSON) -> JSON:
 
 
 def asked_of(body: JSON) -> Item:
-    """The body's only user message as an item: text parts joined by newlines, one picture at most, as the
-    engine's chat template reads it. Raises RequestError for earlier turns, sampling and more pictures."""
+    """The body's chat as an item: text parts of a message joined by newlines, one picture at most, as the
+    engine's chat template reads it. Raises RequestError for sampling, more pictures, and a chat that does not
+    end with the user."""
     messages = body.get("messages") or []
-    if len(messages) != 1 or messages[0].get("role") != "user" or body.get("temperature"):
+    system = [message for message in messages[:1] if message.get("role") == "system"]
+    turns = messages[len(system) :]
+    if [turn.get("role") for turn in turns] != _alternating(len(turns)) or body.get("temperature"):
         raise RequestError(
-            "a local model is asked one user message at temperature 0; serve it for turns, system text and "
-            "sampling"
+            "a local model is asked at temperature 0 by a chat of user and assistant in turn that ends with "
+            "the user; serve it for other chats and for sampling"
         )
-    content = messages[0]["content"]
-    parts: list[JSON] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    pictures = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    pictures = [url for message in messages for url in _pictures(message)]
     if len(pictures) > 1:
         raise RequestError(f"a local model is shown one picture, not {len(pictures)}; serve it for more")
-    text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-    image = decode_data_url(pictures[0]) if pictures else None
-    return Item("asked", "unknown", "", "free", text, image=image)
+    return Item(
+        "asked",
+        "unknown",
+        "",
+        "free",
+        _text(turns[-1]),
+        image=decode_data_url(pictures[0]) if pictures else None,
+        system=_text(system[0]) if system else "",
+        turns=tuple(Turn(turn["role"], _text(turn), bool(_pictures(turn))) for turn in turns[:-1]),
+    )
+
+
+def _alternating(count: int) -> list[str]:
+    """User and assistant in turn, the user last; no chat has no turns."""
+    roles = ("user", "assistant")
+    return [roles[(count - 1 - place) % 2] for place in range(max(1, count))]
+
+
+def _parts(message: JSON) -> list[JSON]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _pictures(message: JSON) -> list[str]:
+    return [part["image_url"]["url"] for part in _parts(message) if part["type"] == "image_url"]
+
+
+def _text(message: JSON) -> str:
+    return "\n".join(part["text"] for part in _parts(message) if part["type"] == "text")
 
 
 @torch.no_grad()

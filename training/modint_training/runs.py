@@ -12,6 +12,7 @@ from modint_guard.errors import AdapterError, ConfigError
 from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
 from modint_guard.perturb import applicable
+from modint_guard.types import Complete
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
 from modint_training.export import (
     check_target,
@@ -21,12 +22,14 @@ from modint_training.export import (
     revision,
     run_record,
 )
+from modint_training.local import complete_of
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
 from modint_training.run_folder import check_taken_up, recipe_of
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
 from modint_training.tune import is_first_process, load_base, loading_of, read_examples, tune
+from modint_training.watching import first_of_each
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
 BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
@@ -124,7 +127,8 @@ def _typical(settings: Recipe, test_items: int) -> list[Item]:
         return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
     if settings.validation is None:
         return []
-    return [item for item in read_examples(settings.validation)[:count] if applicable(item.family)]
+    found = first_of_each(read_examples(settings.validation), count)
+    return [item for item in found if applicable(item.family)]
 
 
 def _rows(
@@ -138,7 +142,7 @@ def _rows(
     return [
         {**dict(zip(("family", "perturbation"), name.split("/"), strict=True)), **whole, "accuracy": value}
         for name, value in seen
-        if name != "step"
+        if name.count("/") == 1  # beside step, loss and flips
     ]
 
 
@@ -177,9 +181,19 @@ def _base_revision(folder: Path) -> str | None:
     return json.loads(record.read_text("utf-8")).get("base_revision") if record.is_file() else None
 
 
-def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
+def local_model(name: str) -> Complete:
+    """A bundled model's name or a model folder, `+` and an adapter's behind it, as a `Complete`."""
+    return complete_of(*loaded(*name.partition("+")[::2]))
+
+
+def loaded(model: str, adapter: str | None) -> tuple[Any, Any]:
+    """(model, processor), with an adapter where one is named; AdapterError where it does not fit."""
     if adapter:
         adapter_folder(adapter)  # before a large model is loaded
     net, processor = load_base(model)
-    return split_rows(with_adapter(net, adapter, model) if adapter else net, processor, count)
+    return (with_adapter(net, adapter, model) if adapter else net), processor
+
+
+def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
+    """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
+    return split_rows(*loaded(model, adapter), count)

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modint_guard.errors import ConfigError, DataError, TrainingStopped
+from modint_guard.errors import ConfigError, TrainingStopped
 
 END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
 Batch = dict[str, Any]  # tensors by name, or lists of such
@@ -114,14 +114,16 @@ class LossTrainer(Trainer):
 @contextmanager
 def ending_its_workers() -> Iterator[None]:
     """End the processes that feed a training, however it ends: they ignore SIGTERM, by which an interpreter
-    that ends asks its children to, and it would wait for them for ever. Of a DataError of theirs, which comes
+    that ends asks its children to, and it would wait for them for ever. Of an error of theirs, which comes
     with a traceback, the sentence is kept."""
     before = set(multiprocessing.active_children())
     try:
         yield
-    except DataError as exc:
-        sentence = str(exc).strip().rpartition(f"{DataError.__name__}: ")[-1]
-        raise DataError(f"{sentence} (mend it and go on with --resume auto)") from None
+    except ConfigError as exc:
+        _, theirs, sentence = str(exc).strip().rpartition(f".{type(exc).__name__}: ")
+        if not theirs:
+            raise
+        raise type(exc)(f"{sentence} (mend it and go on with --resume auto)") from None
     finally:
         for process in set(multiprocessing.active_children()) - before:
             assert process.pid is not None
@@ -202,12 +204,14 @@ class SaveOnTerm(TrainerCallback):
 
 class StepLog(TrainerCallback):
     """One JSON line a step with what `measure()` found, the learning rate and the time, and the same on the
-    progress bar. A resumed run cuts off what lies behind its checkpoint and goes on."""
+    progress bar and to callbacks that log (TensorBoard, W&B, MLflow). A resumed run cuts off what lies behind
+    its checkpoint and goes on."""
 
     def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
         self.file = file
         self.measure = measure
         self.bar: ProgressCallback | None = None
+        self.readers: Sequence[TrainerCallback] = ()  # TensorBoard and its like
         self.last = time.monotonic()
 
     def on_train_begin(
@@ -230,6 +234,8 @@ class StepLog(TrainerCallback):
         self.last = now
         with self.file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+        for reader in self.readers:
+            reader.on_log(args, state, control, logs=dict(line), model=kw.get("model"))
         if self.bar and self.bar.training_bar is not None:
             self.bar.training_bar.set_postfix({name: f"{value:.3g}" for name, value in measured.items()})
 
@@ -403,6 +409,7 @@ def fit(
     if log:
         shown = trainer.callback_handler.callbacks
         log.bar = next((callback for callback in shown if isinstance(callback, ProgressCallback)), None)
+        log.readers = [callback for callback in shown if not isinstance(callback, ProgressCallback)]
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
         with ending_its_workers():

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from modint_guard.data import DataSet, read_data
-from modint_guard.errors import ConfigError, DataError
+from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
-from modint_guard.perturb import clean_view, perturb
 from modint_training.attack import Attack
 from modint_training.batches import Pools, Source, data_source, pools_of, tinyworld_source, twin_batches
 from modint_training.config import TINYWORLD, TuneRecipe
@@ -24,10 +23,10 @@ from modint_training.curves import draw_curves
 from modint_training.families import family_of
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
-from modint_training.predict import accuracy, watch
 from modint_training.run_folder import check_taken_up, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
-from modint_training.views import check_kinds, fits
+from modint_training.views import check_kinds
+from modint_training.watching import Watched, figures_of, own_watched, tinyworld_watched
 
 
 def load_base(name: str, *, weights: Path | None = None, **loading: Any) -> tuple[Any, Any]:
@@ -55,6 +54,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
+    check_reports(recipe)
     seed_everything(recipe.seed)
     check_served(recipe)
     if resume == "auto":
@@ -63,7 +63,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
     meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
-    evaluation = Evaluation(watch_of(recipe, processor), recipe.evaluate_steps)
+    evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
     print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,13 @@ def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
         )
     if recipe.kind == "qlora" and find_spec("bitsandbytes") is None:
         raise ConfigError("kind: qlora needs bitsandbytes: pip install bitsandbytes")
+
+
+def check_reports(recipe: TuneRecipe) -> None:
+    """ConfigError where a place that is to be reported to is not installed."""
+    for name in recipe.report_to:
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to: {name} is not installed: pip install {name}, or leave it out")
 
 
 def loading_of(recipe: TuneRecipe) -> dict[str, Any]:
@@ -201,32 +208,18 @@ def told_of(recipe: TuneRecipe, found: DataSet, pools: Pools) -> str:
 def read_examples(path: str) -> DataSet:
     """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
 
-    Raises DataError for what cannot be read or trained on yet: earlier turns.
+    Raises DataError for what cannot be read.
     """
-    found = read_data(Path(path))
-    for sample in found.samples():
-        item = sample.item
-        if item.turns or item.system:
-            raise DataError(
-                "has earlier turns or a system text, which training does not read yet: leave them out",
-                file=path,
-                sample=item.id,
-            )
-    return found
+    return read_data(Path(path))
 
 
-def watch_of(recipe: TuneRecipe, processor: Any) -> Callable[[nn.Module, int], dict[str, float]]:
-    """What is measured while training: TinyWorld's validation split, or the recipe's own."""
+def watched_of(recipe: TuneRecipe) -> list[Watched]:
+    """What is looked at while training: TinyWorld's validation split, or the recipe's own, if it has one."""
     if recipe.data == TINYWORLD:
-        return watch(processor, recipe.evaluate_items)
+        return tinyworld_watched(recipe.evaluate_items)
     if recipe.validation is None:
-        return lambda model, step: {}
-    found = [item for item in read_examples(recipe.validation) if item.labelled][: recipe.evaluate_items]
-    views = {"clean": [clean_view(item) for item in found]}
-    for name in recipe.perturbations:
-        views[name] = [perturb(item, name) for item in found if fits(item, name)]
-    sets = {f"data/{name}": items for name, items in views.items() if items}
-    return lambda model, step: {name: accuracy(model, processor, items) for name, items in sets.items()}
+        return []
+    return own_watched(read_examples(recipe.validation), recipe.evaluate_items, recipe.perturbations)
 
 
 def warmup(recipe: TuneRecipe, steps: int) -> int:

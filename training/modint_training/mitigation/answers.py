@@ -148,26 +148,23 @@ async def ask_item(
     whole: the policies see every cell, also those that their early stop would save.
     """
     body = request_for(item, model, modint={"relevant": relevant})
-    every, meter = guard.plan(body), Meter(complete)
-    reply = await greedy(every, meter)
+    noted, meter = guard.plan(body), Meter(complete)
+    plan = noted if whole else mending(guard).plan(body)
+    reply = await greedy(noted, meter)
     main = meter.tokens
-    cells = await guard.probe(every, meter)
-    served = {ANNOTATE: _outcome(item, reply.text, meter.tokens, main)}
-    sparing, replies, spent = every, cells, meter.tokens
-    if not whole:
-        sparing = mending(guard).plan(body)
-        replies, spent = await _sparing(guard, sparing, reply, complete)
-        spent += main
-    report = guard.judge(sparing, reply, replies)
+    cells, spent = await _probed(guard, noted, reply, complete, whole=whole)
+    served = {ANNOTATE: _outcome(item, reply.text, main + spent, main)}
+    replies, spent = await _probed(guard, plan, reply, complete, whole=whole)
+    report = guard.judge(plan, reply, replies)
     for name, policy in policies.items():
         meter = Meter(complete)
-        found = await guard.mitigate(sparing, reply, replies, report, meter, policy=policy)
-        served[name] = _mended(item, reply, found, spent + meter.tokens, main)
+        found = await guard.mitigate(plan, reply, replies, report, meter, policy=policy)
+        served[name] = _mended(item, reply, found, main + spent + meter.tokens, main)
     for name in CONTROLS:
         meter = Meter(complete)
-        said = await control(name, item, every, reply, cells, meter, bias or {})
+        said = await control(name, item, noted, reply, cells, meter, bias or {})
         served[name] = _outcome(item, said, meter.tokens or main, main)
-    return Asked(item, reply, report, form_of(reply, every.chat) if every.chat else None, served)
+    return Asked(item, reply, report, form_of(reply, noted.chat) if noted.chat else None, served)
 
 
 async def greedy(plan: Plan, complete: Complete, model: str | None = None) -> Reply:
@@ -183,12 +180,15 @@ def mending(guard: Guard) -> Guard:
     )
 
 
-async def _sparing(guard: Guard, plan: Plan, reply: Reply, complete: Complete) -> tuple[Replies, int]:
-    """The cells that a plan asks of this answer, and their tokens."""
+async def _probed(
+    guard: Guard, plan: Plan, reply: Reply, complete: Complete, *, whole: bool
+) -> tuple[Replies, int]:
+    """The cells that a plan asks of this answer, or all it has, and their tokens."""
     answered: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
     answered.set_result(reply)
     meter = Meter(complete)
-    return await guard.probe(plan, meter, answered=answered), meter.tokens
+    replies = await guard.probe(plan, meter, answered=None if whole else answered)
+    return replies, meter.tokens
 
 
 def _outcome(item: Item, text: str, tokens: int, main: int) -> Outcome:
