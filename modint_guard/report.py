@@ -245,6 +245,7 @@ def markdown(record: Mapping[str, Any], made: Diagnosis) -> str:
 def html(record: Mapping[str, Any], made: Diagnosis) -> str:
     """One page: style, figures and pictures inside; texts escaped. Needs jinja2."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("modint_guard", "templates"), autoescape=True, undefined=StrictUndefined
@@ -263,6 +264,7 @@ def html(record: Mapping[str, Any], made: Diagnosis) -> str:
         },
         shown=shown,
         badness=badness,
+        breakable=lambda name: escape(name).replace("_", Markup("_<wbr>")),
     )
 
 
@@ -294,4 +296,6 @@ def shown(value: object) -> str:
     """One value of a table: a share as percent, a dash for none."""
     if value is None:
         return "–"
-    return f"{value:.1%}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):  # of a share that is lost, so much below 0 says only that little was right
+        return "< −100%" if value < -1.0 else f"{value:.1%}".replace("-", "−")
+    return str(value)

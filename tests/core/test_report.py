@@ -82,6 +82,7 @@ def test_cells_are_redder_where_less_is_right_or_more_has_moved() -> None:
     assert [badness("accuracy", 0.25), badness("js", 0.25), badness("js", None)] == [75, 25, 0]
     assert badness("text_preference", 1.0) == 0
     assert [shown(None), shown(0.123), shown(4)] == ["–", "12.3%", "4"]
+    assert [shown(-0.1), shown(-14.0)] == ["−10.0%", "< −100%"]
 
 
 def test_the_page_needs_nothing_from_anywhere() -> None:
