@@ -211,9 +211,8 @@ class Guard:
         if not plan.top_logprobs:
             return self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"))
         plan = self._informed(plan, replies)
-        whole = self._judge_whole(plan, answer, replies) if doubt.whole(replies) else None
-        if whole is not None:
-            return whole
+        if doubt.whole(replies) and (found := self._judge_whole(plan, plan.chat, answer, replies)):
+            return found
         score = self.score(plan, answer, replies)
         assert score is not None and plan.chat is not None
         has_context = plan.chat.context is not None
@@ -302,12 +301,10 @@ class Guard:
         verdict = policy.decide(score, plan.relevant, lenient, has_context=chat.context is not None)
         return self._report(plan, answer, replies, score, replace(verdict, risk=None))
 
-    def _judge_whole(self, plan: Plan, answer: Reply, replies: Replies) -> Report | None:
+    def _judge_whole(self, plan: Plan, chat: Chat, answer: Reply, replies: Replies) -> Report | None:
         """Judge a short answer of several words by the views that were generated whole; None where too few
         were.
         """
-        chat = plan.chat
-        assert chat is not None
         if doubt.is_closed(plan, replies):
             return self._judge_words(plan, chat, answer, replies)
         if not doubt.says_the_same(plan, answer, replies):
