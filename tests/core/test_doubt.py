@@ -85,6 +85,18 @@ async def test_other_answers_are_judged_at_their_first_word(guard: Guard, body: 
     assert found.method == "first_token" and len(calls) == 4
 
 
+async def test_an_answer_that_was_cut_off_is_judged_at_its_first_word() -> None:
+    calls, steady = talks(both="It is blue", image="It is red.", text="It is blue", neither="It is green.")
+
+    async def model(body: JSON) -> JSON:
+        answered = await steady(body)
+        choice = {**answered["choices"][0], "finish_reason": "length"}
+        return {**answered, "choices": [choice]}
+
+    found = await judged(GUARD, model)
+    assert found.method == "first_token" and len(calls) == 4
+
+
 async def test_where_a_view_fails_the_first_word_decides() -> None:
     calls, steady = talks(both="It is blue.", image="It is red.", text="It is blue.", neither="It is green.")
 
