@@ -268,6 +268,8 @@ def test_wrong_calls_are_one_sentence(data: Path, tmp_path: Path, capsys: pytest
     assert "is the same model at the same endpoint" in capsys.readouterr().err
     assert run(*given, "--against-url", "http://127.0.0.1:9") == 2
     assert "name it with --against" in capsys.readouterr().err
+    assert run(*given, "--local", "--against", "n", "--against-url", "http://127.0.0.1:9") == 2
+    assert "--local runs both models here: drop --against-url" in capsys.readouterr().err
     assert run(*given, "--url", "http://127.0.0.1:9") == 2
     assert "is the server running there?" in capsys.readouterr().err
     assert run(*given, "--api-key-file", str(tmp_path / "none")) == 2
