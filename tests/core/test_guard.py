@@ -559,7 +559,7 @@ async def test_an_answer_that_moves_by_itself_is_not_flagged_by_its_words() -> N
 
 
 async def test_a_flip_by_words_is_unscored_where_the_unchanged_request_got_no_answer() -> None:
-    calls, steady = speaks("blue", "red", "blue")
+    _, steady = speaks("blue", "red", "blue")
 
     async def model(body: JSON) -> JSON:
         if "max_tokens" in body and sees_picture(body) and LIE in str(body):
