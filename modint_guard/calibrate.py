@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,12 +74,8 @@ def command(
     made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
     with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
         found = asyncio.run(_through(url, key, twins, adapter or model, journal))
-    fitted = {}
-    for name, each in found.items():
-        try:
-            fitted[name] = calibrate(each, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
-        except ConfigError as exc:
-            raise ConfigError(f"where the {name} ought to decide: {exc}") from exc
+    fit = partial(calibrate, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
+    fitted = {name: fitted_where(name, each, fit) for name, each in found.items()}
     calibration = Calibration(
         model=model,
         adapter=adapter,
@@ -94,6 +90,16 @@ def command(
         typer.echo(f"drew reliability, ROC and risk over coverage to {picture}")
     else:
         typer.echo("no curves were drawn: they need pip install 'modint-guard[report]'")
+
+
+def fitted_where(
+    relevant: str, answers: Sequence[Labelled], fit: Callable[[Sequence[Labelled]], Fitted]
+) -> Fitted:
+    """The fit to the answers that one modality ought to decide; its refusals name the modality."""
+    try:
+        return fit(answers)
+    except ConfigError as exc:
+        raise ConfigError(f"where the {relevant} ought to decide: {exc}") from exc
 
 
 def _command_line(

@@ -49,8 +49,9 @@ def says_the_same(plan: Plan, answer: Reply, replies: Replies) -> bool:
 
 
 def is_closed(plan: Plan, replies: Replies) -> bool:
-    """Whether every cell was generated whole."""
-    return bool(_bodies(plan)) and _bodies(plan).keys() <= whole(replies).keys()
+    """Whether every cell, and the unchanged request, was generated whole."""
+    bodies = _bodies(plan)
+    return bool(bodies) and {*bodies, NOOP} <= whole(replies).keys()
 
 
 def whole(replies: Replies) -> dict[str, Reply | Failure]:
