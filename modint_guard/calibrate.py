@@ -32,7 +32,7 @@ from modint_guard.journal import Job, Journal, collect, digest_of
 from modint_guard.perturb import applicable, perturb
 from modint_guard.results import versions
 from modint_guard.risk import features_of_score
-from modint_guard.runner import request_for, row_of
+from modint_guard.runner import request_for, row_of, without_guard
 from modint_guard.types import JSON, Complete, Failure, Relevant
 
 CONCURRENCY = 8
@@ -230,11 +230,7 @@ async def _through(
     url: str, key: str | None, twins: Sequence[Twin], model: str, journal: Journal
 ) -> dict[str, list[Labelled]]:
     async with Endpoint(url, key) as endpoint:
-
-        async def unguarded(body: JSON) -> JSON:
-            return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
-        return await labelled_answers(twins, unguarded, model, journal=journal)
+        return await labelled_answers(twins, without_guard(endpoint.complete), model, journal=journal)
 
 
 def _show(fitted: dict[str, Fitted], output: Path) -> None:
