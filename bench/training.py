@@ -9,14 +9,16 @@ before the clock runs: in a training a worker process makes them.
 """
 
 import argparse
+import gc
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 import torch
@@ -45,7 +47,6 @@ METHODS: dict[str, tuple[str, ...]] = {  # and what each changes in the recipe
     "straightforward full, T=1": (),
 }
 PLAIN, WRITTEN_OUT = "sft", "straightforward full, T=1"
-BATCHES = 8  # that the turns go round
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     torch.set_num_threads(asked.threads)
     overrides = (f"base={asked.base}", f"batch={asked.batch}")
+    steps = asked.warm_up + asked.rounds
     if asked.memory_of:
-        print(json.dumps({"peak_bytes": memory(prepared(overrides, [asked.memory_of]), asked.memory_of)}))
+        alone = prepared(overrides, steps, [asked.memory_of])
+        print(json.dumps({"peak_bytes": memory(alone, asked.memory_of)}))
         return
-    bench = prepared(overrides)
-    times = timed(bench, warm_up=asked.warm_up, rounds=asked.rounds)
+    bench = prepared(overrides, steps)
+    times = timed(bench, steps, warm_up=asked.warm_up)
     peaks = {method: None if asked.no_memory else peak_of(method, asked) for method in METHODS}
     rows = [row(method, bench, times, peaks) for method in METHODS]
     print(table(rows))
@@ -92,11 +95,11 @@ and rows padded to the longest of the run.
 
 The methods take turns, in an order drawn anew each round. `step_s` is the median over the rounds, `times_sft`
 the median of each round's own ratio, with its quartiles. `peak_mib` is how far the memory of a process of its
-own rises above what model and batches take. `gmac` counts the multiply-adds of a step as laid out, padding
-included: a position that meets a weight takes one forward and one back, a trained weight one more, the frozen
-tower is not gone back through, and products of positions with positions are left out. `gmac_needed` counts
-tokens alone and each distinct picture once: no way of running these passes takes less; `bound_times_sft` is
-its multiple of plain SFT's."""
+own rises above what model, optimiser and batches take. `gmac` counts the multiply-adds of a step as laid out,
+padding included: a position that meets a weight takes one forward and one back, a trained weight one more,
+the frozen tower is not gone back through, and products of positions with positions are left out.
+`gmac_needed` counts tokens alone and each distinct picture once: no way of running these passes takes less;
+`bound_times_sft` is its multiple of plain SFT's."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,8 +117,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def prepared(overrides: Sequence[str], methods: Sequence[str] = tuple(METHODS)) -> Bench:
-    """All that the methods need, made before the clock runs."""
+def prepared(overrides: Sequence[str], steps: int, methods: Sequence[str] = tuple(METHODS)) -> Bench:
+    """All that the methods need for so many steps, made before the clock runs."""
     seed_everything(0)
     recipes = {method: recipe_of(RECIPE, [*overrides, *METHODS[method]]) for method in methods}
     shared = next(iter(recipes.values()))
@@ -126,7 +129,7 @@ def prepared(overrides: Sequence[str], methods: Sequence[str] = tuple(METHODS)) 
         model=model,
         recipes=recipes,
         losses={method: loss_of(method, recipe, model) for method, recipe in recipes.items()},
-        batches={method: batches_of(method, recipe, processor) for method, recipe in recipes.items()},
+        batches={name: batches_of(name, recipe, processor, steps) for name, recipe in recipes.items()},
         optimizer=optimizer_of(model, shared),
         device=device,
     )
@@ -141,52 +144,58 @@ def loss_of(method: str, recipe: TuneRecipe, model: nn.Module) -> Loss:
     return straightforward_loss(family_of(bare(model).config.model_type), weights_of(recipe), how)
 
 
-def batches_of(method: str, recipe: TuneRecipe, processor: Any) -> list[Batch]:
+def batches_of(method: str, recipe: TuneRecipe, processor: Any, steps: int) -> list[Batch]:
     """The batches of the first steps, whole; the same examples for every method."""
     made = twin_batches(recipe, processor)
-    found = [whole for step in range(BATCHES) for whole in made(step)]
+    found = [whole for step in range(steps) for whole in made(step)]
     if method != WRITTEN_OUT:
         return found
     longest = max(batch["labels"].shape[1] for batch in found)
     return [padded(batch, longest, processor.tokenizer.pad_token_id) for batch in found]
 
 
-def timed(bench: Bench, *, warm_up: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each method's step in each round."""
+def timed(bench: Bench, rounds: int, *, warm_up: int) -> dict[str, list[float]]:
+    """Seconds of each method's step in each round but the first ones. Each round has a batch of its own, as
+    in a training: shapes that come again run faster on a CPU."""
     found: dict[str, list[float]] = {method: [] for method in bench.recipes}
     order, turns = list(bench.recipes), random.Random(0)
-    for number in range(warm_up + rounds):
+    for number in range(rounds):
         turns.shuffle(order)
         for method in order:
             seconds, _ = one_step(bench, method, number)
             if number >= warm_up:
                 found[method].append(seconds)
-        print(f"round {number + 1} of {warm_up + rounds}", file=sys.stderr, flush=True)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return found
 
 
 def one_step(bench: Bench, method: str, number: int) -> tuple[float, int]:
     """A step on the batch of a round: seconds, and a GPU's peak in bytes."""
-    batch, loss = bench.batches[method][number % BATCHES], bench.losses[method]
+    batch, loss = bench.batches[method][number], bench.losses[method]
     return step(bench.model, bench.optimizer, loss, batch, bench.recipes[method], bench.device)
 
 
 def peak_of(method: str, asked: argparse.Namespace) -> int:
     """A method's peak memory, measured in a process of its own."""
     command = [sys.executable, "-m", "bench.training", "--memory-of", method]
-    shared = [f"--base={asked.base}", f"--batch={asked.batch}", f"--threads={asked.threads}"]
-    done = subprocess.run([*command, *shared], check=True, stdout=subprocess.PIPE, text=True)
+    options = ("base", "batch", "threads", "rounds", "warm_up")
+    shared = [f"--{name.replace('_', '-')}={getattr(asked, name)}" for name in options]
+    # Tensors that are let go go back to the system at once: what is resident is what is held.
+    returning = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([*command, *shared], check=True, stdout=subprocess.PIPE, text=True, env=returning)
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 
 def memory(bench: Bench, method: str) -> int:
-    """How many bytes a step takes at most beyond model, adapter and batches."""
+    """How many bytes a step takes at most beyond model, adapter, optimiser and batches."""
+    for _ in range(2):  # on one batch: what is made once is made then, kernels of its shapes included
+        one_step(bench, method, 0)
+    gc.collect()
     if bench.device.type == "cuda":
         before = torch.cuda.memory_allocated(bench.device)
-        return max(one_step(bench, method, number)[1] for number in range(3)) - before
+        return one_step(bench, method, 0)[1] - before
     before = resident("VmRSS")
-    for number in range(3):
-        one_step(bench, method, number)
+    one_step(bench, method, 0)
     return resident("VmHWM") - before
 
 
@@ -245,14 +254,14 @@ def counted(method: str, bench: Bench, parts: Parts) -> float:
             return straightforward(batch, climbs, patches, token)
         return ours(batch, climbs, patches)
 
-    return sum(multiply_adds(work(batch), parts) for batch in bench.batches[method]) / BATCHES
+    return mean(multiply_adds(work(batch), parts) for batch in bench.batches[method])
 
 
 def bound(method: str, bench: Bench, parts: Parts) -> float:
     """Multiply-adds that the passes of a step cannot do without, a mean over the batches."""
     patches, climbs = patches_of(bench.model), climbs_of(bench.recipes[method])
     made = bench.batches[method]
-    return sum(multiply_adds(needed(batch, climbs, patches), parts) for batch in made) / BATCHES
+    return mean(multiply_adds(needed(batch, climbs, patches), parts) for batch in made)
 
 
 def climbs_of(recipe: TuneRecipe) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from modint_guard.journal import Job, Journal, collect, digest_of
 from modint_guard.perturb import applicable, perturb
 from modint_guard.results import versions
 from modint_guard.risk import features_of_score
-from modint_guard.runner import request_for, row_of
+from modint_guard.runner import request_for, row_of, without_guard
 from modint_guard.types import JSON, Complete, Failure, Relevant
 
 CONCURRENCY = 8
@@ -74,12 +74,8 @@ def command(
     made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
     with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
         found = asyncio.run(_through(url, key, twins, adapter or model, journal))
-    fitted = {}
-    for name, each in found.items():
-        try:
-            fitted[name] = calibrate(each, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
-        except ConfigError as exc:
-            raise ConfigError(f"where the {name} ought to decide: {exc}") from exc
+    fit = partial(calibrate, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
+    fitted = {name: fitted_where(name, each, fit) for name, each in found.items()}
     calibration = Calibration(
         model=model,
         adapter=adapter,
@@ -94,6 +90,16 @@ def command(
         typer.echo(f"drew reliability, ROC and risk over coverage to {picture}")
     else:
         typer.echo("no curves were drawn: they need pip install 'modint-guard[report]'")
+
+
+def fitted_where(
+    relevant: str, answers: Sequence[Labelled], fit: Callable[[Sequence[Labelled]], Fitted]
+) -> Fitted:
+    """The fit to the answers that one modality ought to decide; its refusals name the modality."""
+    try:
+        return fit(answers)
+    except ConfigError as exc:
+        raise ConfigError(f"where the {relevant} ought to decide: {exc}") from exc
 
 
 def _command_line(
@@ -224,11 +230,7 @@ async def _through(
     url: str, key: str | None, twins: Sequence[Twin], model: str, journal: Journal
 ) -> dict[str, list[Labelled]]:
     async with Endpoint(url, key) as endpoint:
-
-        async def unguarded(body: JSON) -> JSON:
-            return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
-        return await labelled_answers(twins, unguarded, model, journal=journal)
+        return await labelled_answers(twins, without_guard(endpoint.complete), model, journal=journal)
 
 
 def _show(fitted: dict[str, Fitted], output: Path) -> None:

@@ -84,6 +84,8 @@ def command(
     """How a model's answers change under interference: tables, figures, and a report to read."""
     if against_url and not against:
         raise ConfigError("--against-url names the endpoint of a second model: name it with --against")
+    if against_url and local:
+        raise ConfigError("--local runs both models here: drop --against-url")
     if against == model and (local or against_url in (None, url)):
         raise ConfigError(f"--against {model} is the same model at the same endpoint: name another")
     reach: Reach = (

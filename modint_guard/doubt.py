@@ -20,9 +20,11 @@ from modint_guard.views import asked_briefly
 
 def is_open(plan: Plan, answer: Reply, score: Score | None) -> bool:
     """Whether a short answer of several words was compared at its first one, and that one did not flip where
-    the modality that is known to be irrelevant was left out.
+    the modality that is known to be irrelevant was left out. Not one that was cut off: nobody knows its end.
     """
-    if score is None or not score.partial or answer.skip or not is_short(answer) or not _bodies(plan):
+    if score is None or not score.partial or answer.skip or answer.finish_reason != "stop":
+        return False
+    if not is_short(answer) or not _bodies(plan):
         return False
     first = score.cells.get(WITHOUT_IRRELEVANT[plan.relevant])
     return first is not None and first.flip is not True
@@ -47,8 +49,9 @@ def says_the_same(plan: Plan, answer: Reply, replies: Replies) -> bool:
 
 
 def is_closed(plan: Plan, replies: Replies) -> bool:
-    """Whether every cell was generated whole."""
-    return bool(_bodies(plan)) and _bodies(plan).keys() <= whole(replies).keys()
+    """Whether every cell, and the unchanged request, was generated whole."""
+    bodies = _bodies(plan)
+    return bool(bodies) and {*bodies, NOOP} <= whole(replies).keys()
 
 
 def whole(replies: Replies) -> dict[str, Reply | Failure]:

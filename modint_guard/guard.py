@@ -315,9 +315,11 @@ class Guard:
         if not is_short(answer):
             unscored = self.unjudged(plan, Verdict(State.UNSCORED, reason="no_logprobs"), replies)
             return replace(unscored, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
-        score = score_words(answer, replies, chat)
+        score = score_words(answer, replies if plan.regenerate else doubt.whole(replies), chat)
         lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0)
         verdict = policy.decide(score, plan.relevant, lenient, has_context=chat.context is not None)
+        if verdict.state is State.FLAGGED and NOOP in score.missing:
+            verdict = Verdict(State.UNSCORED, reason=score.missing[NOOP])
         return self._report(plan, answer, replies, score, replace(verdict, risk=None))
 
     def _judge_whole(self, plan: Plan, chat: Chat, answer: Reply, replies: Replies) -> Report | None:
@@ -329,8 +331,7 @@ class Guard:
         if not doubt.says_the_same(plan, answer, replies):
             return None
         score = score_words(answer, doubt.whole(replies), chat)
-        steady = replace(score, unstable=())  # nothing moved: the unchanged request was not asked again
-        return self._report(plan, answer, replies, steady, Verdict(State.PASS))
+        return self._report(plan, answer, replies, score, Verdict(State.PASS))
 
     def _informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, where it was asked and is sure."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from modint_guard.scoring import cells_of, first_word
+from modint_guard.scoring import cells_of, first_word, moved_on
 from modint_guard.types import (
+    CONTROLS,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
+    PERMUTED_OPTIONS,
     REGENERATED,
     CellScore,
     Chat,
@@ -43,15 +45,16 @@ def same_answer(first: str, second: str, labels: Sequence[str]) -> bool:
 
 
 def score_words(answer: Reply, replies: Replies, chat: Chat) -> Score:
-    """The cells by the words alone: a flip has margin 1 and divergence 1, none has margin -1 and 0."""
+    """The cells by the words alone: a flip has margin 1 and divergence 1, none has margin -1 and 0. Where the
+    unchanged request got no answer it is missing too: nobody knows whether the answer moves by itself.
+    """
     labels = [option.label for option in chat.options]
     cells, missing = cells_of(replies, lambda view: _cell(view, same_answer(answer.text, view.text, labels)))
     again = replies.get(NOOP)
-    steady = isinstance(again, Reply) and same_answer(answer.text, again.text, labels)
     return Score(
         cells=cells,
-        missing=missing,
-        unstable=() if steady else (NOOP,),
+        missing=missing | ({NOOP: again.reason} if isinstance(again, Failure) else {}),
+        unstable=tuple(name for name in (*CONTROLS, NOOP) if _moves(name, answer, replies.get(name), chat)),
         method=REGENERATED,
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
@@ -62,7 +65,7 @@ def words_result(name: str, answer: Reply, reply: Reply | Failure, chat: Chat) -
     """The report's row of one view that was generated again."""
     if isinstance(reply, Failure):
         return ProbeResult(name, reply.outcome, ms=reply.ms)
-    flip = not same_answer(answer.text, reply.text, [option.label for option in chat.options])
+    flip = _moves(name, answer, reply, chat)
     return ProbeResult(
         name,
         Outcome.FLIPPED if flip else Outcome.CONSISTENT,
@@ -72,6 +75,17 @@ def words_result(name: str, answer: Reply, reply: Reply | Failure, chat: Chat) -
         cached_tokens=reply.cached_tokens,
         ms=reply.ms,
     )
+
+
+def _moves(name: str, answer: Reply, view: Reply | Failure | None, chat: Chat) -> bool:
+    """Whether a view says something else; an option that was moved is read by its text."""
+    if not isinstance(view, Reply):
+        return False
+    labels = [option.label for option in chat.options]
+    said = _said(view.text, labels)
+    if name == PERMUTED_OPTIONS:
+        said = moved_on(chat.options).get(said, said)
+    return said != _said(answer.text, labels)
 
 
 def _said(text: str, labels: Sequence[str]) -> str:

@@ -118,7 +118,7 @@ def finding(
             return first, (
                 f"{second} is right in {row[second]:.0%} there, a difference of {row['difference']:+.0%}"
                 f" (95 % interval {row['difference_low']:+.0%} to {row['difference_high']:+.0%},"
-                f" p = {row['p']:.2g})."
+                f" p {_compared(row['p'])})."
             )
     share = worst["share_text"]
     decides = "" if share is None else f", and the text does {share:.0%} of what decides its answers there"
@@ -245,6 +245,7 @@ def markdown(record: Mapping[str, Any], made: Diagnosis) -> str:
 def html(record: Mapping[str, Any], made: Diagnosis) -> str:
     """One page: style, figures and pictures inside; texts escaped. Needs jinja2."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("modint_guard", "templates"), autoescape=True, undefined=StrictUndefined
@@ -263,6 +264,8 @@ def html(record: Mapping[str, Any], made: Diagnosis) -> str:
         },
         shown=shown,
         badness=badness,
+        probability=probability,
+        breakable=lambda name: escape(name).replace("_", Markup("_<wbr>")),
     )
 
 
@@ -290,8 +293,20 @@ def badness(name: str, value: float | None) -> int:
     return round(100 * min(1.0, max(0.0, 1.0 - value if name == "accuracy" else value)))
 
 
+def probability(p: float) -> str:
+    """A p-value; far below what anybody would ask for it is named by its bound."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _compared(p: float) -> str:
+    said = probability(p)
+    return said if said.startswith("<") else f"= {said}"
+
+
 def shown(value: object) -> str:
     """One value of a table: a share as percent, a dash for none."""
     if value is None:
         return "–"
-    return f"{value:.1%}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):  # of a share that is lost, so much below 0 says only that little was right
+        return "< −100%" if value < -1.0 else f"{value:z.1%}".replace("-", "−")
+    return str(value)

@@ -54,6 +54,15 @@ def request_for(item: Item, model: str, *, one_string: bool = False, **fields: A
     }
 
 
+def without_guard(complete: Complete) -> Complete:
+    """The same gateway with its guard off: the model's own completions."""
+
+    async def unguarded(body: JSON) -> JSON:
+        return await complete({**body, "modint": {"mode": "off"}})
+
+    return unguarded
+
+
 def _messages(item: Item, *, one_string: bool) -> list[JSON]:
     """System text, earlier turns and the question; the picture stands before the text of its turn."""
     text = (

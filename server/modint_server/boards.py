@@ -366,7 +366,7 @@ INTERFERENCE = Board(
     ),
 )
 
-_OK = _increase("modint_requests_total")
+_REQUESTS = _increase("modint_requests_total")
 _FAULTS = 'outcome=~"upstream_error|interrupted|internal_error|rejected"'
 _FAILED = _increase("modint_requests_total", _FAULTS)
 _NO_ENGINE_PAGE = "the job of /engine/metrics is not scraped"
@@ -392,7 +392,7 @@ SERVING = Board(
                 ),
                 Panel(
                     "Failed, of all",
-                    _share(_FAILED, _OK),
+                    _share(_FAILED, _REQUESTS),
                     _MA,
                     "percentunit",
                     "modint_requests_total: outcomes that are the engine's or the gateway's fault, of all.",
@@ -401,7 +401,7 @@ SERVING = Board(
                 ),
                 Panel(
                     "Requests",
-                    _sum(WHO, _OK),
+                    _sum(WHO, _REQUESTS),
                     _MA,
                     "short",
                     "modint_requests_total: all, whatever became of them.",

@@ -8,8 +8,8 @@ is the only part that another gain could share.
 
 Refused, when the engine starts: torch.compile and CUDA graphs, which would not run this code; pipeline
 stages, of which only the first knows the pictures; speculative decoding, whose draft has keys of its own; and
-a cache shared with other replicas. A model whose decoder does not use vLLM's `Attention` ends at its first
-picture, rather than be served unscaled.
+a cache shared with other replicas. A model whose decoder does not use vLLM's `Attention` ends one step after
+its first picture, rather than be served unscaled.
 """
 
 import os

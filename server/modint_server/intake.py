@@ -184,9 +184,7 @@ def read_chat(raw: bytes, settings: Settings) -> Incoming:
         _check_media(part)
     cleaned, changed = _stripped(body)
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
-    if (
-        settings.image_attention != 1.0
-    ):  # keys that were scaled are of no use to an engine that scales otherwise
+    if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
         cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
     return Incoming(cleaned, None if changed or stripped_uuid else raw, images)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modint_guard.calibrate import Twin, fingerprint, labelled_answers, twins_of
+from modint_guard.calibrate import Twin, fingerprint, fitted_where, labelled_answers, twins_of
 from modint_guard.calibration import calibrate
 from modint_guard.endpoint import read_key
 from modint_guard.errors import ConfigError, EndpointError
@@ -133,6 +133,12 @@ async def test_from_answers_to_a_calibration_that_tells_lies() -> None:
     answers = (await labelled_answers(twins_of(items(40), 0), misled, "m"))["image"]
     fitted = calibrate(answers, alpha=0.1)
     assert fitted.auroc == 1.0 and fitted.flagged_of_negatives == 0.0
+
+
+async def test_a_refused_fit_names_the_modality_that_ought_to_decide() -> None:
+    answers = (await labelled_answers(twins_of(items(2), 0), misled, "m"))["image"]
+    with pytest.raises(ConfigError, match="where the image ought to decide: "):
+        fitted_where("image", answers, calibrate)
 
 
 async def test_an_endpoint_without_log_probabilities_is_refused() -> None:

@@ -133,6 +133,15 @@ async def test_without_log_probabilities_views_are_told_by_their_words(tmp_path:
     assert lied.influence["text"] is None and clean.right
 
 
+async def test_another_order_is_told_by_the_words_as_well(tmp_path: Path) -> None:
+    async def stubborn(body: JSON) -> JSON:
+        return completion("C")
+
+    with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:
+        clean, _ = await answers("m", stubborn, variants([LETTERED], ["neutral_text"], [5], 0), journal)
+    assert (clean.method, clean.reordered) == ("regenerated", True)
+
+
 async def test_fewer_log_probabilities_are_taken_where_the_endpoint_gives_no_more() -> None:
     async def five(body: JSON) -> JSON:
         if body.get("top_logprobs", 0) > 5:
@@ -259,6 +268,8 @@ def test_wrong_calls_are_one_sentence(data: Path, tmp_path: Path, capsys: pytest
     assert "is the same model at the same endpoint" in capsys.readouterr().err
     assert run(*given, "--against-url", "http://127.0.0.1:9") == 2
     assert "name it with --against" in capsys.readouterr().err
+    assert run(*given, "--local", "--against", "n", "--against-url", "http://127.0.0.1:9") == 2
+    assert "--local runs both models here: drop --against-url" in capsys.readouterr().err
     assert run(*given, "--url", "http://127.0.0.1:9") == 2
     assert "is the server running there?" in capsys.readouterr().err
     assert run(*given, "--api-key-file", str(tmp_path / "none")) == 2

@@ -85,13 +85,27 @@ async def test_other_answers_are_judged_at_their_first_word(guard: Guard, body: 
     assert found.method == "first_token" and len(calls) == 4
 
 
-async def test_where_a_view_fails_the_first_word_decides() -> None:
+async def test_an_answer_that_was_cut_off_is_judged_at_its_first_word() -> None:
+    calls, steady = talks(both="It is blue", image="It is red.", text="It is blue", neither="It is green.")
+
+    async def model(body: JSON) -> JSON:
+        answered = await steady(body)
+        choice = {**answered["choices"][0], "finish_reason": "length"}
+        return {**answered, "choices": [choice]}
+
+    found = await judged(GUARD, model)
+    assert found.method == "first_token" and len(calls) == 4
+
+
+@pytest.mark.parametrize("well", [5, 7])  # 8 calls in all: the last is the unchanged request once more
+async def test_where_a_view_fails_the_first_word_decides(well: int) -> None:
     calls, steady = talks(both="It is blue.", image="It is red.", text="It is blue.", neither="It is green.")
 
     async def model(body: JSON) -> JSON:
-        if len(calls) >= 5:
+        if len(calls) >= well:
             raise EndpointError("busy", status=503)
         return await steady(body)
 
     found = await judged(GUARD, model)
     assert (found.verdict.state, found.method) == ("pass", "first_token")
+    assert not any("(noop)" in note for note in found.notes)

@@ -558,6 +558,19 @@ async def test_an_answer_that_moves_by_itself_is_not_flagged_by_its_words() -> N
     assert any("(noop)" in note for note in found.notes)
 
 
+async def test_a_flip_by_words_is_unscored_where_the_unchanged_request_got_no_answer() -> None:
+    _, steady = speaks("blue", "red", "blue")
+
+    async def model(body: JSON) -> JSON:
+        if "max_tokens" in body and sees_picture(body) and LIE in str(body):
+            raise EndpointError("busy", status=503)
+        return await steady(body)
+
+    found = await inspected(model)
+    assert (found.verdict.state, found.verdict.reason) == ("unscored", "upstream_error")
+    assert not any("(noop)" in note for note in found.notes)
+
+
 async def test_a_longer_answer_is_not_compared_by_its_words() -> None:
     _, model = speaks("It is a big round blue ball that rolls", "red", "blue")
     found = await inspected(model)
@@ -566,6 +579,24 @@ async def test_a_longer_answer_is_not_compared_by_its_words() -> None:
         "no_logprobs",
         "regenerated",
     )
+
+
+async def test_moved_options_are_read_by_their_texts_where_answers_are_compared_by_words() -> None:
+    async def loyal(body: JSON) -> JSON:
+        return completion("A" if "A. blue" in str(body) else "B")
+
+    async def stubborn(body: JSON) -> JSON:
+        return completion("B")
+
+    guard = Guard(GuardConfig(regenerate=True))
+    body = ask(f"{LIE}\n{QUESTION}\nA. red\nB. blue", modint={"probes": ["permuted_options"]})
+    plan = guard.plan(body, max_top_logprobs=0)
+    flips = []
+    for model in (loyal, stubborn):
+        found = guard.judge(plan, reply_of(await model(plan.body)), await guard.probe(plan, model))
+        flips += [row.flip for row in found.probes if row.name == "permuted_options"]
+    assert flips == [False, True]
+    assert any("(permuted_options)" in note for note in found.notes)
 
 
 async def test_an_option_is_the_same_however_it_is_written() -> None:

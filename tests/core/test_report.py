@@ -9,7 +9,18 @@ import pytest
 
 from modint_guard.diagnosis import Found, Variant
 from modint_guard.perturb import CLEAN, perturb
-from modint_guard.report import WORST, badness, diagnosis, finding, html, point, polygon, shown, write_report
+from modint_guard.report import (
+    WORST,
+    badness,
+    diagnosis,
+    finding,
+    html,
+    point,
+    polygon,
+    probability,
+    shown,
+    write_report,
+)
 from modint_guard.results import recorded
 from tests.core.items import DIGIT
 from tests.core.test_diagnosis import clean, lied
@@ -82,6 +93,8 @@ def test_cells_are_redder_where_less_is_right_or_more_has_moved() -> None:
     assert [badness("accuracy", 0.25), badness("js", 0.25), badness("js", None)] == [75, 25, 0]
     assert badness("text_preference", 1.0) == 0
     assert [shown(None), shown(0.123), shown(4)] == ["–", "12.3%", "4"]
+    assert [shown(-0.1), shown(-0.0001), shown(-14.0)] == ["−10.0%", "0.0%", "< −100%"]
+    assert [probability(0.45), probability(0.0074), probability(0.0)] == ["0.45", "0.0074", "< 0.0001"]
 
 
 def test_the_page_needs_nothing_from_anywhere() -> None:

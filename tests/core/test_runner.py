@@ -12,7 +12,7 @@ from modint_guard.guard import Guard
 from modint_guard.images import png_data_url
 from modint_guard.item import Item, Turn
 from modint_guard.perturb import perturb
-from modint_guard.runner import FREE_TOKENS, Row, request_for, row_of, run
+from modint_guard.runner import FREE_TOKENS, Row, request_for, row_of, run, without_guard
 from modint_guard.types import JSON
 from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM
 
@@ -41,6 +41,15 @@ def test_a_request_holds_picture_context_and_question_in_parts() -> None:
         "max_tokens": 8,
         "modint": {"relevant": "image"},
     }
+
+
+async def test_without_the_guard_all_else_of_a_request_is_kept_and_the_callers_body_too() -> None:
+    async def echo(body: JSON) -> JSON:
+        return body
+
+    body = request_for(SUM, "base")
+    assert await without_guard(echo)(body) == {**body, "modint": {"mode": "off"}}
+    assert body["modint"] == {"relevant": "text"}
 
 
 def test_context_and_question_can_be_one_string() -> None:

@@ -27,6 +27,8 @@ def test_settings_are_frozen() -> None:
     [
         ({"max_images": 0}, "max_images: Input should be greater than 0"),
         ({"probe_deadline_s": 61}, "probe_deadline_s: Input should be less than or equal to 60"),
+        ({"image_attention": 10.5}, "image_attention: Input should be less than or equal to 10"),
+        ({"image_attention": -0.5}, "image_attention: Input should be greater than or equal to 0"),
         ({"max_imagse": 1}, "did you mean max_images?"),
         ({"upstream_url": "localhost"}, "upstream_url: must be an address such as"),
         ({"upstream_url": "http://me:secret@host"}, "must hold no user, password"),

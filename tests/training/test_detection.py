@@ -436,6 +436,10 @@ def test_each_goal_is_met_by_its_figure() -> None:
         row(score, setting) for score in ("risk", "gateway", "entropy") for setting in (*SETTINGS, "both")
     ]
     made += [row("risk_early_stop", "both"), row("vauq", "text-driven", auroc=0.97)]
+    worse = [{**each, "gain": -0.1, "gain_low": -0.15} for each in made]
+    assert {line["goal"]: (line["figure"], line["met"]) for line in goals(Rows(worse))}[
+        "text-driven above the best other detector"
+    ] == ("-0.100, at least -0.150 (vauq)", "no")
     said = {line["goal"]: (line["figure"], line["met"]) for line in goals(Rows(made))}
     assert said == {
         "AUROC text-driven at least 0.95": ("0.960 [0.940, 0.980]", "yes"),

@@ -62,6 +62,11 @@ def test_a_run_is_taken_up_by_its_own_recipe_and_may_go_on_for_longer(base: Path
         ("scope=[vision]", r"with scope: \['language'\], and not \['vision'\]"),
         ("seed=1", "with seed: 0, and not 1"),
         ("quotas=[1, 1, 0]", r"with quotas: \[2, 2, 4\], and not \[1, 1, 0\]"),
+        ("consistency=none", "with consistency: 'js', and not 'none'"),
+        (
+            "attack={kind: gaussian, epsilon: 0.1, relative: true, steps: 0, mask: span, weight: 1}",
+            r"with attack: None, and not \{'kind': 'gaussian', .*\}",
+        ),
     ],
 )
 def test_the_checkpoints_of_another_training_are_not_taken_up(

@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -41,6 +43,7 @@ from tests.training.small import lora_recipe, small_model
 
 NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints
 STEPS = 6
+ROOT = Path(__file__).parents[2]
 
 
 class KilledError(Exception):
@@ -248,12 +251,33 @@ def test_a_checkpoint_whose_last_file_was_cut_off_is_not_resumed_from(tmp_path: 
     assert same(resumed, whole)
 
 
+def wide() -> nn.Module:
+    """400 kB of weights."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 20_000), nn.Linear(20_000, 1))
+
+
+def test_a_run_that_is_killed_while_it_saves_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.training.killed_while_saving", str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        check=False,
+        capture_output=True,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert (tmp_path / "run" / "checkpoint-3").exists()
+    # Nearly always it was only begun; had it been finished, it would be as good.
+    assert last_step(tmp_path / "run", "auto") in (2, 3)
+    whole, resumed = wide(), wide()
+    train(whole, line_loss, line_batch, tmp_path / "whole")
+    train(resumed, line_loss, line_batch, tmp_path / "run", resume="auto")
+    assert same(resumed, whole)
+
+
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     steps, limits = 0, resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def wide() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 20_000), nn.Linear(20_000, 1))  # 400 kB
 
     def filling(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         nonlocal steps

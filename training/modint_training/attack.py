@@ -86,7 +86,7 @@ def token_scale(embeds: Tensor) -> Tensor:
 def start(mask: Tensor, width: int, seeds: Sequence[int], how: Attack) -> Tensor:
     """The first z of each row, zero outside its mask  # (R, L, width).
 
-    Drawn where the mask lies, since a picture in a model of seven billion takes millions of numbers. A GPU's are
+    Drawn where the mask lies: a picture in a model of seven billion takes millions of numbers. A GPU's are
     its own, the same in every run.
     """
     z = torch.zeros(*mask.shape, width, device=mask.device)

@@ -31,6 +31,7 @@ from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.perturb import applicable
 from modint_guard.results import versions, write_results
+from modint_guard.runner import without_guard
 from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 
@@ -236,10 +237,7 @@ def read_scores(path: Path) -> list[Scored]:
 
 async def _collect(url: str, count: int, seed: int) -> list[Scored]:
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-
-        async def unguarded(body: JSON) -> JSON:
-            return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
+        unguarded = without_guard(endpoint.complete)
         return [
             Scored(model, part, await labelled_answers(twins(part, count, seed), unguarded, model))
             for model in (BASE, ADAPTER)

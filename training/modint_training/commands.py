@@ -313,8 +313,8 @@ def relevance(
 @results.command()
 def latency(
     output: Output = Path("docs/results/latency.json"),
-    seconds: Annotated[float, typer.Option(min=1, help="Of a block of requests in open loop.")] = 8,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks with and as many without the guard.")] = 5,
+    seconds: Annotated[float, typer.Option(min=1, help="Of a block of requests in open loop.")] = 6,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks with and as many without the guard.")] = 4,
     seed: Seed = 0,
 ) -> None:
     """What the guard adds to a request's time: in open loop below capacity, and under full load."""

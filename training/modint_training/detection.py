@@ -26,7 +26,7 @@ from modint_guard.journal import Job, Journal, collect
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.results import write_results
-from modint_guard.runner import request_for
+from modint_guard.runner import request_for, without_guard
 from modint_guard.types import JSON, Complete, Reply, Score
 from modint_training import detection_report, detection_table
 from modint_training.calibrations import weights_of
@@ -138,7 +138,7 @@ async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: i
 
 async def first_look(complete: Complete, journal: Journal, seed: int, concurrency: int) -> Asked:
     """The pilot: each item answered by the base under a lying picture, and how sure each model says it is."""
-    unguarded = _without_guard(complete)
+    unguarded = without_guard(complete)
     items = pilot(PILOT, seed)
     jobs: dict[str, Job] = {_lied_to(item): partial(_pilot, item, unguarded) for item in items}
     for model in (BASE, ADAPTER):
@@ -194,7 +194,7 @@ async def record(
     asked through it with the guard off, a confidence only of a model that states one. Raises EndpointError,
     and ConfigError where log-probabilities are missing.
     """
-    guard, unguarded = guard or Guard(), _without_guard(complete)
+    guard, unguarded = guard or Guard(), without_guard(complete)
     relevant = {"relevant": case.relevant}
     # First, so that what the cache holds is what it would hold for a client.
     served = await complete(request_for(case.item, model, modint=relevant))
@@ -265,13 +265,6 @@ def _cells(score: Score) -> dict[str, dict[str, float]]:
         }
         for name, cell in score.cells.items()
     }
-
-
-def _without_guard(complete: Complete) -> Complete:
-    async def unguarded(body: JSON) -> JSON:
-        return await complete({**body, "modint": {"mode": "off"}})
-
-    return unguarded
 
 
 async def _right(case: Case, model: str, complete: Complete) -> bool:

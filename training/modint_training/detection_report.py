@@ -60,7 +60,7 @@ def goals(found: Rows) -> Iterator[dict[str, str]]:
         bar = AUROC[setting]
         yield _goal(f"AUROC {setting} at least {bar:.2f}", _interval(row), bool(row and row["auroc"] >= bar))
         best = _best(found, setting)
-        said = f"+{row['gain']:.3f}, at least +{row['gain_low']:.3f} ({best})" if row else "–"
+        said = f"{row['gain']:+.3f}, at least {row['gain_low']:+.3f} ({best})" if row else "–"
         yield _goal(f"{setting} above the best other detector", said, bool(row and row["gain_low"] > 0.0))
     for score in ("risk", "gateway"):
         row = found.get(score, BOTH_SETTINGS)

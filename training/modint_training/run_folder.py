@@ -12,10 +12,12 @@ from modint_training.config import TuneRecipe
 from modint_training.export import revision
 
 RECORD = "recipe.json"
-# What a checkpoint's weights, or the batches behind it, depend on; all else may differ when it is taken up.
+# What a checkpoint's weights, or the batches behind it, depend on, and the method, which the card names for
+# all steps; all else may differ when it is taken up, the learning rate included.
 FIXED = (
     *("kind", "base", "scope", "targets", "rank", "alpha", "weights"),
     *("data", "seed", "batch", "quotas", "perturbations", "controls", "control_share"),
+    *("task_weight", "consistency", "consistency_weight", "temperature", "stop_gradient", "attack"),
 )
 
 

@@ -13,7 +13,7 @@ from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
 from modint_guard.perturb import applicable
 from modint_guard.types import Complete
-from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, load_recipe
+from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, TuneRecipe, load_recipe
 from modint_training.export import (
     check_target,
     export_adapter,
@@ -61,10 +61,7 @@ def run_recipe(
     if not is_first_process():
         return target
     record = _record(settings, model, processor, history, folder, test_items)
-    if settings.kind == "full":
-        export_tuned(model, processor, target, record)
-    else:
-        export_adapter(model, target, record)
+    _export(settings, model, processor, target, record)
     return target
 
 
@@ -83,13 +80,16 @@ def export_run(
     else:
         net, processor = load_base(settings.base, **loading_of(settings))
         model = PeftModel.from_pretrained(net, checkpoint)
-    history = figures_of(checkpoint)
-    record = _record(settings, model, processor, history, run, test_items)
+    record = _record(settings, model, processor, figures_of(checkpoint), run, test_items)
+    _export(settings, model, processor, target, record)
+    return target
+
+
+def _export(settings: TuneRecipe, model: Any, processor: Any, target: Path, record: dict[str, Any]) -> None:
     if settings.kind == "full":
         export_tuned(model, processor, target, record)
     else:
         export_adapter(model, target, record)
-    return target
 
 
 def _checkpoint(folder: Path, step: int | None) -> Path:

@@ -25,8 +25,8 @@ from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.results import write_results
 from modint_guard.risk import Logistic
-from modint_guard.runner import request_for
-from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Complete
+from modint_guard.runner import request_for, without_guard
+from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Complete
 from modint_training.tinyworld import suite
 
 T = TypeVar("T")
@@ -131,11 +131,7 @@ async def _collect(url: str, count: int, seed: int) -> dict[str, Seen]:
 
 
 async def _each(endpoint: Endpoint, look: Look[T], items: Sequence[Item], model: str) -> list[T]:
-    guard = Guard()
-
-    async def unguarded(body: JSON) -> JSON:
-        return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
+    guard, unguarded = Guard(), without_guard(endpoint.complete)
     jobs = {number: partial(look, guard, unguarded, item, model) for number, item in enumerate(items)}
     found = await ask_each(jobs, concurrency=6)
     return [answer for answer in found.values() if answer is not None]

@@ -127,7 +127,8 @@ def judging() -> Guard:
 
 
 def shipped() -> dict[str, Policy]:
-    """Every rung alone, the ladder, and the ladder that ends in abstaining, all as they ship."""
+    """Every rung alone, the ladder, and the ladder that ends in abstaining, as they ship but for the limits
+    of tokens and time."""
     named = {name: Policy(name, **PATIENT) for name in (*RUNGS, "ladder")}
     return {**named, "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT)}
 

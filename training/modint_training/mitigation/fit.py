@@ -36,6 +36,7 @@ smallest. `constant_bias`: minus the label's mean log-probability, over all answ
 
 Kind = tuple[str, str, str]  # cause, relevant modality, form
 Order = tuple[str, ...]
+LEAST = 1e-12  # a listed label's probability may have underflowed to 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def constants(found: Sequence[tuple[Item, Reply]]) -> dict[str, float]:
     seen: dict[str, list[float]] = {}
     for item, reply in found:
         for label, p in (over_answers(item, reply) or {}).items():
-            seen.setdefault(label, []).append(math.log(p))
+            seen.setdefault(label, []).append(math.log(max(p, LEAST)))
     return {label: -statistics.fmean(values) for label, values in seen.items()}
 
 

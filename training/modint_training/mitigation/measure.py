@@ -23,7 +23,7 @@ from modint_guard.launch import serving
 from modint_guard.mitigation import FORMS, TABLE, Policy, tabled
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.results import table, write_results
-from modint_guard.runner import request_for
+from modint_guard.runner import request_for, without_guard
 from modint_guard.types import ANNOTATE, JSON, Complete, Reply
 from modint_training.calibrations import weights_of
 from modint_training.mitigation import fit, tables, tokens
@@ -189,11 +189,7 @@ async def _measured(
 
 def _recorded(endpoint: Endpoint, run: Run) -> Complete:
     """The gateway with its guard off, each body asked once."""
-
-    async def unguarded(body: JSON) -> JSON:
-        return await endpoint.complete({**body, "modint": {"mode": "off"}})
-
-    return Recorded(unguarded, run.kept)
+    return Recorded(without_guard(endpoint.complete), run.kept)
 
 
 class _Asker:
