@@ -24,7 +24,7 @@ from modint_training.tune import load_base
 
 pytestmark = pytest.mark.e2e
 
-GAIN = 2.0
+GAIN = 3.0
 
 
 def items() -> list[Item]:
@@ -86,4 +86,4 @@ def test_a_verdict_says_so(scaled_url: str) -> None:
             return await endpoint.complete(request_for(items()[0], BASE))
 
     notes = asyncio.run(judged())["modint"]["notes"]
-    assert any("scales its attention to pictures by 2" in note for note in notes)
+    assert any(f"scales its attention to pictures by {GAIN:g}" in note for note in notes)
