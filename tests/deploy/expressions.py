@@ -91,8 +91,9 @@ def metrics_named() -> set[str]:
 
 
 def missing_from(page: str) -> set[str]:
-    """The metrics of panels and rules that a live page does not have."""
-    shown = set(re.findall(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)[{ ]", page, re.MULTILINE))
+    """The metrics of panels and rules that a live page does not have: neither a sample nor, where there is
+    nothing to show (an adapter without a doctor's record), the line that declares it."""
+    shown = set(re.findall(r"^(?:# TYPE )?([a-zA-Z_:][a-zA-Z0-9_:]*)[{ ]", page, re.MULTILINE))
     return metrics_named() - shown
 
 
