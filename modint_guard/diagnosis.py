@@ -16,7 +16,7 @@ from modint_guard.item import Item, choice_of, is_right
 from modint_guard.perturb import CLEAN, REGISTRY, perturb
 from modint_guard.scoring import shapley
 from modint_guard.severity import FULL, at_severity
-from modint_guard.statistics import mcnemar, paired_interval
+from modint_guard.statistics import mcnemar, mean, paired_interval
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 
 LIES = ("misleading_description", "contradicting_image")
@@ -125,7 +125,9 @@ def modalities(group: Sequence[Found]) -> dict[str, float | None]:
     order_flip: the share of answers that another order moves, of the options where clean, of question and
     context where both modalities say the same.
     """
-    influence = {name: _mean([f.influence.get(name) for f in group]) for name in ("text", "image", "synergy")}
+    influence = {
+        name: _mean_known([f.influence.get(name) for f in group]) for name in ("text", "image", "synergy")
+    }
     whole = [f for f in group if {NO_CONTEXT, NEUTRAL_IMAGE, PRIOR} <= f.cells.keys()]
     accuracy = _shapley_of_accuracy(whole)
     return {
@@ -139,7 +141,7 @@ def modalities(group: Sequence[Found]) -> dict[str, float | None]:
         "shapley_image": accuracy[1],
         "interaction": accuracy[2],
         "text_preference": text_preference(group),
-        "order_flip": _mean([None if f.reordered is None else float(f.reordered) for f in group]),
+        "order_flip": _mean_known([None if f.reordered is None else float(f.reordered) for f in group]),
     }
 
 
@@ -175,7 +177,7 @@ def text_preference(group: Sequence[Found]) -> float | None:
         if f.variant.perturbation in LIES
         and (choice := choice_of(f.variant.item, f.text)) in (f.variant.item.answer, f.variant.item.wrong)
     ]
-    return sum(followed) / len(followed) if followed else None
+    return mean(followed)
 
 
 def consistency(found: Sequence[Found]) -> dict[str, float | int] | None:
@@ -260,6 +262,5 @@ def _share(text: float | None, image: float | None) -> float | None:
     return abs(text) / (abs(text) + abs(image))
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    return mean(value for value in values if value is not None)

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from modint_guard.divergence import Distribution, js_divergence, js_lower_bound
 from modint_guard.item import Item, choice_of, is_right, same_as
-from modint_guard.statistics import Direction, cluster_interval, flip_direction, flip_rates, paired_interval
+from modint_guard.statistics import (
+    Direction,
+    cluster_interval,
+    flip_direction,
+    flip_rates,
+    mean,
+    paired_interval,
+)
 
 _LEAST = 1e-12  # a probability below this counts as this much in a log-probability
 
@@ -109,12 +116,12 @@ def _moved(pairs: Sequence[tuple[Answered, Answered]], clusters: Sequence[str]) 
         (each.item, each.options, after.options) for each, after in pairs if each.options and after.options
     ]
     return {
-        "js": _mean(values),
+        "js": mean(values),
         "js_low": low,
         "js_high": high,
         "js_exact": len(exact) / len(known) if known else None,
-        "delta_logprob_answer": _mean([_delta(p, q, item.answer) for item, p, q in exact if item.answer]),
-        "delta_logprob_wrong": _mean([_delta(p, q, item.wrong) for item, p, q in exact if item.wrong]),
+        "delta_logprob_answer": mean([_delta(p, q, item.answer) for item, p, q in exact if item.answer]),
+        "delta_logprob_wrong": mean([_delta(p, q, item.wrong) for item, p, q in exact if item.wrong]),
     }
 
 
@@ -126,7 +133,3 @@ def _js(before: Answered, after: Answered) -> float | None:
 
 def _delta(before: Distribution, after: Distribution, choice: str) -> float:
     return math.log(max(_LEAST, after[choice])) - math.log(max(_LEAST, before[choice]))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -1,13 +1,19 @@
 """Intervals clustered where items share a source, ROC areas among them; flips by direction; paired tests."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Direction = Literal["none", "harmful", "beneficial", "neutral"]  # of a flip
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The mean, of flags the share that holds; None where there are none."""
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else None
 
 
 def cluster_interval(
@@ -32,10 +38,10 @@ def cluster_interval(
     member = _members(clusters)
     sums = np.bincount(member, weights=np.asarray(values, dtype=float))
     sizes = np.bincount(member).astype(float)
-    mean = float(sums.sum() / sizes.sum())
-    if set(values) <= {0, 1} and mean in (0.0, 1.0):
+    middle = float(sums.sum() / sizes.sum())
+    if set(values) <= {0, 1} and middle in (0.0, 1.0):
         bound = 1 - (1 - level) ** (1 / len(sizes))
-        return (0.0, bound) if mean == 0.0 else (1 - bound, 1.0)
+        return (0.0, bound) if middle == 0.0 else (1 - bound, 1.0)
     drawn = np.random.default_rng(seed).integers(0, len(sizes), (resamples, len(sizes)))
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -13,11 +13,18 @@ from modint_guard.statistics import (
     flip_direction,
     flip_rates,
     mcnemar,
+    mean,
     paired_interval,
     percentile_interval,
 )
 
 HALF = [1.0] * 50 + [0.0] * 50
+
+
+def test_a_mean_of_flags_is_their_share_and_of_nothing_there_is_none() -> None:
+    assert mean(flag for flag in (True, False, True, True)) == 0.75
+    assert mean([0.5, 2.0]) == 1.25
+    assert mean([]) is None
 
 
 def test_items_of_their_own_have_the_binomial_interval() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,7 +17,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.models import ADAPTER, BASE, located
 from modint_guard.perturb import REGISTRY, seeded
 from modint_guard.results import table, write_results
-from modint_guard.statistics import paired_interval
+from modint_guard.statistics import mean, paired_interval
 from modint_training.config import TuneRecipe, load_recipe
 from modint_training.export import revision
 from modint_training.predict import answered, prepare
@@ -290,8 +290,8 @@ def summary(
         yield {
             "name": name,
             "seeds": len(keys),
-            **{group: _mean(each.right for answers in seen[group] for each in answers) for group in GROUPS},
-            **{f"harmful flips, {group}": _mean(values) for group, values in flips.items()},
+            **{group: mean(each.right for answers in seen[group] for each in answers) for group in GROUPS},
+            **{f"harmful flips, {group}": mean(values) for group, values in flips.items()},
         }
 
 
@@ -345,9 +345,4 @@ def verdict(gain: Mapping[str, Any]) -> str:
 
 def _accuracy(found: Mapping[Condition, Sequence[Answered]], group: str) -> float:
     right = (each.right for cell, answers in found.items() if group_of(cell) == group for each in answers)
-    return _mean(right) or 0.0
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else None
+    return mean(right) or 0.0

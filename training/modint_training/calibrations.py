@@ -32,6 +32,7 @@ from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.perturb import applicable
 from modint_guard.results import versions, write_results
 from modint_guard.runner import without_guard
+from modint_guard.statistics import mean
 from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 
@@ -193,15 +194,11 @@ def kept(fitted: Fitted | None, answers: Sequence[Labelled]) -> dict[str, float 
     risks = [risk for _, risk in counted]
     return {
         **numbers,
-        "miss_rate": _share([not flag for bad, flag in flags if bad]),
-        "flagged_of_negatives": _share([flag for bad, flag in flags if not bad]),
-        "error": _share([bad for bad, flag in flags if not flag]),
+        "miss_rate": mean([not flag for bad, flag in flags if bad]),
+        "flagged_of_negatives": mean([flag for bad, flag in flags if not bad]),
+        "error": mean([bad for bad, flag in flags if not flag]),
         "probes": expected_probes(risks, fitted.clear_below, fitted.flag_at) if risks else None,
     }
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None
 
 
 def write_scores(path: Path, found: Sequence[Scored]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from modint_guard import baselines, calibration, curves, risk
 from modint_guard.config import Thresholds
 from modint_guard.errors import ConfigError
-from modint_guard.statistics import auroc_resamples, percentile_interval
+from modint_guard.statistics import auroc_resamples, mean, percentile_interval
 from modint_guard.types import CELLS, JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 from modint_training.tinyworld.interference import GIVES_WAY, HELD_OUT, KINDS, SETTINGS, TEXT_DRIVEN
 
@@ -463,8 +463,8 @@ def _row(detector: Detector, judged: Sequence[_Judged], wrong: Sequence[bool], t
         "fpr_at_95": curves.fpr_at(values, wrong),
         "risk_at_80": curves.risk_at(values, wrong),
         "threshold": thresholds.pop() if len(thresholds) == 1 else None,
-        "tpr": _share([each.flagged for each, bad in zip(judged, wrong, strict=True) if bad]),
-        "fpr": _share([each.flagged for each, bad in zip(judged, wrong, strict=True) if not bad]),
+        "tpr": mean([each.flagged for each, bad in zip(judged, wrong, strict=True) if bad]),
+        "fpr": mean([each.flagged for each, bad in zip(judged, wrong, strict=True) if not bad]),
         "macro_f1": macro_f1(causes, [each.said for each in judged]) if names_it else None,
         "probes": sum(cost.calls for cost in costs) / len(costs),
         "new_tokens": sum(cost.new_tokens for cost in costs) / len(costs),
@@ -494,17 +494,13 @@ def flag_rows(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
                 "kind": kind,
                 "n": len(pairs),
                 "wrong": len(wrong),
-                "gateway_flagged_of_wrong": _share([served.flagged for served, _ in wrong]),
-                "gateway_flagged_of_right": _share([served.flagged for served, _ in right]),
-                "risk_flagged_of_wrong": _share([fitted.flagged for _, fitted in wrong]),
-                "risk_flagged_of_right": _share([fitted.flagged for _, fitted in right]),
+                "gateway_flagged_of_wrong": mean([served.flagged for served, _ in wrong]),
+                "gateway_flagged_of_right": mean([served.flagged for served, _ in right]),
+                "risk_flagged_of_wrong": mean([fitted.flagged for _, fitted in wrong]),
+                "risk_flagged_of_right": mean([fitted.flagged for _, fitted in right]),
             }
 
 
 def _order(key: tuple[str, str, str]) -> tuple[int, int, int]:
     setting, held_out, kind = key
     return SETTINGS.index(setting), HELD_OUT.index(held_out), KINDS.index(kind)
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None

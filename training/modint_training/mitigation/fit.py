@@ -17,6 +17,7 @@ from modint_guard import learnt
 from modint_guard.errors import ConfigError
 from modint_guard.item import Item
 from modint_guard.mitigation import Policy
+from modint_guard.statistics import mean
 from modint_guard.types import ANNOTATE, DEBIAS, ESCALATE, NEUTRALISE, Reply
 from modint_training.mitigation.answers import PATIENT, Asked, over_answers
 
@@ -74,7 +75,7 @@ def fit_rows(model: str, found: Sequence[Asked]) -> list[dict[str, Any]]:
     """What was compared on the validation answers of one model, and what is chosen."""
     kinds = by_kind(found)
     labels = [one for kind, group in kinds.items() for one in group if kind[2] == "options"]
-    weights = {v: _share([one.served[_weighed(v)].right for one in labels]) for v in LAMBDAS}
+    weights = {v: mean([one.served[_weighed(v)].right for one in labels]) for v in LAMBDAS}
     weight = max(LAMBDAS, key=lambda value: weights[value] or 0.0) if labels else None
     rows = [
         _row(model, "lambda", DEBIAS, value, len(labels), weights[value], None, value == weight)
@@ -147,10 +148,6 @@ def _order_rows(
 
 def _means(tally: Tally, n: int) -> tuple[float | None, float | None]:
     return (tally.right / n, tally.tokens / n) if n else (None, None)
-
-
-def _share(right: Sequence[bool]) -> float | None:
-    return sum(right) / len(right) if right else None
 
 
 def _row(
