@@ -8,7 +8,7 @@ unchanged request. Flips are then told by the words (`regenerated`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from modint_guard import probe
@@ -18,13 +18,15 @@ from modint_guard.types import CELLS, JSON, NOOP, Complete, Failure, Plan, Repli
 from modint_guard.views import asked_briefly
 
 
-def is_open(plan: Plan, answer: Reply, score: Score | None) -> bool:
+def is_open(plan: Plan, answer: Reply, scored: Callable[[], Score | None]) -> bool:
     """Whether a short answer of several words was compared at its first one, and that one did not flip where
     the modality that is known to be irrelevant was left out. Not one that was cut off: nobody knows its end.
+
+    scored: the score of the answer, which is made only where it is wanted.
     """
-    if score is None or not score.partial or answer.skip or answer.finish_reason != "stop":
+    if answer.skip or answer.finish_reason != "stop" or not is_short(answer) or not _bodies(plan):
         return False
-    if not is_short(answer) or not _bodies(plan):
+    if (score := scored()) is None or not score.partial:
         return False
     first = score.cells.get(WITHOUT_IRRELEVANT[plan.relevant])
     return first is not None and first.flip is not True

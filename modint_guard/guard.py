@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -60,7 +59,6 @@ from modint_guard.types import (
 )
 from modint_guard.views import VIEWS, ViewMaker, asked_briefly
 
-logger = logging.getLogger(__name__)
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
@@ -207,17 +205,12 @@ class Guard:
         replies = await stages.ask(plan, complete, self.config, settles=settles, answered=answered)
         answer = await asyncio.shield(answered) if answered is not None and self.config.regenerate else None
         known = self._informed(plan, replies)
-        if answer is None or not self._is_open(known, answer, replies):
+        if answer is None:
+            return replies
+        is_open = partial(doubt.is_open, known, answer, partial(self.score, known, answer, replies))
+        if not stages.surely(is_open, "the first word"):
             return replies
         return await doubt.ask(known, complete, answer, replies)
-
-    def _is_open(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
-        """Whatever goes wrong here must not cost the user the answer: it is judged as it is then."""
-        try:
-            return doubt.is_open(plan, answer, self.score(plan, answer, replies))
-        except Exception:
-            logger.exception("the first word could not be judged")
-            return False
 
     def judge(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Score the replies against the answer and decide. Pure."""

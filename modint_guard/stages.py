@@ -36,7 +36,7 @@ async def ask(
     replies = await _stage(plan, first, complete, config, answered)
     for views in others:
         answer = await asyncio.shield(answered)
-        if answer is None or _settled(settles, answer, replies):
+        if answer is None or surely(partial(settles, answer, replies), "the first probes"):
             break
         replies = {**replies, **await _stage(plan, views, complete, config, answered)}
     return replies
@@ -50,12 +50,13 @@ def _stages_of(plan: Plan) -> list[list[View]]:
     return [first, *(views for views in (second, last) if views)]
 
 
-def _settled(settles: Settles, answer: Reply, replies: Replies) -> bool:
-    """Whatever goes wrong here must not cost the user the answer: the other views are asked then."""
+def surely(question: Callable[[], bool], what: str) -> bool:
+    """What a question about replies says; no where it fails, and a line in the log that `what` could not be
+    judged: whatever goes wrong there must not cost the user the answer."""
     try:
-        return settles(answer, replies)
+        return question()
     except Exception:
-        logger.exception("the first probes could not be judged")
+        logger.exception("%s could not be judged", what)
         return False
 
 
