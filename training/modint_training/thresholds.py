@@ -26,6 +26,7 @@ from modint_guard.models import ADAPTER, BASE
 from modint_guard.results import write_results
 from modint_guard.risk import Logistic
 from modint_guard.runner import request_for, without_guard
+from modint_guard.statistics import mean
 from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Complete
 from modint_training.tinyworld import suite
 
@@ -110,7 +111,7 @@ def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
         f" lowest of {', '.join(map(str, GRID))} that flags at most {RIGHT_FLAGGED:.0%} of the right answers"
         " of both models together. Shares are of the wrong and of the right answers of each. `confident` is"
         f" the lowest of {', '.join(map(str, CONFIDENT))} that flags at most {RIGHT_GUESSED:.0%} of the right"
-        " answers of both models about clean pictures as guesses (`prior`).",
+        f" answers of both models about clean pictures as guesses (`prior`): {confident:g} here.",
     )
 
 
@@ -191,8 +192,7 @@ def choose_confident(guesses: Sequence[Guess]) -> float:
 
 def guessed_of_right(guesses: Sequence[Guess], confident: float) -> float:
     """The share of right answers that come with at least this probability without the picture."""
-    right = [guess.certainty >= confident for guess in guesses if not guess.wrong]
-    return sum(right) / len(right) if right else 0.0
+    return mean(guess.certainty >= confident for guess in guesses if not guess.wrong) or 0.0
 
 
 def constants(model: Logistic, flag_at: float) -> dict[str, float]:
