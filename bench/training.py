@@ -1,6 +1,6 @@
 """What a training step of each part of the method costs, as a multiple of plain SFT: time and memory.
 
-    python -m bench.training                    # docs/results/training_bench.json and .md, about 6 minutes
+    python -m bench.training                    # docs/results/training_bench.json and .md, about 7 minutes
 
 `tinyworld-base` under the adapter of `tinyworld-full`, on a GPU where there is one, else on two threads. All
 methods train the same weights in turns, on the same examples; plain SFT sees their clean rows alone. Beside
@@ -93,13 +93,14 @@ consistency. `+adv`: twins and PGD of T steps. `full`: both. `straightforward fu
 rows, with the vision tower run again in every pass, vqa rows attacked too, float32 logits of every position,
 and rows padded to the longest of the run.
 
-The methods take turns, in an order drawn anew each round. `step_s` is the median over the rounds, `times_sft`
-the median of each round's own ratio, with its quartiles. `peak_mib` is how far the memory of a process of its
-own rises above what model, optimiser and batches take. `gmac` counts the multiply-adds of a step as laid out,
-padding included: a position that meets a weight takes one forward and one back, a trained weight one more,
-the frozen tower is not gone back through, and products of positions with positions are left out.
-`gmac_needed` counts tokens alone and each distinct picture once: no way of running these passes takes less;
-`bound_times_sft` is its multiple of plain SFT's."""
+The methods take turns on one batch a round, in an order drawn anew, every step twice, of which the second is
+timed (the first makes kernels for new shapes). `step_s` is the median over the rounds, `times_sft` the median
+of each round's own ratio, with its quartiles. `peak_mib` is how far the memory of a process of its own rises
+above what model, optimiser and batches take. `gmac` counts the multiply-adds of a step as laid out, padding
+included: a position that meets a weight takes one forward and one back, a trained weight one more, the frozen
+tower is not gone back through, and products of positions with positions are left out. `gmac_needed` counts
+tokens alone and each distinct picture once: no way of running these passes takes less; `bound_times_sft` is
+its multiple of plain SFT's."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,8 +110,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", type=Path, default=Path("docs/results/training_bench.json"))
     made.add_argument("--base", default="tinyworld-base")
     made.add_argument("--batch", type=int, default=32, help="examples a step")
-    made.add_argument("--rounds", type=int, default=40, help="in which every method takes a step")
-    made.add_argument("--warm-up", type=int, default=3, help="rounds that are not timed")
+    made.add_argument("--rounds", type=int, default=20, help="in which every method takes a step")
+    made.add_argument("--warm-up", type=int, default=2, help="rounds that are not timed")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--no-memory", action="store_true", help="time alone")
     made.add_argument("--memory-of", choices=METHODS, help="measure one method's peak memory alone")
@@ -155,13 +156,17 @@ def batches_of(method: str, recipe: TuneRecipe, processor: Any, steps: int) -> l
 
 
 def timed(bench: Bench, rounds: int, *, warm_up: int) -> dict[str, list[float]]:
-    """Seconds of each method's step in each round but the first ones. Each round has a batch of its own, as
-    in a training: shapes that come again run faster on a CPU."""
+    """Seconds of each method's step in each round but the first ones.
+
+    A round has a batch of its own, and every step is taken twice: the first time a CPU's kernels are made for
+    shapes that it has not seen, and methods that share a batch would make them for one another.
+    """
     found: dict[str, list[float]] = {method: [] for method in bench.recipes}
     order, turns = list(bench.recipes), random.Random(0)
     for number in range(rounds):
         turns.shuffle(order)
         for method in order:
+            one_step(bench, method, number)
             seconds, _ = one_step(bench, method, number)
             if number >= warm_up:
                 found[method].append(seconds)
