@@ -15,14 +15,15 @@ from modint_training.mitigation.settings import AUTO, SETTINGS, Setting
 
 NOTES = """\
 Greedy answers through vLLM; the client names `relevant` unless the setting says `relevant auto`. The same
-items for every policy, balanced over their labels; every lettered item is asked in two orders of its options.
-`gap_closed`: of the distance between greedy accuracy on the setting and on its clean twins; a dash where that
-is below 0.02. `clean_accuracy` is the same policy's on the clean twins; a needed input (`poor_print`, `vqa`)
-has none and is its own. Abstentions count as not right in `accuracy`, and not as `changed_right_to_wrong`, a
-share of all items. `extra_tokens`: mean beyond the model's own answer, prompts included, cached or not; the
-ratios are of all tokens to those of that answer. `ms_p50`: single requests through the gateway. The policies
-are those that ship (`modint_guard.learnt`), their limits on tokens and time lifted; only
-`constant_bias` has constants for each model. TinyWorld's answers are short and adapters are served: `rerank` never applies."""
+items for every policy, balanced over their labels; every lettered item is asked in two orders of its
+options. `gap_closed`: of the distance between greedy accuracy on the setting and on its clean twins; a dash
+where that is below 0.02. `clean_accuracy` is the same policy's on the clean twins; a needed input
+(`poor_print`, `vqa`) has none and is its own. Abstentions count as not right in `accuracy`, and not as
+`changed_right_to_wrong`, a share of all items. `extra_tokens`: mean beyond the model's own answer, prompts
+included, cached or not; the ratios are of all tokens to those of that answer. `ms_p50`: single requests
+through the gateway. The policies are those that ship (`modint_guard.learnt`), their limits on tokens and
+time lifted; only `constant_bias` has constants for each model. TinyWorld's answers are short and adapters
+are served: `rerank` never applies."""
 GOAL_NOTES = """\
 Of the policy `ladder` on the base model. `gap_closed` is of all items of the settings; intervals: 95 %,
 bootstrap of whole sources. Clean and needed: accuracy less that of greedy decoding, on the same items.
