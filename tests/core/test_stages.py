@@ -133,6 +133,7 @@ def test_the_answers_of_both_modalities_flag_without_the_prior_and_never_clear()
 # -- where a policy mends --------------------------------------------------------------------------
 
 MENDS = GuardConfig(policies=(Policy("neutralise"),))
+NAMED = {**BODY, "modint": {"relevant": "image"}}
 
 
 async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_two_of_what_is_flagged() -> None:
@@ -140,7 +141,7 @@ async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_two_of_what
     passed = (await Guard(MENDS).inspect(BODY, steady)).report
     assert (passed.verdict.state, passed.notes, len(calls)) == ("pass", (NOTE_CLEARED,), 2)
     calls, misled = counted(world(both="blue", image="red", text="blue", neither="green"))
-    flagged = (await Guard(MENDS).inspect(BODY, misled)).report
+    flagged = (await Guard(MENDS).inspect(NAMED, misled)).report
     assert (flagged.verdict.cause, flagged.action, flagged.notes) == ("text", "neutralise", (NOTE_SETTLED,))
     assert [row.name for row in flagged.probes] == ["no_context", "neutral_image"]
     assert (len(calls), flagged.image_only, flagged.text_only) == (3, "red", "blue")
@@ -191,7 +192,7 @@ async def test_the_adapters_answer_is_probed_as_sparingly() -> None:
         return await (honest if body["model"] == "robust-lora" else misled)(body)
 
     calls, both = counted(model)
-    found = await Guard(GuardConfig(policies=(Policy("escalate"),))).inspect(BODY, both)
+    found = await Guard(GuardConfig(policies=(Policy("escalate"),))).inspect(NAMED, both)
     assert (found.report.action, len(calls)) == ("escalate", 3 + 2)
 
 

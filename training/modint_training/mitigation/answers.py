@@ -127,9 +127,13 @@ def judging() -> Guard:
 
 
 def shipped() -> dict[str, Policy]:
-    """Every rung alone, the ladder, and the ladder that ends in abstaining, all as they ship."""
+    """Every rung alone, the ladder as it ships, one that ends in abstaining, and one that trusts a guess."""
     named = {name: Policy(name, **PATIENT) for name in (*RUNGS, "ladder")}
-    return {**named, "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT)}
+    return {
+        **named,
+        "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT),
+        "ladder_trusting": Policy("ladder", trust_guess=True, **PATIENT),
+    }
 
 
 async def ask_item(

@@ -270,10 +270,10 @@ async def timings(
 
 
 def timed_body(item: Item, setting: Setting, model: str, name: str) -> JSON:
-    """What the gateway is sent for a policy's time. The ladder that may abstain takes the ladder's."""
+    """What the gateway is sent for a policy's time. Other ladders take the ladder's."""
     body = request_for(item, model, modint={"relevant": setting.relevant})
     if name not in CONTROLS:
-        action = "ladder" if name == "ladder_abstain" else name
+        action = name.partition("_")[0]
         return {**body, "modint": {**body["modint"], "action": action}}
     plain = {**body, "modint": {"mode": "off"}}
     if name == "always_escalate":
