@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from modint_guard import rungs
 from modint_guard.errors import EndpointTimeout
-from modint_guard.mitigation import Policy, rungs_of
+from modint_guard.mitigation import Policy, may_replace, rungs_of
 from modint_guard.rungs import Case, Examine, Found
 from modint_guard.types import (
     ABSTAIN,
@@ -106,7 +106,9 @@ async def _within(
     """One rung within what is left; whatever goes wrong in it leaves the answer as it was."""
     start, meter = clock(), Meter(complete)
     try:
-        if rungs.tokens_of(rung, case, policy) > max(0, tokens_left):
+        if rung != ABSTAIN and not may_replace(policy, case.report):
+            found = rungs.UNFIT
+        elif rungs.tokens_of(rung, case, policy) > max(0, tokens_left):
             found = Found(RungOutcome.BUDGET)
         else:
             async with asyncio.timeout(max(0.0, until - start)):

@@ -16,6 +16,7 @@ wins over its action:
     robust = "robust-lora"   # the adapter that `escalate` asks
     max_tokens = 8192        # that all rungs of a request may cost, prompts included
     deadline_s = 10.0        # that they may take
+    trust_guess = true       # another answer also where what is relevant was guessed from the question
     early_stop = false       # ask every cell of every request; else none that could not change what is served
 """
 
@@ -40,12 +41,14 @@ from modint_guard.types import (
     RUNGS,
     Cause,
     Relevant,
+    RelevantSource,
     Report,
 )
 
 Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
+GUESSED: tuple[RelevantSource, ...] = ("rules", "self_ask")
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
 Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
 # Which rungs, in which order, by cause, relevance and form of the answer, by reasoning: the answer of the
@@ -104,6 +107,9 @@ class Policy:
     debias_lambda: float = learnt.DEBIAS_LAMBDA
     candidates: int = 4  # that `rerank` compares, the original among them
     early_stop: bool = True  # ask no cell that could not change what is served
+    trust_guess: bool = (
+        False  # give another answer also where nobody named what is relevant and it was guessed
+    )
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -155,6 +161,13 @@ def rungs_of(policy: Policy, cause: Cause | None, relevant: Relevant, form: Form
     if policy.action != LADDER:
         return (policy.action,)
     return policy.order or TABLE.get((cause, relevant), {}).get(form, ())
+
+
+def may_replace(policy: Policy, report: Report) -> bool:
+    """Whether another answer may be given at all: a guess at what is relevant, by lexical rules or by the
+    model itself, is no ground for taking a part of the input away that somebody may have needed.
+    """
+    return policy.trust_guess or report.relevant_source not in GUESSED
 
 
 def abstention(report: Report) -> str:

@@ -42,7 +42,7 @@ def guard(**policy: Any) -> Guard:
 
 
 def asked(text: str = f"{LIE}\n{QUESTION}", **modint: Any) -> JSON:
-    return ask(text, max_tokens=8, modint=modint)
+    return ask(text, max_tokens=8, modint={"relevant": "image", **modint})
 
 
 def said(found: Inspection) -> str:
@@ -154,6 +154,23 @@ def test_a_policy_with_one_action_has_one_rung_and_the_ladder_its_own_order() ->
     assert rungs_of(Policy("ladder"), *where) == TABLE[Cause.TEXT, Relevant.IMAGE]["word"]
     assert rungs_of(Policy("ladder", order=("escalate", "abstain")), *where) == ("escalate", "abstain")
     assert rungs_of(Policy(), *where) == rungs_of(Policy("ladder"), None, Relevant.IMAGE, "word") == ()
+
+
+@pytest.mark.parametrize("rung", ["neutralise", "escalate", "debias"])
+async def test_a_guess_at_what_is_relevant_gives_no_other_answer_unless_it_is_trusted(rung: str) -> None:
+    """The question speaks of the picture, and the caption may be needed all the same."""
+    honest = world(both="red", image="red", text="red", neither="round")
+    complete, seen = with_adapter(honest)
+    found = await guard(action=rung).inspect(asked(relevant="auto"), complete)
+    assert (found.report.relevant, found.report.relevant_source) == ("image", "rules")
+    assert (said(found), outcomes(found), len(seen)) == ("blue", [(rung, "unfit")], 3)
+    named = await guard(action="neutralise", trust_guess=True).inspect(asked(relevant="auto"), complete)
+    assert said(named) == "red"
+
+
+async def test_abstaining_needs_no_trust_in_a_guess() -> None:
+    found = await guard(action="ladder", otherwise="abstain").inspect(asked(relevant="auto"), MISLED)
+    assert outcomes(found)[-1] == ("abstain", "abstained")
 
 
 # -- neutralise ------------------------------------------------------------------------------------

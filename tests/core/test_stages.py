@@ -21,6 +21,7 @@ QUESTION = "What colour is the ball in the picture?"
 EARLY = GuardConfig(thresholds=replace(Thresholds(), flag_at=0.65, clear_below=0.3))
 BY_RISK = GuardConfig(thresholds=replace(EARLY.thresholds, by_risk_alone=True))
 BODY = ask(f"{LIE}\n{QUESTION}")
+NAMED = {**BODY, "modint": {"relevant": "image"}}
 
 
 def counted(model: Complete) -> tuple[list[JSON], Complete]:
@@ -71,7 +72,7 @@ async def test_a_risk_that_flags_alone_needs_no_other_cell() -> None:
 async def test_a_flag_that_is_to_be_mended_has_what_each_modality_alone_says() -> None:
     _, model = counted(world(both="blue", image="red", text="blue", neither="green"))
     config = replace(BY_RISK, policies=(Policy(action="neutralise"),))
-    found = (await Guard(config).inspect(BODY, model)).report
+    found = (await Guard(config).inspect(NAMED, model)).report
     assert [row.name for row in found.probes] == ["no_context", "neutral_image"]
     assert (found.action, found.notes) == ("neutralise", (NOTE_BY_EACH,))
     whole = replace(BY_RISK, policies=(Policy(action="neutralise", early_stop=False),))
@@ -195,7 +196,7 @@ async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_two_of_what
     passed = (await Guard(MENDS).inspect(BODY, steady)).report
     assert (passed.verdict.state, passed.notes, len(calls)) == ("pass", (NOTE_BY_FIRST,), 2)
     calls, misled = counted(world(both="blue", image="red", text="blue", neither="green"))
-    flagged = (await Guard(MENDS).inspect(BODY, misled)).report
+    flagged = (await Guard(MENDS).inspect(NAMED, misled)).report
     assert (flagged.verdict.cause, flagged.action, flagged.notes) == ("text", "neutralise", (NOTE_BY_EACH,))
     assert [row.name for row in flagged.probes] == ["no_context", "neutral_image"]
     assert (len(calls), flagged.image_only, flagged.text_only) == (3, "red", "blue")
@@ -246,7 +247,7 @@ async def test_the_adapters_answer_is_probed_as_sparingly() -> None:
         return await (honest if body["model"] == "robust-lora" else misled)(body)
 
     calls, both = counted(model)
-    found = await Guard(GuardConfig(policies=(Policy("escalate"),))).inspect(BODY, both)
+    found = await Guard(GuardConfig(policies=(Policy("escalate"),))).inspect(NAMED, both)
     assert (found.report.action, len(calls)) == ("escalate", 3 + 2)
 
 

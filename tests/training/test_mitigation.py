@@ -157,13 +157,21 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
     asked = await served(LIE)
     assert (asked.report.verdict.cause, asked.form, asked.flagged) == ("text", "word", True)
     right = {name for name, one in asked.served.items() if one.right}
-    mending = {"neutralise", "escalate", "ladder", "ladder_abstain"}
+    mending = {"neutralise", "escalate", "ladder", "ladder_abstain", "ladder_trusting"}
     assert right == {*mending, "always_neutralise", "always_escalate"}
     assert asked.served["abstain"].abstained and not asked.served["abstain"].right
     spent = {name: one.tokens // 31 for name, one in asked.served.items()}
     # annotate asks every cell; a policy that mends leaves the prior out; the adapter is cleared by one probe
     assert (spent["annotate"], spent["neutralise"], spent["escalate"]) == (4, 3, 3 + 2)
     assert {spent[name] for name in CONTROLS} == {1}
+
+
+async def test_where_the_client_names_nothing_only_a_trusting_ladder_gives_another_answer() -> None:
+    asked = await ask_item(LIE, "auto", "base", misled, shipped(), GUARD)
+    assert {name for name, one in asked.served.items() if one.right and name not in CONTROLS} == {
+        "ladder_trusting"
+    }
+    assert asked.served["ladder_abstain"].abstained
 
 
 async def test_validation_lets_every_rung_see_every_cell() -> None:

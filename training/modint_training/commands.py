@@ -250,7 +250,7 @@ def mitigation(
     raw: Annotated[
         Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,
-    timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
+    timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 3,
 ) -> None:
     """Every rung and the ladder against controls, through vLLM; goes on where it was stopped. Code and page
     are rewritten where the output is the committed file.

@@ -130,7 +130,11 @@ def shipped() -> dict[str, Policy]:
     """Every rung alone, the ladder, and the ladder that ends in abstaining, as they ship but for the limits
     of tokens and time."""
     named = {name: Policy(name, **PATIENT) for name in (*RUNGS, "ladder")}
-    return {**named, "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT)}
+    return {
+        **named,
+        "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT),
+        "ladder_trusting": Policy("ladder", trust_guess=True, **PATIENT),  # of what nobody named
+    }
 
 
 async def ask_item(
@@ -243,7 +247,7 @@ def with_constant(item: Item, reply: Reply, bias: Mapping[str, float]) -> str:
     known = over_answers(item, reply)
     if known is None:
         return reply.text
-    return max(known, key=lambda label: math.log(known[label]) + bias.get(label, 0.0))
+    return max(known, key=lambda label: known[label] * math.exp(bias.get(label, 0.0)))
 
 
 def plausible(item: Item, reply: Reply) -> str:

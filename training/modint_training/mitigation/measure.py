@@ -44,7 +44,7 @@ T = TypeVar("T")
 OUTPUT = Path("docs/results/mitigation.json")  # the committed one: with it code and page are rewritten
 PAGE = Path("docs/mitigation.md")
 LEARNT = Path("modint_guard/learnt.py")
-TOKEN_ITEMS = 24  # a setting, kind of prompt and policy, for the table of tokens
+TOKEN_ITEMS = 16  # a setting, kind of prompt and policy, for the table of tokens
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def _test(fitted_at: Path, output: Path, run: Run) -> Path:
         raise ConfigError(f"{LEARNT} does not hold what {fitted_at} chose: run `--split validation` again")
     with serving(["--adapter", ADAPTER]) as served:
         found, rows, costs = asyncio.run(_measured(served.url, run, chosen))
-    own = [row for row in costs if row["model"] == BASE]
-    goals = tables.goal_rows(found[BASE], own, run.seed)
+    goals = tables.goal_rows(found[BASE], costs, run.seed)
     made: dict[str, Any] = {"command": run.command, "seeds": [run.seed]}
     title = "Mitigation on the test split"
     parts = ("## The goals, base model", table(goals), tables.GOAL_NOTES, "## All settings", tables.NOTES)
@@ -177,7 +176,7 @@ async def _measured(
                 rows += tables.table_rows(model, setting, found[model], ms)
         costs = await tokens.token_rows(
             endpoint.complete,
-            (BASE, ADAPTER),
+            (BASE,),
             FITTED_ON,
             split=run.split,
             count=min(TOKEN_ITEMS, run.count),
@@ -267,10 +266,10 @@ async def timings(
 
 
 def timed_body(item: Item, setting: Setting, model: str, name: str) -> JSON:
-    """What the gateway is sent for a policy's time. The ladder that may abstain takes the ladder's."""
+    """What the gateway is sent for a policy's time. Other ladders take the ladder's."""
     body = request_for(item, model, modint={"relevant": setting.relevant})
     if name not in CONTROLS:
-        action = "ladder" if name == "ladder_abstain" else name
+        action = name.partition("_")[0]
         return {**body, "modint": {**body["modint"], "action": action}}
     plain = {**body, "modint": {"mode": "off"}}
     if name == "always_escalate":
