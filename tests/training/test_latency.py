@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modint_guard.guard import Guard
 from modint_guard.perturb import seeded
 from modint_guard.types import JSON
 from modint_training.latency import (
     ANSWERS,
+    AT_ONCE,
     CLOSED,
     LONG,
+    ONE,
+    SHIPPED,
     UNDER_WAY,
     Arm,
     arrivals,
@@ -24,7 +28,11 @@ from modint_training.latency import (
     measured,
     open_loop,
     ratio_interval,
+    stopping,
 )
+from modint_training.mitigation.tokens import PADDING
+from tests.core.fakes import ask, world
+from tests.core.test_calibration import made
 
 PROBES = [{"tokens": 30, "cached_tokens": 10}, {"tokens": 20, "cached_tokens": 0}]
 
@@ -45,9 +53,31 @@ def test_requests_come_at_their_rate_and_the_same_for_both_arms() -> None:
 
 
 def test_no_item_comes_twice() -> None:
-    made = list(islice(bodies(0), 500))
-    assert len({str(body["messages"]) for body in made}) == 500
-    assert {body["modint"]["relevant"] for body in made} == {"image", "text", "both"}
+    found = list(islice(bodies(0), 500))
+    assert len({str(body["messages"]) for body in found}) == 500
+    assert {body["modint"]["relevant"] for body in found} == {"image", "text", "both"}
+
+
+def test_a_padded_prompt_begins_with_words_of_its_own_and_asks_the_same() -> None:
+    short, padded = list(islice(bodies(0), 100)), list(islice(bodies(0, padded=True), 100))
+    assert [body["messages"] for body in short] == [body["messages"][1:] for body in padded]
+    assert len({body["messages"][0]["content"][:200] for body in padded}) == 100
+    assert {len(body["messages"][0]["content"].split()) for body in padded} == {PADDING}
+
+
+@pytest.mark.parametrize(
+    ("views", "misled", "probes"), [(AT_ONCE, False, 3), (AT_ONCE, True, 3), (ONE, False, 1), (ONE, True, 1)]
+)
+async def test_a_calibration_that_stops_otherwise_asks_every_view_or_one(
+    views: str, misled: bool, probes: int
+) -> None:
+    fitted = made().fitted["image"].model_copy(update={"bias": -3.0})  # nothing moves: a risk of 0.05
+    own = stopping(made(fitted={"image": fitted}), views)
+    says = world(both="blue" if misled else "red", image="red", text="blue", neither="green")
+    body = ask("The ball is blue.\nWhat colour is the ball in the picture?")
+    found = (await Guard(calibrations=[own]).inspect(body, says)).report
+    assert len(found.probes) == probes
+    assert found.verdict.state == ("flagged" if misled else "pass")
 
 
 async def test_blocks_with_and_without_the_guard_take_turns() -> None:
@@ -114,13 +144,14 @@ async def test_a_kind_of_answer_is_measured_below_its_capacity_and_at_it() -> No
 
 def test_the_figures_of_two_arms_by_hand() -> None:
     arms = {"off": arm(10.0, 20.0, 30.0), "on": arm(11.0, 22.0, 44.0, probes=2)}
-    made: dict[str, Any] = figures("open", arms, 10.0, 3.0)
-    assert (made["unguarded_ms_p50"], made["guarded_ms_p50"], made["ratio"]) == (20.0, 22.0, 1.1)
-    assert (made["n"], made["probes"], made["probe_new_tokens"]) == (3, 2.0, 40.0)
-    assert made["ratio_low"] <= 1.1 <= made["ratio_high"]
-    wanted = {"answers": LONG, "judged_at": "first token"}
-    assert goal([{**made, **wanted}])["met"] == "yes"
-    assert goal([{**made, **wanted, "ratio": 1.16}])["met"] == "no"
+    row: dict[str, Any] = figures("open", arms, 10.0, 3.0)
+    assert (row["unguarded_ms_p50"], row["guarded_ms_p50"], row["ratio"]) == (20.0, 22.0, 1.1)
+    assert (row["n"], row["probes"], row["probe_new_tokens"]) == (3, 2.0, 40.0)
+    assert row["ratio_low"] <= 1.1 <= row["ratio_high"]
+    wanted = {"answers": LONG, "judged_at": "first token", "views": SHIPPED, "prompts": "short"}
+    others = [{**row, **wanted, "ratio": 1.16, "views": "one"}, {**row, **wanted, "prompts": "padded"}]
+    assert goal([{**row, **wanted}, *others])["met"] == "yes"
+    assert goal([{**row, **wanted, "ratio": 1.16}, *others])["met"] == "no"
 
 
 def test_equal_times_leave_no_doubt_of_the_ratio() -> None:

@@ -4,12 +4,14 @@ One gateway and engine; a request is guarded or not by its own `modint.mode`. Fi
 requests a second as the engine answers without the guard, so many under way at once. Then requests come by
 themselves (Poisson) at a share of it, in short blocks with and without the guard that take turns (off, on,
 on, off), each with the same arrival times and items that no other block has, so that no cache helps either.
-A time counts from the moment the request was due.
+A time counts from the moment the request was due. All of it again with calibrations that stop otherwise, and
+with long prompts.
 """
 
 import asyncio
 import itertools
 import random
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +20,40 @@ from typing import Any
 
 import numpy as np
 
+from modint_guard.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
 from modint_guard.endpoint import Endpoint
 from modint_guard.launch import serving
-from modint_guard.models import ADAPTER, BASE
+from modint_guard.models import ADAPTER, BASE, located
 from modint_guard.perturb import seeded
 from modint_guard.results import table, write_results
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, Complete
+from modint_training.mitigation.tokens import PADDING, padding
 from modint_training.tinyworld.interference import cases
 
 LONG, SHORT = "32 tokens", "one word"
 ANSWERS: dict[str, JSON] = {LONG: {"min_tokens": 32, "max_tokens": 32}, SHORT: {}}
 FIRST_TOKEN, FORCED = "first token", "teacher forcing"
-SERVED = {FIRST_TOKEN: ["--adapter", ADAPTER], FORCED: []}  # no answer is forced where adapters are served
+SHIPPED, AT_ONCE, ONE = "early stop", "all at once", "one"
+BRIEF, PADDED = "short", "padded"
+APART = 1000  # between their seeds: a picture that was seen before costs less
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to serve, and the (answers, prompts) that are measured of it."""
+
+    judged_at: str
+    views: str
+    measured: tuple[tuple[str, str], ...]
+
+
+SETUPS = (
+    Setup(FIRST_TOKEN, SHIPPED, ((LONG, BRIEF), (LONG, PADDED), (SHORT, BRIEF))),
+    Setup(FIRST_TOKEN, AT_ONCE, ((LONG, BRIEF), (LONG, PADDED))),
+    Setup(FIRST_TOKEN, ONE, ((LONG, BRIEF), (LONG, PADDED))),
+    Setup(FORCED, SHIPPED, ((LONG, BRIEF),)),  # no answer is forced where adapters are served
+)
 UNDER_WAY = 16  # at once, where the engine is to be full
 CLOSED = {LONG: 96, SHORT: 240}  # requests of such a run
 FULL_BLOCKS = 1  # of each arm
@@ -47,8 +70,12 @@ With and without the guard in blocks that take turns; every request has an item 
 needed and neutral inputs of both settings, about 50 tokens and a small picture). `ratio` of the medians, with
 a 95 % bootstrap interval over requests. Without the guard they pass the same gateway (`modint.mode: off`).
 `judged_at` first token: adapters are served beside the base, as `make serve` does it; teacher forcing: the
-base alone, longer answers scored whole under every cell once they are complete. `probes` and the tokens they
-computed are means a guarded request. The generator of the load shares the machine's cores with the engine."""
+base alone, longer answers scored whole under every cell once they are complete. `views` early stop: the
+bundled calibration, which asks the other views after the answer where the first does not settle it; all at
+once: it asks every view with the request; one: none but the first, by whose risk alone an answer is flagged.
+`prompts` padded: {PADDING} words of system text stand before, no two requests the same. `probes` and the
+tokens they computed are means a guarded request. The generator of the load shares the machine's cores with
+the engine."""
 
 
 @dataclass
@@ -68,11 +95,11 @@ class Arm:
 
 
 def measure_latency(output: Path, *, seconds: float, blocks: int, seed: int) -> None:
-    """Serve twice, measure each kind of answer and load, write the table."""
+    """Serve in every way, measure each kind of answer, prompt and load, write the table."""
     rows = []
-    for judged_at, arguments in SERVED.items():
-        with serving(arguments) as served:
-            rows += asyncio.run(_measure(served.url, judged_at, seconds, blocks, seed))
+    for setup in SETUPS:
+        with tempfile.TemporaryDirectory() as folder, serving(_arguments(setup, Path(folder))) as served:
+            rows += asyncio.run(_measure(served.url, setup, seconds, blocks, seed))
     write_results(
         output,
         command=f"modint-guard results latency --seconds {seconds:g} --blocks {blocks} --seed {seed}",
@@ -85,8 +112,9 @@ def measure_latency(output: Path, *, seconds: float, blocks: int, seed: int) -> 
 
 
 def goal(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The goal, its figure and whether it is met."""
-    (row,) = (r for r in rows if (r["load"], r["answers"], r["judged_at"]) == ("open", LONG, FIRST_TOKEN))
+    """The goal, its figure and whether it is met: as shipped, on short prompts."""
+    wanted = {"load": "open", "answers": LONG, "judged_at": FIRST_TOKEN, "views": SHIPPED, "prompts": BRIEF}
+    (row,) = (r for r in rows if wanted.items() <= r.items())
     return {
         "goal": f"median at most {BAR} times as long, {LONG} in open loop at {SHARE:.0%} of the capacity",
         "figure": f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
@@ -94,14 +122,39 @@ def goal(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-async def _measure(url: str, judged_at: str, seconds: float, blocks: int, seed: int) -> list[dict[str, Any]]:
+def _arguments(setup: Setup, folder: Path) -> list[str]:
+    """What `serve` is told; a calibration of its own in `folder`, where the bundled one stops otherwise."""
+    adapter = ["--adapter", ADAPTER] if setup.judged_at == FIRST_TOKEN else []
+    if setup.views == SHIPPED:
+        return adapter
+    own = folder / CALIBRATION
+    write_calibration(own, stopping(read_calibration(located(BASE) / CALIBRATION), setup.views))
+    return [*adapter, "--calibration", str(own)]
+
+
+def stopping(calibration: Calibration, views: str) -> Calibration:
+    """The same risk and thresholds, asking every view at once (AT_ONCE), or none but the first (ONE)."""
+    fitted = {
+        relevant: each.model_copy(update={"clear_below": 0.0 if views == AT_ONCE else each.flag_at})
+        for relevant, each in calibration.fitted.items()
+    }
+    return calibration.model_copy(update={"fitted": fitted})
+
+
+async def _measure(url: str, setup: Setup, seconds: float, blocks: int, seed: int) -> list[dict[str, Any]]:
     async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
-        pool = bodies(seed)
-        await closed(_taken(pool, WARM_UP, LONG, "on"), endpoint.complete, Arm())
+        pools = {BRIEF: bodies(seed), PADDED: bodies(seed + APART, padded=True)}
+        await closed(_taken(pools[BRIEF], WARM_UP, LONG, "on"), endpoint.complete, Arm())
         return [
-            {"judged_at": judged_at, "answers": answers, **row}
-            for answers in (ANSWERS if judged_at == FIRST_TOKEN else (LONG,))
-            for row in await measured(answers, pool, endpoint.complete, seconds, blocks, seed)
+            {
+                "judged_at": setup.judged_at,
+                "views": setup.views,
+                "answers": answers,
+                "prompts": prompts,
+                **row,
+            }
+            for answers, prompts in setup.measured
+            for row in await measured(answers, pools[prompts], endpoint.complete, seconds, blocks, seed)
         ]
 
 
@@ -179,13 +232,16 @@ def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
     return itertools.accumulate(rng.expovariate(rate) for _ in itertools.count())
 
 
-def bodies(seed: int) -> Iterator[JSON]:
-    """Requests without end, no item twice; kinds and settings mixed."""
+def bodies(seed: int, *, padded: bool = False) -> Iterator[JSON]:
+    """Requests without end, no item twice; kinds and settings mixed. `padded`: each behind a system text of
+    its own."""
     for drawn in itertools.count(seed):
         found = [case for case in cases("test", 24, drawn) if case.held_out == "no"]
         seeded("latency", drawn).shuffle(found)
-        for case in found:
-            yield request_for(case.item, BASE, modint={"relevant": case.relevant})
+        for number, case in enumerate(found):
+            text = padding(f"latency {drawn} {number}")
+            item = case.item.replace(system=text) if padded else case.item
+            yield request_for(item, BASE, modint={"relevant": case.relevant})
 
 
 def _taken(pool: Iterator[JSON], count: int, answers: str, arm: str) -> list[JSON]:
