@@ -2,8 +2,9 @@
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
-#   make train-ablation   make results-ablation   make results-calibration   make bench-detection
-#   make bench-latency   make bench-mitigation   make bench-training   make bench-training-gpu   make deploy-check
+#   make train-ablation   make results-ablation   make results-calibration   make results-relevance
+#   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
+#   make bench-training-gpu   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
 .PHONY: install demo serve test check bench-training results-tinyworld results-base results-ablation train-ablation \
-	results-thresholds results-calibration bench-detection bench-latency bench-mitigation bench-training-gpu \
+	results-thresholds results-relevance results-calibration bench-detection bench-latency bench-mitigation bench-training-gpu \
 	generated panels deploy-check deploy-tools clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
@@ -63,6 +64,9 @@ results-thresholds: $(STAMP)  ## fit the default risk on the validation split: d
 bench-mitigation: $(STAMP)  ## fit on validation, then every rung and the ladder against controls: docs/results/mitigation.json
 	$(BIN)/modint-guard results mitigation --split validation $(ARGS)
 	$(BIN)/modint-guard results mitigation --split test $(ARGS)
+
+results-relevance: $(STAMP)  ## what rules and model say ought to decide: docs/results/relevance.json
+	$(BIN)/modint-guard results relevance $(ARGS)
 
 results-calibration: $(STAMP)  ## calibrate the bundled models: their calibration.json, docs/results/calibration.json
 	$(BIN)/modint-guard results calibration $(ARGS)

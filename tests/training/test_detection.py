@@ -14,9 +14,11 @@ from modint_guard.item import Item, reply_for
 from modint_guard.journal import Journal
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.types import JSON
+from modint_training import detection
 from modint_training.detection import (
     PILOT,
     first_look,
+    judged_by,
     key_of,
     looked,
     record,
@@ -212,6 +214,26 @@ async def test_an_endpoint_without_log_probabilities_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="does the endpoint give log-probabilities"):
         await record(lying(), "m", silent, seed=0)
+
+
+async def test_a_case_whose_view_fails_is_not_recorded() -> None:
+    complete, _ = gateway("3", "7")
+
+    async def failing(body: JSON) -> JSON:
+        texts = [part for part in body["messages"][0]["content"] if part["type"] == "text"]
+        if body["modint"].get("mode") == "off" and len(texts) == 1:  # without the caption
+            raise EndpointError("busy", status=503)
+        return await complete(body)
+
+    with pytest.raises(EndpointError, match="the view no_context of test/text-driven/lying"):
+        await record(lying(), "m", failing, seed=0)
+
+
+def test_records_of_other_verdicts_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = judged_by()
+    assert before == judged_by()
+    monkeypatch.setattr(detection, "bundled", lambda name: tmp_path)  # where no calibration lies
+    assert judged_by() != before
 
 
 async def test_a_model_that_states_no_confidence_is_not_asked_for_one() -> None:

@@ -250,7 +250,7 @@ def mitigation(
     raw: Annotated[
         Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,
-    timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 3,
+    timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
 ) -> None:
     """Every rung and the ladder against controls, through vLLM; goes on where it was stopped. Code and page
     are rewritten where the output is the committed file.
@@ -288,7 +288,7 @@ def detection(
     raw: Annotated[
         Path, typer.Option(help="The records, kept as they come; the same call goes on from them.")
     ] = Path("runs/detection.jsonl"),
-    count: Annotated[int, typer.Option(min=1, help="Items of each setting, kind and held-out part.")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="Items of each setting, kind and held-out part.")] = 60,
     seed: Seed = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Cases under way at once.")] = 6,
 ) -> None:
@@ -303,7 +303,7 @@ def detection(
 def relevance(
     output: Output = Path("docs/results/relevance.json"), count: Count = 400, seed: Seed = 0
 ) -> None:
-    """What the lexical rules say ought to decide, on the three families; asks no engine."""
+    """What the lexical rules and the model itself say ought to decide, on the three families; no engine."""
     from modint_training.relevance_table import measure_relevance
 
     measure_relevance(output, count=count, seed=seed)

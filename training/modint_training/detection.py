@@ -12,12 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
+from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
 
 from modint_guard import baselines
 from modint_guard.calibration import CALIBRATION, read_calibration
+from modint_guard.config import Thresholds
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.guard import Guard, reply_of
@@ -25,6 +27,7 @@ from modint_guard.item import Item, is_right, same_as
 from modint_guard.journal import Job, Journal, collect
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.probe import check_answered
 from modint_guard.results import write_results
 from modint_guard.runner import request_for, without_guard
 from modint_guard.types import JSON, Complete, Reply, Score
@@ -62,6 +65,7 @@ def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurr
         "count": count,
         "seed": seed,
         "weights": [weights_of(bundled(name)) for name in (BASE, ADAPTER)],
+        "judged_by": judged_by(),
     }
     with Journal(raw, made_by) as journal:
         asked = looked(journal.records, seed)
@@ -79,6 +83,14 @@ def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurr
         ]
     command = f"modint-guard results detection --count {count} --seed {seed}"
     write_tables(output, answers, thinned=asked.thinned, command=command, seed=seed)
+
+
+def judged_by() -> str:
+    """A digest of what a gateway's verdict depends on beside the answers: the bundled calibrations and the
+    defaults; records of other verdicts are not taken up."""
+    files = (bundled(model) / CALIBRATION for model in (BASE, ADAPTER))
+    kept = [file.read_text("utf-8") if file.exists() else "" for file in files]
+    return sha256(repr([Thresholds(), *kept]).encode()).hexdigest()
 
 
 def write_tables(
@@ -192,7 +204,7 @@ async def record(
 ) -> JSON:
     """All that is measured of one case, as `Answer` holds it. `complete` is the gateway; our own features are
     asked through it with the guard off, a confidence only of a model that states one. Raises EndpointError,
-    and ConfigError where log-probabilities are missing.
+    a failed view among them, and ConfigError where log-probabilities are missing.
     """
     guard, unguarded = guard or Guard(), without_guard(complete)
     relevant = {"relevant": case.relevant}
@@ -203,6 +215,7 @@ async def record(
     (completion, own), replies = await asyncio.gather(
         _timed(unguarded, guard.main_body(plan), calls=1), guard.probe(plan, unguarded)
     )
+    check_answered(replies, case.key)
     reply = reply_of(completion)
     score = guard.score(plan, reply, replies)
     if score is None or not reply.top:

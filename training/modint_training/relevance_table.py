@@ -1,57 +1,96 @@
-"""`modint-guard results relevance`: what the lexical rules say ought to decide, on the three families.
+"""`modint-guard results relevance`: what the lexical rules, and the model itself, say ought to decide.
 
-No engine is asked. What the model itself says (`self_ask`) is measured with all else in TinyWorld's tables.
+On the three families, without a word of the client. The model is asked locally, with transformers: no engine
+is needed.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modint_guard.chat import parse
+from tqdm import tqdm
+
+from modint_guard.chat import parse, with_question_after
+from modint_guard.config import GuardConfig
 from modint_guard.item import FAMILIES, RELEVANT, Family
-from modint_guard.relevance import decide
+from modint_guard.models import BASE
+from modint_guard.relevance import SELF_ASK, by_self_ask, decide
+from modint_guard.reply import reply_of
 from modint_guard.results import write_results
 from modint_guard.runner import request_for
-from modint_guard.types import Relevant
+from modint_guard.types import JSON, Complete, Relevant
+from modint_training.runs import local_model
 from modint_training.tinyworld import suite
 
 BESIDE = {"image-heavy": "true_description", "text-heavy": "agreeing_image", "vqa": "clean"}
-NOTES = """\
-Questions of the test split as a client sends them, with a caption or a picture beside them and without a word
-on what ought to decide; shares of what the rules say. `needs` is what the family is made to need; many `vqa`
-questions name the picture alone ("the shape that is red"). With `unknown` the report speaks of influence
-only. What the model says when it is asked itself stands in [tinyworld.md](tinyworld.md), task `self_ask`."""
+NOTES = f"""\
+Questions of the test split as a client sends them, with a caption or a picture beside them and without a
+word on what ought to decide; shares of what each source says. `needs` is what the family is made to need;
+many `vqa` questions name the picture alone ("the shape that is red"). With `unknown` the report speaks of
+influence only. `self_ask` is {BASE} asked "{SELF_ASK}", with
+transformers: yes is read as the image, no as the text, and it can say nothing else, so that a question that
+needs both is read as one of the image. The gateway asks it (`MODINT_SELF_ASK=auto`) only where the rules say
+unknown."""
 
 
 def measure_relevance(output: Path, *, count: int, seed: int) -> None:
     """Write the table."""
+    found = list(rows(count, seed))
+    found += asyncio.run(self_ask_rows(local_model(BASE), count, seed))
     write_results(
         output,
         command=f"modint-guard results relevance --count {count} --seed {seed}",
         seeds=[seed],
-        rows=list(rows(count, seed)),
-        title="Which modality ought to decide, by the lexical rules",
+        rows=found,
+        title="Which modality ought to decide, where nobody says",
         notes=NOTES,
     )
 
 
 def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """A row a family, in trained and in held-out wordings."""
-    for family in FAMILIES:
-        for held_out in (False, True):
-            said = Counter(said_of(family, count, seed, held_out=held_out))
-            yield {
-                "family": family,
-                "held_out": "wording" if held_out else "no",
-                "n": count,
-                "needs": RELEVANT[family],
-                **{name: said[name] / count for name in Relevant},
-            }
+    """A row a family, in trained and in held-out wordings: the lexical rules."""
+    for family, held_out in _parts():
+        asked = bodies(family, count, seed, held_out=held_out)
+        yield _row("rules", family, held_out, [decide(parse(body))[0] for body in asked])
 
 
-def said_of(family: Family, count: int, seed: int, *, held_out: bool) -> Iterator[Relevant]:
-    """What the rules say of each item."""
+async def self_ask_rows(complete: Complete, count: int, seed: int) -> list[dict[str, Any]]:
+    """The same rows of what the model itself says."""
+    found, config = [], GuardConfig()
+    with tqdm(total=len(list(_parts())) * count, unit="question") as bar:
+
+        async def said(body: JSON) -> Relevant:
+            asked = with_question_after(parse(body), SELF_ASK)
+            reply = reply_of(await complete({**asked, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}))
+            bar.update()
+            return by_self_ask(reply, config.self_ask_confident)
+
+        for family, held_out in _parts():
+            each = [await said(body) for body in bodies(family, count, seed, held_out=held_out)]
+            found.append(_row("self_ask", family, held_out, each))
+    return found
+
+
+def bodies(family: Family, count: int, seed: int, *, held_out: bool) -> Iterator[JSON]:
+    """The requests of a family."""
     for item in suite.items(family, "test", count, seed=seed, held_out=held_out):
-        body = request_for(suite.perturbed(item, BESIDE[family], seed=seed), "any")
-        yield decide(parse(body))[0]
+        yield request_for(suite.perturbed(item, BESIDE[family], seed=seed), "any")
+
+
+def _parts() -> Iterator[tuple[Family, bool]]:
+    for family in FAMILIES:
+        yield from ((family, held_out) for held_out in (False, True))
+
+
+def _row(source: str, family: Family, held_out: bool, said: list[Relevant]) -> dict[str, Any]:
+    seen = Counter(said)
+    return {
+        "source": source,
+        "family": family,
+        "held_out": "wording" if held_out else "no",
+        "n": len(said),
+        "needs": RELEVANT[family],
+        **{name: seen[name] / len(said) for name in Relevant},
+    }

@@ -67,7 +67,10 @@ class Run:
     @property
     def command(self) -> str:
         """As it is repeated."""
-        return f"modint-guard results mitigation --split {self.split} --count {self.count} --seed {self.seed}"
+        asked = (
+            f"modint-guard results mitigation --split {self.split} --count {self.count} --seed {self.seed}"
+        )
+        return f"{asked} --timed {self.timed}" if self.split == "test" else asked
 
 
 def measure_mitigation(output: Path, run: Run) -> Path:
