@@ -455,6 +455,14 @@ def test_a_setting_that_cannot_be_fitted_has_no_rows_and_meets_no_goal() -> None
     }
 
 
+def test_a_page_names_the_settings_that_have_no_rows(tmp_path: Path) -> None:
+    known = [a for a in everything() if a.setting == "text-driven" or a.split == "test"]
+    write_tables(tmp_path / "d.json", known, thinned=frozenset(), command="made", seed=0)
+    assert "allows no fit: m image-driven (" in (tmp_path / "d.md").read_text()
+    write_tables(tmp_path / "d.json", everything(), thinned=frozenset(), command="made", seed=0)
+    assert "allows no fit: none." in (tmp_path / "d.md").read_text()
+
+
 def test_each_goal_is_met_by_its_figure() -> None:
     def row(score: str, setting: str, **more: object) -> dict[str, object]:
         head = {"score": score, "setting": setting, "truth": "interference", "held_out": "no"}

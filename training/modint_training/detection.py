@@ -104,7 +104,10 @@ def write_tables(
         seeds=[seed],
         rows=rows,
         title="Detection of wrong answers under interference",
-        notes=detection_table.NOTES.format(thinned=", ".join(sorted(thinned)) or "none"),
+        notes=detection_table.NOTES.format(
+            thinned=", ".join(sorted(thinned)) or "none",
+            unfitted="; ".join(detection_table.unfitted(answers)) or "none",
+        ),
         shown=detection_report.markdown(rows, BASE),
     )
     write_results(

@@ -47,9 +47,10 @@ def markdown(rows: Sequence[Row], model: str) -> str:
     for setting in SETTINGS:
         lines = [_line(row) for score in found.scores() if (row := found.get(score, setting))]
         parts += [f"## {model}, {setting}: wrong under interference", table(lines)] if lines else []
-    parts += ["## Wrong against right, and what was held out", table(list(in_short(found, model)))]
-    for other in others:
-        parts.append(table(list(in_short(Rows([row for row in rows if row["model"] == other]), other))))
+    parts.append("## Wrong against right, and what was held out")
+    for name in (model, *others):
+        lines = list(in_short(Rows([row for row in rows if row["model"] == name]), name))
+        parts += [table(lines)] if lines else []
     return "\n\n".join(part.strip() for part in parts if part)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ interference: positives are wrong and right on a clean twin worded otherwise, ne
 answers whose clean twin is wrong are left out. `truth` wrong: wrong against right, over all answers. Inputs
 of four kinds, as many of each: lying, true, needed (the client says that both decide; a right answer is a
 negative), neutral. `held_out` says what no training has seen; validation items have nothing held out.
-`setting` both pools the two, each with its own fit. Of the adapter half as many cases are asked.
+`setting` both pools the two, each with its own fit. Of the adapter half as many cases are asked. Without
+rows, because validation allows no fit: {{unfitted}}.
 
 Image-driven cells hold twice as many cases, and of sub-tasks in which the base gave way to fewer than
 {GIVES_WAY:.0%} of the lying pictures every third only: this time {{thinned}}, found on validation items apart
@@ -367,6 +369,16 @@ def rows(answers: Sequence[Answer], *, seed: int = 0, resamples: int = 1000) -> 
                     yield from (
                         {**head, **row} for row in _group_rows(group, truth, seed=seed, resamples=resamples)
                     )
+
+
+def unfitted(answers: Sequence[Answer]) -> Iterator[str]:
+    """Model, setting and reason of each that has no rows."""
+    for model, setting in product(dict.fromkeys(a.model for a in answers), SETTINGS):
+        here = [a for a in answers if (a.model, a.setting, a.split) == (model, setting, "validation")]
+        try:
+            detectors(here)
+        except ConfigError as exc:
+            yield f"{model} {setting} ({exc})"
 
 
 def _judged(own: Sequence[Answer]) -> list[tuple[Detector, list[_Judged]]]:
