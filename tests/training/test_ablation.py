@@ -1,6 +1,7 @@
 """The ablation: trained in one go, taken up where it stopped, measured in one go."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modint_guard.effects import Answered
+from modint_guard.effects import Answered, sources
 from modint_guard.errors import ConfigError
 from modint_guard.item import reply_for
 from modint_guard.perturb import REGISTRY
@@ -24,8 +25,10 @@ from modint_training.ablation import (
     clean_of,
     found_in,
     gains_of,
+    goal_rows,
     group_of,
     measure_ablation,
+    notes,
     rows_of,
     summary,
     train_ablation,
@@ -209,3 +212,84 @@ def test_a_component_helps_where_its_interval_and_every_seed_say_so() -> None:
     by_name = {row["name"]: row for row in summary(measured, found)}
     assert by_name["tinyworld-sft"]["harmful flips, trained"] == 0.9
     assert by_name["tinyworld-aug"]["trained"] == pytest.approx(0.95)
+
+
+# The goals of the shipped adapter, of a hundred items a condition
+
+
+def answers_of(*conditions: tuple[Condition, Collection[int]]) -> dict[Condition, list[Answered]]:
+    """Answers of which those at the given places are wrong."""
+    return {
+        cell: [
+            Answered(item, reply_for(item, item.wrong if place in wrong else item.answer))
+            for place, item in enumerate(cell.items("test", 100))
+        ]
+        for cell, wrong in conditions
+    }
+
+
+BASE_ANSWERS = answers_of(
+    (Condition("vqa", "clean"), {0}),
+    (Condition("vqa", "clean", True), {0}),
+)
+OWN_ANSWERS = answers_of(
+    (Condition("image-heavy", "clean"), {0}),
+    (Condition("image-heavy", "misleading_description"), {1, 2}),  # one that was wrong is right
+    (Condition("image-heavy", "neutral_text"), range(50)),  # a control, of no goal
+    (Condition("image-heavy", "ocr_noise"), range(4)),
+    (Condition("text-heavy", "no_image"), ()),
+    (Condition("text-heavy", "noise"), ()),
+    (Condition("text-heavy", "white"), {0}),
+    (Condition("image-heavy", "clean", True), range(4)),
+    (Condition("image-heavy", "misleading_description", True), range(8)),
+    (Condition("vqa", "clean"), {1}),
+    (Condition("vqa", "clean", True), {0, 1}),
+)
+
+
+def test_each_goal_is_decided_by_its_worst_condition() -> None:
+    keys = ("worst", "value", "bar", "verdict")
+    assert [tuple(row[key] for key in keys) for row in goal_rows(OWN_ANSWERS, BASE_ANSWERS)] == [
+        ("image-heavy/misleading_description", -0.01, -0.01, "met"),  # 98 - 99 of 100
+        ("image-heavy/ocr_noise", -0.03, -0.03, "met"),  # 96 - 99
+        ("image-heavy/misleading_description/held-out wording", -0.04, -0.03, "missed"),  # 92 - 96
+        ("image-heavy/clean/held-out wording", -0.03, -0.03, "met"),  # 96 - 99, of other items
+        ("image-heavy/misleading_description", 0.02, 0.02, "met"),  # 2 turned wrong
+        ("vqa/clean/held-out wording", -0.01, 0.0, "missed"),  # 98 - 99 of the base
+    ]
+
+
+def test_a_goal_has_an_interval_where_the_items_are_the_same() -> None:
+    rows = goal_rows(OWN_ANSWERS, BASE_ANSWERS)
+    assert [row["ci_low"] is None for row in rows] == [False, False, False, True, False, False]
+    assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in rows if row["ci_low"] is not None)
+    *_, vqa = goal_rows(BASE_ANSWERS, BASE_ANSWERS)
+    digits = len(set(sources(BASE_ANSWERS[Condition("vqa", "clean")])))
+    bound = 1 - 0.05 ** (1 / digits)  # where no answer differs
+    assert (vqa["value"], vqa["verdict"]) == (0.0, "met")
+    assert (vqa["ci_low"], vqa["ci_high"]) == pytest.approx((-bound, bound))
+
+
+def test_too_many_harmful_flips_miss_their_goal_and_what_was_not_asked_meets_none() -> None:
+    own = answers_of(
+        (Condition("text-heavy", "no_image"), ()),
+        (Condition("text-heavy", "black"), {0}),
+        (Condition("text-heavy", "noise"), {0, 1, 2}),
+    )
+    verdicts = [(row["worst"], row["value"], row["verdict"]) for row in goal_rows(own, {})]
+    assert verdicts == [
+        ("text-heavy/noise", -0.03, "missed"),
+        *[(None, None, "not measured")] * 3,
+        ("text-heavy/noise", 0.03, "missed"),
+        (None, None, "not measured"),
+    ]
+
+
+def test_the_goals_stand_above_the_table_where_the_shipped_adapter_is_in_it() -> None:
+    base, own = made("tinyworld-base", 0, lies=9), made("robust-lora", 0, lies=1)
+    both = [base[0], own[0]]
+    found = {each.key: answers for each, answers in (base, own)}
+    said = notes(both, found)
+    assert said.index("## The goals of robust-lora") < said.index("## By group")
+    assert "| image-heavy/misleading_description | 10 | -0.100 |" in said  # and not the base's
+    assert "The goals" not in notes(both[:1], found)

@@ -1,6 +1,7 @@
 """Recipes: the bundled ones load; what is wrong in one is named, with its line, before anything starts."""
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 import yaml
 
 from modint_guard.errors import ConfigError
-from modint_training.config import PretrainRecipe, TuneRecipe, load_recipe, recipe_names, recipe_schema
+from modint_training.config import (
+    PretrainRecipe,
+    TuneRecipe,
+    load_recipe,
+    preset_names,
+    recipe_names,
+    recipe_schema,
+)
 from modint_training.tinyworld.suite import Mixture
 from modint_training.views import check_kinds
 
@@ -51,6 +59,33 @@ def test_the_bundled_recipes_train_a_base_an_adapter_its_ablations_and_real_mode
     assert set(recipe_names()) == expected
     assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
     assert isinstance(load_recipe("robust-lora"), TuneRecipe)
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """The comment behind each line that sets something."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return {line: line.partition(" #")[2].strip() for line in lines}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_option_of_a_bundled_recipe_has_a_comment(name: str) -> None:
+    assert [line for line, comment in comments_of(text_of(name)).items() if not comment] == []
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_option_of_a_preset_has_a_comment(name: str) -> None:
+    assert [line for line, comment in comments_of(text_of(name, "presets")).items() if not comment] == []
+
+
+def test_the_papers_preset_says_of_every_value_whether_it_is_the_papers() -> None:
+    said = comments_of(text_of("paper", "presets"))
+    assert [line for line, comment in said.items() if not {"paper", "our"} & words_of(comment)] == [
+        line for line in said if line.startswith("attack:")
+    ]
+
+
+def words_of(text: str) -> set[str]:
+    return {word.removesuffix("s") for word in re.findall(r"[a-z]+", text)}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -164,7 +199,7 @@ def test_a_value_out_of_its_range_is_named_with_its_line(name: str, override: st
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    text = text_of("robust-lora").replace("rank: 16\n", "")
+    text = text_of("robust-lora").replace("\nrank: 16 ", "\n# ")
     path = written(tmp_path, text)
     assert refusal(path) == f"{path}:3: kind: lora needs rank, alpha and dropout"
     text = text_of("robust-lora").replace("batch: 32", "#")

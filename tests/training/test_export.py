@@ -29,6 +29,7 @@ from modint_training.export import (
     rename_vision_keys,
     run_record,
     served_rank,
+    tuned_card,
 )
 from modint_training.tinyworld import suite
 from modint_training.tune import lora_config
@@ -279,7 +280,35 @@ def test_data_of_ones_own_are_named_by_their_files(tmp_path: Path) -> None:
     record = run_record(lora_recipe("tinyworld-base", *own), HISTORY, ROWS, 1)
     assert record["validation_sha256"] == record["data_sha256"] == told
     assert "## Validation examples, greedy, transformers" in adapter_card(record).splitlines()
-    assert "validation_sha256" not in run()
+    card = adapter_card(record)
+    assert f"and data with the SHA-256\n`{told}`, validated on data with the SHA-256\n`{told}` (" in card
+    assert "validation_sha256" not in run() and "validated on" not in adapter_card(run(lora_recipe("x")))
+
+
+def test_a_card_without_validation_examples_says_so_and_shows_no_empty_table(tmp_path: Path) -> None:
+    write_items(suite.items("vqa", "train", 2), tmp_path)
+    mine = lora_recipe("tinyworld-base", f"data={tmp_path}", "letter=null")
+    card = adapter_card(run_record(mine, [], [], 1))
+    assert "\n## No figures\n\nThe recipe names no validation examples: measure with\n" in card
+    assert "`modint-guard evaluate --model tinyworld-base --adapter FOLDER --data FILE --output" in card
+    assert "Validation examples" not in card and "| family |" not in card
+    watched = mine.model_copy(update={"validation": str(tmp_path)})
+    assert "The validation examples gave none: measure" in adapter_card(run_record(watched, [], [], 1))
+
+
+def test_a_card_says_the_command_that_was_typed_or_that_it_is_not_known() -> None:
+    recipe = lora_recipe("tinyworld-base", "name=mine")
+    typed = "modint-guard train robust-lora name=mine 'quotas=[1, 0, 0]'"
+    record = run_record(recipe, HISTORY, ROWS, 1, command=typed)
+    assert record["command"] == typed
+    assert f"Made by `{typed}` from " in adapter_card(record)
+    unknown = run(recipe)
+    assert "command" not in unknown
+    assert "Made by `modint-guard train` by the recipe in `run.json` from " in adapter_card(unknown)
+    typed = "modint-guard train tinyworld-base seed=1"
+    base = run_record(pretrain_recipe(), HISTORY, ROWS, 1, command=typed)
+    made = f"Made by `{typed}` from data with the SHA-256\n`{base['data_sha256']}` (recipe"
+    assert made in base_card(base)
 
 
 def test_the_card_of_a_base_states_its_ratios_and_figures() -> None:
@@ -375,6 +404,18 @@ def test_a_fully_tuned_model_is_written_whole_and_loads_again(processor: Any, tm
     assert same_tensors(LlavaForConditionalGeneration.from_pretrained(tmp_path / "full"), model)
     card = (tmp_path / "full" / "README.md").read_text("utf-8")
     assert "The language model of `tinyworld-base`, trained further against modality interference:" in card
+
+
+def test_the_card_of_a_whole_model_says_how_it_is_served_and_how_often_its_answers_flip() -> None:
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
+    found = {"flip_ratio": 0.25, "n": 40, "by_perturbation": {"noise": 0.5}}
+    card = tuned_card(run_record(lora_recipe("x", *without), HISTORY, ROWS, 1, found))
+    assert "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it." in card
+    assert "\n## Flip baseline\n" in card and "| noise | 0.500 |\n| all | 0.250 |\n" in card
+    card = tuned_card(run(lora_recipe("x", *without, "servable=false")))
+    assert "vLLM does not serve this family" in card and "serve --model" not in card
+    card = tuned_card(run_record(lora_recipe("x", *without), HISTORY, [], 1))
+    assert "`modint-guard evaluate --model FOLDER --data FILE --output report.json`" in card
 
 
 def test_the_keys_of_a_model_in_several_files_are_renamed_in_their_index_too(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The sixteen defects of the reference code of arXiv 2505.19616, each as a sentence about ours.
 
-Two that are not training's own are held elsewhere: 13 (an answer parser that knows the options) by the core's
-scoring, 14 (seeded noise in evaluation) by `tests/core/test_perturb.py`.
+Two are not training's own; more of 13 (an answer parser that knows the options) is held by
+`tests/core/test_item.py`, of 14 (seeded noise in evaluation) by `tests/core/test_perturb.py`.
 """
 
 import math
@@ -13,18 +13,22 @@ import torch
 from peft import get_peft_model
 
 import modint_training
+from modint_guard.effects import Answered
+from modint_guard.effects import shares as shares_of
 from modint_guard.errors import ConfigError, DataError
+from modint_guard.item import Item, choice_of
 from modint_guard.perturb import perturb
 from modint_training.attack import Attack, attack
 from modint_training.batches import twin_batches
 from modint_training.collate import IGNORED, Part, collate, encode, parts_of
 from modint_training.config import load_recipe
 from modint_training.families import family_of
-from modint_training.losses import inconsistencies, js_divergence
+from modint_training.losses import js_divergence
 from modint_training.masks import IMAGE_HEAVY, modality_mask, predicting_mask
-from modint_training.method import Meter, log_line
+from modint_training.method import Meter, Weights, counts, log_line, shares, twin_inconsistency
 from modint_training.passes import Read, whole_pass
 from modint_training.tinyworld import suite
+from modint_training.tinyworld.conditions import Condition
 from modint_training.tune import lora_config, twin_loss
 from tests.training.small import lora_recipe, small_model
 from tests.training.small_families import FAMILIES, lively, small_family
@@ -68,10 +72,17 @@ def test_2_js_is_bounded_by_ln_2() -> None:
 
 
 def test_3_lambda_means_the_same_for_any_number_of_twins_and_tokens() -> None:
-    clean, twin = torch.randn(1, 7), torch.randn(1, 7)
-    one = inconsistencies(clean, twin, "kl").mean()
-    many = inconsistencies(clean.repeat(9, 1), twin.repeat(9, 1), "kl").mean()
-    assert many.item() == pytest.approx(one.item(), rel=1e-6)
+    # A clean row with 1/4 and 3/4 for two answers, and twins with a half for either. The reference sums over
+    # twins and tokens (`batchmean`): nine twins of five tokens would weigh 45 times one of one.
+    by_hand = math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4
+    weights = Weights(task=1.0, adversarial=0.0, consistency=1.0, kind="kl")
+    for twins, tokens in ((1, 1), (9, 5)):
+        labels = torch.tensor([[IGNORED, *[1] * tokens]] * (1 + twins))
+        clean_row = torch.tensor([-1] + [0] * twins)
+        logits = torch.tensor([[0.0, math.log(3)]] * tokens + [[0.0, 0.0]] * tokens * twins)
+        total = twin_inconsistency(Read(logits, logits), clean_row, predicting_mask(labels), weights)
+        share = shares(counts(labels, clean_row, torch.zeros_like(labels, dtype=torch.bool)))[2]
+        assert (total / share).item() == pytest.approx(by_hand, rel=1e-6)
 
 
 @pytest.mark.parametrize("consistency", ["kl", "js", "symmetric_kl", "mse"])
@@ -151,6 +162,25 @@ def test_12_a_lie_never_states_the_truth() -> None:
         said = perturb(item, "misleading_description").context or ""
         assert item.claim.format(item.wrong) in said
         assert item.claim.format(item.answer) not in said.replace(item.claim.format(item.wrong), "")
+
+
+def test_13_an_answer_is_read_by_the_options_and_what_cannot_be_read_is_wrong_and_counted() -> None:
+    choices = ("cat", "dog", "bird")
+    item = Item("1", "image-heavy", "animal", "letter", "Which animal?", choices, answer="bird", wrong="cat")
+    read = Answered(item, "A dog. The answer is C")  # by its first letter it is A
+    unread = Answered(item, "A dog")
+    assert (choice_of(item, read.text), choice_of(item, unread.text)) == ("bird", None)
+    found = shares_of([read, unread])
+    assert (found["n"], found["accuracy"], found["unparsable"]) == (2, 0.5, 0.5)
+
+
+def test_14_noise_in_evaluation_is_seeded_by_item_so_that_two_models_see_the_same() -> None:
+    first, other = Condition("text-heavy", "noise").items("test", 2)
+    again, _ = Condition("text-heavy", "noise").items("test", 2)
+    reseeded = perturb(first, "noise", seed=1)
+    seen = [item.image.tobytes() for item in (first, again, other, reseeded) if item.image]
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3 and len(seen) == 4
 
 
 def test_15_pictures_are_encoded_once_and_rows_with_nothing_to_attack_are_left_out(adapted: Any) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from modint_guard.errors import AdapterError, ConfigError
 from modint_training.config import TuneRecipe
 from modint_training.run_folder import RECORD, check_taken_up, recipe_of
-from modint_training.runs import export_run, with_adapter
+from modint_training.runs import export_run, run_recipe, with_adapter
 from modint_training.tune import load_base, tune
 from tests.training.small import lora_recipe, save_small_base, small_model
 from tests.training.small_families import save_small_family
@@ -123,6 +123,19 @@ def test_any_checkpoint_of_a_run_is_exported_with_its_record(run: Path, tmp_path
         assert record["recipe"]["rank"] == 2 and record["test"]
     with pytest.raises(ConfigError, match="holds no checkpoint of step 7, only of 1, 2: name one"):
         export_run(run, output=tmp_path / "other", step=7)
+
+
+def test_what_was_typed_stands_in_record_and_card_of_a_run_and_of_its_checkpoints(
+    base: Path, tmp_path: Path
+) -> None:
+    short = ("rank=2", "steps=1", "batch=8", "warmup_steps=1", "evaluate_items=2", "precision=fp32")
+    typed = (f"base={base}", "name=mine", "quotas=[1, 1, 2]", *short)
+    made = run_recipe("robust-lora", typed, output=None, runs=tmp_path, resume="no", test_items=2)
+    again = export_run(tmp_path / "mine", output=tmp_path / "again", test_items=2)
+    command = f"modint-guard train robust-lora base={base} name=mine 'quotas=[1, 1, 2]' {' '.join(short)}"
+    for folder in (made, again):
+        assert json.loads((folder / "run.json").read_text("utf-8"))["command"] == command
+        assert f"Made by `{command}` from revision" in (folder / "README.md").read_text("utf-8")
 
 
 def test_a_fully_tuned_run_is_exported_too(base: Path, tmp_path: Path) -> None:

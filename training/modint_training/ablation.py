@@ -17,7 +17,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.models import ADAPTER, BASE, located
 from modint_guard.perturb import REGISTRY, seeded
 from modint_guard.results import table, write_results
-from modint_guard.statistics import mean, paired_interval
+from modint_guard.statistics import cluster_interval, mean, paired_interval
 from modint_training.config import TuneRecipe, load_recipe
 from modint_training.export import revision
 from modint_training.predict import answered, prepare
@@ -43,6 +43,9 @@ COMPONENTS = (
     ("our settings for the paper's", "tinyworld-paper", "tinyworld-full"),
 )
 GROUPS = ("clean", "vqa", "control", "trained", "held out", "held-out wording")
+# The goals of the shipped adapter: what it may lose of its clean accuracy, how many answers may turn wrong.
+TRAINED_LOSS, HELD_OUT_LOSS, HARMFUL = -0.01, -0.03, 0.02
+Found = Mapping[Condition, Sequence[Answered]]  # one model's answers
 
 
 def train_ablation(
@@ -211,7 +214,7 @@ def clean_of(cell: Condition) -> Condition:
     return replace(cell, perturbation="no_image" if cell.family == "text-heavy" else "clean")
 
 
-def rows_of(each: Measured, found: Mapping[Condition, Sequence[Answered]]) -> Iterator[dict[str, Any]]:
+def rows_of(each: Measured, found: Found) -> Iterator[dict[str, Any]]:
     """A row for each condition, then one of what the training cost; effects are None for clean conditions."""
     nothing = dict.fromkeys(("train_seconds", "steps"))
     for cell, answers in found.items():
@@ -239,14 +242,88 @@ def group_of(cell: Condition) -> str:
     return REGISTRY[cell.perturbation].role.replace("_", " ")
 
 
+# The goals of the shipped adapter
+
+
+def goal_rows(own: Found, base: Found) -> list[dict[str, Any]]:
+    """A row for each goal, decided by its worst condition, which `worst` names.
+
+    Changes of accuracy have a paired interval, but between wordings, whose items are others.
+    """
+    disturbed = [cell for cell in own if cell != clean_of(cell)]
+    trained = [cell for cell in disturbed if group_of(cell) == "trained"]
+    held_out = [cell for cell in disturbed if group_of(cell) == "held out"]
+    reworded = [cell for cell in disturbed if cell.held_out_wording]
+    restated = [cell for cell in own if cell == clean_of(cell) and cell.held_out_wording]
+    vqa = [cell for cell in own if cell.family == "vqa"]
+
+    def loss(cells: Sequence[Condition]) -> list[dict[str, Any]]:
+        return [_gained(cell, own[clean_of(cell)], own[cell]) for cell in cells]
+
+    less = "accuracy less clean"
+    other = [_other_items(cell, own[replace(cell, held_out_wording=False)], own[cell]) for cell in restated]
+    flips = [_harmed(cell, own[clean_of(cell)], own[cell]) for cell in trained]
+    beside = [_gained(cell, base[cell], own[cell]) for cell in vqa]
+    return [
+        _goal("trained kinds within 1 point of clean", less, loss(trained), TRAINED_LOSS),
+        _goal("held-out kinds within 3 points of clean", less, loss(held_out), HELD_OUT_LOSS),
+        _goal("in held-out wordings within 3 points of clean", less, loss(reworded), HELD_OUT_LOSS),
+        _goal("held-out wordings within 3 points of trained ones", "clean accuracy", other, HELD_OUT_LOSS),
+        _goal("harmful flips at most 2 %, trained kinds", "harmful flips", flips, HARMFUL, at_most=True),
+        _goal("vqa not below the base", "accuracy less the base's", beside, 0.0),
+    ]
+
+
+def _gained(cell: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
+    """By how much the second answers to the same items are more often right."""
+    low, high = paired_interval(
+        [each.right for each in before], [each.right for each in after], sources(before)
+    )
+    return {**_other_items(cell, before, after), "ci_low": low, "ci_high": high}
+
+
+def _other_items(cell: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
+    """The same of answers to other items, without an interval."""
+    one, two = (sum(each.right for each in answers) for answers in (before, after))
+    value = (two * len(before) - one * len(after)) / (len(before) * len(after))  # one rounding: bars are met
+    return {"worst": cell.name, "n": len(after), "value": value, "ci_low": None, "ci_high": None}
+
+
+def _harmed(cell: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
+    """The share of answers that turn from right to wrong."""
+    flips = [float(direction(*pair) == "harmful") for pair in zip(before, after, strict=True)]
+    low, high = cluster_interval(flips, sources(before))
+    return {
+        **{"worst": cell.name, "n": len(flips), "value": sum(flips) / len(flips)},
+        **{"ci_low": low, "ci_high": high},
+    }
+
+
+def _goal(
+    goal: str, measure: str, figures: Sequence[Mapping[str, Any]], bar: float, *, at_most: bool = False
+) -> dict[str, Any]:
+    """The worst of the figures against the bar."""
+    nothing: Mapping[str, Any] = dict.fromkeys(("worst", "n", "value", "ci_low", "ci_high"))
+    worst = (max if at_most else min)(figures, key=lambda each: each["value"], default=nothing)
+    value = worst["value"]
+    met = value is not None and (value <= bar if at_most else value >= bar)
+    verdict = "not measured" if value is None else "met" if met else "missed"
+    return {"goal": goal, "measure": measure, **worst, "bar": bar, "verdict": verdict}
+
+
 # The summary
 
 
-def notes(measured: Sequence[Measured], found: Mapping[str, Mapping[Condition, Sequence[Answered]]]) -> str:
-    """What stands above the table: accuracies by group, and what each component adds."""
+def notes(measured: Sequence[Measured], found: Mapping[str, Found]) -> str:
+    """What stands above the table: the shipped adapter's goals, accuracies by group, and what each component
+    adds."""
     gains = list(gains_of(measured, found))
     said = [f"- {verdict(each)}" for each in gains]
-    parts = [NOTES, "## By group", GROUP_NOTES, table(list(summary(measured, found)))]
+    parts = [NOTES]
+    for shipped in (each for each in measured if each.name == ADAPTER):
+        goals = goal_rows(found[shipped.key], found[measured[0].key])  # the base comes first
+        parts += [f"## The goals of {ADAPTER}", GOAL_NOTES, table(goals)]
+    parts += ["## By group", GROUP_NOTES, table(list(summary(measured, found)))]
     if gains:
         parts += ["## By component", GAIN_NOTES, table(gains), "\n".join(said)]
     return "\n\n".join([*parts, "## Every condition"])
@@ -258,6 +335,9 @@ log-probability (nats) are against the same items clean: without a caption, or w
 95 %, bootstrap clustered by source digit, paired where two answers to one item are compared; they do not hold
 how much a training run varies with its seed, which the seeds beside one another show. `held_out` says what no
 training has seen. Rows of the perturbation `cost` hold the seconds and steps of the training."""
+GOAL_NOTES = """\
+The worst condition decides a goal and is named. Harmful flips are of right answers to wrong ones, a share of
+all; vqa is asked in both wordings."""
 GROUP_NOTES = """\
 Accuracy and harmful flips over all conditions of a group, mean of the seeds."""
 GAIN_NOTES = """\
@@ -265,9 +345,7 @@ Accuracy with a part of the method less that without it, on the same items, over
 `seeds_better` counts those where it is higher."""
 
 
-def summary(
-    measured: Sequence[Measured], found: Mapping[str, Mapping[Condition, Sequence[Answered]]]
-) -> Iterator[dict[str, Any]]:
+def summary(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterator[dict[str, Any]]:
     """A row for each name: mean accuracy by group, and the harmful flips under trained and held-out kinds."""
     for name in dict.fromkeys(each.name for each in measured):
         keys = [each.key for each in measured if each.name == name]
@@ -295,9 +373,7 @@ def summary(
         }
 
 
-def gains_of(
-    measured: Sequence[Measured], found: Mapping[str, Mapping[Condition, Sequence[Answered]]]
-) -> Iterator[dict[str, Any]]:
+def gains_of(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterator[dict[str, Any]]:
     """Accuracy with and without each component, where both were trained with one seed at least."""
     by_name = {(each.name, each.seed): found[each.key] for each in measured}
     for component, without, with_ in COMPONENTS:
@@ -343,6 +419,6 @@ def verdict(gain: Mapping[str, Any]) -> str:
     return f"{what}: no difference shown {size}"
 
 
-def _accuracy(found: Mapping[Condition, Sequence[Answered]], group: str) -> float:
+def _accuracy(found: Found, group: str) -> float:
     right = (each.right for cell, answers in found.items() if group_of(cell) == group for each in answers)
     return mean(right) or 0.0

@@ -108,11 +108,15 @@ def run_record(
     rows: list[dict[str, Any]],
     seconds: float,
     baseline: Mapping[str, Any] | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
-    """What made these weights: recipe, seed, data hash, versions, machine, figures; `baseline` is what
-    `predict.flip_baseline` found, which the gateway's alerts compare traffic with."""
+    """What made these weights: command, recipe, seed, data hash, versions, machine, figures.
+
+    `baseline` is what `predict.flip_baseline` found, which the gateway's alerts compare traffic with.
+    """
     settings = recipe.model_dump()
     return {
+        **({"command": command} if command else {}),
         "recipe": settings,
         "seed": settings["seed"],
         "base_revision": revision(located(settings["base"])) if "base" in settings else None,
@@ -247,7 +251,7 @@ A LLaVA (CLIP tower, projector, Llama) for the demo world of modint-guard: 40x40
 digits and drawn shapes, small arithmetic, look-up and ordering in text, and questions that need both. It is
 made to show modality interference honestly, not to be useful: it knows 12 sub-tasks and nothing else.
 
-Made by `modint-guard train tinyworld-base` (recipe, seed, versions and data hash in `run.json`).
+{_made(run)}
 
 ## What it learnt from
 
@@ -295,34 +299,47 @@ A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` ag
 {_made(run)}
 {_serving(recipe)}
 
-## {_judged_on(recipe)}
-
-{_figures(run["test"])}{_baseline(run)}
+{_judged(run)}{_baseline(run)}
 """
 
 
-def _judged_on(recipe: Mapping[str, Any]) -> str:
-    """What the figures are of, as a heading."""
+def _judged(run: Mapping[str, Any]) -> str:
+    """The figures under a heading that says what they are of, or why there are none."""
+    recipe, rows = run["recipe"], run["test"]
+    if not rows:
+        given = recipe["validation"] is not None
+        why = "The validation examples gave none" if given else "The recipe names no validation examples"
+        return f"## No figures\n\n{why}: measure with\n`{_evaluating(recipe)}`.\n"
     if recipe["data"] == TINYWORLD:
-        return "Test split, greedy first token, transformers"
-    return "Validation examples, greedy, transformers"
+        return f"## Test split, greedy first token, transformers\n\n{_figures(rows)}"
+    return f"## Validation examples, greedy, transformers\n\n{_figures(rows)}"
+
+
+def _evaluating(recipe: Mapping[str, Any]) -> str:
+    """The command that evaluates it."""
+    model = "FOLDER" if recipe["kind"] == "full" else f"{recipe['base']} --adapter FOLDER"
+    return f"modint-guard evaluate --model {model} --data FILE --output report.json"
 
 
 def _made(run: Mapping[str, Any]) -> str:
     """The command, and which base and data it was given."""
-    base = (
-        f"revision `{run['base_revision']}` of the base" if run["base_revision"] else "a base of no revision"
-    )
-    return (
-        f"Made by `modint-guard train {run['recipe']['name']}` from {base} and data with the SHA-256\n"
-        f"`{run['data_sha256']}` (recipe, seed and versions: `run.json`)."
-    )
+    by = f"`{run['command']}`" if "command" in run else "`modint-guard train` by the recipe in `run.json`"
+    base = ""
+    if "base" in run["recipe"]:
+        revision = run["base_revision"]
+        base = f"revision `{revision}` of the base and " if revision else "a base of no revision and "
+    hashes = f"`{run['data_sha256']}`"
+    if "validation_sha256" in run:
+        hashes += f", validated on data with the SHA-256\n`{run['validation_sha256']}`"
+    return f"Made by {by} from {base}data with the SHA-256\n{hashes} (recipe, seed and versions: `run.json`)."
 
 
 def _serving(recipe: Mapping[str, Any]) -> str:
     """How it is served; where the figures that vLLM and the gateway gave are."""
     if not recipe["servable"]:
         return "vLLM does not serve this family: evaluate it with `modint-guard evaluate`."
+    if recipe["kind"] == "full":
+        return "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it."
     shipped = recipe["name"] == ADAPTER
     flags = f"`--enable-lora` and `--max-lora-rank {served_rank(recipe['rank'])}`{_tower_flag(recipe)}"
     said = (
@@ -364,10 +381,10 @@ The {_scope(recipe)} of `{recipe["base"]}`, trained further against modality int
 {_method(recipe)}
 
 {_made(run)}
+{_serving(recipe)}
 
-## {_judged_on(recipe)}
-
-{_figures(run["test"])}"""
+{_judged(run)}{_baseline(run)}
+"""
 
 
 def _scope(recipe: Mapping[str, Any]) -> str:

@@ -41,9 +41,13 @@ def check_taken_up(folder: Path, recipe: TuneRecipe) -> None:
         )
 
 
-def write_record(folder: Path, recipe: TuneRecipe) -> None:
-    """Say which recipe and which base the checkpoints in `folder` are of."""
-    record = {"recipe": recipe.model_dump(mode="json"), "base_revision": revision(located(recipe.base))}
+def write_record(folder: Path, recipe: TuneRecipe, command: str | None = None) -> None:
+    """Say which recipe and which base the checkpoints in `folder` are of, and what was typed."""
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "base_revision": revision(located(recipe.base)),
+        "command": command,
+    }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
@@ -56,6 +60,11 @@ def recipe_of(folder: Path) -> TuneRecipe:
         return TuneRecipe.model_validate(record["recipe"])
     except ValidationError as exc:
         raise ConfigError(f"{folder / RECORD} is of another version of modint-guard: train again") from exc
+
+
+def command_of(folder: Path) -> str | None:
+    """What was typed to start the run in `folder`, where that is known."""
+    return (_record(folder) or {}).get("command")
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

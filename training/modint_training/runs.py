@@ -1,6 +1,7 @@
 """One run: a recipe from data to an exported folder with its figures, and the figures of such a folder."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from modint_training.export import (
 from modint_training.local import complete_of
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
-from modint_training.run_folder import check_taken_up, recipe_of
+from modint_training.run_folder import check_taken_up, command_of, recipe_of
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
 from modint_training.tune import is_first_process, load_base, loading_of, read_examples, tune
@@ -49,18 +50,19 @@ def run_recipe(
     `test_items`: of TinyWorld, a condition in the card's tables.
     """
     settings = load_recipe(recipe, overrides)
+    command = shlex.join(["modint-guard", "train", recipe, *overrides])
     folder = runs / settings.name
     target = output or folder / "export"
     check_target(target)
     if isinstance(settings, PretrainRecipe):
         model, processor, history = pretrain(settings, folder, resume=resume)
-        record = _record(settings, model, processor, history, folder, test_items)
+        record = _record(settings, model, processor, history, folder, test_items, command)
         export_base(model, processor, target, record)
         return target
-    model, processor, history = tune(settings, folder, resume=resume)
+    model, processor, history = tune(settings, folder, resume=resume, command=command)
     if not is_first_process():
         return target
-    record = _record(settings, model, processor, history, folder, test_items)
+    record = _record(settings, model, processor, history, folder, test_items, command)
     _export(settings, model, processor, target, record)
     return target
 
@@ -80,7 +82,8 @@ def export_run(
     else:
         net, processor = load_base(settings.base, **loading_of(settings))
         model = PeftModel.from_pretrained(net, checkpoint)
-    record = _record(settings, model, processor, figures_of(checkpoint), run, test_items)
+    history = figures_of(checkpoint)
+    record = _record(settings, model, processor, history, run, test_items, command_of(run))
     _export(settings, model, processor, target, record)
     return target
 
@@ -110,12 +113,13 @@ def _record(
     history: list[dict[str, float]],
     folder: Path,
     test_items: int,
+    command: str | None,
 ) -> dict[str, Any]:
     print("evaluating on test items", file=sys.stderr, flush=True)
     rows = _rows(settings, model, processor, history, test_items)
     asked = _typical(settings, test_items)
     baseline = flip_baseline(model, processor, asked) if asked else None
-    return run_record(settings, history, rows, seconds_trained(folder), baseline)
+    return run_record(settings, history, rows, seconds_trained(folder), baseline, command)
 
 
 def _typical(settings: Recipe, test_items: int) -> list[Item]:

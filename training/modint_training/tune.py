@@ -48,9 +48,12 @@ def model_type_of(name: str) -> str:
     return str(json.loads(described.read_text("utf-8")).get("model_type", "unknown"))
 
 
-def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, Any, list[dict[str, float]]]:
+def tune(
+    recipe: TuneRecipe, folder: Path, *, resume: str = "no", command: str | None = None
+) -> tuple[Any, Any, list[dict[str, float]]]:
     """Train by the recipe, with checkpoints, `log.jsonl` and `curves.png` under `folder`; returns (model,
-    processor, validation figures by step). The model is PEFT's, or for `kind: full` the base itself."""
+    processor, validation figures by step). The model is PEFT's, or for `kind: full` the base itself.
+    `command` is what was typed, for the record."""
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
@@ -68,7 +71,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
-        write_record(folder, recipe)
+        write_record(folder, recipe, command)
     fit(
         model,
         twin_loss(recipe, meter),
