@@ -31,9 +31,9 @@ class Thresholds:
     are set by hand.
     """
 
-    bias: float = -3.543
-    weight_js: float = 5.251
-    weight_margin: float = 3.510
+    bias: float = -3.727
+    weight_js: float = 4.465
+    weight_margin: float = 3.834
     weight_entropy: float = 0.0
     weight_pmi: float = 0.0
     flag_at: float = 0.2
