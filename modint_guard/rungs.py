@@ -100,7 +100,7 @@ async def neutralise(case: Case, policy: Policy, complete: Complete, examine: Ex
     reply = case.replies.get(name) if name else None
     if name is None or not isinstance(reply, Reply) or reply.skip:
         return UNFIT
-    if not said_whole(reply):
+    if not _is_known(reply):
         view = next(view for view in case.plan.views if view.name == name)
         body = {**asked_whole(case.plan.body), "messages": view.body["messages"]}
         reply = reply_of(await complete({**body, **_LISTED} if case.plan.top_logprobs else body))
@@ -248,11 +248,18 @@ def _settled(case: Case, text: str, finish_reason: str | None, *, sure: bool) ->
     )
 
 
+def _is_known(view: Reply) -> bool:
+    """Whether a view's own answer is known, and how sure it is of it. Of one that was generated whole besides
+    (`doubt`) only the first word's probabilities are: it is asked again.
+    """
+    return said_whole(view) and not view.whole
+
+
 def _calls(rung: str, case: Case, policy: Policy) -> int:
     """The most calls of the engine that a rung makes."""
     if rung == NEUTRALISE:
         reply = case.replies.get(WITHOUT_IRRELEVANT.get(case.report.relevant, ""))
-        return int(isinstance(reply, Reply) and not said_whole(reply))
+        return int(isinstance(reply, Reply) and not _is_known(reply))
     if rung == ESCALATE:
         return 1 + len(case.plan.views)
     return 3 * policy.candidates if rung == RERANK else 0
