@@ -367,6 +367,20 @@ async def test_a_budget_is_each_keys_own(upstream: FakeUpstream) -> None:
     assert [each.json["choices"][0]["message"]["content"] for each in said] == ["red", "blue", "red"]
 
 
+async def test_a_rung_that_is_late_uses_up_its_keys_budget(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.script = lambda body: Answer("", fault="hang") if body["model"] == ADAPTER else misled(body)
+    limit: JSON = {"mitigation_tokens_per_minute": 4 * 42}
+    async with with_policy(
+        upstream, tmp_path, "action = 'escalate'\ndeadline_s = 0.2", **limit
+    ) as gateway:
+        said = [await gateway.post(ask()) for _ in range(2)]
+        assert gateway.value("modint_mitigation_tokens_total", **MA) == 4 * 42
+    assert [rungs(each.json["modint"]) for each in said] == [
+        [("escalate", "timeout")],
+        [("escalate", "budget")],
+    ]
+
+
 def test_a_spent_budget_fills_again_within_a_minute() -> None:
     now = 0.0
     budget = TokenBudget(60, clock=lambda: now)
