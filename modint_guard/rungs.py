@@ -178,10 +178,13 @@ BY_NAME: Mapping[str, Rung] = {
 
 
 def tokens_of(rung: str, case: Case, policy: Policy) -> int:
-    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far."""
+    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far. A stream
+    that was not asked for its usage says nothing of its answer's tokens: its positions are counted.
+    """
     replies = [case.answer, *(reply for reply in case.replies.values() if isinstance(reply, Reply))]
     prompt = max(reply.prompt_tokens for reply in replies)
-    return _calls(rung, case, policy) * (prompt + case.answer.completion_tokens)
+    answer = max(case.answer.completion_tokens, len(case.answer.positions))
+    return _calls(rung, case, policy) * (prompt + answer)
 
 
 def label_of(answer: Reply, chat: Chat) -> str | None:
