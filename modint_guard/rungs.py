@@ -178,8 +178,8 @@ BY_NAME: Mapping[str, Rung] = {
 
 
 def tokens_of(rung: str, case: Case, policy: Policy) -> int:
-    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far. A stream
-    that was not asked for its usage says nothing of its answer's tokens: its positions are counted.
+    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far. Where a
+    stream was not asked for its usage, the positions of its answer are counted.
     """
     replies = [case.answer, *(reply for reply in case.replies.values() if isinstance(reply, Reply))]
     prompt = max(reply.prompt_tokens for reply in replies)

@@ -389,9 +389,7 @@ async def test_a_streams_answer_counts_by_its_positions_where_its_usage_is_not_a
 async def test_a_rung_that_is_late_uses_up_its_keys_budget(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.script = lambda body: Answer("", fault="hang") if body["model"] == ADAPTER else misled(body)
     limit: JSON = {"mitigation_tokens_per_minute": 4 * 42}
-    async with with_policy(
-        upstream, tmp_path, "action = 'escalate'\ndeadline_s = 0.2", **limit
-    ) as gateway:
+    async with with_policy(upstream, tmp_path, "action = 'escalate'\ndeadline_s = 0.2", **limit) as gateway:
         said = [await gateway.post(ask()) for _ in range(2)]
         assert gateway.value("modint_mitigation_tokens_total", **MA) == 4 * 42
     assert [rungs(each.json["modint"]) for each in said] == [
