@@ -483,6 +483,21 @@ async def test_an_engine_that_cannot_score_an_answer_cannot_rerank() -> None:
     assert outcomes(found) == [("rerank", "unfit")]
 
 
+async def test_an_answer_that_is_cut_into_other_tokens_when_it_is_given_is_not_reranked_at_any_cost() -> None:
+    calls: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        calls.append(body)
+        if "prompt_logprobs" in body:
+            raise EndpointError("cut into other tokens")
+        return long(f"{'Blue' if reads(body, LIE) else 'Red'} is the big round ball that lies there")
+
+    found = await forcing(action="rerank").inspect(asked(), complete)
+    assert (found.report.verdict.cause, found.report.method) == ("text", "first_token")
+    assert outcomes(found) == [("rerank", "unfit")]
+    assert len(calls) == 1 + 2 * 2  # the request, and two cells that were asked to score its answer too
+
+
 # -- abstain, budgets, loops ----------------------------------------------------------------------
 
 
