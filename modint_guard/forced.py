@@ -35,8 +35,8 @@ def forced_body(view: JSON, answer: str, top_logprobs: int) -> JSON:
 
 
 def answer_positions(answer: Reply) -> tuple[Position, ...]:
-    """The positions that make up the answer's text, without the end-of-answer token; empty where they do not
-    add up to it.
+    """The positions that make up the answer's text, without blanks and the end-of-answer token behind it;
+    empty where they do not add up to it.
     """
     text, said = answer.text.strip(), ""
     for count, position in enumerate(answer.positions, 1):
@@ -44,6 +44,14 @@ def answer_positions(answer: Reply) -> tuple[Position, ...]:
         if len(said) >= len(text) and said.strip() == text:
             return answer.positions[:count]
     return ()
+
+
+def answer_text(answer: Reply) -> str:
+    """The text of `answer_positions`, as it is to be given to a view. Blanks that end an answer are not among
+    these: a prompt that ended in them would be scored at other tokens.
+    """
+    said = "".join(position.token for position in answer_positions(answer))
+    return answer.text.rstrip() + said[len(said.rstrip()) :]
 
 
 def forced_reply(completion: JSON, ms: float, answer: Reply) -> Reply:

@@ -227,9 +227,11 @@ class Guard:
         score = self.score(plan, answer, replies)
         assert score is not None
         has_context = chat.context is not None
-        thresholds, calibrated = self._thresholds(plan, score)
+        thresholds, fitted = self._thresholds(plan, score)
         verdict = policy.decide(score, plan.relevant, thresholds, has_context=has_context)
-        verdict = replace(verdict, calibrated=calibrated and verdict.risk is not None)
+        # What a calibration promises, it promises of answers of one token, or of answers scored whole.
+        calibrated = fitted and not score.partial and verdict.risk is not None
+        verdict = replace(verdict, calibrated=calibrated)
         return self._report(plan, answer, replies, score, verdict)
 
     def policy_of(self, plan: Plan) -> Policy:

@@ -5,7 +5,8 @@
     settles       the first that mends or confirms the answer ends it; else the policy says what is served
 
 Every rung is tried at most once and none calls the ladder, so there are no loops. A rung that fails, is late,
-or would cost too much leaves the original answer as it was; the report names it with what it cost.
+or would cost too much leaves the original answer as it was; the report names it with what it cost. Of a late
+one nobody knows that: it counts as the most that it might have cost.
 """
 
 from __future__ import annotations
@@ -104,17 +105,21 @@ async def _within(
     clock: Clock,
 ) -> tuple[Found, RungResult]:
     """One rung within what is left; whatever goes wrong in it leaves the answer as it was."""
-    start, meter = clock(), Meter(complete)
+    start, meter, at_most = clock(), Meter(complete), 0
     try:
+        at_most = rungs.tokens_of(rung, case, policy)
         if rung != ABSTAIN and not may_replace(policy, case.report):
             found = rungs.UNFIT
-        elif rungs.tokens_of(rung, case, policy) > max(0, tokens_left):
+        elif at_most > max(0, tokens_left):
             found = Found(RungOutcome.BUDGET)
+        elif at_most and until <= start:
+            found = Found(RungOutcome.TIMEOUT)
         else:
             async with asyncio.timeout(max(0.0, until - start)):
                 found = await rungs.BY_NAME[rung](case, policy, meter, examine)
     except (TimeoutError, EndpointTimeout):
         found = Found(RungOutcome.TIMEOUT)
+        meter.gave_up(at_most)
     except Exception as exc:  # noqa: BLE001 - like the probe boundary: logged here, counted by its outcome
         logger.warning("rung %s failed: %s: %s", rung, type(exc).__name__, exc)
         found = Found(RungOutcome.FAILED)
@@ -137,6 +142,10 @@ class Meter:
         details = usage.get("prompt_tokens_details") or {}
         self.cached_tokens += int(details.get("cached_tokens") or 0)
         return completion
+
+    def gave_up(self, at_most: int) -> None:
+        """Calls were begun whose cost nobody will know: all that was set aside for them counts."""
+        self.tokens = max(self.tokens, at_most)
 
     def charged(self, result: RungResult) -> RungResult:
         """The rung's result with what its calls cost."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from modint_guard.divergence import Distribution, option_distribution, plain
 from modint_guard.errors import EndpointError
-from modint_guard.forced import answer_positions, forced_body, forced_reply
+from modint_guard.forced import answer_positions, answer_text, forced_body, forced_reply
 from modint_guard.mitigation import Form, Policy, abstention
 from modint_guard.regenerated import is_short, same_answer
 from modint_guard.reply import reply_of
@@ -34,6 +34,7 @@ from modint_guard.types import (
     NO_CONTEXT,
     RERANK,
     SELF_ASKED,
+    TEACHER_FORCED,
     Chat,
     Complete,
     Plan,
@@ -100,7 +101,7 @@ async def neutralise(case: Case, policy: Policy, complete: Complete, examine: Ex
     reply = case.replies.get(name) if name else None
     if name is None or not isinstance(reply, Reply) or reply.skip:
         return UNFIT
-    if not said_whole(reply):
+    if not _is_known(reply):
         view = next(view for view in case.plan.views if view.name == name)
         body = {**asked_whole(case.plan.body), "messages": view.body["messages"]}
         reply = reply_of(await complete({**body, **_LISTED} if case.plan.top_logprobs else body))
@@ -147,17 +148,17 @@ async def debias(case: Case, policy: Policy, complete: Complete, examine: Examin
 
 async def rerank(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
     """The candidate that the contrast prefers: the flagged answer, the relevant modality's own, and samples.
-    Needs an engine that can score a given answer. Raises EndpointError.
+    Needs a flagged answer that could be scored as a whole. Raises EndpointError.
     """
-    alone = case.report.relevant in IRRELEVANT_ALONE
-    if not alone or not case.plan.forcing or case.form != "free" or not answer_positions(case.answer):
+    scored = case.report.method == TEACHER_FORCED
+    if case.report.relevant not in IRRELEVANT_ALONE or case.form != "free" or not scored:
         return UNFIT
     candidates = await _candidates(case, policy, complete)
     contrasts = await asyncio.gather(*(_contrast(each, case, policy, complete) for each in candidates))
-    scored = [(value, each) for value, each in zip(contrasts, candidates, strict=True) if value is not None]
-    if not scored or scored[0][1] is not case.answer:
+    valued = [(value, each) for value, each in zip(contrasts, candidates, strict=True) if value is not None]
+    if not valued or valued[0][1] is not case.answer:
         return Found(RungOutcome.FAILED)  # nothing to be better than
-    _, best = max(scored, key=lambda pair: pair[0])
+    _, best = max(valued, key=lambda pair: pair[0])
     same = best is case.answer or case.same(best.text)
     outcome = RungOutcome.UNCHANGED if same else RungOutcome.MENDED
     return Found(outcome, best.text.strip(), best.finish_reason)
@@ -178,10 +179,13 @@ BY_NAME: Mapping[str, Rung] = {
 
 
 def tokens_of(rung: str, case: Case, policy: Policy) -> int:
-    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far."""
+    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far. Where
+    a stream was not asked for its usage, the positions of its answer are counted.
+    """
     replies = [case.answer, *(reply for reply in case.replies.values() if isinstance(reply, Reply))]
     prompt = max(reply.prompt_tokens for reply in replies)
-    return _calls(rung, case, policy) * (prompt + case.answer.completion_tokens)
+    answer = max(case.answer.completion_tokens, len(case.answer.positions))
+    return _calls(rung, case, policy) * (prompt + answer)
 
 
 def label_of(answer: Reply, chat: Chat) -> str | None:
@@ -248,11 +252,18 @@ def _settled(case: Case, text: str, finish_reason: str | None, *, sure: bool) ->
     )
 
 
+def _is_known(view: Reply) -> bool:
+    """Whether a view's own answer is known, and how sure it is of it. Of one that was generated whole besides
+    (`doubt`) only the first word's probabilities are: it is asked again.
+    """
+    return said_whole(view) and not view.whole
+
+
 def _calls(rung: str, case: Case, policy: Policy) -> int:
     """The most calls of the engine that a rung makes."""
     if rung == NEUTRALISE:
         reply = case.replies.get(WITHOUT_IRRELEVANT.get(case.report.relevant, ""))
-        return int(isinstance(reply, Reply) and not said_whole(reply))
+        return int(isinstance(reply, Reply) and not _is_known(reply))
     if rung == ESCALATE:
         return 1 + len(case.plan.views)
     return 3 * policy.candidates if rung == RERANK else 0
@@ -298,7 +309,8 @@ async def _contrast(candidate: Reply, case: Case, policy: Policy, complete: Comp
 
 
 async def _scored(candidate: Reply, body: JSON, complete: Complete) -> tuple[Position, ...]:
-    return forced_reply(await complete(forced_body(body, candidate.text, 1)), 0.0, candidate).forced
+    scored = await complete(forced_body(body, answer_text(candidate), 1))
+    return forced_reply(scored, 0.0, candidate).forced
 
 
 def _mean(positions: tuple[Position, ...]) -> float:

@@ -15,7 +15,7 @@ from functools import partial
 
 from modint_guard import probe
 from modint_guard.config import GuardConfig
-from modint_guard.forced import answer_positions, forced_body, forced_reply
+from modint_guard.forced import answer_positions, answer_text, forced_body, forced_reply
 from modint_guard.probe import Answered
 from modint_guard.types import CELLS, Complete, Plan, Replies, Reply, View
 
@@ -80,8 +80,7 @@ async def _forced(
     if answer is None or not 1 < size <= config.max_forced_tokens:
         return {}
     top = min(config.forced_logprobs, plan.top_logprobs)
-    cells = [
-        View(view.name, forced_body(view.body, answer.text, top)) for view in views if view.name in CELLS
-    ]
+    text = answer_text(answer)
+    cells = [View(view.name, forced_body(view.body, text, top)) for view in views if view.name in CELLS]
     read = partial(forced_reply, answer=answer)
     return await probe.run(cells, complete, deadline_s=plan.deadline_s, read=read)

@@ -21,7 +21,7 @@ from modint_guard.calibration import (
 )
 from modint_guard.errors import ConfigError
 from modint_guard.risk import FEATURES
-from modint_guard.types import CELLS, Relevant
+from modint_guard.types import CELLS, JSON, Relevant
 from tests.core.fakes import ask, world
 
 
@@ -193,6 +193,11 @@ def test_a_calibration_for_another_model_or_probe_set_is_refused(
         check_for(made(**changes), Path("c.json"), models=MODELS, probes=CELLS)
 
 
+def with_text(completion: JSON, text: str) -> JSON:
+    choice = completion["choices"][0]
+    return {**completion, "choices": [{**choice, "message": {"role": "assistant", "content": text}}]}
+
+
 LIE = "The ball is blue.\nWhat colour is the ball in the picture?"
 
 
@@ -215,6 +220,25 @@ async def test_a_calibration_of_another_method_is_not_used() -> None:
     model = world(both="blue", image="red", text="blue", neither="round")
     guard = Guard(GuardConfig(), calibrations=[made(method="teacher_forced")])
     assert not (await guard.inspect(ask(LIE), model)).report.verdict.calibrated
+
+
+async def test_no_promise_covers_a_longer_answer_that_is_judged_at_its_first_word() -> None:
+    calls: list[JSON] = []
+    one_word = world(both="blue", image="red", text="blue", neither="round")
+
+    async def longer(body: JSON) -> JSON:
+        calls.append(body)
+        answered = await one_word(body)
+        return with_text(answered, f"{answered['choices'][0]['message']['content']} it is")
+
+    fitted = made().fitted["image"].model_copy(update={"clear_below": 0.1})
+    guard = Guard(calibrations=[made(fitted={"image": fitted})])
+    short = (await guard.inspect(ask(LIE), one_word)).report
+    found = (await guard.inspect(ask(LIE), longer)).report
+    assert (short.verdict.calibrated, found.verdict.calibrated) == (True, False)
+    assert (found.verdict.state, found.verdict.cause) == (short.verdict.state, short.verdict.cause)
+    assert found.verdict.risk == short.verdict.risk and len(calls) == 2  # flagged on the first view
+    assert any("first word" in note for note in found.notes)
 
 
 def test_thresholds_that_were_set_by_hand_stay() -> None:

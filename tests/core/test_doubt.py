@@ -4,7 +4,9 @@ import pytest
 
 from modint_guard import Guard, GuardConfig
 from modint_guard.errors import EndpointError
-from modint_guard.types import JSON, Complete, Report
+from modint_guard.mitigation import Policy
+from modint_guard.reply import reply_of
+from modint_guard.types import JSON, Complete, Inspection, Report
 from tests.core.fakes import ask, completion, reads, sees_picture
 
 LIE = "The ball is blue."
@@ -14,7 +16,7 @@ GUARD = Guard(GuardConfig(regenerate=True))
 
 
 def talks(*, both: str, image: str, text: str, neither: str) -> tuple[list[JSON], Complete]:
-    """A model that says whole sentences, all of which begin alike."""
+    """A model that says whole sentences, all of which begin alike, a word a token, each with 0.98."""
     calls: list[JSON] = []
 
     async def complete(body: JSON) -> JSON:
@@ -23,8 +25,12 @@ def talks(*, both: str, image: str, text: str, neither: str) -> tuple[list[JSON]
         said = {(True, True): both, (True, False): image, (False, True): text, (False, False): neither}[
             sees_picture(body), told
         ]
-        first = said.split()[0]
-        return completion(said, [{first: 0.98, "Odd": 0.02}] if body.get("logprobs") else None)
+        words = [f" {word}" if place else word for place, word in enumerate(said.split())]
+        words, whole = words[: body.get("max_tokens")], len(words) <= body.get("max_tokens", len(words))
+        tops = [{word: 0.98, "Odd": 0.02} for word in words] if body.get("logprobs") else None
+        answered = completion("".join(words), tops)
+        answered["choices"][0]["finish_reason"] = "stop" if whole else "length"
+        return answered
 
     return calls, complete
 
@@ -109,3 +115,58 @@ async def test_where_a_view_fails_the_first_word_decides(well: int) -> None:
     found = await judged(GUARD, model)
     assert (found.verdict.state, found.method) == ("pass", "first_token")
     assert not any("(noop)" in note for note in found.notes)
+
+
+# -- mended ----------------------------------------------------------------------------------------
+
+SURE = Policy(action="neutralise", accept_at=0.97)
+
+
+async def mended(policy: Policy, body: JSON = BODY) -> tuple[list[JSON], Inspection]:
+    guard = Guard(GuardConfig(regenerate=True, policies=(policy,)))
+    calls, model = talks(both="It is blue.", image="It is red.", text="It is blue.", neither="It is green.")
+    asked = {**body, "max_tokens": 16, "modint": {"relevant": "image"}}
+    return calls, await guard.inspect(asked, model)
+
+
+def outcome(found: Inspection) -> tuple[str, str, int]:
+    """Of the only rung: how it ended, and what the client then reads and what it cost."""
+    assert found.report.verdict.state == "flagged" and found.report.method == "regenerated"
+    assert found.report.mitigation is not None
+    (rung,) = found.report.mitigation.rungs
+    return rung.outcome.value, found.completion["choices"][0]["message"]["content"], rung.tokens
+
+
+async def test_an_answer_flagged_by_its_words_is_mended_by_one_call_that_shows_how_sure_the_view_is() -> None:
+    calls, found = await mended(SURE)
+    assert outcome(found) == ("mended", "It is red.", 31)
+    assert len(calls) == 1 + 1 + 4 + 1  # first words without the caption settle nothing: all cells, whole
+    assert (calls[-1]["logprobs"], calls[-1]["max_tokens"]) == (True, 16)
+    assert sees_picture(calls[-1]) and not reads(calls[-1], LIE)
+
+
+async def test_a_view_whose_words_are_too_unlikely_mends_nothing() -> None:
+    _, found = await mended(Policy(action="neutralise", accept_at=0.99))
+    assert outcome(found) == ("unsure", "It is blue.", 31)
+
+
+async def test_the_call_that_mends_a_whole_view_is_part_of_the_estimate() -> None:
+    # as dear as the dearest so far: the view's two prompts of 30 tokens, and an answer of one
+    calls, found = await mended(Policy(action="neutralise", accept_at=0.97, max_tokens=2 * 30))
+    assert outcome(found) == ("budget", "It is blue.", 0)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize(("accept_at", "ends"), [(0.01, "unsure"), (0.0, "mended")])
+async def test_without_log_probabilities_only_a_policy_that_asks_for_no_sureness_mends(
+    accept_at: float, ends: str
+) -> None:
+    guard = Guard(GuardConfig(regenerate=True, policies=(Policy("neutralise", accept_at=accept_at),)))
+    calls, model = talks(both="It is blue.", image="It is red.", text="It is blue.", neither="It is green.")
+    plan = guard.plan({**BODY, "modint": {"relevant": "image"}}, max_top_logprobs=0)
+    replies = await guard.probe(plan, model)
+    answer = reply_of(await model(guard.main_body(plan)))
+    report = await guard.mitigate(plan, answer, replies, guard.judge(plan, answer, replies), model)
+    assert report.mitigation is not None
+    assert [each.outcome.value for each in report.mitigation.rungs] == [ends]
+    assert len(calls) == 5 and not any("logprobs" in body for body in calls)  # the views are there already

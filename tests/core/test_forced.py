@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.divergence import js_lower_bound
 from modint_guard.errors import EndpointError
-from modint_guard.forced import answer_positions, forced_body, forced_reply
+from modint_guard.forced import answer_positions, answer_text, forced_body, forced_reply
 from modint_guard.scoring import comparable, compare_forced, pointwise_mutual_information
 from modint_guard.types import JSON, Failure, Outcome, Position, Reply, State
 from tests.core.fakes import ask, completion, reads, sees_picture
@@ -48,6 +48,15 @@ def test_the_end_of_an_answer_is_not_of_its_positions() -> None:
     assert answer_positions(answer(*OWN, end)) == OWN
     odd = Reply("It is blue!", "stop", "It", OWN[0].top, positions=OWN)
     assert answer_positions(odd) == ()
+
+
+def test_blanks_that_end_an_answer_are_not_given_to_a_view_unless_its_last_token_has_them() -> None:
+    line, end = position("\n", **{"\n": 1.0}), position("</s>", **{"</s>": 1.0})
+    longer = answer(*OWN, line, line, end)
+    assert longer.text == "It is blue\n\n"
+    assert (answer_positions(longer), answer_text(longer)) == (OWN, "It is blue")
+    stop = position(".\n", **{".\n": 1.0})
+    assert answer_text(answer(*OWN, stop, line, end)) == "It is blue.\n"
 
 
 def scored(*entries: Mapping[str, float], ids: list[int] | None = None) -> JSON:
@@ -149,7 +158,7 @@ def test_values_of_one_token_and_of_a_whole_answer_are_not_mixed() -> None:
     assert comparable(answer(*OWN), both) == both
 
 
-def speaker(*, scores: bool = True, ids: bool = True) -> tuple[list[JSON], "object"]:
+def speaker(*, scores: bool = True, ids: bool = True, end: str = "") -> tuple[list[JSON], "object"]:
     """A model that answers "It is" and a colour: the caption's where there is one, else the picture's."""
     calls: list[JSON] = []
 
@@ -169,9 +178,10 @@ def speaker(*, scores: bool = True, ids: bool = True) -> tuple[list[JSON], "obje
             return scored({"It": 0.9}, {" is": 0.9}, own, ids=[1, 2, IDS[f" {given}"]])
         tops = [{"It": 0.9, "A": 0.1}, {" is": 0.9, " was": 0.1}, colour(body), {"</s>": 1.0}]
         said = max(tops[2], key=tops[2].__getitem__)
-        whole = completion(f"It is{said}", tops)
+        tops[3:3] = [{end: 1.0}] if end else []
+        whole = completion(f"It is{said}{end}", tops)
         if body.get("return_token_ids") and ids:
-            whole["choices"][0]["token_ids"] = [1, 2, IDS[said], 0]
+            whole["choices"][0]["token_ids"] = [1, 2, IDS[said], *([9] if end else []), 0]
             whole["prompt_token_ids"] = [7, 7]
         return whole
 
@@ -195,6 +205,15 @@ async def test_a_longer_answer_that_follows_a_lie_late_is_flagged_as_a_whole(ids
     choice = found.completion["choices"][0]
     assert choice["logprobs"] is None and choice.get("token_ids") is None
     assert found.completion.get("prompt_token_ids") is None
+
+
+async def test_an_answer_that_ends_in_an_empty_line_is_scored_as_a_whole_too() -> None:
+    calls, model = speaker(end="\n")
+    found = await Guard(FORCING).inspect(BODY, model)  # type: ignore[arg-type]
+    assert (found.report.verdict.cause, found.report.method) == ("text", "teacher_forced")
+    given = [body["messages"][-1]["content"] for body in calls if "prompt_logprobs" in body]
+    assert given == ["It is blue"] * 3
+    assert found.completion["choices"][0]["message"]["content"] == "It is blue\n"
 
 
 async def test_without_teacher_forcing_the_same_answer_passes_at_its_first_word_and_says_so() -> None:

@@ -289,6 +289,56 @@ async def test_a_rung_that_fails_leaves_the_original_answer_and_says_so(
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.parametrize(
+    ("adapter", "tokens"),
+    [
+        (hangs, 4 * 31),  # an answer and three views, each as dear as the dearest so far
+        (fails(EndpointTimeout("late")), 4 * 31),
+        (fails(EndpointError("out of memory", status=500)), 0),
+    ],
+)
+async def test_a_rung_that_is_late_counts_as_what_was_set_aside_for_it(
+    adapter: Complete, tokens: int
+) -> None:
+    complete, _ = with_adapter(adapter)
+    found = await guard(action="escalate", deadline_s=0.05).inspect(asked(), complete)
+    assert found.report.mitigation is not None and found.report.mitigation.tokens == tokens
+
+
+async def test_a_late_rung_that_is_known_to_have_cost_more_counts_as_that() -> None:
+    late = 0
+
+    async def dear(body: JSON) -> JSON:
+        nonlocal late
+        late += 1
+        if late > 1:
+            return await hangs(body)
+        return {**await MISLED(body), "usage": {"prompt_tokens": 500, "completion_tokens": 1}}
+
+    complete, _ = with_adapter(dear)
+    found = await guard(action="escalate", deadline_s=0.05).inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "timeout")]
+    assert found.report.mitigation is not None and found.report.mitigation.tokens == 501
+
+
+async def test_where_no_time_is_left_a_rung_with_calls_is_not_begun_and_costs_nothing() -> None:
+    async def cut_short(body: JSON) -> JSON:
+        made = await MISLED(body)
+        made["choices"][0]["finish_reason"] = "length"
+        return made
+
+    order = ("escalate", "neutralise")
+    complete, seen = with_adapter(hangs, cut_short)
+    found = await guard(action="ladder", order=order, deadline_s=0.05).inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "timeout"), ("neutralise", "timeout")]
+    assert found.report.mitigation is not None
+    assert [each.tokens for each in found.report.mitigation.rungs] == [4 * 31, 0]
+    assert [body["model"] for body in seen].count("m") == 3  # the request and two cells
+    complete, _ = with_adapter(hangs)
+    found = await guard(action="ladder", order=order, deadline_s=0.05).inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "timeout"), ("neutralise", "mended")]  # which needs no call
+
+
 async def test_without_an_adapter_to_ask_there_is_nothing_to_escalate_to() -> None:
     found = await guard(action="escalate", robust="").inspect(asked(), MISLED)
     assert outcomes(found) == [("escalate", "missing")]
@@ -431,6 +481,21 @@ async def test_without_any_weight_of_the_contrast_the_likelier_answer_stays() ->
 async def test_an_engine_that_cannot_score_an_answer_cannot_rerank() -> None:
     found = await guard(action="rerank").inspect(asked(), MISLED)
     assert outcomes(found) == [("rerank", "unfit")]
+
+
+async def test_an_answer_that_is_cut_into_other_tokens_when_it_is_given_is_not_reranked_at_any_cost() -> None:
+    calls: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        calls.append(body)
+        if "prompt_logprobs" in body:
+            raise EndpointError("cut into other tokens")
+        return long(f"{'Blue' if reads(body, LIE) else 'Red'} is the big round ball that lies there")
+
+    found = await forcing(action="rerank").inspect(asked(), complete)
+    assert (found.report.verdict.cause, found.report.method) == ("text", "first_token")
+    assert outcomes(found) == [("rerank", "unfit")]
+    assert len(calls) == 1 + 2 * 2  # the request, and two cells that were asked to score its answer too
 
 
 # -- abstain, budgets, loops ----------------------------------------------------------------------

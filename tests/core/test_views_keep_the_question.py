@@ -1,5 +1,6 @@
 """Whatever a request looks like, no view alters its question, its options or the model's own words."""
 
+import re
 from typing import Any
 
 from hypothesis import given
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 
 from modint_guard.chat import parse, with_context, with_image, without_context
 from modint_guard.guard import Guard
-from modint_guard.types import JSON
+from modint_guard.perturb import REGISTRY
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, NOOP, PERMUTED_OPTIONS, QUESTION_FIRST
+from modint_guard.views import VIEWS
 from tests.core.fakes import GREY, image_part, text_part
 
 QUESTIONS = (
@@ -80,22 +83,72 @@ def words(body: JSON) -> str:
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
 
-@given(requests())
-def test_no_view_alters_question_options_or_what_the_model_said(request: tuple[JSON, list[str]]) -> None:
+def pictures(body: JSON) -> list[JSON]:
+    return [part for part in body["messages"][-1]["content"] if part["type"] == "image_url"]
+
+
+def texts(body: JSON) -> list[Any]:
+    """Every message without its pictures."""
+    said = [message["content"] for message in body["messages"]]
+    return [text if isinstance(text, str) else [p for p in text if p["type"] == "text"] for text in said]
+
+
+def moved_on(lines: list[str]) -> list[str]:
+    """The lines with the text of each labelled option moved on by one label."""
+    places = [place for place, line in enumerate(lines) if place and not line.startswith(("-", "Options:"))]
+    texts = [re.split("[ 、]", lines[place])[-1] for place in places]
+    moved = dict(zip(places, zip(texts, texts[-1:] + texts[:-1], strict=True), strict=True))
+    return [
+        line.removesuffix(moved[place][0]) + moved[place][1] if place in moved else line
+        for place, line in enumerate(lines)
+    ]
+
+
+def end_of(lines: list[str], text: str) -> int:
+    """Where the lines end in a text, in which every one of them stands whole and in order."""
+    at = -1
+    for line in lines:
+        at = text.find(line, at + 1)
+        assert at >= 0, (line, text)
+    return at + len(lines[-1])
+
+
+PROBES = st.lists(st.sampled_from(sorted(VIEWS)), max_size=5, unique=True)
+
+
+@given(requests(), PROBES)
+def test_no_view_alters_question_options_or_what_the_model_said(
+    request: tuple[JSON, list[str]], probes: list[str]
+) -> None:
     body, lines = request
     chat = parse(body)
-    views = [view.body for view in Guard().plan(body).views]
-    views += [without_context(chat), with_context(chat, "It rains."), with_image(chat, GREY)]
-    for view in views:
-        at = -1
-        for line in lines:  # every line is there, whole and in order
-            at = words(view).find(line, at + 1)
-            assert at >= 0, (line, words(view))
+    views = [(view.name, view.body) for view in Guard().plan({**body, "modint": {"probes": probes}}).views]
+    views += [
+        ("", without_context(chat)),
+        ("", with_context(chat, "It rains.")),
+        ("", with_image(chat, GREY)),
+    ]
+    for name, view in views:
+        end = end_of(moved_on(lines) if name == PERMUTED_OPTIONS else lines, words(view))
+        if name == QUESTION_FIRST:
+            assert words(view).find(chat.context or "?", end) > 0
         assert [m["role"] for m in view["messages"]] == [m["role"] for m in body["messages"]]
         said = [m["content"] for m in view["messages"] if m["role"] == "assistant"]
         assert said == [m["content"] for m in body["messages"] if m["role"] == "assistant"]
-        pictures = [part for part in view["messages"][-1]["content"] if part["type"] == "image_url"]
-        assert len(pictures) == len(chat.images)
+        assert len(pictures(view)) == len(chat.images)
+
+
+@given(requests(), PROBES)
+def test_a_probe_leaves_the_modality_alone_that_it_is_not_about(
+    request: tuple[JSON, list[str]], probes: list[str]
+) -> None:
+    body, _ = request
+    for view in Guard().plan({**body, "modint": {"probes": probes}}).views:
+        about = REGISTRY[view.name].modality if view.name in REGISTRY else None
+        if about == "text" or view.name in (NOOP, NO_CONTEXT, PERMUTED_OPTIONS, QUESTION_FIRST):
+            assert pictures(view.body) == pictures(body)
+        if about == "image" or view.name in (NOOP, NEUTRAL_IMAGE):
+            assert texts(view.body) == texts(body)
 
 
 @given(requests())

@@ -367,6 +367,37 @@ async def test_a_budget_is_each_keys_own(upstream: FakeUpstream) -> None:
     assert [each.json["choices"][0]["message"]["content"] for each in said] == ["red", "blue", "red"]
 
 
+def in_words(body: JSON) -> Answer:
+    """`both`, in three words of which the first tells."""
+    said = both(body)
+    return Answer(f"{said.text} it is", tops=(said.top, {" it": 1.0}, {" is": 1.0}))
+
+
+@pytest.mark.parametrize(("max_tokens", "outcome"), [(4 * 43 - 1, "budget"), (4 * 43, "mended")])
+async def test_a_streams_answer_counts_by_its_positions_where_its_usage_is_not_asked_for(
+    upstream: FakeUpstream, tmp_path: Path, max_tokens: int, outcome: str
+) -> None:
+    upstream.script = in_words
+    # An answer and three views, as dear as the dearest: 40 tokens of a prompt, 3 of the answer.
+    async with with_policy(upstream, tmp_path, f"action = 'escalate'\nmax_tokens = {max_tokens}") as gateway:
+        said = await gateway.post(ask(stream=True))
+    report = chunks(said.body)[-1]["modint"]
+    assert (report["verdict"], report["method"]) == ("flagged", "first_token")
+    assert rungs(report) == [("escalate", outcome)]
+
+
+async def test_a_rung_that_is_late_uses_up_its_keys_budget(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.script = lambda body: Answer("", fault="hang") if body["model"] == ADAPTER else misled(body)
+    limit: JSON = {"mitigation_tokens_per_minute": 4 * 42}
+    async with with_policy(upstream, tmp_path, "action = 'escalate'\ndeadline_s = 0.2", **limit) as gateway:
+        said = [await gateway.post(ask()) for _ in range(2)]
+        assert gateway.value("modint_mitigation_tokens_total", **MA) == 4 * 42
+    assert [rungs(each.json["modint"]) for each in said] == [
+        [("escalate", "timeout")],
+        [("escalate", "budget")],
+    ]
+
+
 def test_a_spent_budget_fills_again_within_a_minute() -> None:
     now = 0.0
     budget = TokenBudget(60, clock=lambda: now)
