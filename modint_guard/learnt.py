@@ -10,6 +10,6 @@ DEBIAS_LAMBDA = 1.0
 ACCEPT_AT = 0.99
 # The ladder's rungs by cause, relevant modality and form of the answer, where enough answers were flagged.
 ORDERS: Mapping[tuple[str, str, str], tuple[str, ...]] = {
-    ("text", "image", "options"): ("neutralise", "debias", "escalate"),
+    ("text", "image", "options"): ("neutralise", "escalate", "debias"),
     ("text", "image", "word"): ("neutralise", "escalate", "debias"),
 }
