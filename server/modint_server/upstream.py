@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,8 @@ MODELS = "/v1/models"
 METRICS = "/metrics"
 MAX_ERROR_BYTES = 64 * 1024
 _SAYS_NOTHING = (401, 403, 408, 429)  # refusals that tell nothing of what the engine can do
-_ATTEMPTS = 2  # a kept-alive connection may have been closed under us; only before the first byte
+_KEPT_S = 4.0  # an idle connection: less than the 5 s after which uvicorn, and so vLLM, closes it
+_CLOSED = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError)  # before the first byte of an answer
 
 
 class Upstream:
@@ -46,29 +48,35 @@ class Upstream:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: tuple[aiohttp.ClientSession, ...] = ()
 
     async def __aenter__(self) -> Self:
+        # Kept connections, then a fresh one: any number of those may have been closed under us.
+        self._sessions = (self._session(keepalive_timeout=_KEPT_S), self._session(force_close=True))
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for session in self._sessions:
+            await session.close()
+        self._sessions = ()
+
+    def _session(self, **kept: Any) -> aiohttp.ClientSession:
         # The gateway bounds the requests in flight itself: a limit here would queue them out of sight.
         connector = (
-            aiohttp.UnixConnector(str(self._uds), limit=0) if self._uds else aiohttp.TCPConnector(limit=0)
+            aiohttp.UnixConnector(str(self._uds), limit=0, **kept)
+            if self._uds
+            else aiohttp.TCPConnector(limit=0, **kept)
         )
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._connect_timeout_s, sock_read=self._read_timeout_s
         )
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             timeout=timeout,
             headers=self._headers,
             trust_env=False,
             auto_decompress=False,
         )
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     async def complete(self, body: JSON) -> JSON:
         """A chat body → its completion (a core `Complete`); raises EndpointError."""
@@ -129,18 +137,17 @@ class Upstream:
             yield response
 
     async def _sent(self, method: str, path: str, body: bytes | None) -> aiohttp.ClientResponse:
-        assert self._session is not None, "use the upstream inside `async with`"
+        assert self._sessions, "use the upstream inside `async with`"
         headers = {"content-type": "application/json"} if body is not None else None
         url = self.base_url + path
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return await self._session.request(
-                    method, url, data=body, headers=headers, allow_redirects=False
-                )
-            except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
-                if attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
+        *kept, last = (
+            partial(session.request, method, url, data=body, headers=headers, allow_redirects=False)
+            for session in self._sessions
+        )
+        for ask in kept:
+            with suppress(*_CLOSED):
+                return await ask()
+        return await last()
 
     def failed(self, error: EndpointError) -> EndpointError:
         """Counts a failure and hands it back to be raised."""

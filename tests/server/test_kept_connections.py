@@ -1,0 +1,37 @@
+"""Connections to the engine that were kept, and that it has closed meanwhile."""
+
+import asyncio
+
+from modint_server.upstream import Upstream
+
+BODY = b'{"data": []}'
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+
+
+class Impatient:
+    """Answers one request a connection, the first `together` at once, and closes it at the second."""
+
+    def __init__(self, together: int) -> None:
+        self.connections, self.answered = 0, 0
+        self._first = asyncio.Barrier(together)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        if self.connections <= self._first.parties:
+            await self._first.wait()
+        writer.write(HEAD + BODY)
+        self.answered += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_a_request_survives_any_number_of_kept_connections_that_the_engine_has_closed() -> None:
+    engine = Impatient(together=4)
+    server = await asyncio.start_server(engine, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    async with server, Upstream(f"http://127.0.0.1:{port}") as upstream:
+        await asyncio.gather(*(upstream.models() for _ in range(4)))
+        assert (engine.connections, engine.answered) == (4, 4)
+        assert await upstream.models() == []
+        assert (engine.connections, engine.answered) == (5, 5)
