@@ -49,7 +49,7 @@ check: $(STAMP)  ## lint, format, types, import directions
 results-tinyworld: $(STAMP)  ## measure base and adapter on TinyWorld: docs/results/tinyworld.json
 	$(BIN)/modint-guard results tinyworld $(ARGS)
 
-results-base: $(STAMP)  ## the base's figures by training seed: docs/results/base.json
+results-base: $(STAMP)  ## the base's figures by training seed: docs/results/base.json, docs/training.md
 	$(BIN)/modint-guard results base $(ARGS)
 
 train-ablation: $(STAMP)  ## train the ablation adapters that are missing: training/results/ablation

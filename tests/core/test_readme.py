@@ -283,3 +283,12 @@ def test_the_measured_table_is_the_result_file() -> None:
         (line,) = (line for line in text.splitlines() if line.startswith(start))
         assert f"{row['accuracy']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" in line
         assert f"| {row['flagged_rate']:.3f} |" in line
+
+
+def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
+    from modint_guard.results import rewritten as with_blocks
+    from modint_training.results import PAGE, PAGE_BY, base_table
+
+    rows = json.loads((ROOT / "docs/results/base.json").read_text("utf-8"))["rows"]
+    page = text(ROOT / PAGE)
+    assert with_blocks(page, {"base": base_table(rows)}, PAGE_BY) == page, "run `make results-base`"

@@ -17,6 +17,7 @@ from modint_guard.guard import Guard
 from modint_guard.item import RELEVANT, Item
 from modint_guard.mitigation import REASONED, TABLE, Form, Policy, tabled
 from modint_guard.reply import reply_of
+from modint_guard.results import END
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
 from modint_training.mitigation import fit, tables, tokens
@@ -459,7 +460,7 @@ def committed(name: str) -> list[dict[str, Any]]:
 def block(name: str) -> str:
     page = (ROOT / PAGE).read_text("utf-8")
     begin = f"<!-- {name}: made by `make bench-mitigation` -->"
-    return page.partition(begin)[2].partition(tables.END)[0].strip()
+    return page.partition(begin)[2].partition(END)[0].strip()
 
 
 def test_the_code_holds_what_the_committed_validation_chose() -> None:
@@ -483,7 +484,7 @@ def test_the_page_shows_the_figures_of_the_committed_tables() -> None:
 
 
 def test_a_block_of_the_page_is_made_anew_and_must_have_its_place() -> None:
-    page = f"before\n<!-- one: made by `make bench-mitigation` -->\nold\n{tables.END}\nafter"
+    page = f"before\n<!-- one: made by `make bench-mitigation` -->\nold\n{END}\nafter"
     made = tables.rewritten(page, {"one": "new\n"})
     assert made == page.replace("\nold\n", "\n\nnew\n\n")
     with pytest.raises(ValueError, match="the page needs"):

@@ -10,8 +10,9 @@ import pytest
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, reply_for
 from modint_guard.perturb import REGISTRY, applicable
+from modint_guard.results import END
 from modint_guard.runner import Row
-from modint_training.results import collect_base, table_rows
+from modint_training.results import BASE_OUTPUT, PAGE, PAGE_BY, base_table, collect_base, table_rows
 from modint_training.thresholds import (
     CHOSEN,
     GRID,
@@ -134,6 +135,58 @@ def test_a_record_of_another_recipe_or_of_a_seed_that_is_there_is_refused(tmp_pa
     with pytest.raises(ConfigError, match="two records of one seed"):
         collect_base(tmp_path / "base.json", [first, first])
     assert not (tmp_path / "base.json").exists()
+
+
+def base_row(family: str, perturbation: str, accuracy: float, **more: Any) -> dict[str, Any]:
+    whole = {"seed": 0, "held_out": "no", "task": "all", "form": "all"}
+    return {**whole, "family": family, "perturbation": perturbation, "accuracy": accuracy, **more}
+
+
+BASE_ROWS = [
+    base_row("image-heavy", "clean", 0.99),
+    base_row("image-heavy", "clean", 0.5, form="letter"),
+    base_row("image-heavy", "clean", 0.4, held_out="wording"),
+    base_row("image-heavy", "misleading_description", 0.1),
+    base_row("text-heavy", "no_image", 0.98),
+    base_row("text-heavy", "contradicting_image", 0.75),
+    base_row("text-heavy", "contradicting_image", 0.6, task="ordering"),
+    base_row("vqa", "clean", 0.9),
+    base_row("vqa", "clean", 0.85, task="is_colour"),
+    base_row("vqa", "clean", 0.8, task="self_ask"),
+]
+
+
+def test_the_page_shows_the_base_by_seed_and_what_a_contradicting_picture_costs() -> None:
+    second = [{**row, "seed": 1, "accuracy": row["accuracy"] / 2} for row in BASE_ROWS]
+    assert base_table([*BASE_ROWS, *second]).splitlines() == [
+        "| asked | seed 0 | seed 1 |",
+        "| --- | --- | --- |",
+        "| image-heavy | 0.990 | 0.495 |",
+        "| text-heavy | 0.980 | 0.490 |",
+        "| vqa | 0.900 | 0.450 |",
+        "| the weakest sub-task | 0.850 | 0.425 |",
+        "| whether the picture is needed | 0.800 | 0.400 |",
+        "| image-heavy under a lying caption | 0.100 | 0.050 |",
+        "| text-heavy beside a contradicting picture | 0.750 | 0.375 |",
+        "| … that is lost by it | 0.230 | 0.115 |",
+        "| … ordering | 0.600 | 0.300 |",
+    ]
+
+
+def test_with_the_committed_table_the_page_is_rewritten_and_with_another_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run.json"
+    made = {"recipe": {"seed": 0}, "seed": 0, "data_sha256": "abc", "test": BASE_ROWS}
+    run.write_text(json.dumps(made), "utf-8")
+    PAGE.parent.mkdir()
+    PAGE.write_text(f"before\n<!-- base: made by `{PAGE_BY}` -->\n{END}\nafter\n", "utf-8")
+    before = PAGE.read_text("utf-8")
+    collect_base(Path("other.json"), [run])
+    assert PAGE.read_text("utf-8") == before
+    collect_base(BASE_OUTPUT, [run])
+    assert "| vqa | 0.900 |" in PAGE.read_text("utf-8")
 
 
 # Default thresholds

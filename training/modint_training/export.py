@@ -108,6 +108,7 @@ def run_record(
     rows: list[dict[str, Any]],
     seconds: float,
     baseline: Mapping[str, Any] | None = None,
+    *,
     command: str | None = None,
 ) -> dict[str, Any]:
     """What made these weights: command, recipe, seed, data hash, versions, machine, figures.

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE
-from modint_guard.results import write_results
+from modint_guard.results import rewritten, table, write_results
 from modint_guard.runner import Row, run
-from modint_training.tinyworld.conditions import Condition, breakdown, every_condition
+from modint_training.tinyworld.conditions import SELF_ASK, Condition, breakdown, every_condition
 from modint_training.tinyworld.demo_items import demo_items
+
+BASE_OUTPUT = Path("docs/results/base.json")  # the committed one: with it the page is rewritten
+PAGE, PAGE_BY = Path("docs/training.md"), "make results-base"
 
 
 def measure_tinyworld(output: Path, *, count: int, seed: int, concurrency: int) -> None:
@@ -84,14 +87,18 @@ def collect_base(output: Path, runs: Sequence[Path]) -> None:
     seeds = [int(record["seed"]) for _, record in records]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"two records of one seed among {', '.join(map(str, runs))}; name each seed once")
+    rows = [{"seed": record["seed"], **row} for _, record in records for row in record["test"]]
     write_results(
         output,
         command="modint-guard results base",
         seeds=seeds,
-        rows=[{"seed": record["seed"], **row} for _, record in records for row in record["test"]],
+        rows=rows,
         title="The base on the test split, by training seed",
         notes=BASE_NOTES,
     )
+    if output == BASE_OUTPUT:
+        page = rewritten(PAGE.read_text("utf-8"), {"base": base_table(rows)}, PAGE_BY)
+        PAGE.write_text(page, "utf-8")
 
 
 BASE_NOTES = """\
@@ -99,6 +106,34 @@ Greedy first tokens in transformers, measured at the end of each training run an
 test compares vLLM with transformers. Intervals: 95 %, bootstrap clustered by source digit. `held_out` is
 `wording` where the question is worded as no training item is. Rows of the task `self_ask` ask whether the
 picture is needed. The first seed is the one that ships."""
+
+
+def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the page on training shows of the base: accuracy in trained wordings, a column a seed."""
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    found = {f"seed {seed}": _base_figures([row for row in rows if row["seed"] == seed]) for seed in seeds}
+    asked = next(iter(found.values()))
+    return table([{"asked": what, **{seed: own[what] for seed, own in found.items()}} for what in asked])
+
+
+def _base_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    known = {
+        (row["family"], row["perturbation"], row["task"]): float(row["accuracy"])
+        for row in rows
+        if (row["held_out"], row["form"]) == ("no", "all")
+    }
+    clean = {"image-heavy": "clean", "text-heavy": "no_image", "vqa": "clean"}
+    tasks = {key: value for key, value in known.items() if clean[key[0]] == key[1]}
+    beside = {task: value for (_, kind, task), value in known.items() if kind == "contradicting_image"}
+    return {
+        **{family: known[family, kind, "all"] for family, kind in clean.items()},
+        "the weakest sub-task": min(value for key, value in tasks.items() if key[2] != SELF_ASK),
+        "whether the picture is needed": min(value for key, value in known.items() if key[2] == SELF_ASK),
+        "image-heavy under a lying caption": known["image-heavy", "misleading_description", "all"],
+        "text-heavy beside a contradicting picture": beside["all"],
+        "… that is lost by it": known["text-heavy", "no_image", "all"] - beside["all"],
+        **{f"… {task}": value for task, value in beside.items() if task not in ("all", SELF_ASK)},
+    }
 
 
 def _but_for_seed(record: dict[str, Any]) -> tuple[dict[str, Any], str]:

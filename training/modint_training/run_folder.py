@@ -41,7 +41,7 @@ def check_taken_up(folder: Path, recipe: TuneRecipe) -> None:
         )
 
 
-def write_record(folder: Path, recipe: TuneRecipe, command: str | None = None) -> None:
+def write_record(folder: Path, recipe: TuneRecipe, *, command: str | None = None) -> None:
     """Say which recipe and which base the checkpoints in `folder` are of, and what was typed."""
     record = {
         "recipe": recipe.model_dump(mode="json"),

@@ -119,7 +119,7 @@ def _record(
     rows = _rows(settings, model, processor, history, test_items)
     asked = _typical(settings, test_items)
     baseline = flip_baseline(model, processor, asked) if asked else None
-    return run_record(settings, history, rows, seconds_trained(folder), baseline, command)
+    return run_record(settings, history, rows, seconds_trained(folder), baseline, command=command)
 
 
 def _typical(settings: Recipe, test_items: int) -> list[Item]:

@@ -71,7 +71,7 @@ def tune(
     print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
-        write_record(folder, recipe, command)
+        write_record(folder, recipe, command=command)
     fit(
         model,
         twin_loss(recipe, meter),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from modint_guard import results
 from modint_guard.models import BASE
 from modint_guard.results import table
 from modint_guard.statistics import mcnemar, paired_interval, percentile_interval
@@ -33,7 +34,6 @@ SMALLEST_GAP = 0.02  # below this interfered and clean accuracy are too near for
 DRIVEN = {"text-driven": "image-heavy", "image-driven": "text-heavy"}
 CLOSED, CLEAN_LOSS, NEEDED_LOSS, UNFLAGGED, FLAGGED = 0.8, -0.005, -0.01, 1.5, 3.0  # the goals
 RESAMPLES = 2000
-BEGIN, END = "<!-- made by `make bench-mitigation` -->", "<!-- end of what is made -->"
 SHOWN = ("model", "policy", "accuracy", "clean_accuracy", "gap_closed", "changed_right_to_wrong", "abstained")
 Found = Mapping[str, Sequence[Asked]]  # answers by setting
 
@@ -263,12 +263,5 @@ def operators(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rewritten(page: str, made: Mapping[str, str]) -> str:
-    """The page with each named block made anew. ValueError where it has no place for one."""
-    for name, text in made.items():
-        begin = f"<!-- {name}: made by `make bench-mitigation` -->"
-        head, found, rest = page.partition(begin)
-        _, closed, tail = rest.partition(END)
-        if not found or not closed:
-            raise ValueError(f"the page needs a line {begin!r} and, after it, a line {END!r}")
-        page = f"{head}{begin}\n\n{text.rstrip()}\n\n{END}{tail}"
-    return page
+    """The page with each named block made anew: see `results.rewritten`."""
+    return results.rewritten(page, made, "make bench-mitigation")
