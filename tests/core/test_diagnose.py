@@ -19,11 +19,13 @@ from modint_guard.diagnose import (
     top_logprobs_of,
     variants,
 )
+from modint_guard.diagnosis import Found, Variant
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.item import Item
 from modint_guard.journal import Journal
 from modint_guard.perturb import CLEAN
-from modint_guard.types import JSON, NEUTRAL_IMAGE
+from modint_guard.report import diagnosis
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, LETTERED, SUM
 from tests.core.test_calibrate import misled
@@ -158,14 +160,27 @@ async def test_fewer_log_probabilities_are_taken_where_the_endpoint_gives_no_mor
         await top_logprobs_of(closed, "m", DIGIT)
 
 
-async def test_refusals_and_empty_answers_count_as_wrong_and_are_named(tmp_path: Path) -> None:
-    async def empty(body: JSON) -> JSON:
-        return completion("", [{"": 1.0}])
+@pytest.mark.parametrize(
+    ("answer", "skip"),
+    [
+        (completion("", [{"": 1.0}]), "empty_answer"),
+        (completion("", [{"": 1.0}], refusal="I cannot help with that."), "refusal"),
+        ({**completion(""), "choices": [{"message": {"refusal": "No."}}]}, "refusal"),
+    ],
+    ids=["empty", "refused", "refused without a text"],
+)
+async def test_refusals_and_empty_answers_count_as_wrong_and_are_named(
+    tmp_path: Path, answer: JSON, skip: str
+) -> None:
+    async def model(body: JSON) -> JSON:
+        return answer
 
     asked = variants(items(1), ["misleading_description"], [5], 0)
     with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:
-        found = await answers("m", empty, asked, journal)
-    assert [(f.skip, f.right) for f in found] == [("empty_answer", False)] * 2
+        found = await answers("m", model, asked, journal)
+    assert [(f.skip, f.right) for f in found] == [(skip, False)] * 2
+    said = diagnosis({"m": found}, data="d").notes[-1]
+    assert "2 of 2 answers of m were empty, refusals or of another kind" in said
 
 
 async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -> None:
