@@ -25,15 +25,15 @@ from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, h
 from modint_guard.calibration_curves import Judged, draw_curves
 from modint_guard.data import read_data
 from modint_guard.endpoint import Endpoint, read_key
-from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import RELEVANT, Item, is_right
 from modint_guard.journal import Job, Journal, collect, digest_of
 from modint_guard.perturb import applicable, perturb
 from modint_guard.results import versions
 from modint_guard.risk import features_of_score
-from modint_guard.runner import request_for, row_of, without_guard
-from modint_guard.types import JSON, Complete, Failure, Relevant
+from modint_guard.runner import request_for, row_of, with_views, without_guard
+from modint_guard.types import JSON, Complete, Relevant
 
 CONCURRENCY = 8
 
@@ -204,10 +204,7 @@ async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> J
     EndpointError where a view fails: nothing is learnt of an answer that might have been compared.
     """
     plan = guard.plan(request_for(twin.disturbed, model))
-    answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
-    failed = next((name for name, view in replies.items() if isinstance(view, Failure)), None)
-    if failed:
-        raise EndpointError(f"the view {failed} of {twin.disturbed.id} got no answer: is the engine well?")
+    answer, replies = await with_views(guard, plan, guard.main_body(plan), complete, twin.disturbed.id)
     reply = reply_of(answer)
     score = None if reply.skip else guard.score(plan, reply, replies)
     features = None if score is None else features_of_score(score, Relevant(RELEVANT[twin.clean.family]))

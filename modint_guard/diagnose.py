@@ -34,7 +34,7 @@ from modint_guard.journal import Journal, collect, digest_of
 from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, perturb
 from modint_guard.regenerated import score_words
 from modint_guard.report import write_report
-from modint_guard.runner import request_for
+from modint_guard.runner import request_for, with_views
 from modint_guard.severity import FULL, at_severity
 from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
 
@@ -211,8 +211,8 @@ def _bare(body: JSON) -> JSON:
 
 
 async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
-    """One answer with its views, as `Found` holds it. Raises EndpointError for the question itself; a view
-    that fails is left out.
+    """One answer with its views, as `Found` holds it. Raises EndpointError where the question or a view
+    fails.
     """
     item = variant.whole()
     order = _order_of(variant)
@@ -222,7 +222,7 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     own = guard.main_body(plan)
     if subject.top_logprobs:
         own = {**own, "logprobs": True, "top_logprobs": subject.top_logprobs}
-    answer, replies = await asyncio.gather(subject.complete(own), guard.probe(plan, subject.complete))
+    answer, replies = await with_views(guard, plan, own, subject.complete, variant.key)
     reply = reply_of(answer)
     score = _score(guard, plan, reply, replies)
     return {
@@ -235,9 +235,7 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
             "image": score.influence_image if score else None,
             "synergy": score.synergy if score else None,
         },
-        "reordered": (order in score.unstable)
-        if score and order and isinstance(replies.get(order), Reply)
-        else None,
+        "reordered": (order in score.unstable) if score and order in replies else None,
         "method": score.method if score else "none",
         "skip": reply.skip,
     }
@@ -340,7 +338,7 @@ async def answers(
     else:
         top = 0
     subject = Subject(model, complete, top)
-    guard = Guard(GuardConfig(regenerate=not top, deadline_s=60.0))
+    guard = Guard(GuardConfig(regenerate=not top))
     jobs = {key: partial(ask, subject, guard, variant) for key, variant in zip(keys, asked, strict=True)}
     records = await collect(jobs, journal, concurrency=concurrency, done=done)
     return [Found.from_json(variant, records[key]) for key, variant in zip(keys, asked, strict=True)]

@@ -192,7 +192,7 @@ async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -
         return await misled(body)
 
     async def dying(body: JSON) -> JSON:
-        if len(calls) > 12:
+        if len(calls) > 11:  # the last view of an answer that is there itself
             raise EndpointError("the engine is gone", status=503)
         return await counted(body)
 
@@ -207,6 +207,33 @@ async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -
         again = len(calls)
         assert await answers("m", counted, asked, journal) == found
     assert len(calls) == again  # all there: nothing is asked
+    assert found == await undisturbed(asked, tmp_path)
+
+
+async def test_an_answer_whose_views_are_refused_is_not_kept_and_asked_again(tmp_path: Path) -> None:
+    asked = variants(items(4), ["misleading_description"], [5], 0)
+    views = 0
+
+    async def limited(body: JSON) -> JSON:
+        nonlocal views
+        views += body["max_tokens"] == 2  # a view is asked for two tokens, a question for eight
+        if views > 6 and body["max_tokens"] == 2:
+            raise EndpointError("slow down", status=429)
+        return await misled(body)
+
+    with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:
+        with pytest.raises(EndpointError, match=r"the view \w+ of digit-\d/.+ got no answer"):
+            await answers("m", limited, asked, journal, concurrency=1)
+        assert 0 < len(journal.records) < len(asked)
+        found = await answers("m", misled, asked, journal)
+    assert found == await undisturbed(asked, tmp_path)
+    assert all(f.cells.keys() == {NEUTRAL_IMAGE, NO_CONTEXT, PRIOR} for f in found if f.variant.severity)
+
+
+async def undisturbed(asked: list[Variant], folder: Path) -> list[Found]:
+    """What a well endpoint answers in one run."""
+    with Journal(folder / "undisturbed.jsonl", MADE_BY) as journal:
+        return await answers("m", misled, asked, journal)
 
 
 async def test_calls_begin_no_faster_than_allowed() -> None:
