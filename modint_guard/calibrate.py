@@ -30,7 +30,7 @@ from modint_guard.guard import Guard, reply_of
 from modint_guard.item import RELEVANT, Item, is_right
 from modint_guard.journal import Job, Journal, collect, digest_of
 from modint_guard.perturb import applicable, perturb
-from modint_guard.results import versions
+from modint_guard.results import command_line, versions
 from modint_guard.risk import features_of_score
 from modint_guard.runner import request_for, row_of, with_views, without_guard
 from modint_guard.types import JSON, Complete, Relevant
@@ -80,7 +80,17 @@ def command(
         model=model,
         adapter=adapter,
         fitted=fitted,
-        command=_command_line(items.name, model, adapter, alpha, error, delta, probes, seed),
+        command=command_line(
+            "calibrate",
+            items.name,
+            model=model,
+            adapter=adapter,
+            alpha=alpha,
+            error=error,
+            delta=None if error is None else delta,
+            probes=probes,
+            seed=seed,
+        ),
         versions=versions(),
     )
     write_calibration(output, calibration)
@@ -100,24 +110,6 @@ def fitted_where(
         return fit(answers)
     except ConfigError as exc:
         raise ConfigError(f"where the {relevant} ought to decide: {exc}") from exc
-
-
-def _command_line(
-    items: str,
-    model: str,
-    adapter: str | None,
-    alpha: float,
-    error: float | None,
-    delta: float,
-    probes: float | None,
-    seed: int,
-) -> str:
-    """What was typed, as far as the figures depend on it."""
-    second = "" if error is None else f" --error {error:g} --delta {delta:g}"
-    return (
-        f"modint-guard calibrate {items} --model {model}{f' --adapter {adapter}' if adapter else ''}"
-        f" --alpha {alpha:g}{second}{'' if probes is None else f' --probes {probes:g}'} --seed {seed}"
-    )
 
 
 def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:

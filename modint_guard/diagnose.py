@@ -16,6 +16,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -34,6 +35,7 @@ from modint_guard.journal import Journal, collect, digest_of
 from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, perturb
 from modint_guard.regenerated import score_words
 from modint_guard.report import write_report
+from modint_guard.results import command_line
 from modint_guard.runner import request_for, with_views
 from modint_guard.severity import FULL, at_severity
 from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
@@ -111,9 +113,26 @@ def command(
             )
         )
     labels = labels_of(names)
-    command_line = f"modint-guard diagnose {data.name} --model {model} --seed {seed}"
+    alike = labels != names  # then the figures are told apart by the endpoints alone
+    typed = command_line(
+        "diagnose",
+        data.name,
+        model=model,
+        url=_without_user(url) if alike else None,
+        against=against,
+        against_url=_without_user(against_url) if alike and against_url else None,
+        local=local,
+        perturbation=perturbation,
+        severity=severity,
+        limit=limit,
+        format=format,
+        image_root=image_root and image_root.name,
+        split=split,
+        family=family,
+        seed=seed,
+    )
     written = write_report(
-        output, dict(zip(labels, found, strict=True)), command=command_line, seed=seed, data=data.name
+        output, dict(zip(labels, found, strict=True)), command=typed, seed=seed, data=data.name
     )
     typer.echo(f"wrote {', '.join(str(path) for path in written)}")
 
@@ -121,6 +140,12 @@ def command(
 def labels_of(names: Sequence[str]) -> list[str]:
     """The models' names, told apart where two endpoints give them the same."""
     return list(names) if len(set(names)) == len(names) else [f"{n} ({i})" for i, n in enumerate(names, 1)]
+
+
+def _without_user(url: str) -> str:
+    """The address without a name and password in it: reports are passed on."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def variants(

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -267,11 +269,13 @@ def run(*arguments: str) -> int:
     return 0
 
 
-async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path: Path) -> None:
-    seen: list[str | None] = []
+@asynccontextmanager
+async def endpoint() -> AsyncIterator[tuple[str, set[str | None]]]:
+    """The address of one that serves `robust` and any other model, misled; the guard's modes it was sent."""
+    seen: set[str | None] = set()
 
     async def handle(request: web.Request) -> web.Response:
-        seen.append(request.headers.get("x-modint-mode"))
+        seen.add(request.headers.get("x-modint-mode"))
         body = await request.json()
         robust = body["model"] == "robust"
         return web.json_response(completion("3", [{"3": 0.9, "7": 0.1}]) if robust else await misled(body))
@@ -284,22 +288,55 @@ async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path:
     await site.start()
     host, port = runner.addresses[0][:2]
     try:
-        output = tmp_path / "out"
+        yield f"http://{host}:{port}", seen
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    async with endpoint() as (url, seen):
         code = await asyncio.to_thread(
             run,
             str(data),
-            *("--model", "base", "--against", "robust", "--url", f"http://{host}:{port}"),
+            *("--model", "base", "--against", "robust", "--url", url),
             *("--perturbation", "misleading_description", "--output", str(output)),
         )
-    finally:
-        await runner.cleanup()
-    assert code == 0 and set(seen) == {"off"}
+    assert code == 0 and seen == {"off"}
     report = json.loads((output / "report.json").read_text("utf-8"))
     assert report["models"] == ["base", "robust"]
     assert "base is right in 100% of 4 clean image-heavy questions, and in 0%" in report["finding"][0]
     assert "robust is right in 100% there, a difference of +100%" in report["finding"][1]
     assert "<svg" in (output / "report.html").read_text("utf-8")
     assert "## Side by side" in (output / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--model base --seed 0",
+        "--model base --against robust --perturbation misleading_description --perturbation neutral_text"
+        " --severity 1 --severity 5 --limit 2 --format items --family vqa --seed 3",
+    ],
+)
+async def test_the_report_holds_the_command_that_was_typed(data: Path, tmp_path: Path, given: str) -> None:
+    async with endpoint() as (url, _):
+        options = [*given.split(), "--url", url, "--output", str(tmp_path / "out")]
+        assert await asyncio.to_thread(run, str(data), *options) == 0
+    command = f"modint-guard diagnose items.jsonl {given}"
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["command"] == command
+    assert f"<code>{command}</code>" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+async def test_addresses_are_recorded_where_nothing_else_tells_two_models_apart(
+    data: Path, tmp_path: Path
+) -> None:
+    async with endpoint() as (one, _), endpoint() as (two, _):
+        secret = two.replace("http://", "http://me:secret@")
+        options = ["--model", "base", "--url", one, "--against", "base", "--against-url", secret]
+        assert await asyncio.to_thread(run, str(data), *options, "--output", str(tmp_path / "out")) == 0
+    made_by = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["command"]
+    assert f"--model base --url {one} --against base --against-url {two} --seed 0" in made_by
 
 
 def test_wrong_calls_are_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
