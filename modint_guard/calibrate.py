@@ -24,6 +24,7 @@ from modint_guard.asking import ask_each
 from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, halves, write_calibration
 from modint_guard.calibration_curves import Judged, draw_curves
 from modint_guard.data import read_data
+from modint_guard.data.options import Family, Format, ImageRoot, Split
 from modint_guard.endpoint import Endpoint, read_key
 from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard, reply_of
@@ -58,7 +59,11 @@ def command(
     adapter: Annotated[str | None, typer.Option(help="The adapter, if it is one that is calibrated.")] = None,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
     error: Annotated[
-        float | None, typer.Option(help="The share of unflagged answers that may be wrong, if promised too.")
+        float | None,
+        typer.Option(
+            help="The share of unflagged answers that may be wrong, if promised too; of those alone that are"
+            " right on the clean twin."
+        ),
     ] = None,
     delta: Annotated[float, typer.Option(help="How often that second promise may fail.")] = 0.1,
     probes: Annotated[
@@ -66,10 +71,14 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the perturbations and of the split.")] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
 ) -> None:
     """Fit the risk and its threshold to labelled items, for one model and adapter."""
     key = read_key(api_key_file)
-    read = read_data(items)
+    read = read_data(items, format=format, image_root=image_root, split=split, family=family)
     twins = twins_of([read[index] for index in range(len(read))], seed)
     made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
     with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
@@ -89,6 +98,10 @@ def command(
             error=error,
             delta=None if error is None else delta,
             probes=probes,
+            format=format,
+            image_root=image_root and image_root.name,
+            split=split,
+            family=family,
             seed=seed,
         ),
         versions=versions(),

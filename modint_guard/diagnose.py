@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from modint_guard.config import GuardConfig
 from modint_guard.data import read_data
-from modint_guard.data.formats import FORMATS
+from modint_guard.data.options import Family, Format, ImageRoot, Split
 from modint_guard.diagnosis import Found, Variant
 from modint_guard.divergence import option_distribution
 from modint_guard.endpoint import TOP_LOGPROBS, Endpoint, read_key
@@ -78,10 +78,10 @@ def command(
     per_second: Annotated[float | None, typer.Option(min=0.01, help="Calls a second at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of the perturbations.")] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
-    format: Annotated[str | None, typer.Option(help=f"One of {', '.join(FORMATS)}; else told.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Where relative pictures lie.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a folder that holds several.")] = None,
-    family: Annotated[str | None, typer.Option(help="Of rows that do not say it.")] = None,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
 ) -> None:
     """How a model's answers change under interference: tables, figures, and a report to read."""
     if against_url and not against:

@@ -2,15 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
-from modint_guard.cli import GROUP, main
 from modint_guard.data import write_items
 from modint_guard.diagnose import (
     answers,
@@ -28,7 +23,7 @@ from modint_guard.journal import Journal
 from modint_guard.perturb import CLEAN
 from modint_guard.report import diagnosis
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
-from tests.core.fakes import completion
+from tests.core.fakes import called, completion, serving
 from tests.core.items import BOTH, DIGIT, LETTERED, SUM
 from tests.core.test_calibrate import misled
 
@@ -262,47 +257,24 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> int:
-    try:
-        main(["diagnose", *arguments], [EntryPoint("diagnose", "modint_guard.diagnose:command", GROUP)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return called("diagnose", *arguments)
 
 
-@asynccontextmanager
-async def endpoint() -> AsyncIterator[tuple[str, set[str | None]]]:
-    """The address of one that serves `robust` and any other model, misled; the guard's modes it was sent."""
-    seen: set[str | None] = set()
-
-    async def handle(request: web.Request) -> web.Response:
-        seen.add(request.headers.get("x-modint-mode"))
-        body = await request.json()
-        robust = body["model"] == "robust"
-        return web.json_response(completion("3", [{"3": 0.9, "7": 0.1}]) if robust else await misled(body))
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    try:
-        yield f"http://{host}:{port}", seen
-    finally:
-        await runner.cleanup()
+async def two_models(body: JSON) -> JSON:
+    """`robust`, and any other model misled."""
+    return completion("3", [{"3": 0.9, "7": 0.1}]) if body["model"] == "robust" else await misled(body)
 
 
 async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    async with endpoint() as (url, seen):
+    async with serving(two_models) as (url, modes):
         code = await asyncio.to_thread(
             run,
             str(data),
             *("--model", "base", "--against", "robust", "--url", url),
             *("--perturbation", "misleading_description", "--output", str(output)),
         )
-    assert code == 0 and seen == {"off"}
+    assert code == 0 and modes == {"off"}
     report = json.loads((output / "report.json").read_text("utf-8"))
     assert report["models"] == ["base", "robust"]
     assert "base is right in 100% of 4 clean image-heavy questions, and in 0%" in report["finding"][0]
@@ -320,7 +292,7 @@ async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path:
     ],
 )
 async def test_the_report_holds_the_command_that_was_typed(data: Path, tmp_path: Path, given: str) -> None:
-    async with endpoint() as (url, _):
+    async with serving(two_models) as (url, _):
         options = [*given.split(), "--url", url, "--output", str(tmp_path / "out")]
         assert await asyncio.to_thread(run, str(data), *options) == 0
     command = f"modint-guard diagnose items.jsonl {given}"
@@ -331,7 +303,7 @@ async def test_the_report_holds_the_command_that_was_typed(data: Path, tmp_path:
 async def test_addresses_are_recorded_where_nothing_else_tells_two_models_apart(
     data: Path, tmp_path: Path
 ) -> None:
-    async with endpoint() as (one, _), endpoint() as (two, _):
+    async with serving(misled) as (one, _), serving(misled) as (two, _):
         secret = two.replace("http://", "http://me:secret@")
         options = ["--model", "base", "--url", one, "--against", "base", "--against-url", secret]
         assert await asyncio.to_thread(run, str(data), *options, "--output", str(tmp_path / "out")) == 0
