@@ -13,6 +13,7 @@ from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
 from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
 from modint_guard.item import FAMILIES, Item
+from modint_guard.results import command_line
 from modint_guard.runner import Row
 from modint_guard.severity import FULL
 from modint_guard.types import Complete
@@ -65,15 +66,19 @@ class Wanted:
     @property
     def command(self) -> str:
         """What was typed, as far as it says what the figures are of."""
-        said = [f"modint-guard evaluate --model {self.model}"]
-        for name, value in (("adapter", self.adapter), ("against", self.against), ("data", self.data)):
-            said += [f"--{name} {value}"] if value else []
-        said += [f"--perturbation {name}" for name in self.perturbations or ()]
-        said += [
-            f"--severity {severity}" for severity in self.severities if tuple(self.severities) != (FULL,)
-        ]
-        said += [f"--image-attention {self.image_attention:g}"] if self.image_attention != 1.0 else []
-        return " ".join([*said, *["--url URL"] * bool(self.url), f"--count {self.count} --seed {self.seed}"])
+        return command_line(
+            "evaluate",
+            model=self.model,
+            adapter=self.adapter,
+            against=self.against,
+            data=self.data,
+            perturbation=self.perturbations,
+            severity=None if tuple(self.severities) == (FULL,) else self.severities,
+            image_attention=None if self.image_attention == 1.0 else self.image_attention,
+            url="URL" if self.url else None,
+            count=self.count,
+            seed=self.seed,
+        )
 
 
 def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
