@@ -303,7 +303,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         (
             "llava-1.5-7b",
             ["kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null"],
-            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32 with",
+            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32",
         ),
         ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
         ("tinyworld-full", ["rank=null"], "kind: lora needs rank, alpha and dropout"),

@@ -235,8 +235,8 @@ class TuneRecipe(_Strict):
             not adapter and self.save_dtype != "fp32",
             "save_dtype: of an adapter; kind: full is saved in the type of weights",
         )
-        # Of a weight of at least 2**-7 the next in bf16 is 6e-5 away or more: steps of less than half of that,
-        # as AdamW takes them at a rate of 2e-5, would be rounded away. Adapters are fp32 whatever their base is.
+        # From a weight of at least 2**-7 the next in bf16 is 6e-5 away or more: steps of less than half of
+        # that, as AdamW takes them at a rate of 2e-5, are rounded away. Adapters are fp32 on any base.
         yield (
             not adapter and self.weights == "bf16",
             "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32 "

@@ -25,10 +25,11 @@ from modint_training.export import (
 from modint_training.local import complete_of
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
+from modint_training.ranks import is_first_process
 from modint_training.run_folder import check_taken_up, recipe_of
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
-from modint_training.tune import is_first_process, load_base, loading_of, read_examples, tune
+from modint_training.tune import load_base, loading_of, read_examples, tune
 from modint_training.watching import first_of_each
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task

@@ -1,7 +1,6 @@
 """Fine-tuning on clean and perturbed twins: an adapter on the language model, or the weights themselves."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,12 +16,21 @@ from modint_guard.data import DataSet, read_data
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
 from modint_training.attack import Attack
-from modint_training.batches import Pools, Source, data_source, pools_of, tinyworld_source, twin_batches
+from modint_training.batches import (
+    Pools,
+    Source,
+    check_dealt_out,
+    data_source,
+    pools_of,
+    tinyworld_source,
+    twin_batches,
+)
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
+from modint_training.ranks import is_first_process, rank, ranks
 from modint_training.run_folder import check_taken_up, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
 from modint_training.views import check_kinds
@@ -55,6 +63,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
     check_reports(recipe)
+    check_dealt_out(recipe, ranks())
     seed_everything(recipe.seed)
     check_served(recipe)
     if resume == "auto":
@@ -62,7 +71,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
-    meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
+    meter = Meter()
     evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
     print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
@@ -72,7 +81,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     fit(
         model,
         twin_loss(recipe, meter),
-        twin_batches(recipe, processor, source, rank=int(os.environ.get("RANK", "0")), ranks=ranks),
+        twin_batches(recipe, processor, source, rank=rank(), ranks=ranks()),
         folder=folder / recipe.kind,
         steps=steps,
         lr=recipe.lr,
@@ -101,11 +110,6 @@ def check_served(recipe: TuneRecipe) -> None:
         check_servable(model_type_of(recipe.base))
         if recipe.kind != "full" and recipe.scope != ("language",):
             check_tower_servable(located(recipe.base))
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
