@@ -74,33 +74,34 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     meter = Meter()
     evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
-    print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
+        print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
         write_record(folder, recipe)
-    fit(
-        model,
-        twin_loss(recipe, meter),
-        twin_batches(recipe, processor, source, rank=rank(), ranks=ranks()),
-        folder=folder / recipe.kind,
-        steps=steps,
-        lr=recipe.lr,
-        warmup_steps=warmup(recipe, steps),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        checkpoint_minutes=recipe.checkpoint_minutes,
-        resume=resume,
-        evaluation=evaluation,
-        log=log,
-        micro_batches=recipe.micro_batches,
-        adam_beta2=recipe.adam_beta2,
-        adam_epsilon=recipe.adam_epsilon,
-        report_to=list(recipe.report_to) or "none",
-    )
-    if is_first_process():
-        draw_curves(folder / "log.jsonl", folder / "curves.png")
+    try:
+        fit(
+            model,
+            twin_loss(recipe, meter),
+            twin_batches(recipe, processor, source, rank=rank(), ranks=ranks()),
+            folder=folder / recipe.kind,
+            steps=steps,
+            lr=recipe.lr,
+            warmup_steps=warmup(recipe, steps),
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            precision=recipe.precision,
+            seed=recipe.seed,
+            checkpoint_minutes=recipe.checkpoint_minutes,
+            resume=resume,
+            evaluation=evaluation,
+            log=log,
+            micro_batches=recipe.micro_batches,
+            adam_beta2=recipe.adam_beta2,
+            adam_epsilon=recipe.adam_epsilon,
+            report_to=list(recipe.report_to) or "none",
+        )
+    finally:
+        if is_first_process():  # also of a run that was stopped
+            draw_curves(folder / "log.jsonl", folder / "curves.png")
     return model, processor, evaluation.history
 
 
