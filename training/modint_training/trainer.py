@@ -84,7 +84,7 @@ class LossTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer's own way skips in silence what has another name in the file, and a LLaVA is saved under
         # other names than its modules have: a resumed run would start from fresh weights.
-        if isinstance(self.model, PreTrainedModel):
+        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
             saved = type(self.model).from_pretrained(resume_from_checkpoint)
             self.model.load_state_dict(saved.state_dict())
         else:
