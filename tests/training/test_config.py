@@ -179,6 +179,8 @@ def test_a_value_of_the_wrong_type_is_named_with_its_line() -> None:
         ("robust-lora", "quotas=[0, 0, 0]", "quotas"),
         ("robust-lora", "quotas=[1, -1, 0]", "quotas"),
         ("robust-lora", "precision=fp8", "precision"),
+        ("robust-lora", "lr=.inf", "lr"),
+        ("robust-lora", "lr=.nan", "lr"),
         ("tinyworld-base", "checkpoint_minutes=0", "checkpoint_minutes"),
         ("tinyworld-base", "micro_batches=0", "micro_batches"),
         ("tinyworld-base", "mixture.captioned=0.71", "mixture.captioned"),
@@ -313,6 +315,8 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     ("name", "overrides", "said"),
     [
         ("tinyworld-full", ["attack.epsilon=0"], "attack.epsilon: Input should be greater than 0"),
+        ("tinyworld-full", ["attack.epsilon=.inf"], "attack.epsilon: Input should be a finite number"),
+        ("tinyworld-full", ["attack.alpha=.inf"], "attack.alpha: Input should be a finite number"),
         ("tinyworld-full", ["attack.epsilom=1"], "unknown key 'attack.epsilom'; did you mean 'epsilon'?"),
         (
             "tinyworld-full",
@@ -331,6 +335,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             "perturbations: attack, consistency and controls work on twins",
         ),
         ("tinyworld-full", ["kind=full"], "kind: full trains the weights themselves: leave out rank"),
+        (
+            "llava-1.5-7b",
+            ["kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null"],
+            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32",
+        ),
         ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
         ("tinyworld-full", ["rank=null"], "kind: lora needs rank, alpha and dropout"),
         (

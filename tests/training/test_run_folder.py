@@ -1,6 +1,7 @@
 """A run's folder: taken up by the same run alone, exported at any of its checkpoints."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from modint_guard.cli import main
+from modint_guard.data import write_items
 from modint_guard.errors import AdapterError, ConfigError
 from modint_training.config import TuneRecipe
 from modint_training.run_folder import RECORD, check_taken_up, recipe_of
 from modint_training.runs import export_run, run_recipe, with_adapter
+from modint_training.tinyworld import suite
 from modint_training.tune import load_base, tune
 from tests.training.small import lora_recipe, save_small_base, small_model
 from tests.training.small_families import save_small_family
@@ -144,6 +148,37 @@ def test_a_fully_tuned_run_is_exported_too(base: Path, tmp_path: Path) -> None:
     folder = export_run(tmp_path / "run", test_items=2)
     loaded = load_base(str(folder))[0].state_dict()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_an_export_onto_a_full_disk_leaves_with_a_sentence_and_2(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_items(suite.items("image-heavy", "train", 4), tmp_path / "data")
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1", "batch=4")
+    own = (f"data={tmp_path / 'data'}", "letter=null", "quotas=[1, 0, 0]")
+    tune(recipe_on(base, *without, *own), tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["export", str(tmp_path / "run")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = f"{tmp_path / 'run' / 'export'} cannot be written (File too large): make room, and export again"
+    assert stop.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_seconds_of_an_export_are_those_of_its_own_kind(base: Path, run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1")
+    tune(recipe_on(base, *without), mine)  # under the name of an adapter
+    state = mine / "lora" / "checkpoint-2" / "trainer_state.json"
+    held = json.loads(state.read_text("utf-8"))
+    held["log_history"].append({"step": 2, "seconds": 1e6})
+    state.write_text(json.dumps(held), "utf-8")
+    record = json.loads((export_run(mine, test_items=2) / "run.json").read_text("utf-8"))
+    assert record["recipe"]["kind"] == "full" and record["train_seconds"] < 1e6
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_exported(base: Path, run: Path, tmp_path: Path) -> None:

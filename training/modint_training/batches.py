@@ -9,7 +9,7 @@ from PIL import Image
 
 from modint_guard.data import DataSet
 from modint_guard.data.samples import Sample
-from modint_guard.errors import DataError
+from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import FAMILIES, Family, Form, Item
 from modint_guard.perturb import clean_view, seeded
 from modint_training.collate import Encoded, collate, encode, parts_of
@@ -41,6 +41,7 @@ def twin_batches(
     `source` gives an example for a slot; TinyWorld's own where there is none. The batch comes in the recipe's
     micro-batches, all of which carry the counts of the whole.
     """
+    check_dealt_out(recipe, ranks)
     quotas = Quotas(recipe.quotas, recipe.batch, rank, ranks)
     draw = source or tinyworld_source(recipe)
 
@@ -61,6 +62,17 @@ def twin_batches(
         return [{**part, "counts": whole} for part in made]
 
     return batch
+
+
+def check_dealt_out(recipe: TuneRecipe, ranks: int) -> None:
+    """ConfigError where a batch cannot be dealt out evenly to the processes and their micro-batches: the
+    losses of what is left over would be counted in another step, or never."""
+    whole = ranks * recipe.micro_batches
+    if recipe.batch % whole:
+        raise ConfigError(
+            f"batch: {recipe.batch} examples cannot be dealt out evenly to {ranks} processes with "
+            f"micro_batches: {recipe.micro_batches} each; choose a multiple of {whole}, or fewer of them"
+        )
 
 
 def planned(groups: Sequence[Group], processor: Any, recipe: TuneRecipe) -> Batch:

@@ -29,7 +29,8 @@ def train(
     """Train a model or an adapter by a recipe, and export what vLLM loads."""
     from modint_training.runs import run_recipe
 
-    typer.echo(f"wrote {run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume)}")
+    if written := run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume):
+        typer.echo(f"wrote {written}")
 
 
 def export(

@@ -35,7 +35,7 @@ MAX_RANK = 512  # the highest --max-lora-rank of vLLM
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _some(quotas: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -234,6 +234,13 @@ class TuneRecipe(_Strict):
         yield (
             not adapter and self.save_dtype != "fp32",
             "save_dtype: of an adapter; kind: full is saved in the type of weights",
+        )
+        # From a weight of at least 2**-7 the next in bf16 is 6e-5 away or more: steps of less than half of
+        # that, as AdamW takes them at a rate of 2e-5, are rounded away. Adapters are fp32 on any base.
+        yield (
+            not adapter and self.weights == "bf16",
+            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32 "
+            "with precision: bf16",
         )
         yield (
             self.kind == "qlora" and self.scope != ("language",),

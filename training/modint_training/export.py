@@ -20,6 +20,7 @@ from modint_guard.item import FAMILIES, Item, prompt
 from modint_guard.models import ADAPTER, check_servable, located
 from modint_guard.results import cell
 from modint_training.config import TINYWORLD
+from modint_training.disk import written
 from modint_training.tinyworld import suite
 
 PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
@@ -181,6 +182,11 @@ def check_target(folder: Path) -> None:
 
 def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     check_target(folder)
+    with written(str(folder), "export again: the run's checkpoints are kept"):
+        _written_whole(folder, write)
+
+
+def _written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

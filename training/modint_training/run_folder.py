@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from modint_guard.errors import ConfigError
 from modint_guard.models import located
 from modint_training.config import TuneRecipe
+from modint_training.disk import written
 from modint_training.export import revision
 
 RECORD = "recipe.json"
@@ -48,7 +49,9 @@ def write_record(folder: Path, recipe: TuneRecipe, *, command: str | None = None
         "base_revision": revision(located(recipe.base)),
         "command": command,
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    with written(str(folder / RECORD), "start again"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def recipe_of(folder: Path) -> TuneRecipe:

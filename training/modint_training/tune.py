@@ -1,7 +1,6 @@
 """Fine-tuning on clean and perturbed twins: an adapter on the language model, or the weights themselves."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,12 +16,21 @@ from modint_guard.data import DataSet, read_data
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
 from modint_training.attack import Attack
-from modint_training.batches import Pools, Source, data_source, pools_of, tinyworld_source, twin_batches
+from modint_training.batches import (
+    Pools,
+    Source,
+    check_dealt_out,
+    data_source,
+    pools_of,
+    tinyworld_source,
+    twin_batches,
+)
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
+from modint_training.ranks import is_first_process, rank, ranks
 from modint_training.run_folder import check_taken_up, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
 from modint_training.views import check_kinds
@@ -58,6 +66,7 @@ def tune(
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
     check_reports(recipe)
+    check_dealt_out(recipe, ranks())
     seed_everything(recipe.seed)
     check_served(recipe)
     if resume == "auto":
@@ -65,36 +74,37 @@ def tune(
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
-    meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
+    meter = Meter()
     evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
-    print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
+        print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
         write_record(folder, recipe, command=command)
-    fit(
-        model,
-        twin_loss(recipe, meter),
-        twin_batches(recipe, processor, source, rank=int(os.environ.get("RANK", "0")), ranks=ranks),
-        folder=folder / recipe.kind,
-        steps=steps,
-        lr=recipe.lr,
-        warmup_steps=warmup(recipe, steps),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        checkpoint_minutes=recipe.checkpoint_minutes,
-        resume=resume,
-        evaluation=evaluation,
-        log=log,
-        micro_batches=recipe.micro_batches,
-        adam_beta2=recipe.adam_beta2,
-        adam_epsilon=recipe.adam_epsilon,
-        report_to=list(recipe.report_to) or "none",
-    )
-    if is_first_process():
-        draw_curves(folder / "log.jsonl", folder / "curves.png")
+    try:
+        fit(
+            model,
+            twin_loss(recipe, meter),
+            twin_batches(recipe, processor, source, rank=rank(), ranks=ranks()),
+            folder=folder / recipe.kind,
+            steps=steps,
+            lr=recipe.lr,
+            warmup_steps=warmup(recipe, steps),
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            precision=recipe.precision,
+            seed=recipe.seed,
+            checkpoint_minutes=recipe.checkpoint_minutes,
+            resume=resume,
+            evaluation=evaluation,
+            log=log,
+            micro_batches=recipe.micro_batches,
+            adam_beta2=recipe.adam_beta2,
+            adam_epsilon=recipe.adam_epsilon,
+            report_to=list(recipe.report_to) or "none",
+        )
+    finally:
+        if is_first_process():  # also of a run that was stopped
+            draw_curves(folder / "log.jsonl", folder / "curves.png")
     return model, processor, evaluation.history
 
 
@@ -104,11 +114,6 @@ def check_served(recipe: TuneRecipe) -> None:
         check_servable(model_type_of(recipe.base))
         if recipe.kind != "full" and recipe.scope != ("language",):
             check_tower_servable(located(recipe.base))
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
