@@ -65,7 +65,8 @@ def _of_file(name: str, root: Path, limits: ImageLimits, refuse: Callable[[str],
         there = False
     if not there:
         raise refuse(
-            f"the picture {_end_of(name)} is not in {root}: put it there, or name its folder (--image-root)"
+            f"the picture {_end_of(name)} is not in {root}: put it there, or name its folder (--image-root, "
+            "reading.image_root of a recipe)"
         )
     return Picture(_end_of(name), lambda: _decode_file(path, limits), refuse)
 

@@ -130,9 +130,15 @@ def pools_of(recipe: TuneRecipe, found: DataSet) -> Pools:
             wanted = recipe.quotas[FAMILIES.index(family)]
             raise DataError(
                 f"{recipe.data} holds no {family} examples to learn from, of which quotas: "
-                f"{list(recipe.quotas)} wants {wanted}; set that quota to 0 or add some"
+                f"{list(recipe.quotas)} wants {wanted}; set that quota to 0 or add some{_nameless(found)}"
             )
     return pools
+
+
+def _nameless(found: DataSet) -> str:
+    """What else to do where rows do not say their family."""
+    count = sum(sample.item.family == "unknown" for sample in found.samples())
+    return f", or name that of the {count} rows which do not say theirs (reading.family=…)" if count else ""
 
 
 def _teaches(recipe: TuneRecipe, sample: Sample) -> bool:

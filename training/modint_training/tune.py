@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-from modint_guard.data import DataSet, read_data
+from modint_guard.data import DataSet
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
 from modint_training.attack import Attack
@@ -23,6 +23,7 @@ from modint_training.curves import draw_curves
 from modint_training.families import family_of
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
+from modint_training.reading import read_examples
 from modint_training.run_folder import check_taken_up, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
 from modint_training.views import check_kinds
@@ -182,7 +183,7 @@ def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
     if recipe.data == TINYWORLD:
         assert recipe.steps is not None  # the recipe's own check
         return tinyworld_source(recipe), recipe.steps
-    found = read_examples(recipe.data)
+    found = read_examples(recipe.data, recipe.reading)
     pools = pools_of(recipe, found)
     drawn = sum(map(len, pools.values()))
     if is_first_process():
@@ -205,21 +206,14 @@ def told_of(recipe: TuneRecipe, found: DataSet, pools: Pools) -> str:
     return said
 
 
-def read_examples(path: str) -> DataSet:
-    """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
-
-    Raises DataError for what cannot be read.
-    """
-    return read_data(Path(path))
-
-
 def watched_of(recipe: TuneRecipe) -> list[Watched]:
     """What is looked at while training: TinyWorld's validation split, or the recipe's own, if it has one."""
     if recipe.data == TINYWORLD:
         return tinyworld_watched(recipe.evaluate_items)
     if recipe.validation is None:
         return []
-    return own_watched(read_examples(recipe.validation), recipe.evaluate_items, recipe.perturbations)
+    found = read_examples(recipe.validation, recipe.reading)
+    return own_watched(found, recipe.evaluate_items, recipe.perturbations)
 
 
 def warmup(recipe: TuneRecipe, steps: int) -> int:
