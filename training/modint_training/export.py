@@ -108,16 +108,18 @@ def run_record(
     rows: list[dict[str, Any]],
     seconds: float,
     baseline: Mapping[str, Any] | None = None,
+    rows_sha256: str | None = None,
 ) -> dict[str, Any]:
     """What made these weights: recipe, seed, data hash, versions, machine, figures; `baseline` is what
-    `predict.flip_baseline` found, which the gateway's alerts compare traffic with."""
+    `predict.flip_baseline` found, which the gateway's alerts compare traffic with, `rows_sha256` the hash of
+    the data when the run began, where they may have changed since."""
     settings = recipe.model_dump()
     reading = getattr(recipe, "reading", PLAIN)
     return {
         "recipe": settings,
         "seed": settings["seed"],
         "base_revision": revision(located(settings["base"])) if "base" in settings else None,
-        "data_sha256": data_hash(data=settings.get("data", TINYWORLD), reading=reading),
+        "data_sha256": rows_sha256 or data_hash(data=settings.get("data", TINYWORLD), reading=reading),
         **(
             {"validation_sha256": data_hash(data=settings["validation"], reading=reading)}
             if settings.get("validation")

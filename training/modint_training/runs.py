@@ -26,7 +26,7 @@ from modint_training.local import complete_of
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import pretrain
 from modint_training.reading import read_examples
-from modint_training.run_folder import check_taken_up, recipe_of
+from modint_training.run_folder import check_taken_up, recipe_of, rows_hash_in
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
 from modint_training.tune import is_first_process, load_base, loading_of, tune
@@ -116,7 +116,7 @@ def _record(
     rows = _rows(settings, model, processor, history, test_items)
     asked = _typical(settings, test_items)
     baseline = flip_baseline(model, processor, asked) if asked else None
-    return run_record(settings, history, rows, seconds_trained(folder), baseline)
+    return run_record(settings, history, rows, seconds_trained(folder), baseline, rows_hash_in(folder))
 
 
 def _typical(settings: Recipe, test_items: int) -> list[Item]:

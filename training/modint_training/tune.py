@@ -24,7 +24,7 @@ from modint_training.families import family_of
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
 from modint_training.reading import read_examples
-from modint_training.run_folder import check_taken_up, write_record
+from modint_training.run_folder import check_taken_up, rows_hash, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
 from modint_training.views import check_kinds
 from modint_training.watching import Watched, figures_of, own_watched, tinyworld_watched
@@ -58,8 +58,9 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     check_reports(recipe)
     seed_everything(recipe.seed)
     check_served(recipe)
+    rows = rows_hash(recipe)
     if resume == "auto":
-        check_taken_up(folder, recipe)
+        check_taken_up(folder, recipe, rows)
     base, processor = load_base(recipe.base, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
@@ -69,7 +70,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
-        write_record(folder, recipe)
+        write_record(folder, recipe, rows)
     fit(
         model,
         twin_loss(recipe, meter),
