@@ -14,7 +14,7 @@ from modint_guard.data import read_data, write_llava
 from modint_guard.errors import AdapterError, ConfigError
 from modint_training.config import TuneRecipe
 from modint_training.run_folder import RECORD, check_taken_up, recipe_of
-from modint_training.runs import export_run, with_adapter
+from modint_training.runs import export_run, loaded, with_adapter
 from modint_training.tinyworld import suite
 from modint_training.trainer import read_log
 from modint_training.tune import load_base, tune
@@ -165,14 +165,39 @@ def test_a_fully_tuned_run_is_exported_too(base: Path, tmp_path: Path) -> None:
     without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1")
     model = tune(recipe_on(base, *without), tmp_path / "run")[0]
     folder = export_run(tmp_path / "run", test_items=2)
-    loaded = load_base(str(folder))[0].state_dict()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+    held = load_base(str(folder))[0].state_dict()
+    assert all(torch.equal(held[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_exported(base: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_bytes((run / RECORD).read_bytes())
     with pytest.raises(ConfigError, match="holds no whole checkpoint: train first"):
         export_run(tmp_path)
+
+
+def test_a_model_is_evaluated_and_exported_on_the_gpu_and_left_for_the_trainer_to_place(
+    base: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There is none here: `meta` stands for it, which holds no numbers.
+    monkeypatch.setattr("modint_training.tune.fastest_device", lambda: torch.device("meta"))
+    places = {
+        "evaluated": loaded(str(base), None)[0],
+        "trained": load_base(str(base), placed=False)[0],
+        "in 4 bits": load_base(str(base), device_map={"": "cpu"})[0],  # `from_pretrained` places it
+    }
+    found = {name: next(model.parameters()).device.type for name, model in places.items()}
+    assert found == {"evaluated": "meta", "trained": "cpu", "in 4 bits": "cpu"}
+    asked: list[str] = []
+
+    def asking() -> torch.device:
+        asked.append("where")
+        return torch.device("cpu")
+
+    monkeypatch.setattr("modint_training.tune.fastest_device", asking)
+    tune(recipe_on(base, "steps=1"), tmp_path / "run")
+    assert not asked
+    export_run(run, output=tmp_path / "export", test_items=2)
+    assert asked == ["where"]
 
 
 # Worn

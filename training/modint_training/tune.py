@@ -30,13 +30,26 @@ from modint_training.views import check_kinds
 from modint_training.watching import Watched, figures_of, own_watched, tinyworld_watched
 
 
-def load_base(name: str, *, weights: Path | None = None, **loading: Any) -> tuple[Any, Any]:
+def load_base(
+    name: str, *, weights: Path | None = None, placed: bool = True, **loading: Any
+) -> tuple[Any, Any]:
     """The model and processor of a bundled model name or a model folder, or with the weights of a checkpoint
-    of it; `loading` goes to `from_pretrained`."""
+    of it; `loading` goes to `from_pretrained`.
+
+    The model is on the GPU, where there is one, unless `loading` says where (4-bit weights) or it is not to
+    be `placed`, since a Trainer does that by rank.
+    """
     folder = located(name)
     family_of(model_type_of(name))
     model = AutoModelForImageTextToText.from_pretrained(weights or folder, **loading)
+    if placed and "device_map" not in loading:
+        model = model.to(fastest_device())
     return model, AutoProcessor.from_pretrained(folder)
+
+
+def fastest_device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_type_of(name: str) -> str:
@@ -61,7 +74,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
     rows = rows_hash(recipe)
     if resume == "auto":
         check_taken_up(folder, recipe, rows)
-    base, processor = load_base(recipe.base, **loading_of(recipe))
+    base, processor = load_base(recipe.base, placed=False, **loading_of(recipe))
     model = trainable(base, recipe)
     source, steps = source_of(recipe)
     meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
