@@ -109,7 +109,7 @@ def test_plain_rows_are_validated_trained_on_and_evaluated_by_the_same_options(
 
 @pytest.mark.parametrize("row", [llava, sharegpt, openai])
 def test_plain_rows_of_every_chat_format_are_drawn_from_once_their_family_is_named(
-    base: Path, tmp_path: Path, row: Any
+    base: Path, processor: Any, tmp_path: Path, row: Any
 ) -> None:
     mine = plain(tmp_path / "mine", row)
     own = (f"data={mine}", f"reading.image_root={mine.parent / 'images'}", *OWN)
@@ -118,8 +118,9 @@ def test_plain_rows_of_every_chat_format_are_drawn_from_once_their_family_is_nam
         r"the 6 rows which do not say theirs \(reading\.family=…\)"
     )
     with pytest.raises(DataError, match=said):
-        source_of(lora_recipe(base, *own))
-    assert source_of(lora_recipe(base, *own, "reading.family=image-heavy", "steps=null", "epochs=2"))[1] == 3
+        source_of(lora_recipe(base, *own), processor)
+    named = lora_recipe(base, *own, "reading.family=image-heavy", "steps=null", "epochs=2")
+    assert source_of(named, processor)[1] == 3
 
 
 def test_all_that_data_validate_can_be_told_can_stand_in_a_recipe(base: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from modint_training.batches import Pools, Source, data_source, pools_of, tinywo
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
+from modint_training.lengths import check_lengths
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
 from modint_training.reading import read_examples
@@ -76,7 +77,7 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no") -> tuple[Any, 
         check_taken_up(folder, recipe, rows)
     base, processor = load_base(recipe.base, placed=False, **loading_of(recipe))
     model = trainable(base, recipe)
-    source, steps = source_of(recipe)
+    source, steps = source_of(recipe, processor)
     meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
     evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
@@ -192,8 +193,11 @@ def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
     )
 
 
-def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
-    """Where examples come from, and how many steps that makes."""
+def source_of(recipe: TuneRecipe, processor: Any) -> tuple[Source, int]:
+    """Where examples come from, and how many steps that makes.
+
+    Raises DataError for examples of one's own that the run could not be carried through with.
+    """
     if recipe.data == TINYWORLD:
         assert recipe.steps is not None  # the recipe's own check
         return tinyworld_source(recipe), recipe.steps
@@ -203,6 +207,7 @@ def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
     if is_first_process():
         print(told_of(recipe, found, pools), file=sys.stderr, flush=True)
     steps = recipe.steps or max(1, round((recipe.epochs or 1) * drawn / recipe.batch))
+    check_lengths(recipe, processor, found, pools, steps, quiet=not is_first_process())
     return data_source(recipe, found, pools), steps
 
 
