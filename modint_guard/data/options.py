@@ -15,3 +15,8 @@ Split = Annotated[str | None, typer.Option(help="Of a folder that holds several.
 Family = Annotated[
     str | None, typer.Option(help="Of rows that do not say it: image-heavy, text-heavy or vqa.")
 ]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="LLaMA-Factory's name=the column's name, as in prompt=question; repeatable."),
+]
+NumberRows = Annotated[bool, typer.Option("--number-rows", help="Name samples by row, whatever their ids.")]

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from modint_guard.data.dataset import DataSet, problems, read_data
-from modint_guard.data.options import Family, Format, ImageRoot, Split
+from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, Split
 from modint_guard.data.samples import Sample
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import RELEVANT, Item
@@ -112,13 +112,8 @@ def command(
     image_root: ImageRoot = None,
     split: Split = None,
     family: Family = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="LLaMA-Factory's name=the column's name, as in prompt=question; repeatable."),
-    ] = None,
-    number_rows: Annotated[
-        bool, typer.Option("--number-rows", help="Name samples by row, whatever their ids.")
-    ] = False,
+    column: Column = None,
+    number_rows: NumberRows = False,
     pictures: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
     limit: Annotated[int, typer.Option(min=1, help="Problems told in words; all are counted.")] = SHOWN,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

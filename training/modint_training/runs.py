@@ -28,10 +28,11 @@ from modint_training.passes import dealt_out
 from modint_training.predict import flip_baseline, split_rows
 from modint_training.pretrain import PHASES, pretrain
 from modint_training.ranks import is_first_process, ranks
-from modint_training.run_folder import check_taken_up, command_of, recipe_of
+from modint_training.reading import read_examples
+from modint_training.run_folder import check_taken_up, command_of, recipe_of, rows_hash_in
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
-from modint_training.tune import load_base, loading_of, read_examples, tune
+from modint_training.tune import load_base, loading_of, tune
 from modint_training.watching import first_of_each
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
@@ -134,7 +135,7 @@ def _record(
     baseline = flip_baseline(model, processor, asked) if asked else None
     phases = PHASES if isinstance(settings, PretrainRecipe) else (settings.kind,)
     seconds = seconds_trained(*(folder / phase for phase in phases))
-    return run_record(settings, history, rows, seconds, baseline, command=command)
+    return run_record(settings, history, rows, seconds, baseline, rows_hash_in(folder), command=command)
 
 
 def _typical(settings: Recipe, test_items: int) -> list[Item]:
@@ -146,7 +147,7 @@ def _typical(settings: Recipe, test_items: int) -> list[Item]:
         return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
     if settings.validation is None:
         return []
-    found = first_of_each(read_examples(settings.validation), count)
+    found = first_of_each(read_examples(settings.validation, settings.reading), count)
     return [item for item in found if applicable(item.family)]
 
 
