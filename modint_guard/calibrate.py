@@ -24,16 +24,16 @@ from modint_guard.asking import ask_each
 from modint_guard.calibration import Calibration, Fitted, Labelled, calibrate, halves, write_calibration
 from modint_guard.calibration_curves import Judged, draw_curves
 from modint_guard.data import read_data
+from modint_guard.data.options import Family, Format, ImageRoot, Split
 from modint_guard.endpoint import Endpoint, read_key
 from modint_guard.errors import ConfigError
 from modint_guard.guard import Guard, reply_of
 from modint_guard.item import RELEVANT, Item, is_right
 from modint_guard.journal import Job, Journal, collect, digest_of
 from modint_guard.perturb import applicable, perturb
-from modint_guard.probe import check_answered
-from modint_guard.results import versions
+from modint_guard.results import command_line, versions
 from modint_guard.risk import features_of_score
-from modint_guard.runner import request_for, row_of, without_guard
+from modint_guard.runner import request_for, row_of, with_views, without_guard
 from modint_guard.types import JSON, Complete, Relevant
 
 CONCURRENCY = 8
@@ -59,7 +59,11 @@ def command(
     adapter: Annotated[str | None, typer.Option(help="The adapter, if it is one that is calibrated.")] = None,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
     error: Annotated[
-        float | None, typer.Option(help="The share of unflagged answers that may be wrong, if promised too.")
+        float | None,
+        typer.Option(
+            help="The share of unflagged answers that may be wrong, if promised too; of those alone that are"
+            " right on the clean twin."
+        ),
     ] = None,
     delta: Annotated[float, typer.Option(help="How often that second promise may fail.")] = 0.1,
     probes: Annotated[
@@ -67,10 +71,14 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the perturbations and of the split.")] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
 ) -> None:
     """Fit the risk and its threshold to labelled items, for one model and adapter."""
     key = read_key(api_key_file)
-    read = read_data(items)
+    read = read_data(items, format=format, image_root=image_root, split=split, family=family)
     twins = twins_of([read[index] for index in range(len(read))], seed)
     made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
     with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
@@ -81,7 +89,21 @@ def command(
         model=model,
         adapter=adapter,
         fitted=fitted,
-        command=_command_line(items.name, model, adapter, alpha, error, delta, probes, seed),
+        command=command_line(
+            "calibrate",
+            items.name,
+            model=model,
+            adapter=adapter,
+            alpha=alpha,
+            error=error,
+            delta=None if error is None else delta,
+            probes=probes,
+            format=format,
+            image_root=image_root and image_root.name,
+            split=split,
+            family=family,
+            seed=seed,
+        ),
         versions=versions(),
     )
     write_calibration(output, calibration)
@@ -101,24 +123,6 @@ def fitted_where(
         return fit(answers)
     except ConfigError as exc:
         raise ConfigError(f"where the {relevant} ought to decide: {exc}") from exc
-
-
-def _command_line(
-    items: str,
-    model: str,
-    adapter: str | None,
-    alpha: float,
-    error: float | None,
-    delta: float,
-    probes: float | None,
-    seed: int,
-) -> str:
-    """What was typed, as far as the figures depend on it."""
-    second = "" if error is None else f" --error {error:g} --delta {delta:g}"
-    return (
-        f"modint-guard calibrate {items} --model {model}{f' --adapter {adapter}' if adapter else ''}"
-        f" --alpha {alpha:g}{second}{'' if probes is None else f' --probes {probes:g}'} --seed {seed}"
-    )
 
 
 def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:
@@ -205,8 +209,7 @@ async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> J
     EndpointError where a view fails: nothing is learnt of an answer that might have been compared.
     """
     plan = guard.plan(request_for(twin.disturbed, model))
-    answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
-    check_answered(replies, twin.disturbed.id)
+    answer, replies = await with_views(guard, plan, guard.main_body(plan), complete, twin.disturbed.id)
     reply = reply_of(answer)
     score = None if reply.skip else guard.score(plan, reply, replies)
     features = None if score is None else features_of_score(score, Relevant(RELEVANT[twin.clean.family]))

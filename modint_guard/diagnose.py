@@ -16,6 +16,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from modint_guard.config import GuardConfig
 from modint_guard.data import read_data
-from modint_guard.data.formats import FORMATS
+from modint_guard.data.options import Family, Format, ImageRoot, Split
 from modint_guard.diagnosis import Found, Variant
 from modint_guard.divergence import option_distribution
 from modint_guard.endpoint import TOP_LOGPROBS, Endpoint, read_key
@@ -34,7 +35,8 @@ from modint_guard.journal import Journal, collect, digest_of
 from modint_guard.perturb import CLEAN, REGISTRY, clean_view, fitting, perturb
 from modint_guard.regenerated import score_words
 from modint_guard.report import write_report
-from modint_guard.runner import request_for
+from modint_guard.results import command_line
+from modint_guard.runner import request_for, with_views
 from modint_guard.severity import FULL, at_severity
 from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
 
@@ -76,10 +78,10 @@ def command(
     per_second: Annotated[float | None, typer.Option(min=0.01, help="Calls a second at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of the perturbations.")] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
-    format: Annotated[str | None, typer.Option(help=f"One of {', '.join(FORMATS)}; else told.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Where relative pictures lie.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a folder that holds several.")] = None,
-    family: Annotated[str | None, typer.Option(help="Of rows that do not say it.")] = None,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
 ) -> None:
     """How a model's answers change under interference: tables, figures, and a report to read."""
     if against_url and not against:
@@ -111,9 +113,26 @@ def command(
             )
         )
     labels = labels_of(names)
-    command_line = f"modint-guard diagnose {data.name} --model {model} --seed {seed}"
+    alike = labels != names  # then the figures are told apart by the endpoints alone
+    typed = command_line(
+        "diagnose",
+        data.name,
+        model=model,
+        url=_without_user(url) if alike else None,
+        against=against,
+        against_url=_without_user(against_url) if alike and against_url else None,
+        local=local,
+        perturbation=perturbation,
+        severity=severity,
+        limit=limit,
+        format=format,
+        image_root=image_root and image_root.name,
+        split=split,
+        family=family,
+        seed=seed,
+    )
     written = write_report(
-        output, dict(zip(labels, found, strict=True)), command=command_line, seed=seed, data=data.name
+        output, dict(zip(labels, found, strict=True)), command=typed, seed=seed, data=data.name
     )
     typer.echo(f"wrote {', '.join(str(path) for path in written)}")
 
@@ -121,6 +140,12 @@ def command(
 def labels_of(names: Sequence[str]) -> list[str]:
     """The models' names, told apart where two endpoints give them the same."""
     return list(names) if len(set(names)) == len(names) else [f"{n} ({i})" for i, n in enumerate(names, 1)]
+
+
+def _without_user(url: str) -> str:
+    """The address without a name and password in it: reports are passed on."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def variants(
@@ -211,8 +236,8 @@ def _bare(body: JSON) -> JSON:
 
 
 async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
-    """One answer with its views, as `Found` holds it. Raises EndpointError for the question itself; a view
-    that fails is left out.
+    """One answer with its views, as `Found` holds it. Raises EndpointError where the question or a view
+    fails.
     """
     item = variant.whole()
     order = _order_of(variant)
@@ -222,7 +247,7 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     own = guard.main_body(plan)
     if subject.top_logprobs:
         own = {**own, "logprobs": True, "top_logprobs": subject.top_logprobs}
-    answer, replies = await asyncio.gather(subject.complete(own), guard.probe(plan, subject.complete))
+    answer, replies = await with_views(guard, plan, own, subject.complete, variant.key)
     reply = reply_of(answer)
     score = _score(guard, plan, reply, replies)
     return {
@@ -235,9 +260,7 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
             "image": score.influence_image if score else None,
             "synergy": score.synergy if score else None,
         },
-        "reordered": (order in score.unstable)
-        if score and order and isinstance(replies.get(order), Reply)
-        else None,
+        "reordered": (order in score.unstable) if score and order in replies else None,
         "method": score.method if score else "none",
         "skip": reply.skip,
     }
@@ -340,7 +363,7 @@ async def answers(
     else:
         top = 0
     subject = Subject(model, complete, top)
-    guard = Guard(GuardConfig(regenerate=not top, deadline_s=60.0))
+    guard = Guard(GuardConfig(regenerate=not top))
     jobs = {key: partial(ask, subject, guard, variant) for key, variant in zip(keys, asked, strict=True)}
     records = await collect(jobs, journal, concurrency=concurrency, done=done)
     return [Found.from_json(variant, records[key]) for key, variant in zip(keys, asked, strict=True)]

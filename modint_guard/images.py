@@ -11,6 +11,7 @@ import io
 import struct
 import zlib
 from functools import lru_cache
+from typing import BinaryIO
 
 import pybase64
 from PIL import Image
@@ -26,7 +27,7 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 def decode_data_url(url: str, limits: ImageLimits | None = None) -> Image.Image:
     """The image in a base64 data URL, wholly decoded (of a GIF the first frame). Raises ImageError."""
     limits = limits or ImageLimits()
-    return _load(_open(_payload(url, limits), limits))
+    return _load(_open(io.BytesIO(_payload(url, limits)), limits))
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
@@ -34,7 +35,12 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(limits)
-    return _load(_open(data, limits))
+    return _load(_open(io.BytesIO(data), limits))
+
+
+def size_of(file: BinaryIO, limits: ImageLimits | None = None) -> tuple[int, int]:
+    """Width and height by a file's header, no pixel decoded. Raises ImageError."""
+    return _open(file, limits or ImageLimits()).size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -48,7 +54,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool = True) -> tuple[int, int]:
     """Size in pixels (width, height) of a usable image; `whole` decodes it too. Raises ImageError."""
     limits = limits or ImageLimits()
-    image = _open(_payload(url, limits), limits)
+    image = _open(io.BytesIO(_payload(url, limits)), limits)
     return _load(image).size if whole else image.size
 
 
@@ -86,10 +92,10 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
         raise ImageError("The image's base64 text is damaged: encode the file's bytes again.") from exc
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(file: BinaryIO, limits: ImageLimits) -> Image.Image:
     """Read the header only, and refuse by it."""
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(file, formats=IMAGE_FORMATS)
     except _BOMB as exc:
         raise _too_many_pixels(None, limits) from exc
     except _NOT_DECODABLE as exc:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -78,6 +79,23 @@ def cell(value: object) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def command_line(command: str, *words: str, **options: object) -> str:
+    """What was typed, quoted for a shell: a command of ours, its words, its options in their order.
+
+    An option of None or False is left out, one of True stands alone, a list is named once for each entry.
+    """
+    said = ["modint-guard", *command.split(), *words]
+    for name, value in options.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is not None and each is not False:
+                said += [f"--{name.replace('_', '-')}", *([] if each is True else [_typed(each)])]
+    return shlex.join(said)
+
+
+def _typed(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def commit() -> str:

@@ -1,15 +1,19 @@
 """Items through a `Complete` callable, some at a time: one scored row each."""
 
+import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from modint_guard.asking import ask_each
+from modint_guard.guard import Guard
 from modint_guard.images import png_data_url
 from modint_guard.item import RELEVANT, Item, Turn, is_right, prompt
+from modint_guard.probe import check_answered
 from modint_guard.reply import reply_of
-from modint_guard.types import JSON, Complete
+from modint_guard.types import JSON, Complete, Plan, Replies
 
 FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes at most 8
 
@@ -61,6 +65,21 @@ def without_guard(complete: Complete) -> Complete:
         return await complete({**body, "modint": {"mode": "off"}})
 
     return unguarded
+
+
+async def with_views(
+    guard: Guard, plan: Plan, body: JSON, complete: Complete, name: str
+) -> tuple[JSON, Replies]:
+    """The completion of `body`, and a reply to every view of the plan. A view has as long as the endpoint
+    gives a call: no user waits for it, and a paced one may start late.
+
+    Raises EndpointError, of `name`, where a view fails too: what is said of answers must not depend on which
+    of their views a busy endpoint let through.
+    """
+    patient = replace(plan, deadline_s=math.inf)
+    answer, replies = await asyncio.gather(complete(body), guard.probe(patient, complete))
+    check_answered(replies, name)
+    return answer, replies
 
 
 def _messages(item: Item, *, one_string: bool) -> list[JSON]:

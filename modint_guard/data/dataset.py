@@ -163,7 +163,8 @@ def problems(
         first, there = firsts.setdefault(held.item.id, (number, place))
         if first != number:
             yield held.row.error(
-                f"its id is that of {there} too: make ids unique, or have the rows numbered (--number-rows)",
+                f"its id is that of {there} too: make ids unique, or have the rows numbered "
+                "(--number-rows, reading.number_rows of a recipe)",
                 held.item.id,
             )
         if pictures:
@@ -206,7 +207,10 @@ def find(path: Path, split: str | None = None) -> list[Path]:
     """The files that hold the rows of `path`. Raises DataError where it is none or the choice is open."""
     if path.is_file():
         if split is not None:
-            raise ConfigError(f"{path} is a file and has no splits: leave out --split {split}")
+            raise ConfigError(
+                f"{path} is a file and has no splits: leave out --split {split}, or reading.split of the "
+                "recipe"
+            )
         return [path]
     if not path.is_dir():
         raise DataError("there is no such file or folder: give the path of a data set", file=str(path))
@@ -249,7 +253,10 @@ def _chosen(splits: Sequence[str], wanted: str | None, path: Path) -> str:
     if wanted is not None and wanted not in splits:
         raise DataError(f"has no split {wanted!r}: it holds {', '.join(splits)}", file=str(path))
     if wanted is None and len(splits) > 1:
-        raise DataError(f"holds the splits {', '.join(splits)}: say which with --split", file=str(path))
+        raise DataError(
+            f"holds the splits {', '.join(splits)}: say which with --split, or reading.split of a recipe",
+            file=str(path),
+        )
     return wanted or splits[0]
 
 

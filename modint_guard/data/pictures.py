@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,23 @@ class Picture:
 
     name: str
     decode: Callable[[], Image.Image] = field(repr=False)
+    measure: Callable[[], tuple[int, int]] = field(repr=False)
     refuse: Callable[[str], DataError] = field(repr=False)
 
     def load(self) -> Image.Image:
         """The picture in red, green and blue. Raises DataError with the row's file, line and sample id."""
-        try:
+        with self._refusing():
             return images.as_rgb(self.decode())
+
+    def size(self) -> tuple[int, int]:
+        """Width and height as its header says, no pixel decoded. Raises DataError as `load` does."""
+        with self._refusing():
+            return self.measure()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
         except (ImageError, OSError) as exc:
             said = exc.strerror if isinstance(exc, OSError) else str(exc)
             raise self.refuse(f"the picture {self.name} cannot be used: {said}") from exc
@@ -45,16 +58,29 @@ def picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) 
     if isinstance(value, dict):
         value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), value)
     if isinstance(value, Held):
-        return Picture(value.name, lambda: images.decode(value.read(), limits), refuse)
+        return _of_bytes(value.name, value.read, limits, refuse)
     if isinstance(value, bytes):
-        return Picture("in the row", lambda: images.decode(value, limits), refuse)
+        return _of_bytes("in the row", lambda: value, limits, refuse)
     if not isinstance(value, str) or not value:
         raise refuse(f"{shown(value)} is no picture: give a path, a data URL or bytes")
     if value[:5].lower() == "data:":
-        return Picture("in the row", lambda: images.decode_data_url(value, limits), refuse)
+        return Picture(
+            "in the row",
+            lambda: images.decode_data_url(value, limits),
+            lambda: images.check_data_url(value, limits, whole=False),
+            refuse,
+        )
     if value.lower().startswith(_SCHEMES):
         raise refuse(f"{shown(value)} is an address, and nothing is fetched: give the path of a local copy")
     return _of_file(value, root, limits, refuse)
+
+
+def _of_bytes(
+    name: str, read: Callable[[], bytes], limits: ImageLimits, refuse: Callable[[str], DataError]
+) -> Picture:
+    return Picture(
+        name, lambda: images.decode(read(), limits), lambda: images.size_of(BytesIO(read()), limits), refuse
+    )
 
 
 def _of_file(name: str, root: Path, limits: ImageLimits, refuse: Callable[[str], DataError]) -> Picture:
@@ -65,9 +91,12 @@ def _of_file(name: str, root: Path, limits: ImageLimits, refuse: Callable[[str],
         there = False
     if not there:
         raise refuse(
-            f"the picture {_end_of(name)} is not in {root}: put it there, or name its folder (--image-root)"
+            f"the picture {_end_of(name)} is not in {root}: put it there, or name its folder (--image-root, "
+            "reading.image_root of a recipe)"
         )
-    return Picture(_end_of(name), lambda: _decode_file(path, limits), refuse)
+    return Picture(
+        _end_of(name), lambda: _decode_file(path, limits), lambda: _measure_file(path, limits), refuse
+    )
 
 
 def _end_of(name: str) -> str:
@@ -77,3 +106,8 @@ def _end_of(name: str) -> str:
 def _decode_file(path: Path, limits: ImageLimits) -> Image.Image:
     with path.open("rb") as opened:
         return images.decode(opened.read(limits.max_bytes + 1), limits)
+
+
+def _measure_file(path: Path, limits: ImageLimits) -> tuple[int, int]:
+    with path.open("rb") as opened:
+        return images.size_of(opened, limits)

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from modint_guard.data.dataset import DataSet, problems, read_data
-from modint_guard.data.formats import FORMATS
+from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, Split
 from modint_guard.data.samples import Sample
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import RELEVANT, Item
@@ -108,23 +108,12 @@ def _data() -> None:
 @app.command("validate")
 def command(
     path: Annotated[Path, typer.Argument(help="A JSON, JSONL, Parquet or Arrow file, or a folder.")],
-    format: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(FORMATS)}; without it the rows' keys tell.")
-    ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Where relative pictures lie; default beside the file.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a folder that holds several.")] = None,
-    family: Annotated[
-        str | None, typer.Option(help="Of rows that do not say it: image-heavy, text-heavy or vqa.")
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="LLaMA-Factory's name=the column's name, as in prompt=question; repeatable."),
-    ] = None,
-    number_rows: Annotated[
-        bool, typer.Option("--number-rows", help="Name samples by row, whatever their ids.")
-    ] = False,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
+    column: Column = None,
+    number_rows: NumberRows = False,
     pictures: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
     limit: Annotated[int, typer.Option(min=1, help="Problems told in words; all are counted.")] = SHOWN,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

@@ -1,13 +1,19 @@
-"""What several tests of the core need: bodies, pictures and scripted models, all plain functions."""
+"""What several tests of the core need: bodies, pictures and scripted models, all plain functions; a model
+behind a real socket, and a command as it is called.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import EntryPoint
 from typing import Any
 
+from aiohttp import web
 from PIL import Image
 
+from modint_guard.cli import GROUP, main
 from modint_guard.images import neutral_image, png_data_url
 from modint_guard.types import JSON, Complete, Reply
 
@@ -94,3 +100,33 @@ def world(
         return completion(said, [words])
 
     return complete
+
+
+@asynccontextmanager
+async def serving(complete: Complete) -> AsyncIterator[tuple[str, set[str | None]]]:
+    """The address of an endpoint that a model stands behind, and the guard's modes that it is sent."""
+    modes: set[str | None] = set()
+
+    async def handle(request: web.Request) -> web.Response:
+        modes.add(request.headers.get("x-modint-mode"))
+        return web.json_response(await complete(await request.json()))
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}", modes
+    finally:
+        await runner.cleanup()
+
+
+def called(name: str, *arguments: str) -> int:
+    """The exit code of one of the core's commands."""
+    try:
+        main([name, *arguments], [EntryPoint(name, f"modint_guard.{name}:command", GROUP)])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0

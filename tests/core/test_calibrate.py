@@ -1,21 +1,24 @@
 """Labelled items through an endpoint: twins, truth, features, and the command's file."""
 
 import asyncio
+import json
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from modint_guard.calibrate import Twin, fingerprint, fitted_where, labelled_answers, twins_of
-from modint_guard.calibration import calibrate
+from modint_guard.calibration import calibrate, read_calibration
+from modint_guard.data import write_items
 from modint_guard.endpoint import read_key
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.images import png_data_url
 from modint_guard.item import Item
 from modint_guard.journal import Journal
 from modint_guard.types import JSON, Complete
-from tests.core.fakes import completion
-from tests.core.items import BOTH, DIGIT, SUM
+from tests.core.fakes import called, completion, serving
+from tests.core.items import BOTH, DIGIT, RED, SUM
 
 assert DIGIT.image is not None
 SEEN = png_data_url(DIGIT.image)
@@ -148,6 +151,124 @@ async def test_an_endpoint_without_log_probabilities_is_refused() -> None:
     twin: list[Twin] = twins_of(items(1), 0)
     with pytest.raises(ConfigError, match="does the endpoint give log-probabilities"):
         await labelled_answers(twin, silent, "m")
+
+
+# The command
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_items(items(40), tmp_path / "items")
+    return tmp_path / "items" / "items.jsonl"
+
+
+async def run(*arguments: str) -> int:
+    return await asyncio.to_thread(called, "calibrate", *arguments)
+
+
+async def test_the_command_writes_a_calibration_its_curves_and_the_least_share_of_flags(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "m.json"
+    async with serving(misled) as (url, _):
+        given = [str(data), "--model", "base", "--adapter", "m", "--output", str(output), "--seed", "3"]
+        assert await run(*given, "--url", url) == 0
+    made = read_calibration(output)
+    assert made.command == (
+        "modint-guard calibrate items.jsonl --model base --adapter m --alpha 0.1 --seed 3"
+    )
+    assert (made.model, made.adapter, set(made.fitted)) == ("base", "m", {"image"})
+    fitted = made.fitted["image"]
+    assert (fitted.positives, fitted.negatives) == (20, 80)  # half of 40 sources, one lie in five each
+    assert [(each.kind, each.alpha) for each in fitted.promises] == [("miss", 0.1)]
+    said = capsys.readouterr().out
+    least = "at least 11.1% of them have to be flagged"  # (0.2 - 0.1) / (1 - 0.1)
+    assert f"image: 20.0% of the answers are positive; {least}" in said
+    assert f"to {output.with_suffix('.png')}" in said
+    with Image.open(output.with_suffix(".png")) as drawn:
+        assert drawn.size == (1440, 480)
+
+
+async def test_a_second_promise_and_fewer_probes_are_fitted_to_answers_that_are_kept(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "m.json"
+    given = [str(data), "--model", "m", "--output", str(output)]
+    async with serving(misled) as (url, _):
+        assert await run(*given, "--url", url) == 0
+    output.with_suffix(".png").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    more = ["--error", "0.15", "--delta", "0.2", "--probes", "1.6", "--url", "http://127.0.0.1:9"]
+    assert await run(*given, *more) == 0
+    made = read_calibration(output)
+    assert made.command.endswith("--model m --alpha 0.1 --error 0.15 --delta 0.2 --probes 1.6 --seed 0")
+    fitted = made.fitted["image"]
+    assert [(each.kind, each.alpha, each.delta) for each in fitted.promises] == [
+        ("miss", 0.1, None),
+        ("error", 0.15, 0.2),
+    ]
+    assert 1.0 <= fitted.expected_probes <= 1.6 and fitted.clear_below > 0.0
+    said = capsys.readouterr().out
+    assert "at least 5.9% of them have to be flagged" in said  # (0.2 - 0.15) / (1 - 0.15)
+    assert "no curves were drawn: they need pip install 'modint-guard[report]'" in said
+    assert not output.with_suffix(".png").exists()
+
+
+async def test_promises_that_cannot_be_kept_are_one_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(data), "--model", "m", "--output", str(tmp_path / "m.json")]
+    async with serving(misled) as (url, _):
+        assert await run(*given, "--url", url, "--error", "0.001") == 2
+    assert "no threshold keeps the error among unflagged answers at 0.001" in capsys.readouterr().err
+    assert await run(*given, "--probes", "0.5") == 2
+    assert "0.5 probes a request cannot be reached" in capsys.readouterr().err
+    assert not (tmp_path / "m.json").exists()
+
+
+def rows_without_a_family(count: int) -> list[JSON]:
+    return [
+        {
+            "id": item.id,
+            "image": "digit.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>{item.question}"},
+                {"from": "gpt", "value": item.answer},
+            ],
+            "modint": {
+                "choices": list(item.choices),
+                "wrong": item.wrong,
+                "claim": item.claim,
+                "source": item.source,
+            },
+        }
+        for item in items(count)
+    ]
+
+
+async def test_data_that_do_not_say_it_are_read_as_the_options_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 1), ("test", 8)):
+        lines = [json.dumps(row) for row in rows_without_a_family(count)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "pictures").mkdir()
+    RED.save(tmp_path / "pictures" / "digit.png")
+    output = tmp_path / "out" / "m.json"
+    given = [str(tmp_path), "--model", "m", "--output", str(output), "--alpha", "0.5", "--split", "test"]
+    given += ["--format", "llava", "--image-root", str(tmp_path / "pictures")]
+    async with serving(misled) as (url, _):
+        assert await run(*given, "--url", url) == 2
+        assert "none of 8 items can be perturbed" in capsys.readouterr().err
+        assert await run(*given, "--url", url, "--family", "image-heavy") == 0
+    made = read_calibration(output)
+    assert made.fitted["image"].positives == 4  # a lie each, of half of the sources
+    assert made.command.endswith(
+        " --alpha 0.5 --format llava --image-root pictures --split test --family image-heavy --seed 0"
+    )
 
 
 def test_the_command_says_which_key_file_is_missing(tmp_path: Path) -> None:

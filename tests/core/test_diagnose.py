@@ -2,13 +2,10 @@
 
 import asyncio
 import json
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
-from modint_guard.cli import GROUP, main
 from modint_guard.data import write_items
 from modint_guard.diagnose import (
     answers,
@@ -19,12 +16,14 @@ from modint_guard.diagnose import (
     top_logprobs_of,
     variants,
 )
+from modint_guard.diagnosis import Found, Variant
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.item import Item
 from modint_guard.journal import Journal
 from modint_guard.perturb import CLEAN
-from modint_guard.types import JSON, NEUTRAL_IMAGE
-from tests.core.fakes import completion
+from modint_guard.report import diagnosis
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
+from tests.core.fakes import called, completion, serving
 from tests.core.items import BOTH, DIGIT, LETTERED, SUM
 from tests.core.test_calibrate import misled
 
@@ -158,14 +157,27 @@ async def test_fewer_log_probabilities_are_taken_where_the_endpoint_gives_no_mor
         await top_logprobs_of(closed, "m", DIGIT)
 
 
-async def test_refusals_and_empty_answers_count_as_wrong_and_are_named(tmp_path: Path) -> None:
-    async def empty(body: JSON) -> JSON:
-        return completion("", [{"": 1.0}])
+@pytest.mark.parametrize(
+    ("answer", "skip"),
+    [
+        (completion("", [{"": 1.0}]), "empty_answer"),
+        (completion("", [{"": 1.0}], refusal="I cannot help with that."), "refusal"),
+        ({**completion(""), "choices": [{"message": {"refusal": "No."}}]}, "refusal"),
+    ],
+    ids=["empty", "refused", "refused without a text"],
+)
+async def test_refusals_and_empty_answers_count_as_wrong_and_are_named(
+    tmp_path: Path, answer: JSON, skip: str
+) -> None:
+    async def model(body: JSON) -> JSON:
+        return answer
 
     asked = variants(items(1), ["misleading_description"], [5], 0)
     with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:
-        found = await answers("m", empty, asked, journal)
-    assert [(f.skip, f.right) for f in found] == [("empty_answer", False)] * 2
+        found = await answers("m", model, asked, journal)
+    assert [(f.skip, f.right) for f in found] == [(skip, False)] * 2
+    said = diagnosis({"m": found}, data="d").notes[-1]
+    assert "2 of 2 answers of m were empty, refusals or of another kind" in said
 
 
 async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -> None:
@@ -177,7 +189,7 @@ async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -
         return await misled(body)
 
     async def dying(body: JSON) -> JSON:
-        if len(calls) > 12:
+        if len(calls) > 11:  # the last view of an answer that is there itself
             raise EndpointError("the engine is gone", status=503)
         return await counted(body)
 
@@ -192,6 +204,33 @@ async def test_an_endpoint_that_fails_half_way_is_gone_on_with(tmp_path: Path) -
         again = len(calls)
         assert await answers("m", counted, asked, journal) == found
     assert len(calls) == again  # all there: nothing is asked
+    assert found == await undisturbed(asked, tmp_path)
+
+
+async def test_an_answer_whose_views_are_refused_is_not_kept_and_asked_again(tmp_path: Path) -> None:
+    asked = variants(items(4), ["misleading_description"], [5], 0)
+    views = 0
+
+    async def limited(body: JSON) -> JSON:
+        nonlocal views
+        views += body["max_tokens"] == 2  # a view is asked for two tokens, a question for eight
+        if views > 6 and body["max_tokens"] == 2:
+            raise EndpointError("slow down", status=429)
+        return await misled(body)
+
+    with Journal(tmp_path / "a.jsonl", MADE_BY) as journal:
+        with pytest.raises(EndpointError, match=r"the view \w+ of digit-\d/.+ got no answer"):
+            await answers("m", limited, asked, journal, concurrency=1)
+        assert 0 < len(journal.records) < len(asked)
+        found = await answers("m", misled, asked, journal)
+    assert found == await undisturbed(asked, tmp_path)
+    assert all(f.cells.keys() == {NEUTRAL_IMAGE, NO_CONTEXT, PRIOR} for f in found if f.variant.severity)
+
+
+async def undisturbed(asked: list[Variant], folder: Path) -> list[Found]:
+    """What a well endpoint answers in one run."""
+    with Journal(folder / "undisturbed.jsonl", MADE_BY) as journal:
+        return await answers("m", misled, asked, journal)
 
 
 async def test_calls_begin_no_faster_than_allowed() -> None:
@@ -218,46 +257,58 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> int:
-    try:
-        main(["diagnose", *arguments], [EntryPoint("diagnose", "modint_guard.diagnose:command", GROUP)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return called("diagnose", *arguments)
+
+
+async def two_models(body: JSON) -> JSON:
+    """`robust`, and any other model misled."""
+    return completion("3", [{"3": 0.9, "7": 0.1}]) if body["model"] == "robust" else await misled(body)
 
 
 async def test_the_command_reports_two_models_side_by_side(data: Path, tmp_path: Path) -> None:
-    seen: list[str | None] = []
-
-    async def handle(request: web.Request) -> web.Response:
-        seen.append(request.headers.get("x-modint-mode"))
-        body = await request.json()
-        robust = body["model"] == "robust"
-        return web.json_response(completion("3", [{"3": 0.9, "7": 0.1}]) if robust else await misled(body))
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    try:
-        output = tmp_path / "out"
+    output = tmp_path / "out"
+    async with serving(two_models) as (url, modes):
         code = await asyncio.to_thread(
             run,
             str(data),
-            *("--model", "base", "--against", "robust", "--url", f"http://{host}:{port}"),
+            *("--model", "base", "--against", "robust", "--url", url),
             *("--perturbation", "misleading_description", "--output", str(output)),
         )
-    finally:
-        await runner.cleanup()
-    assert code == 0 and set(seen) == {"off"}
+    assert code == 0 and modes == {"off"}
     report = json.loads((output / "report.json").read_text("utf-8"))
     assert report["models"] == ["base", "robust"]
     assert "base is right in 100% of 4 clean image-heavy questions, and in 0%" in report["finding"][0]
     assert "robust is right in 100% there, a difference of +100%" in report["finding"][1]
     assert "<svg" in (output / "report.html").read_text("utf-8")
     assert "## Side by side" in (output / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--model base --seed 0",
+        "--model base --against robust --perturbation misleading_description --perturbation neutral_text"
+        " --severity 1 --severity 5 --limit 2 --format items --family vqa --seed 3",
+    ],
+)
+async def test_the_report_holds_the_command_that_was_typed(data: Path, tmp_path: Path, given: str) -> None:
+    async with serving(two_models) as (url, _):
+        options = [*given.split(), "--url", url, "--output", str(tmp_path / "out")]
+        assert await asyncio.to_thread(run, str(data), *options) == 0
+    command = f"modint-guard diagnose items.jsonl {given}"
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["command"] == command
+    assert f"<code>{command}</code>" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+async def test_addresses_are_recorded_where_nothing_else_tells_two_models_apart(
+    data: Path, tmp_path: Path
+) -> None:
+    async with serving(misled) as (one, _), serving(misled) as (two, _):
+        secret = two.replace("http://", "http://me:secret@")
+        options = ["--model", "base", "--url", one, "--against", "base", "--against-url", secret]
+        assert await asyncio.to_thread(run, str(data), *options, "--output", str(tmp_path / "out")) == 0
+    made_by = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["command"]
+    assert f"--model base --url {one} --against base --against-url {two} --seed 0" in made_by
 
 
 def test_wrong_calls_are_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modint_guard.results import cell, commit, machine, table, versions, write_results
+from modint_guard.results import cell, command_line, commit, machine, table, versions, write_results
 
 ROWS = [
     {"model": "base", "n": 400, "accuracy": 0.08249, "ci_low": None},
@@ -34,6 +34,15 @@ def git(folder: Path, *arguments: str) -> None:
 def test_a_table_shows_three_decimals_and_a_dash_for_none() -> None:
     assert table(ROWS) == TABLE
     assert [cell(value) for value in (1, 1.0, True, None, "a")] == ["1", "1.000", "True", "–", "a"]
+
+
+def test_a_command_line_is_what_was_typed() -> None:
+    assert command_line("data validate", "my data.json", number_rows=True, family=None, limit=0) == (
+        "modint-guard data validate 'my data.json' --number-rows --limit 0"
+    )
+    assert command_line("diagnose", local=False, severity=[1, 5], perturbation=[], alpha=0.1) == (
+        "modint-guard diagnose --severity 1 --severity 5 --alpha 0.1"
+    )
 
 
 def test_the_json_holds_the_rows_and_what_made_them(tmp_path: Path) -> None:

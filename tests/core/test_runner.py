@@ -7,13 +7,15 @@ import io
 import pytest
 from PIL import Image
 
+from modint_guard.config import GuardConfig
 from modint_guard.errors import EndpointError
 from modint_guard.guard import Guard
 from modint_guard.images import png_data_url
 from modint_guard.item import Item, Turn
 from modint_guard.perturb import perturb
-from modint_guard.runner import FREE_TOKENS, Row, request_for, row_of, run, without_guard
-from modint_guard.types import JSON
+from modint_guard.runner import FREE_TOKENS, Row, request_for, row_of, run, with_views, without_guard
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR, Reply
+from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM
 
 LIED = perturb(DIGIT, "misleading_description")
@@ -165,3 +167,33 @@ def test_a_row_knows_the_guards_verdict(modint: JSON | None, verdict: str | None
 
 def test_an_empty_message_is_a_wrong_answer() -> None:
     assert row_of(DIGIT, "base", saying(None)) == Row(DIGIT, "base", "", right=False, modint=None)
+
+
+async def test_views_wait_their_turn_however_long_it_takes() -> None:
+    guard = Guard(GuardConfig(deadline_s=0.01))
+    plan = guard.plan(request_for(LIED, "m"))
+
+    async def paced(body: JSON) -> JSON:
+        await asyncio.sleep(0.05)
+        return completion("3", [{"3": 0.9, "7": 0.1}])
+
+    answer, replies = await with_views(guard, plan, guard.main_body(plan), paced, "digit-0")
+    assert answer["choices"][0]["message"]["content"] == "3"
+    assert {name for name, reply in replies.items() if isinstance(reply, Reply)} == {
+        NEUTRAL_IMAGE,
+        NO_CONTEXT,
+        PRIOR,
+    }
+
+
+async def test_a_view_that_fails_fails_the_question() -> None:
+    guard = Guard()
+    plan = guard.plan(request_for(LIED, "m"))
+
+    async def limited(body: JSON) -> JSON:
+        if body["max_tokens"] == 2:
+            raise EndpointError("slow down", status=429)
+        return completion("3", [{"3": 0.9, "7": 0.1}])
+
+    with pytest.raises(EndpointError, match="the view no_context of digit-0 got no answer: is the engine"):
+        await with_views(guard, plan, guard.main_body(plan), limited, "digit-0")

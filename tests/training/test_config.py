@@ -13,6 +13,7 @@ import yaml
 from modint_guard.errors import ConfigError
 from modint_training.config import (
     PretrainRecipe,
+    ReadingConfig,
     TuneRecipe,
     load_recipe,
     preset_names,
@@ -179,6 +180,8 @@ def test_a_value_of_the_wrong_type_is_named_with_its_line() -> None:
         ("robust-lora", "quotas=[0, 0, 0]", "quotas"),
         ("robust-lora", "quotas=[1, -1, 0]", "quotas"),
         ("robust-lora", "precision=fp8", "precision"),
+        ("robust-lora", "lr=.inf", "lr"),
+        ("robust-lora", "lr=.nan", "lr"),
         ("tinyworld-base", "checkpoint_minutes=0", "checkpoint_minutes"),
         ("tinyworld-base", "micro_batches=0", "micro_batches"),
         ("tinyworld-base", "mixture.captioned=0.71", "mixture.captioned"),
@@ -303,6 +306,12 @@ def test_a_preset_gives_what_a_recipe_leaves_out_and_sections_are_laid_over_key_
     assert tuned("tinyworld-full", "attack=null").attack is None
 
 
+def test_a_recipe_says_how_rows_of_ones_own_are_read() -> None:
+    how = tuned("qwen2.5-vl-7b", "reading.family=VQA", "reading.columns={prompt: ask}").reading
+    assert (how.family, how.columns, how.number_rows) == ("vqa", {"prompt": "ask"}, False)
+    assert tuned("qwen2.5-vl-7b").reading == ReadingConfig()
+
+
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     assert refusal("tinyworld-full", "preset=papers") == (
         "tinyworld-full.yaml: no preset 'papers'; known: modint, paper"
@@ -313,6 +322,8 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     ("name", "overrides", "said"),
     [
         ("tinyworld-full", ["attack.epsilon=0"], "attack.epsilon: Input should be greater than 0"),
+        ("tinyworld-full", ["attack.epsilon=.inf"], "attack.epsilon: Input should be a finite number"),
+        ("tinyworld-full", ["attack.alpha=.inf"], "attack.alpha: Input should be a finite number"),
         ("tinyworld-full", ["attack.epsilom=1"], "unknown key 'attack.epsilom'; did you mean 'epsilon'?"),
         (
             "tinyworld-full",
@@ -331,6 +342,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             "perturbations: attack, consistency and controls work on twins",
         ),
         ("tinyworld-full", ["kind=full"], "kind: full trains the weights themselves: leave out rank"),
+        (
+            "llava-1.5-7b",
+            ["kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null"],
+            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32",
+        ),
         ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
         ("tinyworld-full", ["rank=null"], "kind: lora needs rank, alpha and dropout"),
         (
@@ -344,6 +360,23 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         ("tinyworld-full", ["warmup_steps=3"], "warmup_steps: give warmup_steps or warmup_ratio"),
         ("tinyworld-full", ["letter=null"], "letter: belongs to data: tinyworld, and to no other data"),
         ("tinyworld-full", ["micro_batches=5"], "micro_batches: 5 does not divide batch: 32"),
+        (
+            "tinyworld-full",
+            ["reading.family=vqa"],
+            "reading: says how rows of your own are read, and data: tinyworld has none",
+        ),
+        ("qwen2.5-vl-7b", ["reading.famly=vqa"], "unknown key 'reading.famly'; did you mean 'family'?"),
+        (
+            "qwen2.5-vl-7b",
+            ["reading.family=text"],
+            "reading.family: unknown family 'text': name one of image-",
+        ),
+        ("qwen2.5-vl-7b", ["reading.format=csv"], "reading.format: no format 'csv': name one of llava, "),
+        (
+            "qwen2.5-vl-7b",
+            ["reading.columns={prompts: ask}"],
+            "reading.columns: no column 'prompts': did you",
+        ),
     ],
 )
 def test_contradictory_keys_are_refused_in_one_sentence(name: str, overrides: list[str], said: str) -> None:

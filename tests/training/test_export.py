@@ -1,7 +1,9 @@
 """What is written for vLLM: key names, whole folders, readable files, and a record of how they came about."""
 
+import errno
 import hashlib
 import json
+import resource
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from modint_guard.data import read_data, write_items
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, prompt
 from modint_training.config import load_recipe
+from modint_training.disk import written
 from modint_training.export import (
     adapter_card,
     base_card,
@@ -71,6 +74,29 @@ def exported(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "base"
     export_base(small_model(processor), processor, folder, run())
     return folder
+
+
+def test_an_export_that_finds_the_disk_full_is_one_sentence_and_leaves_nothing(
+    processor: Any, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the weights are more
+    try:
+        with pytest.raises(
+            ConfigError, match=r"base cannot be written \(File too large\): make room, and export again: the"
+        ):
+            export_base(small_model(processor), processor, tmp_path / "base", run())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_not_of_the_disk_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="share memory"), written("x", "y"):
+        raise RuntimeError("Some tensors share memory")
+    said = r"x cannot be written \(Read-only file system\): let it be written, and y"
+    with pytest.raises(ConfigError, match=said), written("x", "y"):
+        raise OSError(errno.EROFS, "no")
 
 
 # Key names

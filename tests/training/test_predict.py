@@ -7,9 +7,19 @@ import torch
 from modint_guard.item import FAMILIES, prompt, reply_for
 from modint_guard.perturb import REGISTRY, fitting, perturb
 from modint_training.families import chat_content
-from modint_training.predict import accuracy, answers, first_logits, flip_baseline, split_rows, watch
+from modint_training.predict import (
+    accuracy,
+    answers,
+    first_logits,
+    flip_baseline,
+    prepare,
+    split_rows,
+    watch,
+)
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED
+from modint_training.tune import load_base
+from modint_training.watching import MOST_TOKENS
 from tests.training.small import small_model
 
 ITEMS = [item for family in FAMILIES for item in suite.items(family, "test", 4)]
@@ -33,6 +43,36 @@ def test_logits_are_what_the_model_says_after_the_bare_prompt(processor: Any) ->
         with torch.no_grad():
             said = model(**{name: value for name, value in inputs.items() if name != "token_type_ids"}).logits
         torch.testing.assert_close(logits, said[0, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_logits_are_those_of_the_bundled_base_read_whole() -> None:
+    model, processor = load_base("tinyworld-base")
+    disturbed = [perturb(item, "misleading_description") for item in ITEMS[:4]]
+    items = [*ITEMS, *disturbed]
+    expected = torch.zeros(len(items), len(processor.tokenizer))
+    with torch.no_grad():
+        for rows in prepare(items, processor).batches:
+            whole = model(**rows.inputs, use_cache=False).logits  # (R, L, V)
+            for row, (index, place) in enumerate(zip(rows.chosen, rows.places.tolist(), strict=True)):
+                expected[index] = whole[row, place]
+    found = first_logits(model, processor, items)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+def test_the_head_reads_one_position_a_row_and_the_model_no_more_tokens_than_fit(processor: Any) -> None:
+    model = small_model(processor)
+    heads: list[tuple[int, ...]] = []
+    bodies: list[tuple[int, ...]] = []
+    model.lm_head.register_forward_hook(lambda _, args, __: heads.append(tuple(args[0].shape)))
+    model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: bodies.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    question = "The river runs. " * 100
+    long = [ITEMS[0].replace(id=str(number), question=question) for number in range(60)]
+    answers(model, processor, [*long, *ITEMS])
+    assert heads == [(rows, 32) for rows, _ in bodies]  # as wide as the small model's hidden states
+    assert max(rows * length for rows, length in bodies) <= MOST_TOKENS < 60 * max(n for _, n in bodies)
 
 
 def test_a_look_leaves_the_model_in_training(processor: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from modint_guard.errors import ConfigError
 from modint_training.collate import IGNORED, encode, encode_recall, image_tokens
 from modint_training.export import export_base, run_record
 from modint_training.pretrain import (
@@ -39,6 +40,13 @@ def test_the_base_is_a_llava_within_its_limits(processor: Any) -> None:
     assert model.config.text_config.model_type == "llama"
     assert model.config.text_config.tie_word_embeddings
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+
+
+def test_several_processes_do_not_train_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="kind: pretrain trains in one process, and 2 were started: leave"):
+        pretrain(pretrain_recipe(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_holds_its_items_sorted_by_length_and_cut_into_parts(processor: Any) -> None:

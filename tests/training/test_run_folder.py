@@ -1,6 +1,7 @@
 """A run's folder: taken up by the same run alone, exported at any of its checkpoints."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from modint_guard.cli import main
+from modint_guard.data import read_data, write_items, write_llava
 from modint_guard.errors import AdapterError, ConfigError
 from modint_training.config import TuneRecipe
 from modint_training.run_folder import RECORD, check_taken_up, recipe_of
-from modint_training.runs import export_run, run_recipe, with_adapter
+from modint_training.runs import export_run, loaded, run_recipe, with_adapter
+from modint_training.tinyworld import suite
+from modint_training.trainer import read_log
 from modint_training.tune import load_base, tune
 from tests.training.small import lora_recipe, save_small_base, small_model
 from tests.training.small_families import save_small_family
@@ -61,6 +66,8 @@ def test_a_run_is_taken_up_by_its_own_recipe_and_may_go_on_for_longer(base: Path
         ("alpha=8", "with alpha: 32, and not 8"),
         ("scope=[vision]", r"with scope: \['language'\], and not \['vision'\]"),
         ("seed=1", "with seed: 0, and not 1"),
+        ("letter=0.25", "with letter: 0.5, and not 0.25"),  # other batches
+        ("dropout=0.1", "with dropout: 0.0, and not 0.1"),
         ("quotas=[1, 1, 0]", r"with quotas: \[2, 2, 4\], and not \[1, 1, 0\]"),
         ("consistency=none", "with consistency: 'js', and not 'none'"),
         (
@@ -74,6 +81,37 @@ def test_the_checkpoints_of_another_training_are_not_taken_up(
 ) -> None:
     with pytest.raises(ConfigError, match=said + r": name this run otherwise \(name=…\), or begin anew"):
         tune(recipe_on(base, override), run, resume="auto")
+
+
+def test_the_checkpoints_of_other_rows_are_not_taken_up(base: Path, tmp_path: Path) -> None:
+    write_llava(suite.items("image-heavy", "train", 4), tmp_path / "data")
+    rows, run = tmp_path / "data" / "data.json", tmp_path / "run"
+    own = (f"data={rows}", "letter=null", "quotas=[1, 0, 0]", "batch=2")
+    tune(recipe_on(base, *own, "steps=1"), run)
+    tune(recipe_on(base, *own, "steps=2"), run, resume="auto")
+    begun = read_data(rows).digest()
+    with pytest.raises(ConfigError, match=r"with reading: .*'family': None.*, and not .*'image-heavy'"):
+        tune(recipe_on(base, *own, "reading.family=image-heavy"), run, resume="auto")
+    write_llava(suite.items("image-heavy", "train", 5), tmp_path / "more")
+    shutil.copytree(tmp_path / "more", tmp_path / "data", dirs_exist_ok=True)
+    said = rf"on other rows: the SHA-256 of .*data\.json was {begun[:12]}…, and is \w{{12}}… now: bring the"
+    with pytest.raises(ConfigError, match=said):
+        tune(recipe_on(base, *own, "steps=3"), run, resume="auto")
+    # What is exported was trained on the old ones all the same.
+    exported = export_run(run, test_items=2)
+    assert json.loads((exported / "run.json").read_text("utf-8"))["data_sha256"] == begun
+    tune(recipe_on(base, *own, "steps=1"), run)  # begun anew
+
+
+def test_a_run_that_is_older_than_the_record_of_its_rows_is_taken_up(base: Path, tmp_path: Path) -> None:
+    write_llava(suite.items("image-heavy", "train", 4), tmp_path / "data")
+    own = (f"data={tmp_path / 'data'}", "letter=null", "quotas=[1, 0, 0]", "batch=2")
+    tune(recipe_on(base, *own, "steps=1"), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / RECORD).read_text("utf-8"))
+    del record["data_sha256"], record["recipe"]["reading"]
+    (tmp_path / "run" / RECORD).write_text(json.dumps(record), "utf-8")
+    tune(recipe_on(base, *own, "steps=2"), tmp_path / "run", resume="auto")
+    assert [step["step"] for step in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2]
 
 
 def test_the_checkpoints_of_another_base_are_not_taken_up(base: Path, tmp_path: Path) -> None:
@@ -142,14 +180,70 @@ def test_a_fully_tuned_run_is_exported_too(base: Path, tmp_path: Path) -> None:
     without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1")
     model = tune(recipe_on(base, *without), tmp_path / "run")[0]
     folder = export_run(tmp_path / "run", test_items=2)
-    loaded = load_base(str(folder))[0].state_dict()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+    held = load_base(str(folder))[0].state_dict()
+    assert all(torch.equal(held[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_an_export_onto_a_full_disk_leaves_with_a_sentence_and_2(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_items(suite.items("image-heavy", "train", 4), tmp_path / "data")
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1", "batch=4")
+    own = (f"data={tmp_path / 'data'}", "letter=null", "quotas=[1, 0, 0]")
+    tune(recipe_on(base, *without, *own), tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["export", str(tmp_path / "run")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = f"{tmp_path / 'run' / 'export'} cannot be written (File too large): make room, and export again"
+    assert stop.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_seconds_of_an_export_are_those_of_its_own_kind(base: Path, run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1")
+    tune(recipe_on(base, *without), mine)  # under the name of an adapter
+    state = mine / "lora" / "checkpoint-2" / "trainer_state.json"
+    held = json.loads(state.read_text("utf-8"))
+    held["log_history"].append({"step": 2, "seconds": 1e6})
+    state.write_text(json.dumps(held), "utf-8")
+    record = json.loads((export_run(mine, test_items=2) / "run.json").read_text("utf-8"))
+    assert record["recipe"]["kind"] == "full" and record["train_seconds"] < 1e6
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_exported(base: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_bytes((run / RECORD).read_bytes())
     with pytest.raises(ConfigError, match="holds no whole checkpoint: train first"):
         export_run(tmp_path)
+
+
+def test_a_model_is_evaluated_and_exported_on_the_gpu_and_left_for_the_trainer_to_place(
+    base: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There is none here: `meta` stands for it, which holds no numbers.
+    monkeypatch.setattr("modint_training.tune.fastest_device", lambda: torch.device("meta"))
+    places = {
+        "evaluated": loaded(str(base), None)[0],
+        "trained": load_base(str(base), placed=False)[0],
+        "in 4 bits": load_base(str(base), device_map={"": "cpu"})[0],  # `from_pretrained` places it
+    }
+    found = {name: next(model.parameters()).device.type for name, model in places.items()}
+    assert found == {"evaluated": "meta", "trained": "cpu", "in 4 bits": "cpu"}
+    asked: list[str] = []
+
+    def asking() -> torch.device:
+        asked.append("where")
+        return torch.device("cpu")
+
+    monkeypatch.setattr("modint_training.tune.fastest_device", asking)
+    tune(recipe_on(base, "steps=1"), tmp_path / "run")
+    assert not asked
+    export_run(run, output=tmp_path / "export", test_items=2)
+    assert asked == ["where"]
 
 
 # Worn

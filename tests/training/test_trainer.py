@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import PartialState
 from peft import get_peft_model
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from modint_guard.errors import ConfigError, TrainingStopped
 from modint_training.collate import collate, encode
-from modint_training.curves import draw_curves, smooth
+from modint_training.curves import curve, draw_curves, smooth
 from modint_training.tinyworld import suite
 from modint_training.trainer import (
     Evaluation,
@@ -200,16 +202,18 @@ def test_the_figures_before_a_break_are_kept(tmp_path: Path) -> None:
 
 
 def test_seconds_are_counted_over_phases_and_over_breaks(tmp_path: Path) -> None:
-    assert seconds_trained(tmp_path) == 0
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert seconds_trained(a, b) == 0
     with pytest.raises(KilledError):
-        train(line(), slow(killed_after(3, line_loss)), line_batch, tmp_path / "a", checkpoint_minutes=ALWAYS)
-    before = seconds_trained(tmp_path)
+        train(line(), slow(killed_after(3, line_loss)), line_batch, a, checkpoint_minutes=ALWAYS)
+    before = seconds_trained(a, b)
     assert before >= 0.3  # three steps of a tenth of a second
-    train(line(), slow(line_loss), line_batch, tmp_path / "a", resume="auto")
-    one = seconds_trained(tmp_path)
+    train(line(), slow(line_loss), line_batch, a, resume="auto")
+    one = seconds_trained(a, b)
     assert one >= before + 0.3
-    train(line(), slow(line_loss), line_batch, tmp_path / "b")
-    assert seconds_trained(tmp_path) >= one + 0.6
+    train(line(), slow(line_loss), line_batch, b)
+    assert seconds_trained(a, b) >= one + 0.6
+    assert seconds_trained(a) == one  # what else lies beside it was trained by another
 
 
 def slow(loss: Any) -> Callable[[nn.Module, Any], Tensor]:
@@ -290,7 +294,8 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> Non
     train(whole, line_loss, line_batch, tmp_path / "whole")
     try:
         with pytest.raises(
-            ConfigError, match=r"checkpoint of step 3 cannot be written .*: make room, and go on"
+            ConfigError,
+            match=r"the checkpoint of step 3 in .* cannot be written \(File too large\): make room, and",
         ):
             train(broken, filling, line_batch, tmp_path / "run", checkpoint_minutes=ALWAYS)
     finally:
@@ -298,6 +303,34 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> Non
     assert steps_of(tmp_path / "run") == [1, 2]
     train(resumed, line_loss, line_batch, tmp_path / "run", resume="auto")
     assert same(resumed, whole)
+
+
+class Unsaved(nn.Linear):
+    """A layer whose weights cannot be had."""
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_a_checkpoint_that_fails_for_another_reason_is_no_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"):
+        train(Unsaved(3, 1), line_loss, line_batch, tmp_path)
+
+
+def test_a_log_that_finds_the_disk_full_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    log = logged(tmp_path)
+
+    def filling(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        if len(read_log(log.file)) == 2:
+            log.file.unlink()
+            log.file.symlink_to("/dev/full")
+        return line_loss(net, batch)
+
+    with pytest.raises(
+        ConfigError,
+        match=r"log\.jsonl cannot be written \(No space left on device\): make room, and go on with --resume",
+    ):
+        train(line(), filling, line_batch, tmp_path / "run", log=log)
 
 
 def test_without_checkpoints_or_without_asking_a_run_starts_at_nought(tmp_path: Path) -> None:
@@ -371,6 +404,31 @@ def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Pa
     assert same(resumed, whole)
 
 
+def test_one_process_uses_one_gpu_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def device(arguments: TrainingArguments) -> torch.device:
+        found = torch.device("cpu")
+        PartialState(cpu=True)
+        arguments.distributed_state = PartialState()
+        arguments._n_gpu = 2
+        return found
+
+    seen = cached_property(device)
+    seen.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", seen)
+    kinds = set()
+
+    def watched(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        kinds.add((type(net), len(batch["x"])))
+        return line_loss(net, batch)
+
+    train(line(), watched, line_batch, tmp_path)
+    assert kinds == {(nn.Linear, 8)}  # no DataParallel, which would cut the batch in two
+    said = "2 GPUs are visible, and one is used: `accelerate launch` starts a process for each\n"
+    assert said in capsys.readouterr().err
+
+
 def logged(tmp_path: Path) -> StepLog:
     return StepLog(tmp_path / "log.jsonl", lambda: {"loss": 0.5, "adv": 0.25})
 
@@ -405,6 +463,47 @@ def test_what_is_logged_reaches_other_callbacks_a_step_at_a_time(tmp_path: Path)
     ]
 
 
+class Reader(TrainerCallback):
+    """What is told, as TensorBoard's callback hears it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, dict[str, float]]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.told.append((state.global_step, dict(logs)))
+
+
+def test_the_figures_of_the_validation_split_reach_log_and_readers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, seen = Reader(), Evaluation(lambda net, step: {"loss": 2.0 / step, "vqa/clean": 0.5}, every=4)
+    train(line(), line_loss, line_batch, tmp_path, log=logged(tmp_path), callbacks=[reader], evaluation=seen)
+    expected = [{"step": step, "eval_loss": 2.0 / step, "eval_vqa/clean": 0.5} for step in (4, 6)]
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line for line in lines if "eval_loss" in line] == expected
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 6]
+    told = [(step, logs["eval_loss"]) for step, logs in reader.told if "eval_loss" in logs]
+    assert told == [(4, 0.5), (6, 2.0 / 6)]
+    printed = capsys.readouterr()
+    assert "loss 0.500  vqa/clean 0.500\n" in printed.err and "eval_" not in printed.out
+
+
+def test_a_look_at_the_validation_split_does_not_cost_the_summary_of_that_step(tmp_path: Path) -> None:
+    seen = Evaluation(lambda net, step: {"loss": 1.0}, every=50)
+    assert 0 < train(line(), line_loss, line_batch, tmp_path, steps=50, evaluation=seen) < 20
+
+
+def test_looking_is_no_part_of_the_next_step(tmp_path: Path) -> None:
+    def look(net: nn.Module, step: int) -> dict[str, float]:
+        time.sleep(3)
+        return {"loss": 1.0}
+
+    log = logged(tmp_path)
+    train(line(), line_loss, line_batch, tmp_path, steps=3, log=log, evaluation=Evaluation(look, every=2))
+    (seconds,) = (line["seconds"] for line in read_log(log.file) if line["step"] == 3 and "seconds" in line)
+    assert seconds < 3
+
+
 def test_a_resumed_run_goes_on_with_the_log_behind_its_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         train(
@@ -430,6 +529,31 @@ def test_the_curves_are_drawn_from_the_log(tmp_path: Path) -> None:
     assert draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png") is True
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 600
+
+
+def test_what_was_seen_of_the_validation_split_is_drawn_beside(tmp_path: Path) -> None:
+    lines: list[dict[str, float]] = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    seen = {"eval_loss": 0.5, "eval_vqa/clean": 0.8, "eval_vqa/noise": 0.6, "eval_vqa/noise/flips": 0.2}
+    for name, told in (("without", lines), ("with", [*lines, {"step": 8, **seen}])):
+        (tmp_path / name).write_text("".join(json.dumps(entry) + "\n" for entry in told))
+        assert draw_curves(tmp_path / name, tmp_path / f"{name}.png") is True
+    with Image.open(tmp_path / "without.png") as two, Image.open(tmp_path / "with.png") as three:
+        assert three.width > two.width
+    assert curve([*lines, {"step": 8, **seen}], "eval_vqa/noise/flips") == ([8], [0.2])
+
+
+def test_curves_that_cannot_be_drawn_are_said_to_be_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    picture = tmp_path / "curves.png"
+    picture.symlink_to("/dev/full")
+    assert draw_curves(tmp_path / "log.jsonl", picture) is False
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert draw_curves(tmp_path / "log.jsonl", picture) is False
+    full, missing = capsys.readouterr().err.splitlines()
+    assert full == f"{picture} is not drawn: [Errno 28] No space left on device"
+    assert missing == f"{picture} is not drawn: it needs: pip install 'modint-guard[report]'"
 
 
 def test_curves_are_moving_means() -> None:

@@ -380,6 +380,37 @@ def test_a_place_to_report_to_that_is_not_installed_is_refused(base: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("batch", "parts", "ranks", "said"),
+    [
+        (
+            8,
+            2,
+            8,
+            "batch: 8 examples cannot be dealt out evenly to 8 processes with micro_batches: 2 each; .* 16",
+        ),
+        (12, 4, 2, "batch: 12 examples cannot be dealt out evenly to 2 processes .* choose a multiple of 8"),
+        (8, 1, 3, "batch: 8 examples cannot be dealt out evenly to 3 processes"),
+    ],
+)
+def test_a_batch_that_processes_and_micro_batches_cannot_share_is_refused_before_anything_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processor: Any,
+    batch: int,
+    parts: int,
+    ranks: int,
+    said: str,
+) -> None:
+    recipe = lora_recipe(tmp_path / "nowhere", f"batch={batch}", f"micro_batches={parts}")
+    with pytest.raises(ConfigError, match=said):
+        twin_batches(recipe, processor, rank=0, ranks=ranks)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    with pytest.raises(ConfigError, match=said):
+        tune(recipe, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_step_of_eight_is_four_micro_batches_of_two(base: Path, tmp_path: Path) -> None:
     settings = (base, f"attack={PGD}", "lr=0.01", "batch=8")
     whole, cut = (

@@ -1,5 +1,6 @@
 """Examples, their twins, and the batches a step learns from."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from PIL import Image
 
 from modint_guard.data import DataSet
 from modint_guard.data.samples import Sample
-from modint_guard.errors import DataError
+from modint_guard.errors import ConfigError, DataError
 from modint_guard.item import FAMILIES, Family, Form, Item
 from modint_guard.perturb import clean_view, seeded
 from modint_training.collate import Encoded, collate, encode, parts_of
@@ -41,13 +42,15 @@ def twin_batches(
     `source` gives an example for a slot; TinyWorld's own where there is none. The batch comes in the recipe's
     micro-batches, all of which carry the counts of the whole.
     """
+    check_dealt_out(recipe, ranks)
     quotas = Quotas(recipe.quotas, recipe.batch, rank, ranks)
     draw = source or tinyworld_source(recipe)
 
     def group(slot: Slot) -> Group:
-        rng = seeded("lora", recipe.seed, slot.index)
         item = draw(slot)
-        other = twin(item, recipe.perturbations, recipe.controls, recipe.control_share, rng)
+        other = twin(
+            item, recipe.perturbations, recipe.controls, recipe.control_share, twin_rng(recipe, slot)
+        )
         rows = (clean_view(item),) if other is None else (clean_view(item), other)
         return Group(item.family, rows, seeded("attack", recipe.seed, slot.index).getrandbits(63))
 
@@ -61,6 +64,22 @@ def twin_batches(
         return [{**part, "counts": whole} for part in made]
 
     return batch
+
+
+def check_dealt_out(recipe: TuneRecipe, ranks: int) -> None:
+    """ConfigError where a batch cannot be dealt out evenly to the processes and their micro-batches: the
+    losses of what is left over would be counted in another step, or never."""
+    whole = ranks * recipe.micro_batches
+    if recipe.batch % whole:
+        raise ConfigError(
+            f"batch: {recipe.batch} examples cannot be dealt out evenly to {ranks} processes with "
+            f"micro_batches: {recipe.micro_batches} each; choose a multiple of {whole}, or fewer of them"
+        )
+
+
+def twin_rng(recipe: TuneRecipe, slot: Slot) -> random.Random:
+    """What decides on the twin of a slot's example."""
+    return seeded("lora", recipe.seed, slot.index)
 
 
 def planned(groups: Sequence[Group], processor: Any, recipe: TuneRecipe) -> Batch:
@@ -91,12 +110,19 @@ def planned(groups: Sequence[Group], processor: Any, recipe: TuneRecipe) -> Batc
 
 def checked(row: Encoded, item: Item, recipe: TuneRecipe) -> Encoded:
     """Refuse a row that is too long: cutting it could cut picture tokens or the answer."""
-    if len(row.ids) > recipe.max_length:
-        raise DataError(
-            f"item {item.id} takes {len(row.ids)} tokens, more than max_length: {recipe.max_length}; nothing "
-            "is truncated: shorten its text, take a smaller picture or raise max_length"
-        )
+    if said := too_long(row, recipe):
+        raise DataError(f"item {item.id} {said}")
     return row
+
+
+def too_long(row: Encoded, recipe: TuneRecipe) -> str | None:
+    """What to say of a row that is too long; None of one that is not."""
+    if len(row.ids) <= recipe.max_length:
+        return None
+    return (
+        f"takes {len(row.ids)} tokens, more than max_length: {recipe.max_length}; nothing is truncated: "
+        "shorten its text, take a smaller picture or raise max_length"
+    )
 
 
 def tinyworld_source(recipe: TuneRecipe) -> Source:
@@ -130,23 +156,35 @@ def pools_of(recipe: TuneRecipe, found: DataSet) -> Pools:
             wanted = recipe.quotas[FAMILIES.index(family)]
             raise DataError(
                 f"{recipe.data} holds no {family} examples to learn from, of which quotas: "
-                f"{list(recipe.quotas)} wants {wanted}; set that quota to 0 or add some"
+                f"{list(recipe.quotas)} wants {wanted}; set that quota to 0 or add some{_nameless(found)}"
             )
     return pools
+
+
+def _nameless(found: DataSet) -> str:
+    """What else to do where rows do not say their family."""
+    count = sum(sample.item.family == "unknown" for sample in found.samples())
+    return f", or name that of the {count} rows which do not say theirs (reading.family=…)" if count else ""
 
 
 def _teaches(recipe: TuneRecipe, sample: Sample) -> bool:
     """Whether an example has a label, or a twin that its clean view must agree with."""
     if sample.item.labelled:
         return True
-    held = sample.item.replace(**dict.fromkeys(sample.pictures, _SOME_PICTURE))
+    held = sample.item.replace(**dict.fromkeys(sample.pictures, SOME_PICTURE))
     agrees = recipe.consistency != "none" and recipe.consistency_weight > 0
     return agrees and any(fits(held, name) for name in recipe.perturbations)
 
 
-_SOME_PICTURE = Image.new("RGB", (1, 1))  # that there is one is all that is asked
+SOME_PICTURE = Image.new("RGB", (1, 1))  # that there is one is all that is asked
 
 
 def data_source(recipe: TuneRecipe, found: DataSet, pools: Pools) -> Source:
     """A data set's examples, every one of a family once an epoch, each read when it is drawn."""
-    return lambda slot: found[pools[slot.family][pick(slot, len(pools[slot.family]), recipe.seed)]]
+    return lambda slot: found[number_of(slot, pools, recipe.seed)]
+
+
+def number_of(slot: Slot, pools: Pools, seed: int) -> int:
+    """Which example of a data set a slot takes."""
+    numbers = pools[slot.family]
+    return numbers[pick(slot, len(numbers), seed)]

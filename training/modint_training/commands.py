@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, Split
+
 results = typer.Typer(help="Rewrite a result table, or the demo's items.", no_args_is_help=True)
 
 Count = Annotated[int, typer.Option(min=1, help="Items a condition.")]
@@ -29,7 +31,8 @@ def train(
     """Train a model or an adapter by a recipe, and export what vLLM loads."""
     from modint_training.runs import run_recipe
 
-    typer.echo(f"wrote {run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume)}")
+    if written := run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume):
+        typer.echo(f"wrote {written}")
 
 
 def export(
@@ -76,6 +79,12 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Items of your own, in any format of `data validate`.")
     ] = None,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
+    column: Column = None,
+    number_rows: NumberRows = False,
     perturbation: Annotated[
         list[str] | None, typer.Option(help="Only these; default: all that fit an item.")
     ] = None,
@@ -92,11 +101,21 @@ def evaluate(
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, by form and sub-task; with --output the effect of
     every perturbation on a local or served model, on these or on your own items."""
+    from modint_guard.data.validate import columns_named
     from modint_guard.endpoint import read_key
     from modint_guard.errors import ConfigError
     from modint_guard.severity import FULL
     from modint_training import runs
+    from modint_training.reading import PLAIN, reading_of
 
+    reading = reading_of(
+        format=format,
+        family=family,
+        split=split,
+        image_root=str(image_root) if image_root else None,
+        columns=columns_named(column or ()),
+        number_rows=number_rows,
+    )
     if output:
         from modint_training.evaluation import Wanted, evaluate_to
 
@@ -109,6 +128,7 @@ def evaluate(
             key=key,
             logprobs=logprobs,
             data=data,
+            reading=reading,
             perturbations=perturbation or None,
             count=count,
             seed=seed,
@@ -118,10 +138,10 @@ def evaluate(
         for file in evaluate_to(output, wanted):
             typer.echo(f"wrote {file}")
         return
-    if against or url or data or perturbation or severity or image_attention != 1.0:
+    if against or url or data or perturbation or severity or image_attention != 1.0 or reading != PLAIN:
         raise ConfigError(
-            "--against, --url, --data, --perturbation, --severity and --image-attention need "
-            "--output FILE.json"
+            "--against, --url, --data and how it is read, --perturbation, --severity and --image-attention "
+            "need --output FILE.json"
         )
 
     for row in runs.evaluate(model, adapter, count):

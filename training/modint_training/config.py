@@ -10,6 +10,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -19,7 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from modint_guard.data import FORMATS, Columns
+from modint_guard.data.samples import family_named
 from modint_guard.errors import ConfigError
+from modint_guard.item import Family
 
 AttackKind = Literal["pgd", "freelb", "smart", "gaussian"]
 StepKind = Literal["raw", "normalised", "sign"]
@@ -35,7 +39,7 @@ MAX_RANK = 512  # the highest --max-lora-rank of vLLM
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _some(quotas: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -117,6 +121,30 @@ class PretrainRecipe(_Strict):
     evaluate_items: int = Field(gt=0)
 
 
+def _known_format(name: str | None) -> str | None:
+    if name is not None and name not in FORMATS:
+        raise ValueError(f"no format {name!r}: name one of {', '.join(FORMATS)}")
+    return name
+
+
+def _known_columns(named: dict[str, str]) -> dict[str, str]:
+    Columns().changed(named)
+    return named
+
+
+class ReadingConfig(_Strict):
+    """How rows of one's own are read: the options of `modint-guard data validate`, under their names."""
+
+    format: Annotated[str | None, AfterValidator(_known_format)] = None
+    family: Annotated[
+        Family | None, BeforeValidator(lambda named: None if named is None else family_named(named))
+    ] = None
+    split: str | None = None
+    image_root: str | None = None
+    columns: Annotated[dict[str, str], AfterValidator(_known_columns)] = Field(default_factory=dict)
+    number_rows: bool = False
+
+
 class AttackConfig(_Strict):
     """Noise on the input embeddings of the perturbed twins; see `attack.Attack` and `masks.modality_mask`."""
 
@@ -156,6 +184,7 @@ class TuneRecipe(_Strict):
     servable: bool = True
     data: str = TINYWORLD
     validation: str | None = None
+    reading: ReadingConfig = ReadingConfig()
     seed: int
     scope: Annotated[tuple[Scope, ...], AfterValidator(_each_once)] = ("language",)
     targets: Targets | None = "linear"
@@ -235,6 +264,13 @@ class TuneRecipe(_Strict):
             not adapter and self.save_dtype != "fp32",
             "save_dtype: of an adapter; kind: full is saved in the type of weights",
         )
+        # From a weight of at least 2**-7 the next in bf16 is 6e-5 away or more: steps of less than half of
+        # that, as AdamW takes them at a rate of 2e-5, are rounded away. Adapters are fp32 on any base.
+        yield (
+            not adapter and self.weights == "bf16",
+            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32 "
+            "with precision: bf16",
+        )
         yield (
             self.kind == "qlora" and self.scope != ("language",),
             "scope: qlora adapts the language model only",
@@ -252,6 +288,10 @@ class TuneRecipe(_Strict):
             endless != (self.letter is not None),
             "letter: belongs to data: tinyworld, and to no other data",
         )
+        yield (
+            endless and self.reading != ReadingConfig(),
+            "reading: says how rows of your own are read, and data: tinyworld has none: name yours with data",
+        )
 
 
 Recipe = PretrainRecipe | TuneRecipe
@@ -261,7 +301,11 @@ _KINDS: dict[str, type[PretrainRecipe] | type[TuneRecipe]] = {
     "qlora": TuneRecipe,
     "full": TuneRecipe,
 }
-_SECTIONS: dict[str, type[BaseModel]] = {"mixture": MixtureConfig, "attack": AttackConfig}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "mixture": MixtureConfig,
+    "reading": ReadingConfig,
+    "attack": AttackConfig,
+}
 
 
 def recipe_names() -> list[str]:
@@ -345,6 +389,7 @@ def recipe_schema() -> dict[str, Any]:
     schema["$defs"]["TuneRecipe"]["required"] = ["kind", "name"]
     schema["$defs"]["AttackConfig"]["required"] = []
     schema["$defs"]["TuneRecipe"]["properties"]["preset"]["enum"] = [*preset_names(), None]
+    schema["$defs"]["ReadingConfig"]["properties"]["format"]["enum"] = [*FORMATS, None]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "modint-guard recipe",

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modint_guard.data import read_data
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
 from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
 from modint_guard.item import FAMILIES, Item
+from modint_guard.results import command_line
 from modint_guard.runner import Row
 from modint_guard.severity import FULL
 from modint_guard.types import Complete
+from modint_training.config import ReadingConfig
 from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
+from modint_training.reading import PLAIN, read_examples
 from modint_training.runs import loaded
 from modint_training.tinyworld import suite
 from modint_training.watching import first_of_each
@@ -29,7 +31,8 @@ CONCURRENCY = 8
 @dataclass(frozen=True)
 class Wanted:
     """What is evaluated: a local model, or with `url` one that an endpoint serves; `against` is another
-    adapter, `base` for none, or another served model. `data` None is TinyWorld's test split."""
+    adapter, `base` for none, or another served model. `data` None is TinyWorld's test split; `reading` says
+    how rows of one's own are read."""
 
     model: str
     adapter: str | None = None
@@ -38,6 +41,7 @@ class Wanted:
     key: str | None = None
     logprobs: bool = True
     data: Path | None = None
+    reading: ReadingConfig = PLAIN
     perturbations: Sequence[str] | None = None
     count: int = 400
     seed: int = 0
@@ -45,6 +49,10 @@ class Wanted:
     image_attention: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.reading != PLAIN and self.data is None:
+            name = next(name for name, value in self._read_by.items() if value)
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} says how rows of your own are read: name them with --data")
         if self.url and self.image_attention != 1.0:
             raise ConfigError(
                 f"--image-attention {self.image_attention:g} is of a local model: where one is served,"
@@ -63,17 +71,35 @@ class Wanted:
         return None if self.against == "base" else self.against
 
     @property
+    def _read_by(self) -> dict[str, object]:
+        """The options that say how rows are read."""
+        how = self.reading
+        return {
+            "format": how.format,
+            "family": how.family,
+            "split": how.split,
+            "image_root": how.image_root,
+            "column": [f"{name}={column}" for name, column in how.columns.items()],
+            "number_rows": how.number_rows,
+        }
+
+    @property
     def command(self) -> str:
         """What was typed, as far as it says what the figures are of."""
-        said = [f"modint-guard evaluate --model {self.model}"]
-        for name, value in (("adapter", self.adapter), ("against", self.against), ("data", self.data)):
-            said += [f"--{name} {value}"] if value else []
-        said += [f"--perturbation {name}" for name in self.perturbations or ()]
-        said += [
-            f"--severity {severity}" for severity in self.severities if tuple(self.severities) != (FULL,)
-        ]
-        said += [f"--image-attention {self.image_attention:g}"] if self.image_attention != 1.0 else []
-        return " ".join([*said, *["--url URL"] * bool(self.url), f"--count {self.count} --seed {self.seed}"])
+        return command_line(
+            "evaluate",
+            model=self.model,
+            adapter=self.adapter,
+            against=self.against,
+            data=self.data,
+            **self._read_by,
+            perturbation=self.perturbations,
+            severity=None if tuple(self.severities) == (FULL,) else self.severities,
+            image_attention=None if self.image_attention == 1.0 else self.image_attention,
+            url="URL" if self.url else None,
+            count=self.count,
+            seed=self.seed,
+        )
 
 
 def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
@@ -101,7 +127,7 @@ def items_of(wanted: Wanted) -> list[Item]:
             for held_out in (False, True)
             for item in suite.items(family, "test", wanted.count, seed=wanted.seed, held_out=held_out)
         ]
-    return first_of_each(read_data(wanted.data), wanted.count)
+    return first_of_each(read_examples(wanted.data, wanted.reading), wanted.count)
 
 
 async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]:

@@ -14,12 +14,13 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from modint_guard.data import read_data
 from modint_guard.errors import ConfigError
 from modint_guard.item import FAMILIES, Item, prompt
 from modint_guard.models import ADAPTER, check_servable, located
 from modint_guard.results import cell
-from modint_training.config import TINYWORLD
+from modint_training.config import TINYWORLD, ReadingConfig
+from modint_training.disk import written
+from modint_training.reading import PLAIN, read_examples
 from modint_training.tinyworld import suite
 
 PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
@@ -108,22 +109,25 @@ def run_record(
     rows: list[dict[str, Any]],
     seconds: float,
     baseline: Mapping[str, Any] | None = None,
+    rows_sha256: str | None = None,
     *,
     command: str | None = None,
 ) -> dict[str, Any]:
     """What made these weights: command, recipe, seed, data hash, versions, machine, figures.
 
-    `baseline` is what `predict.flip_baseline` found, which the gateway's alerts compare traffic with.
+    `baseline` is what `predict.flip_baseline` found, which the gateway's alerts compare traffic with,
+    `rows_sha256` the hash of the data when the run began, where they may have changed since.
     """
     settings = recipe.model_dump()
+    reading = getattr(recipe, "reading", PLAIN)
     return {
         **({"command": command} if command else {}),
         "recipe": settings,
         "seed": settings["seed"],
         "base_revision": revision(located(settings["base"])) if "base" in settings else None,
-        "data_sha256": data_hash(data=settings.get("data", TINYWORLD)),
+        "data_sha256": rows_sha256 or data_hash(data=settings.get("data", TINYWORLD), reading=reading),
         **(
-            {"validation_sha256": data_hash(data=settings["validation"])}
+            {"validation_sha256": data_hash(data=settings["validation"], reading=reading)}
             if settings.get("validation")
             else {}
         ),
@@ -151,11 +155,11 @@ def revision(folder: Path) -> str | None:
     return digest.hexdigest()[:12] if files else None
 
 
-def data_hash(count: int = 300, *, data: str = TINYWORLD) -> str:
+def data_hash(count: int = 300, *, data: str = TINYWORLD, reading: ReadingConfig = PLAIN) -> str:
     """SHA-256 over prompts, answers and pixels of the first training items of each of TinyWorld's families;
     of a data set over the files that hold its rows, as `data validate` prints it."""
     if data != TINYWORLD:
-        return read_data(Path(data), check=False).digest()
+        return read_examples(data, reading, check=False).digest()
     digest = hashlib.sha256()
     for family in FAMILIES:
         for item in suite.items(family, "train", count):
@@ -181,6 +185,11 @@ def check_target(folder: Path) -> None:
 
 def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     check_target(folder)
+    with written(str(folder), "export again: the run's checkpoints are kept"):
+        _written_whole(folder, write)
+
+
+def _written_whole(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

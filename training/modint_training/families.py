@@ -24,13 +24,15 @@ class Vision:
     """How a family's processor turns pictures into placeholders and tensors.
 
     `render(processor, messages)` writes a chat as a prompt with one placeholder a picture; `image_tokens`
-    counts the positions a picture takes; `tensors(processor, pictures, texts, ids)` makes what the model
-    wants beside `input_ids` # (B, L), from each row's picture and last user text.
+    counts the positions a picture takes, the same for all unless they are `sized`: by their sizes alone;
+    `tensors(processor, pictures, texts, ids)` makes what the model wants beside `input_ids` # (B, L), from
+    each row's picture and last user text.
     """
 
     render: Callable[[Any, Sequence[Message]], str]
     image_tokens: Callable[[Any, Image.Image | None], int]
     tensors: Callable[[Any, Pictures, Sequence[str], Tensor], dict[str, Tensor]]
+    sized: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _qwen_family(model_type: str, processor_class: str, vision_mlp: str) -> Mode
         vision=r".*\.visual\.blocks\.",
         vision_linear=f"(qkv|proj|{vision_mlp})",
         places={"connector": ("model.visual.merger.",), "vision": ("model.visual.",)},
-        inputs=Vision(_chat, _qwen_tokens, _qwen),
+        inputs=Vision(_chat, _qwen_tokens, _qwen, sized=True),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from modint_training.attack import Attack, Attacked, attack, token_scale
 from modint_training.config import StopGradient
@@ -17,6 +17,7 @@ from modint_training.families import ModelFamily
 from modint_training.losses import cross_entropies, inconsistencies, symmetric_kl
 from modint_training.masks import answer_mask, known_mask, predicted, predicting_mask, tokens_of
 from modint_training.passes import Given, Read, decoder_pass, whole_pass
+from modint_training.ranks import over_ranks, world
 
 Batch = dict[str, Any]
 
@@ -191,21 +192,6 @@ def shares(whole: Tensor) -> Tensor:
     """What a rank's sums are divided by, so that the mean over ranks, which DDP takes, is a mean over
     tokens."""
     return (over_ranks(whole) / world()).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def over_ranks(value: Tensor) -> Tensor:
-    """The sum over all ranks."""
-    if world() == 1:
-        return value
-    summed = value.detach().clone()
-    distributed.all_reduce(summed)
-    return summed
-
-
-def world() -> int:
-    """How many processes train together."""
-    ready = distributed.is_available() and distributed.is_initialized()
-    return int(distributed.get_world_size()) if ready else 1
 
 
 def log_line(sums: Mapping[str, float]) -> dict[str, float]:

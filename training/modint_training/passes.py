@@ -101,6 +101,12 @@ def bare(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def dealt_out(model: nn.Module) -> bool:
+    """Whether weights lie in shards on several ranks, which must then all call the model equally often."""
+    # Some may be gathered already when a pass begins.
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def whole_pass(
     model: nn.Module, family: ModelFamily, inputs: Mapping[str, Tensor], where: Tensor
 ) -> tuple[Read, Given]:
@@ -154,10 +160,8 @@ def grouped(decoder: nn.Module, given: Given, where: Tensor) -> list[Group]:
     """A batch as groups of rows of like length; whole where the decoder's weights are dealt out to ranks,
     which must all call it equally often."""
     lengths = given.lengths
-    # Some may be gathered already when a pass begins.
-    dealt_out = any(isinstance(parameter, DTensor) for parameter in decoder.parameters())
     found = []
-    for group in [list(range(len(lengths)))] if dealt_out else by_length(lengths):
+    for group in [list(range(len(lengths)))] if dealt_out(decoder) else by_length(lengths):
         rows, longest = torch.tensor(group, device=where.device), max(lengths[row] for row in group)
         found.append(Group(rows, given.upto(longest).rows(rows), where[rows, :longest]))
     return found

@@ -1,6 +1,6 @@
 """What a local model answers to items: the first token's distribution, in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,59 +10,82 @@ from torch import Tensor, nn
 from modint_guard.divergence import Distribution
 from modint_guard.effects import Answered
 from modint_guard.item import Item, is_right, reply_for
-from modint_guard.perturb import fitting, perturb
+from modint_guard.perturb import REGISTRY, perturb
 from modint_training.collate import collate, encode
+from modint_training.families import family_of
+from modint_training.passes import bare, hooked
 from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
+from modint_training.views import fits
+from modint_training.watching import batches
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some items as the model's inputs, of like length: which ones, and for each the position that predicts
+    its first answer token."""
+
+    chosen: list[int]
+    inputs: dict[str, Tensor]
+    places: Tensor  # (R,)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Items as the model's inputs, in batches of rows of like length; several models may read them.
-
-    `batches`: which items, the inputs, and each row's position that predicts the first answer token.
-    """
+    """Items as the model's inputs, in batches; several models may read them."""
 
     items: Sequence[Item]
-    batches: Sequence[tuple[list[int], dict[str, Tensor], list[int]]]
+    batches: Sequence[Rows]
 
 
-def prepare(items: Sequence[Item], processor: Any, *, batch: int = 64) -> Prepared:
+def prepare(items: Sequence[Item], processor: Any) -> Prepared:
     """Encode items once."""
+    return Prepared(items, list(_batches(items, processor)))
+
+
+def _batches(items: Sequence[Item], processor: Any) -> Iterator[Rows]:
     rows = [encode(item, processor) for item in items]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    made = []
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in batches(rows):
         inputs = collate([rows[index] for index in chosen], processor)
         del inputs["labels"]
         places = [len(rows[index].ids) - rows[index].answer_length - 1 for index in chosen]
-        made.append((chosen, inputs, places))
-    return Prepared(items, made)
+        yield Rows(chosen, inputs, torch.tensor(places))
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, prepared: Prepared) -> Tensor:
-    """Logits of the position that predicts the first answer token  # (N, V), float32."""
+def _logits(model: nn.Module, made: Iterable[Rows]) -> Tensor:
+    """Logits of the position that predicts the first answer token  # (N, V), float32.
+
+    Of that position alone: a head makes 150,000 of each, and a row with a picture has a thousand positions.
+    """
     training = model.training
     model.eval()
+    core = bare(model)
+    head = core.get_submodule(family_of(core.config.model_type).head)
     device = next(model.parameters()).device
-    found: dict[int, Tensor] = {}
-    for chosen, inputs, places in prepared.batches:
-        on_device = {name: value.to(device) for name, value in inputs.items()}
-        logits = model(**on_device, use_cache=False).logits.float().cpu()
-        found.update({index: logits[row, places[row]] for row, index in enumerate(chosen)})
+    order: list[int] = []
+    found: list[Tensor] = []
+    for rows in made:
+        places = rows.places.to(device)
+
+        def cut(module: nn.Module, args: tuple[Any, ...], places: Tensor = places) -> tuple[Tensor]:
+            return (args[0][torch.arange(len(places), device=places.device), places],)
+
+        inputs = {name: value.to(device) for name, value in rows.inputs.items()}
+        with hooked(head, cut):
+            found.append(model(**inputs, use_cache=False).logits.float().cpu())  # (R, V)
+        order += rows.chosen
     model.train(training)
-    return torch.stack([found[index] for index in range(len(prepared.items))])
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-def first_logits(model: nn.Module, processor: Any, items: Sequence[Item], *, batch: int = 64) -> Tensor:
+def first_logits(model: nn.Module, processor: Any, items: Sequence[Item]) -> Tensor:
     """Logits of the position that predicts the first answer token  # (N, V), float32."""
-    return logits_of(model, prepare(items, processor, batch=batch))
+    return _logits(model, _batches(items, processor))
 
 
 def answered(model: nn.Module, processor: Any, prepared: Prepared) -> list[Answered]:
     """The greedy first token of each answer, and the probabilities of the options, renormalised over them."""
-    logits = logits_of(model, prepared)
+    logits = _logits(model, prepared.batches)
     texts = [processor.tokenizer.decode([int(token)]) for token in logits.argmax(-1)]
     return [
         Answered(item, text, options_of(item, row, processor))
@@ -106,17 +129,17 @@ def flip_baseline(model: nn.Module, processor: Any, items: Sequence[Item]) -> di
     Under each registered perturbation that fits an item, and over all of these together (`flip_ratio`, shares
     in [0, 1]); None where no item can be perturbed.
     """
-    asked: dict[str, list[Item]] = {}
-    for item in items:
-        for kind in fitting(item):
-            if kind.name not in ("no_image", "grey"):  # nothing there to take away
-                asked.setdefault(kind.name, []).append(perturb(item, kind.name))
+    kinds = [name for name in REGISTRY if name not in ("no_image", "grey")]  # where nothing is to take away
+    asked = {name: of_kind for name in kinds if (of_kind := [item for item in items if fits(item, name)])}
     if not asked:
         return None
     neutral = dict(_said(model, processor, [_without(item) for item in items]))
     flips = {
-        name: [text != neutral[id_] for id_, text in _said(model, processor, disturbed)]
-        for name, disturbed in asked.items()
+        name: [
+            text != neutral[id_]
+            for id_, text in _said(model, processor, [perturb(item, name) for item in of_kind])
+        ]
+        for name, of_kind in asked.items()
     }
     every = [flip for found in flips.values() for flip in found]
     return {

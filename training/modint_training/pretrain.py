@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from modint_guard.errors import ConfigError
 from modint_guard.item import Item
 from modint_guard.perturb import seeded
 from modint_training.collate import IGNORED, Encoded, collate, encode, encode_recall, pixels
 from modint_training.config import PretrainRecipe
 from modint_training.predict import watch
+from modint_training.ranks import ranks
 from modint_training.tinyworld import draw, language, suite
 from modint_training.tinyworld import model as architecture
 from modint_training.tinyworld.guide import Link, links
@@ -27,13 +29,19 @@ from modint_training.trainer import Batch, Evaluation, fit, last_step, remove_ch
 
 Guided = tuple[Encoded, list[Link]]  # a row and where attention ought to go in it
 MOST_WORKERS = 8
+PHASES = ("tower", "language", "joint")  # folders of checkpoints
 LOOK_UPS = ("lookup_colour", "lookup_shape")
 
 
 def pretrain(
     recipe: PretrainRecipe, folder: Path, *, resume: str = "no"
 ) -> tuple[Any, Any, list[dict[str, float]]]:
-    """Train the base, with checkpoints under `folder`; returns (model, processor, validation figures)."""
+    """Train the base, with checkpoints under `folder`; returns (model, processor, validation figures).
+    ConfigError where several processes are to: its batches are not dealt out."""
+    if ranks() > 1:
+        raise ConfigError(
+            f"kind: pretrain trains in one process, and {ranks()} were started: leave `accelerate launch` out"
+        )
     seed_everything(recipe.seed)
     processor = language.build_processor(language.train_tokenizer(seed=recipe.seed))
     model = architecture.build_model(processor.tokenizer)

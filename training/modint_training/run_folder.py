@@ -8,31 +8,48 @@ from pydantic import ValidationError
 
 from modint_guard.errors import ConfigError
 from modint_guard.models import located
-from modint_training.config import TuneRecipe
-from modint_training.export import revision
+from modint_training.config import TINYWORLD, TuneRecipe
+from modint_training.disk import written
+from modint_training.export import data_hash, revision
+from modint_training.reading import PLAIN
 
 RECORD = "recipe.json"
 # What a checkpoint's weights, or the batches behind it, depend on, and the method, which the card names for
 # all steps; all else may differ when it is taken up, the learning rate included.
 FIXED = (
-    *("kind", "base", "scope", "targets", "rank", "alpha", "weights"),
-    *("data", "seed", "batch", "quotas", "perturbations", "controls", "control_share"),
+    *("kind", "base", "scope", "targets", "rank", "alpha", "dropout", "weights"),
+    *("data", "reading", "letter", "seed", "batch", "quotas", "perturbations", "controls", "control_share"),
     *("task_weight", "consistency", "consistency_weight", "temperature", "stop_gradient", "attack"),
 )
+LATER = {"reading": PLAIN.model_dump(mode="json")}  # what runs did before there was a key for it
 
 
-def check_taken_up(folder: Path, recipe: TuneRecipe) -> None:
-    """ConfigError where the checkpoints in `folder` are of another base or of another training."""
+def rows_hash(recipe: TuneRecipe) -> str | None:
+    """The SHA-256 of the rows that a run begins with, as `data validate` prints it; None for TinyWorld, whose
+    items depend on the recipe alone."""
+    return None if recipe.data == TINYWORLD else data_hash(data=recipe.data, reading=recipe.reading)
+
+
+def check_taken_up(folder: Path, recipe: TuneRecipe, rows: str | None = None) -> None:
+    """ConfigError where the checkpoints in `folder` are of another base, of another training, or of other
+    rows than those with the hash `rows`; a run that is older than the record of these is taken up."""
     record = _record(folder)
     if record is None:
         return
-    before, now = record["recipe"], recipe.model_dump(mode="json")
+    before, now = LATER | record["recipe"], recipe.model_dump(mode="json")
     for key in FIXED:
         if before.get(key) != now[key]:
             raise ConfigError(
                 f"{folder} holds checkpoints of a run with {key}: {before.get(key)!r}, and not {now[key]!r}: "
                 "name this run otherwise (name=…), or begin anew with --resume no"
             )
+    trained = record.get("data_sha256")
+    if trained and rows and trained != rows:
+        raise ConfigError(
+            f"{folder} holds checkpoints of a run on other rows: the SHA-256 of {recipe.data} was "
+            f"{trained[:12]}…, and is {rows[:12]}… now: bring the old rows back, name this run otherwise "
+            "(name=…), or begin anew with --resume no"
+        )
     found = revision(located(recipe.base))
     if record["base_revision"] != found:
         raise ConfigError(
@@ -41,14 +58,25 @@ def check_taken_up(folder: Path, recipe: TuneRecipe) -> None:
         )
 
 
-def write_record(folder: Path, recipe: TuneRecipe, *, command: str | None = None) -> None:
-    """Say which recipe and which base the checkpoints in `folder` are of, and what was typed."""
+def write_record(
+    folder: Path, recipe: TuneRecipe, rows: str | None = None, *, command: str | None = None
+) -> None:
+    """Say which recipe, which base and which rows the checkpoints in `folder` are of, and what was typed."""
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "base_revision": revision(located(recipe.base)),
+        "data_sha256": rows,
         "command": command,
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    with written(str(folder / RECORD), "start again"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def rows_hash_in(folder: Path) -> str | None:
+    """The SHA-256 of the rows that the run in `folder` was trained on, where it says so."""
+    record = _record(folder) or {}
+    return record.get("data_sha256")
 
 
 def recipe_of(folder: Path) -> TuneRecipe:

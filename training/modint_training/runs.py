@@ -24,12 +24,15 @@ from modint_training.export import (
     run_record,
 )
 from modint_training.local import complete_of
+from modint_training.passes import dealt_out
 from modint_training.predict import flip_baseline, split_rows
-from modint_training.pretrain import pretrain
-from modint_training.run_folder import check_taken_up, command_of, recipe_of
+from modint_training.pretrain import PHASES, pretrain
+from modint_training.ranks import is_first_process, ranks
+from modint_training.reading import read_examples
+from modint_training.run_folder import check_taken_up, command_of, recipe_of, rows_hash_in
 from modint_training.tinyworld import suite
 from modint_training.trainer import figures_of, seconds_trained, whole_steps
-from modint_training.tune import is_first_process, load_base, loading_of, read_examples, tune
+from modint_training.tune import load_base, loading_of, tune
 from modint_training.watching import first_of_each
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
@@ -44,10 +47,12 @@ def run_recipe(
     runs: Path,
     resume: str,
     test_items: int = TEST_ITEMS,
-) -> Path:
+) -> Path | None:
     """Train by a recipe and export what vLLM loads; returns the folder written (default RUNS/NAME/export).
 
-    `test_items`: of TinyWorld, a condition in the card's tables.
+    None where this process writes none: of several the first one does, and none while the weights are dealt
+    out to all of them (FSDP), which ends with the checkpoint. `test_items`: of TinyWorld, a condition in the
+    card's tables.
     """
     settings = load_recipe(recipe, overrides)
     command = shlex.join(["modint-guard", "train", recipe, *overrides])
@@ -60,8 +65,17 @@ def run_recipe(
         export_base(model, processor, target, record)
         return target
     model, processor, history = tune(settings, folder, resume=resume, command=command)
+    if dealt_out(model):
+        if is_first_process():
+            print(
+                f"{settings.name} is trained, and its weights lie in shards on {ranks()} processes: one alone"
+                f" writes what vLLM loads with `modint-guard export {folder}`",
+                file=sys.stderr,
+                flush=True,
+            )
+        return None
     if not is_first_process():
-        return target
+        return None
     record = _record(settings, model, processor, history, folder, test_items, command)
     _export(settings, model, processor, target, record)
     return target
@@ -119,7 +133,9 @@ def _record(
     rows = _rows(settings, model, processor, history, test_items)
     asked = _typical(settings, test_items)
     baseline = flip_baseline(model, processor, asked) if asked else None
-    return run_record(settings, history, rows, seconds_trained(folder), baseline, command=command)
+    phases = PHASES if isinstance(settings, PretrainRecipe) else (settings.kind,)
+    seconds = seconds_trained(*(folder / phase for phase in phases))
+    return run_record(settings, history, rows, seconds, baseline, rows_hash_in(folder), command=command)
 
 
 def _typical(settings: Recipe, test_items: int) -> list[Item]:
@@ -131,7 +147,7 @@ def _typical(settings: Recipe, test_items: int) -> list[Item]:
         return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
     if settings.validation is None:
         return []
-    found = first_of_each(read_examples(settings.validation), count)
+    found = first_of_each(read_examples(settings.validation, settings.reading), count)
     return [item for item in found if applicable(item.family)]
 
 

@@ -10,13 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
@@ -31,7 +30,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modint_guard.errors import ConfigError, TrainingStopped
+from modint_training.disk import written
+from modint_training.ranks import is_first_process, wait_for_all, wanted_by_any
 
+SEEN = "eval_"  # the Trainer's own mark of what was seen on a validation split
 END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
 Batch = dict[str, Any]  # tensors by name, or lists of such
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -62,7 +64,9 @@ class Stream(IterableDataset[Batch]):
 
 
 class LossTrainer(Trainer):
-    """`loss(model, batch)` and `batches` are what a recipe brings; everything else is the Trainer's own."""
+    """`loss(model, batch)` and `batches` are what a recipe brings. Of the Trainer's own ways two more are
+    others: a checkpoint's weights are put back under whatever names they were saved, and a checkpoint that a
+    full disk cuts off is removed, and said. Everything else is the Trainer's."""
 
     # The losses of micro-batches add up to the step's: the Trainer must not divide them by their number.
     loss_is_scaled_for_ga = True
@@ -80,22 +84,22 @@ class LossTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer's own way skips in silence what has another name in the file, and a LLaVA is saved under
         # other names than its modules have: a resumed run would start from fresh weights.
-        if isinstance(self.model, PreTrainedModel):
+        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
             saved = type(self.model).from_pretrained(resume_from_checkpoint)
             self.model.load_state_dict(saved.state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step, folder = self.state.global_step, Path(self.args.output_dir)
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as exc:  # what files, torch and safetensors raise
-            step = self.state.global_step
-            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{step}", ignore_errors=True)
-            raise ConfigError(
-                f"the checkpoint of step {step} cannot be written to {self.args.output_dir} ({exc}): make "
-                "room, and go on from the one before with --resume auto"
-            ) from exc
+            with written(
+                f"the checkpoint of step {step} in {folder}", "go on from the one before with --resume auto"
+            ):
+                super()._save_checkpoint(model, trial)
+        except ConfigError:
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+            raise
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         return self._loss(model, inputs)
@@ -138,74 +142,68 @@ def _leave_sigterm_to_the_trainer(_: int) -> None:
     signal.signal(END_OF_WORK, lambda *_: os._exit(0))
 
 
-class EveryMinutes(TrainerCallback):
-    """Save a checkpoint whenever so many minutes have gone by, and at the last step.
+class Checkpoints(TrainerCallback):
+    """Save a checkpoint whenever so many minutes have gone by, and at the last step; on SIGTERM finish the
+    step, save one and stop, and `stopped` says that it came to that.
 
-    Each holds the seconds trained until then, by this process and by those it took up from.
+    Clocks differ, and a signal may reach one process of many: all save or stop at the same step where one of
+    them is to. Each checkpoint holds the seconds trained until then, by this process and by those it took up
+    from.
     """
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
         self.began = self.last = time.monotonic()
         self.before = 0.0
+        self.stopped = False
+        self._told = False
+        self._handler: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.before = _seconds(state)
+        if threading.current_thread() is threading.main_thread():  # no other can set a handler
+            self._handler = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self._told = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         now = time.monotonic()
-        if now - self.last >= 60 * self.minutes or state.global_step >= state.max_steps:
+        late = now - self.last >= 60 * self.minutes
+        late, self.stopped = wanted_by_any((late, self._told), args.device)
+        if late or self.stopped or state.global_step >= state.max_steps:
             self.last = now
             state.log_history.append({"step": state.global_step, "seconds": self.before + now - self.began})
             control.should_save = True
+            control.should_training_stop = control.should_training_stop or self.stopped
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 def _seconds(state: TrainerState) -> float:
     return max((entry["seconds"] for entry in state.log_history if "seconds" in entry), default=0.0)
 
 
-def seconds_trained(folder: Path) -> float:
-    """Seconds of training in the last checkpoints of all phases under `folder`, resumed runs included."""
-    phases = {file.parent.parent for file in folder.rglob(TRAINER_STATE_NAME)}
-    last = (phase / f"checkpoint-{last_step(phase, 'auto')}" / TRAINER_STATE_NAME for phase in phases)
+def seconds_trained(*phases: Path) -> float:
+    """Seconds of training in the last checkpoints of the phases, resumed runs included."""
+    known = ((phase, last_step(phase, "auto")) for phase in phases)
+    last = (phase / f"checkpoint-{step}" / TRAINER_STATE_NAME for phase, step in known if step)
     return sum(_seconds(TrainerState.load_from_json(str(file))) for file in last)
-
-
-class SaveOnTerm(TrainerCallback):
-    """On SIGTERM finish the step, save a checkpoint and stop; `stopped` says that it came to that."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._before: Any = signal.SIG_DFL
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self.stopped = True
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.stopped:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
 
 
 class StepLog(TrainerCallback):
     """One JSON line a step with what `measure()` found, the learning rate and the time, and the same on the
-    progress bar and to callbacks that log (TensorBoard, W&B, MLflow). A resumed run cuts off what lies behind
-    its checkpoint and goes on."""
+    progress bar and to callbacks that log (TensorBoard, W&B, MLflow); and a line for each look at the
+    validation split, its figures under `eval_` names. A resumed run cuts off what lies behind its checkpoint
+    and goes on."""
 
     def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
         self.file = file
@@ -219,7 +217,10 @@ class StepLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             kept = [line for line in read_log(self.file) if line["step"] <= state.global_step]
-            self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            with self._written():
+                fresh = self.file.with_suffix(".new")
+                fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+                fresh.replace(self.file)
         self.last = time.monotonic()
 
     def on_step_end(
@@ -232,17 +233,36 @@ class StepLog(TrainerCallback):
         rate = kw["optimizer"].param_groups[0]["lr"] if kw.get("optimizer") else float("nan")
         line = {"step": state.global_step, **measured, "lr": rate, "seconds": now - self.last}
         self.last = now
-        with self.file.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        self._append(line)
         for reader in self.readers:
             reader.on_log(args, state, control, logs=dict(line), model=kw.get("model"))
         if self.bar and self.bar.training_bar is not None:
             self.bar.training_bar.set_postfix({name: f"{value:.3g}" for name, value in measured.items()})
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **_: Any,
+    ) -> None:
+        seen = {name: value for name, value in (logs or {}).items() if name.startswith(SEEN)}
+        if seen and state.is_world_process_zero:
+            self._append({"step": state.global_step, **seen})
+            self.last = time.monotonic()  # looking is no part of the next step
+
+    def _append(self, line: dict[str, float]) -> None:
+        with self._written(), self.file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _written(self) -> AbstractContextManager[None]:
+        return written(str(self.file), "go on with --resume auto")
+
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """The lines of a step log; none where there is no file, and a last line that was cut off does not
-    count."""
+    """The lines of a step log, of steps and of looks at the validation split (`eval_` names); none where
+    there is no file, and a last line that was cut off does not count."""
     if not file.is_file():
         return []
     lines = file.read_text("utf-8").split("\n")[:-1]  # what has no newline yet was not written whole
@@ -250,11 +270,15 @@ def read_log(file: Path) -> list[dict[str, float]]:
 
 
 class Evaluation(TrainerCallback):
-    """Print and keep the figures of the validation split every so many steps; checkpoints carry them on."""
+    """Print, log and keep the figures of the validation split every so many steps; checkpoints carry them on.
+
+    All that log (TensorBoard, W&B, MLflow, a `StepLog`) see them through `tell` under `eval_` names.
+    """
 
     def __init__(self, evaluate: Evaluate, every: int) -> None:
         self.evaluate = evaluate
         self.every = every
+        self.tell: Callable[[dict[str, float]], None] = lambda figures: None
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(
@@ -269,15 +293,33 @@ class Evaluation(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
     ) -> None:
-        if state.global_step % self.every == 0 or state.global_step == args.max_steps:
-            figures = self.evaluate(kw["model"], state.global_step)
-            self.history.append({"step": state.global_step, **figures})
-            state.log_history.append({"step": state.global_step, "figures": self.history[-1]})
-            print(
-                "  ".join(f"{name} {value:.3f}" for name, value in figures.items()),
-                file=sys.stderr,
-                flush=True,
-            )
+        if state.global_step % self.every and state.global_step != args.max_steps:
+            return
+        figures = self.evaluate(kw["model"], state.global_step)  # on every rank: each may see to a part
+        self.history.append({"step": state.global_step, **figures})
+        state.log_history.append({"step": state.global_step, "figures": self.history[-1]})
+        if figures and state.is_world_process_zero:
+            said = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            print(said, file=sys.stderr, flush=True)
+        if figures:
+            due = control.should_log  # the Trainer takes its own summary for given once anything is logged
+            self.tell({f"{SEEN}{name}": value for name, value in figures.items()})
+            control.should_log = due
+
+
+class Bar(ProgressCallback):
+    """The Trainer's progress bar, without the figures that an `Evaluation` prints."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **kw: Any,
+    ) -> None:
+        if not any(name.startswith(SEEN) for name in logs or ()):
+            super().on_log(args, state, control, logs=logs, **kw)
 
 
 def wants_bf16(precision: str) -> bool:
@@ -334,6 +376,19 @@ def remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(old)
 
 
+def on_one_gpu(arguments: TrainingArguments) -> None:
+    """A process trains on one GPU: the Trainer would cut every batch up among all GPUs it sees, and not what
+    the loss knows of the batch's rows."""
+    seen = arguments.n_gpu
+    if seen > 1:
+        arguments._n_gpu = 1
+        print(
+            f"{seen} GPUs are visible, and one is used: `accelerate launch` starts a process for each",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -365,8 +420,6 @@ def fit(
     checkpoint is saved and TrainingStopped raised.
     """
     start = last_step(folder, resume)
-    if not start:
-        remove_checkpoints(folder)
     chosen = {
         "lr_scheduler_type": "cosine",
         "adam_beta2": 0.98,
@@ -395,9 +448,12 @@ def fit(
         log_level="warning",
         **chosen,
     )
-    # A signal handler can be set in the main thread only.
-    term = SaveOnTerm() if threading.current_thread() is threading.main_thread() else None
-    every = [EveryMinutes(checkpoint_minutes), *callbacks, log, evaluation, term]
+    on_one_gpu(arguments)
+    if not start and is_first_process():
+        remove_checkpoints(folder)
+    wait_for_all()
+    checkpoints = Checkpoints(checkpoint_minutes)
+    every = [*callbacks, log, evaluation, checkpoints]
     trainer = LossTrainer(
         model=model,
         args=arguments,
@@ -406,10 +462,13 @@ def fit(
         workers=workers if micro_batches == 1 else 1,
         callbacks=[callback for callback in every if callback],
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(bar := Bar())
     if log:
-        shown = trainer.callback_handler.callbacks
-        log.bar = next((callback for callback in shown if isinstance(callback, ProgressCallback)), None)
-        log.readers = [callback for callback in shown if not isinstance(callback, ProgressCallback)]
+        log.bar = bar
+        log.readers = [callback for callback in trainer.callback_handler.callbacks if callback is not bar]
+    if evaluation:
+        evaluation.tell = trainer.log
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
         with ending_its_workers():
@@ -418,7 +477,7 @@ def fit(
         trainer.restore(checkpoint)
         if evaluation:
             evaluation.recall(trainer.state)
-    if term and term.stopped and trainer.state.global_step < steps:
+    if checkpoints.stopped and trainer.state.global_step < steps:
         raise TrainingStopped(
             f"SIGTERM came after step {trainer.state.global_step} of {steps}; the checkpoint lies in "
             f"{folder}: go on with --resume auto"

@@ -1,7 +1,6 @@
 """Fine-tuning on clean and perturbed twins: an adapter on the language model, or the weights themselves."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,29 +12,53 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-from modint_guard.data import DataSet, read_data
+from modint_guard.data import DataSet
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
 from modint_training.attack import Attack
-from modint_training.batches import Pools, Source, data_source, pools_of, tinyworld_source, twin_batches
+from modint_training.batches import (
+    Pools,
+    Source,
+    check_dealt_out,
+    data_source,
+    pools_of,
+    tinyworld_source,
+    twin_batches,
+)
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
+from modint_training.lengths import check_lengths
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
-from modint_training.run_folder import check_taken_up, write_record
+from modint_training.ranks import is_first_process, rank, ranks
+from modint_training.reading import read_examples
+from modint_training.run_folder import check_taken_up, rows_hash, write_record
 from modint_training.trainer import Batch, Evaluation, StepLog, fit, seed_everything
 from modint_training.views import check_kinds
 from modint_training.watching import Watched, figures_of, own_watched, tinyworld_watched
 
 
-def load_base(name: str, *, weights: Path | None = None, **loading: Any) -> tuple[Any, Any]:
+def load_base(
+    name: str, *, weights: Path | None = None, placed: bool = True, **loading: Any
+) -> tuple[Any, Any]:
     """The model and processor of a bundled model name or a model folder, or with the weights of a checkpoint
-    of it; `loading` goes to `from_pretrained`."""
+    of it; `loading` goes to `from_pretrained`.
+
+    The model is on the GPU, where there is one, unless `loading` says where (4-bit weights) or it is not to
+    be `placed`, since a Trainer does that by rank.
+    """
     folder = located(name)
     family_of(model_type_of(name))
     model = AutoModelForImageTextToText.from_pretrained(weights or folder, **loading)
+    if placed and "device_map" not in loading:
+        model = model.to(fastest_device())
     return model, AutoProcessor.from_pretrained(folder)
+
+
+def fastest_device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_type_of(name: str) -> str:
@@ -58,43 +81,46 @@ def tune(
     check_kinds(recipe.controls, controls=True)
     check_device(recipe, cuda=torch.cuda.is_available())
     check_reports(recipe)
+    check_dealt_out(recipe, ranks())
     seed_everything(recipe.seed)
     check_served(recipe)
+    rows = rows_hash(recipe)
     if resume == "auto":
-        check_taken_up(folder, recipe)
-    base, processor = load_base(recipe.base, **loading_of(recipe))
+        check_taken_up(folder, recipe, rows)
+    base, processor = load_base(recipe.base, placed=False, **loading_of(recipe))
     model = trainable(base, recipe)
-    source, steps = source_of(recipe)
-    meter, ranks = Meter(), int(os.environ.get("WORLD_SIZE", "1"))
+    source, steps = source_of(recipe, processor)
+    meter = Meter()
     evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
-    print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
-        write_record(folder, recipe, command=command)
-    fit(
-        model,
-        twin_loss(recipe, meter),
-        twin_batches(recipe, processor, source, rank=int(os.environ.get("RANK", "0")), ranks=ranks),
-        folder=folder / recipe.kind,
-        steps=steps,
-        lr=recipe.lr,
-        warmup_steps=warmup(recipe, steps),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        checkpoint_minutes=recipe.checkpoint_minutes,
-        resume=resume,
-        evaluation=evaluation,
-        log=log,
-        micro_batches=recipe.micro_batches,
-        adam_beta2=recipe.adam_beta2,
-        adam_epsilon=recipe.adam_epsilon,
-        report_to=list(recipe.report_to) or "none",
-    )
-    if is_first_process():
-        draw_curves(folder / "log.jsonl", folder / "curves.png")
+        print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
+        write_record(folder, recipe, rows, command=command)
+    try:
+        fit(
+            model,
+            twin_loss(recipe, meter),
+            twin_batches(recipe, processor, source, rank=rank(), ranks=ranks()),
+            folder=folder / recipe.kind,
+            steps=steps,
+            lr=recipe.lr,
+            warmup_steps=warmup(recipe, steps),
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            precision=recipe.precision,
+            seed=recipe.seed,
+            checkpoint_minutes=recipe.checkpoint_minutes,
+            resume=resume,
+            evaluation=evaluation,
+            log=log,
+            micro_batches=recipe.micro_batches,
+            adam_beta2=recipe.adam_beta2,
+            adam_epsilon=recipe.adam_epsilon,
+            report_to=list(recipe.report_to) or "none",
+        )
+    finally:
+        if is_first_process():  # also of a run that was stopped
+            draw_curves(folder / "log.jsonl", folder / "curves.png")
     return model, processor, evaluation.history
 
 
@@ -104,11 +130,6 @@ def check_served(recipe: TuneRecipe) -> None:
         check_servable(model_type_of(recipe.base))
         if recipe.kind != "full" and recipe.scope != ("language",):
             check_tower_servable(located(recipe.base))
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_device(recipe: TuneRecipe, *, cuda: bool) -> None:
@@ -180,17 +201,21 @@ def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
     )
 
 
-def source_of(recipe: TuneRecipe) -> tuple[Source, int]:
-    """Where examples come from, and how many steps that makes."""
+def source_of(recipe: TuneRecipe, processor: Any) -> tuple[Source, int]:
+    """Where examples come from, and how many steps that makes.
+
+    Raises DataError for examples of one's own that the run could not be carried through with.
+    """
     if recipe.data == TINYWORLD:
         assert recipe.steps is not None  # the recipe's own check
         return tinyworld_source(recipe), recipe.steps
-    found = read_examples(recipe.data)
+    found = read_examples(recipe.data, recipe.reading)
     pools = pools_of(recipe, found)
     drawn = sum(map(len, pools.values()))
     if is_first_process():
         print(told_of(recipe, found, pools), file=sys.stderr, flush=True)
     steps = recipe.steps or max(1, round((recipe.epochs or 1) * drawn / recipe.batch))
+    check_lengths(recipe, processor, found, pools, steps, quiet=not is_first_process())
     return data_source(recipe, found, pools), steps
 
 
@@ -208,21 +233,14 @@ def told_of(recipe: TuneRecipe, found: DataSet, pools: Pools) -> str:
     return said
 
 
-def read_examples(path: str) -> DataSet:
-    """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
-
-    Raises DataError for what cannot be read.
-    """
-    return read_data(Path(path))
-
-
 def watched_of(recipe: TuneRecipe) -> list[Watched]:
     """What is looked at while training: TinyWorld's validation split, or the recipe's own, if it has one."""
     if recipe.data == TINYWORLD:
         return tinyworld_watched(recipe.evaluate_items)
     if recipe.validation is None:
         return []
-    return own_watched(read_examples(recipe.validation), recipe.evaluate_items, recipe.perturbations)
+    found = read_examples(recipe.validation, recipe.reading)
+    return own_watched(found, recipe.evaluate_items, recipe.perturbations)
 
 
 def warmup(recipe: TuneRecipe, steps: int) -> int:

@@ -16,12 +16,20 @@ def twin(
     Without controls the adapter would learn "whatever the caption says is wrong". None where nothing fits the
     family: items that need both modalities are never perturbed.
     """
+    drawn = twin_kind(item, kinds, controls, control_share, rng)
+    return None if drawn is None else perturb(item, drawn[0], seed=drawn[1])
+
+
+def twin_kind(
+    item: Item, kinds: Sequence[str], controls: Sequence[str], control_share: float, rng: random.Random
+) -> tuple[str, int] | None:
+    """The name and the seed of the perturbation that makes `twin`."""
     harmful = [name for name in kinds if fits(item, name)]
     harmless = [name for name in controls if fits(item, name)]
     if not harmful:
         return None
     chosen = rng.choice(harmless if harmless and rng.random() < control_share else harmful)
-    return perturb(item, chosen, seed=rng.getrandbits(32))
+    return chosen, rng.getrandbits(32)
 
 
 def fits(item: Item, name: str) -> bool:

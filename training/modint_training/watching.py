@@ -14,7 +14,8 @@ from modint_training.collate import Encoded, collate, encode
 from modint_training.families import family_of
 from modint_training.losses import cross_entropies
 from modint_training.masks import known_mask, predicted, predicting_mask
-from modint_training.passes import bare, whole_pass
+from modint_training.passes import bare, dealt_out, whole_pass
+from modint_training.ranks import of_all_ranks, rank, world
 from modint_training.tinyworld.conditions import WATCHED
 from modint_training.views import fits
 
@@ -81,10 +82,11 @@ def first_of_each(data: DataSet, count: int) -> list[Item]:
 def figures_of(watched: Sequence[Watched], processor: Any) -> Figures:
     """What an `Evaluation` calls: `loss`, the mean cross-entropy of all true answers in nats a token; the
     accuracy in each condition; and `condition/flips`, the share of items whose first token is another than in
-    the clean condition. Nothing is watched: no figures."""
+    the clean condition. Nothing is watched: no figures. Of several ranks each looks at a part of the items;
+    all have the figures of the whole."""
 
     def figures(model: nn.Module, step: int) -> dict[str, float]:
-        found = {each.name: look(model, processor, each.items) for each in watched}
+        found = {each.name: look_together(model, processor, each.items) for each in watched}
         every = [seen for rows in found.values() for seen in rows]
         measured = {
             "loss": sum(seen.loss for seen in every) / max(1, sum(seen.tokens for seen in every)),
@@ -103,6 +105,14 @@ def _flips(each: Watched, watched: Sequence[Watched], found: dict[str, list[Seen
     first = {item.id: seen.first for item, seen in zip(clean.items, found[clean.name], strict=True)}
     pairs = zip(each.items, found[each.name], strict=True)
     return sum(seen.first != first[item.id] for item, seen in pairs) / len(each.items)
+
+
+def look_together(model: nn.Module, processor: Any, items: Sequence[Item]) -> list[Seen]:
+    """As `look`, by all ranks, which share the items out, unless the model needs all of them for each."""
+    if dealt_out(model):
+        return look(model, processor, items)
+    parts = of_all_ranks(look(model, processor, items[rank() % world() :: world()]))
+    return [parts[place % len(parts)][place // len(parts)] for place in range(len(items))]
 
 
 @torch.no_grad()

@@ -1,0 +1,117 @@
+"""An example that is too long is refused before the first step, with its place, and no picture is decoded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modint_guard.data import read_data, write_items, write_llava
+from modint_guard.errors import DataError
+from modint_guard.perturb import clean_view
+from modint_training.batches import data_source, pools_of, twin_batches
+from modint_training.collate import encode
+from modint_training.config import TuneRecipe
+from modint_training.lengths import check_lengths
+from modint_training.tinyworld import suite
+from modint_training.tune import tune
+from tests.training.small import lora_recipe, save_small_base
+from tests.training.small_families import small_family
+
+STEPS = 4  # every example once
+
+
+@pytest.fixture(scope="module")
+def base(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_base(processor, tmp_path_factory.mktemp("small") / "base")
+
+
+def rows(folder: Path, *, long: int | None = None, picture: int = 0) -> Path:
+    """Eight rows of two families; the question of number `long` is of a hundred words, and with `picture` its
+    picture as wide and high."""
+    items = [*suite.items("image-heavy", "train", 4), *suite.items("text-heavy", "train", 4)]
+    if long is not None:
+        item = items[long]
+        items[long] = item.replace(question=f"{'the ' * 100}{item.question}")
+        if picture:
+            assert item.image is not None
+            items[long] = item.replace(image=item.image.resize((picture, picture)))
+    return write_llava(items, folder)
+
+
+def recipe_of(data: Path, *overrides: str) -> TuneRecipe:
+    own = (f"data={data}", "letter=null", "quotas=[1, 1, 0]", "batch=2", f"steps={STEPS}")
+    return lora_recipe("tinyworld-base", *own, *overrides)
+
+
+def check(data: Path, processor: Any, *overrides: str) -> None:
+    recipe, found = recipe_of(data, *overrides), read_data(data)
+    check_lengths(recipe, processor, found, pools_of(recipe, found), STEPS)
+
+
+def longest(data: Path, processor: Any) -> int:
+    """Of all the rows that the run will learn from, made as it makes them."""
+    recipe, found = recipe_of(data), read_data(data)
+    made = twin_batches(recipe, processor, data_source(recipe, found, pools_of(recipe, found)))
+    return max(int(part["attention_mask"].sum(-1).max()) for step in range(STEPS) for part in made(step))
+
+
+def test_a_run_with_an_example_too_long_ends_before_its_first_step_with_file_and_line(
+    base: Path, tmp_path: Path
+) -> None:
+    data = rows(tmp_path / "data", long=2)
+    written = data.read_text("utf-8")
+    sample = json.loads(written)[2]["id"]
+    line = next(number for number, text in enumerate(written.split("\n"), 1) if sample in text)
+    with pytest.raises(DataError) as refused:
+        tune(recipe_of(data, f"base={base}", "steps=1", "max_length=120"), tmp_path / "run")
+    # One step of two examples would not have come to it.
+    assert (refused.value.file, refused.value.sample) == (str(data), sample)
+    assert refused.value.line is not None and abs(refused.value.line - line) <= 1
+    said = refused.value.problem
+    assert said.startswith("it takes 1") and "tokens, more than max_length: 120; nothing is truncated" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_rows_that_are_checked_are_as_long_as_those_that_are_learnt_from(
+    processor: Any, tmp_path: Path, name: str
+) -> None:
+    data, own = rows(tmp_path / "data", long=1, picture=120), small_family(name, processor)[1]
+    most = longest(data, own)
+    check(data, own, f"max_length={most}")
+    with pytest.raises(DataError, match=f"takes {most} tokens, more than max_length: {most - 1}"):
+        check(data, own, f"max_length={most - 1}")
+
+
+def test_a_twin_that_is_too_long_is_refused_by_its_name(processor: Any, tmp_path: Path) -> None:
+    data = rows(tmp_path / "data")
+    clean = max(len(encode(clean_view(item), processor).ids) for item in read_data(data))
+    alone = ("perturbations=[unrelated_facts, noise]", "controls=[]")
+    with pytest.raises(DataError, match=r"sample '.*': its twin, (unrelated_facts|noise), takes"):
+        check(data, processor, *alone, f"max_length={clean}")
+
+
+def test_no_picture_is_opened_where_all_take_the_same_and_none_decoded_where_sizes_count(
+    processor: Any, tmp_path: Path
+) -> None:
+    data = rows(tmp_path / "data")
+    qwen = small_family("qwen2_5_vl", processor)[1]
+    for picture in data.parent.rglob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:60])  # signature and header, and hardly a pixel
+    check(data, qwen)
+    for picture in data.parent.rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    check(data, processor)
+    with pytest.raises(DataError, match=r"the picture .* cannot be used: The data is no PNG"):
+        check(data, qwen)
+
+
+def test_a_text_that_holds_the_pictures_placeholder_is_refused_with_its_place(
+    processor: Any, tmp_path: Path
+) -> None:
+    item = suite.items("text-heavy", "train", 1)[0]
+    write_items([item, item.replace(id="x", question="What is an <image> token?")], tmp_path)
+    said = r"items\.jsonl:2: sample 'x': its text holds the picture's placeholder"
+    with pytest.raises(DataError, match=said):
+        check(tmp_path, processor, "quotas=[0, 1, 0]")

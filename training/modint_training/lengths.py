@@ -1,0 +1,81 @@
+"""Whether every example of one's own is short enough, before the first step and with no picture decoded."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from modint_guard.data import DataSet
+from modint_guard.data.samples import Sample
+from modint_guard.errors import DataError
+from modint_guard.item import Item
+from modint_guard.perturb import clean_view, perturb
+from modint_training.batches import SOME_PICTURE, Pools, number_of, too_long, twin_rng
+from modint_training.collate import encode
+from modint_training.config import TuneRecipe
+from modint_training.families import vision_of
+from modint_training.sampler import Quotas, Slot
+from modint_training.views import twin_kind
+
+
+def check_lengths(
+    recipe: TuneRecipe, processor: Any, found: DataSet, pools: Pools, steps: int, *, quiet: bool = False
+) -> None:
+    """Refuse an example of which a row would stop the run: its clean view, or a twin of it that one of the
+    `steps` will draw.
+
+    Raises DataError with file, line and sample id. Shows a bar where it takes more than two seconds.
+    """
+    sized = vision_of(processor).sized
+    total = sum(map(len, pools.values())) + steps * recipe.batch
+    places = tqdm(
+        _places(recipe, pools, steps), "lengths", total, unit="row", leave=False, delay=2, disable=quiet
+    )
+    for number, slot in places:
+        sample = found.sample(number)
+        item = _stood_in(sample, sized=sized)
+        row = clean_view(item) if slot is None else _twin(recipe, slot, item)
+        if row is not None:
+            _check(recipe, processor, sample, row)
+
+
+def _places(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:
+    """The number of every example, then that of each slot of the run, whose twin it is about."""
+    quotas = Quotas(recipe.quotas, recipe.batch)
+    slots = (slot for step in range(steps) for slot in quotas.slots(step))
+    return chain(
+        ((number, None) for numbers in pools.values() for number in numbers),
+        ((number_of(slot, pools, recipe.seed), slot) for slot in slots),
+    )
+
+
+def _stood_in(sample: Sample, *, sized: bool) -> Item:
+    """The item with pictures that show nothing, of the same sizes where a picture's tokens depend on it."""
+    pictures = {
+        name: Image.new("L", picture.size()) if sized else SOME_PICTURE
+        for name, picture in sample.pictures.items()
+    }
+    return sample.item.replace(**pictures)
+
+
+def _twin(recipe: TuneRecipe, slot: Slot, item: Item) -> Item | None:
+    drawn = twin_kind(
+        item, recipe.perturbations, recipe.controls, recipe.control_share, twin_rng(recipe, slot)
+    )
+    if drawn is None:
+        return None
+    name, seed = drawn
+    # As many pixels of noise take their time, and only how many they are counts.
+    return perturb(item, "black" if name == "noise" else name, seed=seed).replace(perturbation=name)
+
+
+def _check(recipe: TuneRecipe, processor: Any, sample: Sample, row: Item) -> None:
+    try:
+        said = too_long(encode(row, processor), recipe)
+    except DataError as exc:
+        raise sample.row.error(exc.problem.removeprefix(f"item {row.id}: "), row.id) from exc
+    if said:
+        what = "it" if row.perturbation == sample.item.perturbation else f"its twin, {row.perturbation},"
+        raise sample.row.error(f"{what} {said}", row.id)
