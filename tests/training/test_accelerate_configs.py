@@ -8,7 +8,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 FOLDER = Path(__file__).parents[2] / "training" / "accelerate"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ddp", "MULTI_GPU"), ("ddp-cpu", "MULTI_GPU"), ("fsdp2", "FSDP")]
+)
 def test_a_shipped_configuration_is_read_by_accelerate(name: str, kind: str) -> None:
     read = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert read.distributed_type == kind

@@ -57,9 +57,3 @@ def of_all_ranks(mine: Any) -> list[Any]:
     brought: list[Any] = [None] * world()
     distributed.all_gather_object(brought, mine)
     return brought
-
-
-def wait_for_all() -> None:
-    """Come back when every rank has come here."""
-    if world() > 1:
-        distributed.barrier()

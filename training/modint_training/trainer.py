@@ -31,7 +31,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modint_guard.errors import ConfigError, TrainingStopped
 from modint_training.disk import written
-from modint_training.ranks import is_first_process, wait_for_all, wanted_by_any
+from modint_training.ranks import is_first_process, wanted_by_any
 
 SEEN = "eval_"  # the Trainer's own mark of what was seen on a validation split
 END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
@@ -451,7 +451,7 @@ def fit(
     on_one_gpu(arguments)
     if not start and is_first_process():
         remove_checkpoints(folder)
-    wait_for_all()
+    arguments.distributed_state.wait_for_everyone()
     checkpoints = Checkpoints(checkpoint_minutes)
     every = [*callbacks, log, evaluation, checkpoints]
     trainer = LossTrainer(
