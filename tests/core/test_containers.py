@@ -148,6 +148,7 @@ def test_parquet_that_datasets_wrote_holds_chats_and_pictures() -> None:
     first, second = read_data(SAVED / "chats.parquet")
     assert (first.question, first.answer) == ("What colour?", "Red.")
     assert first.image is not None and first.image.tobytes() == RED.resize((4, 3)).tobytes()
+    assert read_data(SAVED / "chats.parquet").sample(0).pictures["image"].size() == (4, 3)
     assert (second.question, second.labelled, second.image) == ("1 + 2?", False, None)
 
 

@@ -1,5 +1,6 @@
 """Readers: every format by a small file of its kind, and every row that is refused, with its place."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -597,6 +598,21 @@ def test_a_picture_is_decoded_only_when_its_item_is_asked_for(tmp_path: Path) ->
     assert [held.item.answer for held in data.samples()] == ["Red."]
     with pytest.raises(DataError, match=r"mine.json:2: sample 'good': the picture 'red.png' cannot be used"):
         sample.load()
+
+
+def test_the_size_of_a_picture_is_read_from_its_header_alone(tmp_path: Path) -> None:
+    Image.effect_noise((64, 48), 90).save(tmp_path / "wide.png")
+    cut_off = (tmp_path / "wide.png").read_bytes()[:100]
+    (tmp_path / "wide.png").write_bytes(cut_off)
+    told = "data:image/png;base64," + base64.b64encode(cut_off).decode()
+    rows = [{**GOOD, "id": name, "image": name} for name in ("wide.png", told)]
+    for sample in read_data(written(tmp_path, *rows)).samples():
+        assert sample.pictures["image"].size() == (64, 48)
+    (tmp_path / "wide.png").write_bytes(b"no picture at all")
+    with pytest.raises(
+        DataError, match=r"mine.json:2: sample 'wide.png': the picture 'wide.png' cannot be used"
+    ):
+        read_data(tmp_path / "mine.json").sample(0).pictures["image"].size()
 
 
 @pytest.mark.parametrize("value", ["bad.png", "data:image/png;base64,AAAA"])
