@@ -1,5 +1,5 @@
-"""One process of a run by `fsdp2.yaml` on a machine without a GPU: `modint-guard`, and accelerate is told that
-its processes, which talk by gloo, are such as it shards over. It would leave FSDP out on a CPU."""
+"""One process of a run by `fsdp2.yaml` on a machine without a GPU: `modint-guard`, where accelerate is told
+that its processes, which talk by gloo, are such as it shards over. It would leave FSDP out on a CPU."""
 
 import sys
 from typing import Any

@@ -170,6 +170,7 @@ def test_what_was_typed_stands_in_record_and_card_of_a_run_and_of_its_checkpoint
     typed = (f"base={base}", "name=mine", "quotas=[1, 1, 2]", *short)
     made = run_recipe("robust-lora", typed, output=None, runs=tmp_path, resume="no", test_items=2)
     again = export_run(tmp_path / "mine", output=tmp_path / "again", test_items=2)
+    assert made is not None
     command = f"modint-guard train robust-lora base={base} name=mine 'quotas=[1, 1, 2]' {' '.join(short)}"
     for folder in (made, again):
         assert json.loads((folder / "run.json").read_text("utf-8"))["command"] == command
