@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +28,9 @@ from modint_guard.severity import FULL
 from modint_guard.types import JSON
 
 WORST = 24  # answers shown with their pictures
+TURNED = "Answers that were turned, the furthest first"  # their heading
+CELL_CHARACTERS = 200  # of a text in a Markdown table
+CARD_CHARACTERS = 500  # of a text on the page
 THUMBNAIL = 192  # pixels, the longer side
 RADIUS = 100.0  # of the radar, in its own units
 HEAT = ("accuracy", "harmful_flip", "js", "perceptual_image", "perceptual_text", "text_preference")
@@ -47,9 +52,22 @@ class Diagnosis:
     rows: Sequence[Mapping[str, Any]]
     doses: Sequence[Mapping[str, Any]]
     comparison: Sequence[Mapping[str, Any]]
+    consistency: Sequence[Mapping[str, Any]]
     radar: Mapping[str, Mapping[str, float]]
     worst: Sequence[Mapping[str, Any]]
     notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with a heading and what their columns mean; the page shows those that are alike `by` these columns
+    under one line that names them.
+    """
+
+    heading: str
+    rows: Sequence[Mapping[str, Any]]
+    note: str = ""
+    by: tuple[str, ...] = ()
 
 
 def write_report(
@@ -76,6 +94,7 @@ def diagnosis(found: Mapping[str, Sequence[Found]], *, data: str) -> Diagnosis:
         for first, second in combinations(found, 2)
         for row in compared((first, second), found[first], found[second])
     ]
+    same = {model: known for model, own in found.items() if (known := consistency(own))}
     worst = [shown for model, own in found.items() for shown in worst_of(model, own)]
     worst.sort(key=lambda shown: -(shown["js"] or 0.0))
     return Diagnosis(
@@ -85,7 +104,8 @@ def diagnosis(found: Mapping[str, Sequence[Found]], *, data: str) -> Diagnosis:
         rows=rows,
         doses=list(dose_response(rows)),
         comparison=comparison,
-        radar={model: radar(model, rows, own) for model, own in found.items()},
+        consistency=[{"model": model, **known} for model, known in same.items()],
+        radar={model: radar(model, rows, same.get(model)) for model in found},
         worst=worst[:WORST],
         notes=(*LIMITS, *_methods(found)),
     )
@@ -125,12 +145,13 @@ def finding(
     return first, f"{worst['harmful_flip']:.0%} of its answers turn from right to wrong{decides}."
 
 
-def radar(model: str, rows: Sequence[Mapping[str, Any]], found: Sequence[Found]) -> dict[str, float]:
-    """The figures of one model that are known, each in [0, 1], more is better."""
+def radar(
+    model: str, rows: Sequence[Mapping[str, Any]], same: Mapping[str, float | int] | None
+) -> dict[str, float]:
+    """The figures of one model that are known, each in [0, 1], more is better. same: its consistency."""
     own = [row for row in rows if row["model"] == model]
     clean = [row for row in own if row["perturbation"] == CLEAN]
     harm = [row for row in own if row["severity"] == FULL and REGISTRY[row["perturbation"]].role != "control"]
-    same = consistency(found)
     values = {
         "right when clean": _weighted(clean, "accuracy"),
         "right when disturbed": _weighted(harm, "accuracy"),
@@ -222,6 +243,7 @@ def as_json(record: Mapping[str, Any], made: Diagnosis) -> JSON:
         "finding": list(made.finding),
         "doses": list(made.doses),
         "comparison": list(made.comparison),
+        "consistency": list(made.consistency),
         "radar": {model: dict(values) for model, values in made.radar.items()},
         "worst": [{key: value for key, value in each.items() if key != "image"} for each in made.worst],
         "notes": list(made.notes),
@@ -229,17 +251,63 @@ def as_json(record: Mapping[str, Any], made: Diagnosis) -> JSON:
 
 
 def markdown(record: Mapping[str, Any], made: Diagnosis) -> str:
-    """The same as tables."""
+    """The same as tables; of the worst answers no pictures and no contexts."""
     parts = [f"# {_title(made)}", " ".join(made.finding), f"Made by `{record['command']}`."]
-    for title, rows in (
-        ("By perturbation", made.rows),
-        ("Side by side", made.comparison),
-        ("Dose and response", made.doses),
+    axes = _axes(made)
+    for each in (
+        Table("At a glance", [{"model": m, **{a: v.get(a) for a in axes}} for m, v in made.radar.items()]),
+        Table("By perturbation", made.rows),
+        *_further(made),
+        Table(TURNED, [_in_a_row(worst) for worst in made.worst]),
     ):
-        if rows:
-            parts += [f"## {title}", table(rows)]
+        if each.rows:
+            parts += [f"## {each.heading}", table(each.rows), *[each.note] * bool(each.note)]
     parts += ["## Limits", "\n".join(f"- {note}" for note in made.notes) + "\n"]
     return "\n\n".join(parts)
+
+
+def _further(made: Diagnosis) -> tuple[Table, ...]:
+    """The tables after the first; some may be empty."""
+    return (
+        Table(
+            "Side by side",
+            made.comparison,
+            "difference: the second model's accuracy less the first's, with its paired 95 % interval; p:"
+            " McNemar's exact test.",
+            ("family",),
+        ),
+        Table(
+            "Same fact, same answer",
+            made.consistency,
+            "Of n image-heavy items the clean answer, beside that to a true caption under a neutral picture:"
+            " the share where both say the same, and where both are right.",
+        ),
+        Table(
+            "Dose and response",
+            made.doses,
+            "area: the mean accuracy lost from dose 0 to 1; slope: the accuracy lost a unit of dose.",
+            ("model", "family"),
+        ),
+    )
+
+
+def _axes(made: Diagnosis) -> list[str]:
+    return list(dict.fromkeys(name for values in made.radar.values() for name in values))
+
+
+def _in_a_row(worst: Mapping[str, Any]) -> dict[str, Any]:
+    """One of the worst answers for a Markdown table, the texts of the data on one line each."""
+    said = {name: _one_line(worst[name]) for name in ("id", "question", "truth", "clean_answer", "answer")}
+    return {
+        **{name: worst[name] for name in ("model", "perturbation", "severity")},
+        **said,
+        "js": worst["js"],
+    }
+
+
+def _one_line(text: str) -> str:
+    """A text cut short, without a mark that Markdown would take for its own."""
+    return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", cut(" ".join(text.split()), CELL_CHARACTERS))
 
 
 def html(record: Mapping[str, Any], made: Diagnosis) -> str:
@@ -251,17 +319,20 @@ def html(record: Mapping[str, Any], made: Diagnosis) -> str:
         loader=PackageLoader("modint_guard", "templates"), autoescape=True, undefined=StrictUndefined
     )
     environment.trim_blocks = environment.lstrip_blocks = True
-    axes = list(dict.fromkeys(name for values in made.radar.values() for name in values))
+    axes = _axes(made)
     return environment.get_template("report.html.jinja").render(
         title=_title(made),
         made=made,
         record=record,
+        further=_further(made),
+        turned=TURNED,
         heat=HEAT,
         axes=[(name, *point(index, len(axes), 1.0)) for index, name in enumerate(axes)],
         rings=[polygon([share] * len(axes)) for share in (0.25, 0.5, 0.75, 1.0)],
         shapes={
             model: polygon([values.get(name, 0.0) for name in axes]) for model, values in made.radar.items()
         },
+        cut=partial(cut, most=CARD_CHARACTERS),
         shown=shown,
         badness=badness,
         probability=probability,
@@ -284,6 +355,11 @@ def polygon(values: Sequence[float]) -> str:
     """The points of an SVG polygon, one an axis."""
     corners = (point(index, len(values), value) for index, value in enumerate(values))
     return " ".join(f"{x:g},{y:g}" for x, y in corners)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters, with a mark where it goes on."""
+    return text if len(text) <= most else text[: most - 2] + " …"
 
 
 def badness(name: str, value: float | None) -> int:

@@ -1,20 +1,26 @@
 """The report: a finding on top, figures by hand, no network, bounded; no text of the data becomes markup."""
 
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from modint_guard.diagnosis import Found, Variant
 from modint_guard.perturb import CLEAN, perturb
 from modint_guard.report import (
+    CARD_CHARACTERS,
+    THUMBNAIL,
     WORST,
     badness,
+    cut,
     diagnosis,
     finding,
     html,
+    markdown,
     point,
     polygon,
     probability,
@@ -22,8 +28,9 @@ from modint_guard.report import (
     write_report,
 )
 from modint_guard.results import recorded
+from modint_guard.types import NEUTRAL_IMAGE
 from tests.core.items import DIGIT
-from tests.core.test_diagnosis import clean, lied
+from tests.core.test_diagnosis import clean, digit, lied
 
 
 def found(count: int, lies_believed: int) -> list[Found]:
@@ -103,12 +110,35 @@ def test_the_page_needs_nothing_from_anywhere() -> None:
     assert "script" not in seen.tags and "link" not in seen.tags
     assert seen.addresses and all(each.startswith("data:image/") for each in seen.addresses)
     assert not re.search(r"url\(|@import|https?://", text)
-    assert "prefers-color-scheme: dark" in text and "@media print" in text and "max-width: 40rem" in text
+    assert "@media print" in text and "max-width: 40rem" in text
+    assert "@media screen and (prefers-color-scheme: dark)" in text  # paper is white
+    assert "loading=" not in text  # a picture that is not loaded yet is not printed
 
 
 def test_the_page_is_bounded_whatever_the_number_of_items() -> None:
     small, large = read(page(WORST + 1, WORST + 1)), read(page(4 * WORST, 4 * WORST))
     assert small.tags.count("img") == large.tags.count("img") == WORST
+
+
+def test_ten_thousand_items_of_long_texts_and_large_pictures_make_a_page_of_bounded_size() -> None:
+    noise = random.Random(0).randbytes(400 * 300 * 3)
+    picture = Image.frombytes("RGB", (400, 300), noise)  # the worst that a PNG can be made of
+    given: list[Found] = []
+    for number in range(10_000):
+        item = digit(number).replace(image=picture)
+        told = item.replace(context="A long passage. " * 2000, perturbation="misleading_description")
+        given += [
+            Found(Variant(item, CLEAN, 0), "3"),
+            Found(Variant(told, "misleading_description", 5), "7" if number % 2 else "3"),
+        ]
+    made = diagnosis({"m": given}, data="d")
+    text = html(recorded("made", [0], made.rows), made)
+    assert "m is right in 100% of 10000 clean" in text
+    assert read(text).tags.count("img") == WORST
+    thumbnail = 4 / 3 * (3 * THUMBNAIL * THUMBNAIL * 300 / 400)  # base64 of three bytes a pixel
+    assert len(text.encode()) < WORST * (1.1 * thumbnail + 2 * CARD_CHARACTERS) + 30_000
+    told_of = markdown(recorded("made", [0], made.rows), made)
+    assert told_of.count("digit-") == WORST and len(told_of) < 20_000
 
 
 def test_the_furthest_moved_come_first() -> None:
@@ -144,3 +174,53 @@ def test_weak_methods_and_skipped_answers_are_said() -> None:
     notes = " ".join(diagnosis({"m": given}, data="d").notes)
     assert "m gave no log-probabilities" in notes
     assert "1 of 2 answers of m were empty" in notes
+
+
+def test_the_same_fact_as_picture_and_as_text_stands_in_all_three_files(tmp_path: Path) -> None:
+    def captioned(number: int, text: str) -> Found:
+        item = perturb(digit(number), "true_description")
+        return Found(Variant(item, "true_description", 5), "3", cells={NEUTRAL_IMAGE: text})
+
+    given = [clean(0), clean(1), clean(2), clean(3, "7")]
+    given += [captioned(number, text) for number, text in enumerate(("3", "3", "7", "7"))]
+    write_report(tmp_path, {"m": given}, command="made", seed=0, data="d")
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    # Alike are the first two and the last; the last is wrong both times.
+    assert report["consistency"] == [{"model": "m", "n": 4, "same": 0.75, "both_right": 0.5}]
+    assert report["radar"]["m"]["same fact, same answer"] == 0.75
+    told = (tmp_path / "report.md").read_text("utf-8")
+    assert "| model | n | same | both_right |\n| --- | --- | --- | --- |\n| m | 4 | 0.750 | 0.500 |" in told
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert re.search(r"<h2>Same fact, same answer</h2>.*?>4<.*?>75.0%<.*?>50.0%<", page, re.DOTALL)
+
+
+def test_without_captions_nothing_is_said_of_the_same_fact() -> None:
+    made = diagnosis({"m": found(4, 3)}, data="d")
+    assert made.consistency == []
+    assert "Same fact" not in markdown(recorded("made", [0], made.rows), made)
+
+
+def test_the_markdown_holds_the_radar_and_the_answers_that_were_turned() -> None:
+    given = [*found(4, 3), lied(4, "7 | *or*\n<b>so</b>"), clean(4)]
+    made = diagnosis({"m": given}, data="d")
+    told = markdown(recorded("made", [0], made.rows), made)
+    assert "| model | right when clean | right when disturbed |" in told
+    question = "What digit is shown?"
+    assert (
+        f"| m | misleading_description | 5 | digit-0 | {question} | 3 | 3 | 7 | 1.000 |\n" in told
+    )  # the options moved from certainty to certainty
+    assert f"| digit-4 | {question} | 3 | 3 | 7 \\| \\*or\\* \\<b\\>so\\</b\\> | – |\n" in told
+    many = diagnosis({"m": found(4 * WORST, 4 * WORST)}, data="d")
+    assert markdown(recorded("made", [0], many.rows), many).count("| digit-") == WORST
+
+
+def test_texts_are_cut_where_they_are_too_long() -> None:
+    assert [cut("abcdef", 6), cut("abcdefg", 6)] == ["abcdef", "abcd …"]
+
+
+def test_rows_of_one_model_and_family_stand_under_one_line() -> None:
+    given = found(4, 3)
+    made = diagnosis({"m": given, "n": given}, data="d")
+    text = html(recorded("made", [0], made.rows), made)
+    lines = re.findall(r'<tr class="group"><th colspan="\d+"><span>(.+?)</span>', text)
+    assert lines == ["m · image-heavy", "n · image-heavy", "image-heavy"]  # the last: side by side

@@ -389,7 +389,7 @@ def test_a_contradiction_is_named_with_the_line_of_its_own_section(tmp_path: Pat
     section = (
         "attack:\n  kind: gaussian\n  epsilon: 0.1\n  relative: true\n  steps: 3\n  mask: span\n  weight: 1\n"
     )
-    text = text_of("robust-lora") + section
+    text = text_of("tinyworld-full") + section
     path = written(tmp_path, text)
     line = text.split("\n").index("  steps: 3") + 1  # and not that of the recipe's own steps
     assert refusal(path).startswith(f"{path}:{line}: attack.steps: gaussian noise takes no steps")
