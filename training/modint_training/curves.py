@@ -54,7 +54,7 @@ def _figure(lines: Sequence[dict[str, float]], window: int) -> Any:
     for axes in (losses, noise, *shares):
         axes.set_xlabel("step")
         if axes.lines:
-            axes.legend(**(BESIDE if axes in shares else {}))
+            axes.legend(**(BESIDE if axes in shares else {"loc": "upper right"}))
     losses.set_ylabel("nats a token")
     noise.set_ylabel("noise, root mean square")
     return figure
