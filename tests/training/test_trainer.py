@@ -35,6 +35,7 @@ from modint_training.trainer import (
     Stream,
     fit,
     last_step,
+    only_units_it_has,
     read_log,
     seconds_trained,
     seed_everything,
@@ -562,3 +563,11 @@ def test_curves_that_cannot_be_drawn_are_said_to_be_missing(
 
 def test_curves_are_moving_means() -> None:
     assert smooth((4.0, 2.0, 0.0, 6.0), 2) == [4.0, 3.0, 1.0, 3.0]
+
+
+def test_a_model_names_no_unit_for_fsdp_that_it_has_not(processor: Any) -> None:
+    model = small_model(processor)
+    there = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) - there  # CLIP's text side
+    only_units_it_has(model)
+    assert model._no_split_modules and set(model._no_split_modules) <= there
