@@ -1,6 +1,7 @@
-"""One process of a run by `fsdp2.yaml` on a machine without a GPU: `modint-guard`, and accelerate is told that
+"""One process of a run by `fsdp2.yaml` on a machine without a GPU: `modint-guard`, with accelerate told that
 its processes, which talk by gloo, are such as it shards over. It would leave FSDP out on a CPU."""
 
+import os
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ def backend(self: PartialState, *_: Any) -> tuple[str, DistributedType]:
 
 
 if __name__ == "__main__":
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     distributed.init_process_group("gloo")
     PartialState._prepare_backend = backend
     main(sys.argv[1:])

@@ -31,6 +31,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modint_guard.errors import ConfigError, TrainingStopped
 from modint_training.disk import written
+from modint_training.passes import bare
 from modint_training.ranks import is_first_process, wanted_by_any
 
 SEEN = "eval_"  # the Trainer's own mark of what was seen on a validation split
@@ -389,6 +390,15 @@ def on_one_gpu(arguments: TrainingArguments) -> None:
         )
 
 
+def only_units_it_has(model: nn.Module) -> None:
+    """Let a model name such layers alone as it has: FSDP deals weights out in units of them, and stops at one
+    that is missing. A LLaVA's CLIP names those of its text side as well."""
+    core = bare(model)
+    named = getattr(core, "_no_split_modules", None)
+    if named:
+        core._no_split_modules = set(named) & {type(module).__name__ for module in core.modules()}
+
+
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -449,6 +459,7 @@ def fit(
         **chosen,
     )
     on_one_gpu(arguments)
+    only_units_it_has(model)
     if not start and is_first_process():
         remove_checkpoints(folder)
     arguments.distributed_state.wait_for_everyone()
