@@ -3,6 +3,7 @@ signal to all of them, taken up, and exported by the first."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,31 +12,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modint_guard.data import write_items
 from modint_guard.item import FAMILIES
+from modint_training.config import TuneRecipe, load_recipe
+from modint_training.runs import export_run, loaded
 from modint_training.tinyworld import suite
 from modint_training.trainer import read_log, whole_steps
+from modint_training.tune import load_base, tune
 from tests.training.small import save_small_base
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 900
 
 
-def launched(config: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`accelerate launch --config_file … -m modint_guard.cli train robust-lora …`, on a small base and data
-    of one's own, in a process group of its own; what it says goes to `folder`/said."""
-    settings = (
+def settings(folder: Path) -> tuple[str, ...]:
+    """Of a small run on data of one's own."""
+    return (
         *(f"base={folder / 'base'}", f"data={folder / 'data'}", f"validation={folder / 'data'}"),
         *("name=mine", "letter=null", "rank=2", "batch=8", "warmup_steps=1", "precision=fp32"),
         *("evaluate_steps=100000", "evaluate_items=3"),
     )
+
+
+def launched(
+    config: str, folder: Path, *arguments: str, program: str = "modint_guard.cli"
+) -> subprocess.Popen[str]:
+    """`accelerate launch --config_file … -m modint_guard.cli train robust-lora …` in a process group of its
+    own; what it says goes to `folder`/said."""
     with (folder / "said").open("w") as said:
         return subprocess.Popen(
             [
                 *(str(Path(sys.executable).with_name("accelerate")), "launch"),
-                *("--config_file", str(ROOT / "training" / "accelerate" / config)),
-                *("-m", "modint_guard.cli", "train", "robust-lora", *settings, *arguments),
+                *(
+                    "--config_file",
+                    str(ROOT / "training" / "accelerate" / config),
+                    "--main_process_port",
+                    "0",
+                ),
+                *("-m", program, "train", "robust-lora", *settings(folder), *arguments),
                 *("--runs", str(folder / "runs")),
             ],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
@@ -86,3 +102,36 @@ def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -
     record = json.loads((run / "export" / "run.json").read_text("utf-8"))
     assert [figures["step"] for figures in record["validation"]] == [step + 2]
     assert (run / "export" / "adapter_model.safetensors").is_file()
+
+
+PGD = (
+    "{kind: pgd, step: normalised, epsilon: 0.2, relative: true, alpha: 0.2, steps: 1, mask: span, weight: 1}"
+)
+FULL = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported(
+    folder: Path, kind: str
+) -> None:
+    run = folder / "runs" / "mine"
+    method = (f"attack={PGD}", "lr=0.01", "steps=3", *(FULL if kind == "full" else ()))
+    recipe = load_recipe("robust-lora", [*settings(folder), *method])
+    assert isinstance(recipe, TuneRecipe)
+    alone = tune(recipe, folder / "alone")[0].state_dict()
+    for arguments in (("checkpoint_minutes=1e-9",), ("--resume", "auto")):
+        sharded = launched("fsdp2.yaml", folder, *method, *arguments, program="tests.training.sharded")
+        code, said = ended(sharded, folder)
+        assert (code, said.count(f"`modint-guard export {run}`"), said.count("wrote ")) == (0, 1, 0), said
+        assert whole_steps(run / kind)[-2:] == [2, 3]
+        if arguments[0] != "--resume":
+            shutil.rmtree(run / kind / "checkpoint-3")  # as if it had been broken off before
+    one, several = (read_log(folder / name / "log.jsonl") for name in ("alone", "runs/mine"))
+    for line, other in zip(one, several, strict=True):
+        assert {**other, "seconds": 0} == pytest.approx({**line, "seconds": 0}, rel=1e-3)
+    exported = str(export_run(run))
+    model, _ = loaded(str(folder / "base"), exported) if kind == "lora" else load_base(exported)
+    learnt = model.state_dict()
+    assert learnt.keys() == alone.keys()
+    assert all(torch.allclose(learnt[name], alone[name], atol=1e-4) for name in alone)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from modint_training.families import ModelFamily
@@ -141,6 +142,8 @@ def decoder_pass(model: nn.Module, family: ModelFamily, given: Given, embeds: Te
     """Run decoder and head on other embeddings  # (B, L, D), all else as it was given; read at `where`."""
     core = bare(model)
     decoder, head = core.get_submodule(family.decoder), core.get_submodule(family.head)
+    if isinstance(model, FSDPModule):
+        model.unshard()  # what lies beside the layers, which else is gathered for whole passes alone
     groups = grouped(decoder, Given({**given.kwargs, "inputs_embeds": embeds}), where)
     with _mixed(decoder):
         hidden = _in_order(groups, [_states(decoder, group) for group in groups], where)
