@@ -25,7 +25,8 @@ METRICS = "/metrics"
 MAX_ERROR_BYTES = 64 * 1024
 _SAYS_NOTHING = (401, 403, 408, 429)  # refusals that tell nothing of what the engine can do
 _KEPT_S = 4.0  # an idle connection: less than the 5 s after which uvicorn, and so vLLM, closes it
-_CLOSED = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError)  # before the first byte of an answer
+# A connection that was closed, or could not be made: all before the first byte of an answer.
+_CLOSED = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionResetError)
 
 
 class Upstream:
@@ -140,14 +141,13 @@ class Upstream:
         assert self._sessions, "use the upstream inside `async with`"
         headers = {"content-type": "application/json"} if body is not None else None
         url = self.base_url + path
-        *kept, last = (
+        over_kept, over_fresh = (
             partial(session.request, method, url, data=body, headers=headers, allow_redirects=False)
             for session in self._sessions
         )
-        for ask in kept:
-            with suppress(*_CLOSED):
-                return await ask()
-        return await last()
+        with suppress(*_CLOSED):
+            return await over_kept()
+        return await over_fresh()
 
     def failed(self, error: EndpointError) -> EndpointError:
         """Counts a failure and hands it back to be raised."""

@@ -1,6 +1,10 @@
 """Connections to the engine that were kept, and that it has closed meanwhile."""
 
 import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
 
 from modint_server.upstream import Upstream
 
@@ -35,3 +39,26 @@ async def test_a_request_survives_any_number_of_kept_connections_that_the_engine
         assert (engine.connections, engine.answered) == (4, 4)
         assert await upstream.models() == []
         assert (engine.connections, engine.answered) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [
+        aiohttp.ClientOSError("reset by the engine"),
+        aiohttp.ClientConnectionResetError("cannot write to a closing transport"),
+        aiohttp.ServerDisconnectedError(),
+        ConnectionResetError(),
+    ],
+)
+async def test_however_a_kept_connection_says_that_it_is_closed_a_fresh_one_is_asked(
+    closed: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await asyncio.start_server(Impatient(together=1), "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    async with server, Upstream(f"http://127.0.0.1:{port}") as upstream:
+
+        async def refuse(*_: Any, **__: Any) -> None:
+            raise closed
+
+        monkeypatch.setattr(upstream._sessions[0], "request", refuse)
+        assert await upstream.models() == []
