@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modint_guard.errors import EndpointError, EndpointTimeout
+from modint_guard.errors import EndpointTimeout
 from modint_guard.reply import reply_of
-from modint_guard.types import JSON, Complete, Failure, Outcome, Replies, Reply, View
+from modint_guard.types import JSON, Complete, Failure, Outcome, Reply, View
 
 Clock = Callable[[], float]
 Read = Callable[[JSON, float], Reply]  # a completion and its duration in milliseconds -> what it says
@@ -46,14 +46,6 @@ async def run(
         await _gone([task for task in tasks.values() if not task.done()])
     waited_ms = (clock() - start) * 1000
     return {name: _outcome(task, waited_ms) for name, task in tasks.items()}
-
-
-def check_answered(replies: Replies, of: str) -> None:
-    """EndpointError, naming the first view of `of` that failed: where answers are measured, nothing is learnt
-    of one whose views are not all there."""
-    failed = next((name for name, reply in replies.items() if isinstance(reply, Failure)), None)
-    if failed:
-        raise EndpointError(f"the view {failed} of {of} got no answer: is the engine well?")
 
 
 def joined(reply: Reply | Failure, forced: Reply | Failure | None) -> Reply | Failure:

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 from modint_guard.asking import ask_each
+from modint_guard.errors import EndpointError
 from modint_guard.guard import Guard
 from modint_guard.images import png_data_url
 from modint_guard.item import RELEVANT, Item, Turn, is_right, prompt
-from modint_guard.probe import check_answered
 from modint_guard.reply import reply_of
-from modint_guard.types import JSON, Complete, Plan, Replies
+from modint_guard.types import JSON, Complete, Failure, Plan, Replies
 
 FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes at most 8
 
@@ -70,16 +70,22 @@ def without_guard(complete: Complete) -> Complete:
 async def with_views(
     guard: Guard, plan: Plan, body: JSON, complete: Complete, name: str
 ) -> tuple[JSON, Replies]:
-    """The completion of `body`, and a reply to every view of the plan. A view has as long as the endpoint
-    gives a call: no user waits for it, and a paced one may start late.
+    """The completion of `body`, and a reply to every view of the plan. Raises EndpointError as `every_view`
+    does."""
+    return await asyncio.gather(complete(body), every_view(guard, plan, complete, name))
 
-    Raises EndpointError, of `name`, where a view fails too: what is said of answers must not depend on which
-    of their views a busy endpoint let through.
+
+async def every_view(guard: Guard, plan: Plan, complete: Complete, name: str) -> Replies:
+    """A reply to every view of the plan. A view has as long as the endpoint gives a call: no user waits for
+    it, and a paced one may start late.
+
+    Raises EndpointError, of `name`, where a view fails: what is said of answers must not depend on which of
+    their views a busy endpoint let through.
     """
-    patient = replace(plan, deadline_s=math.inf)
-    answer, replies = await asyncio.gather(complete(body), guard.probe(patient, complete))
-    check_answered(replies, name)
-    return answer, replies
+    replies = await guard.probe(replace(plan, deadline_s=math.inf), complete)
+    if failed := [view for view, reply in replies.items() if isinstance(reply, Failure)]:
+        raise EndpointError(f"the view {failed[0]} of {name} got no answer: is the engine well?")
+    return replies
 
 
 def _messages(item: Item, *, one_string: bool) -> list[JSON]:

@@ -27,9 +27,8 @@ from modint_guard.item import Item, is_right, same_as
 from modint_guard.journal import Job, Journal, collect
 from modint_guard.launch import serving
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.probe import check_answered
 from modint_guard.results import write_results
-from modint_guard.runner import request_for, without_guard
+from modint_guard.runner import every_view, request_for, without_guard
 from modint_guard.types import JSON, Complete, Reply, Score
 from modint_training import detection_report, detection_table
 from modint_training.calibrations import weights_of
@@ -216,9 +215,8 @@ async def record(
     probed = {probe["name"]: _probe_cost(probe) for probe in served["modint"]["probes"]}
     plan = guard.plan(request_for(case.item, model, modint=relevant))
     (completion, own), replies = await asyncio.gather(
-        _timed(unguarded, guard.main_body(plan), calls=1), guard.probe(plan, unguarded)
+        _timed(unguarded, guard.main_body(plan), calls=1), every_view(guard, plan, unguarded, case.key)
     )
-    check_answered(replies, case.key)
     reply = reply_of(completion)
     score = guard.score(plan, reply, replies)
     if score is None or not reply.top:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from modint_guard.data import DataSet
 from modint_guard.data.samples import Sample
 from modint_guard.errors import DataError
-from modint_guard.item import Item
-from modint_guard.perturb import clean_view, perturb
+from modint_guard.item import FAMILIES, Item
+from modint_guard.perturb import applicable, clean_view, perturb
 from modint_training.batches import SOME_PICTURE, Pools, number_of, too_long, twin_rng
 from modint_training.collate import encode
 from modint_training.config import TuneRecipe
@@ -29,9 +29,14 @@ def check_lengths(
     Raises DataError with file, line and sample id. Shows a bar where it takes more than two seconds.
     """
     sized = vision_of(processor).sized
-    total = sum(map(len, pools.values())) + steps * recipe.batch
     places = tqdm(
-        _places(recipe, pools, steps), "lengths", total, unit="row", leave=False, delay=2, disable=quiet
+        _places(recipe, pools, steps),
+        "lengths",
+        sum(map(len, pools.values())) + sum(1 for _ in _twinned(recipe, steps)),
+        unit="row",
+        leave=False,
+        delay=2,
+        disable=quiet,
     )
     for number, slot in places:
         sample = found.sample(number)
@@ -42,13 +47,18 @@ def check_lengths(
 
 
 def _places(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:
-    """The number of every example, then that of each slot of the run, whose twin it is about."""
-    quotas = Quotas(recipe.quotas, recipe.batch)
-    slots = (slot for step in range(steps) for slot in quotas.slots(step))
+    """The number of every example, then that of each slot of the run with a twin, which it is about."""
     return chain(
         ((number, None) for numbers in pools.values() for number in numbers),
-        ((number_of(slot, pools, recipe.seed), slot) for slot in slots),
+        ((number_of(slot, pools, recipe.seed), slot) for slot in _twinned(recipe, steps)),
     )
+
+
+def _twinned(recipe: TuneRecipe, steps: int) -> Iterator[Slot]:
+    """The slots of the run whose family the recipe perturbs."""
+    quotas, kinds = Quotas(recipe.quotas, recipe.batch), set(recipe.perturbations)
+    families = {family for family in FAMILIES if kinds & {kind.name for kind in applicable(family)}}
+    return (slot for step in range(steps) for slot in quotas.slots(step) if slot.family in families)
 
 
 def _stood_in(sample: Sample, *, sized: bool) -> Item:

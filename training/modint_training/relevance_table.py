@@ -7,6 +7,7 @@ is needed.
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from modint_guard.reply import reply_of
 from modint_guard.results import write_results
 from modint_guard.runner import request_for
 from modint_guard.types import JSON, Complete, Relevant
+from modint_guard.views import asked_briefly
 from modint_training.runs import local_model
 from modint_training.tinyworld import suite
 
+PARTS = tuple(product(FAMILIES, (False, True)))  # each in trained and in held-out wordings
 BESIDE = {"image-heavy": "true_description", "text-heavy": "agreeing_image", "vqa": "clean"}
 NOTES = f"""\
 Questions of the test split as a client sends them, with a caption or a picture beside them and without a
@@ -51,7 +54,7 @@ def measure_relevance(output: Path, *, count: int, seed: int) -> None:
 
 def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """A row a family, in trained and in held-out wordings: the lexical rules."""
-    for family, held_out in _parts():
+    for family, held_out in PARTS:
         asked = bodies(family, count, seed, held_out=held_out)
         yield _row("rules", family, held_out, [decide(parse(body))[0] for body in asked])
 
@@ -59,15 +62,15 @@ def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
 async def self_ask_rows(complete: Complete, count: int, seed: int) -> list[dict[str, Any]]:
     """The same rows of what the model itself says."""
     found, config = [], GuardConfig()
-    with tqdm(total=len(list(_parts())) * count, unit="question") as bar:
+    with tqdm(total=len(PARTS) * count, unit="question") as bar:
 
         async def said(body: JSON) -> Relevant:
-            asked = with_question_after(parse(body), SELF_ASK)
-            reply = reply_of(await complete({**asked, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}))
+            asked = asked_briefly(with_question_after(parse(body), SELF_ASK), 1, config.top_logprobs)
+            reply = reply_of(await complete(asked))
             bar.update()
             return by_self_ask(reply, config.self_ask_confident)
 
-        for family, held_out in _parts():
+        for family, held_out in PARTS:
             each = [await said(body) for body in bodies(family, count, seed, held_out=held_out)]
             found.append(_row("self_ask", family, held_out, each))
     return found
@@ -77,11 +80,6 @@ def bodies(family: Family, count: int, seed: int, *, held_out: bool) -> Iterator
     """The requests of a family."""
     for item in suite.items(family, "test", count, seed=seed, held_out=held_out):
         yield request_for(suite.perturbed(item, BESIDE[family], seed=seed), "any")
-
-
-def _parts() -> Iterator[tuple[Family, bool]]:
-    for family in FAMILIES:
-        yield from ((family, held_out) for held_out in (False, True))
 
 
 def _row(source: str, family: Family, held_out: bool, said: list[Relevant]) -> dict[str, Any]:

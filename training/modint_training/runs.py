@@ -1,7 +1,6 @@
 """One run: a recipe from data to an exported folder with its figures, and the figures of such a folder."""
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from modint_guard.errors import AdapterError, ConfigError
 from modint_guard.item import FAMILIES, Item
 from modint_guard.models import located
 from modint_guard.perturb import applicable
+from modint_guard.results import command_line
 from modint_guard.types import Complete
 from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, TuneRecipe, load_recipe
 from modint_training.export import (
@@ -55,7 +55,7 @@ def run_recipe(
     card's tables.
     """
     settings = load_recipe(recipe, overrides)
-    command = shlex.join(["modint-guard", "train", recipe, *overrides])
+    command = command_line("train", recipe, *overrides)
     folder = runs / settings.name
     target = output or folder / "export"
     check_target(target)
