@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -292,3 +293,79 @@ def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
     rows = json.loads((ROOT / "docs/results/base.json").read_text("utf-8"))["rows"]
     page = text(ROOT / PAGE)
     assert with_blocks(page, {"base": base_table(rows)}, PAGE_BY) == page, "run `make results-base`"
+
+
+# Figures in prose
+
+
+def measured(name: str, **wanted: object) -> dict[str, Any]:
+    """The one row of a result file that holds these values."""
+    rows = json.loads((ROOT / f"docs/results/{name}.json").read_text("utf-8"))["rows"]
+    (row,) = (row for row in rows if wanted.items() <= row.items())
+    return row
+
+
+def prose(page: Path) -> str:
+    """A page with every run of blanks as one."""
+    return " ".join(text(page).split())
+
+
+@pytest.mark.parametrize("views", ["early stop", "all at once", "one"])
+def test_the_page_on_probes_quotes_the_ratios_of_the_latency_table(views: str) -> None:
+    shown = []
+    for prompts in ("short", "padded"):
+        asked = {"views": views, "prompts": prompts, "answers": "32 tokens", "judged_at": "first token"}
+        row = measured("latency", load="open", **asked)
+        shown.append(f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]")
+    page = prose(ROOT / "docs/probes.md")
+    assert f"| {' | '.join(shown)} |" in page
+    if views == "early stop":
+        _, low, high = re.findall(r"[\d.]+", shown[0])
+        ratio = shown[0].split()[0]
+        assert f"take {ratio} times as long with the guard (median, 95 % interval {low} to {high})" in page
+
+
+def test_the_training_page_quotes_what_a_step_of_the_whole_method_takes() -> None:
+    full = measured("training_bench", method="full, T=1")
+    plain = measured("training_bench", method="straightforward full, T=1")
+    page = prose(ROOT / "docs/training.md")
+    for quoted in (
+        f"takes {full['times_sft']:.2f} times one of plain SFT (quartiles {full['times_sft_q1']:.2f} and "
+        f"{full['times_sft_q3']:.2f}; counted operations allow {full['bound_times_sft']:.2f})",
+        f"is {full['faster_than_straightforward']:.2f} times as fast as the straightforward one, and wants "
+        f"{full['peak_times_sft']:.1f} times the memory where that wants {plain['peak_times_sft']:.1f}",
+        f"{full['gmac_times_sft']:.2f} times the multiply-adds of plain SFT",
+    ):
+        assert quoted in page
+
+
+def test_the_limits_quote_what_the_adapter_makes_of_needed_captions() -> None:
+    setting = {"setting": "text-driven", "held_out": "no", "kind": "needed"}
+    adapter = measured("detection_flags", model="robust-lora", **setting)
+    base = measured("detection_flags", model="tinyworld-base", **setting)
+    assert base["wrong"] == 0
+    quoted = (
+        f"{adapter['wrong']} of its {adapter['n']} answers were wrong, and none of the base's {base['n']}"
+    )
+    assert quoted in prose(README)
+
+
+def test_the_page_on_mitigation_quotes_what_it_says_of_tokens_and_needed_captions() -> None:
+    def tokens(goal: str) -> float:
+        return float(measured("mitigation_goals", goal=goal)["value"])
+
+    needed = {"model": "tinyworld-base", "setting": "image-heavy/poor_print/relevant auto", "held_out": "no"}
+    trusting, greedy = (
+        measured("mitigation", policy=policy, **needed)["accuracy"]
+        for policy in ("ladder_trusting", "greedy")
+    )
+    page = prose(ROOT / "docs/mitigation.md")
+    for quoted in (
+        f"{tokens('tokens, unflagged, short prompts'):.2f} over these settings",
+        f"and {tokens('computed tokens, unflagged, short prompts'):.2f} with what the engine's cache saves",
+        f"computes {tokens('computed tokens, unflagged, padded prompts'):.2f} times as many tokens",
+        f"take {tokens('tokens, flagged, padded prompts'):.1f} (computed: "
+        f"{tokens('computed tokens, flagged, padded prompts'):.1f})",
+        f"was right in {trusting:.2f} of these answers in place of {greedy:.2f}",
+    ):
+        assert quoted in page
