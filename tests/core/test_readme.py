@@ -300,7 +300,7 @@ def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
 
 def measured(name: str, **wanted: object) -> dict[str, Any]:
     """The one row of a result file that holds these values."""
-    rows = json.loads((ROOT / f"docs/results/{name}.json").read_text("utf-8"))["rows"]
+    rows: list[dict[str, Any]] = json.loads((ROOT / f"docs/results/{name}.json").read_text("utf-8"))["rows"]
     (row,) = (row for row in rows if wanted.items() <= row.items())
     return row
 
