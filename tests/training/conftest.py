@@ -1,6 +1,5 @@
 """One tokenizer and processor for all tests of the training, and no deadline for properties."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ settings.load_profile("modint")
 # Its scores come from the real engine (`make results-calibration`); a bundled calibration has to come with
 # them (test_calibrations.py).
 collect_ignore = [] if SCORES.exists() else ["test_coverage.py"]
-if find_spec("tensorboard") is None:  # no extra of ours brings it
-    collect_ignore.append("test_tensorboard.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
-"""What TensorBoard is told of a run, read from a real event file; collected where `tensorboard` is installed
-(conftest.py)."""
+"""What TensorBoard is told of a run, read from a real event file."""
 
 from pathlib import Path
 from typing import Any
