@@ -274,7 +274,7 @@ def test_the_ablations_differ_in_what_they_are_named_for() -> None:
         "adv": (True, "none", True),
         "full": (True, "js", True),
     }
-    assert {recipe.steps for recipe in ablations.values()} == {600}
+    assert {recipe.steps for recipe in ablations.values()} == {300}
     assert {(recipe.rank, recipe.alpha) for recipe in ablations.values()} == {(8, 16)}
 
 
