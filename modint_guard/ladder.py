@@ -119,12 +119,11 @@ async def _within(
                 found = await rungs.BY_NAME[rung](case, policy, meter, examine)
     except (TimeoutError, EndpointTimeout):
         found = Found(RungOutcome.TIMEOUT)
-        meter.gave_up(at_most)
     except Exception as exc:  # noqa: BLE001 - like the probe boundary: logged here, counted by its outcome
         logger.warning("rung %s failed: %s: %s", rung, type(exc).__name__, exc)
         found = Found(RungOutcome.FAILED)
     ms = (clock() - start) * 1000
-    return found, meter.charged(RungResult(rung, found.outcome, found.text, ms=ms))
+    return found, meter.charged(RungResult(rung, found.outcome, found.text, ms=ms), at_most)
 
 
 class Meter:
@@ -134,19 +133,22 @@ class Meter:
         self._complete = complete
         self.tokens = 0
         self.cached_tokens = 0
+        self.cut_off = False
 
     async def __call__(self, body: JSON) -> JSON:
-        completion = await self._complete(body)
+        try:
+            completion = await self._complete(body)
+        except (asyncio.CancelledError, EndpointTimeout):
+            self.cut_off = True
+            raise
         usage = completion.get("usage") or {}
         self.tokens += int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
         details = usage.get("prompt_tokens_details") or {}
         self.cached_tokens += int(details.get("cached_tokens") or 0)
         return completion
 
-    def gave_up(self, at_most: int) -> None:
-        """Calls were begun whose cost nobody will know: all that was set aside for them counts."""
-        self.tokens = max(self.tokens, at_most)
-
-    def charged(self, result: RungResult) -> RungResult:
-        """The rung's result with what its calls cost."""
-        return replace(result, tokens=self.tokens, cached_tokens=self.cached_tokens)
+    def charged(self, result: RungResult, at_most: int) -> RungResult:
+        """The rung's result with what its calls cost. Where one was cut off nobody will know: then all that
+        was set aside for them counts."""
+        tokens = max(self.tokens, at_most) if self.cut_off else self.tokens
+        return replace(result, tokens=tokens, cached_tokens=self.cached_tokens)

@@ -43,7 +43,7 @@ async def run(
     try:
         await _until_done_or_late(set(tasks.values()), deadline_s, answered)
     finally:
-        await _gone([task for task in tasks.values() if not task.done()])
+        await gone([task for task in tasks.values() if not task.done()])
     waited_ms = (clock() - start) * 1000
     return {name: _outcome(task, waited_ms) for name, task in tasks.items()}
 
@@ -87,7 +87,8 @@ async def _until_done_or_late(
         await asyncio.wait(pending, timeout=deadline_s)
 
 
-async def _gone(tasks: Sequence[asyncio.Task[Any]]) -> None:
+async def gone(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel them and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+from modint_guard import probe
 from modint_guard.divergence import Distribution, option_distribution, plain
 from modint_guard.errors import EndpointError
 from modint_guard.forced import answer_positions, answer_text, forced_body, forced_reply
@@ -52,6 +54,7 @@ from modint_guard.views import asked_briefly, asked_whole
 # The cell in which the irrelevant modality speaks alone.
 IRRELEVANT_ALONE = {Relevant.IMAGE: NEUTRAL_IMAGE, Relevant.TEXT: NO_CONTEXT}
 MISSING_MODEL = 404
+T = TypeVar("T")
 _LISTED = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
 
 
@@ -154,7 +157,7 @@ async def rerank(case: Case, policy: Policy, complete: Complete, examine: Examin
     if case.report.relevant not in IRRELEVANT_ALONE or case.form != "free" or not scored:
         return UNFIT
     candidates = await _candidates(case, policy, complete)
-    contrasts = await asyncio.gather(*(_contrast(each, case, policy, complete) for each in candidates))
+    contrasts = await _together(_contrast(each, case, policy, complete) for each in candidates)
     valued = [(value, each) for value, each in zip(contrasts, candidates, strict=True) if value is not None]
     if not valued or valued[0][1] is not case.answer:
         return Found(RungOutcome.FAILED)  # nothing to be better than
@@ -277,7 +280,7 @@ async def _candidates(case: Case, policy: Policy, complete: Complete) -> list[Re
     bodies = [{**whole, **_LISTED, "temperature": 1.0, "n": policy.candidates - 2 or 1}]
     if view is not None:
         bodies.insert(0, {**whole, **_LISTED, "messages": view.body["messages"]})
-    completions = await asyncio.gather(*(complete(body) for body in bodies))
+    completions = await _together(complete(body) for body in bodies)
     found = [case.answer, *(reply for each in completions for reply in _choices(each))]
     distinct: dict[str, Reply] = {}
     for each in found:
@@ -300,9 +303,7 @@ async def _contrast(candidate: Reply, case: Case, policy: Policy, complete: Comp
         return None
     own = asked_briefly(case.plan.body, 1, 1)
     try:
-        full, alone = await asyncio.gather(
-            _scored(candidate, own, complete), _scored(candidate, view.body, complete)
-        )
+        full, alone = await _together(_scored(candidate, body, complete) for body in (own, view.body))
     except EndpointError:
         return None
     return _mean(full) - policy.debias_lambda * _mean(alone)
@@ -311,6 +312,16 @@ async def _contrast(candidate: Reply, case: Case, policy: Policy, complete: Comp
 async def _scored(candidate: Reply, body: JSON, complete: Complete) -> tuple[Position, ...]:
     scored = await complete(forced_body(body, answer_text(candidate), 1))
     return forced_reply(scored, 0.0, candidate).forced
+
+
+async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """What the calls give. Where one fails, or is cancelled, the others have ended when its error is raised:
+    no call goes on behind its rung."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await probe.gone(tasks)
 
 
 def _mean(positions: tuple[Position, ...]) -> float:

@@ -473,6 +473,33 @@ async def test_the_candidate_that_the_irrelevant_text_does_not_explain_is_prefer
     assert mitigation is not None and mitigation.tokens == 6 * 31  # two calls, and two views of each of two
 
 
+async def test_where_one_call_of_a_rung_fails_the_others_end_with_it_and_all_that_was_set_aside_counts() -> (
+    None
+):
+    begun, ended = asyncio.Event(), asyncio.Event()
+    answers = writer()
+
+    async def complete(body: JSON) -> JSON:
+        if body.get("n"):  # the rung's samples, asked for beside the picture's own answer
+            await begun.wait()
+            raise EndpointError("no samples")
+        if "prompt_logprobs" in body or body["max_tokens"] == 2 or reads(body, LIE):
+            return await answers(body)
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        raise AssertionError("it went on")
+
+    found = await forcing(action="rerank").inspect(asked(), complete)
+    mitigation = found.report.mitigation
+    assert (outcomes(found), ended.is_set()) == ([("rerank", "failed")], True)
+    assert mitigation is not None and mitigation.tokens == 3 * 4 * (
+        2 * 30 + 9
+    )  # calls, candidates, a view's two prompts and nine words
+
+
 async def test_without_any_weight_of_the_contrast_the_likelier_answer_stays() -> None:
     found = await forcing(action="rerank", debias_lambda=0.0).inspect(asked(), writer())
     assert (outcomes(found), said(found)) == ([("rerank", "unchanged")], TEXTS["flagged"])
