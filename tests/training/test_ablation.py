@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,28 @@ from modint_guard.item import reply_for
 from modint_guard.perturb import REGISTRY
 from modint_training import ablation
 from modint_training.ablation import (
-    COMPONENTS,
-    GROUPS,
     MAX_BYTES,
     RECIPES,
+    check_size,
+    found_in,
+    measure_ablation,
+    missing_of,
+    train_ablation,
+)
+from modint_training.ablation_table import (
+    COMPONENTS,
+    GROUPS,
+    MARGIN,
     Measured,
     cells_of,
-    check_size,
     clean_of,
-    found_in,
     gains_of,
     goal_rows,
-    group_of,
-    measure_ablation,
     notes,
     rows_of,
     summary,
-    train_ablation,
     verdict,
+    verdicts,
 )
 from modint_training.config import TuneRecipe, load_recipe
 from modint_training.tinyworld.conditions import Condition
@@ -69,6 +74,8 @@ def train(folder: Path, *overrides: str) -> list[tuple[Path, bool]]:
 def test_every_recipe_of_the_ablation_has_one_budget_and_one_shape() -> None:
     recipes = [load_recipe(name).model_dump() for name in RECIPES]
     for key in ("base", "steps", "batch", "rank", "alpha", "targets", "letter", "lr", "save_dtype", "scope"):
+        assert len({str(recipe[key]) for recipe in recipes}) == 1, key
+    for key in ("adam_beta2", "adam_epsilon", "weight_decay", "warmup_ratio", "max_grad_norm", "quotas"):
         assert len({str(recipe[key]) for recipe in recipes}) == 1, key
     assert (recipes[0]["rank"], recipes[0]["save_dtype"]) == (8, "bf16")
     assert {name for _, without, with_ in COMPONENTS for name in (without, with_)} == set(RECIPES)
@@ -132,10 +139,22 @@ def test_the_table_has_base_and_ablations_under_every_condition_and_their_cost(
         clean = [row["js"] for row in mine[:-1] if row["perturbation"] in ("clean", "no_image")]
         assert clean == [None] * 6
         assert all(row["js"] >= 0 for row in mine[:-1] if row["perturbation"] not in ("clean", "no_image"))
-    assert [row["steps"] for row in rows if row["perturbation"] == "cost"] == [None, 1, 1]
+    costs = [row for row in rows if row["perturbation"] == "cost"]
+    assert [row["steps"] for row in costs] == [None, 1, 1]
+    assert [row["train_seconds"] is None for row in costs] == [True, False, False]  # the base's is no tuning
     said = output.with_suffix(".md").read_text()
     assert "| perturbed twins (+AUG) | tinyworld-sft | tinyworld-aug | trained |" in said
-    assert "- perturbed twins (+AUG), trained: " in said
+    assert "- perturbed twins (+AUG) (tinyworld-sft → tinyworld-aug): " in said
+    assert "there was no adapter: tinyworld-sft-seed1, tinyworld-sft-seed2, tinyworld-aug-seed1," in said
+
+
+def test_the_table_says_which_adapters_are_missing() -> None:
+    there = [made(name, seed, 0)[0] for name in RECIPES for seed in (0, 1, 2)]
+    assert missing_of(there) == []
+    assert missing_of(there[1:]) == ["tinyworld-sft-seed0"]
+    one, answers = made("tinyworld-sft", 0, 0)
+    said = {key: notes([one], {one.key: answers}, missing=key) for key in ((), ("tinyworld-aug-seed1",))}
+    assert ["Not measured" in each for each in said.values()] == [False, True]
 
 
 def test_an_adapter_in_the_table_answers_as_it_does_alone(home: Path, processor: Any) -> None:
@@ -168,8 +187,21 @@ def test_every_condition_is_compared_with_its_clean_one_in_the_same_wordings() -
     cells = cells_of()
     assert all(clean_of(cell) in cells[: cells.index(cell) + 1] for cell in cells)
     assert clean_of(Condition("text-heavy", "black", True)) == Condition("text-heavy", "no_image", True)
-    assert {group_of(cell) for cell in cells} == set(GROUPS)
-    assert group_of(Condition("text-heavy", "white")) == "held out"
+
+
+def test_a_condition_counts_to_the_groups_that_its_kind_and_wording_say() -> None:
+    def groups(*cell: Any) -> list[str]:
+        return [name for name, is_in in GROUPS.items() if is_in(Condition(*cell))]
+
+    assert all(groups(cell.family, cell.perturbation, cell.held_out_wording) for cell in cells_of())
+    assert groups("image-heavy", "clean") == groups("text-heavy", "no_image") == ["clean"]
+    assert groups("image-heavy", "misleading_description") == ["trained", "misleading_description"]
+    assert groups("text-heavy", "contradicting_image") == ["trained", "contradicting_image"]
+    assert groups("text-heavy", "noise") == ["trained"]
+    assert (groups("text-heavy", "white"), groups("text-heavy", "grey")) == (["held out"], ["control"])
+    assert groups("vqa", "clean") == ["vqa"]
+    assert groups("vqa", "clean", True) == groups("text-heavy", "no_image", True) == ["wording"]
+    assert groups("image-heavy", "misleading_description", True) == ["wording, disturbed"]
     assert {kind.role for kind in REGISTRY.values()} == {"trained", "held_out", "control"}
 
 
@@ -187,8 +219,10 @@ def made(name: str, seed: int, lies: int) -> tuple[Measured, dict[Condition, lis
     return Measured(name, seed, Path("nowhere"), record), found
 
 
-def test_rows_tell_flips_and_cost() -> None:
+def test_rows_tell_flips_and_cost(tmp_path: Path) -> None:
     each, found = made("tinyworld-aug", 1, lies=3)
+    each = replace(each, folder=tmp_path)
+    (tmp_path / "adapter_config.json").touch()  # else it is the base
     clean, lied, cost = rows_of(each, found)
     assert clean.keys() == lied.keys() == cost.keys()
     assert (clean["accuracy"], clean["harmful_flip"]) == (1.0, None)
@@ -196,22 +230,41 @@ def test_rows_tell_flips_and_cost() -> None:
     assert (cost["train_seconds"], cost["steps"], cost["accuracy"]) == (60, 600, None)
 
 
-def test_a_component_helps_where_its_interval_and_every_seed_say_so() -> None:
+def test_a_component_is_judged_by_its_interval_and_every_seed() -> None:
     runs = [made("tinyworld-sft", seed, lies=9) for seed in (0, 1)]
     runs += [made("tinyworld-aug", seed, lies=seed) for seed in (0, 1)]
     measured, found = [each for each, _ in runs], {each.key: answers for each, answers in runs}
     gains = {gain["group"]: gain for gain in gains_of(measured, found)}
-    assert list(gains) == ["clean", "trained"]  # of which alone there are answers
-    assert gains["trained"]["gain"] == pytest.approx((9 + 8) / 20)
-    assert verdict(gains["trained"]) == (
-        "perturbed twins (+AUG), trained: helps (+0.850, 2 of 2 seeds better)"
-    )
-    assert verdict(gains["clean"]).endswith("no difference shown (+0.000, 0 of 2 seeds better)")
-    worse = {**gains["trained"], "gain": -0.2, "gain_low": -0.3, "gain_high": -0.1, "seeds_better": 0}
-    assert "harms (-0.200" in verdict(worse)
+    assert list(gains) == ["clean", "trained", "misleading_description"]  # of which alone there are answers
+    helped = gains["trained"]
+    assert helped["gain"] == pytest.approx((9 + 8) / 20)
+    assert (helped["gain_least"], helped["gain_most"]) == pytest.approx((0.8, 0.9))
+    assert [gain["verdict"] for gain in gains.values()] == ["no difference shown", "helps", "helps"]
+    assert list(verdicts(list(gains.values()))) == [
+        "perturbed twins (+AUG) (tinyworld-sft → tinyworld-aug): helps trained (+0.850), "
+        "misleading_description (+0.850); no difference shown in 1 of 3 groups"
+    ]
     by_name = {row["name"]: row for row in summary(measured, found)}
     assert by_name["tinyworld-sft"]["harmful flips, trained"] == 0.9
     assert by_name["tinyworld-aug"]["trained"] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "most", "said"),
+    [
+        (0.01, 0.03, MARGIN, 0.03, "helps"),
+        (0.01, 0.03, MARGIN - 1e-6, 0.03, "no difference shown"),  # one seed gains too little
+        (-0.01, 0.03, MARGIN, 0.03, "no difference shown"),  # the interval holds 0
+        (-0.03, -0.01, -0.03, -MARGIN, "harms"),
+        (-0.03, -0.01, -0.03, 0.0, "no difference shown"),  # one seed loses nothing
+        (-0.03, 0.01, -0.03, -MARGIN, "no difference shown"),
+    ],
+)
+def test_to_help_or_to_harm_takes_the_interval_and_every_seed(
+    low: float, high: float, least: float, most: float, said: str
+) -> None:
+    gain = {"gain_low": low, "gain_high": high, "gain_least": least, "gain_most": most}
+    assert verdict(gain) == said
 
 
 # The goals of the shipped adapter, of a hundred items a condition
@@ -254,7 +307,7 @@ def test_each_goal_is_decided_by_its_worst_condition() -> None:
         ("image-heavy/ocr_noise", -0.03, -0.03, "met"),  # 96 - 99
         ("image-heavy/misleading_description/held-out wording", -0.04, -0.03, "missed"),  # 92 - 96
         ("image-heavy/clean/held-out wording", -0.03, -0.03, "met"),  # 96 - 99, of other items
-        ("image-heavy/misleading_description", 0.02, 0.02, "met"),  # 2 turned wrong
+        ("image-heavy/misleading_description/held-out wording", 0.04, 0.02, "missed"),  # 4 turned wrong
         ("vqa/clean/held-out wording", -0.01, 0.0, "missed"),  # 98 - 99 of the base
     ]
 
