@@ -54,7 +54,7 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
 
 
 def test_the_bundled_recipes_train_a_base_an_adapter_its_ablations_and_real_models() -> None:
-    ablations = ("sft", "aug", "cons-kl", "cons-js", "adv", "full", "full-nomask", "paper")
+    ablations = ("sft", "aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper")
     templates = ("llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "instructblip-7b")
     expected = {"robust-lora", "tinyworld-base", *templates, *(f"tinyworld-{name}" for name in ablations)}
     assert set(recipe_names()) == expected
@@ -348,6 +348,23 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32",
         ),
         ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
+        ("tinyworld-full", ["temperature=2", "consistency=mse"], "temperature: softens distributions, and"),
+        (
+            "tinyworld-full",
+            ["targets=attention", "scope=[vision]"],
+            "targets: chooses among the language model's layers, and scope leaves it out",
+        ),
+        ("robust-lora", ["validation=mine.json"], "validation: data: tinyworld is measured on its own"),
+        (
+            "tinyworld-base",
+            ["stages=[{start: 1, lat: true}]"],
+            "unknown key 'stages.lat'; did you mean 'late'?",
+        ),
+        (
+            "tinyworld-base",
+            ["stages=[{start: -1}]"],
+            "stages.start: Input should be greater than or equal to",
+        ),
         ("tinyworld-full", ["rank=null"], "kind: lora needs rank, alpha and dropout"),
         (
             "tinyworld-full",
@@ -383,6 +400,26 @@ def test_contradictory_keys_are_refused_in_one_sentence(name: str, overrides: li
     place, _, rest = refusal(name, *overrides).partition(": ")
     assert place.startswith(f"{name}.yaml")
     assert rest.startswith(said)
+
+
+def test_a_rank_that_vllm_does_not_serve_is_taken_where_nothing_is_to_be_served() -> None:
+    assert tuned("tinyworld-full", "rank=1024", "servable=false").rank == 1024
+
+
+def test_a_key_that_is_given_twice_is_refused_with_its_second_line(tmp_path: Path) -> None:
+    text = text_of("tinyworld-full")
+    path = written(tmp_path, text + "lr: 5.0\nattack:\n  steps: 1\nlr: 6.0\n")
+    line = text.count("\n") + 4
+    assert refusal(path) == f"{path}:{line} is not valid YAML: 'lr' is given twice"
+    path = written(tmp_path, text + "attack:\n  steps: 1\n  steps: 2\n")
+    assert refusal(path) == f"{path}:{line - 1} is not valid YAML: 'steps' is given twice"
+
+
+def test_a_key_inside_a_list_is_named_with_its_line(tmp_path: Path) -> None:
+    text = text_of("tinyworld-base")
+    line = next(n for n, each in enumerate(text.split("\n"), 1) if "start:" in each)
+    path = written(tmp_path, text.replace("start:", "strt:", 1))
+    assert refusal(path).startswith(f"{path}:{line}: unknown key 'stages.strt'; did you mean 'start'?")
 
 
 def test_a_contradiction_is_named_with_the_line_of_its_own_section(tmp_path: Path) -> None:

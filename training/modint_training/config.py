@@ -244,6 +244,10 @@ class TuneRecipe(_Strict):
             "perturbations: attack, consistency and controls work on twins, and without perturbations there "
             "are none",
         )
+        yield (
+            self.temperature != 1 and self.consistency in ("none", "mse"),
+            f"temperature: softens distributions, and consistency: {self.consistency} compares none",
+        )
 
     def _of_kind(self) -> Iterator[tuple[bool, str]]:
         adapter, given = self.kind != "full", (self.rank, self.alpha, self.dropout)
@@ -257,7 +261,7 @@ class TuneRecipe(_Strict):
             "targets: linear or attention for an adapter, null for kind: full",
         )
         yield (
-            (self.rank or 0) > MAX_RANK,
+            self.servable and (self.rank or 0) > MAX_RANK,
             f"rank: vLLM serves ranks up to {MAX_RANK}, not {self.rank}; choose a lower one",
         )
         yield (
@@ -274,6 +278,10 @@ class TuneRecipe(_Strict):
         yield (
             self.kind == "qlora" and self.scope != ("language",),
             "scope: qlora adapts the language model only",
+        )
+        yield (
+            self.targets == "attention" and "language" not in self.scope,
+            "targets: chooses among the language model's layers, and scope leaves it out: targets: linear",
         )
 
     def _of_length(self) -> Iterator[tuple[bool, str]]:
@@ -292,6 +300,10 @@ class TuneRecipe(_Strict):
             endless and self.reading != ReadingConfig(),
             "reading: says how rows of your own are read, and data: tinyworld has none: name yours with data",
         )
+        yield (
+            endless and self.validation is not None,
+            "validation: data: tinyworld is measured on its own validation split: leave it out",
+        )
 
 
 Recipe = PretrainRecipe | TuneRecipe
@@ -303,6 +315,7 @@ _KINDS: dict[str, type[PretrainRecipe] | type[TuneRecipe]] = {
 }
 _SECTIONS: dict[str, type[BaseModel]] = {
     "mixture": MixtureConfig,
+    "stages": StageConfig,
     "reading": ReadingConfig,
     "attack": AttackConfig,
 }
@@ -349,9 +362,23 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(_explain(exc, where, text, schema)) from exc
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's readers keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as exc:
         raise ConfigError(f"{where}{_what_yaml_says(exc)}") from exc
     if not isinstance(values, dict):
@@ -430,7 +457,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is not a section of the recipe")
         values = inner
     try:
-        values[last] = yaml.safe_load(value)
+        values[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as exc:
         raise ConfigError(f"override {override!r}: {value!r} is not a YAML value") from exc
 
@@ -441,30 +468,37 @@ def _explain(exc: ValidationError, where: str, text: str, schema: type[BaseModel
     # A mistyped key is also a missing one: the mistake is the more telling of the two.
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     said = error["msg"].removeprefix("Value error, ")
-    path = [str(part) for part in error["loc"] if isinstance(part, str) or part == error["loc"][0]]
-    if not path or said.startswith(
-        f"{path[0]}."
-    ):  # keys that contradict one another: the sentence names the first
+    path: Sequence[str | int] = error["loc"]
+    keys = [str(part) for part in path if isinstance(part, str) or part == path[0]]
+    if not path or said.startswith(f"{path[0]}."):
+        # Keys that contradict one another: the sentence names the first.
         named, _, said = said.partition(": ")
-        path = named.split(".")
+        path = keys = named.split(".")
     line = _line(text, path)
     place = f"{where}:{line}" if line else where
     if error["type"] == "extra_forbidden":
-        known = (schema if len(path) == 1 else _SECTIONS[path[0]]).model_fields
-        nearest = difflib.get_close_matches(path[-1], list(known), n=1)
-        return f"{place}: unknown key {'.'.join(path)!r}" + (
+        known = (schema if len(keys) == 1 else _SECTIONS[keys[0]]).model_fields
+        nearest = difflib.get_close_matches(keys[-1], list(known), n=1)
+        return f"{place}: unknown key {'.'.join(keys)!r}" + (
             f"; did you mean {nearest[0]!r}?" if nearest else ""
         )
-    return f"{place}: {'.'.join(path)}: {said}"
+    return f"{place}: {'.'.join(keys)}: {said}"
 
 
-def _line(text: str, path: Sequence[str]) -> int | None:
-    """The line of a key, found by its path of sections; None where the file does not hold it."""
+def _line(text: str, path: Sequence[str | int]) -> int | None:
+    """The line of a key, found by its path of sections and places in lists; None where the file does not hold
+    it."""
     node: Any = yaml.compose(text)
     line = None
     for name in path:
+        if isinstance(name, int) and isinstance(node, yaml.SequenceNode):
+            if name >= len(node.value):  # an override's, not the file's
+                return None
+            node = node.value[name]
+            line = node.start_mark.line + 1
+            continue
         held = node.value if isinstance(node, yaml.MappingNode) else ()
-        found = next(((key, value) for key, value in held if key.value == name), None)
+        found = next(((key, value) for key, value in held if key.value == str(name)), None)
         if found is None:
             return None
         line, node = found[0].start_mark.line + 1, found[1]
