@@ -109,3 +109,13 @@ def test_recipes_lists_what_can_be_trained_and_prints_the_schema(capsys: pytest.
     assert [line.split()[0] for line in listed.splitlines()] == recipe_names()
     assert all(len(line.split()) > 4 for line in listed.splitlines())
     assert json.loads("{" + schema) == recipe_schema()
+
+
+def test_recipes_says_where_a_configuration_for_accelerate_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    point = EntryPoint("recipes", "modint_training.commands:recipes", "modint_guard.commands")
+    for name in ("ddp", "ddp-cpu", "fsdp2"):
+        with pytest.raises(SystemExit) as stop:
+            main(["recipes", "--accelerate", name], [point])
+        assert stop.value.code == 0
+        said = Path(capsys.readouterr().out.strip())
+        assert (said.name, said.is_file()) == (f"{name}.yaml", True)

@@ -16,7 +16,7 @@ import torch
 
 from modint_guard.data import write_items
 from modint_guard.item import FAMILIES
-from modint_training.config import TuneRecipe, load_recipe
+from modint_training.config import TuneRecipe, accelerate_config, load_recipe
 from modint_training.runs import export_run, loaded
 from modint_training.tinyworld import suite
 from modint_training.trainer import read_log, whole_steps
@@ -45,12 +45,7 @@ def launched(
         return subprocess.Popen(
             [
                 *(str(Path(sys.executable).with_name("accelerate")), "launch"),
-                *(
-                    "--config_file",
-                    str(ROOT / "training" / "accelerate" / config),
-                    "--main_process_port",
-                    "0",
-                ),
+                *("--config_file", str(accelerate_config(config)), "--main_process_port", "0"),
                 *("-m", program, "train", "robust-lora", *settings(folder), *arguments),
                 *("--runs", str(folder / "runs")),
             ],
@@ -82,7 +77,7 @@ def folder(processor: Any, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -> None:
     run = folder / "runs" / "mine"
-    running = launched("ddp-cpu.yaml", folder, "steps=2000")
+    running = launched("ddp-cpu", folder, "steps=2000")
     deadline = time.monotonic() + PATIENCE_S
     while len(read_log(run / "log.jsonl")) < 3:
         assert running.poll() is None and time.monotonic() < deadline, (folder / "said").read_text("utf-8")
@@ -97,7 +92,7 @@ def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -
     }
     assert (run / "curves.png").is_file() and not (run / "export").exists()
 
-    code, said = ended(launched("ddp-cpu.yaml", folder, f"steps={step + 2}", "--resume", "auto"), folder)
+    code, said = ended(launched("ddp-cpu", folder, f"steps={step + 2}", "--resume", "auto"), folder)
     assert (code, said.count("wrote ")) == (0, 1), said
     record = json.loads((run / "export" / "run.json").read_text("utf-8"))
     assert [figures["step"] for figures in record["validation"]] == [step + 2]
@@ -121,7 +116,7 @@ def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported
     assert isinstance(recipe, TuneRecipe)
     alone = tune(recipe, folder / "alone")[0].state_dict()
     for arguments in (("checkpoint_minutes=1e-9",), ("--resume", "auto")):
-        sharded = launched("fsdp2.yaml", folder, *method, *arguments, program="tests.training.sharded")
+        sharded = launched("fsdp2", folder, *method, *arguments, program="tests.training.sharded")
         code, said = ended(sharded, folder)
         assert (code, said.count(f"`modint-guard export {run}`"), said.count("wrote ")) == (0, 1, 0), said
         assert whole_steps(run / kind)[-2:] == [2, 3]

@@ -96,9 +96,6 @@ def test_plain_rows_are_validated_trained_on_and_evaluated_by_the_same_options(
     )
     report = tmp_path / "report.json"
     run(
-        "evaluate", "--model", str(base), "--adapter", str(export), "--data", str(mine), *how
-    ) if False else None
-    run(
         *("evaluate", "--model", str(base), "--adapter", str(export), "--data", str(mine), *how),
         *("--perturbation", "unrelated_facts", "--output", str(report)),
     )

@@ -183,7 +183,7 @@ def test_14_noise_in_evaluation_is_seeded_by_item_so_that_two_models_see_the_sam
     assert len(set(seen)) == 3 and len(seen) == 4
 
 
-def test_15_pictures_are_encoded_once_and_rows_with_nothing_to_attack_are_left_out(adapted: Any) -> None:
+def test_15_the_tower_runs_once_a_step_and_rows_with_nothing_to_attack_are_left_out(adapted: Any) -> None:
     model, batch = adapted
     core = model.get_base_model()
     towers, decoders, heads = [], [], []

@@ -56,15 +56,19 @@ def test_training_moves_every_adapter_of_the_language_model(trained: Any) -> Non
     assert all(".language_model." in name for name in moved)
 
 
-def test_training_leaves_the_base_bit_for_bit_as_it_was(trained: Any, base: Path) -> None:
+def is_untouched(model: Any, base: Path) -> bool:
+    """Whether all but the adapter is the base, bit for bit."""
     before = load_base(str(base))[0].state_dict()
     after = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
-        for name, tensor in trained[0].state_dict().items()
+        for name, tensor in model.state_dict().items()
         if "lora_" not in name
     }
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    return after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_training_leaves_the_base_bit_for_bit_as_it_was(trained: Any, base: Path) -> None:
+    assert is_untouched(trained[0], base)
 
 
 def test_only_lora_can_be_trained_and_the_vision_tower_has_none(trained: Any) -> None:
@@ -233,7 +237,8 @@ PGD = (
 
 
 def test_a_run_of_the_whole_method_logs_its_parts_and_draws_its_curves(base: Path, tmp_path: Path) -> None:
-    tune(lora_recipe(base, f"attack={PGD}", "micro_batches=2"), tmp_path)
+    model = tune(lora_recipe(base, f"attack={PGD}", "micro_batches=2"), tmp_path)[0]
+    assert is_untouched(model, base)  # after attacks as well: nothing of it was unfrozen
     lines = steps_logged(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:

@@ -52,10 +52,17 @@ def recipes(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of recipes instead.")
     ] = False,
+    accelerate: Annotated[
+        Literal["ddp", "ddp-cpu", "fsdp2"] | None,
+        typer.Option(help="Print the path of a configuration for `accelerate launch` instead."),
+    ] = None,
 ) -> None:
     """List the bundled recipes, or print the schema that editors check recipes with."""
-    from modint_training.config import recipe_names, recipe_schema, recipe_summary
+    from modint_training.config import accelerate_config, recipe_names, recipe_schema, recipe_summary
 
+    if accelerate:
+        typer.echo(accelerate_config(accelerate))
+        return
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))
         return

@@ -336,6 +336,11 @@ def preset_names() -> list[str]:
     return _bundled("presets")
 
 
+def accelerate_config(name: str) -> Path:
+    """The bundled configuration of that name for `accelerate launch --config_file`."""
+    return Path(str(resources.files("modint_training") / "accelerate" / f"{name}.yaml"))
+
+
 def _bundled(folder: str) -> list[str]:
     entries = (resources.files("modint_training") / folder).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
