@@ -72,8 +72,13 @@ class Item:
             raise ValueError(f"item {self.id}: at most {len(LETTERS)} lettered choices, not {self.choices}")
         if self.choices and not {self.answer, self.wrong} <= {*self.choices, ""}:
             raise ValueError(f"item {self.id}: answer and wrong must be among the choices {self.choices}")
-        if self.answer and self.answer.casefold() == self.wrong.casefold():
+        if self.answer and self.wrong and bare(self.answer) == bare(self.wrong):
             raise ValueError(f"item {self.id}: the lie {self.wrong!r} equals the truth")
+        if _tells_the_truth(self):
+            raise ValueError(
+                f"item {self.id}: its lie names the truth {self.answer!r} and not {self.wrong!r}, which it "
+                "is to claim: name that in it, or leave the text out"
+            )
 
     @property
     def labelled(self) -> bool:
@@ -113,7 +118,7 @@ def is_right(item: Item, text: str) -> bool:
     """
     if item.choices:
         return item.labelled and choice_of(item, text) == item.answer
-    return item.labelled and _bare(text) == _bare(item.answer)
+    return item.labelled and bare(text) == bare(item.answer)
 
 
 def choice_of(item: Item, text: str) -> str | None:
@@ -121,11 +126,11 @@ def choice_of(item: Item, text: str) -> str | None:
     aside; or that after "the answer is", in brackets, or followed by the option's own text ("C. red", "(C)").
     None where it states none of them: no letter is looked for inside a sentence.
     """
-    said = _bare(text)
+    said = bare(text)
     for given in (said, _UNTIL_ANSWER.sub("", said).strip("*_ ")):
         for choice in item.choices:
-            reply = _bare(reply_for(item, choice))
-            if given == reply or _with_its_text(given, reply, _bare(choice)):
+            reply = bare(reply_for(item, choice))
+            if given == reply or _with_its_text(given, reply, bare(choice)):
                 return choice
     return None
 
@@ -144,8 +149,31 @@ def _with_its_text(said: str, label: str, choice: str) -> bool:
 def same_as(item: Item, text: str) -> str:
     """A name that two replies share where they state the same: their choice, else their words."""
     choice = choice_of(item, text)
-    return _bare(text) if choice is None else choice
+    return bare(text) if choice is None else choice
 
 
-def _bare(text: str) -> str:
+def _tells_the_truth(item: Item) -> bool:
+    """Whether the data set's own lie holds the right answer as whole words and the wrong one nowhere.
+
+    An answer of one or two characters is not looked for: letters, digits and "no" stand in many a text that
+    does not state them. Of the wrong one a beginning is enough, as in its plural.
+    """
+    right, wrong = (" ".join(bare(text).split()) for text in (item.answer, item.wrong))
+    if not item.lie or not wrong or len(right) <= _TOO_SHORT:
+        return False
+    said = {text: re.escape(text).replace(r"\ ", r"\s+") for text in (right, wrong)}
+    said[right] = rf"(?<!\w{_JOINT}){said[right]}(?!{_JOINT}?\w)"
+    longest_first = "|".join(said[text] for text in sorted(said, key=len, reverse=True))
+    found = re.findall(rf"(?<!\w)(?:{longest_first})", item.lie.casefold())
+    named = {" ".join(text.split()) for text in found}
+    return right in named and wrong not in named
+
+
+_TOO_SHORT = 2
+_JOINT = "[-.,:/'’]"  # what stands within one word or number: "card-holder", "2,100"
+
+
+def bare(text: str) -> str:
+    """A reply in the form that replies are compared in: without blanks around it, a final full stop and
+    capitals."""
     return text.strip().removesuffix(".").strip().casefold()

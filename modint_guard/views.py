@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 
 from modint_guard.chat import rebuild, with_texts_at
 from modint_guard.images import decode_data_url, neutral_image, png_data_url
-from modint_guard.item import Item
+from modint_guard.item import Item, bare
 from modint_guard.perturb import REGISTRY, Perturbation, seeded
 from modint_guard.split import sentences_in
 from modint_guard.types import (
@@ -134,7 +134,7 @@ _NO_CHOICES = Item("request", "image-heavy", "request", "word", "", ("yes", "no"
 
 def _as_item(chat: Chat) -> Item | None:
     """The request as the registry wants it: which option a claim states depends on the request's words."""
-    texts = tuple(dict.fromkeys(option.text for option in chat.options))
+    texts = tuple({bare(option.text): option.text for option in chat.options}.values())
     if len(texts) < 2:
         return None
     claimed, other = seeded("claim", _fingerprint(chat)).sample(texts, 2)

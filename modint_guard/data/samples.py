@@ -15,7 +15,7 @@ from modint_guard.config import ImageLimits
 from modint_guard.data.formats import FORMATS, Columns, Draft
 from modint_guard.data.pictures import Picture, picture
 from modint_guard.data.rows import Row, shown
-from modint_guard.item import FAMILIES, LETTERS, Family, Form, Item, Turn
+from modint_guard.item import FAMILIES, LETTERS, Family, Form, Item, Turn, bare
 from modint_guard.option_block import OptionBlock
 from modint_guard.perturb import seeded
 from modint_guard.split import options_in
@@ -252,12 +252,8 @@ def _plain(question: str, own: tuple[tuple[str, str], ...], answer: str, replies
     listing = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     if labels == tuple(LETTERS[: len(texts)]) == replies and question.endswith(listing):
         return Options(question[: -len(listing)], "letter", texts, answer)
-    in_words = [_bare(said) for said in replies] == [_bare(text) for text in texts]
+    in_words = [bare(said) for said in replies] == [bare(text) for text in texts]
     return Options(question, "word" if in_words else "letter", texts, answer, replies)
-
-
-def _bare(text: str) -> str:
-    return text.casefold().removesuffix(".")
 
 
 def _reply(
@@ -288,8 +284,8 @@ def _lists(question: str, texts: Sequence[str]) -> bool:
 
 def _block(question: str, texts: Sequence[str]) -> OptionBlock | None:
     block = options_in(question)
-    listed = [_bare(option.text) for option in block.options] if block else []
-    return block if listed == [_bare(text) for text in texts] else None
+    listed = [bare(option.text) for option in block.options] if block else []
+    return block if listed == [bare(text) for text in texts] else None
 
 
 def _written_labels(question: str, texts: Sequence[str]) -> list[str]:
@@ -315,7 +311,7 @@ def _lie(draft: Draft, options: Options, extra: Mapping[str, Any]) -> tuple[str,
     if not wrong and draft.lies:
         wrong, lie = next(iter(draft.lies.items()))
     if wrong and wrong not in options.choices:
-        wrong = next((choice for choice in options.choices if _bare(choice) == _bare(wrong)), wrong)
+        wrong = next((choice for choice in options.choices if bare(choice) == bare(wrong)), wrong)
     if lie and not wrong:
         raise ValueError("has a lie and does not say which answer it claims: add `modint.wrong`")
     if wrong and options.choices and wrong not in options.choices:
@@ -323,6 +319,6 @@ def _lie(draft: Draft, options: Options, extra: Mapping[str, Any]) -> tuple[str,
             f"the lie claims {shown(wrong)}, which is not among the choices {_some(options.choices)}"
         )
     if not wrong and options.answer and options.choices:
-        others = [choice for choice in options.choices if choice != options.answer]
+        others = [choice for choice in options.choices if bare(choice) != bare(options.answer)]
         wrong = seeded("wrong", draft.id).choice(others) if others else ""
     return wrong, lie

@@ -1,5 +1,7 @@
 """Items: what a model reads, what it must answer, and which items cannot be."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +106,43 @@ def test_a_lie_that_equals_the_truth_is_refused() -> None:
         DIGIT.replace(wrong="3")
 
 
+@pytest.mark.parametrize(
+    ("answer", "wrong", "lie"),
+    [
+        ("card", "platypus", "The picture shows a card."),
+        ("Card.", "platypus", "CARD: it lies on a table"),
+        ("a red bus", "a blue bus", "This is a  red\nbus."),
+        ("dark red", "red", "It is dark red."),
+        ("100", "200", "There are 100, I think."),
+    ],
+)
+def test_a_lie_that_names_the_truth_alone_is_refused(answer: str, wrong: str, lie: str) -> None:
+    said = re.escape(f"its lie names the truth {answer!r} and not {wrong!r}, which it is to claim: name that")
+    with pytest.raises(ValueError, match=f"^item digit-0: {said} in it, or leave the text out$"):
+        DIGIT.replace(form="free", choices=(), answer=answer, wrong=wrong, lie=lie)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong", "lie"),
+    [
+        ("card", "platypus", "It is a platypus, not a card."),
+        ("card", "platypus", "Two platypuses lie on a card."),
+        ("red", "dark red", "It is dark red."),
+        ("card", "platypus", "It lays eggs."),
+        ("card", "platypus", "A discarded card-holder, a box of cards, cardboard."),
+        ("100", "200", "It costs 2,100.50, 100.5 or 1000 francs."),
+        ("A", "B", "A picture of something else."),
+        ("no", "yes", "There is no doubt of it."),
+        ("7", "3", "The digit 7."),
+        ("card", "", "The picture shows a card."),
+        ("", "card", "The picture shows a card."),
+    ],
+)
+def test_a_lie_that_may_well_be_one_is_taken(answer: str, wrong: str, lie: str) -> None:
+    item = DIGIT.replace(form="free", choices=(), answer=answer, wrong=wrong, lie=lie)
+    assert item.lie == lie
+
+
 @pytest.mark.parametrize("field", ["answer", "wrong"])
 def test_an_answer_that_is_no_choice_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match="must be among the choices"):
@@ -155,6 +194,8 @@ def test_a_question_that_lists_its_options_is_asked_as_it_is() -> None:
         ({"replies": ("A", "A")}, "do not tell its choices apart"),
         ({"replies": ("A",)}, "do not tell its choices apart"),
         ({"form": "free", "choices": (), "answer": "Red", "wrong": "red"}, "equals the truth"),
+        ({"form": "free", "choices": (), "answer": "Red.", "wrong": " red "}, "the lie ' red ' equals the"),
+        ({"choices": ("red", "Red ."), "answer": "red", "wrong": "Red ."}, "equals the truth"),
     ],
 )
 def test_what_an_item_cannot_be(changes: dict[str, object], said: str) -> None:

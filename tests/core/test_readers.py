@@ -13,7 +13,7 @@ from PIL import Image
 from modint_guard.data import FORMATS, DataSet, check_length, problems, read_data, write_llava
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.images import png_data_url
-from modint_guard.item import FAMILIES, FORMS, Family, Item, Turn, prompt, reply_for
+from modint_guard.item import FAMILIES, FORMS, Family, Item, Turn, bare, prompt, reply_for
 from modint_guard.perturb import perturb
 from tests.core.items import BLUE, BOTH, DIGIT, GREEN, LETTERED, RED, SUM
 
@@ -286,6 +286,20 @@ def test_a_lie_is_planted_by_the_id_alone_and_is_never_the_truth(tmp_path: Path)
     assert again == {item.id: item.wrong for item in items}
 
 
+def test_a_planted_lie_is_no_other_spelling_of_the_truth(tmp_path: Path) -> None:
+    rows = [
+        {"id": n, "question": "Which?", "choices": ["Aa", "aa", "aa.", "AB"], "answer": 0} for n in range(9)
+    ]
+    assert {item.wrong for item in read_data(written(tmp_path, *rows))} == {"AB"}
+
+
+def test_a_lie_may_name_both_and_its_option_letters_are_no_words(tmp_path: Path) -> None:
+    both = {"platypus": "A platypus, not a dog."}
+    assert one(tmp_path, {**PAPERS, "facts": both}).lie == both["platypus"]
+    letters = {"question": "Which?\nA: A\nB: B", "answer": "A", "facts": {"B": "A note says so."}}
+    assert one(tmp_path, letters).lie == "A note says so."
+
+
 # -- options and lies that any format may have
 
 
@@ -449,6 +463,11 @@ GOOD = {"id": "good", "image": "red.png", "conversations": chat("<image>\nWhat?"
             "the lie claims 'Grey.', which is not",
         ),
         ({"modint": {"wrong": "Red."}}, "the lie 'Red.' equals the truth"),
+        ({"modint": {"wrong": "red"}}, "the lie 'red' equals the truth"),
+        (
+            {"modint": {"wrong": "blue", "lie": "A red wall."}},
+            "its lie names the truth 'Red.' and not 'blue', which it is to claim: name that in it, or leave",
+        ),
         ({"modint": {"wrong": 3}}, "`modint.wrong` must be a text"),
         ({"modint": {"lie": "It is blue."}}, "does not say which answer it claims"),
         ({"modint": {"claim": "a card"}}, "`modint.claim` must hold one {} for the choice"),
@@ -482,6 +501,10 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: JSON, said: 
         ({"choices": "dog, cat"}, "`choices` must be a list of texts or an object"),
         ({"answer": 3.5}, "`answer` must be a text, not '3.5'"),
         ({"facts": {"dog": "A dog."}}, "the lie 'dog' equals the truth"),
+        (
+            {"facts": {"platypus": "The picture shows a dog."}},
+            "its lie names the truth 'dog' and not 'platyp",
+        ),
         ({"facts": {"owl": "An owl."}}, "the lie claims 'owl', which is not among the choices"),
         ({"facts": "A cat."}, "`facts` must be an object of wrong choices and texts"),
         ({"type": "audio"}, "unknown family 'audio'"),
@@ -672,13 +695,14 @@ def test_the_digest_is_that_of_the_rows(tmp_path: Path) -> None:
 UNKNOWN: Family = "unknown"
 TEXT_HEAVY: Family = "text-heavy"
 WORDS = st.text("abcXYZ 0123.,?é“\n", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
+LIES = st.text("defUVW 456;!ü”\n", min_size=1, max_size=12)  # they name none of the words
 IDS = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,8}", fullmatch=True)
 
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
     form = draw(st.sampled_from(FORMS))
-    texts = draw(st.lists(WORDS, min_size=2, max_size=5, unique_by=str.casefold))
+    texts = draw(st.lists(WORDS, min_size=2, max_size=5, unique_by=bare))
     labelled = draw(st.booleans())
     image = draw(st.sampled_from([None, RED, GREEN]))
     turns = (Turn("user", draw(WORDS), has_image=image is not None), Turn("assistant", draw(WORDS)))
@@ -698,7 +722,7 @@ def items(draw: st.DrawFn) -> Item:
         agreeing=draw(st.sampled_from([None, BLUE])),
         held_out_wording=draw(st.booleans()),
         source=draw(st.just("") | WORDS),
-        lie=draw(st.just("") | WORDS) if labelled else "",
+        lie=draw(st.just("") | LIES) if labelled else "",
         system=draw(st.just("") | WORDS),
         turns=draw(st.sampled_from([(), turns])),
     )

@@ -73,6 +73,7 @@ def test_a_misleading_description_claims_one_of_the_options_and_needs_some() -> 
     claimed = text(made("misleading_description")).removesuffix(f"\n{QUESTION}\n{OPTIONS}")
     assert sum(option in claimed for option in ("red", "blue", "green")) == 1
     assert VIEWS["misleading_description"](parse(ask(QUESTION))) is None
+    assert VIEWS["misleading_description"](parse(ask("Which?\nA. Aa\nB. aa"))) is None  # one answer, twice
 
 
 def test_benign_moves_sentences_and_blurs_mildly() -> None:

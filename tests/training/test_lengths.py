@@ -1,16 +1,20 @@
-"""An example that is too long is refused before the first step, with its place, and no picture is decoded."""
+"""An example that is too long, or that a model cannot read, is refused before the first step, with its place;
+no picture is decoded."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modint_guard.data import read_data, write_items, write_llava
 from modint_guard.errors import DataError
+from modint_guard.item import Turn
 from modint_guard.perturb import clean_view
 from modint_training.batches import data_source, pools_of, twin_batches
-from modint_training.collate import encode
+from modint_training.collate import collate, encode
 from modint_training.config import TuneRecipe
 from modint_training.lengths import check_lengths
 from modint_training.tinyworld import suite
@@ -44,9 +48,9 @@ def recipe_of(data: Path, *overrides: str) -> TuneRecipe:
     return lora_recipe("tinyworld-base", *own, *overrides)
 
 
-def check(data: Path, processor: Any, *overrides: str) -> None:
+def check(data: Path, processor: Any, *overrides: str, config: Any = None) -> None:
     recipe, found = recipe_of(data, *overrides), read_data(data)
-    check_lengths(recipe, processor, found, pools_of(recipe, found), STEPS)
+    check_lengths(recipe, config, processor, found, pools_of(recipe, found), STEPS)
 
 
 def longest(data: Path, processor: Any) -> int:
@@ -115,3 +119,65 @@ def test_a_text_that_holds_the_pictures_placeholder_is_refused_with_its_place(
     said = r"items\.jsonl:2: sample 'x': its text holds the picture's placeholder"
     with pytest.raises(DataError, match=said):
         check(tmp_path, processor, "quotas=[0, 1, 0]")
+
+
+@pytest.mark.parametrize("more", [{"system": "Be brief."}, {"turns": (Turn("user", "Look."),) * 2}])
+def test_a_chat_for_a_model_without_a_template_is_refused_with_its_place(
+    processor: Any, tmp_path: Path, more: Any
+) -> None:
+    item = suite.items("text-heavy", "train", 1)[0]
+    write_items([item, item.replace(id="x", **more)], tmp_path)
+    model, own = small_family("instructblip", processor)
+    said = (
+        r"items\.jsonl:2: sample 'x': a model without a chat template reads one question and no more: leave"
+    )
+    with pytest.raises(DataError, match=said):
+        check(tmp_path, own, "quotas=[0, 1, 0]", config=model.config)
+
+
+def test_a_text_that_the_template_changes_is_refused_with_its_place(processor: Any, tmp_path: Path) -> None:
+    item = suite.items("text-heavy", "train", 1)[0]
+    write_items([item, item.replace(id="x", question="What?  ", context=None)], tmp_path)
+    trimming = copy.deepcopy(processor)
+    trimming.chat_template = "{% for part in messages[-1].content %}{{ part.text | trim }}{% endfor %}."
+    said = r"items\.jsonl:2: sample 'x': the chat template changes the user's text 'What\?  ', so that its"
+    with pytest.raises(DataError, match=said):
+        check(tmp_path, trimming, "quotas=[0, 1, 0]")
+
+
+def test_a_text_beside_a_picture_is_no_longer_than_the_model_reads_there(
+    processor: Any, tmp_path: Path
+) -> None:
+    model, own = small_family("instructblip", processor)
+    data = rows(tmp_path / "data", long=1)
+    item = read_data(data)[1]
+    row = encode(clean_view(item), own)
+    most = len(own.qformer_tokenizer(row.text).input_ids)
+
+    def read(positions: int) -> None:
+        model.config.qformer_config.max_position_embeddings = positions
+        check(data, own, "perturbations=[noise]", "controls=[]", config=model.config)
+
+    read(most)
+    with torch.no_grad():
+        type(model)(model.config)(**collate([row], own))
+    said = (
+        rf"sample '{item.id}': it takes {most} tokens in the Q-Former, which has {most - 1} positions for a "
+        "text beside a picture; nothing is truncated: shorten its text$"
+    )
+    with pytest.raises(DataError, match=said):
+        read(most - 1)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        type(model)(model.config)(**collate([row], own))
+
+
+def test_a_text_is_read_beside_a_picture_where_its_row_has_one(processor: Any, tmp_path: Path) -> None:
+    model, own = small_family("instructblip", processor)
+    data = rows(tmp_path / "data", long=5)
+    model.config.qformer_config.max_position_embeddings = 60
+    alone = ("quotas=[0, 1, 0]", "controls=[]")
+    check(data, own, *alone, "perturbations=[unrelated_facts]", config=model.config)
+    with torch.no_grad():
+        type(model)(model.config)(**collate([encode(clean_view(read_data(data)[5]), own)], own))
+    with pytest.raises(DataError, match=r": its twin, noise, takes \d+ tokens in the Q-Former, which has 60"):
+        check(data, own, *alone, "perturbations=[noise]", config=model.config)

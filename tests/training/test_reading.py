@@ -115,9 +115,9 @@ def test_plain_rows_of_every_chat_format_are_drawn_from_once_their_family_is_nam
         r"the 6 rows which do not say theirs \(reading\.family=…\)"
     )
     with pytest.raises(DataError, match=said):
-        source_of(lora_recipe(base, *own), processor)
+        source_of(lora_recipe(base, *own), None, processor)
     named = lora_recipe(base, *own, "reading.family=image-heavy", "steps=null", "epochs=2")
-    assert source_of(named, processor)[1] == 3
+    assert source_of(named, None, processor)[1] == 3
 
 
 def test_all_that_data_validate_can_be_told_can_stand_in_a_recipe(base: Path, tmp_path: Path) -> None:

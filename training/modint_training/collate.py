@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modint_guard.errors import ConfigError, DataError
+from modint_guard.errors import DataError
 from modint_guard.item import Item, prompt, reply_for
 from modint_training.families import Message, chat_content, clip_pixels, image_token_id, vision_of
 from modint_training.tinyworld.language import USER
@@ -68,8 +68,8 @@ class Encoded:
 def encode(item: Item, processor: Any) -> Encoded:
     """Tokenise an item with the processor's own chat template, placeholders expanded as it would do.
 
-    Raises DataError where the item's text holds the placeholder, ConfigError where the template changes the
-    text.
+    Raises DataError where the item's text holds the placeholder, where the template changes the text, and for
+    earlier turns or a system text where there is no template.
     """
     before, text, after = _rendered(item, processor)
     tokenizer = processor.tokenizer
@@ -124,10 +124,15 @@ def _rendered(item: Item, processor: Any) -> tuple[str, str, str]:
     vision, text, token = vision_of(processor), prompt(item), str(processor.image_token)
     if any(token in said for said in (text, item.system, *(turn.text for turn in item.turns))):
         raise DataError(f"item {item.id}: its text holds the picture's placeholder {token!r}; remove it")
+    if not vision.chats and (item.turns or item.system):
+        raise DataError(
+            f"item {item.id}: a model without a chat template reads one question and no more: leave out "
+            "examples with earlier turns or a system text"
+        )
     before = vision.render(processor, chat_of(item, _STAND_IN)).partition(_STAND_IN)[0]
     whole = vision.render(processor, chat_of(item, text))
     if not whole.startswith(before + text):
-        raise ConfigError(
+        raise DataError(
             f"item {item.id}: the chat template changes the user's text {text!r}, so that its tokens cannot "
             "be found; use a template that copies it"
         )

@@ -26,13 +26,17 @@ class Vision:
     `render(processor, messages)` writes a chat as a prompt with one placeholder a picture; `image_tokens`
     counts the positions a picture takes, the same for all unless they are `sized`: by their sizes alone;
     `tensors(processor, pictures, texts, ids)` makes what the model wants beside `input_ids` # (B, L), from
-    each row's picture and last user text.
+    each row's picture and last user text. Where it `chats`, earlier turns and a system text can be rendered.
+    `unread(processor, config, text)` says what keeps a text beside a picture from being read by the model of
+    that `config`, None where nothing does.
     """
 
     render: Callable[[Any, Sequence[Message]], str]
     image_tokens: Callable[[Any, Image.Image | None], int]
     tensors: Callable[[Any, Pictures, Sequence[str], Tensor], dict[str, Tensor]]
     sized: bool = False
+    chats: bool = True
+    unread: Callable[[Any, Any, str], str | None] = lambda processor, config, text: None
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,8 @@ def _chat(processor: Any, messages: Sequence[Message]) -> str:
 
 def _bare_prompt(processor: Any, messages: Sequence[Message]) -> str:
     """InstructBLIP has no chat template: queries, then the begin token, then the text."""
-    if len(messages) > 1:
-        raise ConfigError(
-            "a model without a chat template reads one question and no more: leave out examples with earlier "
-            "turns or a system text"
-        )
-    *pictures, text = messages[0]["content"]
+    (message,) = messages
+    *pictures, text = message["content"]
     placeholder = str(processor.image_token) if pictures else ""
     return f"{placeholder}{processor.tokenizer.bos_token or ''}{text['text']}"
 
@@ -146,7 +146,7 @@ def _instructblip(processor: Any, pictures: Pictures, texts: Sequence[str], ids:
     """The Q-Former reads the text of the rows with a picture; it always wants one: a batch without any brings
     a grey one that no placeholder takes up."""
     rows = [(picture, text) for picture, text in zip(pictures, texts, strict=True) if picture is not None]
-    rows = rows or [(Image.new("RGB", (32, 32), (128,) * 3), texts[0])]
+    rows = rows or [(Image.new("RGB", (32, 32), (128,) * 3), ".")]  # any text of the batch may be too long
     asked = processor.qformer_tokenizer([text for _, text in rows], padding=True, return_tensors="pt")
     shown = [picture.convert("RGB") for picture, _ in rows]
     return {
@@ -154,6 +154,18 @@ def _instructblip(processor: Any, pictures: Pictures, texts: Sequence[str], ids:
         "qformer_input_ids": asked["input_ids"],
         "qformer_attention_mask": asked["attention_mask"],
     }
+
+
+def _too_long_for_queries(processor: Any, config: Any, text: str) -> str | None:
+    """What to say of a text for which the Q-Former's table of positions is too short."""
+    count = len(processor.qformer_tokenizer(text).input_ids)
+    most = config.qformer_config.max_position_embeddings
+    if count <= most:
+        return None
+    return (
+        f"takes {count} tokens in the Q-Former, which has {most} positions for a text beside a picture; "
+        "nothing is truncated: shorten its text"
+    )
 
 
 def _qwen_family(model_type: str, processor_class: str, vision_mlp: str) -> ModelFamily:
@@ -201,7 +213,7 @@ FAMILIES = {
                 "connector": ("qformer.", "query_tokens", "language_projection."),
                 "vision": ("vision_model.",),
             },
-            inputs=Vision(_bare_prompt, _queries, _instructblip),
+            inputs=Vision(_bare_prompt, _queries, _instructblip, chats=False, unread=_too_long_for_queries),
         ),
     )
 }

@@ -21,10 +21,17 @@ from modint_training.views import twin_kind
 
 
 def check_lengths(
-    recipe: TuneRecipe, processor: Any, found: DataSet, pools: Pools, steps: int, *, quiet: bool = False
+    recipe: TuneRecipe,
+    config: Any,
+    processor: Any,
+    found: DataSet,
+    pools: Pools,
+    steps: int,
+    *,
+    quiet: bool = False,
 ) -> None:
-    """Refuse an example of which a row would stop the run: its clean view, or a twin of it that one of the
-    `steps` will draw.
+    """Refuse an example of which a row would stop the run of a base with this `config`: its clean view, or a
+    twin of it that one of the `steps` will draw.
 
     Raises DataError with file, line and sample id. Shows a bar where it takes more than two seconds.
     """
@@ -43,7 +50,7 @@ def check_lengths(
         item = _stood_in(sample, sized=sized)
         row = clean_view(item) if slot is None else _twin(recipe, slot, item)
         if row is not None:
-            _check(recipe, processor, sample, row)
+            _check(recipe, config, processor, sample, row)
 
 
 def _places(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:
@@ -81,11 +88,14 @@ def _twin(recipe: TuneRecipe, slot: Slot, item: Item) -> Item | None:
     return perturb(item, "black" if name == "noise" else name, seed=seed).replace(perturbation=name)
 
 
-def _check(recipe: TuneRecipe, processor: Any, sample: Sample, row: Item) -> None:
+def _check(recipe: TuneRecipe, config: Any, processor: Any, sample: Sample, row: Item) -> None:
     try:
-        said = too_long(encode(row, processor), recipe)
+        encoded = encode(row, processor)
     except DataError as exc:
         raise sample.row.error(exc.problem.removeprefix(f"item {row.id}: "), row.id) from exc
+    said = too_long(encoded, recipe)
+    if said is None and row.image is not None:
+        said = vision_of(processor).unread(processor, config, encoded.text)
     if said:
         what = "it" if row.perturbation == sample.item.perturbation else f"its twin, {row.perturbation},"
         raise sample.row.error(f"{what} {said}", row.id)

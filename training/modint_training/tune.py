@@ -89,7 +89,7 @@ def tune(
         check_taken_up(folder, recipe, rows)
     base, processor = load_base(recipe.base, placed=False, **loading_of(recipe))
     model = trainable(base, recipe)
-    source, steps = source_of(recipe, processor)
+    source, steps = source_of(recipe, base.config, processor)
     meter = Meter()
     evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
@@ -201,8 +201,8 @@ def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
     )
 
 
-def source_of(recipe: TuneRecipe, processor: Any) -> tuple[Source, int]:
-    """Where examples come from, and how many steps that makes.
+def source_of(recipe: TuneRecipe, config: Any, processor: Any) -> tuple[Source, int]:
+    """Where examples come from, and how many steps that makes; `config` is the base model's.
 
     Raises DataError for examples of one's own that the run could not be carried through with.
     """
@@ -215,7 +215,7 @@ def source_of(recipe: TuneRecipe, processor: Any) -> tuple[Source, int]:
     if is_first_process():
         print(told_of(recipe, found, pools), file=sys.stderr, flush=True)
     steps = recipe.steps or max(1, round((recipe.epochs or 1) * drawn / recipe.batch))
-    check_lengths(recipe, processor, found, pools, steps, quiet=not is_first_process())
+    check_lengths(recipe, config, processor, found, pools, steps, quiet=not is_first_process())
     return data_source(recipe, found, pools), steps
 
 
