@@ -272,7 +272,7 @@ def test_an_adapter_on_the_vision_tower_has_vllms_names_and_peft_reads_them(
     loaded = PeftModel.from_pretrained(small_model(processor), tmp_path / "lora")
     held = [tensor for name, tensor in loaded.named_parameters() if "lora_B" in name]
     assert len(held) == 7 + 2 + 6 and all((tensor == 0.5).all() for tensor in held)
-    assert "`--max-lora-rank 8`, and `--enable-tower-connector-lora`." in adapter_card(run(recipe))
+    assert "`--max-lora-rank 8`, and `--enable-tower-connector-lora`;" in adapter_card(run(recipe))
 
 
 # The record and the card
@@ -367,7 +367,8 @@ def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
     assert f"from revision `{made['base_revision']}` of the base" in " ".join(card)
     assert f"`{made['data_sha256']}` (recipe, seed and versions: `run.json`)." in card
     assert "A LoRA of rank 2 on the language model of `tinyworld-base` against modality interference:" in card
-    assert "needs `--enable-lora` and `--max-lora-rank 8`." in card  # vLLM has no limit of 2
+    assert "needs `--enable-lora` and `--max-lora-rank 8`;" in card  # vLLM has no limit of 2
+    assert "on a CPU also `--max-loras` of one more than its adapters." in card
     assert "- cross-entropy on clean and perturbed twins" in card
     assert "- consistency `js` with weight 0.5" in card
     twins = "misleading_description, unrelated_facts, contradicting_image, noise, black"

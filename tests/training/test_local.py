@@ -5,6 +5,7 @@ import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -15,9 +16,11 @@ from modint_guard.item import Turn, prompt
 from modint_guard.journal import Journal
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.runner import request_for, run
+from modint_training import evaluation
 from modint_training.evaluation import Wanted, evaluate_to, items_of
 from modint_training.local import asked_of, complete_of, completion
 from modint_training.predict import first_logits
+from modint_training.runs import loaded
 from modint_training.tinyworld import suite
 from tests.training.small import save_small_base, small_model
 from tests.training.test_predict import one_word_model
@@ -93,16 +96,51 @@ def test_two_pictures_are_too_many() -> None:
         asked_of(body)
 
 
-def test_an_evaluation_compares_a_model_with_its_base(processor: Any, tmp_path: Path) -> None:
-    base = save_small_base(processor, tmp_path / "base")
-    wanted = Wanted(str(base), against="base", perturbations=["misleading_description"], count=1)
+def test_an_evaluation_compares_two_models_and_holds_one_at_a_time(
+    processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ref[Any]] = []
+
+    def watched(model: str, adapter: str | None) -> tuple[Any, Any]:
+        assert not any(each() for each in made)
+        net, its_processor = loaded(model, adapter)
+        made.append(ref(net))
+        return net, its_processor
+
+    monkeypatch.setattr(evaluation, "loaded", watched)
+    small = str(save_small_base(processor, tmp_path / "small"))
+    wanted = Wanted(BASE, against=small, perturbations=["misleading_description"], count=1)
     assert len(items_of(wanted)) == 6  # three families, trained and held-out wordings
     files = evaluate_to(tmp_path / "report.json", wanted)
     record = json.loads(files[0].read_text())
-    assert record["command"].startswith("modint-guard evaluate --model ")
+    assert record["command"].startswith(f"modint-guard evaluate --model {BASE} --against {small} ")
     rows = record["rows"]
-    assert len(rows) == 2 * (6 + 2)
-    assert [row["gain"] for row in rows] == [0.0] * 8 + [None] * 8  # the same model twice
+    assert [row["model"] for row in rows] == [BASE] * (6 + 2) + [small] * (6 + 2)
+    gains = [ours["accuracy"] - theirs["accuracy"] for ours, theirs in zip(rows[:8], rows[8:], strict=True)]
+    assert [row["gain"] for row in rows] == [*gains, *[None] * 8]
+    assert sum(gains) > 0 and len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"model": BASE, "against": "base"}, f"--against base compares {BASE} with itself: name another"),
+        ({"model": BASE, "against": BASE}, f"--against {BASE} compares {BASE} with itself"),
+        ({"model": BASE, "adapter": ADAPTER, "against": ADAPTER}, f"compares {ADAPTER} with itself"),
+        ({"model": "m", "against": "m", "url": "http://127.0.0.1:1"}, "--against m compares m with itself"),
+        ({"model": BASE, "against": "nobody"}, "--against nobody names no second model: neither a model or"),
+    ],
+)
+def test_a_second_model_that_is_none_or_the_first_is_refused(asked: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Wanted(**asked)  # type: ignore[arg-type]
+
+
+def test_a_second_model_may_be_a_model_an_adapter_or_the_base() -> None:
+    assert Wanted(BASE, ADAPTER, against="base").models == [(BASE, ADAPTER), (BASE, None)]
+    assert Wanted(BASE, ADAPTER, against=BASE).models == [(BASE, ADAPTER), (BASE, None)]
+    assert Wanted(BASE, against=ADAPTER).models == [(BASE, None), (BASE, ADAPTER)]
+    assert Wanted("m", against="base", url="http://127.0.0.1:1").names == ["m", "base"]
 
 
 def test_what_only_a_report_can_hold_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:

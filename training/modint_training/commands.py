@@ -78,7 +78,11 @@ def evaluate(
         Path | None, typer.Option(help="Write JSON, Markdown and figures of every perturbation's effect.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="A second model: another adapter, `base`, or a served model's name.")
+        str | None,
+        typer.Option(
+            help="A second model: a model or adapter, bundled or a folder, `base` for no adapter, or a "
+            "served model's name."
+        ),
     ] = None,
     url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint that serves them.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,

@@ -12,6 +12,7 @@ from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
 from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
 from modint_guard.item import FAMILIES, Item
+from modint_guard.models import located
 from modint_guard.results import command_line
 from modint_guard.runner import Row
 from modint_guard.severity import FULL
@@ -20,7 +21,7 @@ from modint_training.config import ReadingConfig
 from modint_training.image_attention import image_attention
 from modint_training.local import complete_of
 from modint_training.reading import PLAIN, read_examples
-from modint_training.runs import loaded
+from modint_training.runs import adapter_config, is_model, loaded
 from modint_training.tinyworld import suite
 from modint_training.watching import first_of_each
 
@@ -31,8 +32,8 @@ CONCURRENCY = 8
 @dataclass(frozen=True)
 class Wanted:
     """What is evaluated: a local model, or with `url` one that an endpoint serves; `against` is another
-    adapter, `base` for none, or another served model. `data` None is TinyWorld's test split; `reading` says
-    how rows of one's own are read."""
+    model or adapter, `base` for none, or another served model. `data` None is TinyWorld's test split;
+    `reading` says how rows of one's own are read."""
 
     model: str
     adapter: str | None = None
@@ -58,17 +59,39 @@ class Wanted:
                 f"--image-attention {self.image_attention:g} is of a local model: where one is served,"
                 " MODINT_IMAGE_ATTENTION of the engine says it"
             )
+        if self.against:
+            self._check_against()
 
     @property
     def names(self) -> list[str]:
         """The models asked, as the tables name them."""
-        if self.url:
-            return [self.adapter or self.model, *([self.against] if self.against else [])]
-        return [self.adapter or self.model, *([self._other or self.model] if self.against else [])]
+        return [adapter or model for model, adapter in self.models]
 
     @property
-    def _other(self) -> str | None:
-        return None if self.against == "base" else self.against
+    def models(self) -> list[tuple[str, str | None]]:
+        """Model and adapter, of the first and, where there is one, of the second."""
+        first = (self.model, self.adapter)
+        if not self.against:
+            return [first]
+        if self.against == "base" and not self.url:
+            return [first, (self.model, None)]
+        if self.url or is_model(self.against):
+            return [first, (self.against, None)]
+        return [first, (self.model, self.against)]
+
+    def _check_against(self) -> None:
+        """ConfigError before the first model is asked, which may take long."""
+        adapter = self.models[1][1]
+        if adapter and not adapter_config(adapter).is_file():
+            raise ConfigError(
+                f"--against {self.against} names no second model: neither a model or adapter, bundled or a "
+                "folder, nor `base`"
+            )
+        if len({name if self.url else located(name).resolve() for name in self.names}) == 1:
+            raise ConfigError(
+                f"--against {self.against} compares {self.names[0]} with itself: name another model or "
+                "adapter"
+            )
 
     @property
     def _read_by(self) -> dict[str, object]:
@@ -138,12 +161,13 @@ async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]
         def advance(_: Row) -> None:
             bar.update()
 
+        top = (20 if wanted.url else EXACT) if wanted.logprobs else 0
         for place, name in enumerate(wanted.names):
             async with _complete(wanted, place) as complete:
-                top = (20 if wanted.url else EXACT) if wanted.logprobs else 0
                 found.append(
                     await ask(cells, complete, name, top_logprobs=top, concurrency=CONCURRENCY, done=advance)
                 )
+            del complete  # the first model goes before the second is loaded
     return found
 
 
@@ -154,7 +178,6 @@ async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
         async with Endpoint(wanted.url, wanted.key, headers={"x-modint-mode": "off"}) as endpoint:
             yield endpoint.complete
         return
-    adapter = wanted.adapter if place == 0 else wanted._other
-    model, processor = loaded(wanted.model, adapter)
+    model, processor = loaded(*wanted.models[place])
     with image_attention(model, wanted.image_attention):
         yield complete_of(model, processor)

@@ -354,7 +354,7 @@ def _serving(recipe: Mapping[str, Any]) -> str:
     flags = f"`--enable-lora` and `--max-lora-rank {served_rank(recipe['rank'])}`{_tower_flag(recipe)}"
     said = (
         f"Serve it with `modint-guard serve --adapter {recipe['name']}{'' if shipped else '=FOLDER'}`; vLLM "
-        f"itself\nneeds {flags}."
+        f"itself\nneeds {flags};\non a CPU also `--max-loras` of one more than its adapters."
     )
     through = "\nFigures through vLLM and the gateway: `docs/results/tinyworld.md` of the repository."
     return said + through if shipped else said

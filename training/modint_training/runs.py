@@ -166,10 +166,20 @@ def _rows(
     ]
 
 
+def adapter_config(name: str) -> Path:
+    """Where an adapter of this name has PEFT's file, whether or not it exists."""
+    return located(name) / "adapter_config.json"
+
+
+def is_model(name: str) -> bool:
+    """Whether this is a bundled model's name or a model folder, and no adapter's."""
+    return (located(name) / "config.json").is_file() and not adapter_config(name).is_file()
+
+
 def adapter_folder(name: str) -> Path:
     """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
     folder = located(name)
-    if not (folder / "adapter_config.json").is_file():
+    if not adapter_config(name).is_file():
         raise AdapterError(
             f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
         )
