@@ -77,6 +77,16 @@ def test_a_run_with_an_example_too_long_ends_before_its_first_step_with_file_and
     assert not (tmp_path / "run").exists()
 
 
+def test_a_validation_example_too_long_ends_the_run_before_its_first_step_too(
+    base: Path, tmp_path: Path
+) -> None:
+    data, seen = rows(tmp_path / "data"), rows(tmp_path / "seen", long=2)
+    with pytest.raises(DataError, match="tokens, more than max_length: 120") as refused:
+        tune(recipe_of(data, f"base={base}", f"validation={seen}", "max_length=120"), tmp_path / "run")
+    assert (refused.value.file, refused.value.line is None) == (str(seen), False)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_the_rows_that_are_checked_are_as_long_as_those_that_are_learnt_from(
     processor: Any, tmp_path: Path, name: str

@@ -1,6 +1,6 @@
-"""Whether every example of one's own is short enough, before the first step and with no picture decoded."""
+"""Whether every example of one's own can be read and is short enough, before the first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from modint_training.config import TuneRecipe
 from modint_training.families import vision_of
 from modint_training.sampler import Quotas, Slot
 from modint_training.views import twin_kind
+from modint_training.watching import Watched
 
 
 def check_lengths(
@@ -31,7 +32,7 @@ def check_lengths(
     quiet: bool = False,
 ) -> None:
     """Refuse an example of which a row would stop the run of a base with this `config`: its clean view, or a
-    twin of it that one of the `steps` will draw.
+    twin of it that one of the `steps` will draw. No picture is decoded.
 
     Raises DataError with file, line and sample id. Shows a bar where it takes more than two seconds.
     """
@@ -51,6 +52,15 @@ def check_lengths(
         row = clean_view(item) if slot is None else _twin(recipe, slot, item)
         if row is not None:
             _check(recipe, config, processor, sample, row)
+
+
+def check_watched(
+    recipe: TuneRecipe, config: Any, processor: Any, found: DataSet, watched: Sequence[Watched]
+) -> None:
+    """The same of what is looked at while training: the examples of `found` under their conditions."""
+    of = {sample.item.id: sample for sample in found.samples()}
+    for item in chain.from_iterable(each.items for each in watched):
+        _check(recipe, config, processor, of[item.id], item)
 
 
 def _places(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:

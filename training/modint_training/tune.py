@@ -28,7 +28,7 @@ from modint_training.batches import (
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
-from modint_training.lengths import check_lengths
+from modint_training.lengths import check_lengths, check_watched
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
 from modint_training.ranks import is_first_process, rank, ranks
@@ -91,7 +91,8 @@ def tune(
     model = trainable(base, recipe)
     source, steps = source_of(recipe, base.config, processor)
     meter = Meter()
-    evaluation = Evaluation(figures_of(watched_of(recipe), processor), recipe.evaluate_steps)
+    watched = watched_of(recipe, base.config, processor)
+    evaluation = Evaluation(figures_of(watched, processor), recipe.evaluate_steps)
     log = StepLog(folder / "log.jsonl", lambda: log_line(meter.take()))
     if is_first_process():
         print(f"training {recipe.name} on twins", file=sys.stderr, flush=True)
@@ -233,14 +234,19 @@ def told_of(recipe: TuneRecipe, found: DataSet, pools: Pools) -> str:
     return said
 
 
-def watched_of(recipe: TuneRecipe) -> list[Watched]:
-    """What is looked at while training: TinyWorld's validation split, or the recipe's own, if it has one."""
+def watched_of(recipe: TuneRecipe, config: Any, processor: Any) -> list[Watched]:
+    """What is looked at while training: TinyWorld's validation split, or the recipe's own, if it has one.
+
+    Raises DataError for examples of one's own that a model of this `config` could not be asked.
+    """
     if recipe.data == TINYWORLD:
         return tinyworld_watched(recipe.evaluate_items)
     if recipe.validation is None:
         return []
     found = read_examples(recipe.validation, recipe.reading)
-    return own_watched(found, recipe.evaluate_items, recipe.perturbations)
+    watched = own_watched(found, recipe.evaluate_items, recipe.perturbations)
+    check_watched(recipe, config, processor, found, watched)
+    return watched
 
 
 def warmup(recipe: TuneRecipe, steps: int) -> int:
