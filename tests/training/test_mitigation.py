@@ -327,7 +327,7 @@ def test_the_interval_of_a_closed_gap_resamples_sources() -> None:
 
 def test_the_tokens_of_a_request_are_those_of_all_its_calls_and_the_cached_apart() -> None:
     probes = [{"tokens": 50, "cached_tokens": 32}, {"tokens": 60, "cached_tokens": 0}]
-    rungs = [{"tokens": 70, "cached_tokens": 64}]
+    rungs = [{"rung": "neutralise", "outcome": "mended", "tokens": 70, "cached_tokens": 64}]
     made = completion("3")
     made["modint"] = {"verdict": "flagged", "probes": probes, "mitigation": {"rungs": rungs}}
     found = tokens.spent(made)
@@ -336,6 +336,14 @@ def test_the_tokens_of_a_request_are_those_of_all_its_calls_and_the_cached_apart
     (row, flagged) = tokens.rows_of("m", "ladder", "short", "s", [found, tokens.spent(made)])
     assert (row["ratio"], row["flagged"], row["cells"]) == (pytest.approx(81 / 31), False, 1.0)
     assert flagged["computed"] == pytest.approx((211 - 112) / 31)
+    assert (row["rungs"], flagged["rungs"]) == (None, "neutralise mended: 1")
+
+
+def test_the_ways_that_rungs_went_are_counted() -> None:
+    once = tokens.Spent(True, 2, 10, 30, 0, "neutralise mended")
+    twice = tokens.Spent(True, 2, 10, 90, 0, "neutralise unsure, escalate mended")
+    (row,) = tokens.rows_of("m", "ladder", "padded", "s", [once, twice, twice])
+    assert row["rungs"] == "neutralise unsure, escalate mended: 2; neutralise mended: 1"
 
 
 async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> None:

@@ -6,6 +6,7 @@ own, so that no request profits from an earlier one.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -27,19 +28,22 @@ Requests through the gateway, as a client sends them; `padded` prompts begin wit
 text of the request's own, which its calls share. `ratio` is all tokens of a request (its answer, its probes
 and its rungs, prompts included) to those of the answer alone; `computed` leaves out of the numerator what the
 engine took from its cache (blocks of 32 tokens), so that 1 is an unguarded request whose prompt nothing
-shares. `cells`: probes a request. On a short prompt one more call is nearly another prompt: with p tokens in
+shares. `cells`: probes a request. `rungs`: what the rungs of a flagged answer came to, in order, and
+how often. On a short prompt one more call is nearly another prompt: with p tokens in
 the request and q in the view, one probe makes (p + q) / p, and q is hardly less than p."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """The tokens of one request: of the answer, of it with probes and rungs, and of these from the cache."""
+    """The tokens of one request: of the answer, of it with probes and rungs, and of these from the cache; and
+    what each rung came to."""
 
     flagged: bool
     cells: int
     main: int
     every: int
     cached: int
+    rungs: str = ""
 
 
 def spent(completion: JSON) -> Spent:
@@ -56,6 +60,7 @@ def spent(completion: JSON) -> Spent:
         every=main + sum(row["tokens"] for row in (*report["probes"], *rungs)),
         cached=(details.get("cached_tokens") or 0)
         + sum(row["cached_tokens"] for row in (*report["probes"], *rungs)),
+        rungs=", ".join(f"{row['rung']} {row['outcome']}" for row in rungs),
     )
 
 
@@ -117,4 +122,10 @@ def rows_of(
                 "cells": sum(one.cells for one in group) / len(group),
                 "ratio": every / main,
                 "computed": (every - sum(one.cached for one in group)) / main,
+                "rungs": _counted([one.rungs for one in group if one.rungs]),
             }
+
+
+def _counted(said: Sequence[str]) -> str | None:
+    """Each way that rungs went with how often, the most frequent first; None where there were none."""
+    return "; ".join(f"{way}: {often}" for way, often in Counter(said).most_common()) or None
