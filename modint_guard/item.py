@@ -156,9 +156,10 @@ def _tells_the_truth(item: Item) -> bool:
     """Whether the data set's own lie holds the right answer as whole words and the wrong one nowhere.
 
     An answer of one or two characters is not looked for: letters, digits and "no" stand in many a text that
-    does not state them. Of the wrong one a beginning is enough, as in its plural.
+    does not state them. Of the wrong one a beginning is enough, as in its plural, and no article is needed.
     """
     right, wrong = (" ".join(bare(text).split()) for text in (item.answer, item.wrong))
+    wrong = _ARTICLE.sub("", wrong)
     if not item.lie or not wrong or len(right) <= _TOO_SHORT:
         return False
     said = {text: re.escape(text).replace(r"\ ", r"\s+") for text in (right, wrong)}
@@ -170,6 +171,7 @@ def _tells_the_truth(item: Item) -> bool:
 
 
 _TOO_SHORT = 2
+_ARTICLE = re.compile(r"^(an?|the) ")
 _JOINT = "[-.,:/'’]"  # what stands within one word or number: "card-holder", "2,100"
 
 

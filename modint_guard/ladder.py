@@ -5,8 +5,8 @@
     settles       the first that mends or confirms the answer ends it; else the policy says what is served
 
 Every rung is tried at most once and none calls the ladder, so there are no loops. A rung that fails, is late,
-or would cost too much leaves the original answer as it was; the report names it with what it cost. Of a late
-one nobody knows that: it counts as the most that it might have cost.
+or would cost too much leaves the original answer as it was; the report names it with what it cost. Where a
+call was cut off nobody knows that: the rung counts as the most that it might have cost.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ async def _within(
     except Exception as exc:  # noqa: BLE001 - like the probe boundary: logged here, counted by its outcome
         logger.warning("rung %s failed: %s: %s", rung, type(exc).__name__, exc)
         found = Found(RungOutcome.FAILED)
+    if found.outcome is RungOutcome.MISSING:
+        at_most = 0  # of a model that is not there no call costs anything
     ms = (clock() - start) * 1000
     return found, meter.charged(RungResult(rung, found.outcome, found.text, ms=ms), at_most)
 

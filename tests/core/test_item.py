@@ -134,6 +134,8 @@ def test_a_lie_that_names_the_truth_alone_is_refused(answer: str, wrong: str, li
         ("A", "B", "A picture of something else."),
         ("no", "yes", "There is no doubt of it."),
         ("7", "3", "The digit 7."),
+        ("a dog", "a cat", "The cat is not a dog."),
+        ("the dog", "the cat", "A cat chases the dog."),
         ("card", "", "The picture shows a card."),
         ("", "card", "The picture shows a card."),
     ],

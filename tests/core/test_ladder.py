@@ -339,6 +339,17 @@ async def test_where_no_time_is_left_a_rung_with_calls_is_not_begun_and_costs_no
     assert outcomes(found) == [("escalate", "timeout"), ("neutralise", "mended")]  # which needs no call
 
 
+async def test_an_adapter_that_is_not_served_costs_nothing_though_its_views_are_cut_off() -> None:
+    async def missing(body: JSON) -> JSON:
+        await asyncio.sleep(0.01 if body["max_tokens"] == 8 else 3600)  # the answer, and its views
+        raise EndpointError("no such model", status=404)
+
+    complete, _ = with_adapter(missing)
+    found = await guard(action="escalate").inspect(asked(), complete)
+    assert outcomes(found) == [("escalate", "missing")]
+    assert found.report.mitigation is not None and found.report.mitigation.tokens == 0
+
+
 async def test_without_an_adapter_to_ask_there_is_nothing_to_escalate_to() -> None:
     found = await guard(action="escalate", robust="").inspect(asked(), MISLED)
     assert outcomes(found) == [("escalate", "missing")]

@@ -95,6 +95,9 @@ def test_the_wheel_holds_all_three_packages_and_the_models(wheel: Path) -> None:
         "modint_guard/py.typed",
         "modint_server/app.py",
         "modint_training/__init__.py",
+        "modint_training/accelerate/ddp.yaml",
+        "modint_training/presets/paper.yaml",
+        "modint_training/recipes/robust-lora.yaml",
         "modint_guard/models/tinyworld-base/config.json",
         "modint_guard/models/robust-lora/adapter_config.json",
     ):

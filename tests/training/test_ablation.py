@@ -264,7 +264,8 @@ def test_to_help_or_to_harm_takes_the_interval_and_every_seed(
     low: float, high: float, least: float, most: float, said: str
 ) -> None:
     gain = {"gain_low": low, "gain_high": high, "gain_least": least, "gain_most": most}
-    assert verdict(gain) == said
+    assert verdict({**gain, "seeds": 2}) == said
+    assert verdict({**gain, "seeds": 1}) == "no difference shown"  # one run shows nothing
 
 
 # The goals of the shipped adapter, of a hundred items a condition

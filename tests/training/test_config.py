@@ -415,6 +415,16 @@ def test_a_key_that_is_given_twice_is_refused_with_its_second_line(tmp_path: Pat
     assert refusal(path) == f"{path}:{line - 1} is not valid YAML: 'steps' is given twice"
 
 
+def test_a_key_that_is_a_list_or_a_section_is_no_recipe_s(tmp_path: Path) -> None:
+    text = text_of("tinyworld-full")
+    line = text.count("\n") + 1
+    for key in ("{{ name }}: 1", "? [a, b]\n: 1"):
+        assert refusal(written(tmp_path, f"{text}{key}\n")).endswith(
+            f":{line} is not valid YAML: found unhashable key"
+        )
+    assert refusal("robust-lora", "name={{x}}") == "override 'name={{x}}': '{{x}}' is not a YAML value"
+
+
 def test_a_key_inside_a_list_is_named_with_its_line(tmp_path: Path) -> None:
     text = text_of("tinyworld-base")
     line = next(n for n, each in enumerate(text.split("\n"), 1) if "start:" in each)

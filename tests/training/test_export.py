@@ -398,7 +398,7 @@ def test_a_family_that_vllm_does_not_serve_is_not_exported_as_if_it_did(tmp_path
         export_adapter(model, tmp_path / "lora", record)
     assert not list(tmp_path.iterdir())
     card = adapter_card(run(lora_recipe("tinyworld-base", "servable=false")))
-    assert "vLLM does not serve this family" in card and "--enable-lora" not in card
+    assert "vLLM does not serve it" in card and "--enable-lora" not in card
 
 
 def test_the_card_names_the_attack_and_nothing_that_was_not_done() -> None:
@@ -440,7 +440,7 @@ def test_the_card_of_a_whole_model_says_how_it_is_served_and_how_often_its_answe
     assert "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it." in card
     assert "\n## Flip baseline\n" in card and "| noise | 0.500 |\n| all | 0.250 |\n" in card
     card = tuned_card(run(lora_recipe("x", *without, "servable=false")))
-    assert "vLLM does not serve this family" in card and "serve --model" not in card
+    assert "vLLM does not serve it" in card and "serve --model" not in card
     card = tuned_card(run_record(lora_recipe("x", *without), HISTORY, [], 1))
     assert "`modint-guard evaluate --model FOLDER --data FILE --output report.json`" in card
 

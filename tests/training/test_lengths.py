@@ -87,6 +87,15 @@ def test_a_validation_example_too_long_ends_the_run_before_its_first_step_too(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_validation_example_that_is_measured_for_the_card_alone_is_held_to_it_too(
+    base: Path, tmp_path: Path
+) -> None:
+    data, seen = rows(tmp_path / "data"), rows(tmp_path / "seen", long=2)
+    own = (f"base={base}", f"validation={seen}", "evaluate_items=1")
+    with pytest.raises(DataError, match="more than max_length: 120"):
+        tune(recipe_of(data, *own, "max_length=120"), tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_the_rows_that_are_checked_are_as_long_as_those_that_are_learnt_from(
     processor: Any, tmp_path: Path, name: str

@@ -16,7 +16,6 @@ from modint_guard.item import Turn, prompt
 from modint_guard.journal import Journal
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.runner import request_for, run
-from modint_training import evaluation
 from modint_training.evaluation import Wanted, evaluate_to, items_of
 from modint_training.local import asked_of, complete_of, completion
 from modint_training.predict import first_logits
@@ -96,9 +95,7 @@ def test_two_pictures_are_too_many() -> None:
         asked_of(body)
 
 
-def test_an_evaluation_compares_two_models_and_holds_one_at_a_time(
-    processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_compares_two_models_and_holds_one_at_a_time(processor: Any, tmp_path: Path) -> None:
     made: list[ref[Any]] = []
 
     def watched(model: str, adapter: str | None) -> tuple[Any, Any]:
@@ -107,11 +104,10 @@ def test_an_evaluation_compares_two_models_and_holds_one_at_a_time(
         made.append(ref(net))
         return net, its_processor
 
-    monkeypatch.setattr(evaluation, "loaded", watched)
     small = str(save_small_base(processor, tmp_path / "small"))
     wanted = Wanted(BASE, against=small, perturbations=["misleading_description"], count=1)
     assert len(items_of(wanted)) == 6  # three families, trained and held-out wordings
-    files = evaluate_to(tmp_path / "report.json", wanted)
+    files = evaluate_to(tmp_path / "report.json", wanted, load=watched)
     record = json.loads(files[0].read_text())
     assert record["command"].startswith(f"modint-guard evaluate --model {BASE} --against {small} ")
     rows = record["rows"]

@@ -228,8 +228,9 @@ of these the two that mislead most stand alone as well; `held out`: {_named("hel
 pictures in these. `{ADAPTER}` had another budget than the ablations: rank 16, 900 steps, one seed."""
 GAIN_NOTES = """\
 Accuracy with a part of the method less that without it, on the same items, over all seeds that both have. A
-part helps or harms where the paired interval excludes 0 and every seed gains, or loses, at least {margin}
-(half a point); the margin was set before a run was measured. {count} comparisons, none corrected.
+part helps or harms where the paired interval excludes 0 and every seed, of two at least, gains or loses
+{margin} (half a point) or more; the margin was set before a run was measured. {count} comparisons, none
+corrected.
 
 What a pair differs in beside its name: the adversarial loss is a second cross-entropy on the same twins, so
 that these weigh two thirds of the loss and not one, whatever the noise (hence the Gaussian control);
@@ -311,7 +312,10 @@ def gains_of(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterat
 
 
 def verdict(gain: Mapping[str, Any]) -> str:
-    """`helps` or `harms` where the interval and every seed say so, else `no difference shown`."""
+    """`helps` or `harms` where the interval and every one of two seeds at least say so, else `no difference
+    shown`."""
+    if gain["seeds"] < 2:
+        return "no difference shown"
     if gain["gain_low"] > 0 and gain["gain_least"] >= MARGIN:
         return "helps"
     return "harms" if gain["gain_high"] < 0 and gain["gain_most"] <= -MARGIN else "no difference shown"

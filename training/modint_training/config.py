@@ -262,7 +262,8 @@ class TuneRecipe(_Strict):
         )
         yield (
             self.servable and (self.rank or 0) > MAX_RANK,
-            f"rank: vLLM serves ranks up to {MAX_RANK}, not {self.rank}; choose a lower one",
+            f"rank: vLLM serves ranks up to {MAX_RANK}, not {self.rank}; choose a lower one, or say "
+            "servable: false",
         )
         yield (
             not adapter and self.save_dtype != "fp32",
@@ -372,7 +373,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value!r} is given twice", problem_mark=key.start_mark

@@ -1,10 +1,11 @@
 """`modint-guard evaluate --output`: a local model or an endpoint under every perturbation, as files."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,6 +28,9 @@ from modint_training.watching import first_of_each
 
 EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8
+Load = Callable[
+    [str, str | None], tuple[Any, Any]
+]  # names of model and adapter -> model, processor
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class Wanted:
         )
 
 
-def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
+def evaluate_to(output: Path, wanted: Wanted, *, load: Load = loaded) -> list[Path]:
     """Ask, judge and write: JSON, Markdown, figures; the files. Raises EndpointError and ConfigError."""
     cells = cells_of(
         items_of(wanted),
@@ -133,7 +137,7 @@ def evaluate_to(output: Path, wanted: Wanted) -> list[Path]:
         perturbations=wanted.perturbations,
         severities=wanted.severities,
     )
-    found = asyncio.run(_ask_all(wanted, cells))
+    found = asyncio.run(_ask_all(wanted, cells, load))
     first, *others = found
     rows = list(rows_of(wanted.names[0], first, others[0] if others else None))
     for name, other in zip(wanted.names[1:], others, strict=True):
@@ -153,7 +157,7 @@ def items_of(wanted: Wanted) -> list[Item]:
     return first_of_each(read_examples(wanted.data, wanted.reading), wanted.count)
 
 
-async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]:
+async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]], load: Load) -> list[Found]:
     total = len(wanted.names) * sum(map(len, cells.values()))
     found: list[Found] = []
     with tqdm(total=total, unit="item") as bar:
@@ -163,7 +167,7 @@ async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]
 
         top = (20 if wanted.url else EXACT) if wanted.logprobs else 0
         for place, name in enumerate(wanted.names):
-            async with _complete(wanted, place) as complete:
+            async with _complete(wanted, place, load) as complete:
                 found.append(
                     await ask(cells, complete, name, top_logprobs=top, concurrency=CONCURRENCY, done=advance)
                 )
@@ -172,12 +176,12 @@ async def _ask_all(wanted: Wanted, cells: dict[Cell, list[Item]]) -> list[Found]
 
 
 @asynccontextmanager
-async def _complete(wanted: Wanted, place: int) -> AsyncIterator[Complete]:
+async def _complete(wanted: Wanted, place: int, load: Load) -> AsyncIterator[Complete]:
     """The endpoint, with a guard that may be there switched off, or the model loaded here."""
     if wanted.url:
         async with Endpoint(wanted.url, wanted.key, headers={"x-modint-mode": "off"}) as endpoint:
             yield endpoint.complete
         return
-    model, processor = loaded(*wanted.models[place])
+    model, processor = load(*wanted.models[place])
     with image_attention(model, wanted.image_attention):
         yield complete_of(model, processor)

@@ -347,7 +347,7 @@ def _made(run: Mapping[str, Any]) -> str:
 def _serving(recipe: Mapping[str, Any]) -> str:
     """How it is served; where the figures that vLLM and the gateway gave are."""
     if not recipe["servable"]:
-        return "vLLM does not serve this family: evaluate it with `modint-guard evaluate`."
+        return "vLLM does not serve it: evaluate it with `modint-guard evaluate`."
     if recipe["kind"] == "full":
         return "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it."
     shipped = recipe["name"] == ADAPTER

@@ -1,6 +1,6 @@
 """Whether every example of one's own can be read and is short enough, before the first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -11,14 +11,14 @@ from modint_guard.data import DataSet
 from modint_guard.data.samples import Sample
 from modint_guard.errors import DataError
 from modint_guard.item import FAMILIES, Item
-from modint_guard.perturb import applicable, clean_view, perturb
+from modint_guard.perturb import REGISTRY, applicable, clean_view, perturb
 from modint_training.batches import SOME_PICTURE, Pools, number_of, too_long, twin_rng
 from modint_training.collate import encode
 from modint_training.config import TuneRecipe
 from modint_training.families import vision_of
 from modint_training.sampler import Quotas, Slot
-from modint_training.views import twin_kind
-from modint_training.watching import Watched
+from modint_training.views import fits, twin_kind
+from modint_training.watching import numbers_of_each
 
 
 def check_lengths(
@@ -54,13 +54,15 @@ def check_lengths(
             _check(recipe, config, processor, sample, row)
 
 
-def check_watched(
-    recipe: TuneRecipe, config: Any, processor: Any, found: DataSet, watched: Sequence[Watched]
-) -> None:
-    """The same of what is looked at while training: the examples of `found` under their conditions."""
-    of = {sample.item.id: sample for sample in found.samples()}
-    for item in chain.from_iterable(each.items for each in watched):
-        _check(recipe, config, processor, of[item.id], item)
+def check_validation(recipe: TuneRecipe, config: Any, processor: Any, found: DataSet, count: int) -> None:
+    """The same of the first `count` labelled examples of each family that are looked at while training, and
+    measured for the card: clean, and under every registered kind that fits."""
+    sized = vision_of(processor).sized
+    for sample in map(found.sample, numbers_of_each(found, count)):
+        item = _stood_in(sample, sized=sized)
+        twins = (perturb(item, name) for name in REGISTRY if fits(item, name))
+        for row in (clean_view(item), *twins):
+            _check(recipe, config, processor, sample, row)
 
 
 def _places(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:

@@ -18,6 +18,8 @@ from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, 
 from modint_training.views import fits
 from modint_training.watching import batches
 
+BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -25,7 +25,7 @@ from modint_training.export import (
 )
 from modint_training.local import complete_of
 from modint_training.passes import dealt_out
-from modint_training.predict import flip_baseline, split_rows
+from modint_training.predict import BASELINE_ITEMS, flip_baseline, split_rows
 from modint_training.pretrain import PHASES, pretrain
 from modint_training.ranks import is_first_process, ranks
 from modint_training.reading import read_examples
@@ -36,7 +36,6 @@ from modint_training.tune import load_base, loading_of, tune
 from modint_training.watching import first_of_each
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
-BASELINE_ITEMS = 200  # of each family in an adapter's flip baseline
 
 
 def run_recipe(

@@ -28,9 +28,10 @@ from modint_training.batches import (
 from modint_training.config import TINYWORLD, TuneRecipe
 from modint_training.curves import draw_curves
 from modint_training.families import family_of
-from modint_training.lengths import check_lengths, check_watched
+from modint_training.lengths import check_lengths, check_validation
 from modint_training.method import Meter, Weights, log_line, step_loss
 from modint_training.passes import bare
+from modint_training.predict import BASELINE_ITEMS
 from modint_training.ranks import is_first_process, rank, ranks
 from modint_training.reading import read_examples
 from modint_training.run_folder import check_taken_up, rows_hash, write_record
@@ -244,9 +245,8 @@ def watched_of(recipe: TuneRecipe, config: Any, processor: Any) -> list[Watched]
     if recipe.validation is None:
         return []
     found = read_examples(recipe.validation, recipe.reading)
-    watched = own_watched(found, recipe.evaluate_items, recipe.perturbations)
-    check_watched(recipe, config, processor, found, watched)
-    return watched
+    check_validation(recipe, config, processor, found, max(recipe.evaluate_items, BASELINE_ITEMS))
+    return own_watched(found, recipe.evaluate_items, recipe.perturbations)
 
 
 def warmup(recipe: TuneRecipe, steps: int) -> int:

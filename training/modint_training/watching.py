@@ -69,6 +69,11 @@ def own_watched(data: DataSet, count: int, kinds: Sequence[str]) -> list[Watched
 
 def first_of_each(data: DataSet, count: int) -> list[Item]:
     """The first `count` labelled examples of each family; no picture of another is decoded."""
+    return [data[number] for number in numbers_of_each(data, count)]
+
+
+def numbers_of_each(data: DataSet, count: int) -> list[int]:
+    """Their numbers."""
     seen: dict[str, int] = {}
     chosen = []
     for number, sample in enumerate(data.samples()):
@@ -76,7 +81,7 @@ def first_of_each(data: DataSet, count: int) -> list[Item]:
             seen[sample.item.family] = seen.get(sample.item.family, 0) + 1
             if seen[sample.item.family] <= count:
                 chosen.append(number)
-    return [data[number] for number in chosen]
+    return chosen
 
 
 def figures_of(watched: Sequence[Watched], processor: Any) -> Figures:
