@@ -28,9 +28,7 @@ from modint_training.watching import first_of_each
 
 EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8
-Load = Callable[
-    [str, str | None], tuple[Any, Any]
-]  # names of model and adapter -> model, processor
+Load = Callable[[str, str | None], tuple[Any, Any]]  # names of model and adapter -> model, processor
 
 
 @dataclass(frozen=True)
