@@ -24,8 +24,8 @@ COMPONENTS = (
     ("the attack's mask", "tinyworld-full-nomask", "tinyworld-full"),
     ("our settings for the paper's", "tinyworld-paper", "tinyworld-full"),
 )
-# The least that every seed must gain, or lose, before a component is said to help or harm; set before any of
-# the runs was measured.
+# The least that every seed must gain, or lose, before a component is said to help or harm; set before any two
+# runs were compared.
 MARGIN = 0.005
 # The goals of the shipped adapter: what it may lose of its clean accuracy, how many answers may turn wrong.
 TRAINED_LOSS, HELD_OUT_LOSS, HARMFUL = -0.01, -0.03, 0.02
@@ -229,7 +229,7 @@ pictures in these. `{ADAPTER}` had another budget than the ablations: rank 16, 9
 GAIN_NOTES = """\
 Accuracy with a part of the method less that without it, on the same items, over all seeds that both have. A
 part helps or harms where the paired interval excludes 0 and every seed, of two at least, gains or loses
-{margin} (half a point) or more; the margin was set before a run was measured. {count} comparisons, none
+{margin} (half a point) or more; the margin was set before any two runs were compared. {count} comparisons, none
 corrected.
 
 What a pair differs in beside its name: the adversarial loss is a second cross-entropy on the same twins, so
