@@ -229,8 +229,8 @@ pictures in these. `{ADAPTER}` had another budget than the ablations: rank 16, 9
 GAIN_NOTES = """\
 Accuracy with a part of the method less that without it, on the same items, over all seeds that both have. A
 part helps or harms where the paired interval excludes 0 and every seed, of two at least, gains or loses
-{margin} (half a point) or more; the margin was set before any two runs were compared. {count} comparisons, none
-corrected.
+{margin} (half a point) or more; the margin was set before any two runs were compared. {count}
+comparisons, none corrected.
 
 What a pair differs in beside its name: the adversarial loss is a second cross-entropy on the same twins, so
 that these weigh two thirds of the loss and not one, whatever the noise (hence the Gaussian control);
