@@ -245,7 +245,7 @@ def ablation(
     adapters: Annotated[Path, typer.Option(help="Folders that train-ablation wrote.")] = Path(
         "training/results/ablation"
     ),
-    count: Count = 200,
+    count: Count = 400,
     seed: Seed = 0,
 ) -> None:
     """What each part of the method adds: base and committed adapters under every perturbation."""
