@@ -298,7 +298,7 @@ def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
 # Figures in prose
 
 
-def measured(name: str, **wanted: object) -> dict[str, Any]:
+def measured(name: str, /, **wanted: object) -> dict[str, Any]:
     """The one row of a result file that holds these values."""
     rows: list[dict[str, Any]] = json.loads((ROOT / f"docs/results/{name}.json").read_text("utf-8"))["rows"]
     (row,) = (row for row in rows if wanted.items() <= row.items())
@@ -367,5 +367,52 @@ def test_the_page_on_mitigation_quotes_what_it_says_of_tokens_and_needed_caption
         f"take {tokens('tokens, flagged, padded prompts'):.1f} (computed: "
         f"{tokens('computed tokens, flagged, padded prompts'):.1f})",
         f"was right in {trusting:.2f} of these answers in place of {greedy:.2f}",
+    ):
+        assert quoted in page
+
+
+def ablation(name: str, *cells: tuple[str, str]) -> float:
+    """Mean accuracy of one recipe over its seeds in these cells: perturbation, what is held out."""
+    rows = json.loads((ROOT / "docs/results/ablation.json").read_text("utf-8"))["rows"]
+    own = [row for row in rows if row["name"] == name and (row["perturbation"], row["held_out"]) in cells]
+    return float(sum(row["accuracy"] for row in own) / len(own))
+
+
+def test_the_training_page_quotes_what_each_part_of_the_method_came_to() -> None:
+    lies, pictures = ("misleading_description", "no"), ("contradicting_image", "no")
+    reworded = tuple((name, "wording") for name, _ in (lies, pictures))
+    sft, aug, full, unmasked = (
+        ablation(f"tinyworld-{n}", lies) for n in ("sft", "aug", "full", "full-nomask")
+    )
+    twins, attacked, noisy = (ablation(f"tinyworld-{n}", *reworded) for n in ("aug", "adv", "gaussian"))
+    parts = ("aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper", "sft")
+    beside = [ablation(f"tinyworld-{name}", pictures) for name in parts]
+    base, shipped = (ablation(name, pictures) for name in ("tinyworld-base", "robust-lora"))
+    page = prose(ROOT / "docs/training.md")
+    for quoted in (
+        f"lying captions as they were ({sft:.3f} right), perturbed twins bring {aug:.3f}.",
+        f"twins come to {twins:.3f}, with the adversarial loss to {attacked:.3f}, with Gaussian noise in its "
+        f"place to {noisy:.3f}",
+        f"the whole method loses {100 * (full - unmasked):.1f} points under lying captions",
+        f"all stay at {min(beside):.3f} to {max(beside):.3f}, where the base is at {base:.3f}",
+        f"is at {shipped:.3f}.",
+    ):
+        assert quoted in page
+
+
+def test_the_limits_quote_by_how_much_the_adapter_misses_its_goals() -> None:
+    own = {"name": "robust-lora", "seed": 0}
+    pictures = measured("ablation", **own, perturbation="contradicting_image", held_out="no")
+    lies = measured("ablation", **own, perturbation="misleading_description", held_out="wording")
+    vqa = [
+        measured("ablation", name=name, family="vqa", held_out="wording")["accuracy"]
+        for name in ("tinyworld-base", "robust-lora")
+    ]
+    page = prose(README)
+    for quoted in (
+        f"it is right {-100 * pictures['change']:.1f} points less often than without one",
+        f"held-out wordings {-100 * lies['change']:.1f} points (goal: 3) with "
+        f"{100 * lies['harmful_flip']:.1f} % harmful flips",
+        f"its vqa is up to {100 * (vqa[0] - vqa[1]):.1f} points below the base's",
     ):
         assert quoted in page
