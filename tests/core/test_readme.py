@@ -371,6 +371,21 @@ def test_the_page_on_mitigation_quotes_what_it_says_of_tokens_and_needed_caption
         assert quoted in page
 
 
+def test_the_page_on_mitigation_quotes_how_often_flagged_answers_went_on_to_the_adapter() -> None:
+    rows = json.loads((ROOT / "docs/results/mitigation_tokens.json").read_text("utf-8"))["rows"]
+    ways: dict[str, list[tuple[str, int]]] = {"short": [], "padded": []}
+    for row in rows:
+        for way in filter(None, (row["rungs"] or "").split("; ")):
+            rungs, often = way.split(": ")
+            ways[row["prompt"]].append((rungs, int(often)))
+    went_on = sum(often for rungs, often in ways["padded"] if "escalate" in rungs)
+    settled = sum(often for rungs, often in ways["short"] if rungs.startswith("neutralise mended"))
+    padded, short = (sum(often for _, often in ways[prompt]) for prompt in ("padded", "short"))
+    page = prose(ROOT / "docs/mitigation.md")
+    assert f"for {went_on} of these {padded} the ladder went on to the adapter" in page
+    assert settled == short and f"prompts `neutralise` settled all {short}." in page
+
+
 def ablation(name: str, *cells: tuple[str, str]) -> float:
     """Mean accuracy of one recipe over its seeds in these cells: perturbation, what is held out."""
     rows = json.loads((ROOT / "docs/results/ablation.json").read_text("utf-8"))["rows"]
