@@ -1,6 +1,7 @@
 """The ablation: trained in one go, taken up where it stopped, measured in one go."""
 
 import json
+import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,16 @@ def test_a_table_of_nothing_or_of_another_base_is_refused(home: Path, tmp_path: 
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="was trained on other weights of the base"):
         found_in(home / "adapters", tmp_path / "other", None)
+
+
+def test_a_table_of_adapters_of_different_steps_is_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "adapters", tmp_path / "adapters")
+    file = tmp_path / "adapters" / "tinyworld-aug-seed0" / "run.json"
+    record = json.loads(file.read_text())
+    record["recipe"]["steps"] += 1
+    file.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="holds adapters of different steps: train them again"):
+        found_in(tmp_path / "adapters", home / "base", None)
 
 
 def test_every_condition_is_compared_with_its_clean_one_in_the_same_wordings() -> None:

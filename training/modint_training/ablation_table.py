@@ -55,7 +55,7 @@ class Measured:
 def cells_of() -> list[Condition]:
     """Every family clean, under every perturbation, and in held-out wordings; clean ones first."""
     cells = [cell for cell in every_condition() if not cell.self_ask]
-    return sorted(cells, key=lambda cell: cell != clean_of(cell))
+    return sorted(cells, key=is_undisturbed, reverse=True)
 
 
 def clean_of(cell: Condition) -> Condition:
@@ -63,12 +63,17 @@ def clean_of(cell: Condition) -> Condition:
     return replace(cell, perturbation="no_image" if cell.family == "text-heavy" else "clean")
 
 
+def is_undisturbed(cell: Condition) -> bool:
+    """Whether nothing of the modality that must not matter is in it."""
+    return cell == clean_of(cell)
+
+
 def rows_of(each: Measured, found: Found) -> Iterator[dict[str, Any]]:
     """A row for each condition, then one of what the training cost; effects are None for clean conditions."""
     nothing = dict.fromkeys(("train_seconds", "steps"))
     for cell, answers in found.items():
         clean = found[clean_of(cell)]
-        moved = dict.fromkeys(EFFECTS) if cell == clean_of(cell) else effect(clean, answers)
+        moved = dict.fromkeys(EFFECTS) if is_undisturbed(cell) else effect(clean, answers)
         shown = {"family": cell.family, "perturbation": cell.perturbation, "held_out": cell.held_out}
         yield {"name": each.name, "seed": each.seed, **shown, **shares(answers), **moved, **nothing}
     keys = ("n", "accuracy", "ci_low", "ci_high", "unparsable", *EFFECTS)
@@ -82,11 +87,6 @@ def rows_of(each: Measured, found: Found) -> Iterator[dict[str, Any]]:
 
 def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"train_seconds": record.get("train_seconds"), "steps": record["recipe"].get("steps")}
-
-
-def is_undisturbed(cell: Condition) -> bool:
-    """Whether nothing of the modality that must not matter is in it."""
-    return cell == clean_of(cell)
 
 
 def _of_role(role: str) -> Callable[[Condition], bool]:
@@ -198,7 +198,7 @@ def notes(measured: Sequence[Measured], found: Mapping[str, Found], *, missing: 
     parts += ["## By group", GROUP_NOTES, table(list(summary(measured, found)))]
     if gains:
         said = "\n".join(f"- {line}" for line in verdicts(gains))
-        parts += ["## By component", gain_notes(len(gains)), said, table(gains)]
+        parts += ["## By component", GAIN_NOTES.format(margin=MARGIN, count=len(gains)), said, table(gains)]
     return "\n\n".join([*parts, "## Every condition"])
 
 
@@ -240,11 +240,6 @@ twins are attacked, never vqa rows: the mask's pair does not test the paper's fi
 `tinyworld-paper` has the paper's losses, its epsilon and lambda unscaled, which is next to no attack and no
 consistency here (0.001 is about half a percent of a word's embedding), and none of the harmless twins that
 the other is trained on."""
-
-
-def gain_notes(count: int) -> str:
-    """What stands above the components."""
-    return GAIN_NOTES.format(margin=MARGIN, count=count)
 
 
 def summary(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterator[dict[str, Any]]:
