@@ -8,7 +8,7 @@ import pytest
 
 from modint_guard.config import Thresholds
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_training.ablation import ADAPTERS, MAX_SECONDS, check_size, is_current
+from modint_training.ablation import ADAPTERS, MAX_SECONDS, RECIPES, SEEDS, check_size, is_current
 from modint_training.config import TuneRecipe, load_recipe
 from modint_training.export import data_hash
 
@@ -55,8 +55,10 @@ def test_the_weights_were_made_by_the_recipe_and_the_data_that_ship_with_them(na
     assert run["data_sha256"] == data_hash()
 
 
-def test_committed_ablations_are_small_and_kept_their_budget() -> None:
-    for folder in sorted(path.parent for path in (ROOT / ADAPTERS).glob("*/run.json")):
+def test_every_ablation_is_committed_is_small_and_kept_its_budget() -> None:
+    folders = sorted(path.parent for path in (ROOT / ADAPTERS).glob("*/run.json"))
+    assert {folder.name for folder in folders} == {f"{name}-seed{seed}" for name in RECIPES for seed in SEEDS}
+    for folder in folders:
         check_size(folder)
         run = json.loads((folder / "run.json").read_text("utf-8"))
         recipe = load_recipe(run["recipe"]["name"], [f"seed={run['seed']}"])
