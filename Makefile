@@ -1,8 +1,8 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make; vLLM on a CPU also
 # wants libnuma1, and `serve` says so where it is missing.
 #   make install   make demo   make serve   make test   make check   make clean
-#   make results-tinyworld   make results-base   make results-thresholds   make generated   make panels
-#   make train-ablation   make results-ablation   make results-calibration   make results-relevance
+#   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
+#   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
 #   make bench-training-gpu   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
@@ -24,9 +24,7 @@ TORCH_CPU       := torch==2.13.0+cpu
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check bench-training results-tinyworld results-base results-ablation train-ablation \
-	results-thresholds results-relevance results-calibration bench-detection bench-latency bench-mitigation bench-training-gpu \
-	generated panels deploy-check deploy-tools clean help
+.PHONY: install demo serve test check bench-mitigation generated panels deploy-check deploy-tools clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -46,47 +44,17 @@ check: $(STAMP)  ## lint, format, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-results-tinyworld: $(STAMP)  ## measure base and adapter on TinyWorld: docs/results/tinyworld.json
-	$(BIN)/modint-guard results tinyworld $(ARGS)
+bench-mitigation: $(STAMP)  ## fit on validation, then every rung and the ladder against controls
+	$(BIN)/python -m bench mitigation --split validation $(ARGS)
+	$(BIN)/python -m bench mitigation --split test $(ARGS)
 
-results-base: $(STAMP)  ## the base's figures by training seed: docs/results/base.json, docs/training.md
-	$(BIN)/modint-guard results base $(ARGS)
-
-train-ablation: $(STAMP)  ## train the ablation adapters that are missing: training/results/ablation
-	$(BIN)/modint-guard results train-ablation $(ARGS)
-
-results-ablation: $(STAMP)  ## measure the committed ablation adapters: docs/results/ablation.json
-	$(BIN)/modint-guard results ablation $(ARGS)
-
-results-thresholds: $(STAMP)  ## fit the default risk on the validation split: docs/results/thresholds.json
-	$(BIN)/modint-guard results thresholds $(ARGS)
-
-bench-mitigation: $(STAMP)  ## fit on validation, then every rung and the ladder against controls: docs/results/mitigation.json
-	$(BIN)/modint-guard results mitigation --split validation $(ARGS)
-	$(BIN)/modint-guard results mitigation --split test $(ARGS)
-
-results-relevance: $(STAMP)  ## what rules and model say ought to decide: docs/results/relevance.json
-	$(BIN)/modint-guard results relevance $(ARGS)
-
-results-calibration: $(STAMP)  ## calibrate the bundled models: their calibration.json, docs/results/calibration.json
-	$(BIN)/modint-guard results calibration $(ARGS)
-
-bench-detection: $(STAMP)  ## our risk beside other detectors, on the same answers: docs/results/detection.json
-	$(BIN)/modint-guard results detection $(ARGS)
-
-bench-latency: $(STAMP)  ## what the guard adds to a request's time: docs/results/latency.json
-	$(BIN)/modint-guard results latency $(ARGS)
-
-bench-training-gpu: $(STAMP)  ## SFT against the whole method at 7B, random weights, one GPU: docs/results/training_gpu.json
-	$(BIN)/python -m bench.training_gpu --output docs/results/training_gpu.json $(ARGS)
-
-bench-training: $(STAMP)  ## a step of each part of the method against plain SFT: docs/results/training_bench.json
-	$(BIN)/python -m bench.training $(ARGS)
+bench-%: $(STAMP)  ## a result table or benchmark of bench/: `.venv/bin/python -m bench --help` lists them
+	$(BIN)/python -m bench $* $(ARGS)
 
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
-	$(BIN)/python -m modint_server.generated .
+	$(BIN)/python -m deploy.dashboards .
 
-panels: $(STAMP)  ## run every panel and alert against a real Prometheus, twice: docs/results/panels.json
+panels: $(STAMP)  ## run every panel and alert against a real Prometheus, twice: bench/results/panels.json
 	$(BIN)/python -m tests.deploy.panels $(ARGS)
 
 deploy-check: deploy-tools $(STAMP) $(CHECKERS)/.installed  ## check all that is deployed (wants promtool and kubectl; 2 minutes)
@@ -118,7 +86,7 @@ clean:  ## remove the environment and caches
 	rm -rf $(VENV) $(CHECKERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile | sed 's/^  \([a-z-]*\):/  make \1  /'
+	@sed -n 's/^\([a-z%-]*\):.*## /  make \1  /p' Makefile | sed 's/%/NAME/'
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it with make PYTHON=…" >&2; exit 1; }
@@ -141,5 +109,5 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	echo "[3/4] installing modint-guard[$(EXTRAS)]: some minutes, about 1 GB"; \
 	$(BIN)/python -m pip install $$extra --constraint constraints.txt --editable '.[$(EXTRAS)]' --group dev
 	@echo "[4/4] checking torchvision"
-	@$(BIN)/python -m modint_guard.torchvision_guard
+	@$(BIN)/python -m modint_server.engine.torchvision_guard
 	@touch $@

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modint_guard.chat.images import ImageLimits as ImageLimits
     from modint_guard.config import GuardConfig as GuardConfig
-    from modint_guard.config import ImageLimits as ImageLimits
-    from modint_guard.config import Thresholds as Thresholds
     from modint_guard.endpoint import Endpoint as Endpoint
     from modint_guard.errors import ModintError as ModintError
     from modint_guard.guard import Guard as Guard
+    from modint_guard.judging.risk import Thresholds as Thresholds
     from modint_guard.schema import ModintObject as ModintObject
     from modint_guard.schema import verdict as verdict
     from modint_guard.types import Inspection as Inspection

@@ -6,7 +6,8 @@ setting, data or engine.
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
@@ -24,16 +25,23 @@ def main(argv: Sequence[str] | None = None, commands: Iterable[EntryPoint] | Non
     arguments = list(sys.argv[1:] if argv is None else argv)
     found = {point.name: point for point in (entry_points(group=GROUP) if commands is None else commands)}
     called = next((word for word in arguments if not word.startswith("-")), None)
+    app = build_app({} if arguments == ["--version"] else found, called)
     try:
-        build_app({} if arguments == ["--version"] else found, called)(
-            args=arguments, prog_name="modint-guard"
-        )
-    except ModintError as error:
-        sys.exit(_say(str(error)))
+        with errors_as_sentences():
+            app(args=arguments, prog_name="modint-guard")
     except ModuleNotFoundError as error:
         if called not in found or _is_ours(error.name):
             raise
         sys.exit(_say(missing_extra(found[called])))
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Leave with exit code 2 and one sentence on standard error if one of our own errors ends the command."""
+    try:
+        yield
+    except ModintError as error:
+        sys.exit(_say(str(error)))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `modint-guard … | head`

@@ -9,68 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from modint_guard.chat.images import ImageLimits
+from modint_guard.chat.relevance_rules import RelevanceRule
 from modint_guard.errors import ConfigError
-from modint_guard.mitigation import Policy
-from modint_guard.relevance_rules import RelevanceRule
-
-MAX_DEADLINE_S = 60.0  # what a request may ask for at most
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of a GIF only the first frame is read
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """The constants of a verdict.
-
-    risk = sigmoid(bias + weight_js * JS + weight_margin * margin + weight_entropy * H + weight_pmi * PMI).
-    JS is the base-2 divergence between the served answer and the answer with the *irrelevant* modality taken
-    out, margin = p(top answer) - p(y) under that same view, in [-1, 1], PMI = log p(y) served minus that
-    under the view, nats a token, and H the entropy of the served answer at its first position, bits.
-    An answer is flagged `text` or `image` when the view flips and risk >= flag_at; with `by_risk_alone`, as a
-    calibration sets it, by the risk alone. The first three, flag_at and confident were fitted by
-    `modint-guard results thresholds` on TinyWorld's validation split (docs/results/thresholds.md); the others
-    are set by hand.
-    """
-
-    bias: float = -3.727
-    weight_js: float = 4.465
-    weight_margin: float = 3.834
-    weight_entropy: float = 0.0
-    weight_pmi: float = 0.0
-    flag_at: float = 0.2
-    by_risk_alone: bool = False
-    clear_below: float = 0.0  # a lower risk after the first view passes the answer; 0: no early stop
-    flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
-    confident: float = 0.9999  # a unimodal answer is certain from here on (prior and conflict rules)
-    min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability
-    min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
-
-    def __post_init__(self) -> None:
-        for name in ("flag_at", "flip_margin", "confident", "min_option_mass", "clear_below"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")
-        if self.clear_below > self.flag_at:
-            raise ConfigError(
-                f"thresholds.clear_below is {self.clear_below}: it must not exceed flag_at, {self.flag_at}."
-            )
-        if not 0.0 < self.min_probability < 1.0:
-            raise ConfigError(
-                f"thresholds.min_probability is {self.min_probability}: it must lie above 0 and below 1."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What an image of a request may be at most; pixels are checked from the header, before decoding."""
-
-    max_bytes: int = 20 * 1024 * 1024  # of one image, decoded from base64
-    max_pixels: int = 20_000_000  # of one image
-    max_images: int = 16  # in one request
-
-    def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"image limit {name} is {getattr(self, name)}: it must be at least 1.")
+from modint_guard.judging.risk import Thresholds
+from modint_guard.mitigation.policy import Policy
+from modint_guard.types import MAX_DEADLINE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,19 +17,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from modint_guard import doubt, ladder, policy, relevance, scoring, stages
-from modint_guard.calibration import Calibration
-from modint_guard.chat import parse, parse_options, with_question_after
-from modint_guard.config import GuardConfig, Thresholds
+from modint_guard.chat import relevance
+from modint_guard.chat.eligibility import continues, why_skipped
+from modint_guard.chat.reply import StreamReply as StreamReply
+from modint_guard.chat.reply import reply_of as reply_of
+from modint_guard.chat.reply import strip_added as strip_added
+from modint_guard.chat.request import parse, parse_options, with_question_after
+from modint_guard.config import GuardConfig
 from modint_guard.errors import EndpointError, RequestError
-from modint_guard.mitigation import Policy, policy_for
-from modint_guard.probe import Answered
-from modint_guard.regenerated import MAX_TOKENS, is_short, score_words, words_result
-from modint_guard.reply import StreamReply as StreamReply
-from modint_guard.reply import reply_of as reply_of
-from modint_guard.reply import strip_added as strip_added
-from modint_guard.rungs import Case
-from modint_guard.skips import continues, why_skipped
+from modint_guard.judging import scoring
+from modint_guard.judging import verdict as policy
+from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.relevance import by_self_ask
+from modint_guard.judging.risk import Thresholds
+from modint_guard.judging.text_match import MAX_TOKENS, is_short, score_words, words_result
+from modint_guard.mitigation import ladder
+from modint_guard.mitigation.policy import Policy, policy_for
+from modint_guard.mitigation.rungs import Case
+from modint_guard.probing import regenerate as doubt
+from modint_guard.probing import schedule as stages
+from modint_guard.probing.probe import Answered
+from modint_guard.probing.views import VIEWS, ViewMaker, asked_briefly
 from modint_guard.types import (
     ANNOTATE,
     CELLS,
@@ -57,7 +65,6 @@ from modint_guard.types import (
     Verdict,
     View,
 )
-from modint_guard.views import VIEWS, ViewMaker, asked_briefly
 
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
@@ -333,7 +340,7 @@ class Guard:
         said = replies.get(SELF_ASKED)
         if not isinstance(said, Reply):
             return plan
-        relevant = relevance.by_self_ask(said, self.config.self_ask_confident)
+        relevant = by_self_ask(said, self.config.self_ask_confident)
         source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
         return replace(plan, relevant=relevant, relevant_source=source)
 

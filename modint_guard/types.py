@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+MAX_DEADLINE_S = 60.0  # what a request may ask for at most
+
 JSON = dict[str, Any]
 Complete = Callable[[JSON], Awaitable[JSON]]  # OpenAI chat body -> chat completion; raises EndpointError
+
+MAX_IMAGE_ATTENTION = 10.0  # the most that an engine may scale its attention to pictures by
 
 Piece = tuple[int, int]  # characters [start, end) of a text
 

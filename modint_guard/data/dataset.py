@@ -12,13 +12,13 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import overload
 
-from modint_guard.config import ImageLimits
+from modint_guard.chat.images import ImageLimits
 from modint_guard.data.formats import FORMATS, Columns, detect
+from modint_guard.data.item import Family, Item
 from modint_guard.data.rows import Row, Rows, TextRows, shown
 from modint_guard.data.samples import Reading, Sample, family_named, sample
 from modint_guard.data.tables import TableRows, parquet_or_arrow, saved_files, saved_splits
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import Family, Item
 from modint_guard.types import JSON
 
 ITEMS = "items.jsonl"  # what `write_items` writes

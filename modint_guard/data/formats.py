@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
+from modint_guard.data.item import Item, Turn
 from modint_guard.data.rows import shown
-from modint_guard.item import Item, Turn
 from modint_guard.types import JSON
 
 MARK = "<image>"

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from modint_guard import images
-from modint_guard.config import ImageLimits
+from modint_guard.chat import images
+from modint_guard.chat.images import ImageLimits
 from modint_guard.data.rows import Row, shown
 from modint_guard.data.tables import Held
 from modint_guard.errors import DataError, ImageError

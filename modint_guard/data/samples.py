@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from modint_guard.config import ImageLimits
+from modint_guard.chat.images import ImageLimits
+from modint_guard.chat.option_block import OptionBlock
+from modint_guard.chat.question import options_in
 from modint_guard.data.formats import FORMATS, Columns, Draft
+from modint_guard.data.item import FAMILIES, LETTERS, Family, Form, Item, Turn, bare
+from modint_guard.data.perturb import seeded
 from modint_guard.data.pictures import Picture, picture
 from modint_guard.data.rows import Row, shown
-from modint_guard.item import FAMILIES, LETTERS, Family, Form, Item, Turn, bare
-from modint_guard.option_block import OptionBlock
-from modint_guard.perturb import seeded
-from modint_guard.split import options_in
 from modint_guard.types import JSON
 
 KNOWN: tuple[Family, ...] = (*FAMILIES, "unknown")

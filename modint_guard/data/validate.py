@@ -18,11 +18,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from modint_guard.data.dataset import DataSet, problems, read_data
+from modint_guard.data.item import RELEVANT, Item
 from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, Split
+from modint_guard.data.perturb import applicable
 from modint_guard.data.samples import Sample
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import RELEVANT, Item
-from modint_guard.perturb import applicable
 from modint_guard.types import JSON
 
 SHOWN = 20

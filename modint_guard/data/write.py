@@ -12,9 +12,9 @@ from PIL import Image
 
 from modint_guard.data.dataset import ITEMS
 from modint_guard.data.formats import MARK
+from modint_guard.data.item import Item, Turn, prompt, reply_for
 from modint_guard.data.samples import DONORS, EXTRA_KEYS
 from modint_guard.errors import DataError
-from modint_guard.item import Item, Turn, prompt, reply_for
 from modint_guard.types import JSON
 
 LLAVA = "data.json"

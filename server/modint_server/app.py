@@ -11,23 +11,24 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from modint_guard.calibration import read_calibration
-from modint_guard.config import GuardConfig, ImageLimits
+from modint_guard.chat.images import ImageLimits
+from modint_guard.chat.relevance_rules import read_rules
+from modint_guard.config import GuardConfig
 from modint_guard.guard import Guard
-from modint_guard.mitigation import Policy, read_policies
-from modint_guard.relevance_rules import read_rules
+from modint_guard.judging.calibration import read_calibration
+from modint_guard.mitigation.policy import Policy, read_policies
 from modint_server import errors
-from modint_server.adapters import Adapter, card
-from modint_server.attachment import Attachment
-from modint_server.budgets import TokenBudget
-from modint_server.gateway import Gateway
-from modint_server.intake import Keys, request_id
+from modint_server.adapters.folders import Adapter, card
+from modint_server.engine.attachment import Attachment
+from modint_server.engine.noise import NoiseFloor
+from modint_server.engine.upstream import Upstream
 from modint_server.metrics import Metrics
-from modint_server.noise import NoiseFloor
-from modint_server.pipeline import Pipeline
+from modint_server.request.budgets import TokenBudget
+from modint_server.request.gateway import Gateway
+from modint_server.request.intake import Keys, request_id
+from modint_server.request.pipeline import Pipeline
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
-from modint_server.upstream import Upstream
 
 
 def create_app(

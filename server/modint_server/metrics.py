@@ -8,6 +8,7 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from modint_guard.probing.views import VIEWS
 from modint_guard.types import (
     DONE,
     RUNGS,
@@ -20,7 +21,6 @@ from modint_guard.types import (
     RungOutcome,
     State,
 )
-from modint_guard.views import VIEWS
 
 NONE = "none"  # the base's adapter, a verdict without a cause
 UNKNOWN = "unknown"  # the request named no model that is served

@@ -23,16 +23,16 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
-from modint_guard.calibration import CALIBRATION, check_for, read_calibration
 from modint_guard.errors import ConfigError, EngineError
+from modint_guard.judging.calibration import CALIBRATION, check_for, read_calibration
 from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable
 from modint_guard.types import CELLS
-from modint_server.adapters import Adapter, loadable, resolve_all
+from modint_server.adapters.folders import Adapter, checked_model, loadable, resolve_all
 from modint_server.app import create_app
-from modint_server.engine import VLLM, Engine, EngineConfig, Progress, checked_model, installed_device
-from modint_server.gateway import Gateway
-from modint_server.image_attention import GROUP, check_registered
+from modint_server.engine.child import VLLM, Engine, EngineConfig, Progress, installed_device
+from modint_server.engine.image_attention import GROUP, check_registered
 from modint_server.logs import configure_logs
+from modint_server.request.gateway import Gateway
 from modint_server.settings import Settings, load_settings
 
 NOTICE_S = 1.0  # between "not ready" and the closing port, so that whoever balances load sees it

@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from modint_guard.config import MAX_DEADLINE_S
 from modint_guard.errors import ConfigError
-from modint_server.image_attention import MOST
+from modint_guard.types import MAX_DEADLINE_S, MAX_IMAGE_ATTENTION
 
 ENV_PREFIX = "MODINT_"
 
@@ -74,7 +73,9 @@ class Settings(BaseSettings):
     )
     policies_file: Path | None = None
     mitigation_tokens_per_minute: int = Field(default=0, ge=0)  # for each key; 0: no limit
-    image_attention: float = Field(default=1.0, ge=0, le=MOST)  # experimental; the engine reads it as well
+    image_attention: float = Field(
+        default=1.0, ge=0, le=MAX_IMAGE_ATTENTION
+    )  # experimental; the engine reads it as well
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

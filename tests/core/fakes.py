@@ -13,8 +13,8 @@ from typing import Any
 from aiohttp import web
 from PIL import Image
 
+from modint_guard.chat.images import neutral_image, png_data_url
 from modint_guard.cli import GROUP, main
-from modint_guard.images import neutral_image, png_data_url
 from modint_guard.types import JSON, Complete, Reply
 
 SIZE = (12, 8)
@@ -126,7 +126,7 @@ async def serving(complete: Complete) -> AsyncIterator[tuple[str, set[str | None
 def called(name: str, *arguments: str) -> int:
     """The exit code of one of the core's commands."""
     try:
-        main([name, *arguments], [EntryPoint(name, f"modint_guard.{name}:command", GROUP)])
+        main([name, *arguments], [EntryPoint(name, f"modint_guard.evaluation.{name}:command", GROUP)])
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

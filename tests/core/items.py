@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from modint_guard.item import Item
+from modint_guard.data.item import Item
 
 SIZE = (12, 8)
 RED, BLUE, GREEN = (Image.new("RGB", SIZE, colour) for colour in ("red", "blue", "green"))

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from modint_guard.asking import ask_each
 from modint_guard.errors import EndpointError
+from modint_guard.evaluation.asking import ask_each
 
 
 async def test_results_come_in_the_jobs_order_and_are_told_as_they_come() -> None:

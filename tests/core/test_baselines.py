@@ -5,7 +5,7 @@ import math
 import pytest
 from PIL import Image
 
-from modint_guard.baselines import (
+from bench.detection.baselines import (
     HOW_SURE,
     blurred,
     how_sure,
@@ -14,7 +14,7 @@ from modint_guard.baselines import (
     stated_confidence,
     vauq,
 )
-from modint_guard.item import choice_of, same_as
+from modint_guard.data.item import choice_of, same_as
 from tests.core.items import DIGIT, LETTERED
 
 

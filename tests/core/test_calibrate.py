@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modint_guard.calibrate import Twin, fingerprint, fitted_where, labelled_answers, twins_of
-from modint_guard.calibration import calibrate, read_calibration
+from modint_guard.chat.images import png_data_url
 from modint_guard.data import write_items
+from modint_guard.data.item import Item
 from modint_guard.endpoint import read_key
 from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.images import png_data_url
-from modint_guard.item import Item
-from modint_guard.journal import Journal
+from modint_guard.evaluation.calibrate import Twin, fingerprint, fitted_where, labelled_answers, twins_of
+from modint_guard.evaluation.fit_calibration import calibrate
+from modint_guard.evaluation.journal import Journal
+from modint_guard.judging.calibration import read_calibration
 from modint_guard.types import JSON, Complete
 from tests.core.fakes import called, completion, serving
 from tests.core.items import BOTH, DIGIT, RED, SUM

@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 
 from modint_guard import Guard, GuardConfig, Thresholds
-from modint_guard.calibration import (
+from modint_guard.errors import ConfigError
+from modint_guard.evaluation.fit_calibration import calibrate, halves, lowered, write_calibration
+from modint_guard.judging.calibration import (
     Calibration,
     Fitted,
     Labelled,
     Promise,
-    calibrate,
     check_for,
-    halves,
-    lowered,
     read_calibration,
-    write_calibration,
 )
-from modint_guard.errors import ConfigError
-from modint_guard.risk import FEATURES
+from modint_guard.judging.risk import FEATURES
 from modint_guard.types import CELLS, JSON, Relevant
 from tests.core.fakes import ask, world
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from modint_guard.calibrate import judged
-from modint_guard.calibration import calibrate
-from modint_guard.calibration_curves import Judged, at_threshold, draw_curves
+from modint_guard.evaluation.calibrate import judged
+from modint_guard.evaluation.calibration_curves import Judged, at_threshold, draw_curves
+from modint_guard.evaluation.fit_calibration import calibrate
 from tests.core.test_calibration import answers
 
 SEEN = Judged([0.9, 0.6, 0.4, 0.2, 0.1], [True, True, False, True, False], 0.4)

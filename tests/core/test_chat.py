@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat import (
+from modint_guard.chat.images import ImageLimits
+from modint_guard.chat.request import (
     parse,
     parse_options,
     rebuild,
@@ -16,7 +17,6 @@ from modint_guard.chat import (
     with_image,
     without_context,
 )
-from modint_guard.config import ImageLimits
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import JSON, ModintOptions
 from tests.core.fakes import GREY, RED, SIZE, ask, image_part, text_part

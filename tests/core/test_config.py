@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 
 import modint_guard
-from modint_guard.config import GuardConfig, ImageLimits, Thresholds
+from modint_guard.chat.images import ImageLimits
+from modint_guard.config import GuardConfig
 from modint_guard.errors import ConfigError, ImageError, ModintError, RequestError
+from modint_guard.judging.risk import Thresholds
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The contact sheet: one cell an answer, framed in the colour of its verdict."""
 
-from modint_guard.contact_sheet import CELL, COLOUR, COLUMNS, PICTURE, draw
-from modint_guard.runner import Row
+from modint_guard.demo.contact_sheet import CELL, COLOUR, COLUMNS, PICTURE, draw
+from modint_guard.evaluation.runner import Row
 from tests.core.items import DIGIT, LETTERED, SUM
 
 WHITE = (255, 255, 255)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.curves import (
+from modint_guard.evaluation.curves import (
     auprc,
     auroc,
     calibration_error,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from modint_guard.data import ITEMS, read_items, write_items
+from modint_guard.data.item import Turn
 from modint_guard.errors import DataError
-from modint_guard.item import Turn
 from tests.core.items import DIGIT, LETTERED, SUM
 
 RECORD: dict[str, Any] = {

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from modint_guard.data import read_items
-from modint_guard.demo import (
+from modint_guard.data.item import Item
+from modint_guard.data.perturb import perturb
+from modint_guard.demo.run import (
     ITEMS,
     Counts,
     calls_seen,
@@ -24,10 +26,8 @@ from modint_guard.demo import (
     scrape,
     summary,
 )
-from modint_guard.item import Item
+from modint_guard.evaluation.runner import Row, request_for
 from modint_guard.models import ADAPTER, BASE
-from modint_guard.perturb import perturb
-from modint_guard.runner import Row, request_for
 from modint_guard.types import JSON
 from tests.core.items import DIGIT, SUM
 

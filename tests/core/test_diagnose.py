@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from modint_guard.data import write_items
-from modint_guard.diagnose import (
+from modint_guard.data.item import Item
+from modint_guard.data.perturb import CLEAN
+from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.evaluation.diagnose import (
     answers,
     fingerprint,
     labels_of,
@@ -16,12 +19,9 @@ from modint_guard.diagnose import (
     top_logprobs_of,
     variants,
 )
-from modint_guard.diagnosis import Found, Variant
-from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.item import Item
-from modint_guard.journal import Journal
-from modint_guard.perturb import CLEAN
-from modint_guard.report import diagnosis
+from modint_guard.evaluation.journal import Journal
+from modint_guard.evaluation.report import diagnosis
+from modint_guard.evaluation.tables import Found, Variant
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 from tests.core.fakes import called, completion, serving
 from tests.core.items import BOTH, DIGIT, LETTERED, SUM

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from modint_guard.diagnosis import (
+from modint_guard.data.item import Item
+from modint_guard.data.perturb import CLEAN, perturb
+from modint_guard.evaluation.tables import (
     Found,
     Variant,
     compared,
@@ -15,8 +17,6 @@ from modint_guard.diagnosis import (
     table,
     text_preference,
 )
-from modint_guard.item import Item
-from modint_guard.perturb import CLEAN, perturb
 from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 from tests.core.items import DIGIT, SUM
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from modint_guard.divergence import (
+from modint_guard.chat.reply import plain
+from modint_guard.judging.divergence import (
     coverage,
     entropy,
     js_divergence,
     js_lower_bound,
     largest_shift,
     option_distribution,
-    plain,
     relative_entropy,
     word_distribution,
 )

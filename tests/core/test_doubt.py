@@ -3,9 +3,9 @@
 import pytest
 
 from modint_guard import Guard, GuardConfig
+from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError
-from modint_guard.mitigation import Policy
-from modint_guard.reply import reply_of
+from modint_guard.mitigation.policy import Policy
 from modint_guard.types import JSON, Complete, Inspection, Report
 from tests.core.fakes import ask, completion, reads, sees_picture
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from modint_guard.effects import EFFECTS, Answered, effect, shares
+from modint_guard.evaluation.effects import EFFECTS, Answered, effect, shares
 from tests.core.items import DIGIT, LETTERED
 
 SURE, EVEN = {"3": 0.8, "7": 0.2}, {"3": 0.5, "7": 0.5}

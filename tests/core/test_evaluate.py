@@ -6,11 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from modint_guard.data.perturb import CLEAN, REGISTRY
 from modint_guard.errors import ConfigError
-from modint_guard.evaluate import AGAINST, Cell, answered_of, ask, cells_of, rows_of, write_evaluation
-from modint_guard.figures import doses_of
-from modint_guard.perturb import CLEAN, REGISTRY
-from modint_guard.runner import Row
+from modint_guard.evaluation.evaluate import (
+    AGAINST,
+    Cell,
+    answered_of,
+    ask,
+    cells_of,
+    rows_of,
+    write_evaluation,
+)
+from modint_guard.evaluation.figures import doses_of
+from modint_guard.evaluation.runner import Row
 from modint_guard.types import JSON
 from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, SUM

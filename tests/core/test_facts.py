@@ -2,7 +2,7 @@
 
 import pytest
 
-from modint_guard.facts import facts_in
+from modint_guard.chat.system_prompt import facts_in
 
 ROLE = "You are a helpful assistant. The assistant is honest. Answer briefly."
 

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard import Guard, GuardConfig, Thresholds
-from modint_guard.divergence import js_lower_bound
+from modint_guard.chat.reply import answer_positions
 from modint_guard.errors import EndpointError
-from modint_guard.forced import answer_positions, answer_text, forced_body, forced_reply
-from modint_guard.scoring import comparable, compare_forced, pointwise_mutual_information
+from modint_guard.judging.divergence import js_lower_bound
+from modint_guard.judging.scoring import comparable, compare_forced, pointwise_mutual_information
+from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.types import JSON, Failure, Outcome, Position, Reply, State
 from tests.core.fakes import ask, completion, reads, sees_picture
 

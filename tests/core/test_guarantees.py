@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.errors import ConfigError
-from modint_guard.guarantees import (
+from modint_guard.evaluation.guarantees import (
     binomial_cdf,
     binomial_upper,
     error_threshold,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
-from modint_guard.chat import with_context
+from modint_guard.chat.reply import reply_of
+from modint_guard.chat.request import with_context
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.guard import NOTE_FIRST_TOKEN, NOTE_IMAGE_ONLY, NOTE_UNLISTED
-from modint_guard.reply import reply_of
 from modint_guard.types import JSON, Complete, Failure, Outcome, Relevant, Reply, Report, State
 from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
 

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modint_guard.config import ImageLimits
-from modint_guard.errors import ImageError
-from modint_guard.images import (
+from modint_guard.chat.images import (
     NEUTRAL_GREY,
+    ImageLimits,
     as_rgb,
     check_data_url,
     decode,
@@ -19,6 +18,7 @@ from modint_guard.images import (
     neutral_image,
     png_data_url,
 )
+from modint_guard.errors import ImageError
 
 
 def encoded(kind: str, size: tuple[int, int] = (31, 17), frames: int = 1) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.item import LETTERS, asked, choice_of, is_right, prompt, reply_for, same_as
+from modint_guard.data.item import LETTERS, asked, choice_of, is_right, prompt, reply_for, same_as
 from tests.core.items import DIGIT, LETTERED
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.journal import Job, Journal, collect
+from modint_guard.evaluation.journal import Job, Journal, collect
 from modint_guard.types import JSON
 
 MADE_BY = {"model": "m", "seed": 0, "kinds": ("a", "b")}

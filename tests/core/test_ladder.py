@@ -9,11 +9,10 @@ import jsonschema
 import pytest
 
 from modint_guard import Guard, GuardConfig
-from modint_guard.divergence import plain
+from modint_guard.chat.reply import plain, reply_of
 from modint_guard.errors import EndpointError, EndpointTimeout
-from modint_guard.mitigation import FORMS, TABLE, Form, Policy, rungs_of
-from modint_guard.reply import reply_of
-from modint_guard.rungs import BY_NAME, debiased, label_of, sureness
+from modint_guard.mitigation.policy import FORMS, TABLE, Form, Policy, rungs_of
+from modint_guard.mitigation.rungs import BY_NAME, debiased, label_of, sureness
 from modint_guard.schema import json_schema
 from modint_guard.types import (
     ACTIONS,

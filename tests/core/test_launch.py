@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
+from modint_guard.demo.launch import free_port, serving
 from modint_guard.errors import EngineError
-from modint_guard.launch import free_port, serving
 
 
 def test_a_free_port_can_be_bound() -> None:

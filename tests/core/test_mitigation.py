@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modint_guard.errors import ConfigError
-from modint_guard.mitigation import Policy, abstention, policy_for, read_policies
+from modint_guard.mitigation.policy import Policy, abstention, policy_for, read_policies
 from modint_guard.types import ACTIONS, Report, RungOutcome, State, Verdict
 
 FILE = """

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modint_guard.config import ImageLimits
-from modint_guard.images import decode_data_url, neutral_image
-from modint_guard.item import Item
-from modint_guard.perturb import (
+from modint_guard.chat.images import ImageLimits, decode_data_url, neutral_image
+from modint_guard.data.item import Item
+from modint_guard.data.perturb import (
     CLAIMS,
     HELD_OUT_CLAIMS,
     REGISTRY,

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.config import Thresholds
-from modint_guard.policy import cells_needed, decide
-from modint_guard.risk import risk_of
+from modint_guard.judging.risk import Thresholds, risk_of
+from modint_guard.judging.verdict import cells_needed, decide
 from modint_guard.types import CellScore, Relevant, Score, Verdict
 
 FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"

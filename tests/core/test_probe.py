@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from modint_guard import probe
 from modint_guard.errors import EndpointError, EndpointTimeout
+from modint_guard.probing import probe
 from modint_guard.types import JSON, Failure, Outcome, Reply, View
 from tests.core.fakes import completion
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modint_guard.chat.images import png_data_url
 from modint_guard.data import FORMATS, DataSet, check_length, problems, read_data, write_llava
+from modint_guard.data.item import FAMILIES, FORMS, Family, Item, Turn, bare, prompt, reply_for
+from modint_guard.data.perturb import perturb
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.images import png_data_url
-from modint_guard.item import FAMILIES, FORMS, Family, Item, Turn, bare, prompt, reply_for
-from modint_guard.perturb import perturb
 from tests.core.items import BLUE, BOTH, DIGIT, GREEN, LETTERED, RED, SUM
 
 JSON = dict[str, Any]

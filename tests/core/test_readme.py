@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from modint_guard.config import Thresholds
+from deploy.dashboards.catalogue import rewritten
+from modint_guard.judging.risk import Thresholds
 from modint_guard.schema import ModintObject, ProbeObject
 from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, Outcome, State
-from modint_server.catalogue import rewritten
-from modint_server.intake import STRIPPED, STRIPPED_PREFIXES
+from modint_server.request.intake import STRIPPED, STRIPPED_PREFIXES
 from modint_server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_every_line_of_the_file_tree_says_what_it_is() -> None:
 def test_every_make_target_named_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(page)))
-    assert named <= targets
+    assert {name for name in named if not name.startswith("bench-")} <= targets
 
 
 @pages
@@ -156,12 +156,13 @@ def test_every_command_named_exists(page: Path) -> None:
 
 @pages
 def test_every_recipe_and_result_named_exists(page: Path) -> None:
-    from modint_training.commands import results as app
-    from modint_training.config import recipe_names
+    from bench.__main__ import app
+    from modint_training.recipe import recipe_names
 
-    known = {"train": set(recipe_names()), "results": set(getattr(get_command(app), "commands", {}))}
     for command, word in commands_named(page):
-        assert not word or command not in known or word in known[command], f"modint-guard {command} {word}"
+        assert not word or command != "train" or word in recipe_names(), f"modint-guard {command} {word}"
+    named = set(re.findall(r"\bpython -m bench ([a-z][\w-]*)|\bmake bench-([a-z][\w-]*)", code(page)))
+    assert {table or target for table, target in named} <= set(getattr(get_command(app), "commands", {}))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.name))
@@ -276,7 +277,7 @@ def test_the_cpu_index_of_torch_stands_in_the_makefile_alone() -> None:
 
 def test_the_measured_table_is_the_result_file() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    rows = json.loads((ROOT / "docs/results/tinyworld.json").read_text("utf-8"))["rows"]
+    rows = json.loads((ROOT / "bench/results/tinyworld.json").read_text("utf-8"))["rows"]
     chosen = [row for row in rows if row["form"] == "all" and row["task"] == "all"]
     assert chosen
     for row in chosen:
@@ -287,12 +288,12 @@ def test_the_measured_table_is_the_result_file() -> None:
 
 
 def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
-    from modint_guard.results import rewritten as with_blocks
-    from modint_training.results import PAGE, PAGE_BY, base_table
+    from bench.tinyworld import PAGE, PAGE_BY, base_table
+    from modint_guard.evaluation.results import rewritten as with_blocks
 
-    rows = json.loads((ROOT / "docs/results/base.json").read_text("utf-8"))["rows"]
+    rows = json.loads((ROOT / "bench/results/base.json").read_text("utf-8"))["rows"]
     page = text(ROOT / PAGE)
-    assert with_blocks(page, {"base": base_table(rows)}, PAGE_BY) == page, "run `make results-base`"
+    assert with_blocks(page, {"base": base_table(rows)}, PAGE_BY) == page, "run `make bench-base`"
 
 
 # Figures in prose
@@ -300,7 +301,7 @@ def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
 
 def measured(name: str, /, **wanted: object) -> dict[str, Any]:
     """The one row of a result file that holds these values."""
-    rows: list[dict[str, Any]] = json.loads((ROOT / f"docs/results/{name}.json").read_text("utf-8"))["rows"]
+    rows: list[dict[str, Any]] = json.loads((ROOT / f"bench/results/{name}.json").read_text("utf-8"))["rows"]
     (row,) = (row for row in rows if wanted.items() <= row.items())
     return row
 
@@ -372,7 +373,7 @@ def test_the_page_on_mitigation_quotes_what_it_says_of_tokens_and_needed_caption
 
 
 def test_the_page_on_mitigation_quotes_how_often_flagged_answers_went_on_to_the_adapter() -> None:
-    rows = json.loads((ROOT / "docs/results/mitigation_tokens.json").read_text("utf-8"))["rows"]
+    rows = json.loads((ROOT / "bench/results/mitigation_tokens.json").read_text("utf-8"))["rows"]
     ways: dict[str, list[tuple[str, int]]] = {"short": [], "padded": []}
     for row in rows:
         for way in filter(None, (row["rungs"] or "").split("; ")):
@@ -388,7 +389,7 @@ def test_the_page_on_mitigation_quotes_how_often_flagged_answers_went_on_to_the_
 
 def ablation(name: str, *cells: tuple[str, str]) -> float:
     """Mean accuracy of one recipe over its seeds in these cells: perturbation, what is held out."""
-    rows = json.loads((ROOT / "docs/results/ablation.json").read_text("utf-8"))["rows"]
+    rows = json.loads((ROOT / "bench/results/ablation.json").read_text("utf-8"))["rows"]
     own = [row for row in rows if row["name"] == name and (row["perturbation"], row["held_out"]) in cells]
     return float(sum(row["accuracy"] for row in own) / len(own))
 

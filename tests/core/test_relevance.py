@@ -2,8 +2,8 @@
 
 import pytest
 
-from modint_guard.chat import parse
-from modint_guard.relevance import by_rules, decide
+from modint_guard.chat.relevance import by_rules, decide
+from modint_guard.chat.request import parse
 from modint_guard.types import ModintOptions, Relevant
 from tests.core.fakes import ask
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from modint_guard.chat.reply import StreamReply, reply_of, strip_added
 from modint_guard.errors import EndpointError
-from modint_guard.reply import StreamReply, reply_of, strip_added
 from modint_guard.types import JSON, Asked
 from tests.core.fakes import completion
 

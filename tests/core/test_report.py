@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modint_guard.diagnosis import Found, Variant
-from modint_guard.perturb import CLEAN, perturb
-from modint_guard.report import (
+from modint_guard.data.perturb import CLEAN, perturb
+from modint_guard.evaluation.report import (
     CARD_CHARACTERS,
     THUMBNAIL,
     WORST,
@@ -27,7 +26,8 @@ from modint_guard.report import (
     shown,
     write_report,
 )
-from modint_guard.results import recorded
+from modint_guard.evaluation.results import recorded
+from modint_guard.evaluation.tables import Found, Variant
 from modint_guard.types import NEUTRAL_IMAGE
 from tests.core.items import DIGIT
 from tests.core.test_diagnosis import clean, digit, lied

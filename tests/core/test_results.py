@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from modint_guard.results import cell, command_line, commit, machine, table, versions, write_results
+from modint_guard.evaluation.results import (
+    cell,
+    command_line,
+    commit,
+    machine,
+    table,
+    versions,
+    write_results,
+)
 
 ROWS = [
     {"model": "base", "n": 400, "accuracy": 0.08249, "ci_low": None},

@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.config import Thresholds
 from modint_guard.errors import ConfigError
-from modint_guard.risk import FEATURES, Logistic, features_of_score, fit, fit_logistic, risk_of, sigmoid
+from modint_guard.judging.risk import (
+    FEATURES,
+    Logistic,
+    Thresholds,
+    features_of_score,
+    fit,
+    fit_logistic,
+    risk_of,
+    sigmoid,
+)
 from modint_guard.types import CellScore, Relevant, Score
 
 CELL = CellScore(0.5, True, 1.0, True, 0.4, 0.8, 0.1, False, 2.0, 0.7, "red")

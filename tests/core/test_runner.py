@@ -7,13 +7,21 @@ import io
 import pytest
 from PIL import Image
 
+from modint_guard.chat.images import png_data_url
 from modint_guard.config import GuardConfig
+from modint_guard.data.item import Item, Turn
+from modint_guard.data.perturb import perturb
 from modint_guard.errors import EndpointError
+from modint_guard.evaluation.runner import (
+    FREE_TOKENS,
+    Row,
+    request_for,
+    row_of,
+    run,
+    with_views,
+    without_guard,
+)
 from modint_guard.guard import Guard
-from modint_guard.images import png_data_url
-from modint_guard.item import Item, Turn
-from modint_guard.perturb import perturb
-from modint_guard.runner import FREE_TOKENS, Row, request_for, row_of, run, with_views, without_guard
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR, Reply
 from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM

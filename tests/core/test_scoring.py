@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat import parse
-from modint_guard.config import Thresholds
-from modint_guard.divergence import js_divergence
-from modint_guard.scoring import (
+from modint_guard.chat.request import parse
+from modint_guard.judging.divergence import js_divergence
+from modint_guard.judging.risk import Thresholds
+from modint_guard.judging.scoring import (
     beyond_noise,
     compare,
     first_word,

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from modint_guard.perturb import perturb
-from modint_guard.severity import FULL, at_severity
+from modint_guard.data.perturb import perturb
+from modint_guard.data.severity import FULL, at_severity
 from tests.core.items import DIGIT, SUM
 
 LIED = perturb(DIGIT, "misleading_description")

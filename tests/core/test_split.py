@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.facts import facts_in
-from modint_guard.split import says_how, split_text, states
+from modint_guard.chat.question import says_how, split_text, states
+from modint_guard.chat.system_prompt import facts_in
 
 
 def parts(text: str) -> tuple[str, str, dict[str, str]]:

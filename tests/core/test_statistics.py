@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from modint_guard.curves import auroc
-from modint_guard.statistics import (
+from modint_guard.evaluation.curves import auroc
+from modint_guard.evaluation.statistics import (
     Direction,
     auroc_resamples,
     cluster_interval,

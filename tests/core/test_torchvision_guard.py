@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard import torchvision_guard
+from modint_server.engine import torchvision_guard
 
 TORCH = """
 class _Library:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modint_guard.chat import parse
-from modint_guard.images import decode_data_url, png_data_url
-from modint_guard.perturb import REGISTRY
-from modint_guard.scoring import moved_on, probe_result, relabelled, score
+from modint_guard.chat.images import decode_data_url, png_data_url
+from modint_guard.chat.request import parse
+from modint_guard.data.perturb import REGISTRY
+from modint_guard.judging.scoring import moved_on, probe_result, relabelled, score
+from modint_guard.probing.views import FROM_REGISTRY, VIEWS
 from modint_guard.types import JSON, Outcome
-from modint_guard.views import FROM_REGISTRY, VIEWS
 from tests.core.fakes import RED, ask, image_part, reply, text_part
 
 LIE = "The ball is blue. It rolls. It is round."

@@ -6,11 +6,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat import parse, with_context, with_image, without_context
+from modint_guard.chat.request import parse, with_context, with_image, without_context
+from modint_guard.data.perturb import REGISTRY
 from modint_guard.guard import Guard
-from modint_guard.perturb import REGISTRY
+from modint_guard.probing.views import VIEWS
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, NOOP, PERMUTED_OPTIONS, QUESTION_FIRST
-from modint_guard.views import VIEWS
 from tests.core.fakes import GREY, image_part, text_part
 
 QUESTIONS = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from modint_server.boards import BOARDS, metrics_of, plain
+from deploy.dashboards.boards import BOARDS, metrics_of, plain
 from tests.deploy.prometheus import RULES, SPAN, Prometheus, Samples
 from tests.deploy.traffic import Sent
 from tests.server.fake_upstream import BASE, JSON

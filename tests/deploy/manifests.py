@@ -16,9 +16,9 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
+from deploy.dashboards.boards import metrics_of
+from deploy.dashboards.catalogue import families
 from modint_server.app import create_app
-from modint_server.boards import metrics_of
-from modint_server.catalogue import families
 from modint_server.commands import serve
 from modint_server.settings import ENV_PREFIX, Settings
 

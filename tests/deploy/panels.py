@@ -9,10 +9,10 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from modint_guard.launch import serving
+from modint_guard.demo.launch import serving
+from modint_guard.evaluation.results import write_results
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.results import write_results
-from modint_server.adapters import card, read
+from modint_server.adapters.folders import card, read
 from tests.deploy import real_engine, scripted
 from tests.deploy.expressions import (
     ADAPTERS,

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from modint_guard.launch import free_port
+from modint_guard.demo.launch import free_port
 
 RULES = Path(__file__).parents[2] / "deploy" / "rules" / "modint.yml"
 SPAN = "1h"  # every window: all of the traffic lies in it

@@ -8,9 +8,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from modint_guard.evaluation.runner import request_for
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.runner import request_for
-from modint_server.adapters import read
+from modint_server.adapters.folders import read
 from modint_training.tinyworld import suite
 from tests.deploy.expressions import Seen
 from tests.deploy.prometheus import Prometheus

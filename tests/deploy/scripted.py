@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from modint_guard.launch import free_port
-from modint_server.adapters import Adapter, read, record_modules
+from modint_guard.demo.launch import free_port
+from modint_server.adapters.folders import Adapter, read, record_modules
 from tests.deploy.expressions import Seen
 from tests.deploy.prometheus import PATIENCE_S, Prometheus
 from tests.deploy.traffic import send, tested

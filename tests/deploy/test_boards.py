@@ -10,9 +10,9 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from modint_server.boards import BOARDS, VARIABLES, Board, Panel, Row, metrics_of, plain
-from modint_server.generated import made, main
-from modint_server.grafana import RUNBOOKS, dashboard
+from deploy.dashboards.__main__ import made, main
+from deploy.dashboards.boards import BOARDS, VARIABLES, Board, Panel, Row, metrics_of, plain
+from deploy.dashboards.grafana import RUNBOOKS, dashboard
 from tests.deploy.test_rules import ROOT, unknown
 
 DASHBOARDS = ROOT / "deploy" / "dashboards"

@@ -79,5 +79,5 @@ def test_what_checks_deployment_lacks_is_one_sentence_before_anything_is_install
 
 def test_help_lists_every_target() -> None:
     _, out, _ = make("help")
-    for target in ("install", "demo", "serve", "test", "check", "results-tinyworld", "clean"):
+    for target in ("install", "demo", "serve", "test", "check", "bench-mitigation", "bench-NAME", "clean"):
         assert f"make {target} " in out

@@ -18,7 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from modint_server.boards import metrics_of
+from deploy.dashboards.boards import metrics_of
 from tests.deploy.manifests import (
     ASSERTIONS,
     CUSTOM,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_server.boards import BOARDS
+from deploy.dashboards.boards import BOARDS
 from tests.deploy import panels, scripted
 from tests.deploy.expressions import Row, expressions, faulty, measured, missing_from, rules, told_queries
 from tests.deploy.prometheus import RULES, Prometheus

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from modint_server.boards import metrics_of
-from modint_server.catalogue import families
+from deploy.dashboards.boards import metrics_of
+from deploy.dashboards.catalogue import families
 from tests.deploy.expressions import rules
 from tests.deploy.prometheus import RULES
 

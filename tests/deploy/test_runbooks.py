@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from modint_server.adapter_commands import adapters
+from modint_server.adapters.commands import adapters
 from tests.deploy.expressions import RUNBOOKS, told_queries
 from tests.deploy.manifests import routes, settings
 from tests.deploy.test_rules import ALERTS, ROOT, unknown

@@ -107,7 +107,7 @@ def test_the_wheel_holds_all_three_packages_and_the_models(wheel: Path) -> None:
 
 def test_help_works_without_any_extra_and_lists_every_command(clean: Path) -> None:
     said = run(str(clean / "modint-guard"), "--help")
-    for name in ("serve", "demo", "train", "evaluate", "results"):
+    for name in ("serve", "demo", "train", "evaluate", "diagnose"):
         assert name in said
 
 
@@ -143,7 +143,7 @@ def test_it_attaches_to_a_running_engine(clean: Path, engine: str) -> None:
 def test_the_shipped_adapters_are_found(clean: Path) -> None:
     program = (
         "from modint_guard.models import FOLDER, bundled\n"
-        "from modint_server.adapters import bundled_names\n"
+        "from modint_server.adapters.folders import bundled_names\n"
         "print(bundled_names(FOLDER), (bundled('tinyworld-base') / 'config.json').is_file())"
     )
     assert run(str(clean / "python"), "-c", program) == "['robust-lora'] True\n"

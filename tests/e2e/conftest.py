@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from modint_guard.demo.launch import Served, serving
 from modint_guard.errors import EngineError
-from modint_guard.launch import Served, serving
 
 
 @pytest.fixture(scope="session")

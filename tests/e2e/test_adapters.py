@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from modint_guard.launch import Served, free_port
+from modint_guard.demo.launch import Served, free_port
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_server.doctor import Status, ask_vllm, examine, fix
-from modint_server.tensors import read_header, rename
+from modint_server.adapters.doctor import Status, ask_vllm, examine, fix
+from modint_server.adapters.tensors import read_header, rename
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, llava, pair
 
 pytestmark = pytest.mark.e2e

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from peft import PeftModel
 
+from modint_guard.data.item import Item
+from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import EngineError
-from modint_guard.item import Item
-from modint_guard.launch import serving
+from modint_guard.evaluation.runner import request_for
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.runner import request_for
 from modint_guard.types import JSON
-from modint_training.image_attention import image_attention
-from modint_training.predict import first_logits
+from modint_training.loop.predict import first_logits
+from modint_training.models.image_attention import image_attention
+from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
-from modint_training.tune import load_base
 
 pytestmark = pytest.mark.e2e
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import EngineError
-from modint_guard.launch import serving
+from modint_guard.evaluation.runner import request_for
 from modint_guard.models import BASE
-from modint_guard.runner import request_for
 from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 

@@ -8,15 +8,15 @@ import openai
 import pytest
 
 import modint_guard
-from modint_guard.item import Item, Turn
+from modint_guard.data.item import Item, Turn
+from modint_guard.evaluation.runner import Row, request_for, row_of, run
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.runner import Row, request_for, row_of, run
 from modint_guard.types import CELLS
-from modint_training.collate import encode
-from modint_training.predict import first_logits
+from modint_training.data.collate import encode
+from modint_training.loop.predict import first_logits
+from modint_training.models.loading import load_base
 from modint_training.tinyworld import language, suite
 from modint_training.tinyworld.conditions import WATCHED, Condition
-from modint_training.tune import load_base
 
 pytestmark = pytest.mark.e2e
 

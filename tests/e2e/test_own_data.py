@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modint_guard.cli import main
-from modint_guard.launch import serving
+from modint_guard.demo.launch import serving
 
 pytestmark = pytest.mark.e2e
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.launch import Served
+from modint_guard.demo.launch import Served
 from tests.deploy.expressions import Row, faulty, missing_from
 from tests.deploy.panels import HEALTHY, before_vllm
 from tests.deploy.test_boards import VLLM

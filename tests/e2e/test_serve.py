@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.launch import Served
+from modint_guard.demo.launch import Served
 
 pytestmark = pytest.mark.e2e
 

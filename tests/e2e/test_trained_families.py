@@ -15,15 +15,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from modint_guard.item import Item
-from modint_guard.launch import Served, serving
+from modint_guard.data.item import Item
+from modint_guard.data.perturb import perturb
+from modint_guard.demo.launch import Served, serving
+from modint_guard.evaluation.runner import request_for
 from modint_guard.models import BASE, bundled
-from modint_guard.perturb import perturb
-from modint_guard.runner import request_for
-from modint_training.collate import IGNORED, Encoded, collate, encode
-from modint_training.export import export_adapter, rename_vision_keys, run_record
+from modint_training.data.collate import Encoded, collate, encode
+from modint_training.method.labels import IGNORED
+from modint_training.models.export import export_adapter, rename_vision_keys
+from modint_training.models.loading import load_base
+from modint_training.run_folder import run_record
 from modint_training.tinyworld import language, suite
-from modint_training.tune import load_base, tune
+from modint_training.tune import tune
 from tests.training.small import lora_recipe
 from tests.training.small_families import small_family
 

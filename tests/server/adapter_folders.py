@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from modint_guard.errors import EngineError
-from modint_server.doctor import Rules
+from modint_server.adapters.doctor import Rules
 
 JSON = dict[str, Any]
 KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}

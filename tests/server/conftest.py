@@ -17,9 +17,9 @@ from openai import AsyncOpenAI
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from modint_server.adapters import Adapter
+from modint_server.adapters.folders import Adapter
 from modint_server.app import create_app
-from modint_server.gateway import Gateway
+from modint_server.request.gateway import Gateway
 from modint_server.settings import Settings
 from tests.server.fake_upstream import BASE, JSON, FakeUpstream, running
 

@@ -9,11 +9,11 @@ import pytest
 
 from modint_guard.cli import GROUP, main
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_server import doctor
-from modint_server.adapter_commands import told
+from modint_server.adapters import doctor
+from modint_server.adapters.commands import told
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, adapter, base, llava, pair
 
-POINT = EntryPoint("adapters", "modint_server.adapter_commands:adapters", GROUP)
+POINT = EntryPoint("adapters", "modint_server.adapters.commands:adapters", GROUP)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

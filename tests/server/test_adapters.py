@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import ADAPTER, bundled
-from modint_server.adapters import (
+from modint_server.adapters.folders import (
     ALLOWED_RANKS,
     NAME,
     Adapter,

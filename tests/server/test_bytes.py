@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_server.annotate import sanitised, split_finish
-from modint_server.intake import too_deep
-from modint_server.sse import MAX_EVENT_BYTES, BrokenStreamError, Splitter, chunk_of, data_of, frame
+from modint_server.request.annotate import sanitised, split_finish
+from modint_server.request.intake import too_deep
+from modint_server.request.sse import MAX_EVENT_BYTES, BrokenStreamError, Splitter, chunk_of, data_of, frame
 
 EVENTS = st.lists(
     st.sampled_from([b"data: {}\n\n", b": ping\n\n", b"data: a\r\n\r\n", b"event: x\ndata: b\n\n"])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.calibration import CALIBRATION, Calibration, Fitted, Promise, write_calibration
 from modint_guard.errors import ConfigError
+from modint_guard.evaluation.fit_calibration import write_calibration
+from modint_guard.judging.calibration import CALIBRATION, Calibration, Fitted, Promise
 from modint_server.app import create_app
 from modint_server.serving import shipped_with
 from modint_server.settings import Settings, load_settings

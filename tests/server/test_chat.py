@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from modint_server.sse import Splitter, data_of
+from modint_server.request.sse import Splitter, data_of
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled, steady
 

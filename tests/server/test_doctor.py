@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from modint_guard.errors import AdapterError, ConfigError, EngineError
-from modint_server.doctor import Diagnosis, Status, examine, fix, local_folder, rules_of
-from modint_server.lora_names import MARK
+from modint_server.adapters.doctor import Diagnosis, Status, examine, fix, local_folder, rules_of
+from modint_server.adapters.lora_names import MARK
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, adapter, base, llava, no_engine, pair
 
 ORIGINAL_LLAVA = "language_model.model.layers.0.self_attn.q_proj"  # transformers 4 wrote it so

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from modint_guard.errors import ConfigError, EngineError
-from modint_server.adapters import Adapter
-from modint_server.engine import (
+from modint_server.adapters.folders import Adapter, checked_model
+from modint_server.engine.child import (
     Device,
     Engine,
     EngineConfig,
     Progress,
     arguments,
-    checked_model,
     environment,
     remedy,
     telling,
@@ -182,7 +181,7 @@ async def test_an_engine_that_never_listens_is_given_up() -> None:
         ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx", "apt-get install g++"),
         ("OSError: [Errno 98] Address already in use", "stop the other engine"),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "export it again"),
-        ("RuntimeError: operator torchvision::nms does not exist", "modint_guard.torchvision_guard"),
+        ("RuntimeError: operator torchvision::nms does not exist", "modint_server.engine.torchvision_guard"),
     ],
 )
 async def test_an_engine_that_dies_at_start_says_why_and_what_to_do(last_words: str, way_out: str) -> None:
@@ -244,7 +243,7 @@ async def test_the_engine_dies_with_a_parent_that_is_killed(tmp_path: Path) -> N
     script = tmp_path / "parent.py"
     script.write_text(
         "import asyncio\n"
-        "from modint_server.engine import Engine, EngineConfig\n"
+        "from modint_server.engine.child import Engine, EngineConfig\n"
         "async def main():\n"
         f"    engine = Engine(EngineConfig('/m', 'base'), command={stub('none')!r})\n"
         "    await engine.start()\n"

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from modint_server.adapters import read, record_modules, revision
-from modint_server.catalogue import LABELS
+from deploy.dashboards.catalogue import LABELS
+from modint_server.adapters.folders import read, record_modules, revision
 from modint_server.logs import JsonLines
 from modint_server.metrics import Card, Metrics, Served
 from tests.server.adapter_folders import LANGUAGE, adapter, pair

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from modint_guard.errors import ConfigError
-from modint_server.image_attention import GROUP, PLUGIN, check, check_registered, gain_of, install, scaled
+from modint_server.engine.image_attention import (
+    GROUP,
+    PLUGIN,
+    check,
+    check_registered,
+    gain_of,
+    install,
+    scaled,
+)
 from tests.server.conftest import chat, serving
 from tests.server.fake_upstream import FakeUpstream
 
@@ -147,7 +155,7 @@ def test_a_gain_that_the_engine_would_never_hear_of_is_refused() -> None:
 
 def test_the_plugin_is_registered_under_its_name() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
-    assert project["entry-points"][GROUP] == {PLUGIN: "modint_server.image_attention:register"}
+    assert project["entry-points"][GROUP] == {PLUGIN: "modint_server.engine.image_attention:register"}
 
 
 def test_without_the_variable_the_gain_is_one() -> None:

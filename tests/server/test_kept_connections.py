@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from modint_server.upstream import Upstream
+from modint_server.engine.upstream import Upstream
 
 BODY = b'{"data": []}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY)

@@ -9,9 +9,9 @@ from typing import Any
 import openai
 import pytest
 
-from modint_server.budgets import TokenBudget
-from modint_server.exchange import HeldWire
-from modint_server.sse import Splitter, data_of
+from modint_server.request.budgets import TokenBudget
+from modint_server.request.exchange import HeldWire
+from modint_server.request.sse import Splitter, data_of
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled, steady
 

@@ -1,6 +1,6 @@
 """The engine's noise: measured now and then, and taken into account afterwards."""
 
-from modint_server.noise import KEPT, NoiseFloor
+from modint_server.engine.noise import KEPT, NoiseFloor
 from tests.server.conftest import chat, serving
 from tests.server.fake_upstream import BASE, Answer, FakeUpstream, is_main
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modint_server.selftest import AT_ONCE, distance, requests, shift
+from modint_server.engine.selftest import AT_ONCE, distance, requests, shift
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, JSON, Answer, FakeUpstream
 

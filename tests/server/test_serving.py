@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from modint_guard.launch import free_port
-from modint_server.adapters import Adapter
-from modint_server.engine import EngineConfig
+from modint_guard.demo.launch import free_port
+from modint_server.adapters.folders import Adapter
+from modint_server.engine.child import EngineConfig
 from modint_server.serving import bound, greeting, misfits
 from tests.server.adapter_folders import TOWER, pair
 from tests.server.adapter_folders import adapter as adapter_folder

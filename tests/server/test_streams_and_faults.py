@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from modint_server.sse import Splitter, data_of
+from modint_server.request.sse import Splitter, data_of
 from tests.server.conftest import Running, chat
 from tests.server.fake_upstream import Answer, FakeUpstream, is_main, misled
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modint_guard.errors import AdapterError
-from modint_server.tensors import read_header, rename
+from modint_server.adapters.tensors import read_header, rename
 from tests.server.adapter_folders import save
 
 

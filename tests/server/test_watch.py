@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from modint_guard.cli import GROUP, main
+from modint_guard.demo.launch import free_port
 from modint_guard.errors import ConfigError, EndpointUnreachable
-from modint_guard.launch import free_port
 from modint_server.watch import Page, lines, read
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, FakeUpstream, steady

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from modint_guard.errors import TrainingStopped
-from modint_training.ranks import rank
+from modint_training.method.ranks import rank
 from tests.training.test_trainer import ALWAYS, NEVER, line, line_batch, line_loss, train
 
 

@@ -10,7 +10,7 @@ from tests.training.scores import SCORES
 
 settings.register_profile("modint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modint")
-# Its scores come from the real engine (`make results-calibration`); a bundled calibration has to come with
+# Its scores come from the real engine (`make bench-calibration`); a bundled calibration has to come with
 # them (test_calibrations.py).
 collect_ignore = [] if SCORES.exists() else ["test_coverage.py"]
 

@@ -1,4 +1,4 @@
-"""Where `make results-calibration` puts the scores that the test of coverage draws from."""
+"""Where `make bench-calibration` puts the scores that the test of coverage draws from."""
 
 from pathlib import Path
 

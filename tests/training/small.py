@@ -1,13 +1,17 @@
 """A LLaVA of 40,000 parameters in the shape of TinyWorld's, and recipes of a few steps for it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from modint_training.config import PretrainRecipe, TuneRecipe, load_recipe
+from modint_training.data.batches import twin_batches
+from modint_training.method.batch import Batch
+from modint_training.recipe import PretrainRecipe, TuneRecipe, load_recipe
 from modint_training.tinyworld.model import build_config
+from modint_training.tinyworld.source import tinyworld_source
 
 WIDTH = 32
 
@@ -65,3 +69,10 @@ def pretrain_recipe(*overrides: str) -> PretrainRecipe:
     recipe = load_recipe("tinyworld-base", [*warm_up, *short, *overrides])
     assert isinstance(recipe, PretrainRecipe)
     return recipe
+
+
+def tinyworld_batches(
+    recipe: TuneRecipe, processor: Any, *, rank: int = 0, ranks: int = 1
+) -> Callable[[int], list[Batch]]:
+    """Batches of twins of TinyWorld's own items."""
+    return twin_batches(recipe, processor, tinyworld_source(recipe), rank=rank, ranks=ranks)

@@ -11,12 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modint_guard.effects import Answered, sources
-from modint_guard.errors import ConfigError
-from modint_guard.item import reply_for
-from modint_guard.perturb import REGISTRY
-from modint_training import ablation
-from modint_training.ablation import (
+from bench.ablation import measure as ablation
+from bench.ablation.measure import (
     MAX_BYTES,
     RECIPES,
     check_size,
@@ -25,7 +21,7 @@ from modint_training.ablation import (
     missing_of,
     train_ablation,
 )
-from modint_training.ablation_table import (
+from bench.ablation.table import (
     COMPONENTS,
     GROUPS,
     MARGIN,
@@ -40,7 +36,11 @@ from modint_training.ablation_table import (
     verdict,
     verdicts,
 )
-from modint_training.config import TuneRecipe, load_recipe
+from modint_guard.data.item import reply_for
+from modint_guard.data.perturb import REGISTRY
+from modint_guard.errors import ConfigError
+from modint_guard.evaluation.effects import Answered, sources
+from modint_training.recipe import TuneRecipe, load_recipe
 from modint_training.tinyworld.conditions import Condition
 from tests.training.small import save_small_base
 
@@ -161,8 +161,8 @@ def test_the_table_says_which_adapters_are_missing() -> None:
 def test_an_adapter_in_the_table_answers_as_it_does_alone(home: Path, processor: Any) -> None:
     from peft import PeftModel
 
-    from modint_training.predict import first_logits
-    from modint_training.tune import load_base
+    from modint_training.loop.predict import first_logits
+    from modint_training.models.loading import load_base
 
     measured = found_in(home / "adapters", home / "base", None)
     net = ablation.with_adapters(load_base(str(home / "base"))[0], measured)
@@ -177,7 +177,7 @@ def test_an_adapter_in_the_table_answers_as_it_does_alone(home: Path, processor:
 
 
 def test_a_table_of_nothing_or_of_another_base_is_refused(home: Path, tmp_path: Path, processor: Any) -> None:
-    with pytest.raises(ConfigError, match="holds no adapters: train them first, `make train-ablation`"):
+    with pytest.raises(ConfigError, match="holds no adapters: train them first, `make bench-train-ablation`"):
         found_in(tmp_path, home / "base", None)
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="was trained on other weights of the base"):

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modint_training.attack import Attack, attack, climb, project, row_size, start, token_scale
-from modint_training.config import AttackKind, StepKind
-from modint_training.passes import Read
+from modint_training.method.attack import Attack, attack, climb, project, row_size, start, token_scale
+from modint_training.method.passes import Read
+from modint_training.recipe import AttackKind, StepKind
 
 PGD = Attack("pgd", "normalised", epsilon=0.5, relative=False, alpha=0.2, steps=2)
 KINDS: tuple[AttackKind, ...] = ("pgd", "freelb", "smart", "gaussian")

@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modint_training.batches import tinyworld_source, twin_batches
-from modint_training.collate import IGNORED, UNKNOWN, encode
-from modint_training.families import family_of
-from modint_training.masks import predicting_mask
-from modint_training.method import Meter, Weights, counts, log_line, shares, step_loss, twin_inconsistency
-from modint_training.passes import Read
+from modint_training.data.batches import twin_batches
+from modint_training.data.collate import encode
+from modint_training.method.batch import counts
+from modint_training.method.families import family_of
+from modint_training.method.labels import IGNORED, UNKNOWN
+from modint_training.method.masks import predicting_mask
+from modint_training.method.passes import Read
+from modint_training.method.step import Meter, Weights, log_line, shares, step_loss, twin_inconsistency
 from modint_training.tinyworld import suite
+from modint_training.tinyworld.source import tinyworld_source
 from tests.training.small import lora_recipe, small_model
 
 # What follows each of three words: the first of two answers with a probability of 1/4, 1/2 and 1/8.

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.calibration import CALIBRATION, Labelled
-from modint_guard.models import BASE, bundled
-from modint_guard.perturb import REGISTRY
-from modint_training.calibrations import (
+from bench.calibrations import (
     LIES,
     PARTS,
     Fits,
@@ -21,6 +18,9 @@ from modint_training.calibrations import (
     weights_of,
     write_scores,
 )
+from modint_guard.data.perturb import REGISTRY
+from modint_guard.judging.calibration import CALIBRATION, Labelled
+from modint_guard.models import BASE, bundled
 from tests.core.test_calibration import answers, made
 from tests.training.scores import SCORES
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from modint_guard.item import FAMILIES, Item, prompt, reply_for
-from modint_guard.perturb import perturb
-from modint_training.collate import IGNORED, collate, encode, image_tokens, pixels
-from modint_training.families import chat_content
+from modint_guard.data.item import FAMILIES, Item, prompt, reply_for
+from modint_guard.data.perturb import perturb
+from modint_training.data.collate import collate, encode, image_tokens, pixels
+from modint_training.method.families import chat_content
+from modint_training.method.labels import IGNORED
 from modint_training.tinyworld import suite
 
 RED = Image.new("RGB", (40, 40), (255, 0, 51))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from modint_guard.errors import ConfigError
-from modint_training.config import (
+from modint_training.data.twins import check_kinds
+from modint_training.recipe import (
     PretrainRecipe,
     ReadingConfig,
     TuneRecipe,
@@ -21,7 +22,6 @@ from modint_training.config import (
     recipe_schema,
 )
 from modint_training.tinyworld.suite import Mixture
-from modint_training.views import check_kinds
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "recipe.schema.json"
 

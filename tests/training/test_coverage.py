@@ -1,5 +1,5 @@
 """The promised miss rate on real answers: drawn anew some hundred times from the scores that
-`make results-calibration` wrote through the real engine.
+`make bench-calibration` wrote through the real engine.
 
 Half of the sources calibrate, the other half are new answers; over the draws the mean share of positives that
 are missed must not exceed alpha. Held-out wordings are outside of the promise, and no claim is made of them.
@@ -13,11 +13,12 @@ from itertools import count, islice
 import numpy as np
 import pytest
 
-from modint_guard.calibration import CALIBRATION, Labelled, calibrate, read_calibration
+from bench.calibrations import fit_model, kept, read_scores, weights_of
+from modint_guard.data.perturb import seeded
 from modint_guard.errors import ConfigError
+from modint_guard.evaluation.fit_calibration import calibrate
+from modint_guard.judging.calibration import CALIBRATION, Labelled, read_calibration
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.perturb import seeded
-from modint_training.calibrations import fit_model, kept, read_scores, weights_of
 from tests.training.scores import SCORES
 
 RESAMPLES = 500

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.item import Item, reply_for
-from modint_guard.journal import Journal
-from modint_guard.models import ADAPTER, BASE
-from modint_guard.types import JSON
-from modint_training import detection
-from modint_training.detection import (
+from bench.detection import measure as detection
+from bench.detection.inputs import (
+    KINDS,
+    NEEDED,
+    SETTINGS,
+    Case,
+    cases,
+    hardly_giving_way,
+    pilot,
+)
+from bench.detection.measure import (
     PILOT,
     first_look,
     judged_by,
@@ -25,8 +29,8 @@ from modint_training.detection import (
     served_cost,
     write_tables,
 )
-from modint_training.detection_report import Rows, goals
-from modint_training.detection_table import (
+from bench.detection.report import Rows, goals
+from bench.detection.table import (
     Answer,
     Cost,
     cells_cost,
@@ -38,16 +42,12 @@ from modint_training.detection_table import (
     rows,
     threshold_of,
 )
+from modint_guard.data.item import Item, reply_for
+from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.evaluation.journal import Journal
+from modint_guard.models import ADAPTER, BASE
+from modint_guard.types import JSON
 from modint_training.tinyworld import suite
-from modint_training.tinyworld.interference import (
-    KINDS,
-    NEEDED,
-    SETTINGS,
-    Case,
-    cases,
-    hardly_giving_way,
-    pilot,
-)
 from modint_training.tinyworld.tasks import reworded
 from tests.core.fakes import completion
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from modint_training.trainer import read_log
+from modint_training.loop.trainer import read_log
 from tests.training.small import save_small_base
 
 ROOT = Path(__file__).parents[2]

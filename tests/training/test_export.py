@@ -16,26 +16,25 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from modint_guard.data import read_data, write_items
+from modint_guard.data.item import FAMILIES, prompt
 from modint_guard.errors import ConfigError
-from modint_guard.item import FAMILIES, prompt
-from modint_training.config import load_recipe
-from modint_training.disk import written
-from modint_training.export import (
+from modint_training.loop.disk import written
+from modint_training.models.export import (
     adapter_card,
     base_card,
     check_target,
-    data_hash,
     export_adapter,
     export_base,
     export_tuned,
     rename_indexed_keys,
     rename_vision_keys,
-    run_record,
     served_rank,
     tuned_card,
 )
+from modint_training.models.loading import lora_config
+from modint_training.recipe import load_recipe
+from modint_training.run_folder import data_hash, run_record
 from modint_training.tinyworld import suite
-from modint_training.tune import lora_config
 from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
 
 

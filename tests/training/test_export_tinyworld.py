@@ -7,7 +7,7 @@ import pytest
 
 from modint_guard.cli import GROUP, main
 from modint_guard.data import problems, read_data
-from modint_guard.item import FAMILIES, Item
+from modint_guard.data.item import FAMILIES, Item
 from modint_training.tinyworld import suite
 
 POINTS = [EntryPoint("export-tinyworld", "modint_training.commands:export_tinyworld", GROUP)]

@@ -9,21 +9,23 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from modint_guard.data.item import Item, Turn, prompt
+from modint_guard.data.perturb import perturb
 from modint_guard.errors import ConfigError
-from modint_guard.item import Item, Turn, prompt
 from modint_guard.models import check_servable
-from modint_guard.perturb import perturb
-from modint_training.batches import twin_batches
-from modint_training.collate import Part, chat_of, collate, encode
+from modint_training.data.collate import chat_of, collate, encode
 from modint_training.evaluation import Wanted, evaluate_to
-from modint_training.families import FAMILIES, family_of, vision_of
-from modint_training.masks import predicting_mask
-from modint_training.passes import bare, decoder_pass, whole_pass
-from modint_training.predict import first_logits
+from modint_training.loop.predict import first_logits
+from modint_training.method.families import FAMILIES, family_of, vision_of
+from modint_training.method.labels import Part
+from modint_training.method.masks import predicting_mask
+from modint_training.method.passes import bare, decoder_pass, whole_pass
+from modint_training.method.step import twin_loss
+from modint_training.models.loading import load_base, lora_config
 from modint_training.runs import run_recipe
 from modint_training.tinyworld import suite
-from modint_training.tune import check_served, load_base, lora_config, tune, twin_loss
-from tests.training.small import lora_recipe
+from modint_training.tune import check_served, tune
+from tests.training.small import lora_recipe, tinyworld_batches
 from tests.training.small_families import FAMILIES as NAMES
 from tests.training.small_families import save_small_family, small_family
 
@@ -185,7 +187,7 @@ def test_a_whole_step_reaches_the_adapter_and_nothing_else(name: str, made: Any)
             parameter.normal_(std=0.1)
     before = {key: tensor.clone() for key, tensor in adapted.state_dict().items()}
     wanted = {key: parameter.requires_grad for key, parameter in adapted.named_parameters()}
-    twin_loss(recipe)(adapted, twin_batches(recipe, processor)(0)[0]).backward()
+    twin_loss(recipe)(adapted, tinyworld_batches(recipe, processor)(0)[0]).backward()
     reached = {key for key, parameter in adapted.named_parameters() if parameter.grad is not None}
     assert reached == {key for key in wanted if "lora_" in key}
     assert {key: parameter.requires_grad for key, parameter in adapted.named_parameters()} == wanted

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from modint_training.pretrain import FrozenUntil
+from modint_training.tinyworld.pretrain import FrozenUntil
 
 
 @pytest.mark.parametrize(("step", "trains"), [(0, False), (9, False), (10, True), (11, True)])

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from modint_training.collate import IGNORED, encode, encode_recall
-from modint_training.pretrain import guided_loss, look_up_batches, row_losses
+from modint_training.data.collate import encode
+from modint_training.method.labels import IGNORED
 from modint_training.tinyworld.guide import ASKED, FOUND, OWNER, links
+from modint_training.tinyworld.pretrain import guided_loss, look_up_batches, row_losses
 from modint_training.tinyworld.recall import Row, look_up_row
+from modint_training.tinyworld.source import encode_recall
 from modint_training.tinyworld.tasks import TASKS, build
 from tests.training.small import pretrain_recipe, small_model
 

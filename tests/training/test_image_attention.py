@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from modint_guard.errors import ConfigError
-from modint_training.collate import collate, encode
-from modint_training.image_attention import image_attention, image_token
-from modint_training.passes import bare
+from modint_training.data.collate import collate, encode
+from modint_training.method.passes import bare
+from modint_training.models.image_attention import image_attention, image_token
 from tests.core.items import DIGIT
 from tests.training.small_families import small_family
 

@@ -5,7 +5,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from modint_guard.item import LETTERS
+from modint_guard.data.item import LETTERS
 from modint_training.tinyworld import draw, language
 from modint_training.tinyworld.suite import SELF_ASK
 from modint_training.tinyworld.tasks import TASKS

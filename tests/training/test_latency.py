@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modint_guard.guard import Guard
-from modint_guard.perturb import seeded
-from modint_guard.types import JSON
-from modint_training.latency import (
+from bench.latency import (
     ANSWERS,
     AT_ONCE,
     CLOSED,
@@ -30,7 +27,10 @@ from modint_training.latency import (
     ratio_interval,
     stopping,
 )
-from modint_training.mitigation.tokens import PADDING
+from bench.mitigation.tokens import PADDING
+from modint_guard.data.perturb import seeded
+from modint_guard.guard import Guard
+from modint_guard.types import JSON
 from tests.core.fakes import ask, world
 from tests.core.test_calibration import made
 

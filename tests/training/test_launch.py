@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from modint_guard.data import write_items
-from modint_guard.item import FAMILIES
-from modint_training.config import TuneRecipe, accelerate_config, load_recipe
-from modint_training.runs import export_run, loaded
+from modint_guard.data.item import FAMILIES
+from modint_training.loop.trainer import read_log, whole_steps
+from modint_training.models.loading import load_base, loaded
+from modint_training.recipe import TuneRecipe, accelerate_config, load_recipe
+from modint_training.runs import export_run
 from modint_training.tinyworld import suite
-from modint_training.trainer import read_log, whole_steps
-from modint_training.tune import load_base, tune
+from modint_training.tune import tune
 from tests.training.small import save_small_base
 
 ROOT = Path(__file__).parents[2]

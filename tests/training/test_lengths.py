@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from modint_guard.data import read_data, write_items, write_llava
+from modint_guard.data.item import Turn
+from modint_guard.data.perturb import clean_view
 from modint_guard.errors import DataError
-from modint_guard.item import Turn
-from modint_guard.perturb import clean_view
-from modint_training.batches import data_source, pools_of, twin_batches
-from modint_training.collate import collate, encode
-from modint_training.config import TuneRecipe
-from modint_training.lengths import check_lengths
+from modint_training.data.batches import data_source, pools_of, twin_batches
+from modint_training.data.collate import collate, encode
+from modint_training.data.lengths import check_lengths
+from modint_training.recipe import TuneRecipe
 from modint_training.tinyworld import suite
 from modint_training.tune import tune
 from tests.training.small import lora_recipe, save_small_base

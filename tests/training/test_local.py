@@ -10,16 +10,16 @@ from weakref import ref
 import pytest
 
 from modint_guard.cli import main
-from modint_guard.diagnose import LOCAL, answers, local_reach, variants
+from modint_guard.data.item import Turn, prompt
 from modint_guard.errors import ConfigError, RequestError
-from modint_guard.item import Turn, prompt
-from modint_guard.journal import Journal
+from modint_guard.evaluation.diagnose import LOCAL, answers, local_reach, variants
+from modint_guard.evaluation.journal import Journal
+from modint_guard.evaluation.runner import request_for, run
 from modint_guard.models import ADAPTER, BASE
-from modint_guard.runner import request_for, run
 from modint_training.evaluation import Wanted, evaluate_to, items_of
-from modint_training.local import asked_of, complete_of, completion
-from modint_training.predict import first_logits
-from modint_training.runs import loaded
+from modint_training.loop.predict import first_logits
+from modint_training.models.loading import loaded
+from modint_training.models.local import asked_of, complete_of, completion
 from modint_training.tinyworld import suite
 from tests.training.small import save_small_base, small_model
 from tests.training.test_predict import one_word_model

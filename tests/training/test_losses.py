@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from modint_training.losses import (
+from modint_training.method.losses import (
     DIVERGENCES,
     cross_entropies,
     inconsistencies,

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modint_guard.item import FAMILIES, Item
-from modint_guard.perturb import perturb
-from modint_training.collate import IGNORED, Part, encode, parts_of
-from modint_training.config import AttackMask
-from modint_training.masks import (
+from modint_guard.data.item import FAMILIES, Item
+from modint_guard.data.perturb import perturb
+from modint_training.data.collate import encode, parts_of
+from modint_training.method.labels import IGNORED, Part
+from modint_training.method.masks import (
     IMAGE_HEAVY,
     TEXT_HEAVY,
     VQA,
@@ -22,6 +22,7 @@ from modint_training.masks import (
     predicting_mask,
     tokens_of,
 )
+from modint_training.recipe import AttackMask
 from modint_training.tinyworld import suite
 
 # A prompt of two tokens, a one-letter answer (5), the end (1), padding.

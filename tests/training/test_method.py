@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modint_training.batches import twin_batches
-from modint_training.config import TuneRecipe
-from modint_training.families import family_of
-from modint_training.losses import cross_entropies, js_divergence, symmetric_kl
-from modint_training.masks import predicted, predicting_mask
-from modint_training.method import Meter, log_line
-from modint_training.passes import Given, Group, Read, decoder_pass, grouped, whole_pass
-from modint_training.tune import twin_loss
-from tests.training.small import lora_recipe, small_model
+from modint_training.method.families import family_of
+from modint_training.method.losses import cross_entropies, js_divergence, symmetric_kl
+from modint_training.method.masks import predicted, predicting_mask
+from modint_training.method.passes import Given, Group, Read, decoder_pass, grouped, whole_pass
+from modint_training.method.step import Meter, log_line, twin_loss
+from modint_training.recipe import TuneRecipe
+from tests.training.small import lora_recipe, small_model, tinyworld_batches
 from tests.training.small_families import lively
 
 LLAVA = family_of("llava")
@@ -62,17 +60,17 @@ def test_micro_batches_add_up_to_the_whole_batch(
     kind: str, consistency: str, model: Any, processor: Any
 ) -> None:
     recipe = recipe_with(f"consistency={consistency}", attack=kind)
-    parts = twin_batches(recipe_with("micro_batches=4", attack=kind), processor)(3)
+    parts = tinyworld_batches(recipe_with("micro_batches=4", attack=kind), processor)(3)
     assert [len(part["clean_row"]) for part in parts] == [4, 4, 2, 2]  # two examples each, twins beside them
-    whole = twin_batches(recipe, processor)(3)
+    whole = tinyworld_batches(recipe, processor)(3)
     one, four = gradient(model, recipe, whole), gradient(model, recipe, parts)
     assert (one - four).abs().max() <= 1e-4 * one.abs().max()
 
 
 def test_ranks_add_up_to_the_whole_batch(model: Any, processor: Any) -> None:
     recipe = recipe_with()
-    whole = twin_batches(recipe, processor)(3)
-    ranks = [twin_batches(recipe, processor, rank=rank, ranks=2)(3)[0] for rank in range(2)]
+    whole = tinyworld_batches(recipe, processor)(3)
+    ranks = [tinyworld_batches(recipe, processor, rank=rank, ranks=2)(3)[0] for rank in range(2)]
     counts = ranks[0]["counts"] + ranks[1]["counts"]
     assert torch.equal(counts, whole[0]["counts"])
     shared = [{**rank, "counts": counts} for rank in ranks]
@@ -82,7 +80,7 @@ def test_ranks_add_up_to_the_whole_batch(model: Any, processor: Any) -> None:
 
 def test_answers_of_many_tokens_do_not_weigh_more(model: Any, processor: Any) -> None:
     # A mean over tokens: the same rows twice give the same loss.
-    (batch,) = twin_batches(recipe_with(attack=None), processor)(0)
+    (batch,) = tinyworld_batches(recipe_with(attack=None), processor)(0)
     rows = len(batch["labels"])
     names = ("input_ids", "attention_mask", "labels", "attackable", "row_seeds", "pixel_values")
     twice = {name: torch.cat([batch[name]] * 2) for name in names}
@@ -106,7 +104,7 @@ def put_together(given: Given, groups: list[Group], calls: list[Tensor]) -> Tens
 @each_attack
 def test_the_terms_are_what_the_losses_say_of_the_final_pass(kind: str, model: Any, processor: Any) -> None:
     recipe = recipe_with("consistency=js", attack=kind)
-    (batch,) = twin_batches(recipe, processor)(1)
+    (batch,) = tinyworld_batches(recipe, processor)(1)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     where = predicting_mask(batch["labels"])
     calls: list[Tensor] = []
@@ -146,7 +144,7 @@ def test_the_terms_are_what_the_losses_say_of_the_final_pass(kind: str, model: A
 @pytest.mark.parametrize("consistency", ["kl", "js", "symmetric_kl", "mse"])
 def test_identical_twins_are_consistent(consistency: str, model: Any, processor: Any) -> None:
     recipe = recipe_with("perturbations=[misleading_description]", f"consistency={consistency}", attack=None)
-    (batch,) = twin_batches(recipe, processor)(0)
+    (batch,) = tinyworld_batches(recipe, processor)(0)
     twins = (batch["clean_row"] >= 0).nonzero().squeeze(-1)
     for name in ("input_ids", "attention_mask", "labels"):
         batch[name][twins] = batch[name][batch["clean_row"][twins]]
@@ -154,7 +152,7 @@ def test_identical_twins_are_consistent(consistency: str, model: Any, processor:
 
 
 def test_an_attack_on_the_misleading_text_makes_it_worse(model: Any, processor: Any) -> None:
-    (batch,) = twin_batches(recipe_with(), processor)(0)
+    (batch,) = tinyworld_batches(recipe_with(), processor)(0)
     quiet = measured(model, recipe_with("attack.epsilon=1e-6"), batch)
     found = measured(model, recipe_with(), batch)
     assert found["adv"] > quiet["adv"]
@@ -164,7 +162,7 @@ def test_an_attack_on_the_misleading_text_makes_it_worse(model: Any, processor: 
 
 def test_a_batch_of_items_that_need_both_is_not_attacked(model: Any, processor: Any) -> None:
     recipe = recipe_with("quotas=[0, 0, 1]")
-    (batch,) = twin_batches(recipe, processor)(0)
+    (batch,) = tinyworld_batches(recipe, processor)(0)
     found = measured(model, recipe, batch)
     assert (found["adv"], found["cons"]) == (0.0, 0.0)
     assert "delta_rms" not in found
@@ -172,7 +170,7 @@ def test_a_batch_of_items_that_need_both_is_not_attacked(model: Any, processor: 
 
 def test_only_twins_are_attacked(processor: Any) -> None:
     for mask in ("span", "modality", "none"):
-        (batch,) = twin_batches(recipe_with(f"attack.mask={mask}"), processor)(0)
+        (batch,) = tinyworld_batches(recipe_with(f"attack.mask={mask}"), processor)(0)
         attacked = batch["attackable"].any(-1)
         assert attacked.any() and not (attacked & (batch["clean_row"] < 0)).any()
 
@@ -183,7 +181,7 @@ def test_only_twins_are_attacked(processor: Any) -> None:
 def test_a_step_runs_tower_and_embedding_once_and_attacks_only_what_it_may(
     model: Any, processor: Any
 ) -> None:
-    (batch,) = twin_batches(recipe_with(), processor)(0)
+    (batch,) = tinyworld_batches(recipe_with(), processor)(0)
     seen: dict[str, list[int]] = {"tower": [], "embedding": [], "decoder": [], "head": []}
     core = model.model
     watched = {
@@ -214,7 +212,7 @@ def test_a_step_runs_tower_and_embedding_once_and_attacks_only_what_it_may(
 def test_weights_in_bf16_are_attacked_in_float32(kind: str, processor: Any) -> None:
     half = lively(small_model(processor)).to(torch.bfloat16)
     recipe = recipe_with(attack=kind)
-    (batch,) = twin_batches(recipe, processor)(0)
+    (batch,) = tinyworld_batches(recipe, processor)(0)
     batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
     meter = Meter()
     loss = twin_loss(recipe, meter)(half, batch)
@@ -227,7 +225,7 @@ def test_weights_in_bf16_are_attacked_in_float32(kind: str, processor: Any) -> N
 
 def test_gradient_checkpointing_changes_nothing(processor: Any) -> None:
     recipe = recipe_with()
-    batches = twin_batches(recipe, processor)(0)
+    batches = tinyworld_batches(recipe, processor)(0)
     plain, checkpointed = (lively(small_model(processor)).train() for _ in range(2))
     checkpointed.gradient_checkpointing_enable()
     one, other = gradient(plain, recipe, batches), gradient(checkpointed, recipe, batches)

@@ -10,18 +10,8 @@ from typing import Any
 
 import pytest
 
-from modint_guard import learnt
-from modint_guard.config import GuardConfig
-from modint_guard.errors import ConfigError
-from modint_guard.guard import Guard
-from modint_guard.item import RELEVANT, Item
-from modint_guard.mitigation import REASONED, TABLE, Form, Policy, tabled
-from modint_guard.reply import reply_of
-from modint_guard.results import END
-from modint_guard.runner import request_for
-from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
-from modint_training.mitigation import fit, tables, tokens
-from modint_training.mitigation.answers import (
+from bench.mitigation import fit, tables, tokens
+from bench.mitigation.answers import (
     CONTROLS,
     Asked,
     Outcome,
@@ -32,7 +22,7 @@ from modint_training.mitigation.answers import (
     shipped,
     with_constant,
 )
-from modint_training.mitigation.measure import (
+from bench.mitigation.measure import (
     PAGE,
     Run,
     chosen_line,
@@ -42,7 +32,17 @@ from modint_training.mitigation.measure import (
     timed_body,
     timings,
 )
-from modint_training.mitigation.settings import FITTED_ON, SETTINGS, Setting, moved, orders_of
+from bench.mitigation.settings import FITTED_ON, SETTINGS, Setting, moved, orders_of
+from modint_guard.chat.reply import reply_of
+from modint_guard.config import GuardConfig
+from modint_guard.data.item import RELEVANT, Item
+from modint_guard.errors import ConfigError
+from modint_guard.evaluation.results import END
+from modint_guard.evaluation.runner import request_for
+from modint_guard.guard import Guard
+from modint_guard.mitigation import fitted as learnt
+from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, tabled
+from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
 from tests.core.fakes import completion
 from tests.core.items import BLUE, DIGIT, LETTERED, SUM
 

@@ -10,10 +10,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
-from modint_training.collate import collate, encode
-from modint_training.families import family_of
-from modint_training.masks import predicting_mask
-from modint_training.passes import Given, by_length, decoder_pass, grouped, whole_pass
+from modint_training.data.collate import collate, encode
+from modint_training.method.families import family_of
+from modint_training.method.masks import predicting_mask
+from modint_training.method.passes import Given, by_length, decoder_pass, grouped, whole_pass
 from modint_training.tinyworld import suite
 from tests.training.small import small_model
 from tests.training.small_families import lively

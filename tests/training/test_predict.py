@@ -4,22 +4,15 @@ from typing import Any
 
 import torch
 
-from modint_guard.item import FAMILIES, prompt, reply_for
-from modint_guard.perturb import REGISTRY, fitting, perturb
-from modint_training.families import chat_content
-from modint_training.predict import (
-    accuracy,
-    answers,
-    first_logits,
-    flip_baseline,
-    prepare,
-    split_rows,
-    watch,
-)
+from modint_guard.data.item import FAMILIES, prompt, reply_for
+from modint_guard.data.perturb import REGISTRY, fitting, perturb
+from modint_training.loop.predict import accuracy, answers, first_logits, flip_baseline, prepare
+from modint_training.loop.validation import MOST_TOKENS
+from modint_training.method.families import chat_content
+from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED
-from modint_training.tune import load_base
-from modint_training.watching import MOST_TOKENS
+from modint_training.tinyworld.source import split_rows, watch
 from tests.training.small import small_model
 
 ITEMS = [item for family in FAMILIES for item in suite.items(family, "test", 4)]

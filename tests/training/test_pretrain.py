@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from modint_guard.errors import ConfigError
-from modint_training.collate import IGNORED, encode, encode_recall, image_tokens
-from modint_training.export import export_base, run_record
-from modint_training.pretrain import (
+from modint_training.data.collate import encode, image_tokens
+from modint_training.method.labels import IGNORED
+from modint_training.models.export import export_base
+from modint_training.run_folder import run_record
+from modint_training.tinyworld import suite
+from modint_training.tinyworld.model import build_model
+from modint_training.tinyworld.pretrain import (
     TowerHeads,
     guided_loss,
     look_up_batches,
@@ -23,10 +27,9 @@ from modint_training.pretrain import (
     tower_loss,
     training_batches,
 )
-from modint_training.tinyworld import suite
-from modint_training.tinyworld.model import build_model
 from modint_training.tinyworld.recall import Row, picture_row, text_row
 from modint_training.tinyworld.scenes import counts
+from modint_training.tinyworld.source import encode_recall
 from modint_training.tinyworld.tasks import NUMBER_WORDS
 from tests.training.small import WIDTH, pretrain_recipe, small_model
 

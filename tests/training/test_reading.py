@@ -8,12 +8,12 @@ import pytest
 
 from modint_guard.cli import main
 from modint_guard.data import read_data
+from modint_guard.data.item import asked, reply_for
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import asked, reply_for
-from modint_training.config import ReadingConfig
+from modint_training.data.reading import read_examples, reading_of
 from modint_training.evaluation import Wanted
-from modint_training.export import data_hash
-from modint_training.reading import read_examples, reading_of
+from modint_training.recipe import ReadingConfig
+from modint_training.run_folder import data_hash
 from modint_training.tinyworld import suite
 from modint_training.tune import source_of
 from tests.training.small import lora_recipe, save_small_base

@@ -13,24 +13,25 @@ import torch
 from peft import get_peft_model
 
 import modint_training
-from modint_guard.effects import Answered
-from modint_guard.effects import shares as shares_of
+from modint_guard.data.item import Item, choice_of
+from modint_guard.data.perturb import perturb
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import Item, choice_of
-from modint_guard.perturb import perturb
-from modint_training.attack import Attack, attack
-from modint_training.batches import twin_batches
-from modint_training.collate import IGNORED, Part, collate, encode, parts_of
-from modint_training.config import load_recipe
-from modint_training.families import family_of
-from modint_training.losses import js_divergence
-from modint_training.masks import IMAGE_HEAVY, modality_mask, predicting_mask
-from modint_training.method import Meter, Weights, counts, log_line, shares, twin_inconsistency
-from modint_training.passes import Read, whole_pass
+from modint_guard.evaluation.effects import Answered
+from modint_guard.evaluation.effects import shares as shares_of
+from modint_training.data.collate import collate, encode, parts_of
+from modint_training.method.attack import Attack, attack
+from modint_training.method.batch import counts
+from modint_training.method.families import family_of
+from modint_training.method.labels import IGNORED, Part
+from modint_training.method.losses import js_divergence
+from modint_training.method.masks import IMAGE_HEAVY, modality_mask, predicting_mask
+from modint_training.method.passes import Read, whole_pass
+from modint_training.method.step import Meter, Weights, log_line, shares, twin_inconsistency, twin_loss
+from modint_training.models.loading import lora_config
+from modint_training.recipe import load_recipe
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import Condition
-from modint_training.tune import lora_config, twin_loss
-from tests.training.small import lora_recipe, small_model
+from tests.training.small import lora_recipe, small_model, tinyworld_batches
 from tests.training.small_families import FAMILIES, lively, small_family
 
 PGD = (
@@ -46,7 +47,7 @@ def adapted(processor: Any) -> tuple[Any, Any]:
     with torch.no_grad():
         for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
             parameter.normal_(std=0.1)
-    return model, twin_batches(recipe, processor)(0)[0]
+    return model, tinyworld_batches(recipe, processor)(0)[0]
 
 
 def loss_of(model: Any, batch: Any, *overrides: str) -> tuple[torch.Tensor, dict[str, float]]:
@@ -154,7 +155,7 @@ def test_10_the_end_is_a_target_and_no_key_is_ignored(processor: Any) -> None:
 def test_11_nothing_is_truncated(processor: Any) -> None:
     recipe = lora_recipe("tinyworld-base", "max_length=20")
     with pytest.raises(DataError, match=r"item train-0-lora-0 takes \d+ tokens, more than max_length: 20"):
-        twin_batches(recipe, processor)(0)
+        tinyworld_batches(recipe, processor)(0)
 
 
 def test_12_a_lie_never_states_the_truth() -> None:

@@ -1,7 +1,7 @@
 """Where nobody says what ought to decide: the lexical rules and the model itself on the three families."""
 
+from bench.relevance import rows, self_ask_rows
 from modint_guard.types import JSON
-from modint_training.relevance_table import rows, self_ask_rows
 from tests.core.fakes import completion
 
 

@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modint_guard.errors import ConfigError
-from modint_guard.item import FAMILIES, reply_for
-from modint_guard.perturb import REGISTRY, applicable
-from modint_guard.results import END
-from modint_guard.runner import Row
-from modint_training.results import BASE_OUTPUT, PAGE, PAGE_BY, base_table, collect_base, table_rows
-from modint_training.thresholds import (
+from bench.thresholds import (
     CHOSEN,
     GRID,
     Guess,
@@ -25,6 +19,12 @@ from modint_training.thresholds import (
     guessed_of_right,
     outcomes,
 )
+from bench.tinyworld import BASE_OUTPUT, PAGE, PAGE_BY, base_table, collect_base, table_rows
+from modint_guard.data.item import FAMILIES, reply_for
+from modint_guard.data.perturb import REGISTRY, applicable
+from modint_guard.errors import ConfigError
+from modint_guard.evaluation.results import END
+from modint_guard.evaluation.runner import Row
 from modint_training.tinyworld.conditions import Condition, every_condition
 
 KEYS = (

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from modint_guard.cli import main
 from modint_guard.data import read_data, write_items, write_llava
 from modint_guard.errors import AdapterError, ConfigError
-from modint_training.config import TuneRecipe
+from modint_training.loop.trainer import read_log
+from modint_training.models.loading import load_base, loaded, with_adapter
+from modint_training.recipe import TuneRecipe
 from modint_training.run_folder import RECORD, check_taken_up, recipe_of
-from modint_training.runs import export_run, loaded, run_recipe, with_adapter
+from modint_training.runs import export_run, run_recipe
 from modint_training.tinyworld import suite
-from modint_training.trainer import read_log
-from modint_training.tune import load_base, tune
+from modint_training.tune import tune
 from tests.training.small import lora_recipe, save_small_base, small_model
 from tests.training.small_families import save_small_family
 

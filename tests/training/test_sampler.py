@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.errors import ConfigError
-from modint_training.sampler import Quotas, Slot, pick
+from modint_training.data.sampler import Quotas, Slot, pick
 
 SHARES = st.tuples(*[st.integers(0, 4)] * 3).filter(any)
 

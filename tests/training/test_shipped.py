@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from modint_guard.config import Thresholds
+from bench.ablation.measure import ADAPTERS, MAX_SECONDS, RECIPES, SEEDS, check_size, is_current
+from modint_guard.judging.risk import Thresholds
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_training.ablation import ADAPTERS, MAX_SECONDS, RECIPES, SEEDS, check_size, is_current
-from modint_training.config import TuneRecipe, load_recipe
-from modint_training.export import data_hash
+from modint_training.recipe import TuneRecipe, load_recipe
+from modint_training.run_folder import data_hash
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -91,7 +91,7 @@ def test_the_base_falls_for_lies_and_for_pictures_that_contradict() -> None:
 
 def test_the_adapter_cures_the_base_of_lies_and_costs_it_little() -> None:
     # A floor under wrong weights and wrong tables, which any adapter that cures passes. The goals themselves,
-    # with what was reached, stand in docs/results/ablation.md (`ablation.goal_rows`): they may be missed.
+    # with what was reached, stand in bench/results/ablation.md (`ablation.goal_rows`): they may be missed.
     assert accuracy(ADAPTER, "image-heavy", "misleading_description") >= 0.70
     for family, perturbation in (("image-heavy", "clean"), ("text-heavy", "no_image"), ("vqa", "clean")):
         lost = accuracy(BASE, family, perturbation) - accuracy(ADAPTER, family, perturbation)

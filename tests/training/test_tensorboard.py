@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from modint_training.trainer import read_log
+from modint_training.loop.trainer import read_log
 from modint_training.tune import tune
 from tests.training.small import lora_recipe, save_small_base
 

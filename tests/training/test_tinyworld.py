@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_digits
 
+from bench.demo_items import KINDS, demo_items
 from modint_guard.data import read_items
-from modint_guard.demo import ITEMS
-from modint_guard.item import FAMILIES, Family, Item, prompt
-from modint_guard.perturb import CLAIMS, FACTS, HELD_OUT_CLAIMS, NEUTRAL, applicable, perturb
+from modint_guard.data.item import FAMILIES, Family, Item, prompt
+from modint_guard.data.perturb import CLAIMS, FACTS, HELD_OUT_CLAIMS, NEUTRAL, applicable, perturb
+from modint_guard.demo.run import ITEMS
 from modint_training.tinyworld import draw, suite
-from modint_training.tinyworld.demo_items import KINDS, demo_items
 from modint_training.tinyworld.tasks import NUMBER_WORDS, TASKS, Task
 
 SPLITS: tuple[suite.Split, ...] = ("train", "validation", "test")

@@ -26,10 +26,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from modint_guard.errors import ConfigError, TrainingStopped
-from modint_training.collate import collate, encode
-from modint_training.curves import curve, draw_curves, smooth
-from modint_training.tinyworld import suite
-from modint_training.trainer import (
+from modint_training.data.collate import collate, encode
+from modint_training.loop.plots import curve, draw_curves, smooth
+from modint_training.loop.trainer import (
     Evaluation,
     StepLog,
     Stream,
@@ -41,7 +40,8 @@ from modint_training.trainer import (
     seed_everything,
     wants_bf16,
 )
-from modint_training.tune import lora_config
+from modint_training.models.loading import lora_config
+from modint_training.tinyworld import suite
 from tests.training.small import lora_recipe, small_model
 
 NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints

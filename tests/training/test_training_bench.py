@@ -8,14 +8,14 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from bench.operations import Parts, Work, multiply_adds, needed, ours, parts_of, straightforward
-from bench.stepping import recipe_of
-from bench.straightforward import padded, perturbed_or_alone, straightforward_loss
-from bench.training import METHODS, RECIPE, main
-from modint_training.batches import twin_batches
-from modint_training.families import family_of
-from modint_training.tune import attack_of, lora_config, twin_loss, weights_of
-from tests.training.small import lora_recipe, save_small_base, small_model
+from bench.step_cost.operations import Parts, Work, multiply_adds, needed, ours, parts_of, straightforward
+from bench.step_cost.stepping import recipe_of
+from bench.step_cost.straightforward import padded, perturbed_or_alone, straightforward_loss
+from bench.step_cost.training import METHODS, RECIPE, main
+from modint_training.method.families import family_of
+from modint_training.method.step import attack_of, twin_loss, weights_of
+from modint_training.models.loading import lora_config
+from tests.training.small import lora_recipe, save_small_base, small_model, tinyworld_batches
 from tests.training.small_families import lively
 
 LLAVA = family_of("llava")
@@ -116,7 +116,7 @@ def test_both_implementations_compute_the_same_loss_and_gradient(
     overrides: tuple[str, ...], processor: Any
 ) -> None:
     recipe = recipe_of(RECIPE, ("batch=8", *overrides))
-    (whole,) = twin_batches(recipe, processor)(0)
+    (whole,) = tinyworld_batches(recipe, processor)(0)
     model = lively(small_model(processor)).eval()
     how = attack_of(recipe)
     assert how is not None

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.stepping import recipe_of
-from bench.training_gpu import FULL, RECIPE, TINY, main, model_of, processor_of
+from bench.step_cost.stepping import recipe_of
+from bench.step_cost.training_gpu import FULL, RECIPE, TINY, main, model_of, processor_of
 
 METHODS = ["sft", "cons", "full", "full-t2"]
 

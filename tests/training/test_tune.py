@@ -16,20 +16,22 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from modint_guard.data import write_items
+from modint_guard.data.item import Turn
+from modint_guard.data.perturb import HELD_OUT_CLAIMS
 from modint_guard.errors import ConfigError, DataError
-from modint_guard.item import Turn
-from modint_guard.perturb import HELD_OUT_CLAIMS
-from modint_training.batches import twin_batches
-from modint_training.config import TuneRecipe
-from modint_training.export import export_adapter, run_record
-from modint_training.families import family_of
-from modint_training.losses import kl_divergence, task_loss
-from modint_training.masks import predicted, predicting_mask
+from modint_training.loop.trainer import last_step, read_log
+from modint_training.method.families import family_of
+from modint_training.method.losses import kl_divergence, task_loss
+from modint_training.method.masks import predicted, predicting_mask
+from modint_training.method.step import twin_loss
+from modint_training.models.export import export_adapter
+from modint_training.models.loading import load_base, lora_config, trainable
+from modint_training.recipe import TuneRecipe
+from modint_training.run_folder import run_record
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.tasks import TASKS
-from modint_training.trainer import last_step, read_log
-from modint_training.tune import check_device, load_base, lora_config, trainable, tune, twin_loss
-from tests.training.small import lora_recipe, save_small_base, small_model
+from modint_training.tune import check_device, tune
+from tests.training.small import lora_recipe, save_small_base, small_model, tinyworld_batches
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: 
 def test_a_gradient_reaches_lora_and_nothing_else(processor: Any) -> None:
     recipe = lora_recipe("tinyworld-base")
     model = get_peft_model(small_model(processor), lora_config(recipe, "llava"))
-    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)[0]).backward()
+    twin_loss(recipe)(model, tinyworld_batches(recipe, processor)(0)[0]).backward()
     reached = {name for name, tensor in model.named_parameters() if tensor.grad is not None}
     assert reached == {name for name, _ in model.named_parameters() if "lora_" in name}
 
@@ -136,7 +138,7 @@ def steps_logged(run: Path) -> list[dict[str, float]]:
 
 def whole_batches(recipe: TuneRecipe, processor: Any) -> Callable[[int], dict[str, Any]]:
     """The one micro-batch of each step."""
-    made = twin_batches(recipe, processor)
+    made = tinyworld_batches(recipe, processor)
 
     def batch(step: int) -> dict[str, Any]:
         (whole,) = made(step)
@@ -414,7 +416,7 @@ def test_a_batch_that_processes_and_micro_batches_cannot_share_is_refused_before
 ) -> None:
     recipe = lora_recipe(tmp_path / "nowhere", f"batch={batch}", f"micro_batches={parts}")
     with pytest.raises(ConfigError, match=said):
-        twin_batches(recipe, processor, rank=0, ranks=ranks)
+        tinyworld_batches(recipe, processor, rank=0, ranks=ranks)
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     with pytest.raises(ConfigError, match=said):
         tune(recipe, tmp_path / "run")
@@ -483,7 +485,7 @@ def test_checkpointed_activations_leave_a_frozen_tower_without_gradients(process
     seen: list[torch.Tensor] = []
     tower = model.get_base_model().model.vision_tower
     tower.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state))
-    twin_loss(recipe)(model, twin_batches(recipe, processor)(0)[0]).backward()
+    twin_loss(recipe)(model, tinyworld_batches(recipe, processor)(0)[0]).backward()
     assert model.is_gradient_checkpointing
     assert [states.requires_grad for states in seen] == [False]
     assert any(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)

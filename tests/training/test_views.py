@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
+from modint_guard.data.item import Family, Item
+from modint_guard.data.perturb import REGISTRY
 from modint_guard.errors import ConfigError
-from modint_guard.item import Family, Item
-from modint_guard.perturb import REGISTRY
+from modint_training.data.twins import check_kinds, twin
 from modint_training.tinyworld import suite
-from modint_training.views import check_kinds, twin
 
 TRAINED = ("misleading_description", "unrelated_facts", "contradicting_image", "noise", "black")
 CONTROLS = ("true_description", "agreeing_image", "neutral_text")

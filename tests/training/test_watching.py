@@ -7,25 +7,25 @@ import pytest
 import torch
 
 from modint_guard.data import read_data, write_items
-from modint_guard.item import FAMILIES, Item, reply_for
-from modint_guard.perturb import perturb
-from modint_training.collate import Encoded, collate, encode
-from modint_training.local import completion
-from modint_training.losses import task_loss
-from modint_training.masks import predicted, predicting_mask
-from modint_training.predict import right
-from modint_training.tinyworld import suite
-from modint_training.watching import (
+from modint_guard.data.item import FAMILIES, Item, reply_for
+from modint_guard.data.perturb import perturb
+from modint_training.data.collate import Encoded, collate, encode
+from modint_training.data.reading import first_of_each
+from modint_training.loop.predict import right
+from modint_training.loop.validation import (
     MOST_ROWS,
     MOST_TOKENS,
     Watched,
     batches,
     figures_of,
-    first_of_each,
     look,
     own_watched,
-    tinyworld_watched,
 )
+from modint_training.method.losses import task_loss
+from modint_training.method.masks import predicted, predicting_mask
+from modint_training.models.local import completion
+from modint_training.tinyworld import suite
+from modint_training.tinyworld.source import tinyworld_watched
 from tests.training.small import small_model
 from tests.training.small_families import FAMILIES as MODELS
 from tests.training.small_families import lively, small_family

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import LlavaForConditionalGeneration
 
-from modint_training.ranks import rank
+from modint_training.method.ranks import rank
 from modint_training.tune import tune
 from tests.training.small import lora_recipe
 

@@ -1,4 +1,4 @@
-"""The options of `modint-guard train`, `export`, `recipes`, `evaluate` and `results`; torch is loaded where
+"""The options of `modint-guard train`, `export`, `recipes`, and `evaluate`; torch is loaded where
 it is needed."""
 
 import json
@@ -9,11 +9,8 @@ import typer
 
 from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, Split
 
-results = typer.Typer(help="Rewrite a result table, or the demo's items.", no_args_is_help=True)
-
 Count = Annotated[int, typer.Option(min=1, help="Items a condition.")]
 Seed = Annotated[int, typer.Option(help="Of the items and the perturbations.")]
-Output = Annotated[Path, typer.Option(help="The JSON file to rewrite; a Markdown table goes beside it.")]
 
 
 def train(
@@ -58,7 +55,7 @@ def recipes(
     ] = None,
 ) -> None:
     """List the bundled recipes, or print the schema that editors check recipes with."""
-    from modint_training.config import accelerate_config, recipe_names, recipe_schema, recipe_summary
+    from modint_training.recipe import accelerate_config, recipe_names, recipe_schema, recipe_summary
 
     if accelerate:
         typer.echo(accelerate_config(accelerate))
@@ -112,12 +109,13 @@ def evaluate(
 ) -> None:
     """Accuracy of a local model on TinyWorld's test split, by form and sub-task; with --output the effect of
     every perturbation on a local or served model, on these or on your own items."""
+    from modint_guard.data.severity import FULL
     from modint_guard.data.validate import columns_named
     from modint_guard.endpoint import read_key
     from modint_guard.errors import ConfigError
-    from modint_guard.severity import FULL
-    from modint_training import runs
-    from modint_training.reading import PLAIN, reading_of
+    from modint_training.data.reading import PLAIN, reading_of
+    from modint_training.models.loading import loaded
+    from modint_training.tinyworld.source import split_rows
 
     reading = reading_of(
         format=format,
@@ -155,7 +153,7 @@ def evaluate(
             "need --output FILE.json"
         )
 
-    for row in runs.evaluate(model, adapter, count):
+    for row in split_rows(*loaded(model, adapter), count):
         cell = "/".join((row["family"], row["perturbation"]))
         seen = "held-out wording" if row["held_out"] == "wording" else "-"
         typer.echo(f"{cell:36} {seen:17} {row['task']:16} {row['form']:7} {row['accuracy']:.3f}")
@@ -175,8 +173,8 @@ def export_tinyworld(
 ) -> None:
     """Write TinyWorld items in LLaVA's format, as data of your own to look at or to train on."""
     from modint_guard.data import write_llava
+    from modint_guard.data.item import FAMILIES
     from modint_guard.errors import ConfigError
-    from modint_guard.item import FAMILIES
     from modint_training.tinyworld import suite
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -188,176 +186,3 @@ def export_tinyworld(
         for item in suite.items(name, split, count, seed=seed, held_out=held_out_wordings)
     ]
     typer.echo(f"wrote {len(made)} items to {write_llava(made, output)}")
-
-
-@results.command()
-def tinyworld(
-    output: Output = Path("docs/results/tinyworld.json"),
-    count: Count = 400,
-    seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 12,
-) -> None:
-    """Base and robust-lora on the test split under every perturbation, through vLLM and the gateway."""
-    from modint_training.results import measure_tinyworld
-
-    measure_tinyworld(output, count=count, seed=seed, concurrency=concurrency)
-    typer.echo(f"wrote {output}")
-
-
-@results.command()
-def base(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            exists=True, help="run.json of each seed; default: the bundled base's, and training/results/*."
-        ),
-    ] = None,
-    output: Output = Path("docs/results/base.json"),
-) -> None:
-    """The base's figures of every training seed, from the records of the runs."""
-    from modint_guard.models import BASE, bundled
-    from modint_training.results import collect_base
-
-    others = sorted(Path("training/results").glob(f"{BASE}-seed*/run.json"))
-    collect_base(output, runs or [bundled(BASE) / "run.json", *others])
-    typer.echo(f"wrote {output}")
-
-
-@results.command("train-ablation")
-def train_ablation(
-    output: Annotated[Path, typer.Option(help="One folder for each recipe and seed.")] = Path(
-        "training/results/ablation"
-    ),
-    runs: Annotated[Path, typer.Option(help="Checkpoints of the runs under way lie here.")] = Path(
-        "runs/ablation"
-    ),
-) -> None:
-    """Train the ablation adapters that are not there yet, and take up one that was interrupted."""
-    from modint_training.ablation import train_ablation
-
-    for folder, made in train_ablation(output, runs):
-        typer.echo(f"{'wrote' if made else 'kept'} {folder}")
-
-
-@results.command()
-def ablation(
-    output: Output = Path("docs/results/ablation.json"),
-    adapters: Annotated[Path, typer.Option(help="Folders that train-ablation wrote.")] = Path(
-        "training/results/ablation"
-    ),
-    count: Count = 400,
-    seed: Seed = 0,
-) -> None:
-    """What each part of the method adds: base and committed adapters under every perturbation."""
-    from modint_training.ablation import measure_ablation
-
-    measure_ablation(output, adapters, count=count, seed=seed)
-    typer.echo(f"wrote {output}")
-
-
-@results.command()
-def thresholds(
-    output: Output = Path("docs/results/thresholds.json"), count: Count = 200, seed: Seed = 0
-) -> None:
-    """Fit the default risk on the validation split, through vLLM."""
-    from modint_training.thresholds import measure_thresholds
-
-    measure_thresholds(output, count=count, seed=seed)
-    typer.echo(f"wrote {output}")
-
-
-@results.command()
-def mitigation(
-    output: Output = Path("docs/results/mitigation.json"),
-    split: Annotated[
-        Literal["validation", "test"],
-        typer.Option(
-            help="`validation` fits, into NAME_validation.json; `test` measures with what it chose."
-        ),
-    ] = "test",
-    count: Count = 160,
-    seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 8,
-    raw: Annotated[
-        Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
-    ] = None,
-    timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
-) -> None:
-    """Every rung and the ladder against controls, through vLLM; goes on where it was stopped. Code and page
-    are rewritten where the output is the committed file.
-    """
-    from modint_training.mitigation.measure import Run, measure_mitigation
-
-    path = measure_mitigation(output, Run(split, count, seed, concurrency, timed, raw))
-    typer.echo(f"wrote {path}")
-
-
-@results.command()
-def calibration(
-    output: Output = Path("docs/results/calibration.json"),
-    scores: Annotated[
-        Path, typer.Option(help="Where the scores go that the test of coverage draws from.")
-    ] = Path("tests/training/calibration_scores.jsonl"),
-    count: Count = 200,
-    seed: Seed = 0,
-    alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
-    probes: Annotated[float, typer.Option(min=1, help="Probes a request on average.")] = 1.6,
-    again: Annotated[
-        bool, typer.Option("--ask/--from-scores", help="Ask the models, or fit the scores that lie there.")
-    ] = True,
-) -> None:
-    """Calibrate the bundled models on the validation split, and look at them on the test split."""
-    from modint_training.calibrations import measure_calibration
-
-    measure_calibration(output, scores, count=count, seed=seed, alpha=alpha, probes=probes, again=again)
-    typer.echo(f"wrote {output}, {scores} and the bundled models' calibration.json")
-
-
-@results.command()
-def detection(
-    output: Output = Path("docs/results/detection.json"),
-    raw: Annotated[
-        Path, typer.Option(help="The records, kept as they come; the same call goes on from them.")
-    ] = Path("runs/detection.jsonl"),
-    count: Annotated[int, typer.Option(min=1, help="Items of each setting, kind and held-out part.")] = 60,
-    seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Cases under way at once.")] = 6,
-) -> None:
-    """Our risk and other detectors on the same answers, through vLLM and the gateway."""
-    from modint_training.detection import measure_detection
-
-    measure_detection(output, raw=raw, count=count, seed=seed, concurrency=concurrency)
-    typer.echo(f"wrote {output}")
-
-
-@results.command()
-def relevance(
-    output: Output = Path("docs/results/relevance.json"), count: Count = 400, seed: Seed = 0
-) -> None:
-    """What the lexical rules and the model itself say ought to decide, on the three families; no engine."""
-    from modint_training.relevance_table import measure_relevance
-
-    measure_relevance(output, count=count, seed=seed)
-    typer.echo(f"wrote {output}")
-
-
-@results.command()
-def latency(
-    output: Output = Path("docs/results/latency.json"),
-    seconds: Annotated[float, typer.Option(min=1, help="Of a block of requests in open loop.")] = 6,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks with and as many without the guard.")] = 4,
-    seed: Seed = 0,
-) -> None:
-    """What the guard adds to a request's time: in open loop below capacity, and under full load."""
-    from modint_training.latency import measure_latency
-
-    measure_latency(output, seconds=seconds, blocks=blocks, seed=seed)
-    typer.echo(f"wrote {output}")
-
-
-@results.command("demo-items")
-def demo_items() -> None:
-    """Rewrite the items that ship with the package."""
-    from modint_training.results import rewrite_demo_items
-
-    typer.echo(f"wrote {rewrite_demo_items()}")

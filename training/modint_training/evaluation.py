@@ -9,22 +9,21 @@ from typing import Any
 
 from tqdm import tqdm
 
+from modint_guard.data.item import FAMILIES, Item
+from modint_guard.data.severity import FULL
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
-from modint_guard.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
-from modint_guard.item import FAMILIES, Item
+from modint_guard.evaluation.evaluate import Cell, Found, ask, cells_of, rows_of, write_evaluation
+from modint_guard.evaluation.results import command_line
+from modint_guard.evaluation.runner import Row
 from modint_guard.models import located
-from modint_guard.results import command_line
-from modint_guard.runner import Row
-from modint_guard.severity import FULL
 from modint_guard.types import Complete
-from modint_training.config import ReadingConfig
-from modint_training.image_attention import image_attention
-from modint_training.local import complete_of
-from modint_training.reading import PLAIN, read_examples
-from modint_training.runs import adapter_config, is_model, loaded
+from modint_training.data.reading import PLAIN, first_of_each, read_examples
+from modint_training.models.image_attention import image_attention
+from modint_training.models.loading import adapter_config, is_model, loaded
+from modint_training.models.local import complete_of
+from modint_training.recipe import ReadingConfig
 from modint_training.tinyworld import suite
-from modint_training.watching import first_of_each
 
 EXACT = 1000  # alternatives of a local model's tokens: all there are in TinyWorld's vocabulary
 CONCURRENCY = 8

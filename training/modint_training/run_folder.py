@@ -1,17 +1,26 @@
 """What a run's folder says of itself, so that its checkpoints are taken up by the same run and no other."""
 
+import hashlib
 import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import torch
+from pydantic import BaseModel, ValidationError
 
+from modint_guard.data.item import FAMILIES, Item, prompt
 from modint_guard.errors import ConfigError
 from modint_guard.models import located
-from modint_training.config import TINYWORLD, TuneRecipe
-from modint_training.disk import written
-from modint_training.export import data_hash, revision
-from modint_training.reading import PLAIN
+from modint_training.data.reading import PLAIN, read_examples
+from modint_training.loop.disk import written
+from modint_training.models.loading import revision
+from modint_training.recipe import TINYWORLD, ReadingConfig, TuneRecipe
+from modint_training.world import world_named
+
+PACKAGES = ("modint-guard", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "numpy")
 
 RECORD = "recipe.json"
 # What a checkpoint's weights, or the batches behind it, depend on, and the method, which the card names for
@@ -25,9 +34,9 @@ LATER = {"reading": PLAIN.model_dump(mode="json")}  # what runs did before there
 
 
 def rows_hash(recipe: TuneRecipe) -> str | None:
-    """The SHA-256 of the rows that a run begins with, as `data validate` prints it; None for TinyWorld, whose
-    items depend on the recipe alone."""
-    return None if recipe.data == TINYWORLD else data_hash(data=recipe.data, reading=recipe.reading)
+    """The SHA-256 of the rows that a run begins with, as `data validate` prints it; None for a generated
+    world, whose items depend on the recipe alone."""
+    return None if world_named(recipe.data) else data_hash(data=recipe.data, reading=recipe.reading)
 
 
 def check_taken_up(folder: Path, recipe: TuneRecipe, rows: str | None = None) -> None:
@@ -103,3 +112,63 @@ def _record(folder: Path) -> dict[str, Any] | None:
     except ValueError as exc:
         raise ConfigError(f"{folder / RECORD} was cut off: begin anew with --resume no") from exc
     return dict(found)
+
+
+def run_record(
+    recipe: BaseModel,
+    history: list[dict[str, float]],
+    rows: list[dict[str, Any]],
+    seconds: float,
+    baseline: Mapping[str, Any] | None = None,
+    rows_sha256: str | None = None,
+    *,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """What made these weights: command, recipe, seed, data hash, versions, machine, figures.
+
+    `baseline` is what `predict.flip_baseline` found, which the gateway's alerts compare traffic with,
+    `rows_sha256` the hash of the data when the run began, where they may have changed since.
+    """
+    settings = recipe.model_dump()
+    reading = getattr(recipe, "reading", PLAIN)
+    return {
+        **({"command": command} if command else {}),
+        "recipe": settings,
+        "seed": settings["seed"],
+        "base_revision": revision(located(settings["base"])) if "base" in settings else None,
+        "data_sha256": rows_sha256 or data_hash(data=settings.get("data", TINYWORLD), reading=reading),
+        **(
+            {"validation_sha256": data_hash(data=settings["validation"], reading=reading)}
+            if settings.get("validation")
+            else {}
+        ),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        },
+        "train_seconds": round(seconds),
+        "validation": history,
+        "test": rows,
+        **({"baseline": dict(baseline)} if baseline else {}),
+    }
+
+
+def data_hash(count: int = 300, *, data: str = TINYWORLD, reading: ReadingConfig = PLAIN) -> str:
+    """SHA-256 over prompts, answers and pixels of the first training items of each family of a world;
+    of a data set over the files that hold its rows, as `data validate` prints it."""
+    world = world_named(data)
+    if world is None:
+        return read_examples(data, reading, check=False).digest()
+    digest = hashlib.sha256()
+    for family in FAMILIES:
+        for item in world.items(family, "train", count):
+            digest.update(_bytes(item))
+    return digest.hexdigest()
+
+
+def _bytes(item: Item) -> bytes:
+    picture = item.image.tobytes() if item.image else b""
+    return "\x1f".join((prompt(item), item.answer, item.wrong)).encode() + picture

@@ -1,39 +1,28 @@
 """One run: a recipe from data to an exported folder with its figures, and the figures of such a folder."""
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
-from modint_guard.errors import AdapterError, ConfigError
-from modint_guard.item import FAMILIES, Item
-from modint_guard.models import located
-from modint_guard.perturb import applicable
-from modint_guard.results import command_line
-from modint_guard.types import Complete
-from modint_training.config import TINYWORLD, PretrainRecipe, Recipe, TuneRecipe, load_recipe
-from modint_training.export import (
-    check_target,
-    export_adapter,
-    export_base,
-    export_tuned,
-    revision,
-    run_record,
-)
-from modint_training.local import complete_of
-from modint_training.passes import dealt_out
-from modint_training.predict import BASELINE_ITEMS, flip_baseline, split_rows
-from modint_training.pretrain import PHASES, pretrain
-from modint_training.ranks import is_first_process, ranks
-from modint_training.reading import read_examples
-from modint_training.run_folder import check_taken_up, command_of, recipe_of, rows_hash_in
-from modint_training.tinyworld import suite
-from modint_training.trainer import figures_of, seconds_trained, whole_steps
-from modint_training.tune import load_base, loading_of, tune
-from modint_training.watching import first_of_each
+from modint_guard.data.item import FAMILIES, Item
+from modint_guard.data.perturb import applicable
+from modint_guard.errors import ConfigError
+from modint_guard.evaluation.results import command_line
+from modint_training.data.reading import first_of_each, read_examples
+from modint_training.loop.predict import BASELINE_ITEMS, flip_baseline
+from modint_training.loop.trainer import figures_of, seconds_trained, whole_steps
+from modint_training.method.passes import dealt_out
+from modint_training.method.ranks import is_first_process, ranks
+from modint_training.models.export import check_target, export_adapter, export_base, export_tuned
+from modint_training.models.loading import load_base, loading_of
+from modint_training.recipe import TINYWORLD, PretrainRecipe, Recipe, TuneRecipe, load_recipe
+from modint_training.run_folder import check_taken_up, command_of, recipe_of, rows_hash_in, run_record
+from modint_training.tinyworld.pretrain import PHASES, pretrain
+from modint_training.tune import tune
+from modint_training.world import world_named
 
 TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
 
@@ -138,12 +127,12 @@ def _record(
 
 
 def _typical(settings: Recipe, test_items: int) -> list[Item]:
-    """What an adapter's flip baseline is measured on: TinyWorld's test split, or validation examples."""
+    """What an adapter's flip baseline is measured on: a world's test split, or validation examples."""
     if isinstance(settings, PretrainRecipe):
         return []
     count = min(test_items, BASELINE_ITEMS)
-    if settings.data == TINYWORLD:
-        return [item for family in FAMILIES[:2] for item in suite.items(family, "test", count)]
+    if world := world_named(settings.data):
+        return [item for family in FAMILIES[:2] for item in world.items(family, "test", count)]
     if settings.validation is None:
         return []
     found = first_of_each(read_examples(settings.validation, settings.reading), count)
@@ -153,9 +142,10 @@ def _typical(settings: Recipe, test_items: int) -> list[Item]:
 def _rows(
     settings: Recipe, model: Any, processor: Any, history: list[dict[str, float]], test_items: int
 ) -> list[dict[str, Any]]:
-    """TinyWorld's test split; of a data set of one's own, the last look at its validation examples."""
-    if isinstance(settings, PretrainRecipe) or settings.data == TINYWORLD:
-        return list(split_rows(model, processor, test_items))
+    """A world's test split; of a data set of one's own, the last look at its validation examples."""
+    world = world_named(TINYWORLD if isinstance(settings, PretrainRecipe) else settings.data)
+    if world is not None:
+        return list(world.test_rows(model, processor, test_items))
     whole = {"held_out": "no", "task": "all", "form": "all"}
     seen = (history[-1] if history else {}).items()
     return [
@@ -163,66 +153,3 @@ def _rows(
         for name, value in seen
         if name.count("/") == 1  # beside step, loss and flips
     ]
-
-
-def adapter_config(name: str) -> Path:
-    """Where an adapter of this name has PEFT's file, whether or not it exists."""
-    return located(name) / "adapter_config.json"
-
-
-def is_model(name: str) -> bool:
-    """Whether this is a bundled model's name or a model folder, and no adapter's."""
-    return (located(name) / "config.json").is_file() and not adapter_config(name).is_file()
-
-
-def adapter_folder(name: str) -> Path:
-    """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
-    folder = located(name)
-    if not adapter_config(name).is_file():
-        raise AdapterError(
-            f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
-        )
-    return folder
-
-
-def with_adapter(net: Any, adapter: str, base: str) -> Any:
-    """The model `base`, loaded as `net`, with a bundled adapter or a PEFT folder.
-
-    AdapterError where it was trained on other weights, or does not fit these.
-    """
-    folder = adapter_folder(adapter)
-    trained_on, found = _base_revision(folder), revision(located(base))
-    if trained_on and found and trained_on != found:
-        raise AdapterError(
-            f"adapter {adapter!r} was trained on revision {trained_on} of its base, and {base!r} is {found}: "
-            "name the base it was trained on with --model, or train it again"
-        )
-    try:
-        return PeftModel.from_pretrained(net, folder)
-    except (RuntimeError, ValueError) as exc:  # other sizes, other names of modules
-        raise AdapterError(
-            f"adapter {adapter!r} does not fit {base!r}: name the base it was trained on with --model"
-        ) from exc
-
-
-def _base_revision(folder: Path) -> str | None:
-    record = folder / "run.json"
-    return json.loads(record.read_text("utf-8")).get("base_revision") if record.is_file() else None
-
-
-def local_model(name: str) -> Complete:
-    """A bundled model's name or a model folder, `+` and an adapter's behind it, as a `Complete`."""
-    return complete_of(*loaded(*name.partition("+")[::2]))
-
-
-def loaded(model: str, adapter: str | None) -> tuple[Any, Any]:
-    """(model, processor), with an adapter where one is named; AdapterError where it does not fit."""
-    if adapter:
-        adapter_folder(adapter)  # before a large model is loaded
-    net, processor = load_base(model)
-    return (with_adapter(net, adapter, model) if adapter else net), processor
-
-
-def evaluate(model: str, adapter: str | None, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of test accuracy of a local model, with or without an adapter; see `predict.split_rows`."""
-    return split_rows(*loaded(model, adapter), count)

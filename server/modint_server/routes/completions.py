@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from modint_server.gateway import Exchange, Gateway
+from modint_server.request.gateway import Exchange, Gateway
 
 router = APIRouter()
 

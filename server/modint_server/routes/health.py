@@ -7,7 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from modint_guard.errors import EndpointError
 from modint_server.errors import of_endpoint
-from modint_server.gateway import Gateway
+from modint_server.request.gateway import Gateway
 
 router = APIRouter()
 

@@ -4,9 +4,9 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from modint_guard.errors import RequestError
+from modint_server.engine.upstream import Model
 from modint_server.errors import unavailable
-from modint_server.gateway import Gateway
-from modint_server.upstream import Model
+from modint_server.request.gateway import Gateway
 
 router = APIRouter()
 

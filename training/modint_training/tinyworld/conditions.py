@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modint_guard.item import FAMILIES, Family, Item
-from modint_guard.perturb import applicable, held_out
-from modint_guard.statistics import cluster_interval
+from modint_guard.data.item import FAMILIES, Family, Item
+from modint_guard.data.perturb import applicable, held_out
+from modint_guard.evaluation.statistics import cluster_interval
 from modint_training.tinyworld import suite
 
 SELF_ASK = "self_ask"

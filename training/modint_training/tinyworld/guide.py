@@ -3,7 +3,7 @@
 In "Ann has a red star. Ben has a blue square. ... colour of Ben:" three steps lead to the answer: `blue`
 takes up whose it is, the position that answers takes up who is asked about, and then finds what belongs to
 that name. From answers alone a model this small names any of the colours given; told where one head of each
-step should look, it looks things up within minutes (docs/results/base_search.md).
+step should look, it looks things up within minutes (bench/results/base_search.md).
 """
 
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from modint_guard.item import LETTERS, prompt
-from modint_guard.perturb import NEUTRAL
+from modint_guard.data.item import LETTERS, prompt
+from modint_guard.data.perturb import NEUTRAL
 from modint_training.tinyworld import draw
 from modint_training.tinyworld.suite import Mixture, training_item
 

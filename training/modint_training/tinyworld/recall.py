@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from modint_guard.perturb import CLAIMS
+from modint_guard.data.perturb import CLAIMS
 from modint_training.tinyworld import draw
 from modint_training.tinyworld.scenes import scene
 from modint_training.tinyworld.tasks import (

@@ -9,9 +9,9 @@ from typing import Literal
 
 from PIL import Image
 
-from modint_guard.item import FAMILIES, Family, Form, Item
-from modint_guard.perturb import CLAIMS, FACTS, claim, perturb, seeded
-from modint_guard.relevance import SELF_ASK as SELF_ASK
+from modint_guard.chat.relevance import SELF_ASK as SELF_ASK
+from modint_guard.data.item import FAMILIES, Family, Form, Item
+from modint_guard.data.perturb import CLAIMS, FACTS, claim, perturb, seeded
 from modint_training.tinyworld import draw
 from modint_training.tinyworld.tasks import LETTERED_CHOICES, TASKS, Task, build
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from modint_guard.item import Family, Form, Item
+from modint_guard.data.item import Family, Form, Item
 from modint_training.tinyworld import draw
 
 DIGITS = tuple("0123456789")

@@ -1,0 +1,1 @@
+"""Our risk beside other detectors, on the same answers."""

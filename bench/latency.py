@@ -1,0 +1,285 @@
+"""`python -m bench latency`: what the guard adds to a request's time, in open loop and under full load.
+
+One gateway and engine; a request is guarded or not by its own `modint.mode`. First the capacity: as many
+requests a second as the engine answers without the guard, so many under way at once. Then requests come by
+themselves (Poisson) at a share of it, in short blocks with and without the guard that take turns (off, on,
+on, off), each with the same arrival times and items that no other block has, so that no cache helps either.
+A time counts from the moment the request was due. All of it again with calibrations that stop otherwise, and
+with long prompts.
+"""
+
+import asyncio
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.detection.inputs import cases
+from bench.mitigation.tokens import PADDING, padding
+from modint_guard.data.perturb import seeded
+from modint_guard.demo.launch import serving
+from modint_guard.endpoint import Endpoint
+from modint_guard.evaluation.fit_calibration import write_calibration
+from modint_guard.evaluation.results import table, write_results
+from modint_guard.evaluation.runner import request_for
+from modint_guard.judging.calibration import CALIBRATION, Calibration, read_calibration
+from modint_guard.models import ADAPTER, BASE, located
+from modint_guard.types import JSON, Complete
+
+LONG, SHORT = "32 tokens", "one word"
+ANSWERS: dict[str, JSON] = {LONG: {"min_tokens": 32, "max_tokens": 32}, SHORT: {}}
+FIRST_TOKEN, FORCED = "first token", "teacher forcing"
+SHIPPED, AT_ONCE, ONE = "early stop", "all at once", "one"
+BRIEF, PADDED = "short", "padded"
+APART = 1000  # between their seeds: a picture that was seen before costs less
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to serve, and the (answers, prompts) that are measured of it."""
+
+    judged_at: str
+    views: str
+    measured: tuple[tuple[str, str], ...]
+
+
+SETUPS = (
+    Setup(FIRST_TOKEN, SHIPPED, ((LONG, BRIEF), (LONG, PADDED), (SHORT, BRIEF))),
+    Setup(FIRST_TOKEN, AT_ONCE, ((LONG, BRIEF), (LONG, PADDED))),
+    Setup(FIRST_TOKEN, ONE, ((LONG, BRIEF), (LONG, PADDED))),
+    Setup(FORCED, SHIPPED, ((LONG, BRIEF),)),  # no answer is forced where adapters are served
+)
+UNDER_WAY = 16  # at once, where the engine is to be full
+CLOSED = {LONG: 96, SHORT: 240}  # requests of such a run
+FULL_BLOCKS = 1  # of each arm
+WARM_UP = 24
+SHARE = 0.3  # of the capacity
+BAR = 1.15
+ARMS = ("off", "on")
+RESAMPLES = 2000
+NOTES = f"""\
+Whole answers of {BASE} through vLLM and the gateway, not streamed, from the moment a request was due to
+the end of its answer, verdict included. `load` full: {UNDER_WAY} requests under way all the time; what the
+engine answers so without the guard is `capacity_per_s`. `load` open: Poisson arrivals at {SHARE:.0%} of it.
+With and without the guard in blocks that take turns; every request has an item of its own (lying, true,
+needed and neutral inputs of both settings, about 50 tokens and a small picture). `ratio` of the medians, with
+a 95 % bootstrap interval over requests. Without the guard they pass the same gateway (`modint.mode: off`).
+`judged_at` first token: adapters are served beside the base, as `make serve` does it; teacher forcing: the
+base alone, longer answers scored whole under every cell once they are complete. `views` early stop: the
+bundled calibration, which asks the other views after the answer where the first does not settle it; all at
+once: it asks every view with the request; one: none but the first, by whose risk alone an answer is flagged.
+`prompts` padded: {PADDING} words of system text stand before, no two requests the same. `probes` and the
+tokens they computed are means a guarded request. The generator of the load shares the machine's cores with
+the engine."""
+
+
+@dataclass
+class Arm:
+    """Times and costs of the requests with or without the guard."""
+
+    ms: list[float] = field(default_factory=list)
+    probes: list[int] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
+
+    def add(self, completion: JSON, ms: float) -> None:
+        """Count one answer."""
+        probes = (completion.get("modint") or {}).get("probes") or []
+        self.ms.append(ms)
+        self.probes.append(len(probes))
+        self.new_tokens.append(sum(probe["tokens"] - probe["cached_tokens"] for probe in probes))
+
+
+def measure_latency(output: Path, *, seconds: float, blocks: int, seed: int) -> None:
+    """Serve in every way, measure each kind of answer, prompt and load, write the table."""
+    rows = []
+    for setup in SETUPS:
+        with tempfile.TemporaryDirectory() as folder, serving(_arguments(setup, Path(folder))) as served:
+            rows += asyncio.run(_measure(served.url, setup, seconds, blocks, seed))
+    write_results(
+        output,
+        command=f"python -m bench latency --seconds {seconds:g} --blocks {blocks} --seed {seed}",
+        seeds=[seed],
+        rows=rows,
+        title="What the guard adds to a request's time",
+        notes=NOTES,
+        shown=f"{table([goal(rows)])}\n{table(rows)}".rstrip(),
+    )
+
+
+def goal(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The goal, its figure and whether it is met: as shipped, on short prompts."""
+    wanted = {"load": "open", "answers": LONG, "judged_at": FIRST_TOKEN, "views": SHIPPED, "prompts": BRIEF}
+    (row,) = (r for r in rows if wanted.items() <= r.items())
+    return {
+        "goal": f"median at most {BAR} times as long, {LONG} in open loop at {SHARE:.0%} of the capacity",
+        "figure": f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
+        "met": "yes" if row["ratio"] <= BAR else "no",
+    }
+
+
+def _arguments(setup: Setup, folder: Path) -> list[str]:
+    """What `serve` is told; a calibration of its own in `folder`, where the bundled one stops otherwise."""
+    adapter = ["--adapter", ADAPTER] if setup.judged_at == FIRST_TOKEN else []
+    if setup.views == SHIPPED:
+        return adapter
+    own = folder / CALIBRATION
+    write_calibration(own, stopping(read_calibration(located(BASE) / CALIBRATION), setup.views))
+    return [*adapter, "--calibration", str(own)]
+
+
+def stopping(calibration: Calibration, views: str) -> Calibration:
+    """The same risk and thresholds, asking every view at once (AT_ONCE), or none but the first (ONE)."""
+    fitted = {
+        relevant: each.model_copy(update={"clear_below": 0.0 if views == AT_ONCE else each.flag_at})
+        for relevant, each in calibration.fitted.items()
+    }
+    return calibration.model_copy(update={"fitted": fitted})
+
+
+async def _measure(url: str, setup: Setup, seconds: float, blocks: int, seed: int) -> list[dict[str, Any]]:
+    async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
+        pools = {BRIEF: bodies(seed), PADDED: bodies(seed + APART, padded=True)}
+        await closed(_taken(pools[BRIEF], WARM_UP, LONG, "on"), endpoint.complete, Arm())
+        return [
+            {
+                "judged_at": setup.judged_at,
+                "views": setup.views,
+                "answers": answers,
+                "prompts": prompts,
+                **row,
+            }
+            for answers, prompts in setup.measured
+            for row in await measured(answers, pools[prompts], endpoint.complete, seconds, blocks, seed)
+        ]
+
+
+async def measured(
+    answers: str, pool: Iterator[JSON], complete: Complete, seconds: float, blocks: int, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of one kind of answer: in open loop, and with the engine full."""
+
+    async def full(name: str, arm: Arm, _: int) -> float:
+        return await closed(_taken(pool, CLOSED[answers], answers, name), complete, arm)
+
+    capacity = await full("off", Arm(), 0)
+    rate = SHARE * capacity
+
+    async def open_block(name: str, arm: Arm, number: int) -> None:
+        asked = _taken(pool, max(1, round(rate * seconds)), answers, name)
+        rng = seeded("arrivals", seed, answers, number)  # the same in both arms
+        await open_loop(asked, complete, arm, rate=rate, rng=rng)
+
+    return [
+        figures("open", await in_turns(open_block, blocks), capacity, rate),
+        figures("full", await in_turns(full, FULL_BLOCKS), capacity, None),
+    ]
+
+
+# -- loads -----------------------------------------------------------------------------------------
+
+Block = Callable[[str, Arm, int], Awaitable[object]]
+
+
+async def in_turns(block: Block, blocks: int) -> dict[str, Arm]:
+    """`blocks` blocks of each arm: off, on, on, off, ... Two that belong together have one number."""
+    arms = {name: Arm() for name in ARMS}
+    for number in range(blocks):
+        for name in ARMS if number % 2 == 0 else reversed(ARMS):
+            await block(name, arms[name], number)
+    return arms
+
+
+async def closed(asked: Sequence[JSON], complete: Complete, arm: Arm) -> float:
+    """All requests, UNDER_WAY at a time; gives the answers a second."""
+    waiting = iter(asked)
+
+    async def client() -> None:
+        for body in waiting:
+            began = time.perf_counter()
+            arm.add(await complete(body), 1000 * (time.perf_counter() - began))
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(UNDER_WAY):
+            group.create_task(client())
+    return len(asked) / (time.perf_counter() - began)
+
+
+async def open_loop(
+    asked: Sequence[JSON], complete: Complete, arm: Arm, *, rate: float, rng: random.Random
+) -> None:
+    """Requests come by themselves, `rate` a second on average; returns once all are answered."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def one(body: JSON, due: float) -> None:
+        await asyncio.sleep(began + due - loop.time())
+        completion = await complete(body)
+        arm.add(completion, 1000 * (loop.time() - began - due))
+
+    async with asyncio.TaskGroup() as group:
+        for body, due in zip(asked, arrivals(rate, rng), strict=False):
+            group.create_task(one(body, due))
+
+
+def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
+    """Seconds from the start at which requests come: gaps are exponential, 1 / rate on average."""
+    return itertools.accumulate(rng.expovariate(rate) for _ in itertools.count())
+
+
+def bodies(seed: int, *, padded: bool = False) -> Iterator[JSON]:
+    """Requests without end, no item twice; kinds and settings mixed. `padded`: each behind a system text of
+    its own."""
+    for drawn in itertools.count(seed):
+        found = [case for case in cases("test", 24, drawn) if case.held_out == "no"]
+        seeded("latency", drawn).shuffle(found)
+        for number, case in enumerate(found):
+            text = padding(f"latency {drawn} {number}")
+            item = case.item.replace(system=text) if padded else case.item
+            yield request_for(item, BASE, modint={"relevant": case.relevant})
+
+
+def _taken(pool: Iterator[JSON], count: int, answers: str, arm: str) -> list[JSON]:
+    """The next requests, for this kind of answer, with or without the guard."""
+    guarded: JSON = {} if arm == "on" else {"modint": {"mode": "off"}}
+    return [{**body, **ANSWERS[answers], **guarded} for body in itertools.islice(pool, count)]
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def figures(load: str, arms: Mapping[str, Arm], capacity: float, rate: float | None) -> dict[str, Any]:
+    """The figures of both arms under one load."""
+    off, on = (np.array(arms[name].ms) for name in ARMS)
+    low, high = ratio_interval(arms["off"].ms, arms["on"].ms)
+    return {
+        "load": load,
+        "capacity_per_s": capacity,
+        "rate_per_s": rate,
+        "n": len(on),
+        "unguarded_ms_p50": float(np.median(off)),
+        "guarded_ms_p50": float(np.median(on)),
+        "ratio": float(np.median(on) / np.median(off)),
+        "ratio_low": low,
+        "ratio_high": high,
+        "unguarded_ms_p95": float(np.quantile(off, 0.95)),
+        "guarded_ms_p95": float(np.quantile(on, 0.95)),
+        "probes": float(np.mean(arms["on"].probes)),
+        "probe_new_tokens": float(np.mean(arms["on"].new_tokens)),
+    }
+
+
+def ratio_interval(off: Sequence[float], on: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of median(on) / median(off), resampling the requests of each."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.median(rng.choice(np.array(values), (RESAMPLES, len(values))), axis=1) for values in (on, off)
+    ]
+    low, high = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Every rung of the mitigation ladder against controls."""

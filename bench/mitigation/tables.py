@@ -1,0 +1,267 @@
+"""From answers to the tables of mitigation: a row a policy and setting, a verdict a goal. Pure."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from bench.mitigation.answers import CONTROLS, Asked, Outcome
+from bench.mitigation.settings import AUTO, SETTINGS, Setting
+from modint_guard.evaluation import results
+from modint_guard.evaluation.results import table
+from modint_guard.evaluation.statistics import mcnemar, paired_interval, percentile_interval
+from modint_guard.models import BASE
+
+NOTES = """\
+Greedy answers through vLLM; the client names `relevant` unless the setting says `relevant auto`. The same
+items for every policy, balanced over their labels; every lettered item is asked in two orders of its
+options. `gap_closed`: of the distance between greedy accuracy on the setting and on its clean twins; a dash
+where that is below 0.02. `clean_accuracy` is the same policy's on the clean twins; a needed input
+(`poor_print`, `vqa`) has none and is its own. Abstentions count as not right in `accuracy`, and not as
+`changed_right_to_wrong`, a share of all items. `extra_tokens`: mean beyond the model's own answer, prompts
+included, cached or not; the ratios are of all tokens to those of that answer. `ms_p50`: single requests
+through the gateway. The policies are those that ship (`modint_guard.mitigation.fitted`), their limits on
+tokens and time lifted; only `constant_bias` has constants for each model. TinyWorld's answers are short
+and adapters are served: `rerank` never applies."""
+GOAL_NOTES = """\
+Of the policy `ladder` on the base model. `gap_closed` is of all items of the settings; intervals: 95 %,
+bootstrap of whole sources. Clean and needed: accuracy less that of greedy decoding, on the same items.
+Tokens: means of `mitigation_tokens.json`, weighed by requests; `computed` leaves out what the engine took
+from its cache. Against controls: accuracy less theirs on all lying settings, p by McNemar's exact test."""
+SMALLEST_GAP = 0.02  # below this interfered and clean accuracy are too near for a share of their distance
+DRIVEN = {"text-driven": "image-heavy", "image-driven": "text-heavy"}
+CLOSED, CLEAN_LOSS, NEEDED_LOSS, UNFLAGGED, FLAGGED = 0.8, -0.005, -0.01, 1.5, 3.0  # the goals
+RESAMPLES = 2000
+SHOWN = ("model", "policy", "accuracy", "clean_accuracy", "gap_closed", "changed_right_to_wrong", "abstained")
+Found = Mapping[str, Sequence[Asked]]  # answers by setting
+
+
+def table_rows(
+    model: str, setting: Setting, found: Found, ms: Mapping[str, float | None]
+) -> Iterator[dict[str, Any]]:
+    """One row a policy, with the same policy on the clean twins beside it."""
+    own, twins = found[setting.name], found[setting.clean.name]
+    flags = [one.flagged for one in own]
+    greedy = [one.served["greedy"] for one in own]
+    before, ceiling = _share(greedy, "right"), _share([t.served["greedy"] for t in twins], "right")
+    gap = ceiling - before
+    for policy in own[0].served:
+        here = [one.served[policy] for one in own]
+        yield {
+            "model": model,
+            "policy": policy,
+            "setting": setting.name,
+            "held_out": setting.held_out,
+            "n": len(here),
+            "accuracy": _share(here, "right"),
+            "clean_accuracy": _share([twin.served[policy] for twin in twins], "right"),
+            "gap_closed": (_share(here, "right") - before) / gap if gap >= SMALLEST_GAP else None,
+            "changed_right_to_wrong": sum(
+                was.right and not now.right and not now.abstained
+                for was, now in zip(greedy, here, strict=True)
+            )
+            / len(here),
+            "abstained": _share(here, "abstained"),
+            "flagged": sum(flags) / len(flags),
+            "extra_tokens": statistics.fmean(one.tokens - one.main_tokens for one in here),
+            "ratio_flagged": _ratio([one for one, flag in zip(here, flags, strict=True) if flag]),
+            "ratio_unflagged": _ratio([one for one, flag in zip(here, flags, strict=True) if not flag]),
+            "ms_p50": ms.get(policy),
+        }
+
+
+def _share(outcomes: Sequence[Outcome], what: str) -> float:
+    return sum(bool(getattr(one, what)) for one in outcomes) / len(outcomes)
+
+
+def _ratio(outcomes: Sequence[Outcome]) -> float | None:
+    main = sum(one.main_tokens for one in outcomes)
+    return sum(one.tokens for one in outcomes) / main if main else None
+
+
+# -- goals -----------------------------------------------------------------------------------------
+
+
+def goal_rows(found: Found, tokens: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """A row a goal, with what was reached. `found` and `tokens` are the base model's."""
+    rows = [_gap_row(driven, held_out, found, seed) for driven in DRIVEN for held_out in ("no", "wording")]
+    clean = [each for each in SETTINGS if each.kind == "clean" or each.name == "vqa/clean"]
+    rows.append(_loss_row("clean accuracy", "ladder − greedy", clean, found, CLEAN_LOSS, seed))
+    for said, auto in (("the client says both", False), ("nobody says", True)):
+        needed = [each for each in SETTINGS if each.kind == "needed" and (each.named == AUTO) == auto]
+        rows.append(_loss_row(f"needed input, {said}", "ladder − greedy", needed, found, NEEDED_LOSS, seed))
+    rows += _token_goals(tokens)
+    rows += [_control_row(driven, control, found, seed) for driven in DRIVEN for control in CONTROLS]
+    return rows
+
+
+def _lying(driven: str, held_out: str) -> list[Setting]:
+    return [
+        each
+        for each in SETTINGS
+        if each.kind == "lying" and each.family == DRIVEN[driven] and each.held_out == held_out
+    ]
+
+
+def _gap_row(driven: str, held_out: str, found: Found, seed: int) -> dict[str, Any]:
+    settings = _lying(driven, held_out)
+    own = [one for each in settings for one in found[each.name]]
+    twins = [one for each in settings for one in found[each.clean.name]]
+    after = [one.served["ladder"].right for one in own]
+    before = [one.served["greedy"].right for one in own]
+    ceiling = [one.served["greedy"].right for one in twins]
+    closed = _closed(before, after, ceiling)
+    low, high = closed_interval(before, after, ceiling, [one.item.source for one in own], seed)
+    said = "nothing held out" if held_out == "no" else "held-out wording"
+    return _goal(f"gap closed, {driven}, {said}", "gap_closed", len(own), closed, low, high, CLOSED)
+
+
+def _closed(before: Sequence[bool], after: Sequence[bool], ceiling: Sequence[bool]) -> float | None:
+    gap = sum(ceiling) - sum(before)
+    return (sum(after) - sum(before)) / gap if gap >= SMALLEST_GAP * len(before) else None
+
+
+def closed_interval(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    ceiling: Sequence[bool],
+    sources: Sequence[str],
+    seed: int,
+) -> tuple[float | None, float | None]:
+    """95 % interval of the share of the gap that is closed: items resampled by their sources."""
+    names = {name: index for index, name in enumerate(dict.fromkeys(sources))}
+    sums = np.zeros((len(names), 2))  # of each source: what was gained, and what there was to gain
+    for b, a, c, source in zip(before, after, ceiling, sources, strict=True):
+        sums[names[source]] += (int(a) - int(b), int(c) - int(b))
+    drawn = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
+    gained, gap = np.moveaxis(sums[drawn].sum(axis=1), -1, 0)  # (RESAMPLES,) each
+    if not (gap > 0).any():
+        return None, None
+    return percentile_interval(np.where(gap > 0, gained / np.where(gap > 0, gap, 1), np.nan))
+
+
+def _loss_row(
+    goal: str, what: str, settings: Sequence[Setting], found: Found, bar: float, seed: int
+) -> dict[str, Any]:
+    own = [one for each in settings for one in found[each.name]]
+    before = [float(one.served["greedy"].right) for one in own]
+    after = [float(one.served["ladder"].right) for one in own]
+    value = statistics.fmean(after) - statistics.fmean(before)
+    low, high = paired_interval(before, after, [one.item.source for one in own], seed=seed)
+    return _goal(goal, what, len(own), value, low, high, bar)
+
+
+def _token_goals(tokens: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for flagged, most in ((False, UNFLAGGED), (True, FLAGGED)):
+        for prompt, key in product(("short", "padded"), ("ratio", "computed")):
+            group = [
+                row
+                for row in tokens
+                if row["policy"] == "ladder" and row["prompt"] == prompt and row["flagged"] == flagged
+            ]
+            n = sum(row["n"] for row in group)
+            main = sum(row["n"] * row["main_tokens"] for row in group)
+            value = sum(row["n"] * row["main_tokens"] * row[key] for row in group) / main if n else None
+            said = "flagged" if flagged else "unflagged"
+            what = "tokens" if key == "ratio" else "computed tokens"
+            yield _goal(f"{what}, {said}, {prompt} prompts", key, n, value, None, None, most, at_most=True)
+
+
+def _control_row(driven: str, control: str, found: Found, seed: int) -> dict[str, Any]:
+    settings = [*_lying(driven, "no"), *_lying(driven, "wording")]
+    own = [one for each in settings for one in found[each.name]]
+    ours = [one.served["ladder"].right for one in own]
+    theirs = [one.served[control].right for one in own]
+    value = statistics.fmean(ours) - statistics.fmean(theirs)
+    low, high = paired_interval(
+        list(map(float, theirs)), list(map(float, ours)), [one.item.source for one in own], seed=seed
+    )
+    row = _goal(f"against {control}, {driven}", f"ladder − {control}", len(own), value, low, high, None)
+    return {**row, "p": mcnemar(ours, theirs).p}
+
+
+def _goal(
+    goal: str,
+    what: str,
+    n: int,
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    bar: float | None,
+    *,
+    at_most: bool = False,
+) -> dict[str, Any]:
+    met = None if value is None or bar is None else value <= bar if at_most else value >= bar
+    return {
+        "goal": goal,
+        "measure": what,
+        "n": n,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "bar": bar,
+        "verdict": "not measured" if value is None else "–" if met is None else "met" if met else "missed",
+        "p": None,
+    }
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of each policy's means over the settings with a gap, most cost and time beside them."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["gap_closed"] is not None:
+            groups.setdefault((row["model"], row["policy"]), []).append(row)
+    means = [
+        {
+            "model": model,
+            "policy": policy,
+            **{key: _mean(group, key) for key in (*SHOWN[2:], "extra_tokens", "ms_p50")},
+        }
+        for (model, policy), group in groups.items()
+    ]
+    return table(means) if means else "No setting has a gap.\n"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return statistics.fmean(values) if values else None
+
+
+def operators(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each policy does to the base model's answers by what the other input is: the operator's table."""
+    kinds = {each.name: each.kind for each in SETTINGS if each.named != AUTO}
+    own = [row for row in rows if row["model"] == BASE and row["setting"] in kinds]
+
+    def of(policy: str, *wanted: str) -> list[Mapping[str, Any]]:
+        return [row for row in own if row["policy"] == policy and kinds[row["setting"]] in wanted]
+
+    def weighed(group: Sequence[Mapping[str, Any]], key: str) -> float:
+        return sum(row[key] * row["n"] for row in group) / sum(row["n"] for row in group)
+
+    greedy = {kind: weighed(of("greedy", kind), "accuracy") for kind in ("clean", "needed")}
+    found = []
+    for policy in dict.fromkeys(row["policy"] for row in own):
+        every = of(policy, *dict.fromkeys(kinds.values()))
+        found.append(
+            {
+                "policy": policy,
+                "right where the other input lies": weighed(of(policy, "lying"), "accuracy"),
+                "clean, less greedy": weighed(of(policy, "clean"), "accuracy") - greedy["clean"],
+                "needed, less greedy": weighed(of(policy, "needed"), "accuracy") - greedy["needed"],
+                "right made wrong": weighed(every, "changed_right_to_wrong"),
+                "no answer": weighed(every, "abstained"),
+                "more tokens a request": weighed(every, "extra_tokens"),
+                "ms": _mean(every, "ms_p50"),
+            }
+        )
+    return table(found)
+
+
+def rewritten(page: str, made: Mapping[str, str]) -> str:
+    """The page with each named block made anew: see `results.rewritten`."""
+    return results.rewritten(page, made, "make bench-mitigation")

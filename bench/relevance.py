@@ -1,0 +1,95 @@
+"""`python -m bench relevance`: what the lexical rules, and the model itself, say ought to decide.
+
+On the three families, without a word of the client. The model is asked locally, with transformers: no engine
+is needed.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from modint_guard.chat.relevance import SELF_ASK, decide
+from modint_guard.chat.reply import reply_of
+from modint_guard.chat.request import parse, with_question_after
+from modint_guard.config import GuardConfig
+from modint_guard.data.item import FAMILIES, RELEVANT, Family
+from modint_guard.evaluation.results import write_results
+from modint_guard.evaluation.runner import request_for
+from modint_guard.judging.relevance import by_self_ask
+from modint_guard.models import BASE
+from modint_guard.probing.views import asked_briefly
+from modint_guard.types import JSON, Complete, Relevant
+from modint_training.models.loading import local_model
+from modint_training.tinyworld import suite
+
+PARTS = tuple(product(FAMILIES, (False, True)))  # each in trained and in held-out wordings
+BESIDE = {"image-heavy": "true_description", "text-heavy": "agreeing_image", "vqa": "clean"}
+NOTES = f"""\
+Questions of the test split as a client sends them, with a caption or a picture beside them and without a
+word on what ought to decide; shares of what each source says. `needs` is what the family is made to need;
+many `vqa` questions name the picture alone ("the shape that is red"). With `unknown` the report speaks of
+influence only. `self_ask` is {BASE} asked "{SELF_ASK}", with
+transformers: yes is read as the image, no as the text, and it can say nothing else, so that a question that
+needs both is read as one of the image. The gateway asks it (`MODINT_SELF_ASK=auto`) only where the rules say
+unknown."""
+
+
+def measure_relevance(output: Path, *, count: int, seed: int) -> None:
+    """Write the table."""
+    found = list(rows(count, seed))
+    found += asyncio.run(self_ask_rows(local_model(BASE), count, seed))
+    write_results(
+        output,
+        command=f"python -m bench relevance --count {count} --seed {seed}",
+        seeds=[seed],
+        rows=found,
+        title="Which modality ought to decide, where nobody says",
+        notes=NOTES,
+    )
+
+
+def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """A row a family, in trained and in held-out wordings: the lexical rules."""
+    for family, held_out in PARTS:
+        asked = bodies(family, count, seed, held_out=held_out)
+        yield _row("rules", family, held_out, [decide(parse(body))[0] for body in asked])
+
+
+async def self_ask_rows(complete: Complete, count: int, seed: int) -> list[dict[str, Any]]:
+    """The same rows of what the model itself says."""
+    found, config = [], GuardConfig()
+    with tqdm(total=len(PARTS) * count, unit="question") as bar:
+
+        async def said(body: JSON) -> Relevant:
+            asked = asked_briefly(with_question_after(parse(body), SELF_ASK), 1, config.top_logprobs)
+            reply = reply_of(await complete(asked))
+            bar.update()
+            return by_self_ask(reply, config.self_ask_confident)
+
+        for family, held_out in PARTS:
+            each = [await said(body) for body in bodies(family, count, seed, held_out=held_out)]
+            found.append(_row("self_ask", family, held_out, each))
+    return found
+
+
+def bodies(family: Family, count: int, seed: int, *, held_out: bool) -> Iterator[JSON]:
+    """The requests of a family."""
+    for item in suite.items(family, "test", count, seed=seed, held_out=held_out):
+        yield request_for(suite.perturbed(item, BESIDE[family], seed=seed), "any")
+
+
+def _row(source: str, family: Family, held_out: bool, said: list[Relevant]) -> dict[str, Any]:
+    seen = Counter(said)
+    return {
+        "source": source,
+        "family": family,
+        "held_out": "wording" if held_out else "no",
+        "n": len(said),
+        "needs": RELEVANT[family],
+        **{name: seen[name] / len(said) for name in Relevant},
+    }

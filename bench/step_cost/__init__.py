@@ -1,0 +1,1 @@
+"""What a training step costs, part by part, against plain fine-tuning."""

@@ -1,0 +1,1 @@
+"""The Grafana dashboards and the table of metrics, as code: `python -m deploy.dashboards .` rewrites both."""

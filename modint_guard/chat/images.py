@@ -1,0 +1,158 @@
+"""Images of a request: strict reading of data URLs, and the neutral image that stands in for one.
+
+An image is refused by its header (format, pixels) before a pixel is decoded, then decoded once so that a
+truncated file is an error here and not a surprise in the engine. Remote addresses are never fetched.
+"""
+
+from __future__ import annotations
+
+import binascii
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
+
+import pybase64
+from PIL import Image
+
+from modint_guard.errors import ConfigError, ImageError
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of a GIF only the first frame is read
+
+NEUTRAL_GREY = 128  # the mean of 0..255
+_NOT_DECODABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def decode_data_url(url: str, limits: ImageLimits | None = None) -> Image.Image:
+    """The image in a base64 data URL, wholly decoded (of a GIF the first frame). Raises ImageError."""
+    limits = limits or ImageLimits()
+    return _load(_open(io.BytesIO(_payload(url, limits)), limits))
+
+
+def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
+    """The image in a file's bytes, wholly decoded (of a GIF the first frame). Raises ImageError."""
+    limits = limits or ImageLimits()
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(limits)
+    return _load(_open(io.BytesIO(data), limits))
+
+
+def size_of(file: BinaryIO, limits: ImageLimits | None = None) -> tuple[int, int]:
+    """Width and height by a file's header, no pixel decoded. Raises ImageError."""
+    return _open(file, limits or ImageLimits()).size
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in red, green and blue, transparency laid on white as vLLM does."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool = True) -> tuple[int, int]:
+    """Size in pixels (width, height) of a usable image; `whole` decodes it too. Raises ImageError."""
+    limits = limits or ImageLimits()
+    image = _open(io.BytesIO(_payload(url, limits)), limits)
+    return _load(image).size if whole else image.size
+
+
+def png_data_url(image: Image.Image) -> str:
+    """The image as a PNG data URL, without loss."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return "data:image/png;base64," + pybase64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@lru_cache(maxsize=64)
+def neutral_image(size: tuple[int, int]) -> str:
+    """The mean-grey image of (width, height) pixels: the same string for a size, so engines cache it."""
+    return png_data_url(Image.new("L", size, NEUTRAL_GREY))
+
+
+def _payload(url: str, limits: ImageLimits) -> bytes:
+    header, comma, data = url.partition(",")
+    scheme = url[:16].split(":", 1)[0].lower()
+    if scheme != "data":
+        raise ImageError(
+            f"Images by address ({_shown(scheme)}…) are not fetched: send the image itself as a data: URL.",
+            code="remote_image_refused",
+        )
+    kind = header[5:].lower()
+    if not comma or not kind.endswith(";base64"):
+        raise ImageError("The image's data URL is not base64: send data:image/png;base64,… .")
+    if not kind.startswith("image/"):
+        raise ImageError(f"The data URL holds {_shown(kind)}, not an image: send data:image/png;base64,… .")
+    if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
+        raise _too_many_bytes(limits)
+    try:
+        return pybase64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ImageError("The image's base64 text is damaged: encode the file's bytes again.") from exc
+
+
+def _open(file: BinaryIO, limits: ImageLimits) -> Image.Image:
+    """Read the header only, and refuse by it."""
+    try:
+        image = Image.open(file, formats=IMAGE_FORMATS)
+    except _BOMB as exc:
+        raise _too_many_pixels(None, limits) from exc
+    except _NOT_DECODABLE as exc:
+        raise ImageError("The data is no PNG, JPEG, WebP or GIF image: send one of these.") from exc
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise _too_many_pixels(image.size, limits)
+    if width < 1 or height < 1:
+        raise ImageError(f"The image measures {width} x {height} pixels: send one with at least 1 x 1.")
+    return image
+
+
+def _load(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except _BOMB as exc:
+        raise ImageError(
+            "The image unpacks to far more than its header says.", code="image_too_large"
+        ) from exc
+    except _NOT_DECODABLE as exc:
+        raise ImageError("The image is truncated or damaged: it cannot be decoded to its end.") from exc
+    return image
+
+
+def _too_many_bytes(limits: ImageLimits) -> ImageError:
+    return ImageError(
+        f"The image is larger than {limits.max_bytes} bytes: send a smaller one.",
+        code="image_too_large",
+        status=413,
+    )
+
+
+def _too_many_pixels(size: tuple[int, int] | None, limits: ImageLimits) -> ImageError:
+    measured = f"measures {size[0]} x {size[1]} pixels" if size else "has far too many pixels"
+    return ImageError(
+        f"The image {measured}, more than the limit of {limits.max_pixels}: scale it down.",
+        code="image_too_large",
+        status=413,
+    )
+
+
+def _shown(text: str) -> str:
+    """A bounded, printable excerpt of what a client sent."""
+    return "".join(c for c in text[:24] if c.isprintable())
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image of a request may be at most; pixels are checked from the header, before decoding."""
+
+    max_bytes: int = 20 * 1024 * 1024  # of one image, decoded from base64
+    max_pixels: int = 20_000_000  # of one image
+    max_images: int = 16  # in one request
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"image limit {name} is {getattr(self, name)}: it must be at least 1.")

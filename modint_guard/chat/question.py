@@ -1,0 +1,374 @@
+"""Split a text into question (with its options) and context.
+
+The question is the last instruction: everything that tells the model what to do, option block included. What
+is left is context: captions, passages, OCR, claims. Rules, in this order:
+ 1. an option block (`option_block`) is question;
+ 2. under the last heading "Question:" all is question up to its last sentence that asks;
+ 3. else the question is the sentence before the options, else the last sentence with a question mark, else
+    the last imperative ("Name the colour."), else a last line left open ("The colour is"), else it cannot be
+    told. Quoted questions and those under a heading such as "Passage:" count only where no other is found;
+ 4. "Look at the picture.", "Answer with one word.", "Answer:" go with the question.
+Sentences end as in English, Spanish, Greek, Arabic, Hindi, Chinese or Japanese; imperatives and headings are
+known in English, the commonest of them in some other languages.
+Texts may be long and hostile: every step is linear in the text, or looks at a bounded stretch of it.
+Where the question cannot be told from the rest, all of the text is question and there is no context.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modint_guard.chat.option_block import OptionBlock, inline_options, is_choice_list, option_block
+from modint_guard.types import Option, Piece
+
+
+@dataclass(frozen=True, slots=True)
+class TextSplit:
+    """Which characters of a text are question and which are context, in order, and the options found.
+
+    `option_texts` are the characters of each option's text where the options form a block, else empty.
+    """
+
+    question: tuple[Piece, ...]
+    context: tuple[Piece, ...]
+    options: tuple[Option, ...]
+    option_texts: tuple[Piece, ...] = ()
+
+
+_MAX_INSTRUCTION_CHARACTERS = 300
+_MAX_QUOTE_CHARACTERS = 2000
+_LOOK_BACK = 80  # characters before a full stop that can matter
+_CLOSING = "\"'”’)]»」』）】》*_"
+_ASKING = "?？؟፧\u037e⁇⁈⁉"
+_SENTENCE_END = re.compile(
+    r"(?:[.!?…][\"'”’)\]»*]*\s+(?=[\"'“‘„«(\[¿¡*]?[^\Wa-z_]|[\"'“‘„«(\[¿¡])"
+    r"|[。！？｡؟۔।॥።፧\u037e][\"'”’)\]»」』）】》。！？]*\s*)"
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:mr|mrs|ms|dr|prof|st|vs|etc|e\.g|i\.e|fig|approx|no)|\b[a-z]\.[a-z])\.\s+\Z", re.IGNORECASE
+)
+_INITIAL = re.compile(r"(?<!\S)[A-Z]\.\s+\Z")
+_QUESTION_WORD = re.compile(
+    r"(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|will|would|should|has|have)\b",
+    re.IGNORECASE,
+)
+_IMPERATIVE = re.compile(
+    r"(?:please[\s,]+)?(?:name|describe|tell|state|count|list|identify|explain|say|give|choose|select|pick|find|compute|"
+    r"calculate|determine|read|write|summari[sz]e|translate|classify|transcribe|estimate|guess|complete|fill|show|add|"
+    r"subtract|solve|report|provide|compare|decide|answer)\b(?!\s*:)",
+    re.IGNORECASE,
+)
+_IMAGE_NOUN = (
+    r"(?:image|picture|photo|photograph|drawing|figure|diagram|chart|screenshot|illustration|scene)s?"
+)
+_LOOK = re.compile(
+    rf"(?:please\s+)?(?:look(?:ing)?\s+at|consider|examine|study|inspect|see|use|refer\s+to|view|based\s+on)\s+"
+    rf"(?:only\s+)?(?:the|this|these|that|each|both)\s+(?:\w+\s+)?{_IMAGE_NOUN}\b[^:]*[.!:,]?\Z",
+    re.IGNORECASE,
+)
+_ANSWER_HOW = re.compile(
+    r"(?:please[\s,]+)?(?:answer|reply|respond|choose|select|pick|give|provide|return|output|write|state|use|be|"
+    r"do\s+not|don't|only|think|explain)\b(?=[^:]*\b(?:words?|letters?|numbers?|digits?|sentences?|options?|choices?|"
+    r"one\s+of|yes\s+or\s+no|only|briefly|short|single|concise|json|format|step\s+by\s+step|following|question)\b)"
+    r"[^:]*[.!:]?\Z",
+    re.IGNORECASE,
+)
+_ANSWER_AMONG = re.compile(
+    r"(?:(?:answer\s+)?(?:options|choices|candidates)(?:\s+are)?\s*:|"
+    r"(?:please[\s,]+)?(?:answer|reply|respond|choose|select|pick)\b[^:]*\b(?:words?|letters?|numbers?|one(?:\s+of)?|from|"
+    r"among|between|options?|choices?)\b[^:]*:)",
+    re.IGNORECASE,
+)
+_ANSWER_HOW_ELSEWHERE = re.compile(
+    r"(?:por\s+favor[\s,]+)?(?:responde|responda|contesta|conteste|elige|elija|escoge|escolha)\b|"
+    r"(?:réponds|répondez|choisis|choisissez|rispondi|scegli|(?:bitte\s+)?(?:antworte|antworten|wähle|wählen))\b|"
+    r"(?:ответь|ответьте|выбери|выберите)\b|(?:أجب|اختر)\b|"
+    r"(?:请[^。]{0,20}|只?(?:用|从|以)[^。]{0,15})(?:回答|作答|选择)|[^。]{0,20}(?:答えて|選んで)(?:ください|下さい)",
+    re.IGNORECASE,
+)
+_MARKS = r"[#*_>\[<(\s]{0,8}"  # of Markdown or a tag, before a heading
+_COLON = r"[*_\]>)\s]{0,8}(?:[:：]|(?<=[\]>]))[*_]{0,4}(?:(?=\s|\Z)|(?<=[：\]>]))"
+_QUESTION_WORDS = (
+    r"(?:question|q|task|instruction|instructions|query|pregunta|frage|domanda|pergunta|вопрос|سؤال|السؤال|问题|"
+    r"問題|質問|प्रश्न)"
+)
+_CONTEXT_WORDS = (
+    r"(?:(?:\w{1,20}\s{1,4})?(?:context|passage|caption|facts?|document|background|article|paragraph|notes?|ocr|text|"
+    r"description|knowledge|references?|evidence|story|information|hints?|excerpt|transcript)(?:\s{1,4}text)?(?:\s{1,4}\d{1,4})?|"
+    r"contexto|pasaje|texto|kontext|contexte|texte|контекст|текст|السياق|النص|上下文|背景|说明|文本|文脈|本文)"
+)
+_QUESTION_HEADER = re.compile(rf"{_MARKS}{_QUESTION_WORDS}(?:\s{{1,4}}\d{{1,4}})?{_COLON}", re.IGNORECASE)
+_CONTEXT_HEADER = re.compile(rf"{_MARKS}{_CONTEXT_WORDS}{_COLON}", re.IGNORECASE)
+_ANSWER_HEADER = re.compile(
+    rf"{_MARKS}(?:(?:your\s+|the\s+)?(?:final\s+)?answer|a|response|reply|respuesta|antwort|réponse|risposta|resposta|"
+    rf"ответ|الإجابة|الجواب|答案|回答|答え){_COLON}\Z",
+    re.IGNORECASE,
+)
+_QUOTES = re.compile(
+    "|".join(
+        f"{opening}[^{opening}{closing}]{{1,{_MAX_QUOTE_CHARACTERS}}}{closing}"
+        for opening, closing in ("“”", "«»", "「」", "『』", "„“", "《》")
+    )
+    + f'|"[^"\n]{{1,{_MAX_QUOTE_CHARACTERS}}}"'
+)
+_CLOSING_TAG = re.compile(r"</\w{1,20}>\Z")
+_LATIN = re.compile(r"[A-Za-z]{3}")
+_GREEK = re.compile(r"[\u0370-\u03ff]")
+
+
+def split_text(text: str) -> TextSplit:
+    """Question, context and options of one string; without a recognisable question all of it is question."""
+    block = options_in(text)
+    units = _units(text, block)
+    asked = _question_unit(text, units, block)
+    if asked is None:
+        whole = _trimmed(text, 0, len(text))
+        return _found(text, (whole,) if whole else (), (), block)
+    chain = range(_first_of_chain(text, units, asked), asked + 1)
+    kept = [index in chain or _is_kept(text, units, index, asked, block) for index in range(len(units))]
+    return _found(text, _merged(units, kept, wanted=True), _merged(units, kept, wanted=False), block)
+
+
+def asks(text: str) -> bool:
+    """Whether a text holds a question of its own: a question mark, a command or options, not quoted and not
+    under a heading of a passage.
+    """
+    block = options_in(text)
+    units = _units(text, block)
+    passages, quotes = _passages(text, units), _quotes(text)
+    return block is not None or any(
+        _asks(text[slice(*unit)]) or _commands(text[slice(*unit)])
+        for index, unit in enumerate(units)
+        if index not in passages and not _is_quoted(text, unit, quotes)
+    )
+
+
+def is_latin(text: str) -> bool:
+    """Whether a text is in Latin letters, so that a sentence without a question mark is known to state."""
+    return bool(_LATIN.search(text))
+
+
+def says_how(text: str) -> bool:
+    """Whether a text holds nothing but how to answer: "Answer with one word.", "Answer:"."""
+    units = [text[a:b] for a, b in _units(text, None)]
+    return bool(units) and all(_is_instruction(unit) or _ANSWER_HEADER.match(unit) for unit in units)
+
+
+def states(text: str) -> bool:
+    """Whether a text, as far as its language is known, only states: sentences that end in a full stop, or
+    passages under a heading, and neither question nor command among them.
+    """
+    units = _units(text, None)
+    passages, quotes = _passages(text, units), _quotes(text)
+    return (
+        is_latin(text)
+        and options_in(text) is None
+        and all(
+            index in passages or _is_quoted(text, unit, quotes) or _states(text[slice(*unit)])
+            for index, unit in enumerate(units)
+        )
+    )
+
+
+def sentences_in(text: str) -> list[Piece]:
+    """Sentences and lines of a text, in order."""
+    return _sentences(text, 0, len(text))
+
+
+def passages_in(text: str) -> list[Piece]:
+    """The sentences that stand under a heading such as "Context:", heading included, in order."""
+    units = sentences_in(text)
+    inside = _passages(text, units)
+    return [unit for index, unit in enumerate(units) if index in inside]
+
+
+def _found(
+    text: str, question: tuple[Piece, ...], context: tuple[Piece, ...], block: OptionBlock | None
+) -> TextSplit:
+    if block is not None:
+        return TextSplit(question, context, block.options, block.texts)
+    return TextSplit(question, context, inline_options("\n".join(text[a:b] for a, b in question)))
+
+
+def _units(text: str, block: OptionBlock | None) -> list[Piece]:
+    """Sentences and lines in order; the option block is one unit."""
+    if block is None:
+        return _sentences(text, 0, len(text))
+    return [
+        *_sentences(text, 0, block.start),
+        (block.start, block.end),
+        *_sentences(text, block.end, len(text)),
+    ]
+
+
+def _sentences(text: str, start: int, end: int) -> list[Piece]:
+    found: list[Piece] = []
+    for line in re.finditer(r"[^\n]+", text[start:end]):
+        found.extend(_sentences_of_line(text, start + line.start(), start + line.end()))
+    return found
+
+
+def _sentences_of_line(text: str, start: int, end: int) -> list[Piece]:
+    cuts = [start]
+    for match in _SENTENCE_END.finditer(text, start, end):
+        before = text[max(cuts[-1], match.end() - _LOOK_BACK) : match.end()]
+        initial = _INITIAL.search(before) and not _QUESTION_WORD.match(text, match.end())
+        if not _ABBREVIATION.search(before) and not initial:
+            cuts.append(match.end())
+    pieces = (_trimmed(text, a, b) for a, b in zip(cuts, [*cuts[1:], end], strict=True))
+    return [piece for piece in pieces if piece]
+
+
+def _trimmed(text: str, start: int, end: int) -> Piece | None:
+    part = text[start:end]
+    if not part.strip():
+        return None
+    return start + len(part) - len(part.lstrip()), start + len(part.rstrip())
+
+
+def _question_unit(text: str, units: list[Piece], block: OptionBlock | None) -> int | None:
+    """Index of the unit that asks, or None if none can be told from the others."""
+    said = [text[a:b] for a, b in units]
+    at = next((i for i, (start, _) in enumerate(units) if block and start == block.start), None)
+    headed = _under_last_heading(said)
+    if headed is None and at is not None:
+        before = at - 1
+        while before > 0 and _is_instruction(said[before]) and not _asks(said[before]):
+            before -= 1
+        if before >= 0 and not said[before].endswith((".", "!", "。")):
+            return before
+    everywhere = [i for i in range(len(units)) if i != at]
+    if headed is not None:
+        everywhere = [i for i in headed if i != at]
+    passages, quotes = _passages(text, units), _quotes(text)
+    plain = [i for i in everywhere if i not in passages and not _is_quoted(text, units[i], quotes)]
+    for candidates in (plain, everywhere):
+        if (found := _last_that_asks(said, candidates, everywhere)) is not None:
+            return found
+    if headed is not None:
+        return everywhere[-1] if everywhere else None
+    return None if at is None else max(at - 1, 0)
+
+
+def _last_that_asks(said: list[str], candidates: list[int], everywhere: list[int]) -> int | None:
+    """The last unit that ends in a question mark, else the last command, else an open line at the end."""
+    tests: tuple[Callable[[str], bool], ...] = (_asks, _commands)
+    for test in tests:
+        if hits := [i for i in candidates if test(said[i])]:
+            return hits[-1]
+    last = everywhere[-1] if everywhere else None
+    return last if last is not None and last in candidates and _is_open(said[last]) else None
+
+
+def _under_last_heading(said: list[str]) -> range | None:
+    """The units from the last "Question:" to the next heading of a passage; None without such a heading."""
+    starts = [i for i, unit in enumerate(said) if _QUESTION_HEADER.match(unit)]
+    if not starts:
+        return None
+    first = starts[-1]
+    after = (i for i in range(first + 1, len(said)) if _CONTEXT_HEADER.match(said[i]))
+    return range(first, next(after, len(said)))
+
+
+def _passages(text: str, units: list[Piece]) -> set[int]:
+    """Units under a heading of a passage: to the end of its line, or, where the heading stands alone, to the
+    next blank line or heading.
+    """
+    found: set[int] = set()
+    inside, alone = False, False
+    for index, (start, end) in enumerate(units):
+        gap = text[units[index - 1][1] : start] if index else ""
+        if gap.count("\n") > (1 if alone else 0) or _QUESTION_HEADER.match(text, start, end):
+            inside = False
+        if heading := _CONTEXT_HEADER.match(text, start, end):
+            inside, alone = True, heading.end() == end
+        if inside:
+            found.add(index)
+    return found
+
+
+def _quotes(text: str) -> list[Piece]:
+    """What stands between quotation marks, in order."""
+    return [(found.start() + 1, found.end() - 1) for found in _QUOTES.finditer(text)]
+
+
+def _is_quoted(text: str, unit: Piece, quotes: list[Piece]) -> bool:
+    """Whether a unit ends inside a quotation."""
+    last = unit[0] + len(text[slice(*unit)].rstrip(_CLOSING)) - 1
+    before = bisect_right(quotes, (last, len(text))) - 1
+    return before >= 0 and quotes[before][0] <= last < quotes[before][1]
+
+
+def _asks(sentence: str) -> bool:
+    end = _CLOSING_TAG.sub("", sentence).rstrip(_CLOSING).rstrip("!！").rstrip(_CLOSING)
+    return end.endswith(tuple(_ASKING)) or (end.endswith(";") and bool(_GREEK.search(end)))
+
+
+def _commands(sentence: str) -> bool:
+    return bool(_IMPERATIVE.match(sentence))
+
+
+def options_in(question: str) -> OptionBlock | None:
+    """The block of options that a question lists, whatever its style; None where it lists none."""
+    return option_block(question, _announces)
+
+
+def _announces(line: str) -> bool:
+    """Whether the last sentence of a line asks or commands."""
+    said = [line[a:b] for a, b in _sentences(line, 0, len(line))]
+    return bool(said) and (_asks(said[-1]) or _commands(said[-1]))
+
+
+def _states(sentence: str) -> bool:
+    return sentence.rstrip(_CLOSING).endswith((".", "!")) and not _asks(sentence) and not _commands(sentence)
+
+
+def _is_open(sentence: str) -> bool:
+    """A line left for the model to go on with."""
+    return not sentence.endswith((".", "!", "。", "！", "।", "۔", "…")) and not _asks(sentence)
+
+
+def _is_instruction(sentence: str) -> bool:
+    return len(sentence) <= _MAX_INSTRUCTION_CHARACTERS and any(
+        pattern.match(sentence) for pattern in (_LOOK, _ANSWER_HOW, _ANSWER_AMONG, _ANSWER_HOW_ELSEWHERE)
+    )
+
+
+def _first_of_chain(text: str, units: list[Piece], asked: int) -> int:
+    """Where the unbroken row of questions on the asking unit's line begins, or the question's heading."""
+    headed = _under_last_heading([text[a:b] for a, b in units])
+    if headed is not None and asked in headed:
+        return headed.start
+    first = asked
+    while first > 0 and _asks(text[slice(*units[first - 1])]):
+        if "\n" in text[units[first - 1][1] : units[first][0]]:
+            break
+        first -= 1
+    return first
+
+
+def _is_kept(text: str, units: list[Piece], index: int, asked: int, block: OptionBlock | None) -> bool:
+    """Whether a unit belongs to the question."""
+    start, end = units[index]
+    if block and start == block.start:
+        return True
+    sentence = text[start:end]
+    if index > asked and (_ANSWER_HEADER.match(sentence) or is_choice_list(sentence)):
+        return True
+    return _is_instruction(sentence)
+
+
+def _merged(units: list[Piece], kept: list[bool], *, wanted: bool) -> tuple[Piece, ...]:
+    """Neighbouring units of the wanted kind as one piece each."""
+    pieces: list[Piece] = []
+    for index, (start, end) in enumerate(units):
+        if kept[index] is not wanted:
+            continue
+        if pieces and index and kept[index - 1] is wanted:
+            pieces[-1] = (pieces[-1][0], end)
+        else:
+            pieces.append((start, end))
+    return tuple(pieces)

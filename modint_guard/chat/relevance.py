@@ -1,0 +1,112 @@
+"""Which modality ought to decide the answer.
+
+What the request or its header says; else the first configured rule that fits (`relevance_rules`); else
+lexical rules on the question; else, where it is switched on, the model itself is asked, for one word
+(`SELF_ASK`); else nobody knows.
+
+The lexical rules are general English and look at the question alone, never at the context (a caption that
+says "the picture shows" is no reason to look at the picture):
+  image  the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what is
+         written in it;
+  text   the question names the text ("according to the passage", "in the note"), or is arithmetic or a
+         comparison of numbers it states itself;
+  both   it does both;
+  weaker signs of the image ("what colour is", "how many … are there", "what is this") count only where no
+  context competes, or where the context itself talks about the picture, as a caption does;
+  unknown otherwise: the report then speaks of influence, not of interference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from modint_guard.chat.relevance_rules import RelevanceRule, by_configured
+from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
+
+SELF_ASK = "Does answering need the picture?"
+
+_PICTURE = (
+    r"(?:images?|pictures?|photos?|photographs?|drawings?|paintings?|figures?|diagrams?|charts?|plots?|screenshots?|"
+    r"illustrations?|sketch(?:es)?|scenes?)"
+)
+_WRITTEN = (
+    r"(?:texts?|passages?|notes?|sentences?|paragraphs?|stor(?:y|ies)|articles?|documents?|descriptions?|captions?|"
+    r"statements?|contexts?|facts|lines?|letter|report|summary|list|table of facts)"
+)
+_NUMBER = (
+    r"(?:-?\d+(?:\.\d+)?|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
+    r"sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand)"
+)
+_MORE = (
+    r"(?:larger|largest|bigger|biggest|greater|greatest|smaller|smallest|lower|lowest|higher|highest|less|least|more|"
+    r"most)"
+)
+_MAX_CHARACTERS = 1000
+_THE = r"(?:the|this|that|these|those|your|each|every|which)"
+
+
+def _rule(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{p})" for p in patterns), re.IGNORECASE)
+
+
+_READ_FROM_PICTURE = _rule(
+    rf"\b(?:words?|writing|{_WRITTEN}|letters?|numbers?|digits?|sign)\s+(?:(?:that\s+)?(?:is|are|was|were)\s+)?"
+    rf"(?:written\s+|shown\s+|printed\s+|visible\s+)?(?:in|on)\s+{_THE}\s+{_PICTURE}\b"
+)
+_IMAGE = _rule(
+    rf"\b(?:{_THE}|an?|in|first|second|attached|above|below|given)\s+(?:\w+\s+)?{_PICTURE}\b",
+    r"\b(?:is|are|was|were|be|being|thing|one|object|what|which)\s+(?:\w+\s+)?(?:shown|depicted|displayed|pictured|drawn|visible|"
+    r"portrayed|photographed)\b",
+    r"\b(?:shown|depicted|displayed|pictured|drawn|visible)\s+(?:here|above|below)\b",
+    rf"\b{_THE}\s+(?:\w+\s+){{1,3}}(?:shown|depicted|displayed|pictured|drawn)\b",
+    r"\b(?:can|do|did|could)\s+you\s+see\b",
+    r"\blook(?:ing)?\s+at\b",
+)
+_TEXT = _rule(
+    rf"\baccording\s+to\s+(?:{_THE}\s+)?(?:\w+\s+)?{_WRITTEN}\b",
+    rf"\b(?:in|from|by|of|on|with|using|based\s+on|given|read|reading|does|do|did)\s+{_THE}\s+(?:\w+\s+)?{_WRITTEN}\b",
+    rf"\b(?:match(?:es)?|agrees?\s+with|fits?|contradicts?|supports?)\s+{_THE}\s+{_WRITTEN}\b",
+    rf"\b{_THE}\s+{_WRITTEN}\s+(?:say|says|said|state|states|mention|mentions|tell|tells|above|below)\b",
+    rf"\b(?:mentioned|stated|said|told|written)\s+(?:above|below|in\s+{_THE}\s+{_WRITTEN})\b",
+    rf"\b{_NUMBER}\s*(?:[+*/×÷]|[-−](?=\s)|plus|minus|times|divided\s+by|multiplied\s+by|modulo)\s*{_NUMBER}\b",
+    rf"\b(?:plus|minus|times|divided\s+by|multiplied\s+by|add(?:ed)?(?:\s+to)?|subtract(?:ed)?(?:\s+from)?)\s+{_NUMBER}\b",
+    rf"\b(?:sum|difference|product|quotient|average|mean|total)\s+(?:of|between)\s+{_NUMBER}\b",
+    rf"\b{_MORE}\b.{{0,120}}?\b{_NUMBER}\b.{{0,40}}?\b{_NUMBER}\b",
+    rf"\b{_NUMBER}\b.{{0,40}}?\b{_NUMBER}\b.{{0,120}}?\b{_MORE}\b",
+    rf"\b(?:add|subtract|multiply|divide)\s+{_NUMBER}\b",
+)
+_WEAK_IMAGE = _rule(
+    r"\b(?:what|which)\s+(?:colou?r|shape|kind\s+of\s+\w+)\s+(?:is|are|does|do)\b",
+    r"\bcolou?r\s+of\b",
+    r"\bhow\s+many\b.{0,120}\b(?:are\s+there|can\s+be\s+seen|do\s+you\s+count)\b",
+    r"\b(?:what|which|who)\b[^?]{0,120}\b(?:is|are)\s+(?:this|these|that|those)\b",
+    r"\b(?:wearing|holding|standing|sitting)\b",
+    r"\bdescribe\s+(?:what|this|it)\b",
+)
+
+
+def decide(
+    chat: Chat, options: ModintOptions | None = None, rules: Iterable[RelevanceRule] = ()
+) -> tuple[Relevant, RelevantSource]:
+    """Which modality ought to decide, and who said so ("none": nobody could)."""
+    options = options or ModintOptions()
+    if options.relevant is not None:
+        return options.relevant, options.relevant_source or "request"
+    if (configured := by_configured(rules, str(chat.body.get("model") or ""), chat.question)) is not None:
+        return configured, "route"
+    ruled = by_rules(chat.question, chat.context)
+    return ruled, "none" if ruled is Relevant.UNKNOWN else "rules"
+
+
+def by_rules(question: str, context: str | None) -> Relevant:
+    """The lexical rules alone."""
+    if len(question) > 2 * _MAX_CHARACTERS:  # an instruction stands at either end
+        question = f"{question[:_MAX_CHARACTERS]} {question[-_MAX_CHARACTERS:]}"
+    stripped, read_from_picture = _READ_FROM_PICTURE.subn("", question)
+    image = bool(read_from_picture or _IMAGE.search(stripped))
+    text = bool(_TEXT.search(stripped))
+    if image or text:
+        return Relevant.BOTH if image and text else Relevant.IMAGE if image else Relevant.TEXT
+    alone = context is None or bool(re.search(rf"\b{_PICTURE}\b", context, re.IGNORECASE))
+    return Relevant.IMAGE if alone and _WEAK_IMAGE.search(question) else Relevant.UNKNOWN

@@ -1,0 +1,63 @@
+"""What a system prompt states: the parts of it that are context, not instruction.
+
+A system prompt is kept as it is but for
+ 1. what stands between tags such as <context>…</context> or <facts>…</facts>;
+ 2. what stands under a heading such as "Context:" or "Facts:", to the end of the line, or, where the heading
+    stands alone, to the next blank line or heading;
+ 3. a sentence that says what the picture shows ("The picture shows a cat.", "Image caption: a cat.").
+Anything else may be part of the model's role, and a role is never taken away, nor an order under a heading.
+"""
+
+from __future__ import annotations
+
+import re
+
+from modint_guard.chat.question import passages_in, sentences_in
+from modint_guard.types import Piece
+
+_TAGS = "context|document|documents|facts|passage|caption|ocr|background|knowledge|description|notes|article"
+_TAG = re.compile(rf"<({_TAGS})>", re.IGNORECASE)
+_OF_THE_PICTURE = re.compile(
+    r"(?:(?:the|this|that|each)\s+)?(?:(?:attached|given|uploaded|user's)\s+)?"
+    r"(?:image|picture|photo|photograph|drawing|figure|screenshot|caption|scene)s?\s+"
+    r"(?:(?:clearly|probably|always|really)\s+)?(?:shows?|depicts?|contains?|displays?|portrays?|says?|reads?|is|are|was)\b"
+    r"|(?:this|that|it)\s+is\s+(?:an?|the)\s+(?:image|picture|photo|photograph|drawing)\s+of\b"
+    r"|(?:in|on)\s+(?:the|this)\s+(?:image|picture|photo|scene)\s+(?:there\s+(?:is|are)|you\s+can\s+see|one\s+sees)\b",
+    re.IGNORECASE,
+)
+_INSTRUCTS = re.compile(
+    r"(?:[^:：]{0,40}[:：]\s*)?(?:you|your|always|never|do\s+not|don't|must|please|if|when|be|answer|reply|respond|"
+    r"only|use)\b",
+    re.IGNORECASE,
+)
+
+
+def facts_in(text: str) -> tuple[Piece, ...]:
+    """The characters of a system prompt that state facts, in order, none twice."""
+    headed = [
+        (start, end)
+        for start, end in passages_in(text)
+        if text[start] != "<" and not _INSTRUCTS.match(text, start, end)
+    ]
+    said = [piece for piece in sentences_in(text) if _OF_THE_PICTURE.match(text, *piece)]
+    return _joined(text, [*_tagged(text), *headed, *said])
+
+
+def _tagged(text: str) -> list[Piece]:
+    """From each opening tag to the closing one that follows it."""
+    folded = text.lower()
+    found = (
+        (tag.start(), folded.find(f"</{tag[1].lower()}>", tag.end()), tag[1]) for tag in _TAG.finditer(text)
+    )
+    return [(start, close + len(name) + 3) for start, close, name in found if close >= 0]
+
+
+def _joined(text: str, pieces: list[Piece]) -> tuple[Piece, ...]:
+    """Overlapping pieces, and those with blanks only between them, as one."""
+    joined: list[Piece] = []
+    for start, end in sorted(pieces):
+        if joined and not text[joined[-1][1] : start].strip():
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return tuple(joined)

@@ -1,0 +1,1 @@
+"""How a model is measured against interference: `diagnose`, `calibrate`, and the statistics behind them."""

@@ -1,0 +1,1 @@
+"""What the replies mean: divergences, scores, risk, and the verdict that follows from them. Pure."""

@@ -1,0 +1,171 @@
+"""A calibration: risk and threshold with a guarantee, fitted to labelled answers, and the file that holds it.
+
+A file is bound to one model, one adapter and the probes its risks come from, and bears a digest of its own
+content: it is refused where it is damaged, edited, or made for another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modint_guard.errors import ConfigError
+from modint_guard.judging.risk import FEATURES, Logistic, Thresholds
+from modint_guard.types import CELLS, Relevant
+
+SCHEMA = "modint-calibration-1"
+CALIBRATION = "calibration.json"  # beside weights: what `serve` uses where no other is named
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One answer under interference with its truth, and whether its clean twin was answered rightly.
+
+    `source` names what questions share (a bitmap, a passage): one source never serves both fit and threshold.
+    """
+
+    features: Mapping[str, float]
+    right: bool
+    right_when_clean: bool
+    source: str
+
+    @property
+    def positive(self) -> bool:
+        """Wrong under interference, right on the clean twin."""
+        return not self.right and self.right_when_clean
+
+    @property
+    def counts(self) -> bool:
+        """Whether the clean twin was right: answers wrong on both say nothing of interference."""
+        return self.right_when_clean
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Promise(_Record):
+    """What is promised of a threshold, and from how many answers."""
+
+    kind: Literal["miss", "error"]
+    alpha: float = Field(gt=0, lt=1)
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    flag_at: float = Field(ge=0, le=1)
+    n: int = Field(ge=1, description="positives for a miss rate, unflagged answers for an error")
+
+
+class Fitted(_Record):
+    """Risk and threshold for requests that one modality ought to decide."""
+
+    bias: float
+    weights: dict[str, float]
+    flag_at: float = Field(ge=0, le=1)
+    clear_below: float = Field(default=0.0, ge=0, le=1)
+    expected_probes: float = Field(default=3.0, ge=1, description="of the labelled answers, cells alone")
+    promises: tuple[Promise, ...]
+    positives: int = Field(ge=1)
+    negatives: int = Field(ge=1)
+    wrong_on_both: int = Field(ge=0)
+    right_only_when_disturbed: int = Field(ge=0)
+    flagged_of_negatives: float = Field(ge=0, le=1)
+    feasible_flags: float = Field(ge=0, le=1, description="least share to flag, were flags perfect")
+    auroc: float = Field(ge=0, le=1)
+    calibration_error: float = Field(ge=0, le=1)
+
+    def risk(self, answer: Labelled) -> float:
+        """The risk of an answer, in [0, 1]."""
+        return Logistic(self.bias, self.weights).risk(dict(answer.features))
+
+    def thresholds(self, base: Thresholds) -> Thresholds:
+        """The constants of a verdict with these in place of the defaults."""
+        held = {field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass")}
+        weights = {f"weight_{name}": self.weights.get(name, 0.0) for name in FEATURES}
+        return Thresholds(
+            bias=self.bias,
+            flag_at=self.flag_at,
+            clear_below=self.clear_below,
+            by_risk_alone=True,
+            min_probability=base.min_probability,
+            **weights,
+            **held,
+        )
+
+
+class Calibration(_Record):
+    """All that a calibration file holds."""
+
+    format: Literal["modint-calibration-1"] = "modint-calibration-1"
+    model: str = Field(min_length=1)
+    adapter: str | None = None
+    probes: tuple[str, ...] = CELLS
+    method: Literal["first_token", "teacher_forced"] = "first_token"
+    fitted: dict[Literal["image", "text"], Fitted]
+    command: str = ""
+    versions: dict[str, str] = {}
+
+    @property
+    def served_name(self) -> str:
+        """The name under which requests ask for it."""
+        return self.adapter or self.model
+
+    def thresholds(self, relevant: Relevant, base: Thresholds) -> Thresholds | None:
+        """The constants for requests that this modality ought to decide; None where it was not fitted."""
+        fitted = {Relevant(name): each for name, each in self.fitted.items()}.get(relevant)
+        return None if fitted is None else fitted.thresholds(base)
+
+    def stops_early(self, relevant: Relevant) -> bool:
+        """Whether a first view may settle such requests; those that both modalities decide, where any may."""
+        return any(
+            each.clear_below > 0.0 for name, each in self.fitted.items() if relevant in (name, Relevant.BOTH)
+        )
+
+
+def read_calibration(path: Path) -> Calibration:
+    """The calibration in a file. Raises ConfigError where it cannot be read, is of another format, or does
+    not fit its digest.
+    """
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read ({type(exc).__name__}): name a calibration file.") from exc
+    except json.JSONDecodeError as exc:
+        raise ConfigError(
+            f"{path} is no JSON (line {exc.lineno}): run `modint-guard calibrate` again."
+        ) from exc
+    if not isinstance(document, dict) or document.get("format") != SCHEMA:
+        raise ConfigError(f"{path} is no calibration of the format {SCHEMA}: make it with this version.")
+    digest = document.pop("sha256", None)
+    if digest != content_digest(document):
+        raise ConfigError(f"{path} does not fit its digest: it was damaged or edited; calibrate again.")
+    try:
+        return Calibration.model_validate(document)
+    except ValidationError as exc:
+        where = ".".join(str(part) for part in exc.errors()[0]["loc"])
+        raise ConfigError(f"{path} is not valid at `{where}`: run `modint-guard calibrate` again.") from exc
+
+
+def check_for(
+    calibration: Calibration, path: Path, *, models: Mapping[str, str | None], probes: Sequence[str]
+) -> None:
+    """Raise ConfigError unless the model is served, with that adapter, and these probes run.
+
+    models: every served name with the base it belongs to, None for a base.
+    """
+    name, base = calibration.served_name, calibration.model
+    fits = name in models and (models[name] == base if calibration.adapter else models[name] is None)
+    if not fits:
+        made_for = f"{base} with the adapter {name}" if calibration.adapter else base
+        served = ", ".join(sorted(models)) or "nothing"
+        raise ConfigError(f"{path} was made for {made_for}, and served are {served}: calibrate this model.")
+    if missing := [probe for probe in calibration.probes if probe not in probes]:
+        raise ConfigError(f"{path} needs the probe {missing[0]}, which does not run here: calibrate again.")
+
+
+def content_digest(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What is done about a flagged answer: policies, the rungs of the ladder, and fitted constants."""

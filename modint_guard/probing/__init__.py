@@ -1,0 +1,1 @@
+"""What is asked besides the request: its perturbed views, and when they are sent."""

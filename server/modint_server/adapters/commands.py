@@ -1,0 +1,184 @@
+"""`modint-guard adapters list|inspect|doctor`: which there are, what one is, whether vLLM would apply it."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from modint_guard.errors import AdapterError
+from modint_guard.models import FOLDER
+from modint_server.adapters.doctor import WEIGHTS, Diagnosis, Status, examine, fix
+from modint_server.adapters.folders import bundled_names, locate, read, read_config, record_modules
+from modint_server.adapters.tensors import TensorFile, read_header
+
+adapters = typer.Typer(
+    help="List adapters, look at one, and check that vLLM would apply it.", no_args_is_help=True
+)
+
+Which = Annotated[str, typer.Argument(metavar="NAME[=PATH]", help="An adapter, by name or folder.")]
+Dir = Annotated[Path, typer.Option(help="Where adapters are looked up by name, before the bundled ones.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+SHOWN = 8  # keys of one kind, unless all are asked for
+
+
+@adapters.command("list")
+def list_adapters(adapter_dir: Dir = Path("adapters"), as_json: AsJson = False) -> None:
+    """Every adapter that `serve` finds by name, and whether vLLM would load it."""
+    rows = [_row(name, folder, where) for name, folder, where in _found(adapter_dir)]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("name", "from", "rank", "made for", "MB", "loadable")
+    for row in rows:
+        table.add_row(*(escape("–" if value is None else str(value)) for value in row.values()))
+    Console().print(table if rows else f"no adapters in {adapter_dir}, and none bundled")
+
+
+@adapters.command("inspect")
+def inspect_adapter(which: Which, adapter_dir: Dir = Path("adapters"), as_json: AsJson = False) -> None:
+    """What an adapter is: rank, base, modules, size, fingerprint, and the record of its training."""
+    name, folder = locate(which, adapter_dir, FOLDER)
+    facts = _facts(name, folder)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        shown = json.dumps(value) if isinstance(value, dict | list) else "–" if value is None else str(value)
+        table.add_row(key, escape(shown))
+    Console().print(table)
+
+
+@adapters.command("doctor")
+def doctor(
+    which: Which,
+    adapter_dir: Dir = Path("adapters"),
+    model: Annotated[
+        str | None,
+        typer.Option(help="The base it is served with. Default: the one its card names.", show_default=False),
+    ] = None,
+    tower: Annotated[
+        bool, typer.Option("--tower", help="The engine is started with --enable-tower-connector-lora.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--fix", help="Rename what vLLM would not find, in place.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Leave the counts beside the weights, for the metrics of `serve`."),
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every key.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every key of an adapter by the installed vLLM's own rules; exit code 1 where one is wrong."""
+    name, folder = locate(which, adapter_dir, FOLDER)
+    found = examine(name, folder, model, tower=tower)
+    kept = None
+    if repair and found.fixes:
+        kept = fix(found)
+        found = examine(name, folder, model, tower=tower)
+    if record:
+        record_modules(folder, found.modules())
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for line in told(found, every=every):
+            console.print(escape(line))
+        if kept is not None:
+            console.print(escape(f"renamed; the file as it was is {kept}"))
+        elif repair and not found.healthy:
+            console.print("--fix changed nothing: no rename would cure this")
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+def told(found: Diagnosis, *, every: bool = False) -> Iterator[str]:
+    """The diagnosis as lines."""
+    yield f"{found.name}: {_verdict(found)}"
+    yield "  " + ", ".join(f"{len(found.of(status))} {status}" for status in Status if found.of(status))
+    for fault in found.faults:
+        yield f"  fault: {fault}"
+    for status in Status:
+        keys = found.of(status)
+        told_always = status in (Status.UNMATCHED, Status.IGNORED)
+        shown = keys if every else keys[:SHOWN] if told_always else []
+        for key in shown:
+            yield f"  {status}: {key.name}" + (f" ({key.why})" if key.why else "")
+            if key.fix:
+                yield f"      --fix would write {key.fix}"
+        if told_always and len(keys) > len(shown):
+            yield f"  and {len(keys) - len(shown)} more {status} (--all shows them)"
+    yield from (f"  note: {note}" for note in found.notes)
+    yield from (f"  not checked: {what}" for what in found.unchecked)
+
+
+def _verdict(found: Diagnosis) -> str:
+    if not found.healthy:
+        return "something is wrong"
+    return "nothing wrong found, but not everything was checked" if found.unchecked else "vLLM applies it"
+
+
+def _found(adapter_dir: Path) -> Iterator[tuple[str, Path, str]]:
+    seen = set()
+    for config in sorted(adapter_dir.glob("*/adapter_config.json")):
+        seen.add(config.parent.name)
+        yield config.parent.name, config.parent, str(adapter_dir)
+    for name in bundled_names(FOLDER):
+        if name not in seen:  # the user's own goes first, as in `serve`
+            yield name, FOLDER / name, "bundled"
+
+
+def _row(name: str, folder: Path, where: str) -> dict[str, Any]:
+    try:
+        adapter = read(name, folder)
+    except AdapterError as exc:
+        return {"name": name, "from": where, "rank": None, "base": None, "mb": None, "loadable": f"no: {exc}"}
+    size = sum(path.stat().st_size for path in folder.glob("adapter_model*.safetensors"))
+    return {
+        "name": name,
+        "from": where,
+        "rank": adapter.rank,
+        "base": adapter.base,
+        "mb": round(size / 1e6, 1),
+        "loadable": "yes",
+    }
+
+
+def _facts(name: str, folder: Path) -> dict[str, Any]:
+    config = read_config(name, folder)
+    file = read_header(folder / WEIGHTS)
+    return {
+        "name": name,
+        "folder": str(folder),
+        "base": config.get("base_model_name_or_path"),
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "target_modules": config.get("target_modules"),
+        "peft_version": config.get("peft_version"),
+        "tensors": len(file.tensors),
+        "parameters": sum(prod(tensor.shape) for tensor in file.tensors.values()),
+        "types": sorted({tensor.dtype for tensor in file.tensors.values()}),
+        "bytes": file.path.stat().st_size,
+        "sha256": _digest(file),
+        "trained": _record(folder),
+    }
+
+
+def _digest(file: TensorFile) -> str:
+    with file.path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The recipe's name, seed and test figures, where a `run.json` lies beside the weights."""
+    try:
+        run = json.loads((folder / "run.json").read_text("utf-8"))
+        return {"recipe": run["recipe"]["name"], "seed": run["seed"], "test": run["test"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

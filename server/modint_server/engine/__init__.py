@@ -1,0 +1,1 @@
+"""The engine behind the gateway: starting vLLM, reaching it, and finding out what it can do."""

@@ -1,0 +1,164 @@
+"""One HTTP exchange: writing to the client, noticing that it left, and the facts recorded at the end."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from modint_guard.types import JSON, Report
+from modint_server.errors import Failure
+from modint_server.metrics import NOBODY, Served
+from modint_server.request.intake import ClientLeft
+from modint_server.request.sse import DONE, frame
+
+MAX_HELD_BYTES = 8 * 2**20
+_SSE_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+@dataclass
+class Record:
+    """What metrics and the log line are made of; filled in as the request goes through its stages."""
+
+    route: str
+    request_id: str
+    started: float = field(default_factory=time.perf_counter)
+    served: Served = NOBODY
+    stream: bool = False
+    outcome: str | None = None
+    status: int | None = None
+    code: str | None = None
+    holder: str = ""  # of the key shown, by its digest; never logged
+    images: int = 0
+    usage: Any = None
+    report: Report | None = None
+    coverage: float | None = None  # probability held by the tokens listed at the first content position
+    first_token_s: float | None = None
+    closed: bool = False
+    waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten
+
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started
+
+    def token_seen(self) -> None:
+        if self.first_token_s is None:
+            self.first_token_s = self.elapsed_s()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited_s += time.perf_counter() - since
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Time within `waiting` in which the gateway, not the engine's answer, kept the client waiting."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited_s -= time.perf_counter() - since
+
+
+class Wire:
+    """The way back to the client: one whole response, or frames of a stream."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], None]) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._on_last = on_last  # before the last byte: a client that has its answer finds it counted
+        self.streaming = False
+
+    async def respond(self, response: Response) -> None:
+        self._on_last(response.status_code)
+        await response(self._scope, self._receive, self._send)
+
+    async def start(self, headers: dict[str, str] | None = None) -> None:
+        """Sends a stream's headers; the engine has accepted the request by now."""
+        extra = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        self.streaming = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE_HEADERS, *extra]})
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, last: bytes) -> None:
+        """The stream's last frame."""
+        self._on_last(200)
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def fail(self, failure: Failure) -> None:
+        """An envelope with its status, or an error frame and [DONE] where the stream is already under way."""
+        if not self.streaming:
+            await self.respond(failure.response())
+            return
+        error: JSON = failure.envelope()
+        await self.end(frame(error) + DONE)
+
+
+class HeldWire:
+    """A stream that is kept back until it has been judged; one of more than `limit` bytes goes out as it
+    comes. `held` says whether all of it is still here.
+    """
+
+    def __init__(self, wire: Wire, limit: int = MAX_HELD_BYTES) -> None:
+        self._wire, self._limit = wire, limit
+        self._kept = bytearray()
+        self.streaming = False
+        self.held = True
+
+    async def start(self, headers: dict[str, str] | None = None) -> None:
+        self.streaming = True
+
+    async def write(self, data: bytes) -> None:
+        if not self.held:
+            await self._wire.write(data)
+            return
+        self._kept += data
+        if len(self._kept) > self._limit:
+            await self.release()
+
+    def replace(self, data: bytes) -> None:
+        """Other frames in place of those that are held."""
+        self._kept = bytearray(data)
+
+    async def release(self, headers: dict[str, str] | None = None) -> None:
+        """Sends what is held; what follows goes out at once."""
+        if self.held:
+            self.held = False
+            await self._wire.start(headers)
+            await self._wire.write(bytes(self._kept))
+            self._kept.clear()
+
+    async def end(self, last: bytes) -> None:
+        await self.release()
+        await self._wire.end(last)
+
+
+async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`; cancels it, and all it started, when the client goes. Raises ClientLeft then."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft
+        working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,290 @@
+"""What a client sent: read with limits, parsed once, checked, and freed of what must not reach the engine."""
+
+import asyncio
+import hmac
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from starlette.types import Receive
+
+from modint_guard.chat.images import ImageLimits, check_data_url
+from modint_guard.errors import ImageError, RequestError
+from modint_guard.types import JSON
+from modint_server.settings import Settings
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# The engine trusts these: cache identities, scheduling, templates of the client's own, code to be loaded.
+STRIPPED = frozenset(
+    {
+        "cache_salt",
+        "priority",
+        "kv_transfer_params",
+        "vllm_xargs",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "logits_processors",
+    }
+)
+STRIPPED_PREFIXES = ("chat_template",)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One request body: the document the engine sees, and its bytes as long as nothing had to be changed."""
+
+    body: JSON
+    raw: bytes | None
+    images: int
+
+    @property
+    def stream(self) -> bool:
+        return self.body.get("stream") is True
+
+    def bytes(self) -> bytes:
+        """The client's own bytes, or the cleaned document where something had to go."""
+        return orjson.dumps(self.body) if self.raw is None else self.raw
+
+    def without_modint(self) -> "Incoming":
+        """The engine never sees our own field."""
+        if "modint" not in self.body:
+            return self
+        return replace(
+            self, body={key: value for key, value in self.body.items() if key != "modint"}, raw=None
+        )
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's, if it is harmless; else one of ours."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+class Keys:
+    """Which clients may call. Only digests are kept, and every one is compared, in constant time."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = tuple(sha256(key.encode()).digest() for key in keys)
+
+    def check(self, headers: Mapping[str, str]) -> str:
+        """Who asks: the key's digest, "" where none is asked for. Raises RequestError 401."""
+        if not self._digests:
+            return ""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        shown = sha256(key.strip().encode()).digest()
+        matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise RequestError(
+                "no valid API key: send `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                status=401,
+                type="authentication_error",
+            )
+        return shown.hex()
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], settings: Settings) -> bytes:
+    """The request's bytes, counted before anything is parsed; raises RequestError 408, 413, 415."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestError(
+            "compressed request bodies are refused: send the JSON as it is",
+            code="compressed_body",
+            status=415,
+        )
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > settings.max_body_bytes:
+        raise _too_large(settings.max_body_bytes)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _counted(receive, settings.max_body_bytes)
+    except TimeoutError as exc:
+        limit = f"{settings.body_timeout_s:g} s"
+        raise RequestError(
+            f"the request body did not arrive within {limit}", code="body_timeout", status=408
+        ) from exc
+
+
+async def _counted(receive: Receive, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+class ClientLeft(Exception):  # noqa: N818 - an event, not an error
+    """Nobody is there to answer any more."""
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        f"the request body is larger than {limit} bytes: send less", code="body_too_large", status=413
+    )
+
+
+def read_document(raw: bytes, settings: Settings) -> JSON:
+    """The one parse of a request; raises RequestError."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        where = f"line {exc.lineno}, column {exc.colno}"
+        raise RequestError(f"the request body is no JSON ({where})", code="invalid_json") from exc
+    if not isinstance(body, dict):
+        raise RequestError("the request body must be a JSON object", code="invalid_json")
+    if too_deep(body, settings.max_json_depth):
+        raise RequestError(
+            f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
+        )
+    return body
+
+
+def too_deep(document: object, limit: int) -> bool:
+    """Whether containers are nested more than `limit` levels; a string counts as none."""
+    level: list[Any] = [document]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def read_chat(raw: bytes, settings: Settings) -> Incoming:
+    """A chat request, checked and cleaned; raises RequestError."""
+    body = read_document(raw, settings)
+    messages = _messages(body, settings)
+    _check_fields(body, settings)
+    parts = list(_parts(messages))
+    images = sum(1 for part in parts if "image_url" in part)
+    if images > settings.max_images:
+        raise RequestError(
+            f"{images} images in one request: this gateway takes {settings.max_images}",
+            param="messages",
+            code="too_many_images",
+        )
+    for part in parts:
+        _check_media(part)
+    cleaned, changed = _stripped(body)
+    stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
+    if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
+        cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
+    return Incoming(cleaned, None if changed or stripped_uuid else raw, images)
+
+
+def read_completion(raw: bytes, settings: Settings) -> Incoming:
+    """A plain completion request: the same limits, no images."""
+    body = read_document(raw, settings)
+    _check_fields(body, settings)
+    cleaned, changed = _stripped(body)
+    return Incoming(cleaned, None if changed else raw, 0)
+
+
+def _messages(body: JSON, settings: Settings) -> list[JSON]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(
+            "messages must be a list of at least one message", param="messages", code="invalid_messages"
+        )
+    if len(messages) > settings.max_messages:
+        raise RequestError(
+            f"{len(messages)} messages in one request: this gateway takes {settings.max_messages}",
+            param="messages",
+            code="too_many_messages",
+        )
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError(
+                f"messages[{index}] must be an object with a role",
+                param=f"messages[{index}]",
+                code="invalid_messages",
+            )
+    return messages
+
+
+def _parts(messages: list[JSON]) -> Iterator[JSON]:
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
+            param = f"messages[{index}].content"
+            raise RequestError(
+                f"{param} must be text or a list of parts", param=param, code="invalid_messages"
+            )
+        yield from (part for part in content if isinstance(part, dict))
+
+
+def _check_fields(body: JSON, settings: Settings) -> None:
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError(
+            "model must name one of the served models: see /v1/models", param="model", code="invalid_model"
+        )
+    if not isinstance(body.get("stream", False), bool | None):
+        raise RequestError("stream must be true or false", param="stream", code="invalid_type")
+    for name, limit in (("n", settings.max_n), ("prompt_logprobs", settings.max_prompt_logprobs)):
+        value = body.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise RequestError(f"{name} must be a whole number", param=name, code="invalid_type")
+        if value > limit or value < 0:
+            raise RequestError(
+                f"{name} is {value}: this gateway takes 0 to {limit}", param=name, code="over_limit"
+            )
+
+
+def _check_media(part: JSON) -> None:
+    """Media must lie in the request: an address would make the engine fetch it, from wherever it points."""
+    for key, value in part.items():
+        if "embeds" in key or "embeds" in str(part.get("type", "")):
+            raise RequestError(
+                "embeddings in place of media are refused", param="messages", code="embeds_refused"
+            )
+        if key.endswith("_url"):
+            url = _url(value)
+            if not url:
+                raise ImageError(f"{key} holds no media: send a data: URL")
+            if url[:5].lower() != "data:":
+                raise ImageError(
+                    f"{key} is an address, and addresses are not fetched: send the bytes as a data: URL",
+                    code="remote_image_refused",
+                )
+
+
+def check_images(body: JSON, limits: ImageLimits) -> None:
+    """Reads every image's header where the guard does not; raises ImageError."""
+    for part in _parts(body["messages"]):
+        if "image_url" in part:
+            check_data_url(_url(part["image_url"]), limits, whole=False)
+
+
+def _url(value: object) -> str:
+    url = value.get("url") if isinstance(value, dict) else value
+    return url if isinstance(url, str) else ""
+
+
+def _stripped(body: JSON) -> tuple[JSON, bool]:
+    kept = {key: value for key, value in body.items() if not _is_stripped(key)}
+    return kept, len(kept) != len(body)
+
+
+def _is_stripped(key: str) -> bool:
+    return key in STRIPPED or key.startswith(STRIPPED_PREFIXES)

@@ -1,0 +1,433 @@
+"""One chat request, stage by stage: parse, relevance, forward and probe together, score, policy, annotate.
+
+Where a policy asks for it, a flagged answer is mended in between. The answer comes first: a probe that fails
+or is late makes the verdict `unscored`, a rung that does leaves the answer as it was.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import orjson
+from starlette.responses import Response
+
+from modint_guard.chat.reply import StreamReply, reply_of, strip_added
+from modint_guard.chat.request import parse_options
+from modint_guard.errors import EndpointError, RequestError
+from modint_guard.guard import Guard
+from modint_guard.judging.divergence import probabilities, tail
+from modint_guard.mitigation.ladder import served
+from modint_guard.mitigation.policy import Policy
+from modint_guard.probing.probe import Answered
+from modint_guard.types import (
+    ANNOTATE,
+    JSON,
+    NOOP,
+    ModintOptions,
+    Plan,
+    Replies,
+    Reply,
+    Report,
+    State,
+    Verdict,
+)
+from modint_server.engine.attachment import Attachment
+from modint_server.engine.noise import NoiseFloor
+from modint_server.engine.upstream import CHAT, COMPLETIONS, Upstream, json_object
+from modint_server.logs import LOGGER
+from modint_server.request import annotate
+from modint_server.request.budgets import TokenBudget
+from modint_server.request.exchange import HeldWire, Record, Wire
+from modint_server.request.intake import Incoming, check_images, read_chat, read_completion
+from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
+from modint_server.settings import Settings
+from modint_server.tasks import one_task_group
+
+T = TypeVar("T")
+MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
+Judge = Callable[[JSON], Awaitable[JSON]]
+
+
+class Withheld(Exception):  # noqa: N818 - an answer that the policy does not give, no error
+    """Ends a held stream: the envelope goes out in its place."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a request and what they stand on; holds no state of a request."""
+
+    guard: Guard
+    upstream: Upstream
+    attachment: Attachment
+    settings: Settings
+    noise: NoiseFloor
+    budget: TokenBudget
+    probe_slots: asyncio.Semaphore
+    images: Executor
+
+    async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
+        """POST /v1/chat/completions."""
+        incoming = read_chat(raw, self.settings)
+        record.stream, record.images = incoming.stream, incoming.images
+        debug = headers.get("x-modint-debug", "").lower() == "true"
+        async with self.attachment.serving(incoming.body["model"]) as record.served:
+            plan = await self._plan(incoming, headers)
+            if plan is None or plan.skip is not None:
+                record.report = self._skipped(plan) if plan else None
+                await self._plain(CHAT, incoming, record, wire, debug)
+            elif not plan.views:
+                record.report = self._unscored(plan, "no_logprobs")
+                await self._plain(CHAT, incoming, record, wire, debug)
+            else:
+                await self._guarded(plan, incoming, record, wire, debug)
+
+    async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
+        """POST /v1/completions: no images, so nothing to examine."""
+        incoming = read_completion(raw, self.settings)
+        record.stream = incoming.stream
+        async with self.attachment.serving(incoming.body["model"]) as record.served:
+            await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
+
+    async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
+        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
+        incoming = read_chat(raw, self.settings)
+        answer = _answer_of(incoming.body)
+        record.images = incoming.images
+        asked = {
+            key: value
+            for key, value in incoming.body.items()
+            if key not in ("answer", "stream", "stream_options")
+        }
+        async with self.attachment.serving(asked["model"]) as record.served:
+            plan = await self._plan(replace(incoming, body=asked), headers, always=True)
+            assert plan is not None
+            if plan.options.action not in (None, ANNOTATE):
+                raise RequestError(
+                    "an answer given elsewhere is judged, not mended: leave `modint.action` out",
+                    param="modint.action",
+                    code="invalid_value",
+                )
+            report = record.report = await self._checked(plan, answer, record)
+            await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
+
+    # The stages.
+
+    async def _plan(
+        self, incoming: Incoming, headers: Mapping[str, str], *, always: bool = False
+    ) -> Plan | None:
+        """What will be probed; None where the server's guard is off and the request does not ask for it."""
+        field = incoming.body.get("modint")
+        options = parse_options(field, headers)
+        asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
+        if self.settings.guard == "off" and not asks and not always:
+            check_images(incoming.body, self.guard.config.image_limits)
+            return None
+        if always and options.action is None:
+            options = replace(options, action=ANNOTATE)  # a verdict alone is mended by no policy
+        model = incoming.body["model"]
+        if incoming.images and options.mode == "on" and self.noise.is_due(model):
+            options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
+        top = self.attachment.top_logprobs
+        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
+        work = partial(
+            self.guard.plan,
+            incoming.body,
+            options,
+            max_top_logprobs=top,
+            forcing=forcing,
+            noise=self.noise.of(model),
+        )
+        return await self._decode(work) if incoming.images else work()
+
+    async def _decode(self, work: Callable[[], T]) -> T:
+        """Decoding must not hold up the other requests: a picture of 60 kB may hold 20 million pixels."""
+        try:
+            async with asyncio.timeout(self.settings.image_timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self.images, work)
+        except TimeoutError as exc:
+            raise RequestError(
+                "the images took too long to decode: send smaller ones", code="image_timeout"
+            ) from exc
+
+    async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
+        """The request and its probes; unguarded, once, where the engine refuses what we added to it."""
+        try:
+            if incoming.stream:
+                await self._guarded_stream(plan, record, wire, debug)
+            else:
+                await self._guarded_whole(plan, record, wire, debug)
+        except Withheld as exc:
+            await wire.respond(annotate.withheld(exc.report, debug=debug))
+        except EndpointError as exc:
+            if wire.streaming or not self.guard.may_refuse_ours(plan, exc):
+                raise
+            record.report = self._unscored(plan, "upstream_error")
+            await self._plain(CHAT, incoming, record, wire, debug)
+
+    async def _guarded_whole(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
+        answered: Answered = asyncio.get_running_loop().create_future()
+        async with one_task_group() as group:
+            probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
+            with record.waiting():
+                completion = json_object(
+                    await self.upstream.post(CHAT, orjson.dumps(self.guard.main_body(plan)))
+                )
+            answered.set_result(_read(partial(reply_of, completion)))
+            replies = await probing
+        record.usage = completion.get("usage")
+        read = partial(reply_of, completion)
+        report = self._judged(plan, read, replies, record)
+        policy = self._policy(plan)
+        report = record.report = await self._mended(plan, policy, read, replies, report, record)
+        if annotate.is_withheld(report, policy.abstain_as):
+            raise Withheld(report)
+        shown = served(strip_added(completion, plan.asked), report.mitigation)
+        await wire.respond(_json(annotate.annotated(shown, report), annotate.headers_of(report, debug=debug)))
+
+    async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
+        """Text at once, unless the policy holds it until it was judged and perhaps mended."""
+        answered: Answered = asyncio.get_running_loop().create_future()
+        answer, policy = StreamReply(), self._policy(plan)
+        held = HeldWire(wire) if policy.action != ANNOTATE and policy.stream == "buffer" else None
+
+        def strip(chunk: JSON) -> JSON:
+            answer.feed(chunk)
+            return strip_added(chunk, plan.asked)
+
+        async with one_task_group() as group:
+            probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
+
+            async def judge(finish: JSON) -> JSON:
+                answered.set_result(_read(answer.reply))
+                with record.holding():
+                    replies = await probing
+                    report = self._judged(plan, answer.reply, replies, record)
+                    report = await self._mended(plan, policy, answer.reply, replies, report, record)
+                record.report = report = _delivered(report, held)
+                if held is not None and held.held:
+                    await self._release(held, finish, policy, report, record, debug)
+                return annotate.annotated(annotate.finished(finish, report), report)
+
+            body = orjson.dumps(self.guard.main_body(plan))
+            await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge)
+            probing.cancel()
+
+    async def _release(
+        self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
+    ) -> None:
+        """Sends a held stream, or another answer in its place; raises Withheld."""
+        if annotate.is_withheld(report, policy.abstain_as):
+            raise Withheld(report)
+        if report.mitigation is not None and report.mitigation.answer is not None:
+            held.replace(frame(annotate.said_instead(finish, report.mitigation.answer)))
+        record.first_token_s = record.elapsed_s()
+        await held.release(annotate.headers_of(report, debug=debug))
+
+    async def _plain(self, path: str, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
+        """Request and answer as they are. What was to be judged and what sent `modint` is told why not."""
+        report = record.report
+        headers = annotate.headers_of(report, debug=debug) if report else {}
+        mark = report is not None and _is_told(report, incoming)
+        body = incoming.without_modint().bytes()
+        if incoming.stream:
+
+            async def judge(finish: JSON) -> JSON:
+                return annotate.annotated(finish, report) if report else finish
+
+            await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
+            return
+        with record.waiting():
+            data = await self.upstream.post(path, body)
+        completion = json_object(data)
+        record.usage = completion.get("usage")
+        if report is not None and mark:
+            data = orjson.dumps(annotate.annotated(completion, report))
+        await wire.respond(Response(data, 200, headers, "application/json"))
+
+    async def _relay(
+        self,
+        path: str,
+        body: bytes,
+        record: Record,
+        wire: Wire | HeldWire,
+        *,
+        strip: Callable[[JSON], JSON] | None = None,
+        judge: Judge | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        with record.waiting():
+            async with self.upstream.stream(path, body) as pieces:
+                async for event in events_of(pieces):
+                    if not wire.streaming:
+                        await wire.start(headers)
+                    if is_done(event):
+                        continue  # the last one: sent once the engine's stream is closed
+                    chunk = self._read_event(event, record)
+                    if chunk is None:
+                        await wire.write(event)
+                        continue
+                    shown = strip(chunk) if strip else chunk
+                    if judge is None or not annotate.finishes(chunk):
+                        await wire.write(event if shown == chunk else frame(shown))
+                        continue
+                    text, finish = annotate.split_finish(shown)
+                    if text is not None:
+                        await wire.write(frame(text))
+                    await wire.write(frame(await judge(finish)))
+                    judge = None
+        await wire.end(event)
+
+    def _read_event(self, event: bytes, record: Record) -> JSON | None:
+        """The chunk in an event, noted in the record; None for a comment. Raises EndpointError."""
+        data = data_of(event)
+        if data is None:
+            return None
+        chunk = chunk_of(data)
+        if "error" in chunk:
+            raise self.upstream.failed(_error_in(chunk, data))
+        record.usage = chunk.get("usage") or record.usage
+        if annotate.has_text(chunk):
+            record.token_seen()
+        return chunk
+
+    async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
+        """Judges an answer given by the caller, under the distribution that the model itself has there."""
+        if plan.skip:
+            return self._skipped(plan)
+        if not plan.top_logprobs:
+            return self._unscored(plan, "no_logprobs")
+        async with one_task_group() as group:
+            probing = group.create_task(self.guard.probe(plan, self._probe_call))
+            with record.waiting():
+                completion = await self.upstream.complete(self.guard.own_body(plan))
+            replies = await probing
+        return self._judged(plan, partial(reply_of, completion), replies, record, given=answer)
+
+    def _judged(
+        self,
+        plan: Plan,
+        read: Callable[[], Reply],
+        replies: Replies,
+        record: Record,
+        *,
+        given: str | None = None,
+    ) -> Report:
+        """Score and policy. The answer is already there: whatever goes wrong here must not take it away."""
+        try:
+            reply = read()
+            if reply.top:
+                record.coverage = 1.0 - tail(probabilities(reply.top))
+            if given is not None:
+                return self.guard.judge_given(plan, given, reply, replies)
+            report = self.guard.judge(plan, reply, replies)
+            if report.noise is not None:
+                self.noise.measured(plan.body["model"], report.noise)
+            return report
+        except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
+            LOGGER.exception("judging_failed")
+            return self._unscored(plan, "incomplete", replies)
+
+    def _policy(self, plan: Plan) -> Policy:
+        """What is done about a flagged answer; an adapter that is not to be had is taken out of it."""
+        policy = self.guard.policy_of(plan)
+        return policy if self.attachment.usable(policy.robust) else replace(policy, robust="")
+
+    async def _mended(
+        self,
+        plan: Plan,
+        policy: Policy,
+        read: Callable[[], Reply],
+        replies: Replies,
+        report: Report,
+        record: Record,
+    ) -> Report:
+        """The report with what was tried about a flagged answer, within what its key may spend."""
+        if policy.action == ANNOTATE or report.verdict.state is not State.FLAGGED:
+            return report
+        granted, unspent = self.budget.take(record.holder, policy.max_tokens), 0
+        try:  # of what a cancelled request was granted nothing comes back: nobody knows what it spent
+            report = await self.guard.mitigate(
+                plan, read(), replies, report, self._probe_call, policy=policy, max_tokens=granted
+            )
+            unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
+        except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
+            LOGGER.exception("mitigation_failed")
+        finally:
+            self.budget.give_back(record.holder, unspent)
+        return report
+
+    def _unscored(self, plan: Plan, reason: str, replies: Replies | None = None) -> Report:
+        return self.guard.unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
+
+    def _skipped(self, plan: Plan) -> Report:
+        """The report of a request that will not be probed, and why."""
+        return self.guard.unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
+
+    async def _probe_call(self, body: JSON) -> JSON:
+        async with self._slot(body["model"]):
+            return await self.upstream.complete(body)
+
+    @asynccontextmanager
+    async def _slot(self, model: str) -> AsyncIterator[None]:
+        """One of the slots that probes and rungs share; who waits for one is seen in `modint_queue_depth`."""
+        with self.attachment.queueing(model):
+            await self.probe_slots.acquire()
+        try:
+            yield
+        finally:
+            self.probe_slots.release()
+
+
+def _read(read: Callable[[], Reply]) -> Reply | None:
+    """The answer, or None where it has not OpenAI's shape: the judging will say so."""
+    try:
+        return read()
+    except EndpointError:
+        return None
+
+
+def _delivered(report: Report, held: HeldWire | None) -> Report:
+    """The report, saying whether a new answer comes after the old one was already sent."""
+    mended = report.mitigation
+    if mended is None or mended.answer is None or (held is not None and held.held):
+        return report
+    return replace(report, mitigation=replace(mended, correction=True))
+
+
+def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:
+    """A probe, unless the request asks for it anyway or for as many as there may be."""
+    asked = options.probes or ()
+    return () if name in asked or len(asked) > MAX_ASKED else (name,)
+
+
+def _is_told(report: Report, incoming: Incoming) -> bool:
+    """Whether the object goes into an answer that is passed on: an unscored one always has it."""
+    verdict = report.verdict
+    return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)
+
+
+def _answer_of(body: JSON) -> str:
+    answer = body.get("answer")
+    if not isinstance(answer, str) or not answer.strip():
+        raise RequestError("answer must be the text to be judged", param="answer", code="invalid_answer")
+    return answer
+
+
+def _error_in(chunk: JSON, data: bytes) -> EndpointError:
+    error = chunk["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return EndpointError("the engine reported an error in the stream", status=status, body=data)
+
+
+def _json(document: JSON, headers: dict[str, str]) -> Response:
+    return Response(orjson.dumps(document), 200, headers, "application/json")

@@ -1,1 +1,0 @@
-"""Mitigation measured: every rung and the ladder against controls, through the real engine."""

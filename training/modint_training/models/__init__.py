@@ -1,0 +1,1 @@
+"""Models on this machine: loading a base, running it, exporting what was trained."""

@@ -1,0 +1,119 @@
+"""A local model as a `Complete`: an OpenAI chat body in, a completion with log-probabilities out.
+
+Greedy, one request at a time and without a cache of keys and values: right for any family that can be trained
+here, and meant for answers of a few tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modint_guard.chat.images import decode_data_url
+from modint_guard.data.item import Item, Turn
+from modint_guard.errors import RequestError
+from modint_guard.types import JSON, Complete
+from modint_training.data.collate import Encoded, collate, encode
+from modint_training.method.labels import IGNORED
+
+MAX_TOKENS = 16  # of an answer, where the request names no number
+
+
+def complete_of(model: nn.Module, processor: Any) -> Complete:
+    """The model as what the runner and the guard can call; raises RequestError for what it cannot do."""
+    model.eval()
+
+    async def complete(body: JSON) -> JSON:
+        return completion(model, processor, body)
+
+    return complete
+
+
+def completion(model: nn.Module, processor: Any, body: JSON) -> JSON:
+    """One greedy chat completion; `logprobs` and `top_logprobs` as in OpenAI's API, of any number."""
+    row = encode(asked_of(body), processor)
+    tokenizer = processor.tokenizer
+    prompt = row.ids[: len(row.ids) - row.answer_length]
+    said: list[int] = []
+    content: list[JSON] = []
+    finish = "length"
+    for _ in range(int(body.get("max_tokens") or MAX_TOKENS)):
+        logprobs = _next(model, processor, row, [*prompt, *said])
+        token = int(logprobs.argmax())
+        if token == tokenizer.eos_token_id:
+            finish = "stop"
+            break
+        said.append(token)
+        content.append(_entry(tokenizer, logprobs, token, int(body.get("top_logprobs") or 0)))
+    message = {"role": "assistant", "content": tokenizer.decode(said, skip_special_tokens=True)}
+    choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
+    if body.get("logprobs"):
+        choice["logprobs"] = {"content": content}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": len(said)}
+    return {"object": "chat.completion", "model": body.get("model"), "choices": [choice], "usage": usage}
+
+
+def asked_of(body: JSON) -> Item:
+    """The body's chat as an item: text parts of a message joined by newlines, one picture at most, as the
+    engine's chat template reads it. Raises RequestError for sampling, more pictures, and a chat that does not
+    end with the user."""
+    messages = body.get("messages") or []
+    system = [message for message in messages[:1] if message.get("role") == "system"]
+    turns = messages[len(system) :]
+    if [turn.get("role") for turn in turns] != _alternating(len(turns)) or body.get("temperature"):
+        raise RequestError(
+            "a local model is asked at temperature 0 by a chat of user and assistant in turn that ends with "
+            "the user; serve it for other chats and for sampling"
+        )
+    pictures = [url for message in messages for url in _pictures(message)]
+    if len(pictures) > 1:
+        raise RequestError(f"a local model is shown one picture, not {len(pictures)}; serve it for more")
+    return Item(
+        "asked",
+        "unknown",
+        "",
+        "free",
+        _text(turns[-1]),
+        image=decode_data_url(pictures[0]) if pictures else None,
+        system=_text(system[0]) if system else "",
+        turns=tuple(Turn(turn["role"], _text(turn), bool(_pictures(turn))) for turn in turns[:-1]),
+    )
+
+
+def _alternating(count: int) -> list[str]:
+    """User and assistant in turn, the user last; no chat has no turns."""
+    roles = ("user", "assistant")
+    return [roles[(count - 1 - place) % 2] for place in range(max(1, count))]
+
+
+def _parts(message: JSON) -> list[JSON]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _pictures(message: JSON) -> list[str]:
+    return [part["image_url"]["url"] for part in _parts(message) if part["type"] == "image_url"]
+
+
+def _text(message: JSON) -> str:
+    return "\n".join(part["text"] for part in _parts(message) if part["type"] == "text")
+
+
+@torch.no_grad()
+def _next(model: nn.Module, processor: Any, row: Encoded, ids: list[int]) -> Tensor:
+    """Log-probabilities of the next token  # (V,), float32, on the CPU."""
+    inputs = collate([Encoded(ids, [IGNORED] * len(ids), row.image, text=row.text)], processor)
+    del inputs["labels"]
+    device = next(model.parameters()).device
+    on_device = {name: value.to(device) for name, value in inputs.items()}
+    return model(**on_device, use_cache=False).logits[0, -1].float().log_softmax(-1).cpu()
+
+
+def _entry(tokenizer: Any, logprobs: Tensor, token: int, top: int) -> JSON:
+    values, ids = logprobs.topk(min(top, len(logprobs)))
+    listed = zip(ids.tolist(), values.tolist(), strict=True)
+    return {
+        "token": tokenizer.decode([token]),
+        "logprob": float(logprobs[token]),
+        "top_logprobs": [{"token": tokenizer.decode([id_]), "logprob": value} for id_, value in listed],
+    }
