@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 from modint_guard.chat import images
+from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
 from modint_guard.chat.question import asks, is_latin, says_how, split_text, states
 from modint_guard.chat.system_prompt import facts_in
@@ -77,7 +78,8 @@ def parse(
     ImageError.
     """
     options = options or ModintOptions()
-    messages = _messages(body)
+    messages = messages_of(body)
+    check_types(messages)
     found = _images(messages, limits or ImageLimits(), decode=decode)
     turn = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     texts = _texts(messages, turn)
@@ -103,7 +105,7 @@ def unsupported(body: JSON) -> str | None:
     """The SKIPPED reason of the first content part that cannot be probed: "audio", "video" or
     "unsupported_part".
     """
-    for message in _messages(body):
+    for message in messages_of(body):
         for part in _parts(message):
             kind = part.get("type")
             if kind in _AUDIO_PARTS or kind in _VIDEO_PARTS:
@@ -168,31 +170,6 @@ def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | N
 # -- reading the body ------------------------------------------------------------------------------
 
 
-def _messages(body: JSON) -> list[JSON]:
-    messages = body.get("messages") if isinstance(body, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise RequestError("`messages` must be a list with at least one message.", param="messages")
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RequestError(f"`{where}` must be an object with a string `role`.", param=where)
-        _check_content(message.get("content"), f"{where}.content")
-    return cast("list[JSON]", messages)
-
-
-def _check_content(content: Any, where: str) -> None:
-    if content is None or isinstance(content, str):
-        return
-    if not isinstance(content, list):
-        raise RequestError(f"`{where}` must be a string or a list of parts.", param=where)
-    for index, part in enumerate(content):
-        at = f"{where}[{index}]"
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise RequestError(f"`{at}` must be an object with a string `type`.", param=at)
-        if part["type"] == "text" and not isinstance(part.get("text"), str):
-            raise RequestError(f"`{at}.text` must be a string.", param=f"{at}.text")
-
-
 def _parts(message: JSON) -> list[JSON]:
     content = message.get("content")
     return content if isinstance(content, list) else []
@@ -225,19 +202,14 @@ def _images(messages: list[JSON], limits: ImageLimits, *, decode: bool) -> tuple
         for p, part in enumerate(_parts(message))
         if part["type"] == "image_url"
     ]
-    if len(places) > limits.max_images:
-        raise ImageError(
-            f"The request holds {len(places)} images, the limit is {limits.max_images}: send fewer.",
-            code="too_many_images",
-        )
+    check_image_count(len(places), limits.max_images)
     return tuple(_image(m, p, part, limits, decode=decode) for m, p, part in places)
 
 
 def _image(message: int, index: int, part: JSON, limits: ImageLimits, *, decode: bool) -> ImagePart:
     where = f"messages[{message}].content[{index}].image_url"
-    held = part.get("image_url")
-    url = held.get("url") if isinstance(held, dict) else held
-    if not isinstance(url, str):
+    url = url_of(part.get("image_url"))
+    if not url:
         raise ImageError(f"`{where}.url` must be a string that holds a data: URL.", param=where)
     try:
         size = images.check_data_url(url, limits, whole=decode)
