@@ -15,8 +15,8 @@ import orjson
 from starlette.responses import Response
 
 from modint_guard.chat.body import check_image_headers
+from modint_guard.chat.options import parse_options
 from modint_guard.chat.reply import StreamReply, reply_of
-from modint_guard.chat.request import parse_options
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import Examination
 from modint_guard.guard import Guard
