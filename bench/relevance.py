@@ -13,9 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.relevance import SELF_ASK, decide
 from modint_guard.chat.reply import reply_of
-from modint_guard.chat.request import parse, with_question_after
+from modint_guard.chat.request import parse
 from modint_guard.config import GuardConfig
 from modint_guard.data.item import FAMILIES, RELEVANT, Family
 from modint_guard.evaluation.results import write_results

@@ -8,7 +8,9 @@ from typing import Any
 
 from modint_guard.chat import relevance
 from modint_guard.chat.eligibility import continues, why_skipped
-from modint_guard.chat.request import parse, parse_options, with_question_after
+from modint_guard.chat.options import parse_options
+from modint_guard.chat.rebuild import with_question_after
+from modint_guard.chat.request import parse
 from modint_guard.config import GuardConfig
 from modint_guard.errors import RequestError
 from modint_guard.judging import verdict

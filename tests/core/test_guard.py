@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
+from modint_guard.chat.rebuild import with_context
 from modint_guard.chat.reply import reply_of
-from modint_guard.chat.request import with_context
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_UNLISTED

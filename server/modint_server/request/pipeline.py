@@ -14,8 +14,9 @@ from typing import TypeVar
 import orjson
 from starlette.responses import Response
 
+from modint_guard.chat.body import check_image_headers
+from modint_guard.chat.options import parse_options
 from modint_guard.chat.reply import StreamReply, reply_of
-from modint_guard.chat.request import parse_options
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import Examination
 from modint_guard.guard import Guard
@@ -40,7 +41,7 @@ from modint_server.logs import LOGGER
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import Incoming, check_images, read_chat, read_completion
+from modint_server.request.intake import Incoming, read_chat, read_completion
 from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.settings import Settings
 
@@ -125,7 +126,7 @@ class Pipeline:
         options = parse_options(field, headers)
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
         if self.settings.guard == "off" and not asks and not always:
-            check_images(incoming.body, self.guard.config.image_limits)
+            check_image_headers(incoming.body, self.guard.config.image_limits)
             return None
         if always and options.action is None:
             options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy

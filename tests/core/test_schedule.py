@@ -14,7 +14,7 @@ from modint_guard.mitigation.policy import Policy
 from modint_guard.types import JSON, Complete, Relevant, Score
 from tests.core.fakes import ask, reads, sees_picture, world
 from tests.core.test_calibration import answers
-from tests.core.test_policy import FLIP, SAME, cell
+from tests.core.test_verdict import FLIP, SAME, cell
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
