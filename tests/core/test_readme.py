@@ -157,7 +157,7 @@ def test_every_command_named_exists(page: Path) -> None:
 @pages
 def test_every_recipe_and_result_named_exists(page: Path) -> None:
     from bench.__main__ import app
-    from modint_training.recipe import recipe_names
+    from modint_training.recipe_files import recipe_names
 
     for command, word in commands_named(page):
         assert not word or command != "train" or word in recipe_names(), f"modint-guard {command} {word}"

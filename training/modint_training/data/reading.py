@@ -1,4 +1,4 @@
-"""Rows of one's own, read in one way by a training, its record, its export and `evaluate`."""
+"""The user's own data set, read the same way by training, run record, export and evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from modint_guard.data.item import Item
 from modint_guard.errors import ConfigError
 from modint_training.recipe import ReadingConfig
 
-PLAIN = ReadingConfig()  # what the rows say of themselves
+PLAIN = ReadingConfig()  # no option: rows are read as they describe themselves
 
 
 def read_examples(path: Path | str, how: ReadingConfig = PLAIN, *, check: bool = True) -> DataSet:
-    """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
+    """The examples of a data set in any format of docs/data.md; each is read when it is needed.
 
-    Raises DataError for what cannot be read; `check` false leaves rows unread until then.
+    Raises DataError for rows that cannot be read, at once if `check`, otherwise when they are needed.
     """
     return read_data(
         Path(path),
@@ -31,26 +31,26 @@ def read_examples(path: Path | str, how: ReadingConfig = PLAIN, *, check: bool =
 
 
 def reading_of(**options: Any) -> ReadingConfig:
-    """What a command's options say of the rows; ConfigError for a value that none of them has."""
+    """How a command's options say that rows are read; ConfigError for an invalid value."""
     try:
         return ReadingConfig(**options)
     except ValidationError as exc:
-        said = exc.errors(include_url=False)[0]
-        raise ConfigError(said["msg"].removeprefix("Value error, ")) from exc
+        error = exc.errors(include_url=False)[0]
+        raise ConfigError(error["msg"].removeprefix("Value error, ")) from exc
 
 
 def first_of_each(data: DataSet, count: int) -> list[Item]:
-    """The first `count` labelled examples of each family; no picture of another is decoded."""
+    """The first `count` labelled examples of each family; no other picture is decoded."""
     return [data[number] for number in numbers_of_each(data, count)]
 
 
 def numbers_of_each(data: DataSet, count: int) -> list[int]:
-    """Their numbers."""
-    seen: dict[str, int] = {}
-    chosen = []
+    """The numbers of the first `count` labelled examples of each family."""
+    counts: dict[str, int] = {}
+    numbers = []
     for number, sample in enumerate(data.samples()):
         if sample.item.labelled:
-            seen[sample.item.family] = seen.get(sample.item.family, 0) + 1
-            if seen[sample.item.family] <= count:
-                chosen.append(number)
-    return chosen
+            counts[sample.item.family] = counts.get(sample.item.family, 0) + 1
+            if counts[sample.item.family] <= count:
+                numbers.append(number)
+    return numbers
