@@ -35,8 +35,8 @@ def captioned(model: str, perturbation: str, held_out: str = "no") -> dict[str, 
 
 
 def counted(row: dict[str, Any], key: str) -> int:
-    share: float = row[key]
-    return round(row["n"] * share)
+    n, share = int(row["n"]), float(row[key])
+    return round(n * share)
 
 
 def test_the_readme_counts_lies_and_true_captions() -> None:

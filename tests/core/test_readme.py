@@ -355,6 +355,17 @@ def test_every_perturbation_is_in_the_table_with_its_role() -> None:
     ]
 
 
+def test_the_glossary_defines_each_word_once() -> None:
+    terms = [
+        term.strip()
+        for cells in table_rows(text(DOCS / "glossary.md"))
+        for term in re.split(r", (?=\w)", cells[0])
+    ]
+    assert [term for term in terms if terms.count(term) > 1] == []
+    wanted = "probe view cell action rung ladder policy influence risk verdict cause relevance twin perturbation world"
+    assert {*wanted.split(), "modality interference", "held-out wording", "calibration"} <= set(terms)
+
+
 def test_the_table_of_metrics_is_what_the_code_makes() -> None:
     page = text(DOCS / "metrics.md")
     assert rewritten(page) == page, "run `make generated`"
