@@ -16,7 +16,6 @@ from modint_guard.errors import EndpointError
 from modint_guard.types import ACTIONS, DONE, RUNGS, SKIPPED_REASONS, UNSCORED_REASONS, RungOutcome
 
 SCHEMA_ID = "urn:modint-guard:schema:modint-1"
-_PROBABILITY = {"ge": 0.0, "le": 1.0}
 
 
 class _Record(BaseModel):

@@ -8,12 +8,7 @@ from dataclasses import fields
 from typing import Any, Literal, cast
 
 from modint_guard.errors import RequestError
-from modint_guard.types import (
-    ACTIONS,
-    MAX_DEADLINE_S,
-    ModintOptions,
-    Relevant,
-)
+from modint_guard.types import ACTIONS, MAX_DEADLINE_S, ModintOptions, Relevant
 
 MODE_HEADER = "x-modint-mode"
 RELEVANT_HEADER = "x-modint-relevant"

@@ -8,27 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from modint_guard.types import (
-    JSON,
-    Chat,
-    ImagePart,
-    Span,
-)
-
-
-def without_context(chat: Chat) -> JSON:
-    """The body with its context taken out, reading as if it had never been there."""
-    return rebuild(chat, context="")
-
-
-def with_context(chat: Chat, context: str) -> JSON:
-    """The body with another context; where it had none, the new one stands on a line before the question."""
-    return rebuild(chat, context=context)
-
-
-def with_image(chat: Chat, data_url: str) -> JSON:
-    """The body with every image replaced by this one."""
-    return rebuild(chat, images=[data_url] * len(chat.images))
+from modint_guard.types import JSON, Chat, ImagePart, Span
 
 
 def with_question_after(chat: Chat, question: str) -> JSON:

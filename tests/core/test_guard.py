@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
-from modint_guard.chat.rebuild import with_context
+from modint_guard.chat.rebuild import rebuild
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
@@ -343,7 +343,7 @@ async def test_an_empty_answer_is_skipped() -> None:
 
 
 def test_a_request_may_ask_for_more_probes_by_name() -> None:
-    guard = Guard(extra_views={"neutral_text": lambda chat: with_context(chat, "This line says nothing.")})
+    guard = Guard(extra_views={"neutral_text": lambda chat: rebuild(chat, context="This line says nothing.")})
     plan = guard.plan(ask(f"{LIE}\n{QUESTION}"), ModintOptions(probes=("noop", "neutral_text", "prior")))
     assert [view.name for view in plan.views] == [
         "no_context",
