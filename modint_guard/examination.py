@@ -25,10 +25,10 @@ from modint_guard.judge import Judge, unscored
 from modint_guard.judging import scoring
 from modint_guard.mitigation import ladder
 from modint_guard.mitigation.policy import Policy
-from modint_guard.mitigation.rungs import Case
-from modint_guard.plan import brief_body, main_body, policy_of
+from modint_guard.mitigation.rungs import FlaggedAnswer
+from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import regenerate, schedule
-from modint_guard.probing.probe import Answered, gone
+from modint_guard.probing.probe import Answered, cancel_and_wait
 from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, Report, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
@@ -83,7 +83,7 @@ class Examination:
         self.body = (
             main_body(plan)
             if given is None
-            else brief_body(plan.body, plan.schedule.top_logprobs, judge.config)
+            else view_body(plan.body, plan.schedule.top_logprobs, judge.config)
         )
         self.answer: Reply | None = None
         self._complete, self._judge = complete, judge
@@ -104,7 +104,7 @@ class Examination:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._probing is not None:
-            await gone([self._probing])
+            await cancel_and_wait([self._probing])
 
     def refused_ours(self, error: EndpointError) -> bool:
         """Whether the engine refused `body` and that may be for what we added to the client's own."""
@@ -193,8 +193,8 @@ async def probe(plan: Plan, judge: Judge, complete: Complete, *, answered: Answe
     if answer is None:
         return replies
     plan = judge.informed(plan, replies)
-    is_open = partial(regenerate.is_open, plan, answer, partial(judge.score, plan, answer, replies))
-    if not schedule.surely(is_open, "the first word"):
+    is_open = partial(regenerate.should_regenerate, plan, answer, partial(judge.score, plan, answer, replies))
+    if not schedule.false_on_error(is_open, "the first word"):
         return replies
     return await regenerate.ask(plan, complete, answer, replies)
 
@@ -217,7 +217,7 @@ async def mitigate(
     """
     if not _is_to_be_corrected(report, policy):
         return report
-    case = Case(
+    case = FlaggedAnswer(
         plan=plan,
         answer=answer,
         replies=scoring.comparable(answer, replies),

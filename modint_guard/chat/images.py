@@ -78,14 +78,14 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
     scheme = url[:16].split(":", 1)[0].lower()
     if scheme != "data":
         raise ImageError(
-            f"Images by address ({_shown(scheme)}…) are not fetched: send the image itself as a data: URL.",
+            f"Images by address ({_excerpt(scheme)}…) are not fetched: send the image itself as a data: URL.",
             code="remote_image_refused",
         )
     kind = header[5:].lower()
     if not comma or not kind.endswith(";base64"):
         raise ImageError("The image's data URL is not base64: send data:image/png;base64,… .")
     if not kind.startswith("image/"):
-        raise ImageError(f"The data URL holds {_shown(kind)}, not an image: send data:image/png;base64,… .")
+        raise ImageError(f"The data URL holds {_excerpt(kind)}, not an image: send data:image/png;base64,… .")
     if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
         raise _too_many_bytes(limits)
     try:
@@ -139,7 +139,7 @@ def _too_many_pixels(size: tuple[int, int] | None, limits: ImageLimits) -> Image
     )
 
 
-def _shown(text: str) -> str:
+def _excerpt(text: str) -> str:
     """A bounded, printable excerpt of what a client sent."""
     return "".join(c for c in text[:24] if c.isprintable())
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from modint_guard.chat.relevance_rules import RelevanceRule, by_configured
+from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules
 from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
 
 SELF_ASK = "Does answering need the picture?"
@@ -93,13 +93,15 @@ def decide(
     options = options or ModintOptions()
     if options.relevant is not None:
         return options.relevant, options.relevant_source or "request"
-    if (configured := by_configured(rules, str(chat.body.get("model") or ""), chat.question)) is not None:
+    if (
+        configured := by_configured_rules(rules, str(chat.body.get("model") or ""), chat.question)
+    ) is not None:
         return configured, "route"
-    ruled = by_rules(chat.question, chat.context)
+    ruled = by_lexical_rules(chat.question, chat.context)
     return ruled, "none" if ruled is Relevant.UNKNOWN else "rules"
 
 
-def by_rules(question: str, context: str | None) -> Relevant:
+def by_lexical_rules(question: str, context: str | None) -> Relevant:
     """The lexical rules alone."""
     if len(question) > 2 * _MAX_CHARACTERS:  # an instruction stands at either end
         question = f"{question[:_MAX_CHARACTERS]} {question[-_MAX_CHARACTERS:]}"

@@ -52,7 +52,7 @@ def fits(pattern: str, expression: str, model: str, question: str) -> bool:
     return fnmatchcase(model, pattern) and bool(re.search(expression, shown, re.IGNORECASE))
 
 
-def by_configured(rules: Iterable[RelevanceRule], model: str, question: str) -> Relevant | None:
+def by_configured_rules(rules: Iterable[RelevanceRule], model: str, question: str) -> Relevant | None:
     """What the first rule that fits says; None where none does."""
     fitting = (rule.relevant for rule in rules if fits(rule.model, rule.question, model, question))
     return next(fitting, None)

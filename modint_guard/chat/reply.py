@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from modint_guard.errors import EndpointError
-from modint_guard.types import JSON, Asked, Position, Reply
+from modint_guard.types import JSON, Position, Reply, TokenOptions
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
@@ -71,7 +71,7 @@ class StreamReply:
         return replace(reply, positions=tuple(self._positions))
 
 
-def strip_added(completion: JSON, asked: Asked) -> JSON:
+def strip_added(completion: JSON, asked: TokenOptions) -> JSON:
     """A completion or chunk without the log-probabilities and token ids the client did not ask for; the given
     one stays as it is.
     """
@@ -93,7 +93,7 @@ def _without_token_ids(completion: JSON) -> JSON:
     return completion
 
 
-def _stripped(choice: JSON, asked: Asked) -> JSON:
+def _stripped(choice: JSON, asked: TokenOptions) -> JSON:
     held = choice.get("logprobs")
     if not held:
         return choice
@@ -180,7 +180,7 @@ def _reply(
     )
 
 
-def plain(token: str) -> str:
+def token_text(token: str) -> str:
     """A token without surrounding blanks and tokenizers' marks for them."""
     return token.strip().strip("\u2581\u0120\u010a").strip()
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from modint_guard.errors import EndpointTimeout
 from modint_guard.mitigation import rungs
 from modint_guard.mitigation.policy import Policy, may_replace, rungs_of
-from modint_guard.mitigation.rungs import Case, Examine, Found
+from modint_guard.mitigation.rungs import Attempt, Examine, FlaggedAnswer
 from modint_guard.types import (
     ABSTAIN,
     ANNOTATE,
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 async def climb(
-    case: Case,
+    case: FlaggedAnswer,
     policy: Policy,
     complete: Complete,
     examine: Examine,
@@ -82,7 +82,9 @@ def served(completion: JSON, mitigation: Mitigation | None) -> JSON:
     return {**completion, "choices": [choice]}
 
 
-def _mitigation(case: Case, policy: Policy, tried: list[RungResult], found: Found | None) -> Mitigation:
+def _mitigation(
+    case: FlaggedAnswer, policy: Policy, tried: list[RungResult], found: Attempt | None
+) -> Mitigation:
     mended = found is not None and found.outcome in (RungOutcome.MENDED, RungOutcome.ABSTAINED)
     return Mitigation(
         asked=policy.action,
@@ -96,14 +98,14 @@ def _mitigation(case: Case, policy: Policy, tried: list[RungResult], found: Foun
 
 async def _within(
     rung: str,
-    case: Case,
+    case: FlaggedAnswer,
     policy: Policy,
     complete: Complete,
     examine: Examine,
     tokens_left: int,
     until: float,
     clock: Clock,
-) -> tuple[Found, RungResult]:
+) -> tuple[Attempt, RungResult]:
     """One rung within what is left; whatever goes wrong in it leaves the answer as it was."""
     start, meter, at_most = clock(), Meter(complete), 0
     try:
@@ -111,17 +113,17 @@ async def _within(
         if rung != ABSTAIN and not may_replace(policy, case.report):
             found = rungs.UNFIT
         elif at_most > max(0, tokens_left):
-            found = Found(RungOutcome.BUDGET)
+            found = Attempt(RungOutcome.BUDGET)
         elif at_most and until <= start:
-            found = Found(RungOutcome.TIMEOUT)
+            found = Attempt(RungOutcome.TIMEOUT)
         else:
             async with asyncio.timeout(max(0.0, until - start)):
                 found = await rungs.BY_NAME[rung](case, policy, meter, examine)
     except (TimeoutError, EndpointTimeout):
-        found = Found(RungOutcome.TIMEOUT)
+        found = Attempt(RungOutcome.TIMEOUT)
     except Exception as exc:  # noqa: BLE001 - like the probe boundary: logged here, counted by its outcome
         logger.warning("rung %s failed: %s: %s", rung, type(exc).__name__, exc)
-        found = Found(RungOutcome.FAILED)
+        found = Attempt(RungOutcome.FAILED)
     if found.outcome is RungOutcome.MISSING:
         at_most = 0  # of a model that is not there no call costs anything
     ms = (clock() - start) * 1000

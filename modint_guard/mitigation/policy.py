@@ -48,7 +48,7 @@ from modint_guard.types import (
 Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
-GUESSED: tuple[RelevantSource, ...] = ("rules", "self_ask")
+GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "self_ask")
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
 Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
 # Which rungs, in which order, by cause, relevance and form of the answer, by reasoning: the answer of the
@@ -167,7 +167,7 @@ def may_replace(policy: Policy, report: Report) -> bool:
     """Whether another answer may be given at all: a guess at what is relevant, by lexical rules or by the
     model itself, is no ground for taking a part of the input away that somebody may have needed.
     """
-    return policy.trust_guess or report.relevant_source not in GUESSED
+    return policy.trust_guess or report.relevant_source not in GUESSED_SOURCES
 
 
 def abstention(report: Report) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from modint_guard.chat.reply import answer_positions, plain, reply_of
+from modint_guard.chat.reply import answer_positions, reply_of, token_text
 from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import Distribution, option_distribution
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
@@ -26,7 +26,7 @@ from modint_guard.judging.text_match import is_short, same_answer
 from modint_guard.mitigation.policy import Form, Policy, abstention
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
-from modint_guard.probing.views import asked_briefly, asked_whole
+from modint_guard.probing.views import full_body, short_body
 from modint_guard.types import (
     ABSTAIN,
     DEBIAS,
@@ -60,7 +60,7 @@ _LISTED = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class FlaggedAnswer:
     """A flagged answer and all that is known of it."""
 
     plan: Plan
@@ -85,7 +85,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Attempt:
     """What a rung came to: its answer if it has one."""
 
     outcome: RungOutcome
@@ -99,11 +99,11 @@ class Found:
 
 
 Examine = Callable[[Plan, Complete], Awaitable[tuple[Reply, Report]]]  # a request asked and judged
-Rung = Callable[[Case, Policy, Complete, Examine], Awaitable[Found]]
-UNFIT = Found(RungOutcome.UNFIT)
+Rung = Callable[[FlaggedAnswer, Policy, Complete, Examine], Awaitable[Attempt]]
+UNFIT = Attempt(RungOutcome.UNFIT)
 
 
-async def neutralise(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
+async def neutralise(case: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
     """The relevant modality's own answer. Raises EndpointError."""
     name = WITHOUT_IRRELEVANT.get(case.report.relevant)
     reply = case.replies.get(name) if name else None
@@ -111,35 +111,35 @@ async def neutralise(case: Case, policy: Policy, complete: Complete, examine: Ex
         return UNFIT
     if not _is_known(reply):
         view = next(view for view in case.plan.views if view.name == name)
-        body = {**asked_whole(case.plan.body), "messages": view.body["messages"]}
+        body = {**full_body(case.plan.body), "messages": view.body["messages"]}
         reply = reply_of(await complete({**body, **_LISTED} if case.plan.schedule.top_logprobs else body))
         if reply.skip:
             return UNFIT
-    sure = sureness(reply) >= policy.accept_at
+    sure = confidence(reply) >= policy.accept_at
     return _settled(case, reply.text.strip(), reply.finish_reason, sure=sure)
 
 
-async def escalate(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
+async def escalate(case: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
     """The robust adapter's answer to the request as it is, probed once more. Raises EndpointError."""
     if case.plan.body.get("model") == policy.robust:
         return UNFIT
     if not policy.robust:
-        return Found(RungOutcome.MISSING)
+        return Attempt(RungOutcome.MISSING)
     try:
         answer, report = await examine(for_model(case, policy.robust), complete)
     except EndpointError as exc:
         if exc.status != MISSING_MODEL:
             raise
-        return Found(RungOutcome.MISSING)
+        return Attempt(RungOutcome.MISSING)
     text = answer.text.strip()
     if answer.skip or report.verdict.state is State.SKIPPED:
         return UNFIT
     if report.verdict.state is State.FLAGGED:
-        return Found(RungOutcome.FLAGGED, text)
+        return Attempt(RungOutcome.FLAGGED, text)
     return _settled(case, text, answer.finish_reason, sure=report.verdict.state is State.PASS)
 
 
-async def debias(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
+async def debias(case: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
     """The option that the contrast prefers; costs nothing."""
     alone = case.replies.get(IRRELEVANT_ALONE.get(case.report.relevant, ""))
     said = label_of(case.answer, case.chat)
@@ -151,10 +151,10 @@ async def debias(case: Case, policy: Policy, complete: Complete, examine: Examin
     if full is None or irrelevant is None:
         return UNFIT
     best = debiased(full, irrelevant, policy.debias_lambda)
-    return Found(RungOutcome.UNCHANGED if best == said else RungOutcome.MENDED, best)
+    return Attempt(RungOutcome.UNCHANGED if best == said else RungOutcome.MENDED, best)
 
 
-async def rerank(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
+async def rerank(case: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
     """The candidate that the contrast prefers: the flagged answer, the relevant modality's own, and samples.
     Needs a flagged answer that could be scored as a whole. Raises EndpointError.
     """
@@ -165,16 +165,16 @@ async def rerank(case: Case, policy: Policy, complete: Complete, examine: Examin
     contrasts = await _together(_contrast(each, case, policy, complete) for each in candidates)
     valued = [(value, each) for value, each in zip(contrasts, candidates, strict=True) if value is not None]
     if not valued or valued[0][1] is not case.answer:
-        return Found(RungOutcome.FAILED)  # nothing to be better than
+        return Attempt(RungOutcome.FAILED)  # nothing to be better than
     _, best = max(valued, key=lambda pair: pair[0])
     same = best is case.answer or case.same(best.text)
     outcome = RungOutcome.UNCHANGED if same else RungOutcome.MENDED
-    return Found(outcome, best.text.strip(), best.finish_reason)
+    return Attempt(outcome, best.text.strip(), best.finish_reason)
 
 
-async def abstain(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
+async def abstain(case: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
     """No answer; costs nothing."""
-    return Found(RungOutcome.ABSTAINED, abstention(case.report), "content_filter")
+    return Attempt(RungOutcome.ABSTAINED, abstention(case.report), "content_filter")
 
 
 BY_NAME: Mapping[str, Rung] = {
@@ -186,7 +186,7 @@ BY_NAME: Mapping[str, Rung] = {
 }
 
 
-def tokens_of(rung: str, case: Case, policy: Policy) -> int:
+def tokens_of(rung: str, case: FlaggedAnswer, policy: Policy) -> int:
     """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far. Where
     a stream was not asked for its usage, the positions of its answer are counted.
     """
@@ -198,7 +198,7 @@ def tokens_of(rung: str, case: Case, policy: Policy) -> int:
 
 def label_of(answer: Reply, chat: Chat) -> str | None:
     """The option's label that the answer is, a final full stop aside; None where it says anything else."""
-    said = plain(answer.text).removesuffix(".")
+    said = token_text(answer.text).removesuffix(".")
     return next((option.label for option in chat.options if option.label == said), None)
 
 
@@ -209,12 +209,12 @@ def form_of(answer: Reply, chat: Chat) -> Form:
     return "word" if is_short(answer) else "free"
 
 
-def said_whole(view: Reply) -> bool:
+def has_ended(view: Reply) -> bool:
     """Whether a view, asked for a token or two, has ended its answer by itself."""
     return view.finish_reason == "stop" and bool(view.text.strip())
 
 
-def sureness(reply: Reply) -> float:
+def confidence(reply: Reply) -> float:
     """The geometric mean of its tokens' probabilities, in [0, 1]; 0 where they are not known."""
     positions = answer_positions(reply)
     return min(1.0, math.exp(_mean(positions))) if positions else 0.0
@@ -227,7 +227,7 @@ def debiased(full: Distribution, irrelevant: Distribution, debias_lambda: float)
     return max(full, key=lambda k: math.log(full[k]) - debias_lambda * math.log(irrelevant[k]))
 
 
-def for_model(case: Case, model: str) -> Plan:
+def for_model(case: FlaggedAnswer, model: str) -> Plan:
     """The same request and views for another model, its relevance as it was found. Longer answers are not
     scored as a whole: an adapter's prompt log-probabilities can end vLLM's CPU engine.
     """
@@ -239,7 +239,7 @@ def for_model(case: Case, model: str) -> Plan:
     method = FIRST_TOKEN if schedule.method == TEACHER_FORCED else schedule.method
     return replace(
         plan,
-        body={**asked_whole(plan.body), "model": model},
+        body={**full_body(plan.body), "model": model},
         relevant=report.relevant,
         relevant_source=report.relevant_source,
         schedule=replace(schedule, views=views, method=method),
@@ -247,10 +247,10 @@ def for_model(case: Case, model: str) -> Plan:
     )
 
 
-def _settled(case: Case, text: str, finish_reason: str | None, *, sure: bool) -> Found:
+def _settled(case: FlaggedAnswer, text: str, finish_reason: str | None, *, sure: bool) -> Attempt:
     if not sure:
-        return Found(RungOutcome.UNSURE, text)
-    return Found(
+        return Attempt(RungOutcome.UNSURE, text)
+    return Attempt(
         RungOutcome.CONFIRMED if case.same(text) else RungOutcome.MENDED, text, finish_reason or "stop"
     )
 
@@ -259,10 +259,10 @@ def _is_known(view: Reply) -> bool:
     """Whether a view's own answer is known, and how sure it is of it. Of one that was generated whole besides
     (`doubt`) only the first word's probabilities are: it is asked again.
     """
-    return said_whole(view) and not view.whole
+    return has_ended(view) and not view.whole
 
 
-def _calls(rung: str, case: Case, policy: Policy) -> int:
+def _calls(rung: str, case: FlaggedAnswer, policy: Policy) -> int:
     """The most calls of the engine that a rung makes."""
     if rung == NEUTRALISE:
         reply = case.replies.get(WITHOUT_IRRELEVANT.get(case.report.relevant, ""))
@@ -272,9 +272,9 @@ def _calls(rung: str, case: Case, policy: Policy) -> int:
     return 3 * policy.candidates if rung == RERANK else 0
 
 
-async def _candidates(case: Case, policy: Policy, complete: Complete) -> list[Reply]:
+async def _candidates(case: FlaggedAnswer, policy: Policy, complete: Complete) -> list[Reply]:
     """The flagged answer first, then others, no two alike; every one with its tokens' log-probabilities."""
-    whole = asked_whole(case.plan.body)
+    whole = full_body(case.plan.body)
     name = WITHOUT_IRRELEVANT[case.report.relevant]
     view = next((view for view in case.plan.views if view.name == name), None)
     bodies = [{**whole, **_LISTED, "temperature": 1.0, "n": policy.candidates - 2 or 1}]
@@ -293,7 +293,9 @@ def _choices(completion: JSON) -> list[Reply]:
     return [reply_of({**completion, "choices": [choice]}) for choice in completion.get("choices") or ()]
 
 
-async def _contrast(candidate: Reply, case: Case, policy: Policy, complete: Complete) -> float | None:
+async def _contrast(
+    candidate: Reply, case: FlaggedAnswer, policy: Policy, complete: Complete
+) -> float | None:
     """Mean over its tokens of log p(y_t | all) - lambda log p(y_t | irrelevant alone), nats; None where a
     view cannot score it.
     """
@@ -301,7 +303,7 @@ async def _contrast(candidate: Reply, case: Case, policy: Policy, complete: Comp
     view = next((view for view in case.plan.views if view.name == name), None)
     if view is None:
         return None
-    own = asked_briefly(case.plan.body, 1, 1)
+    own = short_body(case.plan.body, 1, 1)
     try:
         full, alone = await _together(_scored(candidate, body, complete) for body in (own, view.body))
     except EndpointError:
@@ -321,7 +323,7 @@ async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        await probe.gone(tasks)
+        await probe.cancel_and_wait(tasks)
 
 
 def _mean(positions: tuple[Position, ...]) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointTimeout
-from modint_guard.types import JSON, Complete, Failure, Outcome, Reply, View
+from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Reply, View
 
 Clock = Callable[[], float]
 Read = Callable[[JSON, float], Reply]  # a completion and its duration in milliseconds -> what it says
@@ -43,7 +43,7 @@ async def run(
     try:
         await _until_done_or_late(set(tasks.values()), deadline_s, answered)
     finally:
-        await gone([task for task in tasks.values() if not task.done()])
+        await cancel_and_wait([task for task in tasks.values() if not task.done()])
     waited_ms = (clock() - start) * 1000
     return {name: _outcome(task, waited_ms) for name, task in tasks.items()}
 
@@ -65,10 +65,10 @@ async def _one(view: View, complete: Complete, read: Read, clock: Clock) -> Repl
         completion = await complete(view.body)
         return read(completion, (clock() - start) * 1000)
     except EndpointTimeout:
-        return Failure(Outcome.TIMEOUT, "timeout", (clock() - start) * 1000)
+        return Failure(ProbeOutcome.TIMEOUT, "timeout", (clock() - start) * 1000)
     except Exception as exc:  # noqa: BLE001 - the probe boundary: logged here, counted by its outcome
         logger.warning("probe %s failed: %s: %s", view.name, type(exc).__name__, exc)
-        return Failure(Outcome.ERROR, "upstream_error", (clock() - start) * 1000)
+        return Failure(ProbeOutcome.ERROR, "upstream_error", (clock() - start) * 1000)
 
 
 async def _until_done_or_late(
@@ -84,7 +84,7 @@ async def _until_done_or_late(
         await asyncio.wait(pending, timeout=deadline_s)
 
 
-async def gone(tasks: Sequence[asyncio.Future[Any]]) -> None:
+async def cancel_and_wait(tasks: Sequence[asyncio.Future[Any]]) -> None:
     """Cancel them and wait until they have ended."""
     for task in tasks:
         task.cancel()
@@ -92,4 +92,4 @@ async def gone(tasks: Sequence[asyncio.Future[Any]]) -> None:
 
 
 def _outcome(task: asyncio.Task[Reply | Failure], waited_ms: float) -> Reply | Failure:
-    return Failure(Outcome.TIMEOUT, "timeout", waited_ms) if task.cancelled() else task.result()
+    return Failure(ProbeOutcome.TIMEOUT, "timeout", waited_ms) if task.cancelled() else task.result()

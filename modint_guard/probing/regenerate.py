@@ -14,11 +14,11 @@ from dataclasses import replace
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.text_match import MAX_TOKENS, is_short, same_answer
 from modint_guard.probing import probe
-from modint_guard.probing.views import asked_briefly
+from modint_guard.probing.views import short_body
 from modint_guard.types import CELLS, JSON, NOOP, Complete, Failure, Plan, Replies, Reply, Score, View
 
 
-def is_open(plan: Plan, answer: Reply, scored: Callable[[], Score | None]) -> bool:
+def should_regenerate(plan: Plan, answer: Reply, scored: Callable[[], Score | None]) -> bool:
     """Whether a short answer of several words was compared at its first one, and that one did not flip where
     the modality that is known to be irrelevant was left out. Not one that was cut off: nobody knows its end.
 
@@ -46,17 +46,17 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
 
 def says_the_same(plan: Plan, answer: Reply, replies: Replies) -> bool:
     """Whether the whole answer without the irrelevant modality is the answer."""
-    view = whole(replies).get(WITHOUT_IRRELEVANT.get(plan.relevant, ""))
+    view = whole_replies(replies).get(WITHOUT_IRRELEVANT.get(plan.relevant, ""))
     return isinstance(view, Reply) and same_answer(answer.text, view.text, _labels(plan))
 
 
-def is_closed(plan: Plan, replies: Replies) -> bool:
+def is_complete(plan: Plan, replies: Replies) -> bool:
     """Whether every cell, and the unchanged request, was generated whole."""
     bodies = _bodies(plan)
-    return bool(bodies) and {*bodies, NOOP} <= whole(replies).keys()
+    return bool(bodies) and {*bodies, NOOP} <= whole_replies(replies).keys()
 
 
-def whole(replies: Replies) -> dict[str, Reply | Failure]:
+def whole_replies(replies: Replies) -> dict[str, Reply | Failure]:
     """The replies that were generated whole."""
     return {name: reply for name, reply in replies.items() if isinstance(reply, Reply) and reply.whole}
 
@@ -70,7 +70,7 @@ def _bodies(plan: Plan) -> dict[str, JSON]:
 async def _generated(
     plan: Plan, complete: Complete, replies: Replies, bodies: Mapping[str, JSON]
 ) -> dict[str, Reply | Failure]:
-    views = [View(name, asked_briefly(body, MAX_TOKENS, 0)) for name, body in bodies.items()]
+    views = [View(name, short_body(body, MAX_TOKENS, 0)) for name, body in bodies.items()]
     generated = await probe.run(views, complete, deadline_s=plan.schedule.deadline_s)
     return {**replies, **{name: _with_whole(replies.get(name), reply) for name, reply in generated.items()}}
 

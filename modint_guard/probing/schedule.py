@@ -39,13 +39,13 @@ async def ask(
     replies = await _stage(schedule, schedule.stage(first), complete, answered)
     for names in others:
         answer = await asyncio.shield(answered)
-        if answer is None or surely(partial(settles, answer, replies), "the first probes"):
+        if answer is None or false_on_error(partial(settles, answer, replies), "the first probes"):
             break
         replies = {**replies, **await _stage(schedule, schedule.stage(names), complete, answered)}
     return replies
 
 
-def surely(question: Callable[[], bool], what: str) -> bool:
+def false_on_error(question: Callable[[], bool], what: str) -> bool:
     """The answer to a question about replies. If it fails, no, with a line in the log that `what` could not
     be judged: whatever goes wrong there must not cost the user the answer.
     """

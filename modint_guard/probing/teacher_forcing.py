@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modint_guard.chat.reply import answer_positions, plain, reply_of
+from modint_guard.chat.reply import answer_positions, reply_of, token_text
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply
 
@@ -90,4 +90,4 @@ def _position(entry: dict[str, JSON], known: int | None) -> Position:
 def _same(generated: Position, scored: Position) -> bool:
     if generated.id is not None and scored.id is not None:
         return generated.id == scored.id
-    return plain(generated.token) == plain(scored.token)
+    return token_text(generated.token) == token_text(scored.token)

@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 from modint_guard.chat.images import decode_data_url, neutral_image, png_data_url
 from modint_guard.chat.question import sentences_in
 from modint_guard.chat.rebuild import rebuild, with_texts_at
-from modint_guard.data.item import Item, bare
+from modint_guard.data.item import Item, normalised
 from modint_guard.data.perturb import REGISTRY, Perturbation, seeded
 from modint_guard.types import (
     BENIGN,
@@ -62,14 +62,14 @@ _NOT_OF_A_REQUEST = frozenset({"true_description", "contradicting_image", "agree
 FROM_REGISTRY = tuple(name for name in REGISTRY if name not in _NOT_OF_A_REQUEST)
 
 
-def asked_briefly(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
+def short_body(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
     """A view's body as it is sent: greedy and short, with log-probabilities unless `top_logprobs` is 0."""
     kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
     kept |= {"max_tokens": max_tokens, "temperature": 0}
     return {**kept, "logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else kept
 
 
-def asked_whole(body: JSON) -> JSON:
+def full_body(body: JSON) -> JSON:
     """A body asked for a whole answer of the client's own length and sampling, in one piece."""
     return {key: value for key, value in body.items() if key not in _DELIVERY}
 
@@ -134,7 +134,7 @@ _NO_CHOICES = Item("request", "image-heavy", "request", "word", "", ("yes", "no"
 
 def _as_item(chat: Chat) -> Item | None:
     """The request as the registry wants it: which option a claim states depends on the request's words."""
-    texts = tuple({bare(option.text): option.text for option in chat.options}.values())
+    texts = tuple({normalised(option.text): option.text for option in chat.options}.values())
     if len(texts) < 2:
         return None
     claimed, other = seeded("claim", _fingerprint(chat)).sample(texts, 2)

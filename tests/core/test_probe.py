@@ -7,7 +7,7 @@ import pytest
 
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.probing import probe
-from modint_guard.types import JSON, Failure, Outcome, Reply, View
+from modint_guard.types import JSON, Failure, ProbeOutcome, Reply, View
 from tests.core.fakes import completion
 
 VIEWS = tuple(View(name, {"name": name}) for name in ("no_context", "neutral_image", "prior"))
@@ -51,7 +51,7 @@ async def test_a_late_view_is_a_timeout_and_is_cancelled_and_the_others_stay() -
 
     replies = await probe.run(VIEWS, complete, deadline_s=0.05)
     late = replies["prior"]
-    assert isinstance(late, Failure) and (late.outcome, late.reason) == (Outcome.TIMEOUT, "timeout")
+    assert isinstance(late, Failure) and (late.outcome, late.reason) == (ProbeOutcome.TIMEOUT, "timeout")
     assert late.ms >= 50
     assert isinstance(replies["no_context"], Reply)
     assert cancelled == ["prior"]
@@ -97,7 +97,7 @@ async def test_a_failing_view_becomes_a_failure_and_one_log_line(
         replies = await probe.run(VIEWS, complete, deadline_s=FOREVER)
     failed = replies["prior"]
     assert isinstance(failed, Failure) and (failed.outcome, failed.reason) == (
-        Outcome.ERROR,
+        ProbeOutcome.ERROR,
         "upstream_error",
     )
     assert [record.message for record in caplog.records if "probe prior failed" in record.message]
@@ -118,7 +118,7 @@ async def test_an_upstream_timeout_counts_as_a_timeout() -> None:
 
     replies = await probe.run(VIEWS[:1], complete, deadline_s=FOREVER)
     failed = replies["no_context"]
-    assert isinstance(failed, Failure) and failed.outcome is Outcome.TIMEOUT
+    assert isinstance(failed, Failure) and failed.outcome is ProbeOutcome.TIMEOUT
 
 
 @pytest.mark.parametrize("with_event", [True, False])

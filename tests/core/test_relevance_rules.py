@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modint_guard.chat.relevance import decide
-from modint_guard.chat.relevance_rules import RelevanceRule, by_configured, read_rules
+from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules, read_rules
 from modint_guard.chat.request import parse
 from modint_guard.errors import ConfigError
 from modint_guard.judging.self_ask import by_self_ask
@@ -29,7 +29,7 @@ RULES = (
     ],
 )
 def test_the_first_rule_that_fits_decides(model: str, question: str, relevant: str | None) -> None:
-    assert by_configured(RULES, model, question) == relevant
+    assert by_configured_rules(RULES, model, question) == relevant
 
 
 def test_a_configured_rule_comes_after_the_request_and_before_the_lexical_rules() -> None:
