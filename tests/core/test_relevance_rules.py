@@ -54,13 +54,13 @@ def test_a_file_of_rules_is_read_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[rule", "is no TOML"),
+        ("[[rule", "is not valid TOML"),
         ('relevant = "image"', "must hold \\[\\[rule\\]\\] tables and nothing else"),
         ('[[rule]]\nrelevant = "sound"', "rule 1: relevant is 'sound': it must be image, text or both"),
         ('[[rule]]\nmodel = "a"', "rule 1: relevant is ''"),
         (
             '[[rule]]\nrelevant = "image"\nroute = "a"',
-            "rule 1: 'route' is no key; known: relevant, model, question",
+            "rule 1: 'route' is not a key here; known: relevant, model, question",
         ),
         (
             '[[rule]]\nrelevant = "image"\n[[rule]]\nrelevant = "text"\nquestion = "("',
