@@ -85,7 +85,7 @@ def test_empty_and_several_answers_name_why() -> None:
     "bad", [{"choices": ["red"]}, {"choices": [{"message": "red"}]}, {"choices": 3}, {"usage": 3}]
 )
 def test_what_is_no_completion_is_refused(bad: JSON) -> None:
-    with pytest.raises(EndpointError, match="no chat completion"):
+    with pytest.raises(EndpointError, match="not a chat completion"):
         reply_of(bad)
 
 
