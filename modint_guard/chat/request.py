@@ -29,8 +29,6 @@ from modint_guard.types import (
     Span,
 )
 
-_AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
-_VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})
 _PROMPTS = ("system", "developer")
 _IMAGE_LABEL = re.compile(
     r"[#*(<\[]*(?:(?:image|picture|photo|figure|fig)\.?\s*)?(?:\d{1,3}|[a-z])?[>*)\].:]*", re.I
@@ -86,20 +84,6 @@ def parse(
         context_spans=context,
         question_spans=question,
     )
-
-
-def unsupported(body: JSON) -> str | None:
-    """The SKIPPED reason of the first content part that cannot be probed: "audio", "video" or
-    "unsupported_part".
-    """
-    for message in messages_of(body):
-        for part in _parts(message):
-            kind = part.get("type")
-            if kind in _AUDIO_PARTS or kind in _VIDEO_PARTS:
-                return "audio" if kind in _AUDIO_PARTS else "video"
-            if kind not in ("text", "image_url", "refusal"):
-                return "unsupported_part"
-    return None
 
 
 # -- reading the body ------------------------------------------------------------------------------

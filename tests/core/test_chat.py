@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modint_guard.chat.eligibility import unsupported_part
 from modint_guard.chat.images import ImageLimits
 from modint_guard.chat.options import parse_options
 from modint_guard.chat.rebuild import rebuild
-from modint_guard.chat.request import parse, unsupported
+from modint_guard.chat.request import parse
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import JSON, ModintOptions
 from tests.core.fakes import GREY, RED, SIZE, ask, image_part, text_part
@@ -319,9 +320,9 @@ def test_too_many_images_are_refused() -> None:
 )
 def test_parts_that_cannot_be_probed_are_named(kind: str, reason: str) -> None:
     body = ask("What?")
-    assert unsupported(body) is None
+    assert unsupported_part(body) is None
     body["messages"][0]["content"].append({"type": kind})
-    assert unsupported(body) == reason
+    assert unsupported_part(body) == reason
 
 
 def test_messages_without_text_or_user_are_read_all_the_same() -> None:
