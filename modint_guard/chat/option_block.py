@@ -1,5 +1,4 @@
-"""Finds the options of a question in its text: lettered, numbered or bulleted blocks, and options in a
-sentence.
+"""Finds the options of a question: lettered, numbered or bulleted blocks, and options within a sentence.
 
     A. red        (A) red (B) blue      Option A: red       - red          Answer with one of: red, blue.
     B. blue       [A] red [B] blue      A、红 B、蓝          - blue         Is it red? (yes/no)
