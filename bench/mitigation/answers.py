@@ -193,7 +193,7 @@ async def _probed(
     answered: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
     answered.set_result(reply)
     meter = Meter(complete)
-    replies = await probe(plan, guard.judge, meter, answered=None if whole else answered)
+    replies = await probe(plan, guard.judge, meter, future_answer=None if whole else answered)
     return replies, meter.tokens
 
 

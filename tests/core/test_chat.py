@@ -85,7 +85,7 @@ def test_an_explicit_empty_context_means_there_is_none() -> None:
 
 @pytest.mark.parametrize("key", ["context", "question"])
 def test_an_explicit_text_that_is_not_there_is_refused(key: str) -> None:
-    with pytest.raises(RequestError, match="is not in (the last user message|any message)") as caught:
+    with pytest.raises(RequestError, match=r"is not in (the last user message|any message)") as caught:
         parse(ask(QUESTION), parse_options({key: "elsewhere"}))
     assert caught.value.param == f"modint.{key}"
 

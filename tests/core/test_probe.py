@@ -59,27 +59,27 @@ async def test_a_late_view_is_a_timeout_and_is_cancelled_and_the_others_stay() -
 
 
 async def test_the_deadline_counts_from_the_complete_answer() -> None:
-    answered: probe.Answered = asyncio.get_running_loop().create_future()
+    future_answer: probe.FutureAnswer = asyncio.get_running_loop().create_future()
 
     async def complete(body: JSON) -> JSON:
-        await asyncio.shield(answered)
+        await asyncio.shield(future_answer)
         await asyncio.sleep(0.01)
         return await quick(body)
 
     async def answer_later() -> None:
         await asyncio.sleep(0.2)
-        answered.set_result(None)
+        future_answer.set_result(None)
 
     later = asyncio.create_task(answer_later())
-    replies = await probe.run(VIEWS, complete, deadline_s=0.15, answered=answered)
+    replies = await probe.run(VIEWS, complete, deadline_s=0.15, future_answer=future_answer)
     assert all(isinstance(reply, Reply) for reply in replies.values())
     await later
     assert not others()
 
 
 async def test_finished_views_do_not_wait_for_the_answer() -> None:
-    never: probe.Answered = asyncio.get_running_loop().create_future()
-    replies = await probe.run(VIEWS, quick, deadline_s=FOREVER, answered=never)
+    never: probe.FutureAnswer = asyncio.get_running_loop().create_future()
+    replies = await probe.run(VIEWS, quick, deadline_s=FOREVER, future_answer=never)
     assert all(isinstance(reply, Reply) for reply in replies.values())
     assert not others()
 
@@ -133,8 +133,8 @@ async def test_cancelling_the_caller_cancels_every_view_and_leaves_no_task(with_
             stopped.append(body["name"])
         return {}
 
-    event: probe.Answered | None = asyncio.get_running_loop().create_future() if with_event else None
-    running = asyncio.create_task(probe.run(VIEWS, complete, deadline_s=FOREVER, answered=event))
+    event: probe.FutureAnswer | None = asyncio.get_running_loop().create_future() if with_event else None
+    running = asyncio.create_task(probe.run(VIEWS, complete, deadline_s=FOREVER, future_answer=event))
     await asyncio.sleep(0.02)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -144,5 +144,5 @@ async def test_cancelling_the_caller_cancels_every_view_and_leaves_no_task(with_
 
 
 async def test_no_views_are_no_work() -> None:
-    never: probe.Answered = asyncio.get_running_loop().create_future()
-    assert await probe.run((), quick, deadline_s=FOREVER, answered=never) == {}
+    never: probe.FutureAnswer = asyncio.get_running_loop().create_future()
+    assert await probe.run((), quick, deadline_s=FOREVER, future_answer=never) == {}

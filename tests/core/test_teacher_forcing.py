@@ -98,9 +98,9 @@ def test_the_last_positions_of_the_prompt_are_the_answers(ids: list[int] | None)
 
 
 def test_other_tokens_than_were_generated_are_refused() -> None:
-    with pytest.raises(EndpointError, match="cut into other tokens"):
+    with pytest.raises(EndpointError, match="split into other tokens"):
         forced_reply(scored({"It": 0.8}, {" is": 1.0}, {" red": 0.9}), 0.0, answer(*OWN))
-    with pytest.raises(EndpointError, match="cut into other tokens"):
+    with pytest.raises(EndpointError, match="split into other tokens"):
         forced_reply(
             scored({"It": 0.8}, {" is": 1.0}, {" blue": 0.9, " red": 0.1}, ids=[1, 2, 3]), 0.0, answer(*OWN)
         )
