@@ -35,7 +35,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for, without_guard
 from modint_guard.guard import Guard
-from modint_guard.mitigation.policy import FORMS, TABLE, Policy, tabled
+from modint_guard.mitigation.policy import FORMS, TABLE, Policy, table_of
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.types import ANNOTATE, JSON, Complete, Reply
 from modint_training.tinyworld import suite
@@ -96,7 +96,7 @@ def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
     if output == OUTPUT:
         chosen = fit.read_fit(fitted_at, BASE)
         LEARNT.write_text(fit.source(chosen), "utf-8")
-        _rewrite_page({"rungs": rungs_table(tabled(chosen.orders)), "chosen": chosen_line(chosen)})
+        _rewrite_page({"rungs": rungs_table(table_of(chosen.orders)), "chosen": chosen_line(chosen)})
     return fitted_at
 
 

@@ -27,7 +27,7 @@ from modint_guard.config import GuardConfig
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.risk import Thresholds
 from modint_guard.schema import ModintObject, ProbeObject
-from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, Outcome, State
+from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, ProbeOutcome, State
 from modint_server.request.intake import STRIPPED, STRIPPED_PREFIXES
 from modint_server.settings import ENV_PREFIX, Settings
 from tests.core.pages import (
@@ -384,7 +384,7 @@ def test_every_reason_verdict_and_probe_is_explained() -> None:
     page = DOCS / "verdicts.md"
     assert unnamed([*UNSCORED_REASONS], section(page, "Why an answer is `unscored`")) == []
     assert unnamed([*SKIPPED_REASONS], section(page, "Why an answer is `skipped`")) == []
-    assert unnamed([*CELLS, *State, *Cause, *Outcome], text(page)) == []
+    assert unnamed([*CELLS, *State, *Cause, *ProbeOutcome], text(page)) == []
 
 
 def test_every_threshold_is_stated_as_it_is() -> None:
