@@ -1,8 +1,8 @@
 """`modint-guard calibrate`: labelled items through a live endpoint, a calibration file out of it.
 
 Every item is asked clean and under each perturbation that fits it. An answer that is wrong under a
-perturbation and right on the clean twin is a positive, one that is right on both a negative; of a clean twin
-that is answered wrongly nothing is learnt of interference. Every answer is kept as it comes, beside the file:
+perturbation and right on the clean twin is a positive, one that is right on both a negative; a clean twin
+that is answered wrongly says nothing about interference. Every answer is kept as it comes, beside the file:
 the same call goes on after a kill.
 """
 
@@ -206,8 +206,8 @@ async def _clean_answer(complete: Complete, item: Item, model: str) -> JSON:
 
 
 async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> JSON:
-    """Truth and features of one answer; no features where it is no plain answer or cannot be compared. Raises
-    EndpointError where a view fails: nothing is learnt of an answer that might have been compared.
+    """Truth and features of one answer; no features if it is no plain answer or cannot be compared. Raises
+    EndpointError if a view fails: an answer that might have been compared must not count as one that cannot.
     """
     plan = guard.plan(request_for(twin.disturbed, model))
     answer, replies = await with_views(plan, main_body(plan), complete, twin.disturbed.id)

@@ -165,9 +165,9 @@ def command(
 
 def _check_local(local: bool, image_attention: float, **of_endpoints: object) -> None:
     """Raises ConfigError for options of endpoints beside --local, and for those of local models without."""
-    given = [name for name, value in of_endpoints.items() if value]
-    if local and given:
-        raise ConfigError(f"--local runs the models here: drop --{given[0].replace('_', '-')}")
+    named = [name for name, value in of_endpoints.items() if value]
+    if local and named:
+        raise ConfigError(f"--local runs the models here: drop --{named[0].replace('_', '-')}")
     if not local and image_attention != 1.0:
         raise ConfigError(
             f"--image-attention {image_attention:g} scales a model that runs here: add --local; of a served"

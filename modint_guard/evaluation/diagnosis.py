@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from modint_guard.chat.images import png_data_url
 from modint_guard.data.item import asked
 from modint_guard.data.perturb import CLEAN, REGISTRY
 from modint_guard.data.severity import FULL
 from modint_guard.evaluation.effects import direction
+from modint_guard.evaluation.results import ResultRow
 from modint_guard.evaluation.tables import (
     Answer,
     clean_answers,
@@ -43,12 +43,12 @@ class Diagnosis:
     data: str
     models: tuple[str, ...]
     finding: tuple[str, str]
-    rows: Sequence[Mapping[str, Any]]
-    doses: Sequence[Mapping[str, Any]]
-    comparison: Sequence[Mapping[str, Any]]
-    consistency: Sequence[Mapping[str, Any]]
+    rows: Sequence[ResultRow]
+    doses: Sequence[ResultRow]
+    comparison: Sequence[ResultRow]
+    consistency: Sequence[ResultRow]
     radar: Mapping[str, Mapping[str, float]]
-    worst: Sequence[Mapping[str, Any]]
+    worst: Sequence[ResultRow]
     notes: Sequence[str]
 
 
@@ -77,7 +77,7 @@ def diagnosis_of(answers: Mapping[str, Sequence[Answer]], *, data: str) -> Diagn
 
 
 def finding(
-    models: Sequence[str], rows: Sequence[Mapping[str, Any]], comparison: Sequence[Mapping[str, Any]]
+    models: Sequence[str], rows: Sequence[ResultRow], comparison: Sequence[ResultRow]
 ) -> tuple[str, str]:
     """Two sentences: what the first model loses to which perturbation, and what decides there, or how the
     second model does under the same.
@@ -104,7 +104,7 @@ def finding(
     return first, f"{worst['harmful_flip']:.0%} of its answers turn from right to wrong{decides}."
 
 
-def _comparing(second: str, row: Mapping[str, Any]) -> str:
+def _comparing(second: str, row: ResultRow) -> str:
     p = probability(row["p"])
     return (
         f"{second} is right in {row[second]:.0%} there, a difference of {row['difference']:+.0%}"
@@ -118,9 +118,7 @@ def probability(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def radar(
-    model: str, rows: Sequence[Mapping[str, Any]], same: Mapping[str, float | int] | None
-) -> dict[str, float]:
+def radar(model: str, rows: Sequence[ResultRow], same: Mapping[str, float | int] | None) -> dict[str, float]:
     """The figures of one model that are known, each in [0, 1], more is better. same: its consistency."""
     of_model = [row for row in rows if row["model"] == model]
     clean = [row for row in of_model if row["perturbation"] == CLEAN]
@@ -138,7 +136,7 @@ def radar(
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _weighted(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _weighted(rows: Sequence[ResultRow], name: str) -> float | None:
     """The mean of a column over all items of the rows that know it."""
     known = [(row[name], row["n"]) for row in rows if row[name] is not None]
     return sum(value * n for value, n in known) / sum(n for _, n in known) if known else None
@@ -148,7 +146,7 @@ def _less(value: float | None) -> float | None:
     return None if value is None else 1.0 - value
 
 
-def worst_of(model: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def worst_of(model: str, answers: Sequence[Answer]) -> list[ResultRow]:
     """The answers that a perturbation turned from right to wrong, those that moved furthest first."""
     clean = clean_answers(answers)
     turned = [

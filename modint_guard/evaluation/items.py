@@ -81,10 +81,10 @@ def _of_a_world(point: EntryPoint, split: WorldSplit, count: int, seed: int) -> 
 
 def _split_of_world(name: str, how: ReadingOptions, default: WorldSplit) -> WorldSplit:
     """Raises ConfigError for options that only make sense for the rows of a file, and for another split."""
-    told = [option for option, value in how.typed.items() if value and option != "split"]
-    if told:
+    named = [option for option, value in how.typed.items() if value and option != "split"]
+    if named:
         raise ConfigError(
-            f"--{told[0].replace('_', '-')} says how rows of your own are read, and {name} is a generated"
+            f"--{named[0].replace('_', '-')} says how rows of your own are read, and {name} is a generated"
             " world: leave it out"
         )
     if how.split is not None and how.split not in SPLITS:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from modint_guard.evaluation.diagnosis import Diagnosis, diagnosis_of, probability
-from modint_guard.evaluation.results import recorded, table
+from modint_guard.evaluation.results import ResultRow, recorded, table
 from modint_guard.evaluation.tables import Answer
 from modint_guard.types import JSON
 
@@ -31,7 +30,7 @@ class Table:
     """
 
     heading: str
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[ResultRow]
     note: str = ""
     by: tuple[str, ...] = ()
 
@@ -54,7 +53,7 @@ def write_report(
     return files
 
 
-def as_json(record: Mapping[str, Any], diagnosis: Diagnosis) -> JSON:
+def as_json(record: JSON, diagnosis: Diagnosis) -> JSON:
     """Rows with what made them, and all else of the report; of the worst answers no pictures."""
     return {
         **record,
@@ -70,7 +69,7 @@ def as_json(record: Mapping[str, Any], diagnosis: Diagnosis) -> JSON:
     }
 
 
-def markdown(record: Mapping[str, Any], diagnosis: Diagnosis) -> str:
+def markdown(record: JSON, diagnosis: Diagnosis) -> str:
     """The same as tables; of the worst answers no pictures and no contexts."""
     parts = [f"# {_title(diagnosis)}", " ".join(diagnosis.finding), f"Made by `{record['command']}`."]
     axes = _axes(diagnosis)
@@ -116,7 +115,7 @@ def _axes(diagnosis: Diagnosis) -> list[str]:
     return list(dict.fromkeys(name for values in diagnosis.radar.values() for name in values))
 
 
-def _in_a_row(card: Mapping[str, Any]) -> dict[str, Any]:
+def _in_a_row(card: ResultRow) -> ResultRow:
     """One of the worst answers for a Markdown table, the texts of the data on one line each."""
     texts = {name: _one_line(card[name]) for name in ("id", "question", "truth", "clean_answer", "answer")}
     return {**{name: card[name] for name in ("model", "perturbation", "severity")}, **texts, "js": card["js"]}
@@ -127,7 +126,7 @@ def _one_line(text: str) -> str:
     return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", cut(" ".join(text.split()), CELL_CHARACTERS))
 
 
-def html(record: Mapping[str, Any], diagnosis: Diagnosis) -> str:
+def html(record: JSON, diagnosis: Diagnosis) -> str:
     """One page: style, figures and pictures inside; texts escaped. Needs jinja2."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from modint_guard.data.item import choice_of, is_right
 from modint_guard.data.perturb import CLEAN, REGISTRY
 from modint_guard.data.severity import FULL
 from modint_guard.evaluation.effects import EFFECTS, Answered, direction, effect, shares, sources
+from modint_guard.evaluation.results import ResultRow
 from modint_guard.evaluation.statistics import mcnemar, mean, paired_interval
 from modint_guard.evaluation.variants import CONDITION, Condition, Variant
 from modint_guard.judging.scoring import shapley
@@ -75,7 +75,7 @@ def by_condition(answers: Sequence[Answer]) -> dict[Condition, list[Answer]]:
     return groups
 
 
-def rows_of(model: str, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+def rows_of(model: str, answers: Sequence[Answer]) -> Iterator[ResultRow]:
     """A row for each condition: accuracy, effect against the clean answers to the same items, and what each
     modality did. Rows without clean answers to compare with have no effect.
     """
@@ -182,7 +182,7 @@ def consistency(answers: Sequence[Answer]) -> dict[str, float | int] | None:
     return {"n": len(pairs), "same": sum(same) / len(pairs), "both_right": sum(right) / len(pairs)}
 
 
-def dose_response(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def dose_response(rows: Sequence[ResultRow]) -> Iterator[ResultRow]:
     """For every perturbation of a model, family and wording that was asked at two severities or more: `area`,
     the mean accuracy lost over the doses from 0 to 1 (trapezoids, 0 at dose 0), and `slope`, the accuracy
     lost a unit of dose (least squares through the origin).
@@ -195,7 +195,7 @@ def dose_response(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
             yield {**dict(zip(names, key, strict=True)), "severities": len(doses), **_response(doses)}
 
 
-def _response(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _response(rows: Sequence[ResultRow]) -> dict[str, float]:
     ordered = sorted(rows, key=lambda row: int(row["severity"]))
     doses = np.array([0.0, *(row["severity"] / FULL for row in ordered)])
     lost = np.array([0.0, *(-row["change"] for row in ordered)])
@@ -205,7 +205,7 @@ def _response(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def compared(
     names: tuple[str, str], first: Sequence[Answer], second: Sequence[Answer]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ResultRow]:
     """A row for each condition of two models on the same variants: the difference of their accuracies
     (second - first) with its paired 95 % interval, and McNemar's exact test. Raises ValueError if the
     variants differ.
