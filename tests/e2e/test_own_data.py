@@ -45,7 +45,7 @@ def test_the_commands_of_the_docs_lead_from_a_file_to_an_answer(
     for command in before:
         run(command)
     assert "mine/data.json: 20 rows, format llava" in capsys.readouterr().out
-    found = rows_of(tmp_path / "runs" / "mine" / "report.json")
+    found = rows_of(tmp_path / "runs" / "mine" / "diagnosis" / "report.json")
     base, mine = (
         found[model, "misleading_description"]["accuracy"] for model in ("tinyworld-base", "runs/mine/export")
     )
