@@ -280,7 +280,7 @@ def address(door: socket.socket) -> str:
 
 
 def greeting(url: str, models: Sequence[str], keys_asked: bool) -> list[str]:
-    """The lines a person needs to go on: base URL, models, a curl line that works."""
+    """The lines a person needs to go on: base URL, models, a curl command that works."""
     message = {"role": "user", "content": "What is two plus three?"}
     body = json.dumps({"model": models[-1] if models else "MODEL", "messages": [message], "max_tokens": 8})
     key = " -H 'authorization: Bearer KEY'" if keys_asked else ""
@@ -288,7 +288,8 @@ def greeting(url: str, models: Sequence[str], keys_asked: bool) -> list[str]:
         "modint-guard is ready",
         f"  base URL  {url}/v1",
         f"  models    {', '.join(models)}",
-        f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
+        f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\",
+        f"              -d '{body}'",
     ]
 
 

@@ -235,14 +235,21 @@ def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None
     with serving("none", model, adapter) as child:
         assert child.until("base URL").split()[-1] == f"{child.url}/v1"
         assert child.until("models").split(maxsplit=1)[1] == "tiny, lora\n"
-        words = shlex.split(child.until("try"))
+        words = shlex.split(child.until("try").removesuffix("\\\n") + child.until("-d"))
         status, answer = ask(words[words.index("curl") + 1], json.loads(words[words.index("-d") + 1]))
     assert (status, answer["model"]) == (200, "lora")
 
 
-def test_a_key_that_is_asked_for_is_in_the_curl_line() -> None:
-    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_asked=True)[-1]
-    assert "authorization" not in greeting("http://x", ["m"], keys_asked=False)[-1]
+def test_a_key_that_is_required_is_in_the_curl_command() -> None:
+    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_asked=True)[-2]
+    assert "authorization" not in "".join(greeting("http://x", ["m"], keys_asked=False))
+
+
+def test_no_line_of_the_greeting_is_longer_than_200_characters() -> None:
+    lines = greeting(
+        "http://255.255.255.255:65535", ["organisation/a-model-with-a-long-name"], keys_asked=True
+    )
+    assert max(len(line) for line in lines) <= 200
 
 
 def test_it_is_alive_and_not_ready_while_the_engine_loads(model: Path, adapter: Path) -> None:
