@@ -9,6 +9,14 @@ from modint_guard.errors import ConfigError
 
 
 def serve(
+    vllm_options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- VLLM_OPTION",
+            help="Options of `vllm serve`, passed on as they are: `-- --max-model-len 4096`.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -53,8 +61,17 @@ def serve(
             raise ConfigError(
                 "--upstream-api-key-file is the key of a running engine: give --upstream URL too"
             )
-        serving.start(model, adapter or [], adapter_dir, host, port, calibrations=calibration or [])
+        serving.start(
+            *(model, adapter or [], adapter_dir, host, port),
+            calibrations=calibration or [],
+            vllm_options=vllm_options or [],
+        )
         return
+    if vllm_options:
+        raise ConfigError(
+            f"--upstream attaches to an engine that runs already: start that engine with {vllm_options[0]}, "
+            "and drop what stands behind `--`"
+        )
     if model is not None or adapter:
         raise ConfigError(
             "--upstream attaches to an engine that has its model and adapters: drop --model and --adapter"

@@ -29,7 +29,8 @@ from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable
 from modint_guard.types import CELLS
 from modint_server.adapters.folders import Adapter, checked_model, loadable, resolve_all
 from modint_server.app import create_app
-from modint_server.engine.child import VLLM, Engine, EngineConfig, Progress, installed_device
+from modint_server.engine.child import VLLM, Engine, Progress
+from modint_server.engine.config import EngineConfig, check_vllm_options, installed_device
 from modint_server.engine.image_attention import GROUP, check_registered
 from modint_server.logs import configure_logs
 from modint_server.request.gateway import Gateway
@@ -48,12 +49,14 @@ def start(
     port: int,
     *,
     calibrations: Sequence[Path] = (),
+    vllm_options: Sequence[str] = (),
     command: Sequence[str] = VLLM,
 ) -> None:
-    """Serves a model with an engine of our own (`command`) until a signal comes.
+    """Serves a model with an engine of our own (`command`, with `vllm_options`) until a signal comes.
 
     Raises ConfigError or AdapterError before anything is started, EngineError when the engine ends by itself.
     """
+    check_vllm_options(vllm_options)
     settings = load_settings(
         upstream_url="http://engine",
         upstream_api_key=None,
@@ -70,6 +73,7 @@ def start(
         adapters=resolve_all(adapters, adapter_dir, FOLDER),
         device=installed_device(),
         max_images=settings.max_images,
+        options=tuple(vllm_options),
     )
     if any(adapter.name == config.served_name for adapter in config.adapters):
         raise ConfigError(

@@ -11,16 +11,8 @@ import pytest
 
 from modint_guard.errors import ConfigError, EngineError
 from modint_server.adapters.folders import Adapter, checked_model
-from modint_server.engine.child import (
-    Device,
-    Engine,
-    EngineConfig,
-    Progress,
-    arguments,
-    environment,
-    remedy,
-    telling,
-)
+from modint_server.engine.child import Engine, Progress, remedy, telling
+from modint_server.engine.config import Device, EngineConfig, arguments, environment
 
 STUB = Path(__file__).with_name("stub_engine.py")
 ADAPTERS = (Adapter("a", Path("/adapters/a"), 4, None), Adapter("b", Path("/adapters/b"), 17, None))
@@ -180,6 +172,7 @@ async def test_an_engine_that_never_listens_is_given_up() -> None:
         ("ImportError: libnuma.so.1: cannot open shared object file", "apt-get install libnuma1"),
         ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx", "apt-get install g++"),
         ("OSError: [Errno 98] Address already in use", "stop the other engine"),
+        ("api_server.py: error: unrecognized arguments: --warp", "correct it or leave it out"),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "export it again"),
         ("RuntimeError: operator torchvision::nms does not exist", "modint_server.engine.torchvision_guard"),
     ],

@@ -21,7 +21,7 @@ import pytest
 
 from modint_guard.demo.launch import free_port
 from modint_server.adapters.folders import Adapter
-from modint_server.engine.child import EngineConfig
+from modint_server.engine.config import EngineConfig
 from modint_server.serving import bound, greeting, misfits
 from tests.server.adapter_folders import TOWER, pair
 from tests.server.adapter_folders import adapter as adapter_folder
@@ -87,9 +87,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(fault: str, model: Path, adapter: Path) -> Iterator[Child]:
+def serving(fault: str, model: Path, adapter: Path, *vllm_options: str) -> Iterator[Child]:
     port = free_port()
-    command = [str(HERE / "stub_serve.py"), fault, str(model), f"lora={adapter}", str(port)]
+    command = [str(HERE / "stub_serve.py"), fault, str(model), f"lora={adapter}", str(port), *vllm_options]
     with running(*command, url=f"http://127.0.0.1:{port}") as child:
         yield child
 
@@ -199,6 +199,28 @@ def test_an_upstream_that_is_no_address_is_refused() -> None:
     assert "must be an address" in refused("--upstream", "127.0.0.1:9")
 
 
+def test_an_option_of_vllm_that_serve_sets_is_refused_before_the_engine_starts(model: Path) -> None:
+    sentence = refused("--model", str(model), "--", "--max-model-len", "512", "--max_lora_rank=64")
+    assert sentence == (
+        "--max_lora_rank: `serve` itself sets vLLM's --max-lora-rank: name adapters with `--adapter` in "
+        "front of `--`"
+    )
+
+
+def test_a_word_that_is_no_option_is_refused() -> None:
+    assert refused("tiny") == (
+        "'tiny' is no option of `serve`, and behind `--` stand options of vLLM: write "
+        "`-- --max-model-len 4096`, say"
+    )
+
+
+def test_options_for_an_engine_that_runs_already_are_refused() -> None:
+    assert refused("--upstream", "http://127.0.0.1:9", "--", "--dtype", "bfloat16") == (
+        "--upstream attaches to an engine that runs already: start that engine with --dtype, and drop what "
+        "stands behind `--`"
+    )
+
+
 def test_an_unknown_host_is_refused() -> None:
     assert "--host no.such.host.invalid" in refused(
         "--upstream", "http://x", "--host", "no.such.host.invalid"
@@ -219,6 +241,14 @@ def test_an_engine_that_dies_at_start_says_why(model: Path, adapter: Path) -> No
     assert "the engine ended with exit code 1" in out
     assert "export it again" in out
     assert "Traceback" not in out
+
+
+def test_options_behind_two_dashes_reach_the_engine_as_they_are(model: Path, adapter: Path) -> None:
+    options = ("--", "--dtype", "bfloat16", "--tool-call-parser=hermes")
+    with serving("options", model, adapter, *options) as child:
+        line = child.until("started with")
+    assert line.endswith(" --dtype bfloat16 --tool-call-parser=hermes\n")
+    assert "float32" not in line
 
 
 # A served model

