@@ -325,7 +325,7 @@ class Waiting:
 
     def say(self, line: str) -> None:
         self._status.stop()
-        self._console.print(escape(line))
+        self._console.print(line, markup=False)
 
 
 @contextmanager

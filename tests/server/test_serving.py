@@ -265,7 +265,9 @@ def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None
     with serving("none", model, adapter) as child:
         assert child.until("base URL").split()[-1] == f"{child.url}/v1"
         assert child.until("models").split(maxsplit=1)[1] == "tiny, lora\n"
-        words = shlex.split(child.until("try").removesuffix("\\\n") + child.until("-d"))
+        first, second = child.until("try"), child.until("-d")
+        assert first.endswith("' \\\n")  # a shell reads on in the next line
+        words = shlex.split(first.removesuffix("\\\n") + second)
         status, answer = ask(words[words.index("curl") + 1], json.loads(words[words.index("-d") + 1]))
     assert (status, answer["model"]) == (200, "lora")
 
