@@ -13,14 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.relevance import SELF_ASK, decide
 from modint_guard.chat.reply import reply_of
-from modint_guard.chat.request import parse, with_question_after
+from modint_guard.chat.request import parse
 from modint_guard.config import GuardConfig
 from modint_guard.data.item import FAMILIES, RELEVANT, Family
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for
-from modint_guard.judging.relevance import by_self_ask
+from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.models import BASE
 from modint_guard.probing.views import asked_briefly
 from modint_guard.types import JSON, Complete, Relevant

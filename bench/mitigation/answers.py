@@ -21,6 +21,7 @@ from modint_guard.config import GuardConfig
 from modint_guard.data.item import Item, is_right, reply_for
 from modint_guard.data.perturb import seeded
 from modint_guard.evaluation.runner import request_for
+from modint_guard.examination import mitigate, probe
 from modint_guard.guard import Guard
 from modint_guard.judging.calibration import CALIBRATION, read_calibration
 from modint_guard.judging.divergence import option_distribution, word_distribution
@@ -160,28 +161,28 @@ async def ask_item(
     cells, spent = await _probed(guard, noted, reply, complete, whole=whole)
     served = {ANNOTATE: _outcome(item, reply.text, main + spent, main)}
     replies, spent = await _probed(guard, plan, reply, complete, whole=whole)
-    report = guard.judge(plan, reply, replies)
+    report = guard.judge.report(plan, reply, replies)
     for name, policy in policies.items():
         meter = Meter(complete)
-        found = await guard.mitigate(plan, reply, replies, report, meter, policy=policy)
+        found = await mitigate(plan, guard.judge, reply, replies, report, meter, policy=policy)
         served[name] = _mended(item, reply, found, main + spent + meter.tokens, main)
     for name in CONTROLS:
         meter = Meter(complete)
         said = await control(name, item, noted, reply, cells, meter, bias or {})
         served[name] = _outcome(item, said, meter.tokens or main, main)
-    return Asked(item, reply, report, form_of(reply, noted.chat) if noted.chat else None, served)
+    return Asked(item, reply, report, form_of(reply, noted.chat), served)
 
 
 async def greedy(plan: Plan, complete: Complete, model: str | None = None) -> Reply:
     """The answer to a request, with all that is listed beside it; of another model where one is named."""
-    listed = {"logprobs": True, "top_logprobs": plan.top_logprobs}
+    listed = {"logprobs": True, "top_logprobs": plan.schedule.top_logprobs}
     return reply_of(await complete({**plan.body, **listed, **({"model": model} if model else {})}))
 
 
 def mending(guard: Guard) -> Guard:
     """The same guard under a policy that mends, whose plans ask as few cells as they need."""
     return Guard(
-        replace(guard.config, policies=(Policy("ladder"),)), calibrations=guard.calibrations.values()
+        replace(guard.config, policies=(Policy("ladder"),)), calibrations=guard.judge.calibrations.values()
     )
 
 
@@ -192,7 +193,7 @@ async def _probed(
     answered: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
     answered.set_result(reply)
     meter = Meter(complete)
-    replies = await guard.probe(plan, meter, answered=None if whole else answered)
+    replies = await probe(plan, guard.judge, meter, answered=None if whole else answered)
     return replies, meter.tokens
 
 

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modint_guard.chat.reply import reply_of
 from modint_guard.data import read_data
 from modint_guard.data.item import RELEVANT, Item, is_right
 from modint_guard.data.options import Family, Format, ImageRoot, Split
@@ -32,9 +33,10 @@ from modint_guard.evaluation.fit_calibration import calibrate, halves, write_cal
 from modint_guard.evaluation.journal import Job, Journal, collect, digest_of
 from modint_guard.evaluation.results import command_line, versions
 from modint_guard.evaluation.runner import request_for, row_of, with_views, without_guard
-from modint_guard.guard import Guard, reply_of
+from modint_guard.guard import Guard
 from modint_guard.judging.calibration import Calibration, Fitted, Labelled
 from modint_guard.judging.risk import features_of_score
+from modint_guard.plan import main_body
 from modint_guard.types import JSON, Complete, Relevant
 
 CONCURRENCY = 8
@@ -210,9 +212,9 @@ async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> J
     EndpointError where a view fails: nothing is learnt of an answer that might have been compared.
     """
     plan = guard.plan(request_for(twin.disturbed, model))
-    answer, replies = await with_views(guard, plan, guard.main_body(plan), complete, twin.disturbed.id)
+    answer, replies = await with_views(plan, main_body(plan), complete, twin.disturbed.id)
     reply = reply_of(answer)
-    score = None if reply.skip else guard.score(plan, reply, replies)
+    score = None if reply.skip else guard.judge.score(plan, reply, replies)
     features = None if score is None else features_of_score(score, Relevant(RELEVANT[twin.clean.family]))
     return {"right": is_right(twin.disturbed, reply.text), "features": features}
 

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from modint_guard.chat.reply import reply_of
 from modint_guard.config import GuardConfig
 from modint_guard.data import read_data
 from modint_guard.data.item import Item, reply_for
@@ -35,10 +36,21 @@ from modint_guard.evaluation.report import write_report
 from modint_guard.evaluation.results import command_line
 from modint_guard.evaluation.runner import request_for, with_views
 from modint_guard.evaluation.tables import Found, Variant
-from modint_guard.guard import Guard, reply_of
+from modint_guard.guard import Guard
 from modint_guard.judging.divergence import option_distribution
 from modint_guard.judging.text_match import score_words
-from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
+from modint_guard.plan import main_body
+from modint_guard.types import (
+    JSON,
+    PERMUTED_OPTIONS,
+    QUESTION_FIRST,
+    REGENERATED,
+    Complete,
+    Plan,
+    Replies,
+    Reply,
+    Score,
+)
 
 JOURNAL = "answers.jsonl"
 LOCAL = "modint_guard.local"  # entry points: a model's name -> a `Complete` that runs it here
@@ -244,10 +256,10 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     probes = {"probes": [order]} if order else {}
     body = request_for(item, subject.model)
     plan = guard.plan({**body, "modint": {**body["modint"], **probes}}, max_top_logprobs=subject.top_logprobs)
-    own = guard.main_body(plan)
+    own = main_body(plan)
     if subject.top_logprobs:
         own = {**own, "logprobs": True, "top_logprobs": subject.top_logprobs}
-    answer, replies = await with_views(guard, plan, own, subject.complete, variant.key)
+    answer, replies = await with_views(plan, own, subject.complete, variant.key)
     reply = reply_of(answer)
     score = _score(guard, plan, reply, replies)
     return {
@@ -276,11 +288,11 @@ def _order_of(variant: Variant) -> str | None:
 
 
 def _score(guard: Guard, plan: Plan, reply: Reply, replies: Replies) -> Score | None:
-    if reply.skip or plan.skip or plan.chat is None or not plan.views:
+    if reply.skip or plan.skip or not plan.views:
         return None
-    if plan.regenerate:
+    if plan.schedule.method == REGENERATED:
         return score_words(reply, replies, plan.chat)
-    return guard.score(plan, reply, replies)
+    return guard.judge.score(plan, reply, replies)
 
 
 def _options(item: Item, reply: Reply, min_mass: float) -> dict[str, float] | None:

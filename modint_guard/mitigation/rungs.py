@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from modint_guard.chat.reply import answer_positions, plain, reply_of
@@ -31,6 +31,7 @@ from modint_guard.types import (
     ABSTAIN,
     DEBIAS,
     ESCALATE,
+    FIRST_TOKEN,
     JSON,
     NEUTRAL_IMAGE,
     NEUTRALISE,
@@ -63,11 +64,15 @@ class Case:
     """A flagged answer and all that is known of it."""
 
     plan: Plan
-    chat: Chat
     answer: Reply
     replies: Replies
     report: Report
     min_option_mass: float
+
+    @property
+    def chat(self) -> Chat:
+        """The request, split."""
+        return self.plan.chat
 
     @property
     def form(self) -> Form:
@@ -107,7 +112,7 @@ async def neutralise(case: Case, policy: Policy, complete: Complete, examine: Ex
     if not _is_known(reply):
         view = next(view for view in case.plan.views if view.name == name)
         body = {**asked_whole(case.plan.body), "messages": view.body["messages"]}
-        reply = reply_of(await complete({**body, **_LISTED} if case.plan.top_logprobs else body))
+        reply = reply_of(await complete({**body, **_LISTED} if case.plan.schedule.top_logprobs else body))
         if reply.skip:
             return UNFIT
     sure = sureness(reply) >= policy.accept_at
@@ -227,23 +232,18 @@ def for_model(case: Case, model: str) -> Plan:
     scored as a whole: an adapter's prompt log-probabilities can end vLLM's CPU engine.
     """
     plan, report = case.plan, case.report
-    asked = {**asked_whole(plan.body), "model": model}
-    views = (view for view in plan.views if view.name != SELF_ASKED)
-    return Plan(
-        body=asked,
-        options=plan.options,
-        asked=plan.asked,
-        chat=case.chat,
+    schedule = plan.schedule
+    views = tuple(
+        View(view.name, {**view.body, "model": model}) for view in schedule.views if view.name != SELF_ASKED
+    )
+    method = FIRST_TOKEN if schedule.method == TEACHER_FORCED else schedule.method
+    return replace(
+        plan,
+        body={**asked_whole(plan.body), "model": model},
         relevant=report.relevant,
         relevant_source=report.relevant_source,
-        views=tuple(View(view.name, {**view.body, "model": model}) for view in views),
-        deadline_s=plan.deadline_s,
-        top_logprobs=plan.top_logprobs,
-        later=plan.later,
-        last=plan.last,
-        thrifty=plan.thrifty,
-        noise=plan.noise,
-        regenerate=plan.regenerate,
+        schedule=replace(schedule, views=views, method=method),
+        notes=(),
     )
 
 

@@ -48,17 +48,14 @@ async def run(
     return {name: _outcome(task, waited_ms) for name, task in tasks.items()}
 
 
-def joined(reply: Reply | Failure, forced: Reply | Failure | None) -> Reply | Failure:
-    """A view's reply with the answer as the view scores it, and with what both calls cost."""
-    if not isinstance(reply, Reply) or not isinstance(forced, Reply):
-        return reply
+def with_cost_of(reply: Reply, other: Reply) -> Reply:
+    """A reply that also counts the tokens and the time of another call made for the same view."""
     return replace(
         reply,
-        forced=forced.forced,
-        prompt_tokens=reply.prompt_tokens + forced.prompt_tokens,
-        completion_tokens=reply.completion_tokens + forced.completion_tokens,
-        cached_tokens=reply.cached_tokens + forced.cached_tokens,
-        ms=reply.ms + forced.ms,
+        prompt_tokens=reply.prompt_tokens + other.prompt_tokens,
+        completion_tokens=reply.completion_tokens + other.completion_tokens,
+        cached_tokens=reply.cached_tokens + other.cached_tokens,
+        ms=reply.ms + other.ms,
     )
 
 

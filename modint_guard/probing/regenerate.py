@@ -71,27 +71,19 @@ async def _generated(
     plan: Plan, complete: Complete, replies: Replies, bodies: Mapping[str, JSON]
 ) -> dict[str, Reply | Failure]:
     views = [View(name, asked_briefly(body, MAX_TOKENS, 0)) for name, body in bodies.items()]
-    found = await probe.run(views, complete, deadline_s=plan.deadline_s)
-    return {**replies, **{name: _joined(replies.get(name), reply) for name, reply in found.items()}}
+    generated = await probe.run(views, complete, deadline_s=plan.schedule.deadline_s)
+    return {**replies, **{name: _with_whole(replies.get(name), reply) for name, reply in generated.items()}}
 
 
-def _joined(known: Reply | Failure | None, reply: Reply | Failure) -> Reply | Failure:
+def _with_whole(known: Reply | Failure | None, reply: Reply | Failure) -> Reply | Failure:
     """The whole answer beside the first word's distribution, with what both calls cost."""
     if not isinstance(reply, Reply):
         return known or reply
     if not isinstance(known, Reply):
         return replace(reply, whole=True)
-    return replace(
-        known,
-        text=reply.text,
-        finish_reason=reply.finish_reason,
-        prompt_tokens=known.prompt_tokens + reply.prompt_tokens,
-        completion_tokens=known.completion_tokens + reply.completion_tokens,
-        cached_tokens=known.cached_tokens + reply.cached_tokens,
-        ms=known.ms + reply.ms,
-        whole=True,
-    )
+    counted = probe.with_cost_of(known, reply)
+    return replace(counted, text=reply.text, finish_reason=reply.finish_reason, whole=True)
 
 
 def _labels(plan: Plan) -> list[str]:
-    return [option.label for option in plan.chat.options] if plan.chat else []
+    return [option.label for option in plan.chat.options]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 LOGGER = logging.getLogger("modint_server")
+CORE = logging.getLogger("modint_guard")  # what the guard could not do, while the client got its answer
 
 
 class JsonLines(logging.Formatter):
@@ -25,12 +26,13 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Sends the gateway's own lines to stderr; the process that runs the app calls it once."""
+    """Sends the lines of gateway and guard to stderr; the process that runs the app calls it once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    LOGGER.handlers = [handler]
-    LOGGER.setLevel(level.upper())
-    LOGGER.propagate = False
+    for logger in (LOGGER, CORE):
+        logger.handlers = [handler]
+        logger.setLevel(level.upper())
+        logger.propagate = False
 
 
 def event(name: str, /, *, level: int = logging.INFO, **fields: Any) -> None:

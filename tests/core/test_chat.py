@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.chat.images import ImageLimits
-from modint_guard.chat.request import (
-    parse,
-    parse_options,
-    rebuild,
-    unsupported,
-    with_context,
-    with_image,
-    without_context,
-)
+from modint_guard.chat.options import parse_options
+from modint_guard.chat.rebuild import rebuild, with_context, with_image, without_context
+from modint_guard.chat.request import parse, unsupported
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import JSON, ModintOptions
 from tests.core.fakes import GREY, RED, SIZE, ask, image_part, text_part

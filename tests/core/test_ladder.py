@@ -582,20 +582,34 @@ async def test_tokens_spent_by_one_rung_are_missing_to_the_next() -> None:
     assert outcomes(found) == [("escalate", "flagged"), ("neutralise", "mended")]
 
 
+class Savings:
+    """A budget that is not filled up."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def take(self, wanted: int) -> int:
+        granted = min(wanted, self.tokens)
+        self.tokens -= granted
+        return granted
+
+    def give_back(self, tokens: int) -> None:
+        self.tokens += tokens
+
+
 async def test_a_callers_own_limit_holds_beside_the_policys() -> None:
     guarded, body = guard(action="escalate"), asked()
-    plan = guarded.plan(body)
-    replies = await guarded.probe(plan, MISLED)
-    answer = reply_of(await MISLED(guarded.main_body(plan)))
-    report = guarded.judge(plan, answer, replies)
-    mended = await guarded.mitigate(plan, answer, replies, report, MISLED, max_tokens=100)
-    assert mended.mitigation is not None
-    assert [each.outcome for each in mended.mitigation.rungs] == [RungOutcome.BUDGET]
+    budget = Savings(100)
+    async with guarded.examine(guarded.plan(body), MISLED, budget=budget) as examination:
+        completion = await MISLED(examination.body)
+        report = await examination.report_on(lambda: reply_of(completion))
+    assert report.mitigation is not None
+    assert [each.outcome for each in report.mitigation.rungs] == [RungOutcome.BUDGET]
+    assert budget.tokens == 100  # what was set aside and not spent came back
 
 
 @pytest.mark.parametrize("text", ["B", " B.", "B. "])
 def test_an_answer_is_a_label_with_or_without_a_full_stop(text: str) -> None:
     chat = Guard().plan(asked(f"{LIE}\n{LETTERED}")).chat
-    assert chat is not None
     assert label_of(Reply(text, "stop", "B", None), chat) == "B"
     assert label_of(Reply("B. blue", "stop", "B", None), chat) is None

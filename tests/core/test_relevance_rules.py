@@ -8,7 +8,7 @@ from modint_guard.chat.relevance import decide
 from modint_guard.chat.relevance_rules import RelevanceRule, by_configured, read_rules
 from modint_guard.chat.request import parse
 from modint_guard.errors import ConfigError
-from modint_guard.judging.relevance import by_self_ask
+from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.types import ModintOptions, Relevant, Reply
 from tests.core.fakes import ask, reply
 

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat.request import parse, with_context, with_image, without_context
+from modint_guard.chat.rebuild import with_context, with_image, without_context
+from modint_guard.chat.request import parse
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.guard import Guard
 from modint_guard.probing.views import VIEWS

@@ -8,8 +8,9 @@ may be computed with one where both meet in a batch. Either makes an adapter's f
 """
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -18,7 +19,6 @@ from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.judging.divergence import js_lower_bound
 from modint_guard.types import JSON, Complete
-from modint_server.tasks import one_task_group
 
 LEAST_SHIFT = 1e-6  # nats: below it two log-probabilities are the same (float32 and a reordered sum)
 NOISE_MARGIN = 4.0  # an engine that differs from itself by x shows an adapter's effect above 4x only
@@ -122,7 +122,7 @@ class SelfTest:
         beside = [telling[number % len(telling)] for number in range(max(AT_ONCE, len(telling)))]
         models = [name for pair in zip_longest([base] * AT_ONCE, beside) for name in pair if name is not None]
         try:
-            async with one_task_group() as group:
+            async with _one_task_group() as group:
                 calls = [group.create_task(self._ask(model, asked[place])) for model in models]
         except EndpointError as exc:
             if exc.status is None:
@@ -189,3 +189,13 @@ def distance(one: Top, other: Top) -> float:
 
 def _p(top: Top, token: str) -> float:
     return math.exp(top[token]) if token in top else 0.0
+
+
+@contextlib.asynccontextmanager
+async def _one_task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup out of which a failure comes as itself, so that callers can catch it by its type."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures

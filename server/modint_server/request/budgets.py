@@ -22,25 +22,45 @@ class TokenBudget:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
-    def take(self, holder: str, wanted: int) -> int:
+    def take(self, key_digest: str, wanted: int) -> int:
         """Sets aside up to `wanted` tokens, and says how many; what is not spent must be given back."""
         if not self._per_minute:
             return wanted
-        bucket = self._filled(holder)
+        bucket = self._filled(key_digest)
         granted = min(wanted, int(bucket.tokens))
         bucket.tokens -= granted
         return granted
 
-    def give_back(self, holder: str, tokens: int) -> None:
+    def give_back(self, key_digest: str, tokens: int) -> None:
         """What was set aside and not spent; below 0 what was spent beyond it."""
         if self._per_minute:
-            bucket = self._filled(holder)
+            bucket = self._filled(key_digest)
             bucket.tokens = min(float(self._per_minute), bucket.tokens + tokens)
 
-    def _filled(self, holder: str) -> _Bucket:
+    def of(self, key_digest: str) -> "KeyBudget":
+        """The budget of one key."""
+        return KeyBudget(self, key_digest)
+
+    def _filled(self, key_digest: str) -> _Bucket:
         now = self._clock()
-        bucket = self._buckets.setdefault(holder, _Bucket(float(self._per_minute), now))
+        bucket = self._buckets.setdefault(key_digest, _Bucket(float(self._per_minute), now))
         since = now - bucket.filled_at
         bucket.tokens = min(float(self._per_minute), bucket.tokens + since * self._per_minute / 60)
         bucket.filled_at = now
         return bucket
+
+
+@dataclass(frozen=True)
+class KeyBudget:
+    """What corrections may cost one key."""
+
+    budget: TokenBudget
+    key_digest: str
+
+    def take(self, wanted: int) -> int:
+        """As `TokenBudget.take`."""
+        return self.budget.take(self.key_digest, wanted)
+
+    def give_back(self, tokens: int) -> None:
+        """As `TokenBudget.give_back`."""
+        self.budget.give_back(self.key_digest, tokens)

@@ -41,7 +41,7 @@ class Gateway:
         record = Record(route, scope["state"]["request_id"])
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
-            record.holder = self.keys.check(headers)
+            record.key_digest = self.keys.check(headers)
             with self._admitted():
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))

@@ -8,13 +8,13 @@ import pytest
 from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.evaluation.fit_calibration import calibrate, clear_threshold, expected_probes
-from modint_guard.guard import NOTE_BY_EACH, NOTE_BY_FIRST
+from modint_guard.judge import NOTE_BY_EACH, NOTE_BY_FIRST
 from modint_guard.judging.verdict import settled
 from modint_guard.mitigation.policy import Policy
 from modint_guard.types import JSON, Complete, Relevant, Score
 from tests.core.fakes import ask, reads, sees_picture, world
 from tests.core.test_calibration import answers
-from tests.core.test_policy import FLIP, SAME, cell
+from tests.core.test_verdict import FLIP, SAME, cell
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"

@@ -13,7 +13,7 @@ from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import js_lower_bound
 from modint_guard.judging.scoring import comparable, compare_forced, pointwise_mutual_information
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
-from modint_guard.types import JSON, Failure, Outcome, Position, Reply, State
+from modint_guard.types import FIRST_TOKEN, JSON, TEACHER_FORCED, Failure, Outcome, Position, Reply, State
 from tests.core.fakes import ask, completion, reads, sees_picture
 
 LIE = "The ball is blue."
@@ -246,9 +246,9 @@ async def test_token_ids_that_the_client_asked_for_stay() -> None:
     ],
 )
 def test_an_answer_that_goes_on_from_given_words_is_not_scored_as_a_whole(body: JSON) -> None:
-    assert not Guard(FORCING).plan(body).forcing
-    assert Guard(FORCING).plan(BODY).forcing
-    assert not Guard(FORCING).plan(BODY, forcing=False).forcing
+    assert Guard(FORCING).plan(body).schedule.method == FIRST_TOKEN
+    assert Guard(FORCING).plan(BODY).schedule.method == TEACHER_FORCED
+    assert Guard(FORCING).plan(BODY, forcing=False).schedule.method == FIRST_TOKEN
 
 
 async def test_an_answer_of_too_many_tokens_is_not_scored_as_a_whole() -> None:

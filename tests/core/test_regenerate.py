@@ -5,7 +5,9 @@ import pytest
 from modint_guard import Guard, GuardConfig
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError
+from modint_guard.examination import mitigate, probe
 from modint_guard.mitigation.policy import Policy
+from modint_guard.plan import main_body, policy_of
 from modint_guard.types import JSON, Complete, Inspection, Report
 from tests.core.fakes import ask, completion, reads, sees_picture
 
@@ -164,9 +166,17 @@ async def test_without_log_probabilities_only_a_policy_that_asks_for_no_sureness
     guard = Guard(GuardConfig(regenerate=True, policies=(Policy("neutralise", accept_at=accept_at),)))
     calls, model = talks(both="It is blue.", image="It is red.", text="It is blue.", neither="It is green.")
     plan = guard.plan({**BODY, "modint": {"relevant": "image"}}, max_top_logprobs=0)
-    replies = await guard.probe(plan, model)
-    answer = reply_of(await model(guard.main_body(plan)))
-    report = await guard.mitigate(plan, answer, replies, guard.judge(plan, answer, replies), model)
+    replies = await probe(plan, guard.judge, model)
+    answer = reply_of(await model(main_body(plan)))
+    report = await mitigate(
+        plan,
+        guard.judge,
+        answer,
+        replies,
+        guard.judge.report(plan, answer, replies),
+        model,
+        policy=policy_of(plan.chat, plan.options, guard.config),
+    )
     assert report.mitigation is not None
     assert [each.outcome.value for each in report.mitigation.rungs] == [ends]
     assert len(calls) == 5 and not any("logprobs" in body for body in calls)  # the views are there already
