@@ -11,7 +11,7 @@ import pytest
 
 from modint_guard.errors import ConfigError, EngineError
 from modint_server.adapters.folders import Adapter, checked_model
-from modint_server.engine.child import Engine, Progress, remedy, telling
+from modint_server.engine.child import Engine, Progress, last_words, remedy
 from modint_server.engine.config import Device, EngineConfig, arguments, environment
 
 STUB = Path(__file__).with_name("stub_engine.py")
@@ -191,7 +191,7 @@ def test_unknown_last_words_are_shown_as_they_are() -> None:
 
 
 def test_the_error_is_shown_rather_than_the_traceback_around_it() -> None:
-    said = [
+    output = [
         "(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900] Traceback (most recent call last):",
         '(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900]   File "core.py", line 1, in run',
         "(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900] ValueError: the head is too large",
@@ -199,16 +199,16 @@ def test_the_error_is_shown_rather_than_the_traceback_around_it() -> None:
         "RuntimeError: Engine core initialization failed. See root cause above.",
         "INFO 11-22 16:40:02 [launcher.py:5] Shutting down",
     ]
-    assert telling(said) == ["ValueError: the head is too large"]
+    assert last_words(output) == ["ValueError: the head is too large"]
 
 
 def test_what_a_validation_error_says_is_shown_with_it() -> None:
-    said = [
+    output = [
         "ValidationError: 1 validation error for ModelConfig",
         "  Value error, no such architecture",
         "bye",
     ]
-    assert telling(said) == said[:2]
+    assert last_words(output) == output[:2]
 
 
 async def test_an_engine_that_is_killed_names_the_signal() -> None:

@@ -52,7 +52,7 @@ _BREAKING = {
 
 
 @dataclass(frozen=True)
-class Option:
+class VllmOption:
     """One option: as it was written, by the name that vLLM knows, and the first word of its value."""
 
     written: str  # --no-enable_lora
@@ -65,7 +65,7 @@ class Option:
         return self.name == name or (self.name.startswith("--") and name.startswith(self.name))
 
 
-def read_options(words: Sequence[str]) -> list[Option]:
+def read_options(words: Sequence[str]) -> list[VllmOption]:
     """The options among words of a command line. Raises ConfigError if they do not begin with one."""
     if words and not _OPTION.match(words[0]):
         raise ConfigError(
@@ -95,18 +95,18 @@ def _is_option(word: str) -> bool:
     return _OPTION.match(word) is not None
 
 
-def _option(word: str, next_word: str | None) -> Option:
+def _option(word: str, next_word: str | None) -> VllmOption:
     """vLLM takes underscores for dashes, `--no-X` for a switch, `--X.key` for a part of X's JSON."""
     written, equals, value = word.partition("=")
     name = written.split(".")[0].replace("_", "-")
     positive = re.sub(r"^--no-", "--", name)
     following = None if next_word is None or _is_option(next_word) else next_word
-    return Option(
+    return VllmOption(
         written, "--help" if name == "-h" else positive, value if equals else following, positive != name
     )
 
 
-def _is_harmless(option: Option, name: str) -> bool:
+def _is_harmless(option: VllmOption, name: str) -> bool:
     if name == "--logprobs-mode":
         return option.value == "raw_logprobs"
     if name == "--max-logprobs":  # -1: no limit; what is no number is vLLM's to refuse

@@ -4,7 +4,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from modint_guard.errors import RequestError
-from modint_server.engine.upstream import Model
+from modint_server.engine.capabilities import Model
 from modint_server.errors import unavailable
 from modint_server.request.gateway import Gateway
 
