@@ -1,4 +1,4 @@
-"""`modint-guard serve`: the port, then the engine, then the gateway, and all of them down again in order."""
+"""`modint-guard serve`: the command's options, and the choice between starting an engine and attaching."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,8 +30,8 @@ def serve(
     adapter_dir: Annotated[
         Path,
         typer.Option(
-            help="Where adapters are looked up by name, before the bundled ones; with --upstream, what is "
-            "known of those that the engine serves."
+            help="Where adapters are looked up by name, before the bundled ones. With --upstream: folders of "
+            "adapters that the engine serves, for the metrics."
         ),
     ] = Path("adapters"),
     upstream: Annotated[
@@ -46,7 +46,10 @@ def serve(
     ] = None,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Made by `modint-guard calibrate`; one a model, may be repeated."),
+        typer.Option(
+            metavar="FILE",
+            help="Thresholds written by `modint-guard calibrate`, one file a model; may be repeated.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -54,7 +57,7 @@ def serve(
     ] = 8080,
 ) -> None:
     """Serve a vision-language model behind the guard: starts vLLM, or attaches to a running one."""
-    from modint_server import serving  # FastAPI, uvicorn and the rest only when they are needed
+    from modint_server import serving  # here, as FastAPI and uvicorn make every other command slow
 
     if upstream is None:
         if upstream_api_key_file is not None:

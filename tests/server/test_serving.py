@@ -273,13 +273,13 @@ def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None
 
 
 def test_a_key_that_is_required_is_in_the_curl_command() -> None:
-    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_asked=True)[-2]
-    assert "authorization" not in "".join(greeting("http://x", ["m"], keys_asked=False))
+    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_required=True)[-2]
+    assert "authorization" not in "".join(greeting("http://x", ["m"], keys_required=False))
 
 
 def test_no_line_of_the_greeting_is_longer_than_200_characters() -> None:
     lines = greeting(
-        "http://255.255.255.255:65535", ["organisation/a-model-with-a-long-name"], keys_asked=True
+        "http://255.255.255.255:65535", ["organisation/a-model-with-a-long-name"], keys_required=True
     )
     assert max(len(line) for line in lines) <= 200
 

@@ -349,6 +349,6 @@ async def _ask(session: aiohttp.ClientSession, model: str, content: Any) -> bool
         "/v1/chat/completions", json={**body, "logprobs": True, "top_logprobs": 20}
     ) as answer:
         if answer.status not in (200, 400):
-            body = (await answer.text())[:300]
-            raise EngineError(f"the engine answers {answer.status} to a first request to {model!r}: {body}")
+            text = (await answer.text())[:300]
+            raise EngineError(f"the engine answers {answer.status} to a first request to {model!r}: {text}")
         return answer.status == 200

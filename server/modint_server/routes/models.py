@@ -1,4 +1,4 @@
-"""GET /v1/models: the base and its adapters, each adapter with the base as its `parent`."""
+"""GET /v1/models: the base and its adapters; an adapter's `parent` is the base."""
 
 import orjson
 from fastapi import APIRouter, Request, Response
