@@ -28,7 +28,6 @@ from bench.mitigation.measure import (
     Run,
     chosen_line,
     measure_mitigation,
-    page_blocks,
     rungs_table,
     timed_body,
     timings,
@@ -42,7 +41,7 @@ from modint_guard.evaluation.results import END
 from modint_guard.evaluation.runner import request_for
 from modint_guard.guard import Guard
 from modint_guard.mitigation import fitted as learnt
-from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, tabled
+from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, table_of
 from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
 from tests.core.fakes import completion
 from tests.core.items import BLUE, DIGIT, LETTERED, SUM
@@ -432,7 +431,7 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
     assert (
         chosen.bias["m"] == chosen.bias["n"] == pytest.approx({"3": -math.log(2 / 3), "7": -math.log(1 / 3)})
     )
-    table = tabled(chosen.orders)[Cause.TEXT, Relevant.IMAGE]
+    table = table_of(chosen.orders)[Cause.TEXT, Relevant.IMAGE]
     assert table["options"] == ("neutralise", "escalate", "debias")
     assert table["word"] == REASONED[Cause.TEXT, Relevant.IMAGE]["word"]
     made: dict[str, Any] = {}
@@ -479,12 +478,12 @@ def test_the_code_holds_what_the_committed_validation_chose() -> None:
 
 def test_the_page_shows_the_rungs_of_the_code() -> None:
     assert block("rungs") == rungs_table(TABLE)
-    assert tabled(learnt.ORDERS) == TABLE
+    assert table_of(learnt.ORDERS) == TABLE
 
 
-def test_the_page_shows_the_figures_of_the_committed_tables() -> None:
-    made = page_blocks(committed("mitigation.json"), committed("mitigation_goals.json"))
-    assert {name: block(name) for name in made} == {name: text.strip() for name, text in made.items()}
+def test_the_committed_page_shows_the_committed_rows_in_short() -> None:
+    notes = tables.notes(committed("mitigation.json"), committed("mitigation_goals.json"))
+    assert f"\n\n{notes}\n\n" in (RESULTS / "mitigation.md").read_text("utf-8")
 
 
 def test_a_block_of_the_page_is_made_anew_and_must_have_its_place() -> None:

@@ -12,7 +12,7 @@ from modint_training.method.families import chat_content
 from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED
-from modint_training.tinyworld.source import split_rows, validation_sets
+from modint_training.tinyworld.source import accuracy_rows, validation_sets
 from tests.training.small import small_model
 
 ITEMS = [item for family in FAMILIES for item in suite.items(family, "test", 4)]
@@ -136,7 +136,7 @@ def test_what_is_watched_while_training_holds_nothing_out() -> None:
 
 
 def test_the_test_split_is_tabled_by_form_and_sub_task(processor: Any) -> None:
-    rows = list(split_rows(one_word_model(processor, "yes"), processor, 8))
+    rows = list(accuracy_rows(one_word_model(processor, "yes"), processor, 8))
     asked = [row for row in rows if row["task"] == "self_ask"]
     assert {(row["family"], row["perturbation"]): row["accuracy"] for row in asked} == {
         ("image-heavy", "clean"): 1.0,

@@ -48,7 +48,7 @@ def _figures(run: Run) -> str:
 
 def _evaluate_command(recipe: Mapping[str, Any]) -> str:
     model = "FOLDER" if recipe["kind"] == "full" else f"{recipe['base']} --adapter FOLDER"
-    return f"modint-guard evaluate --model {model} --data FILE --output report.json"
+    return f"modint-guard diagnose FILE --local --model {model} --output report"
 
 
 def origin(run: Run) -> str:
@@ -67,7 +67,7 @@ def origin(run: Run) -> str:
 def _serving(recipe: Mapping[str, Any]) -> str:
     """How to serve it, and where its figures through vLLM and the gateway are."""
     if not recipe["servable"]:
-        return "vLLM does not serve it: evaluate it with `modint-guard evaluate`."
+        return "vLLM does not serve it: measure it with `modint-guard diagnose --local`."
     if recipe["kind"] == "full":
         return "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it."
     shipped = recipe["name"] == ADAPTER

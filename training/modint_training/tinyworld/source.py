@@ -41,7 +41,7 @@ def validation_sets(count: int) -> list[ValidationSet]:
     ]
 
 
-def split_rows(model: nn.Module, processor: Any, count: int) -> Iterator[dict[str, Any]]:
+def accuracy_rows(model: nn.Module, processor: Any, count: int) -> Iterator[dict[str, Any]]:
     """Accuracy on `count` test items under each condition (watched, held-out wordings, self-asked), by form
     and sub-task."""
     for condition in (*WATCHED, *HELD_OUT_WORDINGS, *SELF_ASKED):
@@ -49,4 +49,4 @@ def split_rows(model: nn.Module, processor: Any, count: int) -> Iterator[dict[st
         yield from breakdown(condition, items, right_first_words(model, processor, items))
 
 
-WORLD = World(items=suite.items, source=training_source, validation=validation_sets, test_rows=split_rows)
+WORLD = World(items=suite.items, source=training_source, validation=validation_sets, test_rows=accuracy_rows)
