@@ -103,7 +103,7 @@ class Judge:
         if score is None:
             return False
         thresholds, _ = self._thresholds(plan, score)
-        return verdict.early_verdict(score, plan.relevant, thresholds, mends=corrects) is not None
+        return verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects) is not None
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, if it was asked and is sure."""
