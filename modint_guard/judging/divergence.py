@@ -121,9 +121,7 @@ def max_unlisted(listed: Distribution) -> float:
 
 
 def _js_term(p: float, q: float) -> float:
-    """One symbol's share of the JS divergence: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2; never
-    negative.
-    """
+    """One symbol's term of the divergence, 0 or more: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2."""
     middle = (p + q) / 2
     left = p * math.log2(p / middle) if p > 0.0 and middle > 0.0 else 0.0
     right = q * math.log2(q / middle) if q > 0.0 and middle > 0.0 else 0.0

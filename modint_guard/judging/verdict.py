@@ -5,7 +5,7 @@ y is the served answer. The views are no_context (the image alone), neutral_imag
 
 relevant  flagged as   if
 image     text         y flips without the context, the text alone reproduces y, and risk >= flag_at
-image     prior        the text alone and the prior both give y with confidence, and the image alone gives y too
+image     prior        text alone and prior both give y with confidence, and the image alone gives y too
 text      image        y flips with a neutral image, and risk >= flag_at. What the image alone answers is no
                        evidence here: without its text the question has no answer to reproduce
 text      prior        y still comes with confidence without the context, and without both
