@@ -43,7 +43,8 @@ unknown."""
 def measure_relevance(output: Path, *, count: int, seed: int) -> None:
     """Write the table."""
     found = list(rows(count, seed))
-    found += asyncio.run(self_ask_rows(local_model(BASE), count, seed))
+    with local_model(BASE, None, image_attention=1.0) as complete:
+        found += asyncio.run(self_ask_rows(complete, count, seed))
     write_results(
         output,
         command=f"python -m bench relevance --count {count} --seed {seed}",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
@@ -137,6 +138,23 @@ def read_data(
 def read_items(folder: Path) -> list[Item]:
     """The items of a folder written by `write_items`. Raises DataError."""
     return list(read_data(folder / ITEMS, format="items"))
+
+
+def first_of_each(data: DataSet, count: int) -> list[Item]:
+    """The first `count` labelled items of each family; no picture of another is decoded."""
+    return [data[number] for number in numbers_of_each(data, count)]
+
+
+def numbers_of_each(data: DataSet, count: int) -> list[int]:
+    """The rows' numbers of the first `count` labelled items of each family."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for number, row in enumerate(data.samples()):
+        if row.item.labelled:
+            seen[row.item.family] += 1
+            if seen[row.item.family] <= count:
+                numbers.append(number)
+    return numbers
 
 
 def problems(

@@ -63,7 +63,7 @@ def whole_replies(replies: Replies) -> dict[str, Reply | Failure]:
 
 
 def _bodies(plan: Plan) -> dict[str, JSON]:
-    """The bodies of the cells by name; none if the view without the irrelevant modality is not among them."""
+    """The cells' bodies by name; none if no modality is known to be irrelevant or its cell is missing."""
     bodies = {view.name: view.body for view in plan.views if view.name in CELLS}
     return bodies if WITHOUT_IRRELEVANT.get(plan.relevant) in bodies else {}
 

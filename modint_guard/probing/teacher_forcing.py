@@ -85,7 +85,7 @@ def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Positio
 
 
 def _position(entry: dict[str, JSON], token_id: int | None) -> Position:
-    """One prompt position. The prompt's own token has this id; if no id is known, vLLM lists it first."""
+    """One prompt position. The prompt's own token has this id; if it is not known, vLLM lists it first."""
     key = str(token_id) if token_id is not None else next(iter(entry), "")
     top: dict[str, float] = {}
     for alternative in entry.values():

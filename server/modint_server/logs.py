@@ -1,4 +1,4 @@
-"""JSON logs, one line a request; never a prompt, an image, an answer or a key."""
+"""JSON logs, one line a request, without prompts, images, answers or keys."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ CORE = logging.getLogger("modint_guard")  # what the guard could not do, while t
 
 
 class JsonLines(logging.Formatter):
-    """Writes `{"time", "level", "event", ...}`; the fields come from `extra={"fields": {...}}`."""
+    """Writes a record as `{"time", "level", "event", ...}`, with the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -36,5 +36,5 @@ def configure_logs(level: str) -> None:
 
 
 def event(name: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
-    """One line. Callers pass counts, names and times, never content."""
+    """Logs one line. `fields` are counts, names and times, never the content of a request or an answer."""
     LOGGER.log(level, name, extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""How many tokens mitigation may cost each key: a bucket that fills steadily (RFC 2697's, of one rate)."""
+"""How many tokens corrections may cost each client's key: a token bucket (as in RFC 2697, with one rate)."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,10 @@ class _Bucket:
 
 
 class TokenBudget:
-    """Holds at most what a minute brings; each gateway keeps its own.
+    """A bucket for each key, full at first, that fills steadily and holds what one minute brings.
 
-    per_minute: tokens for each key, prompts included; 0 sets no limit. Requests of nobody's key share one.
+    per_minute: tokens for each key, prompts included; 0: no limit. Requests without a key share one bucket.
+    Each gateway counts by itself. clock: seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,7 +24,7 @@ class TokenBudget:
         self._buckets: dict[str, _Bucket] = {}
 
     def take(self, key_digest: str, wanted: int) -> int:
-        """Sets aside up to `wanted` tokens, and says how many; what is not spent must be given back."""
+        """Takes up to `wanted` tokens and returns how many; the caller gives back what it does not spend."""
         if not self._per_minute:
             return wanted
         bucket = self._filled(key_digest)
@@ -32,7 +33,7 @@ class TokenBudget:
         return granted
 
     def give_back(self, key_digest: str, tokens: int) -> None:
-        """What was set aside and not spent; below 0 what was spent beyond it."""
+        """Puts back what was taken and not spent; a negative number is what was spent beyond it."""
         if self._per_minute:
             bucket = self._filled(key_digest)
             bucket.tokens = min(float(self._per_minute), bucket.tokens + tokens)
@@ -52,15 +53,15 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class KeyBudget:
-    """What corrections may cost one key."""
+    """A `TokenBudget` seen by the requests of one key."""
 
     budget: TokenBudget
     key_digest: str
 
     def take(self, wanted: int) -> int:
-        """As `TokenBudget.take`."""
+        """`TokenBudget.take` for this key."""
         return self.budget.take(self.key_digest, wanted)
 
     def give_back(self, tokens: int) -> None:
-        """As `TokenBudget.give_back`."""
+        """`TokenBudget.give_back` for this key."""
         self.budget.give_back(self.key_digest, tokens)
