@@ -24,7 +24,7 @@ from bench.detection import table as detection_table
 from bench.detection.inputs import Case, cases, hardly_giving_way, pilot
 from bench.detection.table import ABLE, Answer, Cost
 from modint_guard.chat.reply import reply_of
-from modint_guard.data.item import Item, is_right, same_as
+from modint_guard.data.item import Item, answer_key, is_right
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError, EndpointError
@@ -299,7 +299,7 @@ async def _sampled(case: Case, model: str, complete: Complete, seed: int) -> tup
         *(_timed(complete, body, calls=SAMPLES) for body in asked)
     )
     choices = [*first["choices"], *second["choices"]]
-    found = [same_as(case.item, choice["message"]["content"] or "") for choice in choices]
+    found = [answer_key(case.item, choice["message"]["content"] or "") for choice in choices]
     return found, five, five.beside(more)
 
 
@@ -307,7 +307,7 @@ async def _varied(case: Case, model: str, complete: Complete) -> tuple[list[str]
     """Answers to a picture ever more blurred and a question in ever other words."""
     asked = [baselines.blurred(reworded(case.item, by), by) for by in range(1, VARIANTS + 1)]
     got = await asyncio.gather(*(_timed(complete, request_for(item, model), calls=1) for item in asked))
-    texts = [same_as(case.item, reply_of(completion).text) for completion, _ in got]
+    texts = [answer_key(case.item, reply_of(completion).text) for completion, _ in got]
     return texts, reduce(Cost.beside, (cost for _, cost in got))
 
 
