@@ -1,5 +1,4 @@
-"""The core: what modality interference is, and how it is probed, judged and corrected. No web framework, no
-torch.
+"""The core: what modality interference is, and how it is probed, judged and corrected.
 
 guard.py         start reading here: the whole flow in one call
 examination.py   one request: its plan, its probes, its answer
@@ -36,24 +35,24 @@ if TYPE_CHECKING:
     from modint_guard.errors import ModintError as ModintError
     from modint_guard.guard import Guard as Guard
     from modint_guard.judging.risk import Thresholds as Thresholds
+    from modint_guard.report import Inspection as Inspection
+    from modint_guard.report import Report as Report
     from modint_guard.schema import ModintObject as ModintObject
     from modint_guard.schema import verdict as verdict
-    from modint_guard.types import Inspection as Inspection
     from modint_guard.types import ModintOptions as ModintOptions
     from modint_guard.types import Relevant as Relevant
-    from modint_guard.types import Report as Report
 
 _HOME = {
     "Endpoint": "endpoint",
     "Guard": "guard",
     "GuardConfig": "config",
     "ImageLimits": "chat.images",
-    "Inspection": "types",
+    "Inspection": "report",
     "ModintError": "errors",
     "ModintObject": "schema",
     "ModintOptions": "types",
     "Relevant": "types",
-    "Report": "types",
+    "Report": "report",
     "Thresholds": "judging.risk",
     "verdict": "schema",
 }

@@ -29,7 +29,8 @@ from modint_guard.mitigation.rungs import FlaggedAnswer
 from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import regenerate, schedule
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
-from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, Report, State
+from modint_guard.report import Report
+from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
 logger = logging.getLogger(__name__)

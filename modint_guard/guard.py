@@ -23,7 +23,8 @@ from modint_guard.judging.calibration import Calibration
 from modint_guard.mitigation.ladder import served
 from modint_guard.plan import make_plan, policy_of
 from modint_guard.probing.views import VIEWS, ViewMaker
-from modint_guard.types import JSON, Complete, Inspection, ModintOptions, Plan
+from modint_guard.report import Inspection
+from modint_guard.types import JSON, Complete, ModintOptions, Plan
 
 
 class Guard:

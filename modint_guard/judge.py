@@ -12,6 +12,7 @@ from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import regenerate
+from modint_guard.report import ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
@@ -23,15 +24,12 @@ from modint_guard.types import (
     Chat,
     Failure,
     Plan,
-    ProbeResult,
     Relevant,
     RelevantSource,
     Replies,
     Reply,
-    Report,
     Score,
     State,
-    Verdict,
 )
 
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."

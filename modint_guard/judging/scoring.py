@@ -31,6 +31,7 @@ from modint_guard.judging.divergence import (
     word_distribution,
 )
 from modint_guard.judging.risk import Thresholds
+from modint_guard.report import ProbeResult
 from modint_guard.types import (
     CELLS,
     CONTROLS,
@@ -48,7 +49,6 @@ from modint_guard.types import (
     Option,
     Position,
     ProbeOutcome,
-    ProbeResult,
     Replies,
     Reply,
     Score,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from modint_guard.judging.scoring import cells_of, first_word, shifted_labels, unjudged_result
+from modint_guard.report import ProbeResult
 from modint_guard.types import (
     CONTROLS,
     NEUTRAL_IMAGE,
@@ -25,7 +26,6 @@ from modint_guard.types import (
     Chat,
     Failure,
     ProbeOutcome,
-    ProbeResult,
     Replies,
     Reply,
     Score,

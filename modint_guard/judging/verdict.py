@@ -41,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Thresholds, risk_of
+from modint_guard.report import Verdict
 from modint_guard.types import (
     CELLS,
     NEUTRAL_IMAGE,
@@ -52,7 +53,6 @@ from modint_guard.types import (
     Relevant,
     Score,
     State,
-    Verdict,
 )
 
 Cells = Mapping[str, CellScore]

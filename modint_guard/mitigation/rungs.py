@@ -31,6 +31,7 @@ from modint_guard.mitigation.policy import Form, Policy, abstention
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.probing.views import full_body, short_body
+from modint_guard.report import Report
 from modint_guard.types import (
     ABSTAIN,
     DEBIAS,
@@ -50,7 +51,6 @@ from modint_guard.types import (
     Relevant,
     Replies,
     Reply,
-    Report,
     RungOutcome,
     State,
     View,

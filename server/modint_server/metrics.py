@@ -9,6 +9,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modint_guard.probing.views import VIEWS
+from modint_guard.report import Report
 from modint_guard.types import (
     RUNGS,
     SELF_ASKED,
@@ -17,7 +18,6 @@ from modint_guard.types import (
     Cause,
     ProbeOutcome,
     Relevant,
-    Report,
     RungOutcome,
     State,
 )

@@ -24,16 +24,8 @@ from modint_guard.judge import skipped, unscored
 from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import served
 from modint_guard.mitigation.policy import Policy
-from modint_guard.types import (
-    ANNOTATE,
-    JSON,
-    NOOP,
-    ModintOptions,
-    Plan,
-    Reply,
-    Report,
-    State,
-)
+from modint_guard.report import Report
+from modint_guard.types import ANNOTATE, JSON, NOOP, ModintOptions, Plan, Reply, State
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
 from modint_server.engine.upstream import CHAT, COMPLETIONS, Upstream, json_object
