@@ -54,9 +54,9 @@ async def test_one_made_for_another_model_keeps_the_gateway_from_being_ready(
     file = written(tmp_path, model="another")
     async with serving(upstream.url, ready=False, calibrations=(file,)) as gateway:
         await gateway.gateway.attachment.look()
-        said = await gateway.get("/readyz")
-    assert said.status == 503
-    assert "was made for another, and served are" in said.body.decode()
+        response = await gateway.get("/readyz")
+    assert response.status == 503
+    assert "was made for another, and served are" in response.body.decode()
 
 
 def test_a_damaged_one_stops_the_process_at_its_start(tmp_path: Path) -> None:
