@@ -25,10 +25,10 @@ from modint_guard.judge import Judge, unscored
 from modint_guard.judging import scoring
 from modint_guard.mitigation import ladder
 from modint_guard.mitigation.policy import Policy
-from modint_guard.mitigation.rungs import Case
-from modint_guard.plan import brief_body, main_body, policy_of
+from modint_guard.mitigation.rungs import FlaggedAnswer
+from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import regenerate, schedule
-from modint_guard.probing.probe import Answered, gone
+from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, Report, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that no other body would change
@@ -83,20 +83,20 @@ class Examination:
         self.body = (
             main_body(plan)
             if given is None
-            else brief_body(plan.body, plan.schedule.top_logprobs, judge.config)
+            else view_body(plan.body, plan.schedule.top_logprobs, judge.config)
         )
         self.answer: Reply | None = None
         self._complete, self._judge = complete, judge
         self._budget = budget or Unlimited()
         self.given = given
-        self._answered: Answered | None = None
+        self._future_answer: FutureAnswer | None = None
         self._probing: asyncio.Task[Replies] | None = None
 
     async def __aenter__(self) -> Self:
         if self.plan.views:
             if self.given is None:
-                self._answered = asyncio.get_running_loop().create_future()
-            asking = probe(self.plan, self._judge, self._complete, answered=self._answered)
+                self._future_answer = asyncio.get_running_loop().create_future()
+            asking = probe(self.plan, self._judge, self._complete, future_answer=self._future_answer)
             self._probing = asyncio.create_task(asking)
         return self
 
@@ -104,7 +104,7 @@ class Examination:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._probing is not None:
-            await gone([self._probing])
+            await cancel_and_wait([self._probing])
 
     def refused_ours(self, error: EndpointError) -> bool:
         """Whether the engine refused `body` and that may be for what we added to the client's own."""
@@ -121,8 +121,8 @@ class Examination:
         read: gives the answer; it may raise, and the answer is unscored then.
         """
         self.answer = self._read(read)
-        if self._answered is not None:
-            self._answered.set_result(self.answer)
+        if self._future_answer is not None:
+            self._future_answer.set_result(self.answer)
         replies = await self._replies()
         report = self._judged(replies)
         return report if self.given is not None else await self._corrected(report, replies)
@@ -179,22 +179,24 @@ class Examination:
         return report
 
 
-async def probe(plan: Plan, judge: Judge, complete: Complete, *, answered: Answered | None = None) -> Replies:
+async def probe(
+    plan: Plan, judge: Judge, complete: Complete, *, future_answer: FutureAnswer | None = None
+) -> Replies:
     """The replies to the views of a plan (`schedule` says when each is sent), by name. Raises nothing but
     CancelledError.
 
-    answered: the answer, once it is complete. Without it all views are sent at once.
+    future_answer: the answer, once it is complete. Without it all views are sent at once.
     """
     config = judge.config
     corrects = policy_of(plan.chat, plan.options, config).action != ANNOTATE
     settles = partial(judge.settles, plan, corrects=corrects)
-    replies = await schedule.ask(plan.schedule, complete, settles=settles, answered=answered)
-    answer = await asyncio.shield(answered) if answered is not None and config.regenerate else None
+    replies = await schedule.ask(plan.schedule, complete, settles=settles, future_answer=future_answer)
+    answer = await asyncio.shield(future_answer) if future_answer is not None and config.regenerate else None
     if answer is None:
         return replies
     plan = judge.informed(plan, replies)
-    is_open = partial(regenerate.is_open, plan, answer, partial(judge.score, plan, answer, replies))
-    if not schedule.surely(is_open, "the first word"):
+    is_open = partial(regenerate.should_regenerate, plan, answer, partial(judge.score, plan, answer, replies))
+    if not schedule.false_on_error(is_open, "the first word"):
         return replies
     return await regenerate.ask(plan, complete, answer, replies)
 
@@ -217,7 +219,7 @@ async def mitigate(
     """
     if not _is_to_be_corrected(report, policy):
         return report
-    case = Case(
+    case = FlaggedAnswer(
         plan=plan,
         answer=answer,
         replies=scoring.comparable(answer, replies),

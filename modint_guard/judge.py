@@ -62,7 +62,7 @@ class Judge:
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs", replies=None)
         plan = self.informed(plan, replies)
-        if regenerate.whole(replies) and (report := self._by_whole_views(plan, answer, replies)):
+        if regenerate.whole_replies(replies) and (report := self._by_whole_views(plan, answer, replies)):
             return report
         score = self.score(plan, answer, replies)
         assert score is not None
@@ -91,7 +91,7 @@ class Judge:
         """All features of the answer; None if nothing was probed."""
         if plan.skip or not plan.schedule.top_logprobs:
             return None
-        thresholds = scoring.beyond_noise(self.config.thresholds, plan.noise)
+        thresholds = scoring.with_noise_floor(self.config.thresholds, plan.noise)
         return scoring.score(answer, replies, plan.chat, thresholds)
 
     def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
@@ -103,7 +103,7 @@ class Judge:
         if score is None:
             return False
         thresholds, _ = self._thresholds(plan, score)
-        return verdict.settled(score, plan.relevant, thresholds, mends=corrects) is not None
+        return verdict.early_verdict(score, plan.relevant, thresholds, mends=corrects) is not None
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, if it was asked and is sure."""
@@ -129,7 +129,7 @@ class Judge:
         if not is_short(answer):
             report = unscored(plan, "no_logprobs", replies)
             return replace(report, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
-        compared = replies if plan.schedule.method == REGENERATED else regenerate.whole(replies)
+        compared = replies if plan.schedule.method == REGENERATED else regenerate.whole_replies(replies)
         score = score_words(answer, compared, plan.chat)
         lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0)
         decided = verdict.decide(score, plan.relevant, lenient, has_context=_has_context(plan.chat))
@@ -141,16 +141,16 @@ class Judge:
         """Judge a short answer of several words by the views that were generated whole; None if too few
         were.
         """
-        if regenerate.is_closed(plan, replies):
+        if regenerate.is_complete(plan, replies):
             return self._by_words(plan, answer, replies)
         if not regenerate.says_the_same(plan, answer, replies):
             return None
-        score = score_words(answer, regenerate.whole(replies), plan.chat)
+        score = score_words(answer, regenerate.whole_replies(replies), plan.chat)
         return self._report(plan, answer, replies, score, Verdict(State.PASS))
 
     def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, decided: Verdict) -> Report:
         noise = max(plan.noise, score.noise or 0.0)
-        thresholds = scoring.beyond_noise(self.config.thresholds, noise)
+        thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
         replies = scoring.comparable(answer, replies)
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(

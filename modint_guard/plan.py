@@ -17,7 +17,7 @@ from modint_guard.judging import verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.text_match import MAX_TOKENS
 from modint_guard.mitigation.policy import Policy, policy_for
-from modint_guard.probing.views import ViewMaker, asked_briefly
+from modint_guard.probing.views import ViewMaker, short_body
 from modint_guard.types import (
     ANNOTATE,
     CELLS,
@@ -29,12 +29,12 @@ from modint_guard.types import (
     REGENERATED,
     SELF_ASKED,
     TEACHER_FORCED,
-    Asked,
     Chat,
     ModintOptions,
     Plan,
     Relevant,
     Schedule,
+    TokenOptions,
     View,
 )
 
@@ -76,7 +76,7 @@ def make_plan(
     bodies = {name: makers[name](chat) for name in names}
     if top and names and relevant is Relevant.UNKNOWN and config.self_ask == "auto":
         bodies[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
-    views = tuple(View(name, brief_body(made, top, config)) for name, made in bodies.items() if made)
+    views = tuple(View(name, view_body(made, top, config)) for name, made in bodies.items() if made)
     can_force = forcing and config.teacher_forcing and bool(names) and not continues(chat.body)
     later = (
         frozenset()
@@ -86,7 +86,7 @@ def make_plan(
     return Plan(
         body=chat.body,
         options=options,
-        asked=_asked(chat.body),
+        asked=_token_options(chat.body),
         chat=chat,
         relevant=relevant,
         relevant_source=source,
@@ -120,9 +120,9 @@ def main_body(plan: Plan) -> JSON:
     return {**plan.body, "logprobs": True, "top_logprobs": top, **ids}
 
 
-def brief_body(body: JSON, top_logprobs: int, config: GuardConfig) -> JSON:
+def view_body(body: JSON, top_logprobs: int, config: GuardConfig) -> JSON:
     """A body that asks for the first words only, as every view does."""
-    return asked_briefly(body, config.view_tokens if top_logprobs else MAX_TOKENS, top_logprobs)
+    return short_body(body, config.view_tokens if top_logprobs else MAX_TOKENS, top_logprobs)
 
 
 def policy_of(chat: Chat, options: ModintOptions, config: GuardConfig) -> Policy:
@@ -144,7 +144,7 @@ def _later(
     early_stop: bool,
 ) -> frozenset[str]:
     """The views that an early stop may save: all cells but the first."""
-    first = verdict.FIRST.get(relevant)
+    first = verdict.FIRST_VIEW.get(relevant)
     own = calibrations.get(str(chat.body.get("model")))
     own_stop = config.thresholds.clear_below if own is None else own.stops_early(relevant)
     if first is None or chat.context is None or not (early_stop or own_stop):
@@ -185,11 +185,11 @@ def _probe_names(
     return names
 
 
-def _asked(body: JSON) -> Asked:
+def _token_options(body: JSON) -> TokenOptions:
     top = body.get("top_logprobs") or 0
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise RequestError("`top_logprobs` must be a whole number, 0 or more.", param="top_logprobs")
-    return Asked(bool(body.get("logprobs")), top, bool(body.get("return_token_ids")))
+    return TokenOptions(bool(body.get("logprobs")), top, bool(body.get("return_token_ids")))
 
 
 def _unknown_probe(name: str, known: tuple[str, ...]) -> RequestError:

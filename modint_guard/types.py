@@ -46,8 +46,8 @@ RERANK = "rerank"
 ABSTAIN = "abstain"
 LADDER = "ladder"
 RUNGS = (NEUTRALISE, ESCALATE, DEBIAS, RERANK, ABSTAIN)
-DONE = (ANNOTATE, *RUNGS)  # what a report's `action` can be
-ACTIONS = (*DONE, LADDER)  # what a request or a policy can ask for
+TAKEN_ACTIONS = (ANNOTATE, *RUNGS)  # what a report's `action` can be
+ACTIONS = (*TAKEN_ACTIONS, LADDER)  # what a request or a policy can ask for
 
 UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
 SKIPPED_REASONS = (
@@ -96,7 +96,7 @@ class Cause(StrEnum):
     CONFLICT = "conflict"
 
 
-class Outcome(StrEnum):
+class ProbeOutcome(StrEnum):
     """What one probe found."""
 
     CONSISTENT = "consistent"
@@ -236,7 +236,7 @@ class Reply:
 class Failure:
     """A view that gave no reply: `outcome` is ERROR or TIMEOUT, `reason` one of UNSCORED_REASONS."""
 
-    outcome: Outcome
+    outcome: ProbeOutcome
     reason: str
     ms: float = 0.0
 
@@ -249,7 +249,7 @@ class ProbeResult:
     """One row of the report's `probes`."""
 
     name: str
-    outcome: Outcome
+    outcome: ProbeOutcome
     divergence: float | None = None  # JS, base 2, against the served answer
     exact: bool = False  # over all options, not a top-k lower bound
     coverage: float | None = None  # the share of both distributions that their lists hold
@@ -434,7 +434,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenOptions:
     """What the client itself asked for about its tokens, so that the rest can be taken out again."""
 
     logprobs: bool = False
@@ -485,7 +485,7 @@ class Plan:
 
     body: JSON = field(repr=False)
     options: ModintOptions
-    asked: Asked
+    asked: TokenOptions
     chat: Chat
     relevant: Relevant
     relevant_source: RelevantSource

@@ -28,9 +28,9 @@ from modint_guard.judging.divergence import option_distribution, word_distributi
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.mitigation.ladder import Meter
 from modint_guard.mitigation.policy import Form, Policy
-from modint_guard.mitigation.rungs import form_of, said_whole
+from modint_guard.mitigation.rungs import form_of, has_ended
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.probing.views import asked_whole
+from modint_guard.probing.views import full_body
 from modint_guard.types import (
     ANNOTATE,
     JSON,
@@ -193,7 +193,7 @@ async def _probed(
     answered: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
     answered.set_result(reply)
     meter = Meter(complete)
-    replies = await probe(plan, guard.judge, meter, answered=None if whole else answered)
+    replies = await probe(plan, guard.judge, meter, future_answer=None if whole else answered)
     return replies, meter.tokens
 
 
@@ -229,7 +229,7 @@ async def control(
     if body is None:
         return reply.text
     cell = cells.get(WITHOUT_IRRELEVANT[plan.relevant])
-    if isinstance(cell, Reply) and said_whole(cell):
+    if isinstance(cell, Reply) and has_ended(cell):
         return cell.text  # greedy as well, and at its end
     return reply_of(await complete(body)).text
 
@@ -238,7 +238,7 @@ def neutral_body(plan: Plan) -> JSON | None:
     """The request without the irrelevant modality; None where there is none."""
     name = WITHOUT_IRRELEVANT.get(plan.relevant)
     view = next((view for view in plan.views if view.name == name), None)
-    return None if view is None else {**asked_whole(plan.body), "messages": view.body["messages"]}
+    return None if view is None else {**full_body(plan.body), "messages": view.body["messages"]}
 
 
 def with_constant(item: Item, reply: Reply, bias: Mapping[str, float]) -> str:

@@ -1,7 +1,7 @@
-"""The one check of a chat body's shape, with one wording for gateway and library.
+"""The check of a chat body's shape, in one place and one wording for gateway and library.
 
-`messages_of` holds for every body, `check_media` for every part that is passed on to an engine. What is split
-into context and question has typed parts besides (`check_types`).
+`messages_of` checks every body, and `check_media` every part that is passed on to an engine. A body that is
+split into context and question is also checked by `check_types`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modint_guard.types import JSON
 def messages_of(body: JSON, *, max_messages: int | None = None) -> list[JSON]:
     """The messages of a body: objects with a role, whose content is text, null or a list of parts.
 
-    Raises RequestError, also for more than `max_messages`.
+    Raises RequestError if they are not, and if there are more than `max_messages`.
     """
     messages = body.get("messages") if isinstance(body, dict) else None
     if not isinstance(messages, list) or not messages:
@@ -40,7 +40,7 @@ def messages_of(body: JSON, *, max_messages: int | None = None) -> list[JSON]:
 
 
 def parts_of(messages: Sequence[JSON]) -> Iterator[JSON]:
-    """Every content part that is an object, of messages that `messages_of` has checked."""
+    """Every content part that is an object. The messages have been checked by `messages_of`."""
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
@@ -48,7 +48,7 @@ def parts_of(messages: Sequence[JSON]) -> Iterator[JSON]:
 
 
 def check_types(messages: Sequence[JSON]) -> None:
-    """Raises RequestError unless every content part has a string `type`, and every text part a text."""
+    """Raises RequestError unless every content part has a string `type`, and text parts a string `text`."""
     for index, message in enumerate(messages):
         content = message.get("content")
         for place, part in enumerate(content if isinstance(content, list) else []):
@@ -60,7 +60,7 @@ def check_types(messages: Sequence[JSON]) -> None:
 
 
 def check_image_count(count: int, limit: int) -> None:
-    """Raises ImageError for more than `limit` images in one request."""
+    """Raises ImageError if a request holds more than `limit` images."""
     if count > limit:
         raise ImageError(
             f"The request holds {count} images, the limit is {limit}: send fewer.", code="too_many_images"
@@ -68,8 +68,10 @@ def check_image_count(count: int, limit: int) -> None:
 
 
 def check_media(part: JSON) -> None:
-    """Raises RequestError or ImageError unless a part's media lie in the request: an address would make the
-    engine fetch it, from wherever it points, and embeddings would reach the model unread.
+    """Raises RequestError or ImageError unless a part's media are in the request itself.
+
+    An address would make the engine fetch whatever it points to, and embeddings would reach the model
+    unchecked.
     """
     for key, value in part.items():
         if "embeds" in key or "embeds" in str(part.get("type", "")):
@@ -88,16 +90,14 @@ def check_media(part: JSON) -> None:
 
 
 def check_image_headers(body: JSON, limits: ImageLimits) -> None:
-    """Reads the header of every image, for a request that is not examined. Raises ImageError."""
+    """Checks every image by its header alone, for a request that is not examined. Raises ImageError."""
     for part in parts_of(body["messages"]):
         if "image_url" in part:
             check_data_url(url_of(part["image_url"]), limits, whole=False)
 
 
 def url_of(value: Any) -> str:
-    """The address in `image_url` and its like, an object with `url` or the text itself; "" if there is
-    none.
-    """
+    """The address in an `image_url` or the like: an object with `url`, or a string. "" if there is none."""
     url = value.get("url") if isinstance(value, dict) else value
     return url if isinstance(url, str) else ""
 

@@ -1,4 +1,4 @@
-"""What a request asks of the guard: its `modint` field and headers."""
+"""What a request asks of the guard: its `modint` field and its `x-modint-*` headers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from dataclasses import fields
 from typing import Any, Literal, cast
 
 from modint_guard.errors import RequestError
-from modint_guard.types import (
-    ACTIONS,
-    MAX_DEADLINE_S,
-    ModintOptions,
-    Relevant,
-)
+from modint_guard.types import ACTIONS, MAX_DEADLINE_S, ModintOptions, Relevant
 
 MODE_HEADER = "x-modint-mode"
 RELEVANT_HEADER = "x-modint-relevant"
@@ -23,7 +18,9 @@ OPTION_KEYS = tuple(f.name for f in fields(ModintOptions) if f.name != "relevant
 
 
 def parse_options(field: Any = None, headers: Mapping[str, str] | None = None) -> ModintOptions:
-    """The body's `modint` field merged with the request's headers (the field wins). Raises RequestError."""
+    """The body's `modint` field merged with the request's headers; the field wins. Raises RequestError for an
+    unknown key and for a value that its key does not take.
+    """
     field = {} if field is None else field
     if not isinstance(field, dict):
         raise RequestError("`modint` must be an object.", param="modint")
@@ -59,6 +56,8 @@ def _unknown_key(key: Any) -> RequestError:
 
 
 def _one_of(*known: str) -> Callable[[str, Any], str]:
+    """A check that a value is one of these words."""
+
     def check(name: str, value: Any) -> str:
         if value not in known:
             raise RequestError(

@@ -1,38 +1,18 @@
-"""Write a chat body with one part replaced.
+"""Writes a chat body with its context, its images or some of its texts replaced.
 
-Only what changes is copied: other fields, other messages, their order and the client's own object stay as
-they are.
+Only what changes is copied. All other fields and messages and their order stay as they are, and so does the
+client's own object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from modint_guard.types import (
-    JSON,
-    Chat,
-    ImagePart,
-    Span,
-)
-
-
-def without_context(chat: Chat) -> JSON:
-    """The body with its context taken out, reading as if it had never been there."""
-    return rebuild(chat, context="")
-
-
-def with_context(chat: Chat, context: str) -> JSON:
-    """The body with another context; where it had none, the new one stands on a line before the question."""
-    return rebuild(chat, context=context)
-
-
-def with_image(chat: Chat, data_url: str) -> JSON:
-    """The body with every image replaced by this one."""
-    return rebuild(chat, images=[data_url] * len(chat.images))
+from modint_guard.types import JSON, Chat, ImagePart, Span
 
 
 def with_question_after(chat: Chat, question: str) -> JSON:
-    """The body with one more question on a line after its own: to ask about the request."""
+    """The body with one more question, on a line below its own; used to ask the model about the request."""
     messages = list(chat.body["messages"])
     if not chat.question_spans:
         return {**chat.body, "messages": [*messages, {"role": "user", "content": question}]}
@@ -45,7 +25,7 @@ def with_question_after(chat: Chat, question: str) -> JSON:
 
 
 def with_texts_at(chat: Chat, changes: Sequence[tuple[Span, str]]) -> JSON:
-    """The body with other texts in these places, which must not overlap."""
+    """The body with other texts at these places. The places must not overlap."""
     messages = list(chat.body["messages"])
     for span, new in sorted(changes, key=lambda change: -change[0].start):
         messages[span.message] = _with_texts(
@@ -58,7 +38,12 @@ def with_texts_at(chat: Chat, changes: Sequence[tuple[Span, str]]) -> JSON:
 
 
 def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | None = None) -> JSON:
-    """A new body with the context ("" takes it out) and/or the images (one URL for each) replaced."""
+    """A new body with the context, the images or both replaced.
+
+    context: the new context; "" leaves it out, so that the text reads as if there had been none. If the
+    request had no context, the new one is put on a line above the question. images: the new image URLs, one
+    for each image of the request, in order; raises ValueError for another number.
+    """
     messages = list(chat.body["messages"])
     if images is not None:
         _replace_images(messages, chat.images, images)
@@ -73,8 +58,8 @@ def _replace_images(messages: list[JSON], parts: tuple[ImagePart, ...], urls: Se
         message = messages[image.message]
         content = list(message["content"])
         part = content[image.part]
-        held = part["image_url"]
-        new = {**part, "image_url": {**held, "url": url} if isinstance(held, dict) else url}
+        old = part["image_url"]
+        new = {**part, "image_url": {**old, "url": url} if isinstance(old, dict) else url}
         new.pop("uuid", None)  # the client's cache key names the old image
         content[image.part] = new
         messages[image.message] = {**message, "content": content}
@@ -86,7 +71,7 @@ def _with_text(message: JSON, index: int, chat: Chat, context: str) -> JSON:
         return {**message, "content": _edited(content, index, chat, None, context)}
     parts: list[JSON] = []
     for place, part in enumerate(content or []):
-        if part["type"] != "text" or not _touched(chat, index, place):
+        if part["type"] != "text" or not _is_changed(chat, index, place):
             parts.append(part)
         elif text := _edited(part["text"], index, chat, place, context):
             parts.append({**part, "text": text})
@@ -96,7 +81,10 @@ def _with_text(message: JSON, index: int, chat: Chat, context: str) -> JSON:
 
 
 def _with_texts(message: JSON, edit: Callable[[int | None, str], str]) -> JSON:
-    """A message with its text, or each of its text parts, edited; `edit` gets a part's index and its text."""
+    """A message with its text, or each of its text parts, edited.
+
+    edit: makes the new text from the part's index (None for a plain string) and its text.
+    """
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": edit(None, content)}
@@ -107,19 +95,19 @@ def _with_texts(message: JSON, edit: Callable[[int | None, str], str]) -> JSON:
     return {**message, "content": parts}
 
 
-def _touched(chat: Chat, message: int, part: int | None) -> bool:
+def _is_changed(chat: Chat, message: int, part: int | None) -> bool:
     spans = chat.context_spans or chat.question_spans[:1]
     return any((span.message, span.part) == (message, part) for span in spans)
 
 
 def _edited(text: str, message: int, chat: Chat, part: int | None, context: str) -> str:
-    """One text with the new context in the place of the old: in its first span, the others are taken out."""
+    """One text with the new context in place of the old one: at the first span, the other spans removed."""
     if not chat.context_spans:
         if not context or not chat.question_spans:
             return context or text
         start = chat.question_spans[0].start
         return f"{text[:start]}{context}\n{text[start:]}"
-    first = _place_of_new(chat)
+    first = _span_for_context(chat)
     for span in reversed([s for s in chat.context_spans if (s.message, s.part) == (message, part)]):
         if context and span == first:
             text = text[: span.start] + context + text[span.end :]
@@ -128,14 +116,14 @@ def _edited(text: str, message: int, chat: Chat, part: int | None, context: str)
     return text if context else text.strip()
 
 
-def _place_of_new(chat: Chat) -> Span:
-    """Where a new context goes: the first span beside the question, else the first of all."""
-    beside = (span for span in chat.context_spans if span.message == chat.turn)
-    return next(beside, chat.context_spans[0])
+def _span_for_context(chat: Chat) -> Span:
+    """Where a new context goes: the first span in the question's message, else the first of all."""
+    in_turn = (span for span in chat.context_spans if span.message == chat.turn)
+    return next(in_turn, chat.context_spans[0])
 
 
 def _cut(text: str, start: int, end: int) -> str:
-    """Take [start, end) out with the blanks that only served to set it apart."""
+    """The text without [start, end) and without the white space that only set it apart."""
     before, after = text[:start], text[end:]
     if not before.strip():
         return after.lstrip()

@@ -1,10 +1,10 @@
-"""Read an OpenAI chat body: split it into images, context and question.
+"""Reads an OpenAI chat body: splits it into images, context and question.
 
-Images may stand in any user message. The question is that of the last user message. Its context is told from
-it, in this order, by: explicit `modint.context` or `modint.question`; several text parts (the last one that
-asks is the question); the last question sentence or option block of one string (`question`). What earlier
-user messages state is context too, and what a system prompt says of the picture or under a heading such as
-"Context:" (`system_prompt`).
+Images may be in any user message. The question is in the last user message. What separates it from its
+context is, in this order: `modint.context` or `modint.question` if the request names them; the text parts of
+the message, of which the last one that asks is the question; in a single string, the last sentence that asks
+or the option block (`question`). What earlier user messages state is context too, and so is what a system
+prompt says about the picture or below a heading such as "Context:" (`system_prompt`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from modint_guard.types import (
     Span,
 )
 
-_AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
-_VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})
 _PROMPTS = ("system", "developer")
 _IMAGE_LABEL = re.compile(
     r"[#*(<\[]*(?:(?:image|picture|photo|figure|fig)\.?\s*)?(?:\d{1,3}|[a-z])?[>*)\].:]*", re.I
@@ -40,17 +38,19 @@ _MAX_IMAGE_LABEL = 24  # characters
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """One text of a message: `part` is its index in the content list, None for a plain string."""
+    """One text of a message; `part` is the index of its content part, None for a plain string."""
 
     message: int
     part: int | None
     text: str
 
     def spans(self, pieces: Sequence[Piece]) -> tuple[Span, ...]:
+        """These pieces of the text as places in the body."""
         return tuple(Span(self.message, self.part, start, end) for start, end in pieces)
 
     @property
     def whole(self) -> tuple[Span, ...]:
+        """All of the text as one span."""
         return self.spans([(0, len(self.text))])
 
 
@@ -61,13 +61,16 @@ def parse(
     *,
     decode: bool = True,
 ) -> Chat:
-    """Split one chat body. `decode=False` checks images by their headers only. Raises RequestError,
-    ImageError.
+    """Split one chat body into images, context and question.
+
+    decode: decode every image to its end; otherwise only their headers are checked. Raises RequestError for a
+    body of another shape and for a context or question in `options` that the messages do not hold; ImageError
+    for an image that cannot be used.
     """
     options = options or ModintOptions()
     messages = messages_of(body)
     check_types(messages)
-    found = _images(messages, limits or ImageLimits(), decode=decode)
+    image_parts = _images(messages, limits or ImageLimits(), decode=decode)
     turn = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     texts = _texts(messages, turn)
     if options.context is not None or options.question is not None:
@@ -79,27 +82,13 @@ def parse(
     return Chat(
         body={key: value for key, value in body.items() if key != "modint"},
         turn=turn,
-        images=found,
+        images=image_parts,
         context=_read(everything, context) or None,
         question=_read(everything, question),
         options=choices,
         context_spans=context,
         question_spans=question,
     )
-
-
-def unsupported(body: JSON) -> str | None:
-    """The SKIPPED reason of the first content part that cannot be probed: "audio", "video" or
-    "unsupported_part".
-    """
-    for message in messages_of(body):
-        for part in _parts(message):
-            kind = part.get("type")
-            if kind in _AUDIO_PARTS or kind in _VIDEO_PARTS:
-                return "audio" if kind in _AUDIO_PARTS else "video"
-            if kind not in ("text", "image_url", "refusal"):
-                return "unsupported_part"
-    return None
 
 
 # -- reading the body ------------------------------------------------------------------------------
@@ -111,7 +100,7 @@ def _parts(message: JSON) -> list[JSON]:
 
 
 def _texts(messages: Sequence[JSON], index: int) -> tuple[TextPart, ...]:
-    """The texts of one message that are more than blanks; none for the index -1."""
+    """The texts of one message that are more than white space; none for the index -1."""
     if index < 0:
         return ()
     content = messages[index].get("content")
@@ -125,9 +114,9 @@ def _texts(messages: Sequence[JSON], index: int) -> tuple[TextPart, ...]:
 
 
 def _others(messages: Sequence[JSON], turn: int) -> tuple[TextPart, ...]:
-    """The texts of system prompts and earlier user messages."""
-    said = [i for i in range(max(turn, 0)) if messages[i]["role"] in (*_PROMPTS, "user")]
-    return tuple(text for index in said for text in _texts(messages, index))
+    """The texts of system prompts and user messages before the message `turn`."""
+    earlier = [i for i in range(max(turn, 0)) if messages[i]["role"] in (*_PROMPTS, "user")]
+    return tuple(text for index in earlier for text in _texts(messages, index))
 
 
 def _images(messages: list[JSON], limits: ImageLimits, *, decode: bool) -> tuple[ImagePart, ...]:
@@ -153,11 +142,11 @@ def _image(message: int, index: int, part: JSON, limits: ImageLimits, *, decode:
     return ImagePart(message, index, url, size)
 
 
-# -- telling context from question -----------------------------------------------------------------
+# -- separating context and question ---------------------------------------------------------------
 
 
 def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, ...], tuple[Option, ...]]:
-    """Context spans, question spans, options of the last user message."""
+    """The context spans, the question spans and the options of the last user message."""
     if not texts:
         return (), (), ()
     asking = _asking_parts(texts)
@@ -176,45 +165,47 @@ def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, .
 
 
 def _asking_parts(texts: tuple[TextPart, ...]) -> tuple[int, ...]:
-    """Which text parts ask: the last, unless it clearly does not (it says how to answer, or makes a plain
-    statement) and an earlier one does. Where that cannot be told, both do: a question must not be lost.
+    """Which text parts ask: the last one, unless it clearly does not (it says how to answer, or makes a plain
+    statement) and an earlier one does. If that is uncertain, both are taken, so that no question is lost.
     """
     last = len(texts) - 1
-    said = texts[last].text
-    only_how = says_how(said)
+    last_text = texts[last].text
+    only_how = says_how(last_text)
     earlier = next((place for place in reversed(range(last)) if asks(texts[place].text)), None)
-    if earlier is None or (asks(said) and not only_how):
+    if earlier is None or (asks(last_text) and not only_how):
         return (last,)
-    if only_how or states(said):
+    if only_how or states(last_text):
         return (earlier,)
-    return (last,) if is_latin(said) else (earlier, last)
+    return (last,) if is_latin(last_text) else (earlier, last)
 
 
 def _is_image_label(text: str) -> bool:
-    """Whether a part only names the picture beside it: "Image 1:", "(B)"."""
+    """Whether a part only labels the picture next to it: "Image 1:", "(B)"."""
     return len(text.strip()) <= _MAX_IMAGE_LABEL and bool(_IMAGE_LABEL.fullmatch(text.strip()))
 
 
 def _stated_elsewhere(messages: Sequence[JSON], turn: int) -> tuple[Span, ...]:
-    """What earlier user messages state, and what system prompts state of the picture or under a heading."""
-    found: list[Span] = []
+    """What earlier user messages state, and what system prompts state (`facts_in`)."""
+    spans: list[Span] = []
     for text in _others(messages, turn):
         if messages[text.message]["role"] in _PROMPTS:
-            found.extend(text.spans(facts_in(text.text)))
+            spans.extend(text.spans(facts_in(text.text)))
         elif not _is_image_label(text.text):
-            found.extend(text.whole if _only_states(text.text) else text.spans(split_text(text.text).context))
-    return tuple(found)
+            spans.extend(text.whole if _only_states(text.text) else text.spans(split_text(text.text).context))
+    return tuple(spans)
 
 
 def _only_states(text: str) -> bool:
-    """Whether a message of an earlier turn asks nothing and is more than a greeting."""
+    """Whether an earlier message makes statements only and does not merely say how to answer."""
     return states(text) and not says_how(text)
 
 
 def _explicit(
     texts: tuple[TextPart, ...], others: tuple[TextPart, ...], options: ModintOptions
 ) -> tuple[tuple[Span, ...], tuple[Span, ...], tuple[Option, ...]]:
-    """The context may stand in any message, the question in the last user message only."""
+    """Context, question and options as the request names them. The context may be in any message, the
+    question in the last user message only.
+    """
     context = _find((*others, *texts), options.context, "context")
     question = _find(texts, options.question, "question")
     if options.context is None:
@@ -229,7 +220,9 @@ def _explicit(
 
 
 def _find(texts: tuple[TextPart, ...], wanted: str | None, key: str) -> tuple[Span, ...]:
-    """Where the wanted text stands; the last place counts. An empty text stands nowhere."""
+    """The last place at which the texts hold the wanted one; none for an empty one. Raises RequestError if
+    they do not hold it.
+    """
     wanted = (wanted or "").strip()
     if not wanted:
         return ()
@@ -238,18 +231,18 @@ def _find(texts: tuple[TextPart, ...], wanted: str | None, key: str) -> tuple[Sp
             return text.spans([(start, start + len(wanted))])
     where = "the last user message" if key == "question" else "any message of the user or the system"
     raise RequestError(
-        f"`modint.{key}` does not stand in {where}: repeat its words as they are written.",
+        f"`modint.{key}` is not in {where}: repeat its words exactly as they are written there.",
         param=f"modint.{key}",
     )
 
 
 def _rest(texts: tuple[TextPart, ...], taken: tuple[Span, ...]) -> tuple[Span, ...]:
-    """All text of a message but the taken spans."""
+    """All of the texts except for the taken spans."""
     rest: list[Span] = []
     for text in texts:
         at = 0
-        own = [(s.start, s.end) for s in taken if (s.message, s.part) == (text.message, text.part)]
-        for start, end in [*own, (len(text.text), len(text.text))]:
+        taken_here = [(s.start, s.end) for s in taken if (s.message, s.part) == (text.message, text.part)]
+        for start, end in [*taken_here, (len(text.text), len(text.text))]:
             if piece := text.text[at:start].strip():
                 first = at + text.text[at:start].index(piece)
                 rest.extend(text.spans([(first, first + len(piece))]))
@@ -258,7 +251,7 @@ def _rest(texts: tuple[TextPart, ...], taken: tuple[Span, ...]) -> tuple[Span, .
 
 
 def _options(text: TextPart) -> tuple[Option, ...]:
-    """The options of one text, with their places where they form a block."""
+    """The options of one text, with their places if they form a block."""
     split = split_text(text.text)
     spans = text.spans(split.option_texts) or (None,) * len(split.options)
     return tuple(
@@ -267,12 +260,12 @@ def _options(text: TextPart) -> tuple[Option, ...]:
 
 
 def _options_of(texts: tuple[TextPart, ...], question: tuple[Span, ...]) -> tuple[Option, ...]:
-    """The options among explicit question spans: those of the text they stand in, where they lie within."""
+    """The options within question spans that the request named."""
     for text in texts:
-        own = [span for span in question if span.part == text.part]
-        found = _options(text) if own else ()
-        if found and all(o.span is None or any(_within(o.span, span) for span in own) for o in found):
-            return found
+        spans = [span for span in question if span.part == text.part]
+        options = _options(text) if spans else ()
+        if options and all(o.span is None or any(_within(o.span, span) for span in spans) for o in options):
+            return options
     return split_text(_read(texts, question)).options
 
 

@@ -20,9 +20,9 @@ FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes 
 
 @dataclass(frozen=True)
 class Row:
-    """What one model answered to one item, and what the guard said of it (None where there is no guard).
+    """What one model answered to one item, and what the guard said of it (None if there is no guard).
 
-    `top`: log-probabilities of the first content token's alternatives, where they were asked for and given.
+    `top`: log-probabilities of the first content token's alternatives, if they were asked for and given.
     """
 
     item: Item
@@ -77,7 +77,7 @@ async def every_view(plan: Plan, complete: Complete, name: str) -> Replies:
     """A reply to every view of the plan. A view has as long as the endpoint gives a call: no user waits for
     it, and a paced one may start late.
 
-    Raises EndpointError, of `name`, where a view fails: what is said of answers must not depend on which of
+    Raises EndpointError, of `name`, if a view fails: what is said of answers must not depend on which of
     their views a busy endpoint let through.
     """
     replies = await probe.run(plan.views, complete, deadline_s=math.inf)

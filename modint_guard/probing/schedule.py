@@ -1,10 +1,10 @@
-"""When the views of a request are sent: with it, once its answer is there, or not at all.
+"""When the views of a request are sent: with it, once its answer is complete, or not at all.
 
-with the request    the first view, or, without an early stop, all of them
-with the answer     a longer answer, to be scored as a whole under these views (`teacher_forcing`)
-then                the other views, unless the first settles the verdict
-last                under a policy that corrects answers, what neither modality would say, unless the others
-                    settle the verdict
+with the request    the first view or, without an early stop, all of them
+with the answer     a longer answer is scored as a whole under these views (`teacher_forcing`)
+then                the other views, unless the first one settles the verdict
+last                if a policy corrects answers, the view without either modality, unless the others settle
+                    the verdict
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 
 from modint_guard.chat.reply import answer_positions
 from modint_guard.probing import probe
-from modint_guard.probing.probe import Answered
+from modint_guard.probing.probe import FutureAnswer
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.types import CELLS, TEACHER_FORCED, Complete, Failure, Replies, Reply, Schedule, View
 
@@ -26,52 +26,55 @@ Settles = Callable[[Reply, Replies], bool]  # whether these replies suffice for 
 
 
 async def ask(
-    schedule: Schedule, complete: Complete, *, settles: Settles, answered: Answered | None = None
+    schedule: Schedule, complete: Complete, *, settles: Settles, future_answer: FutureAnswer | None = None
 ) -> Replies:
     """The reply or failure of each view that was sent, by name. Raises nothing but CancelledError.
 
-    Without `answered` all views are sent at once. With it the deadline counts from the answer, and anew for
-    each later stage.
+    settles: whether the replies so far suffice, so that no further stage is sent. future_answer: the answer,
+    once it is complete; the deadline counts from then, and again from the start of each later stage. If there
+    is none, all views are sent at once.
     """
-    if answered is None:
+    if future_answer is None:
         return await probe.run(schedule.views, complete, deadline_s=schedule.deadline_s)
     first, *others = schedule.stages
-    replies = await _stage(schedule, schedule.stage(first), complete, answered)
+    replies = await _stage(schedule, schedule.stage(first), complete, future_answer)
     for names in others:
-        answer = await asyncio.shield(answered)
-        if answer is None or surely(partial(settles, answer, replies), "the first probes"):
+        answer = await asyncio.shield(future_answer)
+        if answer is None or false_on_error(partial(settles, answer, replies), "the first probes"):
             break
-        replies = {**replies, **await _stage(schedule, schedule.stage(names), complete, answered)}
+        replies = {**replies, **await _stage(schedule, schedule.stage(names), complete, future_answer)}
     return replies
 
 
-def surely(question: Callable[[], bool], what: str) -> bool:
-    """The answer to a question about replies. If it fails, no, with a line in the log that `what` could not
-    be judged: whatever goes wrong there must not cost the user the answer.
+def false_on_error(condition: Callable[[], bool], subject: str) -> bool:
+    """Whether a condition on replies holds. If checking it raises, it does not, and the log says that
+    `subject` could not be judged: such an error must not cost the user the answer.
     """
     try:
-        return question()
+        return condition()
     except Exception:
-        logger.exception("%s could not be judged", what)
+        logger.exception("%s could not be judged", subject)
         return False
 
 
 async def _stage(
-    schedule: Schedule, views: Sequence[View], complete: Complete, answered: Answered
+    schedule: Schedule, views: Sequence[View], complete: Complete, future_answer: FutureAnswer
 ) -> Replies:
-    """Some views, and a longer answer scored under each cell among them."""
-    sent = probe.run(views, complete, deadline_s=schedule.deadline_s, answered=answered)
+    """The replies to some views, with a longer answer scored under each cell among them."""
+    replying = probe.run(views, complete, deadline_s=schedule.deadline_s, future_answer=future_answer)
     if schedule.method != TEACHER_FORCED:
-        return await sent
-    replies, forced = await asyncio.gather(sent, _forced(schedule, views, complete, answered))
+        return await replying
+    replies, forced = await asyncio.gather(replying, _forced(schedule, views, complete, future_answer))
     return {name: _with_forced(reply, forced.get(name)) for name, reply in replies.items()}
 
 
 async def _forced(
-    schedule: Schedule, views: Sequence[View], complete: Complete, answered: Answered
+    schedule: Schedule, views: Sequence[View], complete: Complete, future_answer: FutureAnswer
 ) -> Replies:
-    """The answer as each cell scores it; nothing for an answer of one token or of too many."""
-    answer = await asyncio.shield(answered)  # the end of this task must not cancel what others wait for
+    """The answer as each cell scores it; empty for an answer of one token or of too many."""
+    answer = await asyncio.shield(
+        future_answer
+    )  # others wait for it too: cancelling this task must not cancel it
     size = len(answer_positions(answer)) if answer and not answer.skip else 0
     if answer is None or not 1 < size <= schedule.max_forced_tokens:
         return {}
@@ -82,7 +85,7 @@ async def _forced(
 
 
 def _with_forced(reply: Reply | Failure, forced: Reply | Failure | None) -> Reply | Failure:
-    """A view's reply with the answer as the view scores it, and with what both calls cost."""
+    """A view's reply with the answer as the view scores it, and with the cost of both calls."""
     if not isinstance(reply, Reply) or not isinstance(forced, Reply):
         return reply
     return replace(probe.with_cost_of(reply, forced), forced=forced.forced)

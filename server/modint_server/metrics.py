@@ -10,12 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modint_guard.probing.views import VIEWS
 from modint_guard.types import (
-    DONE,
     RUNGS,
     SELF_ASKED,
     SKIPPED_REASONS,
+    TAKEN_ACTIONS,
     Cause,
-    Outcome,
+    ProbeOutcome,
     Relevant,
     Report,
     RungOutcome,
@@ -29,7 +29,7 @@ ROUTES = ("chat", "completions", "guard_check")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
-ACTIONS = DONE
+ACTIONS = TAKEN_ACTIONS
 PROBES = (*VIEWS, SELF_ASKED)  # the probes that a request of the gateway can have
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -319,7 +319,7 @@ class Metrics:
             self.verdicts.labels(*ma, relevant, state.value, NONE)
         for cause in Cause:
             self.verdicts.labels(*ma, relevant, State.FLAGGED.value, cause.value)
-        for probe, outcome in product(PROBES, Outcome):
+        for probe, outcome in product(PROBES, ProbeOutcome):
             self.probe_results.labels(*ma, relevant, probe, outcome.value)
 
 

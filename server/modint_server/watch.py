@@ -39,7 +39,7 @@ class Line:
 
 
 def watch(
-    url: Annotated[str, typer.Argument(help="The gateway's address.")] = "http://127.0.0.1:8080",
+    url: Annotated[str, typer.Option(help="The gateway's address.")] = "http://127.0.0.1:8080",
     every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
     window_s: Annotated[float, typer.Option("--window", min=1.0, help="Seconds that a view covers.")] = 300.0,
     once: Annotated[bool, typer.Option("--once", help="Print everything since the start, and end.")] = False,

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
-from modint_guard.chat.rebuild import with_context
+from modint_guard.chat.rebuild import rebuild
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_UNLISTED
 from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
-from modint_guard.types import JSON, Complete, Failure, Outcome, Relevant, Reply, Report, State
+from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, Report, State
 from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
 
 LIE = "The ball is blue."
@@ -343,7 +343,7 @@ async def test_an_empty_answer_is_skipped() -> None:
 
 
 def test_a_request_may_ask_for_more_probes_by_name() -> None:
-    guard = Guard(extra_views={"neutral_text": lambda chat: with_context(chat, "This line says nothing.")})
+    guard = Guard(extra_views={"neutral_text": lambda chat: rebuild(chat, context="This line says nothing.")})
     plan = guard.plan(ask(f"{LIE}\n{QUESTION}"), ModintOptions(probes=("noop", "neutral_text", "prior")))
     assert [view.name for view in plan.views] == [
         "no_context",
@@ -437,7 +437,7 @@ def test_a_given_word_that_nobody_lists_is_unscored_and_not_compared() -> None:
         (NOTE_UNLISTED,),
     )
     assert {row.divergence for row in said.probes} == {None}
-    late = Failure(Outcome.TIMEOUT, "timeout")
+    late = Failure(ProbeOutcome.TIMEOUT, "timeout")
     assert judged("mauve", own, **{**BELIEVES, "prior": late}).verdict.reason == "timeout"
 
 
@@ -511,7 +511,7 @@ async def test_the_model_itself_is_asked_which_modality_matters_where_nobody_say
         == f"{LIE}\nIs it so?\nDoes answering need the picture?"
     )
     (row,) = (row for row in found.probes if row.name == "self_ask")
-    assert (row.outcome, row.answer, row.tokens) == (Outcome.UNDECIDED, word, 31)
+    assert (row.outcome, row.answer, row.tokens) == (ProbeOutcome.UNDECIDED, word, 31)
     assert len(asked) == 1
     await guard.inspect(ask(f"{LIE}\n{QUESTION}"), model)  # the rules know
     assert len(asked) == 1

@@ -9,16 +9,16 @@ import jsonschema
 import pytest
 
 from modint_guard import Guard, GuardConfig
-from modint_guard.chat.reply import plain, reply_of
+from modint_guard.chat.reply import reply_of, token_text
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.mitigation.policy import FORMS, TABLE, Form, Policy, rungs_of
-from modint_guard.mitigation.rungs import BY_NAME, debiased, label_of, sureness
+from modint_guard.mitigation.rungs import BY_NAME, confidence, debiased, label_of
 from modint_guard.schema import json_schema
 from modint_guard.types import (
     ACTIONS,
-    DONE,
     JSON,
     RUNGS,
+    TAKEN_ACTIONS,
     Cause,
     Complete,
     Inspection,
@@ -126,7 +126,12 @@ def test_every_flag_that_the_policy_can_raise_has_a_row_of_every_form() -> None:
     assert set(TABLE) == raised
     assert all(set(row) == set(FORMS) for row in TABLE.values())
     assert {rung for row in TABLE.values() for rungs in row.values() for rung in rungs} <= set(RUNGS)
-    assert set(BY_NAME) == set(RUNGS) == set(DONE) - {"annotate"} == set(ACTIONS) - {"annotate", "ladder"}
+    assert (
+        set(BY_NAME)
+        == set(RUNGS)
+        == set(TAKEN_ACTIONS) - {"annotate"}
+        == set(ACTIONS) - {"annotate", "ladder"}
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -212,8 +217,8 @@ def test_an_answers_sureness_is_the_geometric_mean_of_its_tokens() -> None:
         Position(token, math.log(p), {token: math.log(p)}) for token, p in (("a", 0.5), ("b", 0.125))
     )
     answer = Reply("ab", "stop", "a", {}, positions=positions)
-    assert sureness(answer) == pytest.approx(0.25)
-    assert sureness(replace(answer, positions=())) == 0.0
+    assert confidence(answer) == pytest.approx(0.25)
+    assert confidence(replace(answer, positions=())) == 0.0
 
 
 # -- escalate --------------------------------------------------------------------------------------
@@ -441,7 +446,7 @@ def scores(body: JSON) -> JSON:
     likely = {"red": -0.7 if seen and read else -0.1 if seen else -6.0, "blue": -0.5 if read else -5.0}
     rows: list[JSON | None] = [None]
     for index, word in enumerate(words):
-        value = likely.get(plain(word), -0.1)
+        value = likely.get(token_text(word), -0.1)
         rows.append(
             {
                 str(index): {"logprob": value, "decoded_token": word},

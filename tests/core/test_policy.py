@@ -57,7 +57,7 @@ def test_the_first_that_fits_decides_and_a_request_changes_its_action_alone(tmp_
     [
         ("", "must hold \\[\\[policy\\]\\] tables"),
         ("[[rule]]\naction = 'ladder'", "must hold \\[\\[policy\\]\\] tables"),
-        ("[[policy]]\nactoin = 'ladder'", "policy 1: 'actoin' is no key"),
+        ("[[policy]]\nactoin = 'ladder'", "policy 1: 'actoin' is not a key"),
         ("[[policy]]\naction = 'pray'", "policy 1: action is 'pray': it must be one of annotate"),
         ("[[policy]]\naction = 3", "policy 1: action must be a string"),
         ("[[policy]]\nmax_tokens = 1.5", "max_tokens must be a whole number"),
@@ -75,9 +75,9 @@ def test_the_first_that_fits_decides_and_a_request_changes_its_action_alone(tmp_
         ("[[policy]]\nstream = 'drip'", "stream is 'drip'"),
         ("[[policy]]\nabstain_as = '500'", "abstain_as is '500'"),
         ("[[policy]]\notherwise = 'guess'", "otherwise is 'guess'"),
-        ("[[policy]]\nquestion = '('", "question '\\(' is no regular expression"),
+        ("[[policy]]\nquestion = '('", "question '\\(' is not a regular expression"),
         ("policy = [3]", "policy 1: it must be a table"),
-        ("[[policy]", "is no TOML"),
+        ("[[policy]", "is not valid TOML"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_place_and_remedy(tmp_path: Path, text: str, said: str) -> None:

@@ -9,7 +9,7 @@ from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.evaluation.fit_calibration import calibrate, clear_threshold, expected_probes
 from modint_guard.judge import NOTE_BY_EACH, NOTE_BY_FIRST
-from modint_guard.judging.verdict import settled
+from modint_guard.judging.verdict import early_verdict
 from modint_guard.mitigation.policy import Policy
 from modint_guard.types import JSON, Complete, Relevant, Score
 from tests.core.fakes import ask, reads, sees_picture, world
@@ -142,7 +142,7 @@ async def test_cancelling_between_the_stages_leaves_no_task() -> None:
 def state_by(
     score: Score, relevant: Relevant, thresholds: Thresholds = EARLY.thresholds, *, mends: bool = False
 ) -> str | None:
-    found = settled(score, relevant, thresholds, mends=mends)
+    found = early_verdict(score, relevant, thresholds, mends=mends)
     return None if found is None else found.state.value
 
 
@@ -176,7 +176,7 @@ def test_where_both_decide_the_prior_alone_passes_what_it_does_not_give() -> Non
 def test_the_answers_of_both_modalities_flag_without_the_prior_and_never_clear() -> None:
     def verdict(no_context: str, neutral_image: str, relevant: Relevant) -> str | None:
         cells = {"no_context": cell(no_context), "neutral_image": cell(neutral_image)}
-        found = settled(Score(cells, {}), relevant, EARLY.thresholds)
+        found = early_verdict(Score(cells, {}), relevant, EARLY.thresholds)
         return None if found is None or found.cause is None else found.cause.value
 
     assert verdict(FLIP, SAME, Relevant.IMAGE) == "text"

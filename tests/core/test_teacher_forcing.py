@@ -13,7 +13,16 @@ from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import js_lower_bound
 from modint_guard.judging.scoring import comparable, compare_forced, pointwise_mutual_information
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
-from modint_guard.types import FIRST_TOKEN, JSON, TEACHER_FORCED, Failure, Outcome, Position, Reply, State
+from modint_guard.types import (
+    FIRST_TOKEN,
+    JSON,
+    TEACHER_FORCED,
+    Failure,
+    Position,
+    ProbeOutcome,
+    Reply,
+    State,
+)
 from tests.core.fakes import ask, completion, reads, sees_picture
 
 LIE = "The ball is blue."
@@ -89,9 +98,9 @@ def test_the_last_positions_of_the_prompt_are_the_answers(ids: list[int] | None)
 
 
 def test_other_tokens_than_were_generated_are_refused() -> None:
-    with pytest.raises(EndpointError, match="cut into other tokens"):
+    with pytest.raises(EndpointError, match="split into other tokens"):
         forced_reply(scored({"It": 0.8}, {" is": 1.0}, {" red": 0.9}), 0.0, answer(*OWN))
-    with pytest.raises(EndpointError, match="cut into other tokens"):
+    with pytest.raises(EndpointError, match="split into other tokens"):
         forced_reply(
             scored({"It": 0.8}, {" is": 1.0}, {" blue": 0.9, " red": 0.1}, ids=[1, 2, 3]), 0.0, answer(*OWN)
         )
@@ -153,7 +162,7 @@ def test_values_of_one_token_and_of_a_whole_answer_are_not_mixed() -> None:
         answer(*OWN), {"no_context": whole, "prior": Reply("red", "stop", "red", {"red": 0.0})}
     )
     assert [reply.forced for reply in mixed.values() if isinstance(reply, Reply)] == [(), ()]
-    late = comparable(answer(*OWN), {"no_context": whole, "prior": Failure(Outcome.TIMEOUT, "timeout")})
+    late = comparable(answer(*OWN), {"no_context": whole, "prior": Failure(ProbeOutcome.TIMEOUT, "timeout")})
     assert isinstance(found := late["no_context"], Reply) and found.forced == ()
     both = {"no_context": whole, "prior": whole}
     assert comparable(answer(*OWN), both) == both
