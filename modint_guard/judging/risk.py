@@ -21,6 +21,7 @@ FEATURES = ("js", "margin", "entropy", "pmi")
 WITHOUT_IRRELEVANT = {Relevant.IMAGE: NO_CONTEXT, Relevant.TEXT: NEUTRAL_IMAGE}
 _ROUNDS = 100
 _STEP = 1e-10  # a Newton step shorter than this ends the fit
+_ROUNDING = 1e-14  # of a loss, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,9 @@ def fit_logistic(
         gradient = table.T @ (p - labels) + penalty @ theta
         curvature = (table * (p * (1.0 - p))[:, None]).T @ table + penalty
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
-        while np.abs(step).max() > _STEP and loss(theta - step) > loss(theta):
+        now = loss(theta)
+        # Beside the optimum both losses are equal but for their rounding: that is no reason to halve.
+        while np.abs(step).max() > _STEP and loss(theta - step) > now + _ROUNDING * abs(now):
             step = step / 2
         theta = theta - step
         if np.abs(step).max() <= _STEP:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.demo.launch import Served, serving
+from modint_guard.demo.launch import RunningGateway, serving
 from modint_guard.errors import EngineError
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """Its address, process and time to ready; started once, for its start takes most of a minute."""
     log = Path(tmp_path_factory.mktemp("serve")) / "serve.log"
     try:
@@ -21,6 +21,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def base_url(served: Served) -> str:
+def base_url(served: RunningGateway) -> str:
     """What the `openai` client takes as its base URL."""
     return f"{served.url}/v1"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from modint_guard.demo.launch import Served, free_port
+from modint_guard.demo.launch import RunningGateway, free_port
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_server.adapters.doctor import Status, ask_vllm, examine, fix
 from modint_server.adapters.tensors import read_header, rename
@@ -50,7 +50,7 @@ def test_the_shipped_adapter_is_applied_in_every_module() -> None:
     assert {key.status.value for key in found.keys} <= {"matched", "renamed"}
 
 
-def test_the_served_adapter_passes_the_self_test(served: Served) -> None:
+def test_the_served_adapter_passes_the_self_test(served: RunningGateway) -> None:
     with urllib.request.urlopen(f"{served.url}/readyz", timeout=10) as answer:
         found = json.load(answer)["adapters"][ADAPTER]
     assert (found["ok"], found["problem"]) == (True, None)
