@@ -1,7 +1,11 @@
 """Rules for every test: in CI nothing is skipped in silence, and no test reaches a model hub."""
 
+import functools
 import os
+import subprocess
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def _in_ci() -> bool:
     return os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+@functools.cache
+def _missing() -> frozenset[str]:
+    """The Debian packages that tests need and this machine lacks."""
+    root = Path(__file__).parents[1]
+    listed = subprocess.run(
+        [root / ".ci" / "needs", "missing", "test"],
+        cwd=root,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return frozenset(listed.stdout.split())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked `needs("PACKAGE")` if this machine lacks that Debian package."""
+    for package in [name for mark in item.iter_markers("needs") for name in mark.args]:
+        if package in _missing():
+            pytest.skip(f"{package} is missing: apt-get install --no-install-recommends {package}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,7 @@ from modint_server.adapters.doctor import Status, ask_vllm, examine, fix
 from modint_server.adapters.tensors import read_header, rename
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, llava, pair
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 
 def test_vllm_reads_llavas_names_as_the_doctors_tests_say() -> None:

@@ -22,7 +22,7 @@ from modint_training.models.image_attention import image_attention
 from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 GAIN = 3.0
 
