@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 PYTHON = """
 case "$*" in
 *"sys.exit("*) ;;
-*print*) echo python3.11-venv;;
+*print*) echo python3.11;;
+*Python.h*) [ -e "${0%/*}/Python.h" ];;
 *ensurepip*) [ -e "${0%/*}/ensurepip" ];;
 *ctypes*) [ -e "${0%/*}/libnuma.so.1" ];;
 *) echo "python $*";;
@@ -69,7 +70,7 @@ class Machine:
         (self.path / "env").symlink_to(shutil.which("env") or "env")
         (self.path / "cp").symlink_to(shutil.which("cp") or "cp")
         new = f'for name in "$@" promtool kubectl ensurepip; do cp {self.path}/git {self.path}/"$name"; done'
-        self.has("apt-get", f'echo "apt-get $*"\ncase "$1" in install) shift 4; {new};; esac')
+        self.has("apt-get", f'echo "apt-get $*" >&2\ncase "$1" in install) shift 4; {new};; esac')
 
     def installed(self) -> None:
         """An environment in which everything is installed."""
@@ -168,7 +169,7 @@ def test_root_installs_what_is_missing_once(machine: Machine, ci: str) -> None:
 def test_whoever_may_use_sudo_without_a_password_installs_too(machine: Machine) -> None:
     machine.installs()
     machine.user(1000)
-    machine.has("sudo", 'case "$1" in -n) ;; *) echo "sudo $1"; exec "$@";; esac')
+    machine.has("sudo", 'case "$1" in -n) ;; *) echo "sudo $1" >&2; exec "$@";; esac')
     code, _, said = machine.make("needs-deploy-check")
     assert code == 0
     assert said.splitlines()[-2:] == ["sudo env", f"{APT_GET} -qq -y prometheus kubernetes-client"]
@@ -201,15 +202,25 @@ def test_the_demo_needs_libnuma_and_goes_on_without_a_compiler(machine: Machine)
         [
             "libnuma1 is missing: vLLM's CPU build links it",
             "g++ is missing: without it vLLM's CPU build ranks log-probabilities more slowly",
-            "not installed (there is no apt-get here), and make demo needs it: " + f"{APT_GET} libnuma1 g++",
+            "python3.11-dev is missing: without it vLLM's CPU build ranks log-probabilities more slowly",
+            "not installed (there is no apt-get here), and make demo needs it: "
+            f"{APT_GET} libnuma1 g++ python3.11-dev",
         ],
     )
     machine.has("libnuma.so.1")
     code, _, said = machine.make("needs-demo", extras="cpu,train")
     assert (code, said.splitlines()[-1]) == (
         0,
-        f"not installed (there is no apt-get here): make demo goes on without; to have it: {APT_GET} g++",
+        "not installed (there is no apt-get here): make demo goes on without; "
+        f"to have it: {APT_GET} g++ python3.11-dev",
     )
+    machine.has("curl")
+    machine.has("prometheus")
+    machine.has("promtool")
+    machine.has("kubectl")
+    machine.has("Python.h")
+    _, _, said = machine.make("needs-test", extras="cpu,train")
+    assert said.splitlines()[-1].endswith(f": make test goes on without; to have it: {APT_GET} g++")
     assert machine.make("needs-demo", extras="gpu,train") == (0, "", "")
 
 

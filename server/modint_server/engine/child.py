@@ -17,6 +17,7 @@ import secrets
 import shutil
 import signal
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import deque
@@ -36,6 +37,7 @@ from modint_server.adapters.folders import Adapter, max_lora_rank
 T = TypeVar("T")
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+PYTHON_HEADERS = Path(sysconfig.get_path("include"))
 MAX_SOCKET_PATH = 100  # the kernel takes 107 bytes
 KEPT_LINES = 400
 SHOWN_LINES = 6
@@ -170,14 +172,17 @@ def arguments(config: EngineConfig, socket: Path) -> list[str]:
     return words
 
 
-def environment(config: EngineConfig, api_key: str, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    config: EngineConfig, api_key: str, inherited: Mapping[str, str], headers: Path = PYTHON_HEADERS
+) -> dict[str, str]:
     """The child's environment: what the user set wins over our defaults, but not over the key."""
     ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(config.model).is_dir():
         ours["HF_HUB_OFFLINE"] = "1"
     if config.device is Device.CPU:
         ours |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        if not shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH")):
+        compiler = shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH"))
+        if not compiler or not (headers / "Python.h").is_file():
             ours["TORCHDYNAMO_DISABLE"] = "1"  # torch would compile what ranks the log-probabilities
         cores = len(os.sched_getaffinity(0))
         if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them
