@@ -14,9 +14,37 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Fixtures of tests/e2e: an engine each that the whole session shares.
+ENGINES = ("served", "scaled_url")
+
 
 def _in_ci() -> bool:
     return os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each file, and all that asks one engine, goes to one process of a parallel run; the long ones first."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks: dict[str, int] = {}
+    for item in items:
+        group, rank = _group(item), _rank(item)
+        ranks[group] = min(rank, ranks.get(group, rank))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ranks[_group(item)])
+
+
+def _group(item: pytest.Item) -> str:
+    """The session's engine that a test asks, or its file."""
+    fixtures = getattr(item, "fixturenames", ())
+    return next((engine for engine in ENGINES if engine in fixtures), str(item.path))
+
+
+def _rank(item: pytest.Item) -> int:
+    """How early a test begins: after a long one at the end, all other processes would have to wait."""
+    early = (_group(item) in ENGINES, *map(item.get_closest_marker, ("e2e", "slow")))
+    return next((rank for rank, sign in enumerate(early) if sign), len(early))
 
 
 @functools.cache
