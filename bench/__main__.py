@@ -195,6 +195,17 @@ def demo_items() -> None:
     typer.echo(f"wrote {rewrite_demo_items()}")
 
 
+@app.command()
+def picture(
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("docs/flagged.png"),
+) -> None:
+    """The picture in the README: one flagged answer of the bundled base, drawn from a real run."""
+    from bench.picture import draw_picture
+
+    typer.echo(draw_picture(output).summary)
+    typer.echo(f"wrote {output}")
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
 )

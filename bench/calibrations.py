@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from modint_guard.data.item import Family, Item
-from modint_guard.data.perturb import applicable
+from modint_guard.data.perturb import applicable, fitting
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
@@ -141,8 +141,9 @@ def twins(part: str, count: int, seed: int) -> list[Twin]:
     for family in families:
         made = suite.items(family, split, count, seed=seed, held_out=part == "held_out_wording")
         for index, item in enumerate(made):
-            found += [twin_of(item, name, seed) for name in _kinds(item, index, part)]
-    return [twin for twin in found if twin is not None]
+            fits = {kind.name for kind in fitting(item)}
+            found += [twin_of(item, name, seed) for name in _kinds(item, index, part) if name in fits]
+    return found
 
 
 def _kinds(item: Item, index: int, part: str) -> list[str]:

@@ -13,16 +13,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.relevance import SELF_ASK, decide
 from modint_guard.chat.reply import reply_of
-from modint_guard.chat.request import parse, with_question_after
+from modint_guard.chat.request import parse
 from modint_guard.config import GuardConfig
 from modint_guard.data.item import FAMILIES, RELEVANT, Family
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for
-from modint_guard.judging.relevance import by_self_ask
+from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.models import BASE
-from modint_guard.probing.views import asked_briefly
+from modint_guard.probing.views import short_body
 from modint_guard.types import JSON, Complete, Relevant
 from modint_training.models.loading import local_model
 from modint_training.tinyworld import suite
@@ -42,7 +43,8 @@ unknown."""
 def measure_relevance(output: Path, *, count: int, seed: int) -> None:
     """Write the table."""
     found = list(rows(count, seed))
-    found += asyncio.run(self_ask_rows(local_model(BASE), count, seed))
+    with local_model(BASE, None, image_attention=1.0) as complete:
+        found += asyncio.run(self_ask_rows(complete, count, seed))
     write_results(
         output,
         command=f"python -m bench relevance --count {count} --seed {seed}",
@@ -66,7 +68,7 @@ async def self_ask_rows(complete: Complete, count: int, seed: int) -> list[dict[
     with tqdm(total=len(PARTS) * count, unit="question") as bar:
 
         async def said(body: JSON) -> Relevant:
-            asked = asked_briefly(with_question_after(parse(body), SELF_ASK), 1, config.top_logprobs)
+            asked = short_body(with_question_after(parse(body), SELF_ASK), 1, config.top_logprobs)
             reply = reply_of(await complete(asked))
             bar.update()
             return by_self_ask(reply, config.self_ask_confident)

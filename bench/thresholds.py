@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from modint_guard.chat.reply import reply_of
 from modint_guard.data.item import Family, Item, is_right
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
@@ -23,10 +24,12 @@ from modint_guard.evaluation.asking import ask_each
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for, without_guard
 from modint_guard.evaluation.statistics import mean
-from modint_guard.guard import Guard, reply_of
+from modint_guard.guard import Guard
 from modint_guard.judging import risk, scoring
 from modint_guard.judging.risk import Logistic
 from modint_guard.models import ADAPTER, BASE
+from modint_guard.plan import main_body
+from modint_guard.probing import probe
 from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Complete
 from modint_training.tinyworld import suite
 
@@ -161,8 +164,9 @@ async def _scored(
     guard: Guard, complete: Complete, item: Item, model: str
 ) -> tuple[str, Mapping[str, CellScore]]:
     plan = guard.plan(request_for(item, model))
-    answer, replies = await asyncio.gather(complete(guard.main_body(plan)), guard.probe(plan, complete))
-    assert plan.chat is not None
+    answer, replies = await asyncio.gather(
+        complete(main_body(plan)), probe.run(plan.views, complete, deadline_s=plan.schedule.deadline_s)
+    )
     reply = reply_of(answer)
     return reply.text, scoring.score(reply, replies, plan.chat, guard.config.thresholds).cells
 

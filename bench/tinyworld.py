@@ -14,13 +14,10 @@ from modint_guard.demo.launch import serving
 from modint_guard.demo.run import ITEMS as DEMO_ITEMS
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
-from modint_guard.evaluation.results import rewritten, table, write_results
+from modint_guard.evaluation.results import table, write_results
 from modint_guard.evaluation.runner import Row, run
 from modint_guard.models import ADAPTER, BASE
 from modint_training.tinyworld.conditions import SELF_ASK, Condition, breakdown, every_condition
-
-BASE_OUTPUT = Path("bench/results/base.json")  # the committed one: with it the page is rewritten
-PAGE, PAGE_BY = Path("docs/training.md"), "make bench-base"
 
 
 def measure_tinyworld(output: Path, *, count: int, seed: int, concurrency: int) -> None:
@@ -34,7 +31,7 @@ def measure_tinyworld(output: Path, *, count: int, seed: int, concurrency: int) 
         seeds=[seed],
         rows=rows,
         title="TinyWorld: accuracy and flags by perturbation",
-        notes=NOTES,
+        notes=tinyworld_notes(rows),
     )
 
 
@@ -44,6 +41,34 @@ by source digit. `flagged_rate` is the share of all answers flagged, right or wr
 a picture and image-heavy ones without a caption have little or nothing to probe. `held_out` says what no
 training has seen: `perturbation`, `wording`, or `no`. Rows of the task
 `self_ask` ask whether the picture is needed."""
+
+
+def tinyworld_notes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What stands above the rows: both models side by side, then how to read all of it."""
+    return "\n\n".join(("## Side by side", side_by_side(rows).rstrip(), "## All rows", NOTES))
+
+
+def side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of accuracy with its interval and the share flagged, over all forms and sub-tasks."""
+    whole = [row for row in rows if (row["form"], row["task"]) == ("all", "all")]
+    cells: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in whole:
+        cells.setdefault((row["family"], row["perturbation"], row["held_out"]), {})[row["model"]] = row
+    models = (BASE, ADAPTER)
+    return table(
+        [
+            {
+                **dict(zip(("family", "perturbation", "held out"), cell, strict=True)),
+                **{model: _interval(by_model[model]) for model in models},
+                **{f"{model} flagged": by_model[model]["flagged_rate"] for model in models},
+            }
+            for cell, by_model in cells.items()
+        ]
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['accuracy']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
 
 
 async def _ask(
@@ -94,11 +119,8 @@ def collect_base(output: Path, runs: Sequence[Path]) -> None:
         seeds=seeds,
         rows=rows,
         title="The base on the test split, by training seed",
-        notes=BASE_NOTES,
+        notes=base_notes(rows),
     )
-    if output == BASE_OUTPUT:
-        page = rewritten(PAGE.read_text("utf-8"), {"base": base_table(rows)}, PAGE_BY)
-        PAGE.write_text(page, "utf-8")
 
 
 BASE_NOTES = """\
@@ -108,8 +130,13 @@ test compares vLLM with transformers. Intervals: 95 %, bootstrap clustered by so
 picture is needed. The first seed is the one that ships."""
 
 
+def base_notes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What stands above the rows: the figures in short, then how to read all of it."""
+    return "\n\n".join(("## In short", base_table(rows).rstrip(), "## All rows", BASE_NOTES))
+
+
 def base_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the page on training shows of the base: accuracy in trained wordings, a column a seed."""
+    """The base's figures in short: accuracy in trained wordings, a column for each seed."""
     seeds = dict.fromkeys(row["seed"] for row in rows)
     found = {f"seed {seed}": _base_figures([row for row in rows if row["seed"] == seed]) for seed in seeds}
     asked = next(iter(found.values()))

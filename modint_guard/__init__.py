@@ -26,14 +26,14 @@ _HOME = {
     "Endpoint": "endpoint",
     "Guard": "guard",
     "GuardConfig": "config",
-    "ImageLimits": "config",
+    "ImageLimits": "chat.images",
     "Inspection": "types",
     "ModintError": "errors",
     "ModintObject": "schema",
     "ModintOptions": "types",
     "Relevant": "types",
     "Report": "types",
-    "Thresholds": "config",
+    "Thresholds": "judging.risk",
     "verdict": "schema",
 }
 __all__ = sorted(_HOME)

@@ -13,10 +13,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modint_guard.errors import EndpointError
-from modint_guard.types import ACTIONS, DONE, RUNGS, SKIPPED_REASONS, UNSCORED_REASONS, RungOutcome
+from modint_guard.types import ACTIONS, RUNGS, SKIPPED_REASONS, TAKEN_ACTIONS, UNSCORED_REASONS, RungOutcome
 
 SCHEMA_ID = "urn:modint-guard:schema:modint-1"
-_PROBABILITY = {"ge": 0.0, "le": 1.0}
 
 
 class _Record(BaseModel):
@@ -118,7 +117,7 @@ class ModintObject(_Record):
     probes: tuple[ProbeObject, ...]
     method: Literal["first_token", "teacher_forced", "regenerated"]
     notes: tuple[str, ...]
-    action: str = Field(description="what was done about it", json_schema_extra={"enum": [*DONE]})
+    action: str = Field(description="what was done about it", json_schema_extra={"enum": [*TAKEN_ACTIONS]})
     mitigation: MitigationObject | None = Field(
         default=None, description="null where nothing but a note was asked for, or nothing was flagged"
     )
@@ -130,7 +129,7 @@ def verdict(completion: Any) -> ModintObject | None:
 
     Raises EndpointError for an object of another schema than this version reads.
     """
-    held = _held(completion)
+    held = _modint_of(completion)
     if held is None:
         return None
     try:
@@ -151,7 +150,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _held(completion: Any) -> Any:
+def _modint_of(completion: Any) -> Any:
     if isinstance(completion, dict):
         return completion.get("modint")
     held = getattr(completion, "modint", None)

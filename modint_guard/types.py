@@ -46,8 +46,8 @@ RERANK = "rerank"
 ABSTAIN = "abstain"
 LADDER = "ladder"
 RUNGS = (NEUTRALISE, ESCALATE, DEBIAS, RERANK, ABSTAIN)
-DONE = (ANNOTATE, *RUNGS)  # what a report's `action` can be
-ACTIONS = (*DONE, LADDER)  # what a request or a policy can ask for
+TAKEN_ACTIONS = (ANNOTATE, *RUNGS)  # what a report's `action` can be
+ACTIONS = (*TAKEN_ACTIONS, LADDER)  # what a request or a policy can ask for
 
 UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
 SKIPPED_REASONS = (
@@ -96,7 +96,7 @@ class Cause(StrEnum):
     CONFLICT = "conflict"
 
 
-class Outcome(StrEnum):
+class ProbeOutcome(StrEnum):
     """What one probe found."""
 
     CONSISTENT = "consistent"
@@ -236,7 +236,7 @@ class Reply:
 class Failure:
     """A view that gave no reply: `outcome` is ERROR or TIMEOUT, `reason` one of UNSCORED_REASONS."""
 
-    outcome: Outcome
+    outcome: ProbeOutcome
     reason: str
     ms: float = 0.0
 
@@ -249,7 +249,7 @@ class ProbeResult:
     """One row of the report's `probes`."""
 
     name: str
-    outcome: Outcome
+    outcome: ProbeOutcome
     divergence: float | None = None  # JS, base 2, against the served answer
     exact: bool = False  # over all options, not a top-k lower bound
     coverage: float | None = None  # the share of both distributions that their lists hold
@@ -434,7 +434,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenOptions:
     """What the client itself asked for about its tokens, so that the rest can be taken out again."""
 
     logprobs: bool = False
@@ -443,26 +443,61 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be done with one request; `skip` names the SKIPPED reason when nothing will be probed."""
+class Schedule:
+    """Which views are sent when, and how their replies are compared with the answer.
 
-    body: JSON = field(repr=False)  # the client's body without `modint`
+    stages: the views' names. Those of the first stage are sent with the request, those of each later one only
+    while the earlier ones leave the verdict open. method: FIRST_TOKEN, TEACHER_FORCED (an answer of several
+    tokens is scored as a whole under every cell) or REGENERATED (the engine gives no log-probabilities, so
+    that every view is generated as a whole). early_stop: no cell is asked that could not change the answer
+    that is served, because a policy corrects flagged answers. top_logprobs: the number of alternatives that
+    request and views ask for, 0 if the engine gives none. max_forced_tokens and forced_logprobs: the longest
+    answer that is scored as a whole, and the alternatives asked for at each of its positions. deadline_s:
+    counted from the complete answer.
+    """
+
+    views: tuple[View, ...] = ()
+    stages: tuple[tuple[str, ...], ...] = ()
+    method: str = FIRST_TOKEN
+    early_stop: bool = False
+    top_logprobs: int = 0
+    max_forced_tokens: int = 512
+    forced_logprobs: int = 5
+    deadline_s: float = 5.0
+
+    @property
+    def may_be_saved(self) -> frozenset[str]:
+        """The names of the views that are sent only if earlier ones leave the verdict open."""
+        return frozenset(name for stage in self.stages[1:] for name in stage)
+
+    def stage(self, names: tuple[str, ...]) -> tuple[View, ...]:
+        """The views of one stage."""
+        return tuple(view for view in self.views if view.name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done with one request; `skip` names the SKIPPED reason if nothing will be probed.
+
+    body: the client's own without its `modint` field. noise: the engine's noise as known beforehand, a
+    probability in [0, 1]; a flip needs a lead above twice of it.
+    """
+
+    body: JSON = field(repr=False)
     options: ModintOptions
-    asked: Asked
-    chat: Chat | None
+    asked: TokenOptions
+    chat: Chat
     relevant: Relevant
     relevant_source: RelevantSource
-    views: tuple[View, ...]
-    deadline_s: float
-    top_logprobs: int  # what request and views ask for; 0 where the upstream gives none
-    later: frozenset[str] = frozenset()  # views sent only where the first does not settle the verdict
-    last: frozenset[str] = frozenset()  # those of them that wait until the others have not settled it either
-    thrifty: bool = False  # no cell is asked that could not change what is served: a policy mends the answer
-    noise: float = 0.0  # of the engine, as known beforehand: flips need a lead above twice of it
-    regenerate: bool = False  # no log-probabilities are to be had: views are generated whole
-    forcing: bool = False  # a longer answer is scored as a whole under every cell
+    schedule: Schedule
+    noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All views, in the order in which a report names them."""
+        return self.schedule.views
 
 
 @dataclass(frozen=True, slots=True)

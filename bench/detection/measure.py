@@ -23,6 +23,7 @@ from bench.detection import report as detection_report
 from bench.detection import table as detection_table
 from bench.detection.inputs import Case, cases, hardly_giving_way, pilot
 from bench.detection.table import ABLE, Answer, Cost
+from modint_guard.chat.reply import reply_of
 from modint_guard.data.item import Item, is_right, same_as
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
@@ -30,10 +31,11 @@ from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.evaluation.journal import Job, Journal, collect
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import every_view, request_for, without_guard
-from modint_guard.guard import Guard, reply_of
+from modint_guard.guard import Guard
 from modint_guard.judging.calibration import CALIBRATION, read_calibration
 from modint_guard.judging.risk import Thresholds
 from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.plan import main_body
 from modint_guard.types import JSON, Complete, Reply, Score
 from modint_training.tinyworld.tasks import reworded
 
@@ -216,10 +218,10 @@ async def record(
     probed = {probe["name"]: _probe_cost(probe) for probe in served["modint"]["probes"]}
     plan = guard.plan(request_for(case.item, model, modint=relevant))
     (completion, own), replies = await asyncio.gather(
-        _timed(unguarded, guard.main_body(plan), calls=1), every_view(guard, plan, unguarded, case.key)
+        _timed(unguarded, main_body(plan), calls=1), every_view(plan, unguarded, case.key)
     )
     reply = reply_of(completion)
-    score = guard.score(plan, reply, replies)
+    score = guard.judge.score(plan, reply, replies)
     if score is None or not reply.top:
         raise ConfigError(f"{case.key} could not be scored: does the endpoint give log-probabilities?")
     (sampled, five, ten), (varied, varied_cost) = await asyncio.gather(
@@ -252,7 +254,7 @@ async def record(
         costs={
             **{name: _view_cost(view) for name, view in replies.items() if isinstance(view, Reply)},
             **probed,  # of those that were not asked before, what the cache held is what a client would find
-            "gateway": served_cost(probed, plan.later),
+            "gateway": served_cost(probed, plan.schedule.may_be_saved),
             "semantic_entropy_5": five,
             "semantic_entropy_10": ten,
             "vl_uncertainty_5": varied_cost,

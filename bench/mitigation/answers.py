@@ -21,15 +21,16 @@ from modint_guard.config import GuardConfig
 from modint_guard.data.item import Item, is_right, reply_for
 from modint_guard.data.perturb import seeded
 from modint_guard.evaluation.runner import request_for
+from modint_guard.examination import mitigate, probe
 from modint_guard.guard import Guard
 from modint_guard.judging.calibration import CALIBRATION, read_calibration
 from modint_guard.judging.divergence import option_distribution, word_distribution
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.mitigation.ladder import Meter
 from modint_guard.mitigation.policy import Form, Policy
-from modint_guard.mitigation.rungs import form_of, said_whole
+from modint_guard.mitigation.rungs import form_of, has_ended
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_guard.probing.views import asked_whole
+from modint_guard.probing.views import full_body
 from modint_guard.types import (
     ANNOTATE,
     JSON,
@@ -160,28 +161,28 @@ async def ask_item(
     cells, spent = await _probed(guard, noted, reply, complete, whole=whole)
     served = {ANNOTATE: _outcome(item, reply.text, main + spent, main)}
     replies, spent = await _probed(guard, plan, reply, complete, whole=whole)
-    report = guard.judge(plan, reply, replies)
+    report = guard.judge.report(plan, reply, replies)
     for name, policy in policies.items():
         meter = Meter(complete)
-        found = await guard.mitigate(plan, reply, replies, report, meter, policy=policy)
+        found = await mitigate(plan, guard.judge, reply, replies, report, meter, policy=policy)
         served[name] = _mended(item, reply, found, main + spent + meter.tokens, main)
     for name in CONTROLS:
         meter = Meter(complete)
         said = await control(name, item, noted, reply, cells, meter, bias or {})
         served[name] = _outcome(item, said, meter.tokens or main, main)
-    return Asked(item, reply, report, form_of(reply, noted.chat) if noted.chat else None, served)
+    return Asked(item, reply, report, form_of(reply, noted.chat), served)
 
 
 async def greedy(plan: Plan, complete: Complete, model: str | None = None) -> Reply:
     """The answer to a request, with all that is listed beside it; of another model where one is named."""
-    listed = {"logprobs": True, "top_logprobs": plan.top_logprobs}
+    listed = {"logprobs": True, "top_logprobs": plan.schedule.top_logprobs}
     return reply_of(await complete({**plan.body, **listed, **({"model": model} if model else {})}))
 
 
 def mending(guard: Guard) -> Guard:
     """The same guard under a policy that mends, whose plans ask as few cells as they need."""
     return Guard(
-        replace(guard.config, policies=(Policy("ladder"),)), calibrations=guard.calibrations.values()
+        replace(guard.config, policies=(Policy("ladder"),)), calibrations=guard.judge.calibrations.values()
     )
 
 
@@ -192,7 +193,7 @@ async def _probed(
     answered: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
     answered.set_result(reply)
     meter = Meter(complete)
-    replies = await guard.probe(plan, meter, answered=None if whole else answered)
+    replies = await probe(plan, guard.judge, meter, future_answer=None if whole else answered)
     return replies, meter.tokens
 
 
@@ -228,7 +229,7 @@ async def control(
     if body is None:
         return reply.text
     cell = cells.get(WITHOUT_IRRELEVANT[plan.relevant])
-    if isinstance(cell, Reply) and said_whole(cell):
+    if isinstance(cell, Reply) and has_ended(cell):
         return cell.text  # greedy as well, and at its end
     return reply_of(await complete(body)).text
 
@@ -237,7 +238,7 @@ def neutral_body(plan: Plan) -> JSON | None:
     """The request without the irrelevant modality; None where there is none."""
     name = WITHOUT_IRRELEVANT.get(plan.relevant)
     view = next((view for view in plan.views if view.name == name), None)
-    return None if view is None else {**asked_whole(plan.body), "messages": view.body["messages"]}
+    return None if view is None else {**full_body(plan.body), "messages": view.body["messages"]}
 
 
 def with_constant(item: Item, reply: Reply, bias: Mapping[str, float]) -> str:

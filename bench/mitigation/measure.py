@@ -32,10 +32,10 @@ from modint_guard.data.item import Item
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
-from modint_guard.evaluation.results import table, write_results
+from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for, without_guard
 from modint_guard.guard import Guard
-from modint_guard.mitigation.policy import FORMS, TABLE, Policy, tabled
+from modint_guard.mitigation.policy import FORMS, TABLE, Policy, table_of
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.types import ANNOTATE, JSON, Complete, Reply
 from modint_training.tinyworld import suite
@@ -96,7 +96,7 @@ def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
     if output == OUTPUT:
         chosen = fit.read_fit(fitted_at, BASE)
         LEARNT.write_text(fit.source(chosen), "utf-8")
-        _rewrite_page({"rungs": rungs_table(tabled(chosen.orders)), "chosen": chosen_line(chosen)})
+        _rewrite_page({"rungs": rungs_table(table_of(chosen.orders)), "chosen": chosen_line(chosen)})
     return fitted_at
 
 
@@ -109,21 +109,12 @@ def _test(fitted_at: Path, output: Path, run: Run) -> Path:
     goals = tables.goal_rows(found[BASE], costs, run.seed)
     made: dict[str, Any] = {"command": run.command, "seeds": [run.seed]}
     title = "Mitigation on the test split"
-    parts = ("## The goals, base model", table(goals), tables.GOAL_NOTES, "## All settings", tables.NOTES)
-    notes = "\n\n".join(parts)
-    write_results(output, rows=rows, title=title, notes=notes, **made)
+    write_results(output, rows=rows, title=title, notes=tables.notes(rows, goals), **made)
     at = output.with_name(f"{output.stem}_goals.json")
     write_results(at, rows=goals, title="Goals of mitigation", notes=tables.GOAL_NOTES, **made)
     at = output.with_name(f"{output.stem}_tokens.json")
     write_results(at, rows=costs, title="What mitigation costs in tokens", notes=tokens.NOTES, **made)
-    if output == OUTPUT:
-        _rewrite_page(page_blocks(rows, goals))
     return output
-
-
-def page_blocks(rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the page shows of a test run."""
-    return {"operators": tables.operators(rows), "goals": table(goals), "means": tables.shown(rows)}
 
 
 def rungs_table(found: Mapping[Any, Mapping[Any, Sequence[str]]] = TABLE) -> str:
@@ -139,7 +130,7 @@ def chosen_line(chosen: fit.Fit) -> str:
     """What validation chose, in a sentence."""
     kinds = ", ".join("/".join(kind) for kind in sorted(chosen.orders)) or "none"
     return (
-        f"Learnt on validation: λ = {chosen.debias_lambda:g}, `accept_at` = {chosen.accept_at:g}, and the"
+        f"Fitted on validation: λ = {chosen.debias_lambda:g}, `accept_at` = {chosen.accept_at:g}, and the"
         f" order for these kinds (cause/relevant/form): {kinds}. The other cells of the table are reasoned."
     )
 

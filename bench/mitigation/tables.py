@@ -30,6 +30,10 @@ Of the policy `ladder` on the base model. `gap_closed` is of all items of the se
 bootstrap of whole sources. Clean and needed: accuracy less that of greedy decoding, on the same items.
 Tokens: means of `mitigation_tokens.json`, weighed by requests; `computed` leaves out what the engine took
 from its cache. Against controls: accuracy less theirs on all lying settings, p by McNemar's exact test."""
+OPERATORS_NOTES = """\
+Accuracies over all settings in which the other input lies, is absent (clean), or is needed and the client
+says so; shares of all items. Weigh the first column against the next three, and these against tokens and
+time."""
 SMALLEST_GAP = 0.02  # below this interfered and clean accuracy are too near for a share of their distance
 DRIVEN = {"text-driven": "image-heavy", "image-driven": "text-heavy"}
 CLOSED, CLEAN_LOSS, NEEDED_LOSS, UNFLAGGED, FLAGGED = 0.8, -0.005, -0.01, 1.5, 3.0  # the goals
@@ -208,6 +212,23 @@ def _goal(
 
 
 # -- the page --------------------------------------------------------------------------------------
+
+
+def notes(rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]]) -> str:
+    """What stands above the rows of a test run: policies side by side, goals, how to read all of it."""
+    parts = (
+        "## What each policy does to the base's answers",
+        OPERATORS_NOTES,
+        operators(rows),
+        "## Means over the settings in which interference costs accuracy",
+        shown(rows),
+        "## The goals, base model",
+        table(goals),
+        GOAL_NOTES,
+        "## All settings",
+        NOTES,
+    )
+    return "\n\n".join(part.rstrip() for part in parts)
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> str:

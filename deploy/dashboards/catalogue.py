@@ -4,7 +4,7 @@ import re
 
 from prometheus_client import CollectorRegistry
 
-from modint_guard.types import RUNGS, SKIPPED_REASONS, Cause, Outcome, Relevant, RungOutcome, State
+from modint_guard.types import RUNGS, SKIPPED_REASONS, Cause, ProbeOutcome, Relevant, RungOutcome, State
 from modint_server.metrics import (
     ACTIONS,
     ADAPTER_STATUSES,
@@ -35,7 +35,7 @@ LABELS: dict[str, tuple[str, ...] | str] = {
     "verdict": tuple(State),
     "cause": (NONE, *Cause),
     "probe": PROBES,
-    "outcome of a probe": tuple(Outcome),
+    "outcome of a probe": tuple(ProbeOutcome),
     "reason of a skip": SKIPPED_REASONS,
     "rung": RUNGS,
     "outcome of a rung": tuple(RungOutcome),

@@ -1,1 +1,16 @@
-"""What a request says and what a reply says: parsing, and nothing about probing or judging."""
+"""What a chat request and its reply say: how they are checked, read and rewritten. No probing, no judging.
+
+body.py             the check of a body's shape and of the media in it
+request.py          splits a body into images, context and question
+question.py         splits one text into question and context
+option_block.py     finds the options of a question
+system_prompt.py    finds the facts that a system prompt states
+images.py           reads data URLs; makes the neutral image
+rebuild.py          writes a body with its context, images or texts replaced
+options.py          the `modint` field and headers of a request
+eligibility.py      which requests are not probed, and why
+relevance.py        which modality ought to decide the answer
+relevance_rules.py  the same, by rules that are configured
+rule_files.py       what relevance rules and mitigation policies share: matching, and their TOML files
+reply.py            reads a completion or a stream
+"""

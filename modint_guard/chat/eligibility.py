@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from modint_guard.chat.request import unsupported
+from modint_guard.chat.body import messages_of, parts_of
 from modint_guard.types import JSON, Chat, ModintOptions
 
-_STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
+_VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})
+_READ_PARTS = frozenset({"text", "image_url", "refusal"})
+_STRUCTURED_FIELDS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def why_skipped(chat: Chat, options: ModintOptions) -> str | None:
-    """Why this request is not probed, or None."""
+    """The reason from SKIPPED_REASONS why this request is not probed; None if it can be."""
     body = chat.body
     if options.mode == "off":
         return "opted_out"
-    if part := unsupported(body):
-        return part
+    if reason := unsupported_part(body):
+        return reason
     if body.get("audio"):
         return "audio"
     if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
@@ -26,8 +29,23 @@ def why_skipped(chat: Chat, options: ModintOptions) -> str | None:
     return None if chat.images else "no_image"
 
 
+def unsupported_part(body: JSON) -> str | None:
+    """The reason from SKIPPED_REASONS for the first content part that cannot be probed: "audio", "video" or
+    "unsupported_part". None if all can be. Raises RequestError for messages of another shape.
+    """
+    for part in parts_of(messages_of(body)):
+        kind = part.get("type")
+        if kind in _AUDIO_PARTS or kind in _VIDEO_PARTS:
+            return "audio" if kind in _AUDIO_PARTS else "video"
+        if kind not in _READ_PARTS:
+            return "unsupported_part"
+    return None
+
+
 def continues(body: JSON) -> bool:
-    """Whether the answer goes on where an assistant's message stops: it cannot be put behind it once more."""
+    """Whether the answer continues an assistant's message that the body ends with. Such an answer cannot be
+    scored by teacher forcing, which appends it as a message of its own.
+    """
     return bool(body.get("continue_final_message")) or body["messages"][-1]["role"] == "assistant"
 
 
@@ -37,6 +55,6 @@ def _ends_in_tool_call(body: JSON) -> bool:
 
 
 def _is_structured(body: JSON) -> bool:
-    shape = body.get("response_format")
-    kind = shape.get("type") if isinstance(shape, dict) else None
-    return kind not in (None, "text") or any(body.get(key) for key in _STRUCTURED)
+    response_format = body.get("response_format")
+    kind = response_format.get("type") if isinstance(response_format, dict) else None
+    return kind not in (None, "text") or any(body.get(key) for key in _STRUCTURED_FIELDS)

@@ -1,7 +1,8 @@
-"""Images of a request: strict reading of data URLs, and the neutral image that stands in for one.
+"""Images of a request: strict reading of data URLs, and the neutral image that replaces one.
 
-An image is refused by its header (format, pixels) before a pixel is decoded, then decoded once so that a
-truncated file is an error here and not a surprise in the engine. Remote addresses are never fetched.
+The format and the number of pixels are checked by an image's header, before a pixel is decoded. The image is
+then decoded once, so that a truncated file is an error here and not in the engine. Remote addresses are never
+fetched.
 """
 
 from __future__ import annotations
@@ -19,21 +20,37 @@ from PIL import Image
 
 from modint_guard.errors import ConfigError, ImageError
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of a GIF only the first frame is read
-
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # only the first frame of a GIF is read
 NEUTRAL_GREY = 128  # the mean of 0..255
 _NOT_DECODABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest images that a request may hold. Raises ConfigError for a limit below 1.
+
+    Pixels are counted from an image's header, before it is decoded.
+    """
+
+    max_bytes: int = 20 * 1024 * 1024  # of one image, decoded from base64
+    max_pixels: int = 20_000_000  # of one image
+    max_images: int = 16  # in one request
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"image limit {name} is {getattr(self, name)}: it must be at least 1.")
+
+
 def decode_data_url(url: str, limits: ImageLimits | None = None) -> Image.Image:
-    """The image in a base64 data URL, wholly decoded (of a GIF the first frame). Raises ImageError."""
+    """The image in a base64 data URL, decoded to its end (the first frame of a GIF). Raises ImageError."""
     limits = limits or ImageLimits()
     return _load(_open(io.BytesIO(_payload(url, limits)), limits))
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
-    """The image in a file's bytes, wholly decoded (of a GIF the first frame). Raises ImageError."""
+    """The image in a file's bytes, decoded to its end (the first frame of a GIF). Raises ImageError."""
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(limits)
@@ -41,27 +58,30 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
 
 
 def size_of(file: BinaryIO, limits: ImageLimits | None = None) -> tuple[int, int]:
-    """Width and height by a file's header, no pixel decoded. Raises ImageError."""
+    """Width and height in pixels, read from a file's header. Raises ImageError."""
     return _open(file, limits or ImageLimits()).size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in red, green and blue, transparency laid on white as vLLM does."""
+    """The image in RGB. Transparent parts are laid over white, as vLLM does."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool = True) -> tuple[int, int]:
-    """Size in pixels (width, height) of a usable image; `whole` decodes it too. Raises ImageError."""
+    """Size in pixels (width, height) of the image in a base64 data URL. Raises ImageError if it is unusable.
+
+    whole: decode it to its end; otherwise only its header is read.
+    """
     limits = limits or ImageLimits()
     image = _open(io.BytesIO(_payload(url, limits)), limits)
     return _load(image).size if whole else image.size
 
 
 def png_data_url(image: Image.Image) -> str:
-    """The image as a PNG data URL, without loss."""
+    """The image as a data URL that holds a PNG; lossless."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return "data:image/png;base64," + pybase64.b64encode(buffer.getvalue()).decode("ascii")
@@ -69,7 +89,9 @@ def png_data_url(image: Image.Image) -> str:
 
 @lru_cache(maxsize=64)
 def neutral_image(size: tuple[int, int]) -> str:
-    """The mean-grey image of (width, height) pixels: the same string for a size, so engines cache it."""
+    """A mean-grey image of (width, height) pixels as a data URL. The string is the same for every call with
+    this size, so that engines can cache the image.
+    """
     return png_data_url(Image.new("L", size, NEUTRAL_GREY))
 
 
@@ -78,14 +100,14 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
     scheme = url[:16].split(":", 1)[0].lower()
     if scheme != "data":
         raise ImageError(
-            f"Images by address ({_shown(scheme)}…) are not fetched: send the image itself as a data: URL.",
+            f"Images by address ({_excerpt(scheme)}…) are not fetched: send the image itself as a data: URL.",
             code="remote_image_refused",
         )
     kind = header[5:].lower()
     if not comma or not kind.endswith(";base64"):
         raise ImageError("The image's data URL is not base64: send data:image/png;base64,… .")
     if not kind.startswith("image/"):
-        raise ImageError(f"The data URL holds {_shown(kind)}, not an image: send data:image/png;base64,… .")
+        raise ImageError(f"The data URL holds {_excerpt(kind)}, not an image: send data:image/png;base64,… .")
     if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
         raise _too_many_bytes(limits)
     try:
@@ -95,13 +117,13 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
 
 
 def _open(file: BinaryIO, limits: ImageLimits) -> Image.Image:
-    """Read the header only, and refuse by it."""
+    """Open an image by its header, and refuse one that is not an image or is too large."""
     try:
         image = Image.open(file, formats=IMAGE_FORMATS)
     except _BOMB as exc:
         raise _too_many_pixels(None, limits) from exc
     except _NOT_DECODABLE as exc:
-        raise ImageError("The data is no PNG, JPEG, WebP or GIF image: send one of these.") from exc
+        raise ImageError("The data is not a PNG, JPEG, WebP or GIF image: send one of these.") from exc
     width, height = image.size
     if width * height > limits.max_pixels:
         raise _too_many_pixels(image.size, limits)
@@ -131,28 +153,14 @@ def _too_many_bytes(limits: ImageLimits) -> ImageError:
 
 
 def _too_many_pixels(size: tuple[int, int] | None, limits: ImageLimits) -> ImageError:
-    measured = f"measures {size[0]} x {size[1]} pixels" if size else "has far too many pixels"
+    description = f"measures {size[0]} x {size[1]} pixels" if size else "has far too many pixels"
     return ImageError(
-        f"The image {measured}, more than the limit of {limits.max_pixels}: scale it down.",
+        f"The image {description}, more than the limit of {limits.max_pixels}: scale it down.",
         code="image_too_large",
         status=413,
     )
 
 
-def _shown(text: str) -> str:
+def _excerpt(text: str) -> str:
     """A bounded, printable excerpt of what a client sent."""
     return "".join(c for c in text[:24] if c.isprintable())
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What an image of a request may be at most; pixels are checked from the header, before decoding."""
-
-    max_bytes: int = 20 * 1024 * 1024  # of one image, decoded from base64
-    max_pixels: int = 20_000_000  # of one image
-    max_images: int = 16  # in one request
-
-    def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"image limit {name} is {getattr(self, name)}: it must be at least 1.")

@@ -1,11 +1,11 @@
-"""Find the options of a question in its text: lettered, numbered or bulleted blocks, options in a sentence.
+"""Finds the options of a question: lettered, numbered or bulleted blocks, and options within a sentence.
 
     A. red        (A) red (B) blue      Option A: red       - red          Answer with one of: red, blue.
     B. blue       [A] red [B] blue      A、红 B、蓝          - blue         Is it red? (yes/no)
 
-A block counts up from A, a, 1 or a full-width A in one style. Bullets are options only under a question or a
-heading that announces options. Texts may be long and hostile: every step is linear in the text, or looks at a
-bounded stretch of it.
+The labels of a block count up from A, a, 1 or a full-width A, all in one style. Bullets are options only
+below a question or a heading that announces options. Texts may be long and hostile: every step takes time
+linear in the text, or looks at a bounded part of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from modint_guard.types import Option, Piece
 
 @dataclass(frozen=True, slots=True)
 class OptionBlock:
-    """An option block, its header ("Options:") included. `texts` are the characters of each option's text."""
+    """An option block in a text.
+
+    start, end: its characters [start, end), a header such as "Options:" included. texts: the characters of
+    each option's text.
+    """
 
     start: int
     end: int
@@ -28,10 +32,10 @@ class OptionBlock:
 
 
 BULLETS = " \t-*•‣·"
-_MAX_LABELS = 400  # of a text, counted from its end
+_MAX_LABELS = 400  # in a text; the last ones are looked at
 _MAX_OPTIONS = 60
 _MAX_OPTION_CHARACTERS = 2000
-_MAX_INLINE_WORDS = 5  # of one option in a sentence
+_MAX_INLINE_WORDS = 5  # in one option within a sentence
 _LOOK_BACK = 80  # characters before a label that can matter
 _FIRST_LABELS = ("A", "a", "1", "Ａ")
 _LABEL = re.compile(
@@ -60,9 +64,10 @@ _SEPARATOR = re.compile(r"\s*(?:[,;/|]\s*(?:or\s+|and\s+)?|\s(?:or|and)\s)\s*", 
 
 
 def option_block(text: str, asks: Callable[[str], bool]) -> OptionBlock | None:
-    """The last run of at least two options whose labels count up from the first, else a list of bullets.
+    """The last run of at least two options whose labels count up from the first, else the last list of
+    bullets that are options; None if there is neither.
 
-    `asks` says whether a line is a question or a command: bullets under it are options.
+    asks: whether a line is a question or a command, so that bullets below it are options.
     """
     labels = [match for match in _LABEL.finditer(text) if not _is_abbreviation(text, match)][-_MAX_LABELS:]
     for first in reversed(range(len(labels))):
@@ -75,30 +80,32 @@ def option_block(text: str, asks: Callable[[str], bool]) -> OptionBlock | None:
 
 
 def inline_options(text: str) -> tuple[Option, ...]:
-    """Options that a sentence lists ("one of: red, blue", "(yes/no)"): each is its own label. Empty where
-    there are none, or one is no short word or phrase.
+    """Options that a sentence lists ("one of: red, blue", "(yes/no)"); each is its own label. Empty if there
+    are none, or if one of them is longer than a few words.
     """
     for pattern in (_INLINE, _IN_BRACKETS, _YES_OR_NO):
-        for found in reversed([*pattern.finditer(text)][-_MAX_OPTIONS:]):
-            words = [word.strip(" \t.\"'“”") for word in _SEPARATOR.split(found["list"].strip())]
+        for match in reversed([*pattern.finditer(text)][-_MAX_OPTIONS:]):
+            words = [word.strip(" \t.\"'“”") for word in _SEPARATOR.split(match["list"].strip())]
             if len(words) >= 2 and all(word and len(word.split()) <= _MAX_INLINE_WORDS for word in words):
                 return tuple(Option(word, word) for word in dict.fromkeys(words))
     return ()
 
 
 def is_choice_list(text: str) -> bool:
-    """Whether a text is nothing but options in brackets: "(yes/no)"."""
+    """Whether a text is nothing but options in brackets, such as "(yes/no)"."""
     return bool(_IN_BRACKETS.fullmatch(text.strip()))
 
 
 def starts_line(text: str, position: int) -> bool:
-    """Whether only bullets and blanks stand before this place on its line."""
+    """Whether there are only bullets and white space before this position on its line."""
     before = text[max(0, position - _LOOK_BACK) : position].rstrip(BULLETS)
     return before.endswith("\n") or (not before and position <= _LOOK_BACK)
 
 
 def _is_abbreviation(text: str, match: re.Match[str]) -> bool:
-    """ "U.S." is no label: a full stop without a blank after it makes one at the start of a line only."""
+    """Whether it is an abbreviation such as "U.S.": a full stop with no white space after it ends a label at
+    the start of a line only.
+    """
     glued = match["close"].endswith(".") and not text[match.end() : match.end() + 1].isspace()
     return glued and not starts_line(text, match.start())
 
@@ -112,10 +119,10 @@ def _labelled(text: str, run: list[re.Match[str]]) -> OptionBlock:
 
 
 def _option_text(text: str, start: int, stop: int) -> Piece:
-    """The text of one option without the next one's bullet and without closing punctuation."""
+    """The text of one option, without the bullet of the next one and without closing punctuation."""
     raw = re.sub(r"\n[ \t]*[-*•‣·][ \t]*\Z", "", text[start:stop])
-    kept = raw.rstrip().rstrip(".,;。，；").rstrip()
-    return start + len(kept) - len(kept.lstrip()), start + len(kept)
+    trimmed = raw.rstrip().rstrip(".,;。，；").rstrip()
+    return start + len(trimmed) - len(trimmed.lstrip()), start + len(trimmed)
 
 
 def _run(text: str, labels: list[re.Match[str]]) -> list[re.Match[str]]:
@@ -143,8 +150,8 @@ def _may_follow(text: str, last: re.Match[str], match: re.Match[str]) -> bool:
     if starts_line(text, match.start()):
         return True
     close = match["close"].strip("*")
-    sure = close in ")]）】、．" or (match["label"].isupper() and close in ".：")
-    return sure and "\n" not in between
+    is_label = close in ")]）】、．" or (match["label"].isupper() and close in ".：")
+    return is_label and "\n" not in between
 
 
 def _block_start(text: str, start: int) -> int:
@@ -155,7 +162,7 @@ def _block_start(text: str, start: int) -> int:
 
 
 def _block_end(text: str, run: list[re.Match[str]]) -> int:
-    """End of the last option: its line, or, where the options share a line, its sentence."""
+    """The end of the last option: that of its line or, if the options share a line, that of its sentence."""
     start = run[-1].end()
     line_end = text.find("\n", start)
     end = len(text) if line_end < 0 else line_end
@@ -167,7 +174,7 @@ def _block_end(text: str, run: list[re.Match[str]]) -> int:
 
 
 def _bulleted(text: str, asks: Callable[[str], bool]) -> OptionBlock | None:
-    """The last list of two bullets or more right under a question or a heading that announces options."""
+    """The last list of at least two bullets directly below a question or a heading that announces options."""
     runs: list[list[re.Match[str]]] = []
     at = 0
     while at < len(text):

@@ -1,17 +1,18 @@
-"""Split a text into question (with its options) and context.
+"""Splits a text into a question (with its options) and context.
 
-The question is the last instruction: everything that tells the model what to do, option block included. What
-is left is context: captions, passages, OCR, claims. Rules, in this order:
- 1. an option block (`option_block`) is question;
- 2. under the last heading "Question:" all is question up to its last sentence that asks;
- 3. else the question is the sentence before the options, else the last sentence with a question mark, else
-    the last imperative ("Name the colour."), else a last line left open ("The colour is"), else it cannot be
-    told. Quoted questions and those under a heading such as "Passage:" count only where no other is found;
- 4. "Look at the picture.", "Answer with one word.", "Answer:" go with the question.
-Sentences end as in English, Spanish, Greek, Arabic, Hindi, Chinese or Japanese; imperatives and headings are
-known in English, the commonest of them in some other languages.
-Texts may be long and hostile: every step is linear in the text, or looks at a bounded stretch of it.
-Where the question cannot be told from the rest, all of the text is question and there is no context.
+The question is the last instruction: everything that tells the model what to do, option block included. The
+rest is context: captions, passages, OCR, claims. The rules, in this order:
+ 1. An option block (`option_block`) belongs to the question.
+ 2. Below the last heading "Question:", everything up to the last sentence that asks is the question.
+ 3. Otherwise the question is the sentence before the options, or the last sentence with a question mark, or
+    the last imperative ("Name the colour."), or an unfinished last line ("The colour is"). If there is none,
+    there is no question to be found. Sentences in quotation marks or below a heading such as "Passage:" count
+    only if no other sentence asks.
+ 4. "Look at the picture.", "Answer with one word." and "Answer:" belong to the question.
+Sentence ends are known for English, Spanish, Greek, Arabic, Hindi, Chinese and Japanese; imperatives and
+headings for English, the commonest of them also for some other languages.
+If no question is found, the whole text is the question and there is no context.
+Texts may be long and hostile: every step takes time linear in the text, or looks at a bounded part of it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from modint_guard.types import Option, Piece
 
 @dataclass(frozen=True, slots=True)
 class TextSplit:
-    """Which characters of a text are question and which are context, in order, and the options found.
+    """Which characters of a text are question and which are context, both in order, and the options found.
 
-    `option_texts` are the characters of each option's text where the options form a block, else empty.
+    option_texts: the characters of each option's text if the options form a block, otherwise empty.
     """
 
     question: tuple[Piece, ...]
@@ -120,21 +121,25 @@ _GREEK = re.compile(r"[\u0370-\u03ff]")
 
 
 def split_text(text: str) -> TextSplit:
-    """Question, context and options of one string; without a recognisable question all of it is question."""
+    """Question, context and options of one string. If no question is found, all of it is the question."""
     block = options_in(text)
     units = _units(text, block)
-    asked = _question_unit(text, units, block)
-    if asked is None:
+    asking = _asking_unit(text, units, block)
+    if asking is None:
         whole = _trimmed(text, 0, len(text))
-        return _found(text, (whole,) if whole else (), (), block)
-    chain = range(_first_of_chain(text, units, asked), asked + 1)
-    kept = [index in chain or _is_kept(text, units, index, asked, block) for index in range(len(units))]
-    return _found(text, _merged(units, kept, wanted=True), _merged(units, kept, wanted=False), block)
+        return _text_split(text, (whole,) if whole else (), (), block)
+    chain = range(_first_of_chain(text, units, asking), asking + 1)
+    is_question = [
+        index in chain or _belongs_to_question(text, units, index, asking, block)
+        for index in range(len(units))
+    ]
+    question, context = (_merged(units, is_question, wanted=wanted) for wanted in (True, False))
+    return _text_split(text, question, context, block)
 
 
 def asks(text: str) -> bool:
-    """Whether a text holds a question of its own: a question mark, a command or options, not quoted and not
-    under a heading of a passage.
+    """Whether a text asks something: it holds options, or a question or command that is neither quoted nor
+    below the heading of a passage.
     """
     block = options_in(text)
     units = _units(text, block)
@@ -147,19 +152,21 @@ def asks(text: str) -> bool:
 
 
 def is_latin(text: str) -> bool:
-    """Whether a text is in Latin letters, so that a sentence without a question mark is known to state."""
+    """Whether a text is in Latin letters, so that a sentence without a question mark is known to be a
+    statement.
+    """
     return bool(_LATIN.search(text))
 
 
 def says_how(text: str) -> bool:
-    """Whether a text holds nothing but how to answer: "Answer with one word.", "Answer:"."""
+    """Whether a text says nothing but how to answer: "Answer with one word.", "Answer:"."""
     units = [text[a:b] for a, b in _units(text, None)]
     return bool(units) and all(_is_instruction(unit) or _ANSWER_HEADER.match(unit) for unit in units)
 
 
 def states(text: str) -> bool:
-    """Whether a text, as far as its language is known, only states: sentences that end in a full stop, or
-    passages under a heading, and neither question nor command among them.
+    """Whether a text is known to make statements only: sentences that end in a full stop or passages below a
+    heading, with no question and no command among them. Never so for text without Latin letters.
     """
     units = _units(text, None)
     passages, quotes = _passages(text, units), _quotes(text)
@@ -173,19 +180,24 @@ def states(text: str) -> bool:
     )
 
 
+def options_in(question: str) -> OptionBlock | None:
+    """The block of options that a question lists, whatever its style; None if it lists none."""
+    return option_block(question, _announces)
+
+
 def sentences_in(text: str) -> list[Piece]:
-    """Sentences and lines of a text, in order."""
+    """The sentences and lines of a text, in order."""
     return _sentences(text, 0, len(text))
 
 
 def passages_in(text: str) -> list[Piece]:
-    """The sentences that stand under a heading such as "Context:", heading included, in order."""
+    """The sentences below a heading such as "Context:", the heading included, in order."""
     units = sentences_in(text)
     inside = _passages(text, units)
     return [unit for index, unit in enumerate(units) if index in inside]
 
 
-def _found(
+def _text_split(
     text: str, question: tuple[Piece, ...], context: tuple[Piece, ...], block: OptionBlock | None
 ) -> TextSplit:
     if block is not None:
@@ -194,7 +206,7 @@ def _found(
 
 
 def _units(text: str, block: OptionBlock | None) -> list[Piece]:
-    """Sentences and lines in order; the option block is one unit."""
+    """The sentences and lines of a text, in order. An option block is one unit."""
     if block is None:
         return _sentences(text, 0, len(text))
     return [
@@ -205,10 +217,10 @@ def _units(text: str, block: OptionBlock | None) -> list[Piece]:
 
 
 def _sentences(text: str, start: int, end: int) -> list[Piece]:
-    found: list[Piece] = []
+    sentences: list[Piece] = []
     for line in re.finditer(r"[^\n]+", text[start:end]):
-        found.extend(_sentences_of_line(text, start + line.start(), start + line.end()))
-    return found
+        sentences.extend(_sentences_of_line(text, start + line.start(), start + line.end()))
+    return sentences
 
 
 def _sentences_of_line(text: str, start: int, end: int) -> list[Piece]:
@@ -229,55 +241,53 @@ def _trimmed(text: str, start: int, end: int) -> Piece | None:
     return start + len(part) - len(part.lstrip()), start + len(part.rstrip())
 
 
-def _question_unit(text: str, units: list[Piece], block: OptionBlock | None) -> int | None:
-    """Index of the unit that asks, or None if none can be told from the others."""
-    said = [text[a:b] for a, b in units]
-    at = next((i for i, (start, _) in enumerate(units) if block and start == block.start), None)
-    headed = _under_last_heading(said)
-    if headed is None and at is not None:
-        before = at - 1
-        while before > 0 and _is_instruction(said[before]) and not _asks(said[before]):
+def _asking_unit(text: str, units: list[Piece], block: OptionBlock | None) -> int | None:
+    """The index of the unit that asks, or None if none can be told from the others."""
+    texts = [text[a:b] for a, b in units]
+    options_at = next((i for i, (start, _) in enumerate(units) if block and start == block.start), None)
+    headed = _under_last_heading(texts)
+    if headed is None and options_at is not None:
+        before = options_at - 1
+        while before > 0 and _is_instruction(texts[before]) and not _asks(texts[before]):
             before -= 1
-        if before >= 0 and not said[before].endswith((".", "!", "。")):
+        if before >= 0 and not texts[before].endswith((".", "!", "。")):
             return before
-    everywhere = [i for i in range(len(units)) if i != at]
-    if headed is not None:
-        everywhere = [i for i in headed if i != at]
+    everywhere = [i for i in (range(len(units)) if headed is None else headed) if i != options_at]
     passages, quotes = _passages(text, units), _quotes(text)
-    plain = [i for i in everywhere if i not in passages and not _is_quoted(text, units[i], quotes)]
-    for candidates in (plain, everywhere):
-        if (found := _last_that_asks(said, candidates, everywhere)) is not None:
-            return found
+    unquoted = [i for i in everywhere if i not in passages and not _is_quoted(text, units[i], quotes)]
+    for candidates in (unquoted, everywhere):
+        if (asking := _last_that_asks(texts, candidates, everywhere)) is not None:
+            return asking
     if headed is not None:
         return everywhere[-1] if everywhere else None
-    return None if at is None else max(at - 1, 0)
+    return None if options_at is None else max(options_at - 1, 0)
 
 
-def _last_that_asks(said: list[str], candidates: list[int], everywhere: list[int]) -> int | None:
-    """The last unit that ends in a question mark, else the last command, else an open line at the end."""
+def _last_that_asks(texts: list[str], candidates: list[int], everywhere: list[int]) -> int | None:
+    """The last unit with a question mark at its end, else the last command, else an unfinished last line."""
     tests: tuple[Callable[[str], bool], ...] = (_asks, _commands)
     for test in tests:
-        if hits := [i for i in candidates if test(said[i])]:
+        if hits := [i for i in candidates if test(texts[i])]:
             return hits[-1]
     last = everywhere[-1] if everywhere else None
-    return last if last is not None and last in candidates and _is_open(said[last]) else None
+    return last if last is not None and last in candidates and _is_open(texts[last]) else None
 
 
-def _under_last_heading(said: list[str]) -> range | None:
-    """The units from the last "Question:" to the next heading of a passage; None without such a heading."""
-    starts = [i for i, unit in enumerate(said) if _QUESTION_HEADER.match(unit)]
+def _under_last_heading(texts: list[str]) -> range | None:
+    """The units from the last heading "Question:" to the next heading of a passage; None without one."""
+    starts = [i for i, unit in enumerate(texts) if _QUESTION_HEADER.match(unit)]
     if not starts:
         return None
     first = starts[-1]
-    after = (i for i in range(first + 1, len(said)) if _CONTEXT_HEADER.match(said[i]))
-    return range(first, next(after, len(said)))
+    after = (i for i in range(first + 1, len(texts)) if _CONTEXT_HEADER.match(texts[i]))
+    return range(first, next(after, len(texts)))
 
 
 def _passages(text: str, units: list[Piece]) -> set[int]:
-    """Units under a heading of a passage: to the end of its line, or, where the heading stands alone, to the
-    next blank line or heading.
+    """The units below the heading of a passage: to the end of its line or, if the heading has a line of its
+    own, to the next blank line or heading.
     """
-    found: set[int] = set()
+    passages: set[int] = set()
     inside, alone = False, False
     for index, (start, end) in enumerate(units):
         gap = text[units[index - 1][1] : start] if index else ""
@@ -286,13 +296,13 @@ def _passages(text: str, units: list[Piece]) -> set[int]:
         if heading := _CONTEXT_HEADER.match(text, start, end):
             inside, alone = True, heading.end() == end
         if inside:
-            found.add(index)
-    return found
+            passages.add(index)
+    return passages
 
 
 def _quotes(text: str) -> list[Piece]:
-    """What stands between quotation marks, in order."""
-    return [(found.start() + 1, found.end() - 1) for found in _QUOTES.finditer(text)]
+    """The texts between quotation marks, in order."""
+    return [(match.start() + 1, match.end() - 1) for match in _QUOTES.finditer(text)]
 
 
 def _is_quoted(text: str, unit: Piece, quotes: list[Piece]) -> bool:
@@ -311,15 +321,10 @@ def _commands(sentence: str) -> bool:
     return bool(_IMPERATIVE.match(sentence))
 
 
-def options_in(question: str) -> OptionBlock | None:
-    """The block of options that a question lists, whatever its style; None where it lists none."""
-    return option_block(question, _announces)
-
-
 def _announces(line: str) -> bool:
     """Whether the last sentence of a line asks or commands."""
-    said = [line[a:b] for a, b in _sentences(line, 0, len(line))]
-    return bool(said) and (_asks(said[-1]) or _commands(said[-1]))
+    sentences = [line[a:b] for a, b in _sentences(line, 0, len(line))]
+    return bool(sentences) and (_asks(sentences[-1]) or _commands(sentences[-1]))
 
 
 def _states(sentence: str) -> bool:
@@ -327,7 +332,7 @@ def _states(sentence: str) -> bool:
 
 
 def _is_open(sentence: str) -> bool:
-    """A line left for the model to go on with."""
+    """Whether a line is unfinished, for the model to complete."""
     return not sentence.endswith((".", "!", "。", "！", "।", "۔", "…")) and not _asks(sentence)
 
 
@@ -337,12 +342,14 @@ def _is_instruction(sentence: str) -> bool:
     )
 
 
-def _first_of_chain(text: str, units: list[Piece], asked: int) -> int:
-    """Where the unbroken row of questions on the asking unit's line begins, or the question's heading."""
+def _first_of_chain(text: str, units: list[Piece], asking: int) -> int:
+    """The first unit of the question: its heading, or the first of the questions that precede the asking unit
+    on the same line.
+    """
     headed = _under_last_heading([text[a:b] for a, b in units])
-    if headed is not None and asked in headed:
+    if headed is not None and asking in headed:
         return headed.start
-    first = asked
+    first = asking
     while first > 0 and _asks(text[slice(*units[first - 1])]):
         if "\n" in text[units[first - 1][1] : units[first][0]]:
             break
@@ -350,24 +357,26 @@ def _first_of_chain(text: str, units: list[Piece], asked: int) -> int:
     return first
 
 
-def _is_kept(text: str, units: list[Piece], index: int, asked: int, block: OptionBlock | None) -> bool:
-    """Whether a unit belongs to the question."""
+def _belongs_to_question(
+    text: str, units: list[Piece], index: int, asking: int, block: OptionBlock | None
+) -> bool:
+    """Whether a unit other than the asking one belongs to the question."""
     start, end = units[index]
     if block and start == block.start:
         return True
     sentence = text[start:end]
-    if index > asked and (_ANSWER_HEADER.match(sentence) or is_choice_list(sentence)):
+    if index > asking and (_ANSWER_HEADER.match(sentence) or is_choice_list(sentence)):
         return True
     return _is_instruction(sentence)
 
 
-def _merged(units: list[Piece], kept: list[bool], *, wanted: bool) -> tuple[Piece, ...]:
-    """Neighbouring units of the wanted kind as one piece each."""
+def _merged(units: list[Piece], is_question: list[bool], *, wanted: bool) -> tuple[Piece, ...]:
+    """The units that are question (or, if not `wanted`, context), neighbouring ones as one piece."""
     pieces: list[Piece] = []
     for index, (start, end) in enumerate(units):
-        if kept[index] is not wanted:
+        if is_question[index] is not wanted:
             continue
-        if pieces and index and kept[index - 1] is wanted:
+        if pieces and index and is_question[index - 1] is wanted:
             pieces[-1] = (pieces[-1][0], end)
         else:
             pieces.append((start, end))

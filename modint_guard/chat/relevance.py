@@ -1,19 +1,19 @@
 """Which modality ought to decide the answer.
 
-What the request or its header says; else the first configured rule that fits (`relevance_rules`); else
-lexical rules on the question; else, where it is switched on, the model itself is asked, for one word
-(`SELF_ASK`); else nobody knows.
+The first of these that says so decides: the request or its header; a configured rule that matches
+(`relevance_rules`); lexical rules on the question; if `self_ask` is on, the model itself, which is asked for
+one word (`SELF_ASK`). Otherwise the relevance is unknown.
 
-The lexical rules are general English and look at the question alone, never at the context (a caption that
-says "the picture shows" is no reason to look at the picture):
-  image  the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what is
-         written in it;
-  text   the question names the text ("according to the passage", "in the note"), or is arithmetic or a
-         comparison of numbers it states itself;
-  both   it does both;
-  weaker signs of the image ("what colour is", "how many … are there", "what is this") count only where no
-  context competes, or where the context itself talks about the picture, as a caption does;
-  unknown otherwise: the report then speaks of influence, not of interference.
+The lexical rules are for English. They look at the question and not at the context: a caption that says "the
+picture shows" does not mean that the question is about the picture.
+  image    the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what
+           is written in it
+  text     the question names the text ("according to the passage", "in the note"), or it is arithmetic or a
+           comparison of numbers that it states itself
+  both     it does both
+  image    also for weaker signs ("what colour is", "how many … are there", "what is this"), but only if there
+           is no context, or if the context itself speaks of the picture, as a caption does
+  unknown  otherwise; the report then states influences, but no interference
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from modint_guard.chat.relevance_rules import RelevanceRule, by_configured
+from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules
 from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
 
 SELF_ASK = "Does answering need the picture?"
@@ -89,19 +89,22 @@ _WEAK_IMAGE = _rule(
 def decide(
     chat: Chat, options: ModintOptions | None = None, rules: Iterable[RelevanceRule] = ()
 ) -> tuple[Relevant, RelevantSource]:
-    """Which modality ought to decide, and who said so ("none": nobody could)."""
+    """Which modality ought to decide, and who said so: "request", "header", "route" (a configured rule),
+    "rules" (the lexical ones) or "none" if it is unknown.
+    """
     options = options or ModintOptions()
     if options.relevant is not None:
         return options.relevant, options.relevant_source or "request"
-    if (configured := by_configured(rules, str(chat.body.get("model") or ""), chat.question)) is not None:
+    configured = by_configured_rules(rules, str(chat.body.get("model") or ""), chat.question)
+    if configured is not None:
         return configured, "route"
-    ruled = by_rules(chat.question, chat.context)
-    return ruled, "none" if ruled is Relevant.UNKNOWN else "rules"
+    relevant = by_lexical_rules(chat.question, chat.context)
+    return relevant, "none" if relevant is Relevant.UNKNOWN else "rules"
 
 
-def by_rules(question: str, context: str | None) -> Relevant:
-    """The lexical rules alone."""
-    if len(question) > 2 * _MAX_CHARACTERS:  # an instruction stands at either end
+def by_lexical_rules(question: str, context: str | None) -> Relevant:
+    """Which modality ought to decide by the lexical rules alone; `context` is None if there is none."""
+    if len(question) > 2 * _MAX_CHARACTERS:  # the instruction is at one of the two ends
         question = f"{question[:_MAX_CHARACTERS]} {question[-_MAX_CHARACTERS:]}"
     stripped, read_from_picture = _READ_FROM_PICTURE.subn("", question)
     image = bool(read_from_picture or _IMAGE.search(stripped))

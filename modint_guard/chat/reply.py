@@ -1,7 +1,7 @@
-"""Read what a completion says: its text, its tokens and the alternatives at its first content position.
+"""Read a completion: its text, its tokens, and the alternatives at its first content position.
 
-The first content position is the first generated token with text other than blanks; the tokens before it are
-passed over. A view is asked for a token or two only, so of a longer answer it shows the first word.
+The first content position is that of the first generated token that is more than white space. A view is asked
+for a token or two only, so it shows no more than the first word of a longer answer.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from modint_guard.errors import EndpointError
-from modint_guard.types import JSON, Asked, Position, Reply
+from modint_guard.types import JSON, Position, Reply, TokenOptions
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
-    """The first choice of a whole chat completion. Raises EndpointError where it is none."""
+    """The first choice of a whole chat completion that took `ms` milliseconds. Raises EndpointError if the
+    object is not a chat completion.
+    """
     try:
         return _read(completion, ms)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise EndpointError("The upstream's answer is no chat completion of OpenAI's shape.") from exc
+        raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.") from exc
 
 
 def _read(completion: JSON, ms: float) -> Reply:
@@ -31,12 +33,12 @@ def _read(completion: JSON, ms: float) -> Reply:
     token, top = _first_content(entries)
     text = _text(message.get("content"))
     skip = "multiple_choices" if len(choices) > 1 else _skip(message) or _empty(text)
-    reply = _reply(text, choice.get("finish_reason"), token, top, completion.get("usage"), ms, skip)
+    reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
     return replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
 
 
 class StreamReply:
-    """Collects the same from the chunks of a stream: `feed` each one, then read `reply`."""
+    """Collects a `Reply` from the chunks of a stream: `feed` each one, then call `reply`."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -44,12 +46,13 @@ class StreamReply:
         self._top: dict[str, float] | None = None
         self._positions: list[Position] = []
         self._finish_reason: str | None = None
-        self._usage: JSON | None = None
+        self._usage = Usage()
         self._skip: str | None = None
 
     def feed(self, chunk: JSON) -> None:
-        """Take in one `chat.completion.chunk` object."""
-        self._usage = chunk.get("usage") or self._usage
+        """Add one `chat.completion.chunk` object."""
+        if chunk.get("usage"):
+            self._usage = usage_of(chunk)
         for choice in chunk.get("choices") or ():
             if choice.get("index", 0) != 0:
                 self._skip = self._skip or "multiple_choices"
@@ -64,23 +67,41 @@ class StreamReply:
                 self._token, self._top = _first_content(entries)
 
     def reply(self, ms: float = 0.0) -> Reply:
-        """What the chunks so far say."""
+        """The reply as far as the chunks go, with `ms` milliseconds as its duration."""
         text = "".join(self._text)
         skip = self._skip or _empty(text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)
         return replace(reply, positions=tuple(self._positions))
 
 
-def strip_added(completion: JSON, asked: Asked) -> JSON:
-    """A completion or chunk without the log-probabilities and token ids the client did not ask for; the given
-    one stays as it is.
+class Usage(NamedTuple):
+    """The tokens of one call; `cached_tokens` are those of the prompt that the engine had computed before."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def usage_of(completion: JSON) -> Usage:
+    """The tokens that a completion or chunk reports; 0 for those that it does not."""
+    usage = completion.get("usage") or {}
+    return Usage(
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+    )
+
+
+def strip_added(completion: JSON, wanted: TokenOptions) -> JSON:
+    """A copy of a completion or chunk without the log-probabilities and token ids that the client did not ask
+    for.
     """
-    if not asked.token_ids:
+    if not wanted.token_ids:
         completion = _without_token_ids(completion)
     choices = completion.get("choices")
     if not choices or not any(choice.get("logprobs") for choice in choices):
         return completion
-    return {**completion, "choices": [_stripped(choice, asked) for choice in choices]}
+    return {**completion, "choices": [_stripped(choice, wanted) for choice in choices]}
 
 
 def _without_token_ids(completion: JSON) -> JSON:
@@ -88,26 +109,26 @@ def _without_token_ids(completion: JSON) -> JSON:
         completion = {**completion, "prompt_token_ids": None}
     choices = completion.get("choices") or ()
     if any(choice.get("token_ids") is not None for choice in choices):
-        bare = [{**choice, "token_ids": None} if "token_ids" in choice else choice for choice in choices]
-        completion = {**completion, "choices": bare}
+        stripped = [{**choice, "token_ids": None} if "token_ids" in choice else choice for choice in choices]
+        completion = {**completion, "choices": stripped}
     return completion
 
 
-def _stripped(choice: JSON, asked: Asked) -> JSON:
-    held = choice.get("logprobs")
-    if not held:
+def _stripped(choice: JSON, wanted: TokenOptions) -> JSON:
+    logprobs = choice.get("logprobs")
+    if not logprobs:
         return choice
-    if not asked.logprobs:
+    if not wanted.logprobs:
         return {**choice, "logprobs": None}
     content = [
-        {**entry, "top_logprobs": (entry.get("top_logprobs") or [])[: asked.top_logprobs]}
-        for entry in held.get("content") or ()
+        {**entry, "top_logprobs": (entry.get("top_logprobs") or [])[: wanted.top_logprobs]}
+        for entry in logprobs.get("content") or ()
     ]
-    return {**choice, "logprobs": {**held, "content": content}}
+    return {**choice, "logprobs": {**logprobs, "content": content}}
 
 
 def _first_content(entries: Any) -> tuple[str | None, dict[str, float] | None]:
-    """Token and alternatives at the first content position; an entry without alternatives gives none."""
+    """The token at the first content position and its alternatives, None if its entry lists none."""
     for entry in entries or ():
         if str(entry.get("token") or "").strip(" \t\r\n\u2581\u0120\u010a"):
             alternatives = entry.get("top_logprobs") or []
@@ -116,10 +137,10 @@ def _first_content(entries: Any) -> tuple[str | None, dict[str, float] | None]:
 
 
 def _positions(entries: Any, ids: Any) -> Iterator[Position]:
-    """Every token that has alternatives, with its id where there is one for each."""
+    """Every token that has alternatives, with its id if there is one for each entry."""
     listed = list(entries or ())
-    known = ids if isinstance(ids, list) and len(ids) == len(listed) else [None] * len(listed)
-    for entry, id_ in zip(listed, known, strict=True):
+    token_ids = ids if isinstance(ids, list) and len(ids) == len(listed) else [None] * len(listed)
+    for entry, id_ in zip(listed, token_ids, strict=True):
         if alternatives := entry.get("top_logprobs"):
             yield Position(
                 str(entry["token"]), float(entry["logprob"]), _alternatives(entry, alternatives), id_
@@ -127,8 +148,8 @@ def _positions(entries: Any, ids: Any) -> Iterator[Position]:
 
 
 def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
-    """Log-probabilities by token text. Different tokens with one text (bytes that make no character) are
-    added up.
+    """Log-probabilities by token text. The probabilities of different tokens with the same text (bytes that
+    do not make a character) are added up.
     """
     top: dict[str, float] = {}
     for item in alternatives:
@@ -139,7 +160,7 @@ def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
 
 
 def _skip(message: Mapping[str, Any]) -> str | None:
-    """The SKIPPED reason of an answer that is not plain text."""
+    """The reason from SKIPPED_REASONS for an answer that is not plain text; None for one that is."""
     if message.get("tool_calls") or message.get("function_call"):
         return "tool_calls"
     if message.get("reasoning_content") or message.get("reasoning"):
@@ -162,41 +183,40 @@ def _reply(
     finish_reason: str | None,
     token: str | None,
     top: dict[str, float] | None,
-    usage: JSON | None,
+    usage: Usage,
     ms: float,
     skip: str | None,
 ) -> Reply:
-    usage = usage or {}
     return Reply(
         text=text,
         finish_reason=finish_reason,
         token=token,
         top=top,
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
         ms=ms,
         skip=skip,
     )
 
 
-def plain(token: str) -> str:
-    """A token without surrounding blanks and tokenizers' marks for them."""
+def token_text(token: str) -> str:
+    """A token's text without the white space around it and without tokenizers' signs for white space."""
     return token.strip().strip("\u2581\u0120\u010a").strip()
 
 
 def log_sum(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
+    """log(exp(a) + exp(b)), for any finite a and b."""
     return max(a, b) + math.log1p(math.exp(-abs(a - b)))
 
 
 def answer_positions(answer: Reply) -> tuple[Position, ...]:
-    """The positions that make up the answer's text, without blanks and the end-of-answer token behind it;
-    empty where they do not add up to it.
+    """The positions whose tokens make up the answer's text, without white space and the end-of-answer token
+    after it. Empty if the tokens do not add up to the text.
     """
-    text, said = answer.text.strip(), ""
+    text, joined = answer.text.strip(), ""
     for count, position in enumerate(answer.positions, 1):
-        said += position.token
-        if len(said) >= len(text) and said.strip() == text:
+        joined += position.token
+        if len(joined) >= len(text) and joined.strip() == text:
             return answer.positions[:count]
     return ()

@@ -1,11 +1,11 @@
-"""What a system prompt states: the parts of it that are context, not instruction.
+"""Finds the facts that a system prompt states: the parts of it that are context and not instruction.
 
-A system prompt is kept as it is but for
- 1. what stands between tags such as <context>…</context> or <facts>…</facts>;
- 2. what stands under a heading such as "Context:" or "Facts:", to the end of the line, or, where the heading
-    stands alone, to the next blank line or heading;
+These parts are context:
+ 1. what is between tags such as <context>…</context> or <facts>…</facts>;
+ 2. what is below a heading such as "Context:" or "Facts:", to the end of the line or, if the heading has a
+    line of its own, to the next blank line or heading, except for sentences that give orders;
  3. a sentence that says what the picture shows ("The picture shows a cat.", "Image caption: a cat.").
-Anything else may be part of the model's role, and a role is never taken away, nor an order under a heading.
+Anything else may be part of the model's role, and is kept in every view.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ _INSTRUCTS = re.compile(
 
 
 def facts_in(text: str) -> tuple[Piece, ...]:
-    """The characters of a system prompt that state facts, in order, none twice."""
+    """The characters of a system prompt that state facts, in order and without overlap."""
     headed = [
         (start, end)
         for start, end in passages_in(text)
         if text[start] != "<" and not _INSTRUCTS.match(text, start, end)
     ]
-    said = [piece for piece in sentences_in(text) if _OF_THE_PICTURE.match(text, *piece)]
-    return _joined(text, [*_tagged(text), *headed, *said])
+    described = [piece for piece in sentences_in(text) if _OF_THE_PICTURE.match(text, *piece)]
+    return _joined(text, [*_tagged(text), *headed, *described])
 
 
 def _tagged(text: str) -> list[Piece]:
-    """From each opening tag to the closing one that follows it."""
-    folded = text.lower()
-    found = (
-        (tag.start(), folded.find(f"</{tag[1].lower()}>", tag.end()), tag[1]) for tag in _TAG.finditer(text)
+    """From each opening tag to the closing tag that follows it."""
+    lower = text.lower()
+    tags = (
+        (tag.start(), lower.find(f"</{tag[1].lower()}>", tag.end()), tag[1]) for tag in _TAG.finditer(text)
     )
-    return [(start, close + len(name) + 3) for start, close, name in found if close >= 0]
+    return [(start, close + len(name) + 3) for start, close, name in tags if close >= 0]
 
 
 def _joined(text: str, pieces: list[Piece]) -> tuple[Piece, ...]:
-    """Overlapping pieces, and those with blanks only between them, as one."""
+    """Pieces that overlap, or have only white space between them, as one."""
     joined: list[Piece] = []
     for start, end in sorted(pieces):
         if joined and not text[joined[-1][1] : start].strip():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
@@ -15,7 +16,7 @@ from typing import overload
 from modint_guard.chat.images import ImageLimits
 from modint_guard.data.formats import FORMATS, Columns, detect
 from modint_guard.data.item import Family, Item
-from modint_guard.data.rows import Row, Rows, TextRows, shown
+from modint_guard.data.rows import Row, Rows, TextRows, excerpt
 from modint_guard.data.samples import Reading, Sample, family_named, sample
 from modint_guard.data.tables import TableRows, parquet_or_arrow, saved_files, saved_splits
 from modint_guard.errors import ConfigError, DataError
@@ -111,7 +112,7 @@ def read_data(
     every row now (no picture is decoded) and raise the first problem, rather than in the middle of a run.
     Raises DataError with file, line, sample id and remedy; ConfigError for a wrong option.
     """
-    files = find(path, split)
+    files = data_files(path, split)
     rows = [_rows(file) for file in files]
     told, mapped = _description(files[0]) if format in (None, "llama-factory") else (None, Columns())
     mapped = _mapped(mapped, columns or {})
@@ -137,6 +138,23 @@ def read_data(
 def read_items(folder: Path) -> list[Item]:
     """The items of a folder written by `write_items`. Raises DataError."""
     return list(read_data(folder / ITEMS, format="items"))
+
+
+def first_of_each(data: DataSet, count: int) -> list[Item]:
+    """The first `count` labelled items of each family; no picture of another is decoded."""
+    return [data[number] for number in numbers_of_each(data, count)]
+
+
+def numbers_of_each(data: DataSet, count: int) -> list[int]:
+    """The rows' numbers of the first `count` labelled items of each family."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for number, row in enumerate(data.samples()):
+        if row.item.labelled:
+            seen[row.item.family] += 1
+            if seen[row.item.family] <= count:
+                numbers.append(number)
+    return numbers
 
 
 def problems(
@@ -203,7 +221,7 @@ def check_length(
 # -- finding files -----------------------------------------------------------------------------------
 
 
-def find(path: Path, split: str | None = None) -> list[Path]:
+def data_files(path: Path, split: str | None = None) -> list[Path]:
     """The files that hold the rows of `path`. Raises DataError where it is none or the choice is open."""
     if path.is_file():
         if split is not None:
@@ -312,7 +330,9 @@ def _description(file: Path) -> tuple[str | None, Columns]:
         )
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", "sharegpt"):
-        raise DataError(f"the formatting {shown(formatting)} of {file.name} is not read", file=str(described))
+        raise DataError(
+            f"the formatting {excerpt(formatting)} of {file.name} is not read", file=str(described)
+        )
     known = {key: str(name) for key, name in named.items() if key in Columns.__dataclass_fields__}
     return "llama-factory", replace(Columns(), **{**known, "formatting": formatting})
 

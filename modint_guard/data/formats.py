@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from modint_guard.data.item import Item, Turn
-from modint_guard.data.rows import shown
+from modint_guard.data.rows import excerpt
 from modint_guard.types import JSON
 
 MARK = "<image>"
@@ -138,7 +138,7 @@ def _parts(content: Any) -> tuple[list[str], list[Any]]:
     if isinstance(content, str):
         return [content], []
     if not isinstance(content, list):
-        raise ValueError(f"`content` must be text or a list of parts, not {shown(content)}")
+        raise ValueError(f"`content` must be text or a list of parts, not {excerpt(content)}")
     texts, pictures = [], []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -148,7 +148,7 @@ def _parts(content: Any) -> tuple[list[str], list[Any]]:
             held = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key)), None)
             pictures.append(held)
         else:
-            raise ValueError(f"content parts are text, image_url or image, not {shown(kind)}")
+            raise ValueError(f"content parts are text, image_url or image, not {excerpt(kind)}")
     return texts or [""], pictures
 
 
@@ -217,13 +217,13 @@ def llama_factory(row: JSON, columns: Columns) -> Draft:
 
 def _list(value: Any, name: str) -> list[Any]:
     if value is not None and not isinstance(value, list):
-        raise ValueError(f"`{name}` must be a list, not {shown(value)}")
+        raise ValueError(f"`{name}` must be a list, not {excerpt(value)}")
     return value or []
 
 
 def _pair(pair: Any, name: str) -> Sequence[Any]:
     if not isinstance(pair, list) or len(pair) != 2:
-        raise ValueError(f"`{name}` must hold pairs of prompt and answer, not {shown(pair)}")
+        raise ValueError(f"`{name}` must hold pairs of prompt and answer, not {excerpt(pair)}")
     return pair
 
 
@@ -260,7 +260,7 @@ def _own_choices(row: JSON) -> tuple[tuple[str, str], ...] | None:
     held = row[name]
     if not isinstance(held, (dict, list)):
         raise ValueError(
-            f"`{name}` must be a list of texts or an object of labels and texts, not {shown(held)}"
+            f"`{name}` must be a list of texts or an object of labels and texts, not {excerpt(held)}"
         )
     pairs = held.items() if isinstance(held, dict) else zip(_labels(held), held, strict=True)
     return tuple((label, _text(text, name)) for label, text in pairs)
@@ -275,7 +275,7 @@ def _lies(facts: Any) -> dict[str, str]:
     if facts is None or facts == []:
         return {}
     if not isinstance(facts, dict):
-        raise ValueError(f"`facts` must be an object of wrong choices and texts, not {shown(facts)}")
+        raise ValueError(f"`facts` must be an object of wrong choices and texts, not {excerpt(facts)}")
     return {choice: _text(text, "facts") for choice, text in facts.items() if text is not None}
 
 
@@ -344,14 +344,14 @@ def _id(row: JSON) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"`id` must be a text or a number, not {shown(value)}")
+        raise ValueError(f"`id` must be a text or a number, not {excerpt(value)}")
     return str(value)
 
 
 def _extra(row: JSON) -> JSON:
     value = row.get("modint")
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"`modint` must be an object, not {shown(value)}")
+        raise ValueError(f"`modint` must be an object, not {excerpt(value)}")
     return {key: held for key, held in (value or {}).items() if held is not None}
 
 
@@ -362,7 +362,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _but_is(value: Any) -> str:
-    return "and is missing" if value is None else f"not {shown(value)}"
+    return "and is missing" if value is None else f"not {excerpt(value)}"
 
 
 def _optional_text(row: JSON, name: str) -> str:
@@ -381,7 +381,7 @@ def _pictures(row: JSON, name: str) -> tuple[Any, ...]:
 def _role(role: Any, known: Mapping[str, str]) -> str:
     found = known.get(role) or _ROLES.get(role) if isinstance(role, str) else None
     if found is None:
-        raise ValueError(f"the role {shown(role)} is not read: a row has user, assistant and system turns")
+        raise ValueError(f"the role {excerpt(role)} is not read: a row has user, assistant and system turns")
     return found
 
 

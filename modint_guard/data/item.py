@@ -72,7 +72,7 @@ class Item:
             raise ValueError(f"item {self.id}: at most {len(LETTERS)} lettered choices, not {self.choices}")
         if self.choices and not {self.answer, self.wrong} <= {*self.choices, ""}:
             raise ValueError(f"item {self.id}: answer and wrong must be among the choices {self.choices}")
-        if self.answer and self.wrong and bare(self.answer) == bare(self.wrong):
+        if self.answer and self.wrong and normalised(self.answer) == normalised(self.wrong):
             raise ValueError(f"item {self.id}: the lie {self.wrong!r} equals the truth")
         if _tells_the_truth(self):
             raise ValueError(
@@ -118,7 +118,7 @@ def is_right(item: Item, text: str) -> bool:
     """
     if item.choices:
         return item.labelled and choice_of(item, text) == item.answer
-    return item.labelled and bare(text) == bare(item.answer)
+    return item.labelled and normalised(text) == normalised(item.answer)
 
 
 def choice_of(item: Item, text: str) -> str | None:
@@ -126,11 +126,11 @@ def choice_of(item: Item, text: str) -> str | None:
     aside; or that after "the answer is", in brackets, or followed by the option's own text ("C. red", "(C)").
     None where it states none of them: no letter is looked for inside a sentence.
     """
-    said = bare(text)
+    said = normalised(text)
     for given in (said, _UNTIL_ANSWER.sub("", said).strip("*_ ")):
         for choice in item.choices:
-            reply = bare(reply_for(item, choice))
-            if given == reply or _with_its_text(given, reply, bare(choice)):
+            reply = normalised(reply_for(item, choice))
+            if given == reply or _with_its_text(given, reply, normalised(choice)):
                 return choice
     return None
 
@@ -149,7 +149,7 @@ def _with_its_text(said: str, label: str, choice: str) -> bool:
 def same_as(item: Item, text: str) -> str:
     """A name that two replies share where they state the same: their choice, else their words."""
     choice = choice_of(item, text)
-    return bare(text) if choice is None else choice
+    return normalised(text) if choice is None else choice
 
 
 def _tells_the_truth(item: Item) -> bool:
@@ -158,7 +158,7 @@ def _tells_the_truth(item: Item) -> bool:
     An answer of one or two characters is not looked for: letters, digits and "no" stand in many a text that
     does not state them. Of the wrong one a beginning is enough, as in its plural, and no article is needed.
     """
-    right, wrong = (" ".join(bare(text).split()) for text in (item.answer, item.wrong))
+    right, wrong = (" ".join(normalised(text).split()) for text in (item.answer, item.wrong))
     wrong = _ARTICLE.sub("", wrong)
     if not item.lie or not wrong or len(right) <= _TOO_SHORT:
         return False
@@ -175,7 +175,7 @@ _ARTICLE = re.compile(r"^(an?|the) ")
 _JOINT = "[-.,:/'’]"  # what stands within one word or number: "card-holder", "2,100"
 
 
-def bare(text: str) -> str:
+def normalised(text: str) -> str:
     """A reply in the form that replies are compared in: without blanks around it, a final full stop and
     capitals."""
     return text.strip().removesuffix(".").strip().casefold()

@@ -179,7 +179,7 @@ def noise(size: tuple[int, int], rng: random.Random) -> Image.Image:
     return Image.fromarray(values)
 
 
-def plain(level: int) -> Callable[[tuple[int, int], random.Random], Image.Image]:
+def uniform_grey(level: int) -> Callable[[tuple[int, int], random.Random], Image.Image]:
     """A picture of one grey level in [0, 255]."""
     return lambda size, rng: Image.new("RGB", size, (level,) * 3)
 
@@ -239,11 +239,11 @@ REGISTRY: dict[str, Perturbation] = {
             "contradicting",
         ),
         Perturbation("noise", "image", "trained", _show(noise)),
-        Perturbation("black", "image", "trained", _show(plain(0))),
+        Perturbation("black", "image", "trained", _show(uniform_grey(0))),
         Perturbation("irrelevant_image", "image", "held_out", _show(irrelevant_image)),
-        Perturbation("white", "image", "held_out", _show(plain(255))),
+        Perturbation("white", "image", "held_out", _show(uniform_grey(255))),
         Perturbation("screenshot", "image", "held_out", _show(screenshot)),
-        Perturbation("grey", "image", "control", _show(plain(128))),
+        Perturbation("grey", "image", "control", _show(uniform_grey(128))),
         Perturbation(
             "agreeing_image",
             "image",

@@ -13,8 +13,8 @@ from PIL import Image
 
 from modint_guard.chat import images
 from modint_guard.chat.images import ImageLimits
-from modint_guard.data.rows import Row, shown
-from modint_guard.data.tables import Held
+from modint_guard.data.rows import Row, excerpt
+from modint_guard.data.tables import TablePicture
 from modint_guard.errors import DataError, ImageError
 
 _SCHEMES = ("http:", "https:", "ftp:", "s3:", "gs:", "hf:", "file:")
@@ -57,12 +57,12 @@ def picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) 
 
     if isinstance(value, dict):
         value = next((value[key] for key in ("bytes", "path", "url") if value.get(key) is not None), value)
-    if isinstance(value, Held):
+    if isinstance(value, TablePicture):
         return _of_bytes(value.name, value.read, limits, refuse)
     if isinstance(value, bytes):
         return _of_bytes("in the row", lambda: value, limits, refuse)
     if not isinstance(value, str) or not value:
-        raise refuse(f"{shown(value)} is no picture: give a path, a data URL or bytes")
+        raise refuse(f"{excerpt(value)} is no picture: give a path, a data URL or bytes")
     if value[:5].lower() == "data:":
         return Picture(
             "in the row",
@@ -71,7 +71,7 @@ def picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) 
             refuse,
         )
     if value.lower().startswith(_SCHEMES):
-        raise refuse(f"{shown(value)} is an address, and nothing is fetched: give the path of a local copy")
+        raise refuse(f"{excerpt(value)} is an address, and nothing is fetched: give the path of a local copy")
     return _of_file(value, root, limits, refuse)
 
 

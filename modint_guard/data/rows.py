@@ -78,14 +78,14 @@ class TextRows:
             raise DataError(f"not JSON: {_reason(exc)}; {remedy}", file=str(self.file), line=line) from exc
         if not isinstance(values, dict):
             raise DataError(
-                f"a row must be an object with named values, not {shown(text.decode())}",
+                f"a row must be an object with named values, not {excerpt(text.decode())}",
                 file=str(self.file),
                 line=line,
             )
         return Row(self.file, line, values)
 
 
-def shown(value: object) -> str:
+def excerpt(value: object) -> str:
     """A bounded excerpt of what stands in a file."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
@@ -114,7 +114,7 @@ def _places(data: mmap.mmap, file: Path) -> Iterator[tuple[int, int, int]]:
     if first[0] == b"{":
         return _file_lines(data, start)
     raise DataError(
-        f"begins with {shown(data[first.start() : first.start() + 12].decode('utf-8', 'replace'))}; "
+        f"begins with {excerpt(data[first.start() : first.start() + 12].decode('utf-8', 'replace'))}; "
         "read are a JSON array of objects, one JSON object a line, Parquet, and folders of `datasets`",
         file=str(file),
     )
@@ -167,4 +167,4 @@ def _elements(data: mmap.mmap, file: Path, opening: int) -> Iterator[tuple[int, 
 
 
 def _gap(gap: bytes) -> str:
-    return shown(gap.strip().decode("utf-8", "replace")) if gap.strip() else "nothing"
+    return excerpt(gap.strip().decode("utf-8", "replace")) if gap.strip() else "nothing"

@@ -15,10 +15,10 @@ from modint_guard.chat.images import ImageLimits
 from modint_guard.chat.option_block import OptionBlock
 from modint_guard.chat.question import options_in
 from modint_guard.data.formats import FORMATS, Columns, Draft
-from modint_guard.data.item import FAMILIES, LETTERS, Family, Form, Item, Turn, bare
+from modint_guard.data.item import FAMILIES, LETTERS, Family, Form, Item, Turn, normalised
 from modint_guard.data.perturb import seeded
 from modint_guard.data.pictures import Picture, picture
-from modint_guard.data.rows import Row, shown
+from modint_guard.data.rows import Row, excerpt
 from modint_guard.types import JSON
 
 KNOWN: tuple[Family, ...] = (*FAMILIES, "unknown")
@@ -104,14 +104,14 @@ def _as_it_is(values: JSON, draft: Draft) -> Item:
     for key, value in held.items():
         kind = {"choices": list, "replies": list, "turns": list, "held_out_wording": bool}.get(key, str)
         if not isinstance(value, kind) and not (key == "context" and value is None):
-            raise ValueError(f"`{key}` must be {_KIND_NAMES[kind]}, not {shown(value)}")
+            raise ValueError(f"`{key}` must be {_KIND_NAMES[kind]}, not {excerpt(value)}")
     for key in ("choices", "replies"):
         if not all(isinstance(text, str) for text in held.get(key, ())):
-            raise ValueError(f"`{key}` must be a list of texts, not {shown(held[key])}")
+            raise ValueError(f"`{key}` must be a list of texts, not {excerpt(held[key])}")
     try:
         turns = tuple(Turn(**turn) for turn in held.get("turns", ()))
     except TypeError as exc:
-        raise ValueError(f"a turn has role, text and has_image, not {shown(held['turns'])}") from exc
+        raise ValueError(f"a turn has role, text and has_image, not {excerpt(held['turns'])}") from exc
     texts = {key: tuple(held.get(key, ())) for key in ("choices", "replies")}
     return Item(**{**held, **texts, "turns": turns})
 
@@ -162,7 +162,7 @@ def family_named(named: Any, otherwise: Family = "unknown") -> Family:
     for family in KNOWN:
         if plain == family:
             return family
-    raise ValueError(f"unknown family {shown(named)}: name one of {', '.join(FAMILIES)}, or none")
+    raise ValueError(f"unknown family {excerpt(named)}: name one of {', '.join(FAMILIES)}, or none")
 
 
 def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,11 +173,11 @@ def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
             raise ValueError(f"`modint.{key}` is no key of `modint`: did you mean `{near}`?")
         kind = kinds.get(key, str)
         if key not in DONORS and not isinstance(value, kind):
-            raise ValueError(f"`modint.{key}` must be {_KIND_NAMES[kind]}, not {shown(value)}")
+            raise ValueError(f"`modint.{key}` must be {_KIND_NAMES[kind]}, not {excerpt(value)}")
     if not all(isinstance(choice, str) and choice.strip() for choice in extra.get("choices", ())):
         raise ValueError("`modint.choices` must be a list of texts")
     if "claim" in extra and extra["claim"].count("{}") != 1:
-        raise ValueError(f"`modint.claim` must hold one {{}} for the choice, not {shown(extra['claim'])}")
+        raise ValueError(f"`modint.claim` must hold one {{}} for the choice, not {excerpt(extra['claim'])}")
     return extra
 
 
@@ -235,7 +235,7 @@ def _own(question: str, reply: str | None, own: tuple[tuple[str, str], ...], *, 
     listed = _lists(question, texts)
     found = _reply(reply, own, _REPLIES if listed or lettered else _WORDS)
     if found is None:
-        raise ValueError(f"the answer {shown(reply)} is not among the choices {_some(texts)}: mend either")
+        raise ValueError(f"the answer {excerpt(reply)} is not among the choices {_some(texts)}: mend either")
     answer, replies = found
     if listed:
         return _plain(question, own, answer, replies)
@@ -252,7 +252,7 @@ def _plain(question: str, own: tuple[tuple[str, str], ...], answer: str, replies
     listing = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     if labels == tuple(LETTERS[: len(texts)]) == replies and question.endswith(listing):
         return Options(question[: -len(listing)], "letter", texts, answer)
-    in_words = [bare(said) for said in replies] == [bare(text) for text in texts]
+    in_words = [normalised(said) for said in replies] == [normalised(text) for text in texts]
     return Options(question, "word" if in_words else "letter", texts, answer, replies)
 
 
@@ -284,8 +284,8 @@ def _lists(question: str, texts: Sequence[str]) -> bool:
 
 def _block(question: str, texts: Sequence[str]) -> OptionBlock | None:
     block = options_in(question)
-    listed = [bare(option.text) for option in block.options] if block else []
-    return block if listed == [bare(text) for text in texts] else None
+    listed = [normalised(option.text) for option in block.options] if block else []
+    return block if listed == [normalised(text) for text in texts] else None
 
 
 def _written_labels(question: str, texts: Sequence[str]) -> list[str]:
@@ -296,7 +296,7 @@ def _written_labels(question: str, texts: Sequence[str]) -> list[str]:
 
 
 def _some(texts: Sequence[str]) -> str:
-    return ", ".join(shown(text) for text in texts[:8]) + (" …" if len(texts) > 8 else "")
+    return ", ".join(excerpt(text) for text in texts[:8]) + (" …" if len(texts) > 8 else "")
 
 
 # -- the lie -----------------------------------------------------------------------------------------
@@ -311,14 +311,14 @@ def _lie(draft: Draft, options: Options, extra: Mapping[str, Any]) -> tuple[str,
     if not wrong and draft.lies:
         wrong, lie = next(iter(draft.lies.items()))
     if wrong and wrong not in options.choices:
-        wrong = next((choice for choice in options.choices if bare(choice) == bare(wrong)), wrong)
+        wrong = next((choice for choice in options.choices if normalised(choice) == normalised(wrong)), wrong)
     if lie and not wrong:
         raise ValueError("has a lie and does not say which answer it claims: add `modint.wrong`")
     if wrong and options.choices and wrong not in options.choices:
         raise ValueError(
-            f"the lie claims {shown(wrong)}, which is not among the choices {_some(options.choices)}"
+            f"the lie claims {excerpt(wrong)}, which is not among the choices {_some(options.choices)}"
         )
     if not wrong and options.answer and options.choices:
-        others = [choice for choice in options.choices if bare(choice) != bare(options.answer)]
+        others = [choice for choice in options.choices if normalised(choice) != normalised(options.answer)]
         wrong = seeded("wrong", draft.id).choice(others) if others else ""
     return wrong, lie

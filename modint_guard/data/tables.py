@@ -24,7 +24,7 @@ NEEDS_PYARROW = "Parquet files and `datasets` folders need pyarrow: pip install 
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class TablePicture:
     """A picture inside a table; its bytes are read only when `read` is called."""
 
     name: str
@@ -104,7 +104,7 @@ class TableRows:
             part = again if index is None else again[index]
             return (part["bytes"] if _is_struct(part.type) else part).as_py()  # type: ignore[no-any-return]
 
-        return Held(name if index is None else f"{name}[{index}]", read)
+        return TablePicture(name if index is None else f"{name}[{index}]", read)
 
 
 def parquet_or_arrow(file: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,20 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from modint_guard.data.dataset import DataSet, problems, read_data
+from modint_guard.data.dataset import DataSet, problems
 from modint_guard.data.item import RELEVANT, Item
-from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, Split
+from modint_guard.data.options import (
+    Column,
+    Family,
+    Format,
+    ImageRoot,
+    NumberRows,
+    ReadingOptions,
+    Split,
+)
 from modint_guard.data.perturb import applicable
 from modint_guard.data.samples import Sample
-from modint_guard.errors import ConfigError, DataError
+from modint_guard.errors import DataError
 from modint_guard.types import JSON
 
 SHOWN = 20
@@ -107,7 +115,7 @@ def _data() -> None:
 
 @app.command("validate")
 def command(
-    path: Annotated[Path, typer.Argument(help="A JSON, JSONL, Parquet or Arrow file, or a folder.")],
+    data: Annotated[Path, typer.Argument(help="A JSON, JSONL, Parquet or Arrow file, or a folder.")],
     format: Format = None,
     image_root: ImageRoot = None,
     split: Split = None,
@@ -115,23 +123,17 @@ def command(
     column: Column = None,
     number_rows: NumberRows = False,
     pictures: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
-    limit: Annotated[int, typer.Option(min=1, help="Problems told in words; all are counted.")] = SHOWN,
+    shown: Annotated[
+        int, typer.Option("--problems", min=1, help="Problems told in words; all are counted.")
+    ] = SHOWN,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Read a whole data set; say what it holds and everything that is wrong with it (exit code 2)."""
-    data = read_data(
-        path,
-        format=format,
-        image_root=image_root,
-        split=split,
-        family=family,
-        columns=columns_named(column or ()),
-        number_rows=number_rows,
-        check=False,
-    )
+    options = ReadingOptions(format, image_root, split, family, tuple(column or ()), number_rows)
+    rows = options.read(data, check=False)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("reading", total=len(data))
-        found = validate(data, limit=limit, pictures=pictures, advance=lambda: progress.advance(bar))
+        bar = progress.add_task("reading", total=len(rows))
+        found = validate(rows, limit=shown, pictures=pictures, advance=lambda: progress.advance(bar))
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
@@ -152,17 +154,6 @@ def unlabelled(counts: dict[str, Counter[str]]) -> list[str]:
         ),
         *([f"{rest} rows without a label are never perturbed: training leaves them out."] * (rest > 0)),
     ]
-
-
-def columns_named(pairs: Iterable[str]) -> dict[str, str]:
-    """{"prompt": "question"} of "prompt=question". Raises ConfigError."""
-    named = {}
-    for pair in pairs:
-        name, sign, column = pair.partition("=")
-        if not (name and sign and column):
-            raise ConfigError(f"--column {pair!r} is not name=column, as in prompt=question")
-        named[name] = column
-    return named
 
 
 def _print(found: Findings) -> None:
@@ -187,5 +178,5 @@ def _print(found: Findings) -> None:
     for problem in found.problems:
         console.print(f"[red]![/] {escape(str(problem))}")
     count = len(found.problems) + found.more
-    hidden = f", {found.more} more than shown (--limit)" if found.more else ""
+    hidden = f", {found.more} more than shown (--problems)" if found.more else ""
     console.print(f"{count} problems{hidden}" if count else "No problems.")

@@ -1,15 +1,14 @@
 """`modint-guard calibrate`: labelled items through a live endpoint, a calibration file out of it.
 
 Every item is asked clean and under each perturbation that fits it. An answer that is wrong under a
-perturbation and right on the clean twin is a positive, one that is right on both a negative; of a clean twin
-that is answered wrongly nothing is learnt of interference. Every answer is kept as it comes, beside the file:
+perturbation and right on the clean twin is a positive, one that is right on both a negative; a clean twin
+that is answered wrongly says nothing about interference. Every answer is kept as it comes, beside the file:
 the same call goes on after a kill.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,21 +19,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modint_guard.data import read_data
+from modint_guard.chat.reply import reply_of
 from modint_guard.data.item import RELEVANT, Item, is_right
-from modint_guard.data.options import Family, Format, ImageRoot, Split
-from modint_guard.data.perturb import applicable, perturb
+from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, ReadingOptions, Split
+from modint_guard.data.perturb import clean_view, fitting, perturb
 from modint_guard.endpoint import Endpoint, read_key
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.asking import ask_each
 from modint_guard.evaluation.calibration_curves import Judged, draw_curves
 from modint_guard.evaluation.fit_calibration import calibrate, halves, write_calibration
+from modint_guard.evaluation.items import Data, Limit, items_of, labelled_items
 from modint_guard.evaluation.journal import Job, Journal, collect, digest_of
 from modint_guard.evaluation.results import command_line, versions
 from modint_guard.evaluation.runner import request_for, row_of, with_views, without_guard
-from modint_guard.guard import Guard, reply_of
+from modint_guard.evaluation.targets import GATEWAY
+from modint_guard.guard import Guard
 from modint_guard.judging.calibration import Calibration, Fitted, Labelled
 from modint_guard.judging.risk import features_of_score
+from modint_guard.plan import main_body
 from modint_guard.types import JSON, Complete, Relevant
 
 CONCURRENCY = 8
@@ -49,15 +51,13 @@ class Twin:
 
 
 def command(
-    items: Annotated[
-        Path, typer.Argument(help="Labelled: a JSON, JSONL, Parquet or Arrow file, or a folder.")
-    ],
+    data: Data,
     model: Annotated[str, typer.Option(help="The base model as it is served.")],
     output: Annotated[Path, typer.Option(help="The calibration file to write.")],
-    url: Annotated[str, typer.Option(help="The gateway, or any endpoint with log-probabilities.")] = (
-        "http://127.0.0.1:8080"
-    ),
-    adapter: Annotated[str | None, typer.Option(help="The adapter, if it is one that is calibrated.")] = None,
+    url: Annotated[str, typer.Option(help="The gateway, or any endpoint with log-probabilities.")] = GATEWAY,
+    adapter: Annotated[
+        str | None, typer.Option(help="The adapter on the model, if it is one that is calibrated.")
+    ] = None,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
     error: Annotated[
         float | None,
@@ -70,39 +70,45 @@ def command(
     probes: Annotated[
         float | None, typer.Option(help="Probes a request on average; fewer by clearing answers early.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the perturbations and of the split.")] = 0,
+    limit: Limit = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the perturbations, of the halves of the data, and of a world's items.")
+    ] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
     format: Format = None,
     image_root: ImageRoot = None,
     split: Split = None,
     family: Family = None,
+    column: Column = None,
+    number_rows: NumberRows = False,
 ) -> None:
     """Fit the risk and its threshold to labelled items, for one model and adapter."""
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder: --output names the calibration file")
     key = read_key(api_key_file)
-    read = read_data(items, format=format, image_root=image_root, split=split, family=family)
-    twins = twins_of([read[index] for index in range(len(read))], seed)
+    how = ReadingOptions(format, image_root, split, family, tuple(column or ()), number_rows)
+    items = items_of(data, how, limit=limit, seed=seed, split="validation")
+    twins = twins_of(items, seed)
     made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
     with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
-        found = asyncio.run(_through(url, key, twins, adapter or model, journal))
+        answers = asyncio.run(_through(url, key, twins, adapter or model, journal))
     fit = partial(calibrate, alpha=alpha, error=error, delta=delta, probes=probes, seed=seed)
-    fitted = {name: fitted_where(name, each, fit) for name, each in found.items()}
+    fitted = {name: fitted_where(name, of_name, fit) for name, of_name in answers.items()}
     calibration = Calibration(
         model=model,
         adapter=adapter,
         fitted=fitted,
         command=command_line(
             "calibrate",
-            items.name,
+            Path(data).name,
             model=model,
             adapter=adapter,
             alpha=alpha,
             error=error,
             delta=None if error is None else delta,
             probes=probes,
-            format=format,
-            image_root=image_root and image_root.name,
-            split=split,
-            family=family,
+            limit=limit,
+            **how.typed,
             seed=seed,
         ),
         versions=versions(),
@@ -110,7 +116,7 @@ def command(
     write_calibration(output, calibration)
     _show(fitted, output)
     picture = output.with_suffix(".png")
-    if draw_curves(picture, {name: judged(found[name], each, seed) for name, each in fitted.items()}):
+    if draw_curves(picture, {name: judged(answers[name], each, seed) for name, each in fitted.items()}):
         typer.echo(f"drew reliability, ROC and risk over coverage to {picture}")
     else:
         typer.echo("no curves were drawn: they need pip install 'modint-guard[report]'")
@@ -133,26 +139,20 @@ def judged(answers: Sequence[Labelled], fitted: Fitted, seed: int) -> Judged:
 
 
 def twins_of(items: Sequence[Item], seed: int) -> list[Twin]:
-    """Each labelled item with each perturbation that its data allow. Raises ConfigError where an id stands
-    twice, where no item has a label, and where no perturbation fits any.
+    """Each labelled item with each perturbation that its data allow. Raises ConfigError if an id stands
+    twice, if no item has a label, and if no perturbation fits any.
     """
-    labelled = [item for item in items if item.labelled]
-    if items and not labelled:
-        raise ConfigError(f"none of {len(items)} items has an answer: a calibration needs the truth")
-    twice = [name for name, count in Counter(item.id for item in labelled).items() if count > 1]
-    if twice:
-        raise ConfigError(f"the id {twice[0]!r} stands twice in the data: give every item its own")
-    found = [
-        twin
-        for item in labelled
-        for kind in applicable(item.family)
-        if (twin := twin_of(item, kind.name, seed))
-    ]
-    if not found:
+    twins = [twin_of(item, kind.name, seed) for item in labelled_items(items) for kind in fitting(item)]
+    if not twins:
         raise ConfigError(
             f"none of {len(items)} items can be perturbed: image-heavy or text-heavy ones are needed"
         )
-    return found
+    return twins
+
+
+def twin_of(item: Item, name: str, seed: int) -> Twin:
+    """The item clean and under a perturbation. Raises ValueError as `perturb` does."""
+    return Twin(clean_view(item), perturb(item, name, seed=seed))
 
 
 def fingerprint(twins: Sequence[Twin]) -> str:
@@ -206,27 +206,15 @@ async def _clean_answer(complete: Complete, item: Item, model: str) -> JSON:
 
 
 async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> JSON:
-    """Truth and features of one answer; no features where it is no plain answer or cannot be compared. Raises
-    EndpointError where a view fails: nothing is learnt of an answer that might have been compared.
+    """Truth and features of one answer; no features if it is no plain answer or cannot be compared. Raises
+    EndpointError if a view fails: an answer that might have been compared must not count as one that cannot.
     """
     plan = guard.plan(request_for(twin.disturbed, model))
-    answer, replies = await with_views(guard, plan, guard.main_body(plan), complete, twin.disturbed.id)
+    answer, replies = await with_views(plan, main_body(plan), complete, twin.disturbed.id)
     reply = reply_of(answer)
-    score = None if reply.skip else guard.score(plan, reply, replies)
+    score = None if reply.skip else guard.judge.score(plan, reply, replies)
     features = None if score is None else features_of_score(score, Relevant(RELEVANT[twin.clean.family]))
     return {"right": is_right(twin.disturbed, reply.text), "features": features}
-
-
-def twin_of(item: Item, name: str, seed: int) -> Twin | None:
-    """The item clean and under a perturbation; None where its data do not allow it."""
-    clean = item if item.family == "image-heavy" else item.replace(image=None)
-    try:
-        return Twin(
-            clean.replace(context=None) if item.family == "image-heavy" else clean,
-            perturb(item, name, seed=seed),
-        )
-    except ValueError:  # the data hold no picture for it
-        return None
 
 
 async def _through(

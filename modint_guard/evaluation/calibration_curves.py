@@ -24,17 +24,17 @@ def draw_curves(picture: Path, judged: Mapping[str, Judged]) -> bool:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
-    said, roc, coverage = figure.subplots(1, 3)
+    reliability, roc, coverage = figure.subplots(1, 3)
     for name, each in judged.items():
         bins = curves.reliability(each.risks, each.wrong)
-        said.plot([one.said for one in bins], [one.wrong for one in bins], "o-", label=name)
+        reliability.plot([one.said for one in bins], [one.wrong for one in bins], "o-", label=name)
         (line,) = roc.plot(*zip(*curves.roc(each.risks, each.wrong), strict=True), label=name)
         roc.plot(*at_threshold(each), "o", color=line.get_color())
         coverage.plot(*zip(*curves.risk_coverage(each.risks, each.wrong), strict=True), label=name)
-    for axes in (said, roc):
+    for axes in (reliability, roc):
         axes.plot([0, 1], [0, 1], ":", color="grey")
     for axes, x, y in (
-        (said, "risk said", "share wrong"),
+        (reliability, "risk said", "share wrong"),
         (roc, "right answers flagged", "wrong answers flagged"),
         (coverage, "coverage", "share wrong of the covered"),
     ):

@@ -77,19 +77,19 @@ def reliability(risks: Sequence[float], wrong: Sequence[bool], bins: int = 10) -
     """Equal ranges of risk in [0, 1] that hold any answer: what was said and what was true."""
     s, y = np.asarray(risks, dtype=float), np.asarray(wrong, dtype=float)
     place = np.minimum((s * bins).astype(int), bins - 1)
-    found: list[Bin] = []
+    filled: list[Bin] = []
     for index in range(bins):
         inside = place == index
         if inside.any():
             said, true = float(s[inside].mean()), float(y[inside].mean())
-            found.append(Bin(index / bins, (index + 1) / bins, int(inside.sum()), said, true))
-    return found
+            filled.append(Bin(index / bins, (index + 1) / bins, int(inside.sum()), said, true))
+    return filled
 
 
 def calibration_error(risks: Sequence[float], wrong: Sequence[bool], bins: int = 10) -> float:
     """Expected calibration error: the mean distance of said and true over the bins, weighted by size."""
-    found = reliability(risks, wrong, bins)
-    return sum(bin_.n * abs(bin_.said - bin_.wrong) for bin_ in found) / sum(bin_.n for bin_ in found)
+    filled = reliability(risks, wrong, bins)
+    return sum(bin_.n * abs(bin_.said - bin_.wrong) for bin_ in filled) / sum(bin_.n for bin_ in filled)
 
 
 def _checked(scores: Sequence[float], positive: Sequence[bool]) -> tuple[Values, Values]:

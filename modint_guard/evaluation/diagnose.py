@@ -1,201 +1,267 @@
-"""`modint-guard diagnose`: any endpoint on any data set, clean and perturbed, in doses; a report of it.
+"""`modint-guard diagnose`: how a model answers a data set clean and under interference, as a report.
 
-Every variant of every item is asked with the guard's views of it, and each answer is kept as it comes: the
-same call goes on after a kill. Perturbations are seeded by item, so that two models see the same inputs.
+Any endpoint or local model, on any data set or generated world; with a second model, side by side. Every
+variant of every item is asked with the guard's views of it. Each answer is kept as it comes, so that the same
+call goes on after a kill.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from modint_guard.chat.reply import reply_of
 from modint_guard.config import GuardConfig
-from modint_guard.data import read_data
 from modint_guard.data.item import Item, reply_for
-from modint_guard.data.options import Family, Format, ImageRoot, Split
-from modint_guard.data.perturb import CLEAN, REGISTRY, clean_view, fitting, perturb
-from modint_guard.data.severity import FULL, at_severity
-from modint_guard.endpoint import TOP_LOGPROBS, Endpoint, read_key
+from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, ReadingOptions, Split
+from modint_guard.data.perturb import CLEAN
+from modint_guard.data.severity import FULL
+from modint_guard.endpoint import TOP_LOGPROBS, read_key
 from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.evaluation.journal import Journal, collect, digest_of
-from modint_guard.evaluation.report import write_report
+from modint_guard.evaluation.extensions import LOCAL, load
+from modint_guard.evaluation.items import Data, Limit, items_of
+from modint_guard.evaluation.journal import Journal, collect
+from modint_guard.evaluation.page import write_report
 from modint_guard.evaluation.results import command_line
 from modint_guard.evaluation.runner import request_for, with_views
-from modint_guard.evaluation.tables import Found, Variant
-from modint_guard.guard import Guard, reply_of
+from modint_guard.evaluation.tables import Answer
+from modint_guard.evaluation.targets import (
+    GATEWAY,
+    Reach,
+    Target,
+    endpoint_reach,
+    have_one_name,
+    labels_of,
+    local_reach,
+    names_of,
+    targets_of,
+    without_user,
+)
+from modint_guard.evaluation.variants import Variant, fingerprint, variants_of
+from modint_guard.guard import Guard
 from modint_guard.judging.divergence import option_distribution
 from modint_guard.judging.text_match import score_words
-from modint_guard.types import JSON, PERMUTED_OPTIONS, QUESTION_FIRST, Complete, Plan, Replies, Reply, Score
+from modint_guard.plan import main_body
+from modint_guard.types import (
+    JSON,
+    PERMUTED_OPTIONS,
+    QUESTION_FIRST,
+    REGENERATED,
+    Complete,
+    Plan,
+    Replies,
+    Reply,
+    Score,
+)
 
 JOURNAL = "answers.jsonl"
-LOCAL = "modint_guard.local"  # entry points: a model's name -> a `Complete` that runs it here
-Reach = Callable[[str, str], AbstractAsyncContextManager[Complete]]  # a model's name and URL -> how to ask it
-OFF = {"x-modint-mode": "off"}  # where the endpoint is our own gateway
 AGREEING = ("true_description", "agreeing_image")
-_OWN = (CLEAN, "agreeing_image", "contradicting_image")  # variants that show the data set's own pictures
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under diagnosis: its name, how to reach it, how many log-probabilities it gives (0: none)."""
-
-    model: str
-    complete: Complete
-    top_logprobs: int
 
 
 def command(
-    data: Annotated[Path, typer.Argument(help="A JSON, JSONL, Parquet or Arrow file, or a folder.")],
-    model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
+    data: Data,
+    model: Annotated[
+        str, typer.Option(help="The model's name at the endpoint; with --local a bundled one or a folder.")
+    ],
     output: Annotated[Path, typer.Option(help="The folder of answers and report; the same call goes on.")],
-    url: Annotated[str, typer.Option(help="Any OpenAI-compatible endpoint.")] = "http://127.0.0.1:8080",
-    against: Annotated[str | None, typer.Option(help="A second model, side by side.")] = None,
-    against_url: Annotated[str | None, typer.Option(help="Its endpoint, where it is another.")] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="Run the models here: NAME or NAME+ADAPTER, bundled or folders.")
-    ] = False,
+    adapter: Annotated[
+        str | None, typer.Option(help="The adapter on the model: its name there; with --local also a folder.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help=f"Any OpenAI-compatible endpoint.  [default: {GATEWAY}]")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A second model or adapter, side by side; `base` for the model without --adapter."),
+    ] = None,
+    against_url: Annotated[str | None, typer.Option(help="Its endpoint, if it is another.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Run the models here, with transformers.")] = False,
+    image_attention: Annotated[
+        float, typer.Option(min=0, max=10, help="Scale a local model's attention to pictures (experimental).")
+    ] = 1.0,
+    logprobs: Annotated[
+        bool, typer.Option(help="Ask for log-probabilities; without, answers are compared by their words.")
+    ] = True,
     perturbation: Annotated[
         list[str] | None, typer.Option(help="By name, repeatable; default: all that fit an item.")
     ] = None,
     severity: Annotated[
         list[int] | None, typer.Option(min=1, max=FULL, help="1 to 5, repeatable; default: 5 alone.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first items alone.")] = None,
+    limit: Limit = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions under way at once.")] = 8,
     per_second: Annotated[float | None, typer.Option(min=0.01, help="Calls a second at most.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the perturbations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the perturbations, and of a world's items.")] = 0,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
     format: Format = None,
     image_root: ImageRoot = None,
     split: Split = None,
     family: Family = None,
+    column: Column = None,
+    number_rows: NumberRows = False,
 ) -> None:
     """How a model's answers change under interference: tables, figures, and a report to read."""
     if against_url and not against:
         raise ConfigError("--against-url names the endpoint of a second model: name it with --against")
-    if against_url and local:
-        raise ConfigError("--local runs both models here: drop --against-url")
-    if against == model and (local or against_url in (None, url)):
-        raise ConfigError(f"--against {model} is the same model at the same endpoint: name another")
-    reach: Reach = (
-        local_reach(entry_points(group=LOCAL)) if local else partial(_endpoint, read_key(api_key_file))
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: --output names the folder of answers and report")
+    _check_local(local, image_attention, url=url, against_url=against_url, api_key_file=api_key_file)
+    how = ReadingOptions(format, image_root, split, family, tuple(column or ()), number_rows)
+    first = Target(model, adapter, None if local else url or GATEWAY)
+    targets = targets_of(first, against, against_url)
+    reach = (
+        local_reach(load(entry_points(group=LOCAL), "--local"), image_attention)
+        if local
+        else endpoint_reach(read_key(api_key_file))
     )
-    read = read_data(data, format=format, image_root=image_root, split=split, family=family)
-    items = [read[index] for index in range(min(len(read), limit or len(read)))]
-    asked = variants(items, perturbation or [], sorted(set(severity or [FULL])), seed)
-    urls = [url, *([against_url or url] if against else [])]
-    names = [model, *([against] if against else [])]
-    made_by: JSON = {"run": "diagnose", "data": fingerprint(asked), "seed": seed, "models": names}
-    if names != labels_of(names):
-        made_by["urls"] = urls  # nothing else tells them apart
+    items = items_of(data, how, limit=limit, seed=seed, split="test")
+    variants = variants_of(items, perturbation or [], sorted(set(severity or [FULL])), seed)
+    made_by = {"run": "diagnose", "data": fingerprint(variants), "seed": seed, "models": names_of(targets)}
+    made_by |= _not_by_default(targets, image_attention, logprobs)
     with Journal(output / JOURNAL, made_by) as journal:
-        found = asyncio.run(
-            _ask(
-                list(zip(names, urls, strict=True)),
-                asked,
+        answers = asyncio.run(
+            ask_all(
+                targets,
+                variants,
                 journal,
                 reach=reach,
+                logprobs=logprobs,
                 concurrency=concurrency,
                 per_second=per_second,
             )
         )
-    labels = labels_of(names)
-    alike = labels != names  # then the figures are told apart by the endpoints alone
+    name, alike = Path(data).name, have_one_name(targets)
     typed = command_line(
         "diagnose",
-        data.name,
+        name,
         model=model,
-        url=_without_user(url) if alike else None,
+        adapter=adapter,
+        url=without_user(url) if alike and url else None,
         against=against,
-        against_url=_without_user(against_url) if alike and against_url else None,
+        against_url=without_user(against_url) if alike and against_url else None,
         local=local,
+        image_attention=image_attention if image_attention != 1.0 else None,
+        no_logprobs=not logprobs,
         perturbation=perturbation,
         severity=severity,
         limit=limit,
-        format=format,
-        image_root=image_root and image_root.name,
-        split=split,
-        family=family,
+        **how.typed,
         seed=seed,
     )
-    written = write_report(
-        output, dict(zip(labels, found, strict=True)), command=typed, seed=seed, data=data.name
-    )
-    typer.echo(f"wrote {', '.join(str(path) for path in written)}")
+    by_model = dict(zip(labels_of(targets), answers, strict=True))
+    files = write_report(output, by_model, command=typed, seed=seed, data=name)
+    typer.echo(f"wrote {', '.join(str(file) for file in files)}")
 
 
-def labels_of(names: Sequence[str]) -> list[str]:
-    """The models' names, told apart where two endpoints give them the same."""
-    return list(names) if len(set(names)) == len(names) else [f"{n} ({i})" for i, n in enumerate(names, 1)]
-
-
-def _without_user(url: str) -> str:
-    """The address without a name and password in it: reports are passed on."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def variants(
-    items: Sequence[Item], names: Sequence[str], severities: Sequence[int], seed: int
-) -> list[Variant]:
-    """Each labelled item clean and under each perturbation that fits it, at each severity.
-
-    Controls are asked at full severity alone. Raises ConfigError for an unknown perturbation, a duplicate id,
-    and where no item has a label or none can be perturbed.
-    """
-    unknown = [name for name in names if name not in REGISTRY]
-    if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no perturbation: name one of {', '.join(REGISTRY)}")
-    twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
-    if twice:
-        raise ConfigError(f"the id {twice[0]!r} stands twice in the data: give every item its own")
-    labelled = [item for item in items if item.labelled]
-    if not labelled:
-        raise ConfigError(f"none of {len(items)} items has an answer: accuracy and flips need the truth")
-    found: list[Variant] = []
-    for item in labelled:
-        found.append(Variant(clean_view(item), CLEAN, 0))
-        for kind in fitting(item):
-            if names and kind.name not in names:
-                continue
-            disturbed = perturb(item, kind.name, seed=seed)
-            for dose in [FULL] if kind.role == "control" else severities:
-                given = at_severity(disturbed, dose, seed=seed)
-                if kind.modality == "image":
-                    found.append(Variant(given.replace(image=None), kind.name, dose, item, seed))
-                else:
-                    found.append(Variant(given, kind.name, dose))
-    if all(variant.perturbation == CLEAN for variant in found):
+def _check_local(local: bool, image_attention: float, **of_endpoints: object) -> None:
+    """Raises ConfigError for options of endpoints beside --local, and for those of local models without."""
+    named = [name for name, value in of_endpoints.items() if value]
+    if local and named:
+        raise ConfigError(f"--local runs the models here: drop --{named[0].replace('_', '-')}")
+    if not local and image_attention != 1.0:
         raise ConfigError(
-            f"none of {len(labelled)} items can be perturbed so: image-heavy or text-heavy ones are needed,"
-            " and perturbations of the other modality"
+            f"--image-attention {image_attention:g} scales a model that runs here: add --local; of a served"
+            " one MODINT_IMAGE_ATTENTION of its engine says it"
         )
-    return found
 
 
-def fingerprint(asked: Sequence[Variant]) -> str:
-    """A digest of what is asked, pictures included; those that the seed makes are not made for it."""
-    return digest_of((f"{variant.key}/{variant.seed}", _of_the_data(variant)) for variant in asked)
+def _not_by_default(targets: Sequence[Target], image_attention: float, logprobs: bool) -> JSON:
+    """What else the answers depend on, as far as it differs from what is usual."""
+    local = targets[0].url is None
+    values = {
+        # An endpoint may move, unless nothing else tells the two models apart.
+        "urls": have_one_name(targets) and [target.url for target in targets],
+        "bases": local and [target.model for target in targets],
+        "image_attention": image_attention != 1.0 and image_attention,
+        "no_logprobs": not logprobs,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
-def _of_the_data(variant: Variant) -> Item:
-    """The item with the data set's own pictures where the variant shows one."""
-    held = (variant.base or variant.item) if variant.perturbation in _OWN else None
-    pictures = {name: held and getattr(held, name) for name in ("image", "agreeing", "contradicting")}
-    return variant.item.replace(**pictures)
+# -- asking ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under diagnosis: its name, how it is asked, how many log-probabilities it gives (0: none)."""
+
+    model: str
+    complete: Complete
+    top_logprobs: int
+
+
+async def ask_all(
+    targets: Sequence[Target],
+    variants: Sequence[Variant],
+    journal: Journal,
+    *,
+    reach: Reach,
+    logprobs: bool = True,
+    concurrency: int = 8,
+    per_second: float | None = None,
+) -> list[list[Answer]]:
+    """The answers of every model, in the variants' order; one model is let go before the next is reached.
+
+    logprobs: whether to ask for them. per_second: calls that may begin in a second; None for any number.
+    Raises EndpointError.
+    """
+
+    async def ask_one(number: int, target: Target, progress: Progress) -> list[Answer]:
+        bar = progress.add_task(target.name, total=len(variants))
+        async with reach(target) as complete:
+            return await ask_each_variant(
+                target.name,
+                paced(complete, per_second),
+                variants,
+                journal,
+                name=str(number),
+                tried=target.top_logprobs if logprobs else (),
+                concurrency=concurrency,
+                done=partial(_advance, progress, bar),
+            )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        return [await ask_one(number, target, progress) for number, target in enumerate(targets)]
+
+
+def _advance(progress: Progress, bar: TaskID, _: str) -> None:
+    progress.advance(bar)
+
+
+async def ask_each_variant(
+    model: str,
+    complete: Complete,
+    variants: Sequence[Variant],
+    journal: Journal,
+    *,
+    name: str = "0",
+    tried: Sequence[int] = TOP_LOGPROBS,
+    concurrency: int = 8,
+    done: Callable[[str], None] = lambda key: None,
+) -> list[Answer]:
+    """What a model answers to every variant; what the journal holds is not asked again.
+
+    name: the model's, in the journal. tried: as in `top_logprobs_of`. Raises EndpointError.
+    """
+    keys = [f"{name}/{variant.key}" for variant in variants]
+    missing = any(key not in journal.records for key in keys)
+    top = await top_logprobs_of(complete, model, variants[0].item, tried) if missing else 0
+    subject = Subject(model, complete, top)
+    guard = Guard(GuardConfig(regenerate=not top))
+    jobs = {key: partial(ask, subject, guard, variant) for key, variant in zip(keys, variants, strict=True)}
+    records = await collect(jobs, journal, concurrency=concurrency, done=done)
+    return [Answer.from_json(variant, records[key]) for key, variant in zip(keys, variants, strict=True)]
 
 
 def paced(complete: Complete, per_second: float | None) -> Complete:
@@ -214,14 +280,18 @@ def paced(complete: Complete, per_second: float | None) -> Complete:
     return later
 
 
-async def top_logprobs_of(complete: Complete, model: str, item: Item) -> int:
-    """How many log-probabilities the endpoint gives, 0 for none. Raises EndpointError where it answers not
-    even without them.
+async def top_logprobs_of(
+    complete: Complete, model: str, item: Item, tried: Sequence[int] = TOP_LOGPROBS
+) -> int:
+    """How many log-probabilities the endpoint gives: the first of `tried` that it takes, 0 for none.
+
+    Raises EndpointError if it does not answer even without them.
     """
-    for top in (*TOP_LOGPROBS, 0):
-        more: JSON = {"logprobs": True, "top_logprobs": top} if top else {}
+    for top in (*tried, 0):
+        fields: JSON = {"logprobs": True, "top_logprobs": top} if top else {}
+        body = {key: value for key, value in request_for(item, model, **fields).items() if key != "modint"}
         try:
-            reply = reply_of(await complete(_bare(request_for(item, model, **more))))
+            reply = reply_of(await complete(body))
         except EndpointError as exc:
             if exc.status is None or not 400 <= exc.status < 500 or exc.status in (401, 408, 429) or not top:
                 raise
@@ -231,12 +301,8 @@ async def top_logprobs_of(complete: Complete, model: str, item: Item) -> int:
     return 0
 
 
-def _bare(body: JSON) -> JSON:
-    return {key: value for key, value in body.items() if key != "modint"}
-
-
 async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
-    """One answer with its views, as `Found` holds it. Raises EndpointError where the question or a view
+    """One answer with its views, as `Answer` holds it. Raises EndpointError if the question or a view
     fails.
     """
     item = variant.whole()
@@ -244,15 +310,15 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
     probes = {"probes": [order]} if order else {}
     body = request_for(item, subject.model)
     plan = guard.plan({**body, "modint": {**body["modint"], **probes}}, max_top_logprobs=subject.top_logprobs)
-    own = guard.main_body(plan)
+    asked = main_body(plan)
     if subject.top_logprobs:
-        own = {**own, "logprobs": True, "top_logprobs": subject.top_logprobs}
-    answer, replies = await with_views(guard, plan, own, subject.complete, variant.key)
-    reply = reply_of(answer)
+        asked = {**asked, "logprobs": True, "top_logprobs": subject.top_logprobs}
+    completion, replies = await with_views(plan, asked, subject.complete, variant.key)
+    reply = reply_of(completion)
     score = _score(guard, plan, reply, replies)
     return {
         "text": reply.text,
-        "options": _options(item, reply, guard.config.thresholds.min_option_mass),
+        "options": option_probabilities(item, reply, guard.config.thresholds.min_option_mass),
         "top": dict(reply.top) if reply.top else None,
         "cells": {name: cell.answer for name, cell in score.cells.items()} if score else {},
         "influence": {
@@ -267,8 +333,8 @@ async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:
 
 
 def _order_of(variant: Variant) -> str | None:
-    """The order that is tried as well: of the options where a lettered item is clean, of question and context
-    where both modalities say the same.
+    """The order that is tried as well: of the options if a lettered item is clean, of question and context if
+    both modalities say the same.
     """
     if variant.perturbation == CLEAN:
         return PERMUTED_OPTIONS if variant.item.form == "letter" else None
@@ -276,94 +342,17 @@ def _order_of(variant: Variant) -> str | None:
 
 
 def _score(guard: Guard, plan: Plan, reply: Reply, replies: Replies) -> Score | None:
-    if reply.skip or plan.skip or plan.chat is None or not plan.views:
+    if reply.skip or plan.skip or not plan.views:
         return None
-    if plan.regenerate:
+    if plan.schedule.method == REGENERATED:
         return score_words(reply, replies, plan.chat)
-    return guard.score(plan, reply, replies)
+    return guard.judge.score(plan, reply, replies)
 
 
-def _options(item: Item, reply: Reply, min_mass: float) -> dict[str, float] | None:
-    """Probabilities of the choices, renormalised; None where they are not all listed."""
-    said = {reply_for(item, choice): choice for choice in item.choices}
-    found = option_distribution(reply.top or {}, said, min_mass)
-    return None if found is None else {said[label]: p for label, p in found.items()}
-
-
-@asynccontextmanager
-async def _endpoint(key: str | None, model: str, url: str) -> AsyncIterator[Complete]:
-    async with Endpoint(url, key, headers=OFF) as endpoint:
-        yield endpoint.complete
-
-
-def local_reach(found: Iterable[EntryPoint]) -> Reach:
-    """Models loaded here, by what the training package supplies. Raises ConfigError where it is missing."""
-    loaders = list(found)
-    if not loaders:
-        raise ConfigError("--local needs: pip install 'modint-guard[train]'")
-
-    @asynccontextmanager
-    async def reach(model: str, url: str) -> AsyncIterator[Complete]:
-        yield loaders[0].load()(model)
-
-    return reach
-
-
-async def _ask(
-    models: Sequence[tuple[str, str]],
-    asked: Sequence[Variant],
-    journal: Journal,
-    *,
-    reach: Reach,
-    concurrency: int,
-    per_second: float | None,
-) -> list[list[Found]]:
-    """The answers of every model, in the variants' order."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    found: list[list[Found]] = []
-    with Progress(*columns, console=console) as progress:
-        for number, (model, url) in enumerate(models):
-            async with reach(model, url) as complete:
-                bar = progress.add_task(model, total=len(asked))
-                found.append(
-                    await answers(
-                        model,
-                        paced(complete, per_second),
-                        asked,
-                        journal,
-                        name=str(number),
-                        concurrency=concurrency,
-                        done=partial(_advance, progress, bar),
-                    )
-                )
-    return found
-
-
-def _advance(progress: Progress, bar: TaskID, _: str) -> None:
-    progress.advance(bar)
-
-
-async def answers(
-    model: str,
-    complete: Complete,
-    asked: Sequence[Variant],
-    journal: Journal,
-    *,
-    name: str = "0",
-    concurrency: int = 8,
-    done: Callable[[str], None] = lambda key: None,
-) -> list[Found]:
-    """What a model answers to every variant; what the journal holds is not asked again. Raises
-    EndpointError.
+def option_probabilities(item: Item, reply: Reply, min_mass: float) -> dict[str, float] | None:
+    """Probabilities of the item's choices, renormalised; None if the reply's list leaves out one of them, or
+    they hold less than `min_mass` together.
     """
-    keys = [f"{name}/{variant.key}" for variant in asked]
-    if any(key not in journal.records for key in keys):
-        top = await top_logprobs_of(complete, model, asked[0].item)
-    else:
-        top = 0
-    subject = Subject(model, complete, top)
-    guard = Guard(GuardConfig(regenerate=not top))
-    jobs = {key: partial(ask, subject, guard, variant) for key, variant in zip(keys, asked, strict=True)}
-    records = await collect(jobs, journal, concurrency=concurrency, done=done)
-    return [Found.from_json(variant, records[key]) for key, variant in zip(keys, asked, strict=True)]
+    choices = {reply_for(item, choice): choice for choice in item.choices}
+    listed = option_distribution(reply.top or {}, choices, min_mass)
+    return None if listed is None else {choices[label]: p for label, p in listed.items()}

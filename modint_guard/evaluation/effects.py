@@ -27,7 +27,7 @@ _LEAST = 1e-12  # a probability below this counts as this much in a log-probabil
 @dataclass(frozen=True, slots=True)
 class Answered:
     """One answer to an item; `options` are the probabilities of its choices, `top` the log-probabilities of
-    its first token's alternatives, each None where unknown."""
+    its first token's alternatives, each None if unknown."""
 
     item: Item
     text: str
@@ -53,19 +53,19 @@ EFFECTS = (
 )
 
 
-def shares(found: Sequence[Answered]) -> dict[str, float]:
+def shares(answers: Sequence[Answered]) -> dict[str, float]:
     """`n`, `accuracy` with its 95 % interval clustered by source, and the share that is `unparsable`.
 
     Every answer counts, read or not. Raises ValueError without answers.
     """
-    right = [float(each.right) for each in found]
-    low, high = cluster_interval(right, sources(found))
+    right = [float(each.right) for each in answers]
+    low, high = cluster_interval(right, sources(answers))
     return {
-        "n": len(found),
+        "n": len(answers),
         "accuracy": sum(right) / len(right),
         "ci_low": low,
         "ci_high": high,
-        "unparsable": sum(each.unparsable for each in found) / len(found),
+        "unparsable": sum(each.unparsable for each in answers) / len(answers),
     }
 
 
@@ -73,10 +73,10 @@ def effect(clean: Sequence[Answered], disturbed: Sequence[Answered]) -> dict[str
     """The change from clean answers to those of the same items under a perturbation, by the names in EFFECTS.
 
     `change` is that of accuracy. `js`, base 2 in [0, 1], is a mean over the items of which both distributions
-    are known: over the options, or, where one of them is in no list, the lower bound that top-k lists prove;
+    are known: over the options, or, if one of them is in no list, the lower bound that top-k lists prove;
     `js_exact` is the share of the former. The changes of the log-probability of the truth and of the planted
-    wrong choice (nats, options renormalised) are means over these. None where nothing is known. Intervals:
-    95 %, paired, clustered by source. Raises ValueError where the items are not the same.
+    wrong choice (nats, options renormalised) are means over these. None if nothing is known. Intervals:
+    95 %, paired, clustered by source. Raises ValueError if the items are not the same.
     """
     if [each.item.id for each in clean] != [each.item.id for each in disturbed]:
         raise ValueError("clean and disturbed answers must be of the same items, in the same order")
@@ -102,9 +102,9 @@ def direction(before: Answered, after: Answered) -> Direction:
     )
 
 
-def sources(found: Sequence[Answered]) -> list[str]:
+def sources(answers: Sequence[Answered]) -> list[str]:
     """What intervals are clustered by: an item's source, or the item itself."""
-    return [each.item.source or each.item.id for each in found]
+    return [each.item.source or each.item.id for each in answers]
 
 
 def _moved(pairs: Sequence[tuple[Answered, Answered]], clusters: Sequence[str]) -> dict[str, float | None]:

@@ -28,10 +28,10 @@ def calibrate(
     """Fit the risk on half of the sources and set the threshold on the other half.
 
     alpha: the miss rate promised (conformal risk control); the threshold is then lowered as far as that flags
-    no further negative. error: where given, it is lowered instead, if need be, until at most this share of
-    unflagged answers is wrong with confidence 1 - delta (learn then test). probes: where given, the first
+    no further negative. error: if given, it is lowered instead, if need be, until at most this share of
+    unflagged answers is wrong with confidence 1 - delta (learn then test). probes: if given, the first
     probe flags what reaches the threshold and clears answers as far as it takes to ask this many a request on
-    average. Raises ConfigError with too few positives or without negatives, and where `error` or `probes`
+    average. Raises ConfigError with too few positives or without negatives, and if `error` or `probes`
     cannot be kept.
     """
     fitting, setting = halves(answers, seed)

@@ -2,7 +2,7 @@
 
 Two kinds, both free of any assumption on the risk but that later answers are like the labelled ones
 (exchangeable): conformal risk control bounds the expected share of missed positives, learn-then-test the
-error among unflagged answers with a confidence. An answer is flagged where its risk reaches the threshold.
+error among unflagged answers with a confidence. An answer is flagged if its risk reaches the threshold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from modint_guard.errors import ConfigError
 
-GRID = tuple(step / 20 for step in range(1, 21))  # where a tested threshold may lie
+GRID = tuple(step / 20 for step in range(1, 21))  # the thresholds that are tested
 _BISECTIONS = 60
 
 
@@ -61,7 +61,7 @@ def error_threshold(
     grid: Sequence[float] = GRID,
 ) -> Tested | None:
     """The highest threshold of the grid, none above `at_most`, below which at most alpha of the answers are
-    wrong, with confidence 1 - delta; None where none passes.
+    wrong, with confidence 1 - delta; None if none passes.
 
     Each threshold is tested with the binomial tail (Clopper and Pearson 1934) at delta / len(grid), so that
     all that pass hold together (Angelopoulos et al. 2021, "Learn then test", Bonferroni). The grid must not
@@ -103,7 +103,7 @@ def binomial_cdf(successes: int, n: int, p: float) -> float:
 
 def binomial_upper(successes: int, n: int, delta: float) -> float:
     """The Clopper-Pearson upper bound of a share at confidence 1 - delta: the p with P(Bin(n, p) <=
-    successes) = delta; 1 where all or none were drawn.
+    successes) = delta; 1 if all or none were drawn.
     """
     if successes >= n:
         return 1.0

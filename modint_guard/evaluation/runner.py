@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from modint_guard.chat.reply import reply_of
 from modint_guard.data.item import RELEVANT, Item, Turn, is_right, prompt
 from modint_guard.errors import EndpointError
 from modint_guard.evaluation.asking import ask_each
-from modint_guard.guard import Guard
+from modint_guard.probing import probe
 from modint_guard.types import JSON, Complete, Failure, Plan, Replies
 
 FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes at most 8
@@ -20,9 +20,9 @@ FREE_TOKENS = 256  # of an answer in words of its own; a word or a letter takes 
 
 @dataclass(frozen=True)
 class Row:
-    """What one model answered to one item, and what the guard said of it (None where there is no guard).
+    """What one model answered to one item, and what the guard said of it (None if there is no guard).
 
-    `top`: log-probabilities of the first content token's alternatives, where they were asked for and given.
+    `top`: log-probabilities of the first content token's alternatives, if they were asked for and given.
     """
 
     item: Item
@@ -67,22 +67,20 @@ def without_guard(complete: Complete) -> Complete:
     return unguarded
 
 
-async def with_views(
-    guard: Guard, plan: Plan, body: JSON, complete: Complete, name: str
-) -> tuple[JSON, Replies]:
+async def with_views(plan: Plan, body: JSON, complete: Complete, name: str) -> tuple[JSON, Replies]:
     """The completion of `body`, and a reply to every view of the plan. Raises EndpointError as `every_view`
     does."""
-    return await asyncio.gather(complete(body), every_view(guard, plan, complete, name))
+    return await asyncio.gather(complete(body), every_view(plan, complete, name))
 
 
-async def every_view(guard: Guard, plan: Plan, complete: Complete, name: str) -> Replies:
+async def every_view(plan: Plan, complete: Complete, name: str) -> Replies:
     """A reply to every view of the plan. A view has as long as the endpoint gives a call: no user waits for
     it, and a paced one may start late.
 
-    Raises EndpointError, of `name`, where a view fails: what is said of answers must not depend on which of
+    Raises EndpointError, of `name`, if a view fails: what is said of answers must not depend on which of
     their views a busy endpoint let through.
     """
-    replies = await guard.probe(replace(plan, deadline_s=math.inf), complete)
+    replies = await probe.run(plan.views, complete, deadline_s=math.inf)
     if failed := [view for view, reply in replies.items() if isinstance(reply, Failure)]:
         raise EndpointError(f"the view {failed[0]} of {name} got no answer: is the engine well?")
     return replies

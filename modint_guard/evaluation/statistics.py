@@ -1,4 +1,4 @@
-"""Intervals clustered where items share a source, ROC areas among them; flips by direction; paired tests."""
+"""Intervals clustered by source, of means and of ROC areas; flips by direction; paired tests."""
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
@@ -11,7 +11,7 @@ Direction = Literal["none", "harmful", "beneficial", "neutral"]  # of a flip
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean, of flags the share that holds; None where there are none."""
+    """The mean, of flags the share that holds; None if there are none."""
     listed = list(values)
     return sum(listed) / len(listed) if listed else None
 
@@ -72,7 +72,7 @@ def paired_interval(
 
 def flip_direction(before: object, after: object, *, right_before: bool, right_after: bool) -> Direction:
     """What a perturbation did to one answer: `harmful` (right to wrong), `beneficial` (wrong to right),
-    `neutral` (one wrong answer to another), `none` where it stayed. An unparsable answer is wrong and None.
+    `neutral` (one wrong answer to another), `none` if it stayed. An unparsable answer is wrong and None.
     """
     if right_before != right_after:
         return "harmful" if right_before else "beneficial"
@@ -125,7 +125,7 @@ def auroc_resamples(
     """The area under the ROC curve (`curves.auroc`) in each bootstrap resample of whole clusters.
 
     Gives (resamples,). With the same clusters and seed two scores are resampled alike, so that their
-    differences are paired. NaN where a resample lacks one of the classes. Raises ValueError for unequal
+    differences are paired. NaN if a resample lacks one of the classes. Raises ValueError for unequal
     inputs or a single class.
     """
     if not len(scores) == len(positive) == len(clusters) or len(set(positive)) < 2:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from modint_guard.chat.reply import plain
+from modint_guard.chat.reply import token_text
 
 Distribution = Mapping[str, float]  # token or label -> probability
 
@@ -30,7 +30,7 @@ def js_lower_bound(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> fl
     """
     p, q = probabilities(p_top), probabilities(q_top)
     p_tail, q_tail = tail(p), tail(q)
-    p_cap, q_cap = unlisted_at_most(p), unlisted_at_most(q)
+    p_cap, q_cap = max_unlisted(p), max_unlisted(q)
     total = sum(_js_term(p[key], q[key]) for key in p.keys() & q.keys())
     total += sum(_js_term(p[key], min(p[key], q_cap)) for key in p.keys() - q.keys())
     total += sum(_js_term(min(q[key], p_cap), q[key]) for key in q.keys() - p.keys())
@@ -49,7 +49,7 @@ def largest_shift(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> flo
     same. Of the same input asked twice it is the engine's noise.
     """
     p, q = probabilities(p_top), probabilities(q_top)
-    p_cap, q_cap = unlisted_at_most(p), unlisted_at_most(q)
+    p_cap, q_cap = max_unlisted(p), max_unlisted(q)
     both = (abs(p[key] - q[key]) for key in p.keys() & q.keys())
     lost = (p[key] - q_cap for key in p.keys() - q.keys())
     new = (q[key] - p_cap for key in q.keys() - p.keys())
@@ -66,7 +66,7 @@ def option_distribution(
     """
     masses: dict[str, float] = {}
     for token, logprob in top.items():
-        masses[plain(token)] = masses.get(plain(token), 0.0) + math.exp(logprob)
+        masses[token_text(token)] = masses.get(token_text(token), 0.0) + math.exp(logprob)
     chosen = {label: masses.get(label, 0.0) for label in labels}
     total = sum(chosen.values())
     if not chosen or min(chosen.values()) <= 0.0 or total < min_mass:
@@ -78,7 +78,7 @@ def word_distribution(top: Mapping[str, float]) -> Distribution:
     """Probabilities of the listed tokens, merged where only blanks or case differ; the tail is left out."""
     merged: dict[str, float] = {}
     for token, probability in probabilities(top).items():
-        key = plain(token).casefold()
+        key = token_text(token).casefold()
         merged[key] = merged.get(key, 0.0) + probability
     return merged
 
@@ -106,7 +106,7 @@ def tail(listed: Distribution) -> float:
     return max(0.0, 1.0 - sum(listed.values()))
 
 
-def unlisted_at_most(listed: Distribution) -> float:
+def max_unlisted(listed: Distribution) -> float:
     """At most this likely is any one token that a top-k list leaves out: as its tail and as its last entry.
     The last entry may be a sampled token from outside the top k, so the last but one is taken.
     """

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from modint_guard.chat.reply import answer_positions, log_sum, plain
+from modint_guard.chat.reply import answer_positions, log_sum, token_text
 from modint_guard.judging.divergence import (
     Distribution,
     coverage,
@@ -25,9 +25,9 @@ from modint_guard.judging.divergence import (
     js_divergence,
     js_lower_bound,
     largest_shift,
+    max_unlisted,
     option_distribution,
     relative_entropy,
-    unlisted_at_most,
     word_distribution,
 )
 from modint_guard.judging.risk import Thresholds
@@ -46,8 +46,8 @@ from modint_guard.types import (
     Chat,
     Failure,
     Option,
-    Outcome,
     Position,
+    ProbeOutcome,
     ProbeResult,
     Replies,
     Reply,
@@ -91,7 +91,7 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     if answer.token is None or not answer.top or not view.top:
         return None
     p, q = word_distribution(answer.top), word_distribution(view.top)
-    said = plain(answer.token)
+    said = token_text(answer.token)
     exact = _over_options(answer, view, labels, thresholds) if said in labels else None
     seen = exact[1] if exact else q
     y = said if exact else said.casefold()
@@ -124,7 +124,7 @@ def compare_forced(
     """
     leads = [_lead(position) for position in view]
     sure = [t for t, position in enumerate(own) if _lead(position) < -thresholds.flip_margin]
-    sure = [t for t in sure if plain(own[t].token)] or list(range(len(own)))
+    sure = [t for t in sure if token_text(own[t].token)] or list(range(len(own)))
     decided = _lead(own[deciding := max(sure, key=leads.__getitem__)]) < -thresholds.flip_margin
     seen = word_distribution(view[deciding].top)
     lead = leads[deciding]
@@ -151,7 +151,7 @@ def compare_forced(
 def _lead(position: Position) -> float:
     """p(the best other token) - p(y_t), in [-1, 1]."""
     words = word_distribution(position.top)
-    y = plain(position.token).casefold()
+    y = token_text(position.token).casefold()
     return _runner_up(words, y) - words.get(y, 0.0)
 
 
@@ -175,9 +175,9 @@ def relabelled(view: Reply, moved: Mapping[str, str]) -> Reply:
         return view
     top: dict[str, float] = {}
     for token, logprob in view.top.items():
-        label = moved.get(plain(token), token)
+        label = moved.get(token_text(token), token)
         top[label] = logprob if label not in top else log_sum(top[label], logprob)
-    said = moved.get(plain(view.token or "")) or view.token
+    said = moved.get(token_text(view.token or "")) or view.token
     text = moved.get(view.text.strip().rstrip("."), view.text)
     return replace(view, top=top, token=said, text=text)
 
@@ -188,7 +188,7 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
     """
     replies = comparable(answer, replies)
     noise = noise_of(answer, replies.get(NOOP))
-    known = beyond_noise(thresholds or Thresholds(), noise)
+    known = with_noise_floor(thresholds or Thresholds(), noise)
     labels = tuple(option.label for option in chat.options)
     cells, missing = cells_of(replies, lambda view: compare(answer, view, labels, known))
     forced = any(isinstance(reply, Reply) and reply.forced for reply in replies.values())
@@ -271,7 +271,7 @@ def noise_of(answer: Reply, again: Reply | Failure | None) -> float | None:
     return largest_shift(answer.top, again.top)
 
 
-def beyond_noise(thresholds: Thresholds, noise: float | None) -> Thresholds:
+def with_noise_floor(thresholds: Thresholds, noise: float | None) -> Thresholds:
     """The same thresholds with a margin that noise of this size cannot reach."""
     floor = min(1.0, max(thresholds.flip_margin, 2 * (noise or 0.0)))
     return thresholds if floor == thresholds.flip_margin else replace(thresholds, flip_margin=floor)
@@ -285,13 +285,15 @@ def probe_result(
     if isinstance(reply, Failure):
         return unjudged_result(name, reply)
     if name == SELF_ASKED:
-        return replace(unjudged_result(name, reply), answer=plain(reply.token or "") or None)
+        return replace(unjudged_result(name, reply), answer=token_text(reply.token or "") or None)
     cell = _compared(name, answer, reply, chat, thresholds or Thresholds())
     if cell is None:
-        return replace(unjudged_result(name, reply), outcome=Outcome.ERROR)
+        return replace(unjudged_result(name, reply), outcome=ProbeOutcome.ERROR)
     return replace(
         unjudged_result(name, reply),
-        outcome={True: Outcome.FLIPPED, False: Outcome.CONSISTENT, None: Outcome.UNDECIDED}[cell.flip],
+        outcome={True: ProbeOutcome.FLIPPED, False: ProbeOutcome.CONSISTENT, None: ProbeOutcome.UNDECIDED}[
+            cell.flip
+        ],
         divergence=cell.divergence,
         exact=cell.exact,
         coverage=cell.coverage,
@@ -306,18 +308,20 @@ def unjudged_result(name: str, reply: Reply | Failure) -> ProbeResult:
     if isinstance(reply, Failure):
         return ProbeResult(name, reply.outcome, ms=reply.ms)
     tokens = reply.prompt_tokens + reply.completion_tokens
-    return ProbeResult(name, Outcome.UNDECIDED, tokens=tokens, cached_tokens=reply.cached_tokens, ms=reply.ms)
+    return ProbeResult(
+        name, ProbeOutcome.UNDECIDED, tokens=tokens, cached_tokens=reply.cached_tokens, ms=reply.ms
+    )
 
 
 def _is_only_begun(answer: Reply, labels: Sequence[str]) -> bool:
     """Whether more than the first word was said, and that word is no option's label."""
-    return len(answer.text.split()) > 1 and plain(answer.token or "") not in labels
+    return len(answer.text.split()) > 1 and token_text(answer.token or "") not in labels
 
 
 def _compared(name: str, answer: Reply, view: Reply, chat: Chat, thresholds: Thresholds) -> CellScore | None:
     labels = tuple(option.label for option in chat.options)
     if name == PERMUTED_OPTIONS:
-        view = relabelled(view, moved_on(chat.options))
+        view = relabelled(view, shifted_labels(chat.options))
     return compare(answer, view, labels, thresholds)
 
 
@@ -330,7 +334,7 @@ def _flips(
     return cell is not None and cell.flip is True
 
 
-def moved_on(options: Sequence[Option]) -> dict[str, str]:
+def shifted_labels(options: Sequence[Option]) -> dict[str, str]:
     """Label in `permuted_options` -> the label that its text has in the request, for texts moved by one."""
     labels = [option.label for option in options]
     return dict(zip(labels, [*labels[-1:], *labels[:-1]], strict=True))
@@ -359,7 +363,7 @@ def _p_of(words: Distribution, said: str) -> float:
     tail.
     """
     listed = words.get(said.casefold())
-    return listed if listed is not None else unlisted_at_most(words)
+    return listed if listed is not None else max_unlisted(words)
 
 
 def _log(probability: float, thresholds: Thresholds) -> float:
@@ -374,4 +378,4 @@ def _relative_entropy(cells: Mapping[str, CellScore]) -> float | None:
 
 def _answer_text(view: Reply, best: str) -> str:
     text = view.text.strip()
-    return text if view.finish_reason == "stop" and text else plain(view.token or best)
+    return text if view.finish_reason == "stop" and text else token_text(view.token or best)

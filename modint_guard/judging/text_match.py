@@ -11,7 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from modint_guard.judging.scoring import cells_of, first_word, moved_on
+from modint_guard.judging.scoring import cells_of, first_word, shifted_labels
 from modint_guard.types import (
     CONTROLS,
     NEUTRAL_IMAGE,
@@ -22,7 +22,7 @@ from modint_guard.types import (
     CellScore,
     Chat,
     Failure,
-    Outcome,
+    ProbeOutcome,
     ProbeResult,
     Replies,
     Reply,
@@ -68,7 +68,7 @@ def words_result(name: str, answer: Reply, reply: Reply | Failure, chat: Chat) -
     flip = _moves(name, answer, reply, chat)
     return ProbeResult(
         name,
-        Outcome.FLIPPED if flip else Outcome.CONSISTENT,
+        ProbeOutcome.FLIPPED if flip else ProbeOutcome.CONSISTENT,
         flip=flip,
         answer=reply.text.strip() or None,
         tokens=reply.prompt_tokens + reply.completion_tokens,
@@ -84,7 +84,7 @@ def _moves(name: str, answer: Reply, view: Reply | Failure | None, chat: Chat) -
     labels = [option.label for option in chat.options]
     said = _said(view.text, labels)
     if name == PERMUTED_OPTIONS:
-        said = moved_on(chat.options).get(said, said)
+        said = shifted_labels(chat.options).get(said, said)
     return said != _said(answer.text, labels)
 
 

@@ -54,7 +54,7 @@ from modint_guard.types import (
 )
 
 Cells = Mapping[str, CellScore]
-FIRST = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # what an early stop asks before all else
+FIRST_VIEW = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # what an early stop asks before all else
 _INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # what ought not to decide
 
 
@@ -63,7 +63,7 @@ def decide(
 ) -> Verdict:
     """The verdict on one scored answer."""
     thresholds = thresholds or Thresholds()
-    verdict = settled(score, relevant, thresholds) if has_context else None
+    verdict = early_verdict(score, relevant, thresholds) if has_context else None
     if verdict is None:
         needed = cells_needed(relevant, has_context=has_context)
         if any(name not in score.cells for name in needed):
@@ -78,14 +78,14 @@ def decide(
     return verdict
 
 
-def settled(
+def early_verdict(
     score: Score, relevant: Relevant, thresholds: Thresholds, *, mends: bool = False
 ) -> Verdict | None:
     """The verdict that some of the cells decide already, under an early stop; None where others are needed.
 
     mends: a flag is to be mended and wants what each modality alone says, so the first view raises none.
     """
-    first, asked = FIRST.get(relevant), set(score.cells)
+    first, asked = FIRST_VIEW.get(relevant), set(score.cells)
     if first is None or first not in asked or score.missing:
         return None
     if relevant is Relevant.BOTH:  # fitted by nobody: that the prior was asked alone is the early stop
@@ -153,7 +153,7 @@ def _both_decide(score: Score, thresholds: Thresholds, has_context: bool) -> Ver
     return Verdict(State.PASS)
 
 
-def _nobody_knows(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _relevance_unknown(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
     cells = score.cells
     if not has_context:
         return Verdict(State.SKIPPED, reason="no_context")
@@ -168,7 +168,7 @@ _RULES = {
     Relevant.IMAGE: _image_decides,
     Relevant.TEXT: _text_decides,
     Relevant.BOTH: _both_decide,
-    Relevant.UNKNOWN: _nobody_knows,
+    Relevant.UNKNOWN: _relevance_unknown,
 }
 
 

@@ -1,7 +1,7 @@
-"""What validation chose for mitigation: written by `make bench-mitigation`, never by hand.
+"""Constants of mitigation, fitted on a validation split: written by `make bench-mitigation`, never by hand.
 
-A test holds it to bench/results/mitigation_validation.json, where there is one. Kinds of answer without an
-order here have that of `mitigation.REASONED`.
+A test compares them with bench/results/mitigation_validation.json. Kinds of answers that have no order here
+take that of `policy.REASONED`.
 """
 
 from collections.abc import Mapping

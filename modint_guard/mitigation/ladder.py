@@ -1,12 +1,13 @@
-"""The ladder: rung after rung, until one settles a flagged answer or nothing more may be spent.
+"""The ladder: tries one rung after another, until one settles a flagged answer or nothing more may be spent.
 
-    rungs_of      which rungs, by policy, cause, relevance and form of the answer
-    within        each within what is left of the tokens and of the time
-    settles       the first that mends or confirms the answer ends it; else the policy says what is served
+    rungs_of            which rungs are tried, by policy, cause, relevance and form of the answer
+    _within             runs each of them within the tokens and the time that are left
+    Attempt.settles     the first rung that corrects or confirms the answer ends the ladder; if none does, the
+                        policy says what is served
 
-Every rung is tried at most once and none calls the ladder, so there are no loops. A rung that fails, is late,
-or would cost too much leaves the original answer as it was; the report names it with what it cost. Where a
-call was cut off nobody knows that: the rung counts as the most that it might have cost.
+Every rung is tried at most once and none calls the ladder, so there are no loops. A rung that fails, is late
+or would cost too much leaves the original answer as it was; the report names it with its cost. If a call was
+cut off, its real cost is unknown, and the rung counts as the most that it might have cost.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from modint_guard.chat.reply import usage_of
 from modint_guard.errors import EndpointTimeout
 from modint_guard.mitigation import rungs
 from modint_guard.mitigation.policy import Policy, may_replace, rungs_of
-from modint_guard.mitigation.rungs import Case, Examine, Found
+from modint_guard.mitigation.rungs import Attempt, Examine, FlaggedAnswer
 from modint_guard.types import (
     ABSTAIN,
     ANNOTATE,
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 async def climb(
-    case: Case,
+    flagged: FlaggedAnswer,
     policy: Policy,
     complete: Complete,
     examine: Examine,
@@ -46,28 +48,30 @@ async def climb(
 ) -> Mitigation:
     """Try the policy's rungs in order until one settles the answer. Raises nothing but CancelledError.
 
-    max_tokens: a further limit on what all rungs may cost, besides the policy's own.
+    complete: sends a body to the engine. examine: asks and judges a request, for `escalate`. max_tokens: a
+    limit on the cost of all rungs together, besides the policy's own.
     """
     allowed = policy.max_tokens if max_tokens is None else min(policy.max_tokens, max_tokens)
     until = clock() + policy.deadline_s
-    cause, relevant = case.report.verdict.cause, case.report.relevant
+    cause, relevant = flagged.report.verdict.cause, flagged.report.relevant
     tried: list[RungResult] = []
-    for rung in rungs_of(policy, cause, relevant, case.form):
-        left = allowed - sum(each.tokens for each in tried)
-        found, result = await _within(rung, case, policy, complete, examine, left, until, clock)
+    for rung in rungs_of(policy, cause, relevant, flagged.form):
+        left = allowed - sum(result.tokens for result in tried)
+        attempt, result = await _within(rung, flagged, policy, complete, examine, left, until, clock)
         tried.append(result)
-        if found.settles:
-            return _mitigation(case, policy, tried, found)
-    if policy.otherwise == ABSTAIN and ABSTAIN not in {each.rung for each in tried}:
-        found = await rungs.abstain(case, policy, complete, examine)
-        tried.append(RungResult(ABSTAIN, found.outcome, found.text))
-        return _mitigation(case, policy, tried, found)
-    return _mitigation(case, policy, tried, None)
+        if attempt.settles:
+            return _mitigation(flagged, policy, tried, attempt)
+    if policy.otherwise == ABSTAIN and ABSTAIN not in {result.rung for result in tried}:
+        attempt = await rungs.abstain(flagged, policy, complete, examine)
+        tried.append(RungResult(ABSTAIN, attempt.outcome, attempt.text))
+        return _mitigation(flagged, policy, tried, attempt)
+    return _mitigation(flagged, policy, tried, None)
 
 
 def served(completion: JSON, mitigation: Mitigation | None) -> JSON:
-    """The completion with the answer that is to be served; the given one where the original stands. Its
-    log-probabilities and token ids were the original's, and go.
+    """The completion with the corrected answer in it; unchanged if the original answer stands.
+
+    The log-probabilities and token ids of a replaced answer are taken out: they belong to the original.
     """
     if mitigation is None or mitigation.answer is None:
         return completion
@@ -82,54 +86,60 @@ def served(completion: JSON, mitigation: Mitigation | None) -> JSON:
     return {**completion, "choices": [choice]}
 
 
-def _mitigation(case: Case, policy: Policy, tried: list[RungResult], found: Found | None) -> Mitigation:
-    mended = found is not None and found.outcome in (RungOutcome.MENDED, RungOutcome.ABSTAINED)
+def _mitigation(
+    flagged: FlaggedAnswer, policy: Policy, tried: list[RungResult], settling: Attempt | None
+) -> Mitigation:
+    replacing = (RungOutcome.MENDED, RungOutcome.ABSTAINED)
+    served_in_place = settling if settling and settling.outcome in replacing else None
     return Mitigation(
         asked=policy.action,
-        action=tried[-1].rung if mended else ANNOTATE,
-        original=case.answer.text,
-        answer=found.text if found and mended else None,
-        finish_reason=found.finish_reason if found and mended else None,
+        action=tried[-1].rung if served_in_place else ANNOTATE,
+        original=flagged.answer.text,
+        answer=served_in_place.text if served_in_place else None,
+        finish_reason=served_in_place.finish_reason if served_in_place else None,
         rungs=tuple(tried),
     )
 
 
 async def _within(
     rung: str,
-    case: Case,
+    flagged: FlaggedAnswer,
     policy: Policy,
     complete: Complete,
     examine: Examine,
     tokens_left: int,
     until: float,
     clock: Clock,
-) -> tuple[Found, RungResult]:
-    """One rung within what is left; whatever goes wrong in it leaves the answer as it was."""
+) -> tuple[Attempt, RungResult]:
+    """Run one rung within the tokens and the time left. If it goes wrong, the answer stays as it was."""
     start, meter, at_most = clock(), Meter(complete), 0
     try:
-        at_most = rungs.tokens_of(rung, case, policy)
-        if rung != ABSTAIN and not may_replace(policy, case.report):
-            found = rungs.UNFIT
+        at_most = rungs.tokens_of(rung, flagged, policy)
+        if rung != ABSTAIN and not may_replace(policy, flagged.report):
+            attempt = rungs.UNFIT
         elif at_most > max(0, tokens_left):
-            found = Found(RungOutcome.BUDGET)
+            attempt = Attempt(RungOutcome.BUDGET)
         elif at_most and until <= start:
-            found = Found(RungOutcome.TIMEOUT)
+            attempt = Attempt(RungOutcome.TIMEOUT)
         else:
             async with asyncio.timeout(max(0.0, until - start)):
-                found = await rungs.BY_NAME[rung](case, policy, meter, examine)
+                attempt = await rungs.BY_NAME[rung](flagged, policy, meter, examine)
     except (TimeoutError, EndpointTimeout):
-        found = Found(RungOutcome.TIMEOUT)
+        attempt = Attempt(RungOutcome.TIMEOUT)
     except Exception as exc:  # noqa: BLE001 - like the probe boundary: logged here, counted by its outcome
         logger.warning("rung %s failed: %s: %s", rung, type(exc).__name__, exc)
-        found = Found(RungOutcome.FAILED)
-    if found.outcome is RungOutcome.MISSING:
-        at_most = 0  # of a model that is not there no call costs anything
+        attempt = Attempt(RungOutcome.FAILED)
+    if attempt.outcome is RungOutcome.MISSING:
+        at_most = 0  # calls to a model that is not served cost nothing
     ms = (clock() - start) * 1000
-    return found, meter.charged(RungResult(rung, found.outcome, found.text, ms=ms), at_most)
+    return attempt, meter.charged(RungResult(rung, attempt.outcome, attempt.text, ms=ms), at_most)
 
 
 class Meter:
-    """A `Complete` that counts the tokens of its calls, as the endpoint reports them."""
+    """A `Complete` that counts the tokens of its calls, as the endpoint reports them.
+
+    cut_off: whether a call was cancelled or timed out, so that its cost is not known.
+    """
 
     def __init__(self, complete: Complete) -> None:
         self._complete = complete
@@ -143,14 +153,12 @@ class Meter:
         except (asyncio.CancelledError, EndpointTimeout):
             self.cut_off = True
             raise
-        usage = completion.get("usage") or {}
-        self.tokens += int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
-        details = usage.get("prompt_tokens_details") or {}
-        self.cached_tokens += int(details.get("cached_tokens") or 0)
+        usage = usage_of(completion)
+        self.tokens += usage.prompt_tokens + usage.completion_tokens
+        self.cached_tokens += usage.cached_tokens
         return completion
 
     def charged(self, result: RungResult, at_most: int) -> RungResult:
-        """The rung's result with what its calls cost. Where one was cut off nobody will know: then all that
-        was set aside for them counts."""
+        """The rung's result with the cost of its calls; with `at_most` tokens if one was cut off."""
         tokens = max(self.tokens, at_most) if self.cut_off else self.tokens
         return replace(result, tokens=tokens, cached_tokens=self.cached_tokens)

@@ -1,23 +1,24 @@
 """Policies: what is done about a flagged answer, and which rungs the ladder tries for which kind of answer.
 
-Which rungs, how sure and how strong a contrast must be was chosen on validation (`learnt`).
+Which rungs are tried, how probable an answer must be and how strong a contrast is were fitted on a validation
+split (`fitted`).
 
-A policy file is TOML; the first policy that fits a request decides, and the request's own `modint.action`
-wins over its action:
+A policy file is TOML; the first policy that matches a request decides, but a `modint.action` in the request
+replaces its action:
 
     [[policy]]
     action = "ladder"        # annotate, neutralise, escalate, debias, rerank, abstain or ladder
-    model = "llava-*"        # a shell pattern; any model where it is left out
-    question = "how many"    # a regular expression searched in the question, case aside; any where left out
-    order = ["neutralise"]   # the ladder's rungs, in place of the table's
-    otherwise = "abstain"    # where no rung settles it; "original" serves the flagged answer
+    model = "llava-*"        # a shell pattern; any model if left out
+    question = "how many"    # a regular expression searched in the question, ignoring case; any if left out
+    order = ["neutralise"]   # the ladder's rungs, in place of those of the table
+    otherwise = "abstain"    # if no rung settles the answer; "original" serves the flagged answer
     stream = "release"       # stream at once and correct in the finish chunk; "buffer" holds until judged
     abstain_as = "error"     # a 422 envelope; "content_filter" answers 200 with that finish_reason
     robust = "robust-lora"   # the adapter that `escalate` asks
-    max_tokens = 8192        # that all rungs of a request may cost, prompts included
-    deadline_s = 10.0        # that they may take
-    trust_guess = true       # another answer also where what is relevant was guessed from the question
-    early_stop = false       # ask every cell of every request; else none that could not change what is served
+    max_tokens = 8192        # the most that all rungs of a request may cost, prompts included
+    deadline_s = 10.0        # the most time that they may take
+    trust_guess = true       # correct answers even if the relevant modality was only guessed
+    early_stop = false       # ask every cell of every request, even those that cannot change what is served
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modint_guard.chat.relevance_rules import check_question, fits, read_tables
+from modint_guard.chat.rule_files import check_expression, check_keys, matches, read_rule_file
 from modint_guard.errors import ConfigError
-from modint_guard.mitigation import fitted as learnt
+from modint_guard.mitigation import fitted
 from modint_guard.types import (
     ACTIONS,
     ANNOTATE,
@@ -48,14 +49,14 @@ from modint_guard.types import (
 Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
-GUESSED: tuple[RelevantSource, ...] = ("rules", "self_ask")
+GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "self_ask")
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
 Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
-# Which rungs, in which order, by cause, relevance and form of the answer, by reasoning: the answer of the
-# relevant modality alone is mostly known from the cells already, so it goes first; the robust adapter sees
-# all of the input but costs an answer and its probes; contrasts go last. Where the answer came from the
-# prior, taking away the other modality changes nothing. Where nobody said what is relevant, nothing is taken
-# away and nobody can say which answer is better.
+# The rungs by cause, relevant modality and form of the answer, in the order in which they are tried. Chosen
+# by reasoning: the answer of the relevant modality alone is mostly known from the cells already, so it comes
+# first; the robust adapter sees the whole input but costs an answer and its probes; contrasts come last. If
+# the answer came from the prior, leaving out the other modality changes nothing. If it is not known which
+# modality is relevant, none may be left out and no answer is known to be better.
 REASONED: Table = {
     (Cause.TEXT, Relevant.IMAGE): {
         "options": (*_WITHOUT_THE_OTHER, DEBIAS),
@@ -74,23 +75,27 @@ REASONED: Table = {
 }
 
 
-def tabled(orders: Mapping[tuple[str, str, str], tuple[str, ...]]) -> Table:
-    """The table of rungs: what was learnt, and what was reasoned where nothing was."""
+def table_of(orders: Mapping[tuple[str, str, str], tuple[str, ...]]) -> Table:
+    """The table of rungs: the fitted orders, and those of REASONED for kinds of answers that have none.
+
+    orders: the rungs by (cause, relevant modality, form of the answer), as in `fitted.ORDERS`.
+    """
     return {
         (cause, relevant): {form: orders.get((cause, relevant, form), row[form]) for form in FORMS}
         for (cause, relevant), row in REASONED.items()
     }
 
 
-TABLE = tabled(learnt.ORDERS)
+TABLE = table_of(fitted.ORDERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is done about a flagged answer, for requests of this model and question.
+    """What is done about a flagged answer to requests that match `model` and `question`.
 
-    `accept_at` is how probable the relevant modality's own answer must be, in [0, 1], to be served;
-    `debias_lambda` weighs what the irrelevant modality says alone, 0 or more. Raises ConfigError.
+    accept_at: the least confidence, in [0, 1], at which the relevant modality's own answer is served.
+    debias_lambda: the weight, 0 or more, of what the irrelevant modality alone says. The other fields are
+    explained at the top of this file. Raises ConfigError for a value out of range.
     """
 
     action: str = ANNOTATE
@@ -103,13 +108,11 @@ class Policy:
     robust: str = "robust-lora"
     max_tokens: int = 8192
     deadline_s: float = 10.0
-    accept_at: float = learnt.ACCEPT_AT
-    debias_lambda: float = learnt.DEBIAS_LAMBDA
-    candidates: int = 4  # that `rerank` compares, the original among them
-    early_stop: bool = True  # ask no cell that could not change what is served
-    trust_guess: bool = (
-        False  # give another answer also where nobody named what is relevant and it was guessed
-    )
+    accept_at: float = fitted.ACCEPT_AT
+    debias_lambda: float = fitted.DEBIAS_LAMBDA
+    candidates: int = 4  # how many answers `rerank` compares, the original among them
+    early_stop: bool = True
+    trust_guess: bool = False
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -128,7 +131,7 @@ class Policy:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}: it must lie between {least:g} and {most:g}."
                 )
-        check_question(self.question)
+        check_expression(self.question)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -147,15 +150,18 @@ _RANGES = {
 
 
 def policy_for(policies: Iterable[Policy], model: str, question: str, action: str | None) -> Policy:
-    """The first policy that fits, with the action that the request asked for; by default, `annotate`."""
-    found = next((one for one in policies if fits(one.model, one.question, model, question)), Policy())
-    if action is None or action == found.action:
-        return found
-    return replace(found, action=action, order=())
+    """The first policy that matches; `annotate` if none does. An `action` that the request itself asked for
+    replaces that of the policy, and its order.
+    """
+    matching = (one for one in policies if matches(one.model, one.question, model, question))
+    policy = next(matching, Policy())
+    if action is None or action == policy.action:
+        return policy
+    return replace(policy, action=action, order=())
 
 
 def rungs_of(policy: Policy, cause: Cause | None, relevant: Relevant, form: Form) -> tuple[str, ...]:
-    """The rungs to try in order; none for `annotate` and for an answer that is not flagged."""
+    """The rungs to try, in order. None for `annotate`, and none without a cause: nothing is flagged."""
     if policy.action == ANNOTATE or cause is None:
         return ()
     if policy.action != LADDER:
@@ -164,14 +170,14 @@ def rungs_of(policy: Policy, cause: Cause | None, relevant: Relevant, form: Form
 
 
 def may_replace(policy: Policy, report: Report) -> bool:
-    """Whether another answer may be given at all: a guess at what is relevant, by lexical rules or by the
-    model itself, is no ground for taking a part of the input away that somebody may have needed.
+    """Whether the policy may serve another answer at all. If the relevant modality was only guessed, by
+    lexical rules or by the model itself, leaving out the other one could remove what the question needs.
     """
-    return policy.trust_guess or report.relevant_source not in GUESSED
+    return policy.trust_guess or report.relevant_source not in GUESSED_SOURCES
 
 
 def abstention(report: Report) -> str:
-    """What is said in place of an answer: what either modality alone would have answered."""
+    """The text that is served in place of an answer: it says what each modality alone would have answered."""
     image, text = report.image_only, report.text_only
     return (
         "No answer is given: it would rest on the wrong part of the input. "
@@ -184,33 +190,24 @@ def _quoted(answer: str | None) -> str:
 
 
 def read_policies(path: Path) -> tuple[Policy, ...]:
-    """The policies of a file, in order. Raises ConfigError naming file and policy."""
-    return tuple(_policy(path, number, entry) for number, entry in enumerate(read_tables(path, "policy"), 1))
+    """The policies of a file, in order. Raises ConfigError naming the file and the number of the policy."""
+    return read_rule_file(path, "policy", _policy_of)
 
 
-def _policy(path: Path, number: int, entry: Any) -> Policy:
-    where = f"{path}, policy {number}"
+def _policy_of(table: Mapping[str, Any]) -> Policy:
     types = {field.name: type(field.default) for field in fields(Policy)}
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where}: it must be a table.")
-    values: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key not in types:
-            raise ConfigError(f"{where}: {key[:40]!r} is no key; known: {', '.join(types)}.")
-        values[key] = _typed(f"{where}: {key}", value, types[key])
-    try:
-        return Policy(**values)
-    except ConfigError as exc:
-        raise ConfigError(f"{where}: {exc}") from exc
+    check_keys(table, types)
+    return Policy(**{key: _typed(key, value, types[key]) for key, value in table.items()})
 
 
-def _typed(where: str, value: Any, wanted: type) -> Any:
+def _typed(key: str, value: Any, wanted: type) -> Any:
+    """The value as the field's type. Raises ConfigError if it is of another type."""
     if wanted is tuple:
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return tuple(value)
-        raise ConfigError(f"{where} must be a list of strings.")
+        raise ConfigError(f"{key} must be a list of strings.")
     numbers = (int, float) if wanted is float else (wanted,)
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, numbers):
-        named = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}[wanted]
-        raise ConfigError(f"{where} must be {named}.")
+        names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ConfigError(f"{key} must be {names[wanted]}.")
     return value

@@ -1,13 +1,17 @@
-"""What each rung does about a flagged answer: the ways to another answer, each judged by its own rule.
+"""The rungs: what each of them does to get another answer in place of a flagged one.
 
-neutralise  the answer of the relevant modality alone. It is known from the cells where it is short, else it
-            is generated. Served where that view is sure of it; never where nobody said what is relevant
-escalate    the request once more to the robust adapter, with its own cells. Served where that answer passes
-debias      options: argmax over k of log p(k | v, c, q) - lambda log p(k | irrelevant alone, q), from the
-            replies that are there already (compare arXiv 2311.16922, and 2504.10020 on its controls)
-rerank      free text: of at most four candidates the one with the largest mean over its tokens of
+neutralise  serves the answer of the relevant modality alone, if that view is confident of it. The answer is
+            known from the cells if it is short, and is generated otherwise
+escalate    sends the request once more, to the robust adapter, with its own probes; serves that answer if it
+            passes
+debias      options only: argmax over k of log p(k | v, c, q) - lambda log p(k | irrelevant alone, q), from
+            replies that are already there (compare arXiv 2311.16922, and 2504.10020 on its controls)
+rerank      free text only: of at most four candidates the one with the largest mean over its tokens of
             log p(y_t | v, c, q) - lambda log p(y_t | irrelevant alone, q), each scored by teacher forcing
-abstain     no answer, but what either modality alone would have said
+abstain     gives no answer, and says what either modality alone would have answered
+
+v is the image, c the context, q the question. Neutralise, debias and rerank need to know which modality is
+irrelevant.
 """
 
 from __future__ import annotations
@@ -15,10 +19,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from modint_guard.chat.reply import answer_positions, plain, reply_of
+from modint_guard.chat.reply import answer_positions, reply_of, token_text
 from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import Distribution, option_distribution
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
@@ -26,11 +30,12 @@ from modint_guard.judging.text_match import is_short, same_answer
 from modint_guard.mitigation.policy import Form, Policy, abstention
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
-from modint_guard.probing.views import asked_briefly, asked_whole
+from modint_guard.probing.views import full_body, short_body
 from modint_guard.types import (
     ABSTAIN,
     DEBIAS,
     ESCALATE,
+    FIRST_TOKEN,
     JSON,
     NEUTRAL_IMAGE,
     NEUTRALISE,
@@ -51,37 +56,45 @@ from modint_guard.types import (
     View,
 )
 
-# The cell in which the irrelevant modality speaks alone.
+# The cell in which only the irrelevant modality is left.
 IRRELEVANT_ALONE = {Relevant.IMAGE: NEUTRAL_IMAGE, Relevant.TEXT: NO_CONTEXT}
 MISSING_MODEL = 404
 T = TypeVar("T")
-_LISTED = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
+_WITH_LOGPROBS = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A flagged answer and all that is known of it."""
+class FlaggedAnswer:
+    """A flagged answer and all that is known about it.
+
+    replies: those of the views, comparable with the answer. min_option_mass: the least probability that the
+    options must hold together to be compared alone, in [0, 1].
+    """
 
     plan: Plan
-    chat: Chat
     answer: Reply
     replies: Replies
     report: Report
     min_option_mass: float
 
     @property
+    def chat(self) -> Chat:
+        """The request, split into images, context and question."""
+        return self.plan.chat
+
+    @property
     def form(self) -> Form:
-        """As `form_of`."""
+        """The form of the flagged answer, as `form_of` gives it."""
         return form_of(self.answer, self.chat)
 
-    def same(self, text: str) -> bool:
-        """Whether a text says what the flagged answer says."""
+    def is_same_answer(self, text: str) -> bool:
+        """Whether a text gives the same answer as the flagged one."""
         return same_answer(self.answer.text, text, [option.label for option in self.chat.options])
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a rung came to: its answer if it has one."""
+class Attempt:
+    """What one rung came to, with its answer if it has one."""
 
     outcome: RungOutcome
     text: str | None = None
@@ -89,87 +102,95 @@ class Found:
 
     @property
     def settles(self) -> bool:
-        """Whether the ladder ends here."""
+        """Whether no further rung is needed."""
         return self.outcome in (RungOutcome.MENDED, RungOutcome.CONFIRMED, RungOutcome.ABSTAINED)
 
 
 Examine = Callable[[Plan, Complete], Awaitable[tuple[Reply, Report]]]  # a request asked and judged
-Rung = Callable[[Case, Policy, Complete, Examine], Awaitable[Found]]
-UNFIT = Found(RungOutcome.UNFIT)
+Rung = Callable[[FlaggedAnswer, Policy, Complete, Examine], Awaitable[Attempt]]
+UNFIT = Attempt(RungOutcome.UNFIT)
 
 
-async def neutralise(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
-    """The relevant modality's own answer. Raises EndpointError."""
-    name = WITHOUT_IRRELEVANT.get(case.report.relevant)
-    reply = case.replies.get(name) if name else None
+async def neutralise(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
+    """The answer of the relevant modality alone. Raises EndpointError if it has to be generated and the
+    engine fails.
+    """
+    name = WITHOUT_IRRELEVANT.get(flagged.report.relevant)
+    reply = flagged.replies.get(name) if name else None
     if name is None or not isinstance(reply, Reply) or reply.skip:
         return UNFIT
     if not _is_known(reply):
-        view = next(view for view in case.plan.views if view.name == name)
-        body = {**asked_whole(case.plan.body), "messages": view.body["messages"]}
-        reply = reply_of(await complete({**body, **_LISTED} if case.plan.top_logprobs else body))
+        view = next(view for view in flagged.plan.views if view.name == name)
+        body = {**full_body(flagged.plan.body), "messages": view.body["messages"]}
+        if flagged.plan.schedule.top_logprobs:
+            body |= _WITH_LOGPROBS
+        reply = reply_of(await complete(body))
         if reply.skip:
             return UNFIT
-    sure = sureness(reply) >= policy.accept_at
-    return _settled(case, reply.text.strip(), reply.finish_reason, sure=sure)
+    is_confident = confidence(reply) >= policy.accept_at
+    return _attempt(flagged, reply.text.strip(), reply.finish_reason, accepted=is_confident)
 
 
-async def escalate(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
-    """The robust adapter's answer to the request as it is, probed once more. Raises EndpointError."""
-    if case.plan.body.get("model") == policy.robust:
+async def escalate(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
+    """The robust adapter's answer to the same request, examined in turn. Raises EndpointError if the engine
+    fails.
+    """
+    if flagged.plan.body.get("model") == policy.robust:
         return UNFIT
     if not policy.robust:
-        return Found(RungOutcome.MISSING)
+        return Attempt(RungOutcome.MISSING)
     try:
-        answer, report = await examine(for_model(case, policy.robust), complete)
+        answer, report = await examine(for_model(flagged, policy.robust), complete)
     except EndpointError as exc:
         if exc.status != MISSING_MODEL:
             raise
-        return Found(RungOutcome.MISSING)
+        return Attempt(RungOutcome.MISSING)
     text = answer.text.strip()
     if answer.skip or report.verdict.state is State.SKIPPED:
         return UNFIT
     if report.verdict.state is State.FLAGGED:
-        return Found(RungOutcome.FLAGGED, text)
-    return _settled(case, text, answer.finish_reason, sure=report.verdict.state is State.PASS)
+        return Attempt(RungOutcome.FLAGGED, text)
+    return _attempt(flagged, text, answer.finish_reason, accepted=report.verdict.state is State.PASS)
 
 
-async def debias(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
-    """The option that the contrast prefers; costs nothing."""
-    alone = case.replies.get(IRRELEVANT_ALONE.get(case.report.relevant, ""))
-    said = label_of(case.answer, case.chat)
-    if said is None or not isinstance(alone, Reply):
+async def debias(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
+    """The option that the contrast prefers. Costs nothing."""
+    alone = flagged.replies.get(IRRELEVANT_ALONE.get(flagged.report.relevant, ""))
+    label = label_of(flagged.answer, flagged.chat)
+    if label is None or not isinstance(alone, Reply):
         return UNFIT
-    labels = [option.label for option in case.chat.options]
-    full = option_distribution(case.answer.top or {}, labels, case.min_option_mass)
-    irrelevant = option_distribution(alone.top or {}, labels, case.min_option_mass)
+    labels = [option.label for option in flagged.chat.options]
+    full = option_distribution(flagged.answer.top or {}, labels, flagged.min_option_mass)
+    irrelevant = option_distribution(alone.top or {}, labels, flagged.min_option_mass)
     if full is None or irrelevant is None:
         return UNFIT
     best = debiased(full, irrelevant, policy.debias_lambda)
-    return Found(RungOutcome.UNCHANGED if best == said else RungOutcome.MENDED, best)
+    return Attempt(RungOutcome.UNCHANGED if best == label else RungOutcome.MENDED, best)
 
 
-async def rerank(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
-    """The candidate that the contrast prefers: the flagged answer, the relevant modality's own, and samples.
-    Needs a flagged answer that could be scored as a whole. Raises EndpointError.
+async def rerank(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
+    """The candidate that the contrast prefers: the flagged answer, the relevant modality's own, or a sample.
+
+    Only for a flagged answer that was scored as a whole. Raises EndpointError if no candidate can be
+    generated.
     """
-    scored = case.report.method == TEACHER_FORCED
-    if case.report.relevant not in IRRELEVANT_ALONE or case.form != "free" or not scored:
+    was_scored = flagged.report.method == TEACHER_FORCED
+    if flagged.report.relevant not in IRRELEVANT_ALONE or flagged.form != "free" or not was_scored:
         return UNFIT
-    candidates = await _candidates(case, policy, complete)
-    contrasts = await _together(_contrast(each, case, policy, complete) for each in candidates)
-    valued = [(value, each) for value, each in zip(contrasts, candidates, strict=True) if value is not None]
-    if not valued or valued[0][1] is not case.answer:
-        return Found(RungOutcome.FAILED)  # nothing to be better than
-    _, best = max(valued, key=lambda pair: pair[0])
-    same = best is case.answer or case.same(best.text)
-    outcome = RungOutcome.UNCHANGED if same else RungOutcome.MENDED
-    return Found(outcome, best.text.strip(), best.finish_reason)
+    candidates = await _candidates(flagged, policy, complete)
+    contrasts = await _together(_contrast(reply, flagged, policy, complete) for reply in candidates)
+    scored = [(value, reply) for value, reply in zip(contrasts, candidates, strict=True) if value is not None]
+    if not scored or scored[0][1] is not flagged.answer:
+        return Attempt(RungOutcome.FAILED)  # the flagged answer has no score to compare with
+    _, best = max(scored, key=lambda pair: pair[0])
+    is_same = best is flagged.answer or flagged.is_same_answer(best.text)
+    outcome = RungOutcome.UNCHANGED if is_same else RungOutcome.MENDED
+    return Attempt(outcome, best.text.strip(), best.finish_reason)
 
 
-async def abstain(case: Case, policy: Policy, complete: Complete, examine: Examine) -> Found:
-    """No answer; costs nothing."""
-    return Found(RungOutcome.ABSTAINED, abstention(case.report), "content_filter")
+async def abstain(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
+    """No answer, but a sentence that says so. Costs nothing."""
+    return Attempt(RungOutcome.ABSTAINED, abstention(flagged.report), "content_filter")
 
 
 BY_NAME: Mapping[str, Rung] = {
@@ -181,111 +202,111 @@ BY_NAME: Mapping[str, Rung] = {
 }
 
 
-def tokens_of(rung: str, case: Case, policy: Policy) -> int:
-    """What a rung would cost at most, in tokens, were each of its calls as dear as the dearest so far. Where
-    a stream was not asked for its usage, the positions of its answer are counted.
+def tokens_of(rung: str, flagged: FlaggedAnswer, policy: Policy) -> int:
+    """An upper estimate of a rung's cost in tokens: its number of calls, each as long as the longest so far.
+
+    If a stream did not report its usage, the tokens of its answer are counted instead.
     """
-    replies = [case.answer, *(reply for reply in case.replies.values() if isinstance(reply, Reply))]
+    replies = [flagged.answer, *(reply for reply in flagged.replies.values() if isinstance(reply, Reply))]
     prompt = max(reply.prompt_tokens for reply in replies)
-    answer = max(case.answer.completion_tokens, len(case.answer.positions))
-    return _calls(rung, case, policy) * (prompt + answer)
+    answer = max(flagged.answer.completion_tokens, len(flagged.answer.positions))
+    return _calls(rung, flagged, policy) * (prompt + answer)
 
 
 def label_of(answer: Reply, chat: Chat) -> str | None:
-    """The option's label that the answer is, a final full stop aside; None where it says anything else."""
-    said = plain(answer.text).removesuffix(".")
-    return next((option.label for option in chat.options if option.label == said), None)
+    """The label of the option that the answer is, ignoring a final full stop; None for any other answer."""
+    label = token_text(answer.text).removesuffix(".")
+    return next((option.label for option in chat.options if option.label == label), None)
 
 
 def form_of(answer: Reply, chat: Chat) -> Form:
-    """Whether the answer is one of the options' labels, a few words, or longer."""
+    """Whether the answer is an option's label ("options"), a few words ("word") or longer ("free")."""
     if label_of(answer, chat) is not None:
         return "options"
     return "word" if is_short(answer) else "free"
 
 
-def said_whole(view: Reply) -> bool:
-    """Whether a view, asked for a token or two, has ended its answer by itself."""
+def has_ended(view: Reply) -> bool:
+    """Whether a view, which is asked for a token or two only, ended its answer by itself."""
     return view.finish_reason == "stop" and bool(view.text.strip())
 
 
-def sureness(reply: Reply) -> float:
-    """The geometric mean of its tokens' probabilities, in [0, 1]; 0 where they are not known."""
+def confidence(reply: Reply) -> float:
+    """How probable a reply's text is: the geometric mean of its tokens' probabilities, in [0, 1]. 0 if they
+    are not known.
+    """
     positions = answer_positions(reply)
     return min(1.0, math.exp(_mean(positions))) if positions else 0.0
 
 
 def debiased(full: Distribution, irrelevant: Distribution, debias_lambda: float) -> str:
-    """argmax over k of log p(k) - lambda log p(k | irrelevant alone); of equals the first. Every probability
-    must be above 0.
+    """argmax over k of log p(k) - lambda log p(k | irrelevant alone), the first of equal ones.
+
+    full, irrelevant: probabilities by option label, every one above 0.
     """
     return max(full, key=lambda k: math.log(full[k]) - debias_lambda * math.log(irrelevant[k]))
 
 
-def for_model(case: Case, model: str) -> Plan:
-    """The same request and views for another model, its relevance as it was found. Longer answers are not
-    scored as a whole: an adapter's prompt log-probabilities can end vLLM's CPU engine.
+def for_model(flagged: FlaggedAnswer, model: str) -> Plan:
+    """The same request and views for another model, with the relevance that was decided for the first one.
+
+    Longer answers are not scored as a whole: asking an adapter for prompt log-probabilities can crash vLLM's
+    CPU engine.
     """
-    plan, report = case.plan, case.report
-    asked = {**asked_whole(plan.body), "model": model}
-    views = (view for view in plan.views if view.name != SELF_ASKED)
-    return Plan(
-        body=asked,
-        options=plan.options,
-        asked=plan.asked,
-        chat=case.chat,
+    plan, report = flagged.plan, flagged.report
+    schedule = plan.schedule
+    views = tuple(
+        View(view.name, {**view.body, "model": model}) for view in schedule.views if view.name != SELF_ASKED
+    )
+    method = FIRST_TOKEN if schedule.method == TEACHER_FORCED else schedule.method
+    return replace(
+        plan,
+        body={**full_body(plan.body), "model": model},
         relevant=report.relevant,
         relevant_source=report.relevant_source,
-        views=tuple(View(view.name, {**view.body, "model": model}) for view in views),
-        deadline_s=plan.deadline_s,
-        top_logprobs=plan.top_logprobs,
-        later=plan.later,
-        last=plan.last,
-        thrifty=plan.thrifty,
-        noise=plan.noise,
-        regenerate=plan.regenerate,
+        schedule=replace(schedule, views=views, method=method),
+        notes=(),
     )
 
 
-def _settled(case: Case, text: str, finish_reason: str | None, *, sure: bool) -> Found:
-    if not sure:
-        return Found(RungOutcome.UNSURE, text)
-    return Found(
-        RungOutcome.CONFIRMED if case.same(text) else RungOutcome.MENDED, text, finish_reason or "stop"
-    )
+def _attempt(flagged: FlaggedAnswer, text: str, finish_reason: str | None, *, accepted: bool) -> Attempt:
+    if not accepted:
+        return Attempt(RungOutcome.UNSURE, text)
+    outcome = RungOutcome.CONFIRMED if flagged.is_same_answer(text) else RungOutcome.MENDED
+    return Attempt(outcome, text, finish_reason or "stop")
 
 
 def _is_known(view: Reply) -> bool:
-    """Whether a view's own answer is known, and how sure it is of it. Of one that was generated whole besides
-    (`doubt`) only the first word's probabilities are: it is asked again.
+    """Whether a view's own answer and its confidence are known. If the answer was generated as a whole
+    (`regenerate`), only its first word's probabilities are known, and it is asked for again.
     """
-    return said_whole(view) and not view.whole
+    return has_ended(view) and not view.whole
 
 
-def _calls(rung: str, case: Case, policy: Policy) -> int:
-    """The most calls of the engine that a rung makes."""
+def _calls(rung: str, flagged: FlaggedAnswer, policy: Policy) -> int:
+    """The largest number of calls that a rung makes to the engine."""
     if rung == NEUTRALISE:
-        reply = case.replies.get(WITHOUT_IRRELEVANT.get(case.report.relevant, ""))
+        reply = flagged.replies.get(WITHOUT_IRRELEVANT.get(flagged.report.relevant, ""))
         return int(isinstance(reply, Reply) and not _is_known(reply))
     if rung == ESCALATE:
-        return 1 + len(case.plan.views)
+        return 1 + len(flagged.plan.views)
     return 3 * policy.candidates if rung == RERANK else 0
 
 
-async def _candidates(case: Case, policy: Policy, complete: Complete) -> list[Reply]:
-    """The flagged answer first, then others, no two alike; every one with its tokens' log-probabilities."""
-    whole = asked_whole(case.plan.body)
-    name = WITHOUT_IRRELEVANT[case.report.relevant]
-    view = next((view for view in case.plan.views if view.name == name), None)
-    bodies = [{**whole, **_LISTED, "temperature": 1.0, "n": policy.candidates - 2 or 1}]
+async def _candidates(flagged: FlaggedAnswer, policy: Policy, complete: Complete) -> list[Reply]:
+    """The flagged answer first, then others, each text once; all with their tokens' log-probabilities."""
+    body = full_body(flagged.plan.body)
+    name = WITHOUT_IRRELEVANT[flagged.report.relevant]
+    view = next((view for view in flagged.plan.views if view.name == name), None)
+    bodies = [{**body, **_WITH_LOGPROBS, "temperature": 1.0, "n": policy.candidates - 2 or 1}]
     if view is not None:
-        bodies.insert(0, {**whole, **_LISTED, "messages": view.body["messages"]})
+        bodies.insert(0, {**body, **_WITH_LOGPROBS, "messages": view.body["messages"]})
     completions = await _together(complete(body) for body in bodies)
-    found = [case.answer, *(reply for each in completions for reply in _choices(each))]
+    replies = [flagged.answer, *(reply for completion in completions for reply in _choices(completion))]
     distinct: dict[str, Reply] = {}
-    for each in found:
-        if not each.skip:
-            distinct.setdefault(each.text.strip(), each)
+    for reply in replies:
+        if not reply.skip:
+            distinct.setdefault(reply.text.strip(), reply)
     return list(distinct.values())[: policy.candidates]
 
 
@@ -293,35 +314,38 @@ def _choices(completion: JSON) -> list[Reply]:
     return [reply_of({**completion, "choices": [choice]}) for choice in completion.get("choices") or ()]
 
 
-async def _contrast(candidate: Reply, case: Case, policy: Policy, complete: Complete) -> float | None:
-    """Mean over its tokens of log p(y_t | all) - lambda log p(y_t | irrelevant alone), nats; None where a
-    view cannot score it.
+async def _contrast(
+    candidate: Reply, flagged: FlaggedAnswer, policy: Policy, complete: Complete
+) -> float | None:
+    """Mean over the candidate's tokens of log p(y_t | all) - lambda log p(y_t | irrelevant alone), in nats;
+    None if either side cannot be scored.
     """
-    name = IRRELEVANT_ALONE[case.report.relevant]
-    view = next((view for view in case.plan.views if view.name == name), None)
+    name = IRRELEVANT_ALONE[flagged.report.relevant]
+    view = next((view for view in flagged.plan.views if view.name == name), None)
     if view is None:
         return None
-    own = asked_briefly(case.plan.body, 1, 1)
+    bodies = (short_body(flagged.plan.body, 1, 1), view.body)
     try:
-        full, alone = await _together(_scored(candidate, body, complete) for body in (own, view.body))
+        full, alone = await _together(_scored(candidate, body, complete) for body in bodies)
     except EndpointError:
         return None
     return _mean(full) - policy.debias_lambda * _mean(alone)
 
 
 async def _scored(candidate: Reply, body: JSON, complete: Complete) -> tuple[Position, ...]:
-    scored = await complete(forced_body(body, answer_text(candidate), 1))
-    return forced_reply(scored, 0.0, candidate).forced
+    completion = await complete(forced_body(body, answer_text(candidate), 1))
+    return forced_reply(completion, 0.0, candidate).forced
 
 
 async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """What the calls give. Where one fails, or is cancelled, the others have ended when its error is raised:
-    no call goes on behind its rung."""
+    """The results of the calls, made at once. If one fails or is cancelled, the others are cancelled and have
+    ended before its error is raised, so that no call outlives its rung.
+    """
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
     finally:
-        await probe.gone(tasks)
+        await probe.cancel_and_wait(tasks)
 
 
 def _mean(positions: tuple[Position, ...]) -> float:

@@ -41,3 +41,13 @@ def check_tower_servable(folder: Path) -> None:
 def located(name: str) -> Path:
     """A folder of one's own, or that of a bundled model or adapter, whether or not it exists."""
     return Path(name) if Path(name).is_dir() else bundled(name)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether this is a bundled adapter's name or a folder with PEFT's `adapter_config.json`."""
+    return (located(name) / "adapter_config.json").is_file()
+
+
+def is_model(name: str) -> bool:
+    """Whether this is a bundled model's name or a model folder, and no adapter's."""
+    return (located(name) / "config.json").is_file() and not is_adapter(name)

@@ -1,9 +1,9 @@
-"""The grey zone of the first word: short answers of several words, of which the first says little.
+"""Short answers of several words, of which the first word says little: they are generated again as a whole.
 
-Where the engine cannot score a given answer, a longer one is compared at its first word, and every view may
-begin with "The". A short one (`is_short`) whose first word stays is therefore generated again as a whole:
-without the irrelevant modality, and, unless that says the same, under the other cells and once for the
-unchanged request. Flips are then told by the words (`regenerated`).
+If the engine cannot score a given answer, an answer of several words is compared at its first one, and every
+view may begin with "The". A short answer (`is_short`) whose first word does not flip is therefore generated
+again as a whole: without the irrelevant modality and, unless that gives the same answer, under the other
+cells and once for the unchanged request. The texts are then compared (`text_match`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import replace
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.text_match import MAX_TOKENS, is_short, same_answer
 from modint_guard.probing import probe
-from modint_guard.probing.views import asked_briefly
+from modint_guard.probing.views import short_body
 from modint_guard.types import CELLS, JSON, NOOP, Complete, Failure, Plan, Replies, Reply, Score, View
 
 
-def is_open(plan: Plan, answer: Reply, scored: Callable[[], Score | None]) -> bool:
-    """Whether a short answer of several words was compared at its first one, and that one did not flip where
-    the modality that is known to be irrelevant was left out. Not one that was cut off: nobody knows its end.
+def should_regenerate(plan: Plan, answer: Reply, scored: Callable[[], Score | None]) -> bool:
+    """Whether a short answer of several words was compared at its first word only, and that word did not flip
+    in the view without the irrelevant modality. Never so for an answer that was cut off.
 
-    scored: the score of the answer, which is made only where it is wanted.
+    scored: computes the score of the answer; called only if it is needed.
     """
     if answer.skip or answer.finish_reason != "stop" or not is_short(answer) or not _bodies(plan):
         return False
@@ -33,8 +33,9 @@ def is_open(plan: Plan, answer: Reply, scored: Callable[[], Score | None]) -> bo
 
 
 async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -> Replies:
-    """The replies with whole ones among them. Raises nothing but CancelledError; each step has the plan's
-    deadline.
+    """The replies, with answers generated as a whole added to them. Raises nothing but CancelledError.
+
+    Each of the two steps has the plan's deadline to itself.
     """
     first = WITHOUT_IRRELEVANT[plan.relevant]
     bodies = _bodies(plan)
@@ -45,24 +46,24 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
 
 
 def says_the_same(plan: Plan, answer: Reply, replies: Replies) -> bool:
-    """Whether the whole answer without the irrelevant modality is the answer."""
-    view = whole(replies).get(WITHOUT_IRRELEVANT.get(plan.relevant, ""))
+    """Whether the view without the irrelevant modality, generated as a whole, gives the same answer."""
+    view = whole_replies(replies).get(WITHOUT_IRRELEVANT.get(plan.relevant, ""))
     return isinstance(view, Reply) and same_answer(answer.text, view.text, _labels(plan))
 
 
-def is_closed(plan: Plan, replies: Replies) -> bool:
-    """Whether every cell, and the unchanged request, was generated whole."""
+def is_complete(plan: Plan, replies: Replies) -> bool:
+    """Whether every cell and the unchanged request were generated as a whole."""
     bodies = _bodies(plan)
-    return bool(bodies) and {*bodies, NOOP} <= whole(replies).keys()
+    return bool(bodies) and {*bodies, NOOP} <= whole_replies(replies).keys()
 
 
-def whole(replies: Replies) -> dict[str, Reply | Failure]:
-    """The replies that were generated whole."""
+def whole_replies(replies: Replies) -> dict[str, Reply | Failure]:
+    """The replies that were generated as a whole."""
     return {name: reply for name, reply in replies.items() if isinstance(reply, Reply) and reply.whole}
 
 
 def _bodies(plan: Plan) -> dict[str, JSON]:
-    """The cells by name; none where no modality is known to be irrelevant, or there is nothing of it."""
+    """The cells' bodies by name; none if no modality is known to be irrelevant or its cell is missing."""
     bodies = {view.name: view.body for view in plan.views if view.name in CELLS}
     return bodies if WITHOUT_IRRELEVANT.get(plan.relevant) in bodies else {}
 
@@ -70,28 +71,20 @@ def _bodies(plan: Plan) -> dict[str, JSON]:
 async def _generated(
     plan: Plan, complete: Complete, replies: Replies, bodies: Mapping[str, JSON]
 ) -> dict[str, Reply | Failure]:
-    views = [View(name, asked_briefly(body, MAX_TOKENS, 0)) for name, body in bodies.items()]
-    found = await probe.run(views, complete, deadline_s=plan.deadline_s)
-    return {**replies, **{name: _joined(replies.get(name), reply) for name, reply in found.items()}}
+    views = [View(name, short_body(body, MAX_TOKENS, 0)) for name, body in bodies.items()]
+    generated = await probe.run(views, complete, deadline_s=plan.schedule.deadline_s)
+    return {**replies, **{name: _with_whole(replies.get(name), reply) for name, reply in generated.items()}}
 
 
-def _joined(known: Reply | Failure | None, reply: Reply | Failure) -> Reply | Failure:
-    """The whole answer beside the first word's distribution, with what both calls cost."""
+def _with_whole(short: Reply | Failure | None, reply: Reply | Failure) -> Reply | Failure:
+    """The whole answer, with the first word's distribution of the short reply and the cost of both calls."""
     if not isinstance(reply, Reply):
-        return known or reply
-    if not isinstance(known, Reply):
+        return short or reply
+    if not isinstance(short, Reply):
         return replace(reply, whole=True)
-    return replace(
-        known,
-        text=reply.text,
-        finish_reason=reply.finish_reason,
-        prompt_tokens=known.prompt_tokens + reply.prompt_tokens,
-        completion_tokens=known.completion_tokens + reply.completion_tokens,
-        cached_tokens=known.cached_tokens + reply.cached_tokens,
-        ms=known.ms + reply.ms,
-        whole=True,
-    )
+    counted = probe.with_cost_of(short, reply)
+    return replace(counted, text=reply.text, finish_reason=reply.finish_reason, whole=True)
 
 
 def _labels(plan: Plan) -> list[str]:
-    return [option.label for option in plan.chat.options] if plan.chat else []
+    return [option.label for option in plan.chat.options]

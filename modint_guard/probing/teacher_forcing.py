@@ -1,8 +1,8 @@
-"""Teacher forcing: how a view scores the whole answer that was given, in one prefill and without decoding.
+"""Teacher forcing: how a view scores a whole answer that was given, in one prefill and without decoding.
 
-The answer stands as the assistant's message at the end of the view, and the engine is asked for the
-log-probabilities of its prompt (vLLM's `prompt_logprobs`). The last of them are those of the answer, if the
-text was cut into the same tokens again: token ids are compared, or the tokens' texts where there are no ids.
+The answer is appended to the view as an assistant message, and the engine is asked for the log-probabilities
+of its prompt (vLLM's `prompt_logprobs`). The last of these belong to the answer, provided that its text was
+split into the same tokens again: token ids are compared, or the tokens' texts if there are no ids.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modint_guard.chat.reply import answer_positions, plain, reply_of
+from modint_guard.chat.reply import answer_positions, reply_of, token_text
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply
 
@@ -18,8 +18,9 @@ _NOT_FORCED = ("logprobs", "top_logprobs", "stop", "stop_token_ids")
 
 
 def forced_body(view: JSON, answer: str, top_logprobs: int) -> JSON:
-    """A view with the answer as its last words, every prompt position scored with `top_logprobs`
-    alternatives.
+    """A body that makes the engine score `answer` under a view: the view with the answer as its last message.
+
+    top_logprobs: the number of alternatives asked for at each position of the prompt.
     """
     kept = {key: value for key, value in view.items() if key not in _NOT_FORCED}
     return {
@@ -34,20 +35,24 @@ def forced_body(view: JSON, answer: str, top_logprobs: int) -> JSON:
 
 
 def answer_text(answer: Reply) -> str:
-    """The text of `answer_positions`, as it is to be given to a view. Blanks that end an answer are not among
-    these: a prompt that ended in them would be scored at other tokens.
+    """The text of an answer as it is given to a view: the tokens of `answer_positions`.
+
+    White space at the end of the answer that is not part of these tokens is left out: with it, the prompt
+    would be split into other tokens.
     """
-    said = "".join(position.token for position in answer_positions(answer))
-    return answer.text.rstrip() + said[len(said.rstrip()) :]
+    text = "".join(position.token for position in answer_positions(answer))
+    return answer.text.rstrip() + text[len(text.rstrip()) :]
 
 
 def forced_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
-    """The reply to `forced_body` with the answer's positions as the view scores them. Raises EndpointError
-    where it holds none, or where the answer was cut into other tokens.
+    """The reply to `forced_body`: its `forced` holds the answer's positions as the view scores them.
+
+    ms: the duration of the call in milliseconds. Raises EndpointError if the completion holds no
+    log-probabilities of the prompt, or if the answer was split into other tokens.
     """
     reply = reply_of(completion, ms)
     try:
-        found = _positions(completion, answer_positions(answer))
+        scored = _positions(completion, answer_positions(answer))
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise EndpointError("The upstream's answer holds no log-probabilities of the prompt.") from exc
     return Reply(
@@ -59,35 +64,38 @@ def forced_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
         completion_tokens=reply.completion_tokens,
         cached_tokens=reply.cached_tokens,
         ms=ms,
-        forced=found,
+        forced=scored,
     )
 
 
-def _positions(completion: JSON, wanted: Sequence[Position]) -> tuple[Position, ...]:
-    scored: list[dict[str, JSON] | None] = completion["prompt_logprobs"]
+def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Position, ...]:
+    """The last positions of the prompt, as many as were generated."""
+    entries: list[dict[str, JSON] | None] = completion["prompt_logprobs"]
     ids: list[int] | None = completion.get("prompt_token_ids")
-    if not wanted or len(scored) <= len(wanted):
+    count = len(generated)
+    if not count or len(entries) <= count:
         raise EndpointError("The answer's tokens are not among those of the prompt.")
-    tail = scored[-len(wanted) :]
-    own = ids[-len(wanted) :] if ids else [None] * len(wanted)
-    found = tuple(_position(entry or {}, known) for entry, known in zip(tail, own, strict=True))
-    if not all(_same(ours, theirs) for ours, theirs in zip(wanted, found, strict=True)):
-        raise EndpointError("The answer was cut into other tokens than were generated: it cannot be scored.")
-    return found
+    last_ids = ids[-count:] if ids else [None] * count
+    scored = tuple(_position(entry or {}, id_) for entry, id_ in zip(entries[-count:], last_ids, strict=True))
+    if not all(_is_same_token(a, b) for a, b in zip(generated, scored, strict=True)):
+        raise EndpointError(
+            "The answer was split into other tokens than were generated: it cannot be scored."
+        )
+    return scored
 
 
-def _position(entry: dict[str, JSON], known: int | None) -> Position:
-    """One prompt position. The prompt's own token is named by its id, else it is listed first (vLLM)."""
-    key = str(known) if known is not None else next(iter(entry), "")
+def _position(entry: dict[str, JSON], token_id: int | None) -> Position:
+    """One prompt position. The prompt's own token has this id; if it is not known, vLLM lists it first."""
+    key = str(token_id) if token_id is not None else next(iter(entry), "")
     top: dict[str, float] = {}
-    for item in entry.values():
-        token = str(item["decoded_token"])
-        top[token] = max(float(item["logprob"]), top.get(token, -float("inf")))
-    own: dict[str, Any] = entry[key]
-    return Position(str(own["decoded_token"]), float(own["logprob"]), top, int(key))
+    for alternative in entry.values():
+        token = str(alternative["decoded_token"])
+        top[token] = max(float(alternative["logprob"]), top.get(token, -float("inf")))
+    prompt_token: dict[str, Any] = entry[key]
+    return Position(str(prompt_token["decoded_token"]), float(prompt_token["logprob"]), top, int(key))
 
 
-def _same(generated: Position, scored: Position) -> bool:
+def _is_same_token(generated: Position, scored: Position) -> bool:
     if generated.id is not None and scored.id is not None:
         return generated.id == scored.id
-    return plain(generated.token) == plain(scored.token)
+    return token_text(generated.token) == token_text(scored.token)

@@ -1,16 +1,17 @@
-"""Every probe by name: how a chat is changed to be asked again.
+"""The views by name: how a chat is changed to be asked again.
 
-noop               P0  the request as it is: the engine's own noise
+noop               P0  the unchanged request, which shows the engine's own noise
 no_context         P1  the image alone
-neutral_image      P2  the text alone: every image is mean grey of the same size
-prior              P3  neither
-benign             P4  the image mildly blurred, the context's sentences in another order: must change nothing
-permuted_options   P5  the options' texts moved on by one label
-question_first         the question before the context: the order of the prompt
-any other              a perturbation of the registry, as training and tables have it
+neutral_image      P2  the text alone: every image is mean grey, in its own size
+prior              P3  neither: no context and neutral images
+benign             P4  the image slightly blurred and the context's sentences in another order, which must not
+                       change the answer
+permuted_options   P5  the texts of the options shifted by one label
+question_first         the question before the context
+any other              a perturbation of the registry (`data.perturb`), as training and result tables use it
 
-Question and options are never changed, but for the order of the options in `permuted_options` and their place
-in `question_first`.
+The question and its options are never changed, except for the order of the options in `permuted_options` and
+the place of the question in `question_first`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from PIL import Image, ImageFilter
 
 from modint_guard.chat.images import decode_data_url, neutral_image, png_data_url
 from modint_guard.chat.question import sentences_in
-from modint_guard.chat.request import rebuild, with_texts_at
-from modint_guard.data.item import Item, bare
+from modint_guard.chat.rebuild import rebuild, with_texts_at
+from modint_guard.data.item import Item, normalised
 from modint_guard.data.perturb import REGISTRY, Perturbation, seeded
 from modint_guard.types import (
     BENIGN,
@@ -37,10 +38,10 @@ from modint_guard.types import (
     Chat,
 )
 
-ViewMaker = Callable[[Chat], JSON | None]  # a chat -> its changed body, None where it does not fit the chat
-BLUR = 0.01  # of the shorter side: the radius of `benign`'s blur
+ViewMaker = Callable[[Chat], JSON | None]  # a chat -> its changed body, None if the view does not fit it
+BLUR = 0.01  # radius of the blur in `benign`, as a share of the image's shorter side
 _MIN_BLUR = 0.5  # pixels
-# Fields that no call of ours must repeat: how an answer is delivered, how many there are.
+# Fields of a client's body that our own calls must not repeat: how answers are delivered, and how many.
 _DELIVERY = frozenset(
     {
         "stream",
@@ -56,26 +57,30 @@ _DELIVERY = frozenset(
         "metadata",
     }
 )
-_NOT_IN_VIEWS = _DELIVERY | {"max_tokens", "max_completion_tokens", "min_tokens"}  # nor how long it is
-# What needs to know the truth, or a picture that only a data set has, cannot be made of a request.
+_NOT_IN_VIEWS = _DELIVERY | {"max_tokens", "max_completion_tokens", "min_tokens"}  # and how long they are
+# These need the true answer or a picture of the data set, which a request does not have.
 _NOT_OF_A_REQUEST = frozenset({"true_description", "contradicting_image", "agreeing_image", "no_image"})
 FROM_REGISTRY = tuple(name for name in REGISTRY if name not in _NOT_OF_A_REQUEST)
 
 
-def asked_briefly(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
-    """A view's body as it is sent: greedy and short, with log-probabilities unless `top_logprobs` is 0."""
+def short_body(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
+    """A body that asks for a short, greedy answer, as it is sent for a view.
+
+    max_tokens: the length of the answer. top_logprobs: the number of alternatives asked for at each of its
+    tokens; with 0, no log-probabilities are asked for.
+    """
     kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
     kept |= {"max_tokens": max_tokens, "temperature": 0}
     return {**kept, "logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else kept
 
 
-def asked_whole(body: JSON) -> JSON:
-    """A body asked for a whole answer of the client's own length and sampling, in one piece."""
+def full_body(body: JSON) -> JSON:
+    """A body that asks for a whole answer, not streamed, with the client's own length and sampling."""
     return {key: value for key, value in body.items() if key not in _DELIVERY}
 
 
 def benign(chat: Chat) -> JSON:
-    """A control that must not change the answer: the images mildly blurred, the context's sentences moved on
+    """A control that must not change the answer: the images slightly blurred, the context's sentences shifted
     by one. Decodes every image.
     """
     blurred = [_blurred(image.url) for image in chat.images]
@@ -83,20 +88,20 @@ def benign(chat: Chat) -> JSON:
 
 
 def permuted_options(chat: Chat) -> JSON | None:
-    """The texts of the options moved on by one label; None where there is no block of labelled options."""
+    """The texts of the options shifted by one label; None if there is no block of labelled options."""
     spans = [option.span for option in chat.options]
     if len(spans) < 2 or any(option.label == option.text for option in chat.options):
         return None
-    placed = [span for span in spans if span is not None]
-    if len(placed) < len(spans):
+    known_spans = [span for span in spans if span is not None]
+    if len(known_spans) < len(spans):
         return None
     texts = [option.text for option in chat.options]
-    return with_texts_at(chat, list(zip(placed, [texts[-1], *texts[:-1]], strict=True)))
+    return with_texts_at(chat, list(zip(known_spans, [texts[-1], *texts[:-1]], strict=True)))
 
 
 def question_first(chat: Chat) -> JSON | None:
-    """Context and question in each other's place; None where the context does not stand whole before the
-    question, in the same message.
+    """Context and question exchanged; None unless the context is one piece of text before the question, in
+    the same message.
     """
     if len(chat.context_spans) != 1 or len(chat.question_spans) != 1 or not chat.context:
         return None
@@ -110,8 +115,10 @@ def question_first(chat: Chat) -> JSON | None:
 
 
 def from_registry(name: str) -> ViewMaker:
-    """A registered perturbation as a view, seeded by the request's own words. A claim states one of the
-    options; None where a claim finds fewer than two of them.
+    """A registered perturbation as a view, seeded by the request's own words.
+
+    A perturbation that claims a wrong answer claims one of the options, and gives None for a request with
+    fewer than two of them. Raises KeyError for an unknown name.
     """
     kind = REGISTRY[name]
     return lambda chat: _perturbed(chat, kind)
@@ -133,8 +140,10 @@ _NO_CHOICES = Item("request", "image-heavy", "request", "word", "", ("yes", "no"
 
 
 def _as_item(chat: Chat) -> Item | None:
-    """The request as the registry wants it: which option a claim states depends on the request's words."""
-    texts = tuple({bare(option.text): option.text for option in chat.options}.values())
+    """The request as an item, for the registry; None with fewer than two options. The claimed option depends
+    on the request's words.
+    """
+    texts = tuple({normalised(option.text): option.text for option in chat.options}.values())
     if len(texts) < 2:
         return None
     claimed, other = seeded("claim", _fingerprint(chat)).sample(texts, 2)
@@ -152,9 +161,9 @@ def _blurred(url: str) -> str:
 
 
 def _reordered(context: str) -> str:
-    """The sentences of a context, the first one last; one alone stays as it is."""
-    said = [context[a:b] for a, b in sentences_in(context)]
-    return "\n".join([*said[1:], *said[:1]]) if len(said) > 1 else context
+    """The sentences of a context, the first one last; a single sentence stays as it is."""
+    sentences = [context[a:b] for a, b in sentences_in(context)]
+    return "\n".join([*sentences[1:], *sentences[:1]]) if len(sentences) > 1 else context
 
 
 def _neutral(chat: Chat) -> list[str]:

@@ -1,4 +1,4 @@
-"""Puts the gateway together: everything it stands on is made here or handed in."""
+"""Builds the ASGI app from the settings; tests pass in an upstream or a registry of their own."""
 
 import asyncio
 import contextlib
@@ -38,9 +38,10 @@ def create_app(
     registry: CollectorRegistry | None = None,
     adapters: Sequence[Adapter] = (),
 ) -> FastAPI:
-    """The ASGI app. Its lifespan opens the upstream and watches it; `adapters` are known by their folders.
+    """The ASGI app. Its lifespan opens the upstream and watches it.
 
-    Raises ConfigError on a bad key file, AdapterError on a bad record of an adapter.
+    adapters: those whose folders lie on this machine; the metrics show their cards. Raises ConfigError for a
+    setting's file that cannot be used, AdapterError for an adapter's damaged run record.
     """
     metrics = Metrics(
         registry if registry is not None else CollectorRegistry(),
@@ -50,15 +51,15 @@ def create_app(
     gateway = build(settings, upstream or upstream_of(settings), metrics)
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.gateway = gateway
-    for room in (chat, completions, models, guard, health):
-        app.include_router(room.router)
+    for route in (chat, completions, models, guard, health):
+        app.include_router(route.router)
     app.add_middleware(RequestIds)
     errors.install(app)
     return app
 
 
 def upstream_of(settings: Settings) -> Upstream:
-    """The engine that the settings name; raises ConfigError where its key cannot be read."""
+    """The client of the engine that the settings name; raises ConfigError if its key cannot be read."""
     return Upstream(
         settings.upstream_url,
         uds=settings.upstream_uds,
@@ -69,7 +70,7 @@ def upstream_of(settings: Settings) -> Upstream:
 
 
 def guard_config(settings: Settings) -> GuardConfig:
-    """What the settings say of the guard; raises ConfigError on a bad file of relevance rules or policies."""
+    """The guard's part of the settings; raises ConfigError for a bad file of relevance rules or policies."""
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
     rules, policies = settings.relevance_rules_file, settings.policies_file
     return GuardConfig(
@@ -85,7 +86,7 @@ def guard_config(settings: Settings) -> GuardConfig:
 
 
 def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
-    """The gateway without HTTP around it. Raises ConfigError on a bad file of rules or calibration."""
+    """The gateway, without routes. Raises ConfigError for a bad file of rules, policies or a calibration."""
     upstream.on_failure = metrics.upstream_failed
     calibrations = {path: read_calibration(path) for path in settings.calibrations}
     attachment = Attachment(
@@ -126,7 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 class RequestIds:
-    """Gives every request an id, the client's own where it is harmless, and says it in the response."""
+    """Gives every request an id, and sends it back as `x-request-id`: the client's own if it is harmless."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -135,12 +136,12 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = given
+        identifier = request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = identifier
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", given.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", identifier.encode())]
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -1,4 +1,4 @@
-"""`modint-guard serve`: the port, then the engine, then the gateway, and all of them down again in order."""
+"""`modint-guard serve`: the command's options, and the choice between starting an engine and attaching."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,14 @@ from modint_guard.errors import ConfigError
 
 
 def serve(
+    vllm_options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- VLLM_OPTION",
+            help="Options of `vllm serve`, passed on as they are: `-- --max-model-len 4096`.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -22,8 +30,8 @@ def serve(
     adapter_dir: Annotated[
         Path,
         typer.Option(
-            help="Where adapters are looked up by name, before the bundled ones; with --upstream, what is "
-            "known of those that the engine serves."
+            help="Where adapters are looked up by name, before the bundled ones. With --upstream: folders of "
+            "adapters that the engine serves, for the metrics."
         ),
     ] = Path("adapters"),
     upstream: Annotated[
@@ -38,7 +46,10 @@ def serve(
     ] = None,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Made by `modint-guard calibrate`; one a model, may be repeated."),
+        typer.Option(
+            metavar="FILE",
+            help="Thresholds written by `modint-guard calibrate`, one file a model; may be repeated.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -46,15 +57,24 @@ def serve(
     ] = 8080,
 ) -> None:
     """Serve a vision-language model behind the guard: starts vLLM, or attaches to a running one."""
-    from modint_server import serving  # FastAPI, uvicorn and the rest only when they are needed
+    from modint_server import serving  # here, as FastAPI and uvicorn make every other command slow
 
     if upstream is None:
         if upstream_api_key_file is not None:
             raise ConfigError(
                 "--upstream-api-key-file is the key of a running engine: give --upstream URL too"
             )
-        serving.start(model, adapter or [], adapter_dir, host, port, calibrations=calibration or [])
+        serving.start(
+            *(model, adapter or [], adapter_dir, host, port),
+            calibrations=calibration or [],
+            vllm_options=vllm_options or [],
+        )
         return
+    if vllm_options:
+        raise ConfigError(
+            f"--upstream attaches to an engine that runs already: start that engine with {vllm_options[0]}, "
+            "and drop what stands behind `--`"
+        )
     if model is not None or adapter:
         raise ConfigError(
             "--upstream attaches to an engine that has its model and adapters: drop --model and --adapter"

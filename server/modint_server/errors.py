@@ -1,4 +1,4 @@
-"""Every error leaves in OpenAI's envelope, whatever shape it arrived in."""
+"""Turns every error into OpenAI's error envelope, whatever its shape was."""
 
 import re
 from collections.abc import Mapping
@@ -14,14 +14,13 @@ from modint_guard.types import JSON
 from modint_server.logs import LOGGER
 
 MAX_MESSAGE_CHARS = 1000
-_ECHO = re.compile(
-    r"[\s,\[{(]*['\"]?\binput(_value)?['\"]?\s*[:=].*", re.DOTALL
-)  # pydantic embeds the client's body
+# Pydantic repeats the client's body in its messages, from here on.
+_ECHO = re.compile(r"[\s,\[{(]*['\"]?\binput(_value)?['\"]?\s*[:=].*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What the client gets instead of an answer."""
+    """An error as the client gets it: HTTP status, and the fields of OpenAI's envelope."""
 
     status: int
     message: str
@@ -31,9 +30,11 @@ class Failure:
     retry_after_s: int | None = None
 
     def envelope(self) -> JSON:
+        """The body: {"error": {"message", "type", "param", "code"}}."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
+        """The envelope with its status and the headers that clients act on."""
         headers: dict[str, str] = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)
@@ -47,12 +48,16 @@ class Failure:
 
 
 def of_request(exc: RequestError) -> Failure:
+    """The failure that answers a request which the gateway refuses."""
     retry_after_s = 1 if exc.status == 503 else None
     return Failure(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after_s)
 
 
 def of_endpoint(exc: EndpointError) -> Failure:
-    """An upstream's error in our shape. A refused key of ours is no fault of the client: 502."""
+    """The failure that answers an error of the engine.
+
+    If the engine refuses the gateway's own key, that is no fault of the client: 502.
+    """
     if isinstance(exc, EndpointTimeout):
         return Failure(504, "the engine did not answer in time", "upstream_error", "upstream_timeout")
     if isinstance(exc, EndpointUnreachable):
@@ -61,20 +66,23 @@ def of_endpoint(exc: EndpointError) -> Failure:
         return Failure(502, str(exc), "upstream_error", "upstream_protocol")
     if exc.status in (401, 403):
         return Failure(502, "the engine refused the gateway's key", "upstream_error", "upstream_auth")
-    said = translate(exc.body)
+    upstream = translate(exc.body)
     fallback = f"the engine answered with status {exc.status}"
     type_ = "invalid_request_error" if exc.status < 500 else "upstream_error"
     return Failure(
         exc.status,
-        said["message"] or fallback,
-        said["type"] or type_,
-        said["code"] or f"upstream_{exc.status}",
-        said["param"],
+        upstream["message"] or fallback,
+        upstream["type"] or type_,
+        upstream["code"] or f"upstream_{exc.status}",
+        upstream["param"],
     )
 
 
 def translate(body: bytes) -> dict[str, str | None]:
-    """Message, type, code and param of an error body: an envelope, a bare string or unreadable (HTML)."""
+    """Message, type, code and param of an error's body; None for those that it does not have.
+
+    The body may be an envelope, a plain string, or something else such as HTML (all None).
+    """
     try:
         parsed: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -94,7 +102,7 @@ def _text(value: object) -> str | None:
 
 
 def kind_of(exc: EndpointError) -> str:
-    """The label of modint_upstream_errors_total."""
+    """The `kind` label of modint_upstream_errors_total."""
     if isinstance(exc, EndpointTimeout):
         return "timeout"
     if isinstance(exc, EndpointUnreachable):
@@ -110,12 +118,12 @@ INTERNAL = Failure(
 
 
 def unavailable(message: str, code: str) -> RequestError:
-    """503 with Retry-After: nothing is wrong with the request, this moment is."""
+    """A 503 with Retry-After: the request is right, and may be repeated later."""
     return RequestError(message, code=code, status=503, type="overloaded_error")
 
 
 def install(app: FastAPI) -> None:
-    """Envelope for what the routes do not catch themselves: unknown routes, wrong methods, our own bugs."""
+    """Envelopes for what the routes do not handle: unknown routes, wrong methods, and bugs of our own."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestError, _request)
     app.add_exception_handler(Exception, _bug)

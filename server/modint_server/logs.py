@@ -1,4 +1,4 @@
-"""JSON logs, one line a request; never a prompt, an image, an answer or a key."""
+"""JSON logs, one line a request, without prompts, images, answers or keys."""
 
 import json
 import logging
@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 LOGGER = logging.getLogger("modint_server")
+CORE = logging.getLogger("modint_guard")  # what the guard could not do, while the client got its answer
 
 
 class JsonLines(logging.Formatter):
-    """Writes `{"time", "level", "event", ...}`; the fields come from `extra={"fields": {...}}`."""
+    """Writes a record as `{"time", "level", "event", ...}`, with the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -25,14 +26,15 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Sends the gateway's own lines to stderr; the process that runs the app calls it once."""
+    """Sends the lines of gateway and guard to stderr; the process that runs the app calls it once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    LOGGER.handlers = [handler]
-    LOGGER.setLevel(level.upper())
-    LOGGER.propagate = False
+    for logger in (LOGGER, CORE):
+        logger.handlers = [handler]
+        logger.setLevel(level.upper())
+        logger.propagate = False
 
 
 def event(name: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
-    """One line. Callers pass counts, names and times, never content."""
+    """Logs one line. `fields` are counts, names and times, never the content of a request or an answer."""
     LOGGER.log(level, name, extra={"fields": fields})

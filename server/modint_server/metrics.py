@@ -1,4 +1,4 @@
-"""Every metric of the gateway, with closed label sets whose children exist from the start."""
+"""Every metric of the gateway. Labels have closed sets of values, and each child exists from the start."""
 
 import contextlib
 from collections.abc import Iterable, Mapping
@@ -10,27 +10,27 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modint_guard.probing.views import VIEWS
 from modint_guard.types import (
-    DONE,
     RUNGS,
     SELF_ASKED,
     SKIPPED_REASONS,
+    TAKEN_ACTIONS,
     Cause,
-    Outcome,
+    ProbeOutcome,
     Relevant,
     Report,
     RungOutcome,
     State,
 )
 
-NONE = "none"  # the base's adapter, a verdict without a cause
-UNKNOWN = "unknown"  # the request named no model that is served
-OTHER = "other"  # an adapter beyond the bounded number of label values
+NONE = "none"  # the adapter of a base; the cause of a verdict that has none
+UNKNOWN = "unknown"  # the model of a request that names none that is served
+OTHER = "other"  # the adapters beyond the largest number of label values
 ROUTES = ("chat", "completions", "guard_check")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
-ACTIONS = DONE
-PROBES = (*VIEWS, SELF_ASKED)  # those that a request of the gateway can have
+ACTIONS = TAKEN_ACTIONS
+PROBES = (*VIEWS, SELF_ASKED)  # the probes that a request of the gateway can have
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _OVERHEAD_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -39,7 +39,7 @@ _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 
 
 @dataclass(frozen=True)
 class Served:
-    """The label values of one served model: the base is adapter="none"."""
+    """The label values of one served model; a base has adapter="none"."""
 
     model: str
     adapter: str = NONE
@@ -50,7 +50,7 @@ NOBODY = Served(UNKNOWN)
 
 @dataclass(frozen=True)
 class Family:
-    """One family as the catalogue in docs/metrics.md shows it."""
+    """A metric as the table in docs/metrics.md shows it."""
 
     name: str
     kind: str
@@ -60,13 +60,13 @@ class Family:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of an adapter before it is served; None where it is not."""
+    """What an adapter's folder says about it; None for what it does not say."""
 
     rank: int | None = None
     revision: str | None = None  # the first 12 hexadecimal digits of its weights' SHA-256
-    baseline_flip_ratio: float | None = None  # of its run record: see docs/metrics.md
-    modules: Mapping[str, int] | None = None  # of its doctor's record, by status
-    recipe: str | None = None  # of its run record: what it was trained by
+    baseline_flip_ratio: float | None = None  # in [0, 1], from its run record: see docs/metrics.md
+    modules: Mapping[str, int] | None = None  # numbers of modules by status, from the doctor's record
+    recipe: str | None = None  # the name of its training recipe, from its run record
 
 
 NO_CARD = Card()
@@ -74,7 +74,10 @@ ADAPTER_STATUSES = ("matched", "renamed", "ignored", "unmatched", "unchecked")
 
 
 class Metrics:
-    """The families, on a registry that is given; `know` makes the children of each served model."""
+    """All metrics, on the registry that is passed in; `know` makes the children of each served model.
+
+    upstream: the engine's label value. cards: by adapter. settings: the labels of modint_config_info.
+    """
 
     def __init__(
         self,
@@ -193,46 +196,50 @@ class Metrics:
         self._children_of_closed_sets()
 
     def know(self, served: Iterable[Served]) -> None:
-        """Makes every child of the models served: a first event is then a rise from 0, not from nothing."""
-        for one in served:
-            self._children_of(one)
+        """Makes every child of these models, so that a first event is a rise from 0 and not from nothing."""
+        for model in served:
+            self._children_of(model)
 
     def rejected(self, reason: str) -> None:
+        """Counts a request that was turned away; `reason` is one of REJECTIONS."""
         self.rejections.labels(reason).inc()
 
     def upstream_failed(self, kind: str) -> None:
+        """Counts a failed call of the engine; `kind` is one of UPSTREAM_ERRORS."""
         self.upstream_errors.labels(self._upstream, kind).inc()
 
     def upstream_is(self, up: bool) -> None:
+        """Sets whether the engine answers."""
         self.upstream_up.labels(self._upstream).set(float(up))
 
     def used(self, served: Served, usage: object) -> None:
-        """Counts an OpenAI `usage` object; anything else counts nothing."""
+        """Counts the tokens of an OpenAI `usage` object; anything else counts nothing."""
         if isinstance(usage, dict):
             for direction, key in (("input", "prompt_tokens"), ("output", "completion_tokens")):
                 if isinstance(tokens := usage.get(key), int):
                     self.tokens.labels(served.model, served.adapter, direction).inc(tokens)
 
     def examined(self, served: Served, ok: bool, divergence: float | None) -> None:
-        """The self-test of one adapter; its children exist only once it was tested."""
+        """Sets the self-test's result for one adapter; before its first test it has no children here."""
         self.adapter_ok.labels(served.model, served.adapter).set(float(ok))
         if divergence is not None:
             self.adapter_divergence.labels(served.model, served.adapter).set(divergence)
 
     def gone(self, served: Iterable[Served]) -> None:
-        """Forgets the state of adapters that are no longer served; what they counted stays."""
-        for one in served:
+        """Removes the gauges of adapters that are no longer served; their counters stay."""
+        for adapter in served:
             for family in (self.adapter_ok, self.adapter_divergence, self.adapter_baseline):
                 with contextlib.suppress(KeyError):  # never tested, or without a baseline
-                    family.remove(one.model, one.adapter)
+                    family.remove(adapter.model, adapter.adapter)
             for family in (self.adapter_info, self.adapter_modules):
-                family.remove_by_labels({"model": one.model, "adapter": one.adapter})
+                family.remove_by_labels({"model": adapter.model, "adapter": adapter.adapter})
 
     def mixed(self, model: str, ok: bool) -> None:
+        """Sets whether base answers beside adapter traffic are the base's."""
         self.mixed_ok.labels(model).set(float(ok))
 
     def judged(self, served: Served, report: Report) -> None:
-        """Counts one verdict and its probes."""
+        """Counts a verdict, its probes, and the attempts at a better answer."""
         verdict, ma = report.verdict, (served.model, served.adapter)
         cause = verdict.cause.value if verdict.cause else NONE
         self.verdicts.labels(*ma, report.relevant.value, verdict.state.value, cause).inc()
@@ -272,12 +279,12 @@ class Metrics:
         self.upstream_is(False)
         self.build.labels(_version()).set(1)
 
-    def _children_of(self, one: Served) -> None:
-        ma = (one.model, one.adapter)
+    def _children_of(self, served: Served) -> None:
+        ma = (served.model, served.adapter)
         for by_model in (self.in_flight, self.queue, self.noise, self.coverage):
-            by_model.labels(one.model)
-        if one.adapter not in (NONE, OTHER):
-            self._introduce(ma, self._cards.get(one.adapter, NO_CARD))
+            by_model.labels(served.model)
+        if served.adapter not in (NONE, OTHER):
+            self._introduce(ma, self._cards.get(served.adapter, NO_CARD))
         for family in (self.duration, self.first_token, self.probe_tokens, self.probe_cached):
             family.labels(*ma)
         self.mitigation_seconds.labels(*ma)
@@ -292,7 +299,7 @@ class Metrics:
         for route, outcome in product(ROUTES, OUTCOMES):
             self.requests.labels(*ma, route, outcome)
         for reason in SKIPPED_REASONS:
-            self.probe_skipped.labels(one.model, reason)
+            self.probe_skipped.labels(served.model, reason)
         for relevant in Relevant:
             self._judgements_of(ma, relevant.value)
         for probe in PROBES:
@@ -300,6 +307,7 @@ class Metrics:
             self.probe_seconds.labels(*ma, probe)
 
     def _introduce(self, ma: tuple[str, str], card: Card) -> None:
+        """The gauges of an adapter that its card fills."""
         rank = UNKNOWN if card.rank is None else str(card.rank)
         self.adapter_info.labels(*ma, rank, card.revision or UNKNOWN, card.recipe or UNKNOWN).set(1)
         if card.baseline_flip_ratio is not None:
@@ -313,7 +321,7 @@ class Metrics:
             self.verdicts.labels(*ma, relevant, state.value, NONE)
         for cause in Cause:
             self.verdicts.labels(*ma, relevant, State.FLAGGED.value, cause.value)
-        for probe, outcome in product(PROBES, Outcome):
+        for probe, outcome in product(PROBES, ProbeOutcome):
             self.probe_results.labels(*ma, relevant, probe, outcome.value)
 
 

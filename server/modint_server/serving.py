@@ -1,7 +1,7 @@
-"""A gateway in front of one engine, from the first bound port to the last closed socket.
+"""Runs the gateway in front of one engine, from the bound port to the last closed connection.
 
-bind the port → alive → engine ready → gateway ready → (a signal, or the engine's end) → not ready → drained
-→ stopped
+port bound → alive → engine ready → gateway ready → (a signal, or the engine's end) → not ready
+→ answers that are still running end → stopped
 """
 
 import asyncio
@@ -29,15 +29,16 @@ from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable
 from modint_guard.types import CELLS
 from modint_server.adapters.folders import Adapter, checked_model, loadable, resolve_all
 from modint_server.app import create_app
-from modint_server.engine.child import VLLM, Engine, EngineConfig, Progress, installed_device
+from modint_server.engine.child import VLLM, Engine, Progress
+from modint_server.engine.config import EngineConfig, check_vllm_options, installed_device
 from modint_server.engine.image_attention import GROUP, check_registered
 from modint_server.logs import configure_logs
 from modint_server.request.gateway import Gateway
 from modint_server.settings import Settings, load_settings
 
-NOTICE_S = 1.0  # between "not ready" and the closing port, so that whoever balances load sees it
+NOTICE_S = 1.0  # from "not ready" to the closing of the port, so that a load balancer sees it
 DRAIN_S = 30  # for answers that are still running
-QUIET_S = 10.0  # where no terminal is, a line of progress this often
+QUIET_S = 10.0  # between two lines of progress if the output is no terminal
 
 
 def start(
@@ -48,19 +49,23 @@ def start(
     port: int,
     *,
     calibrations: Sequence[Path] = (),
+    vllm_options: Sequence[str] = (),
     command: Sequence[str] = VLLM,
 ) -> None:
-    """Serves a model with an engine of our own (`command`) until a signal comes.
+    """Starts an engine, and serves it until a signal comes.
 
-    Raises ConfigError or AdapterError before anything is started, EngineError when the engine ends by itself.
+    model: folder or hub id; None: the bundled base. adapters: `NAME` or `NAME=PATH`. vllm_options: further
+    words of vLLM's command line. command: the engine's program and first words.
+    Raises ConfigError or AdapterError before anything is started, EngineError if the engine ends by itself.
     """
+    check_vllm_options(vllm_options)
     settings = load_settings(
         upstream_url="http://engine",
         upstream_api_key=None,
         upstream_api_key_file=None,
-        **_given(calibrations),
+        **_named(calibrations),
     )
-    if settings.adapter_selftest == "auto":  # whoever names an adapter here wants that one, not the base
+    if settings.adapter_selftest == "auto":  # who names an adapter here wants its answers, not the base's
         settings = settings.model_copy(update={"adapter_selftest": "require"})
     check_registered(settings.image_attention, (each.name for each in entry_points(group=GROUP)))
     folder = checked_model(model if model is not None else str(bundled(BASE)))
@@ -70,6 +75,7 @@ def start(
         adapters=resolve_all(adapters, adapter_dir, FOLDER),
         device=installed_device(),
         max_images=settings.max_images,
+        options=tuple(vllm_options),
     )
     if any(adapter.name == config.served_name for adapter in config.adapters):
         raise ConfigError(
@@ -82,14 +88,14 @@ def start(
     if not settings.calibrations:
         folders = [Path(config.model), *(adapter.path for adapter in config.adapters)]
         settings = settings.model_copy(update={"calibrations": shipped_with(folders, models)})
-    for path in settings.calibrations:  # a wrong one costs no start-up
+    for path in settings.calibrations:  # before the engine takes minutes to start
         check_for(read_calibration(path), path, models=models, probes=CELLS)
-    with bound(host, port) as door:
-        asyncio.run(_start(config, command, settings, door))
+    with bound(host, port) as listener:
+        asyncio.run(_start(config, command, settings, listener))
 
 
 def shipped_with(folders: Sequence[Path], models: Mapping[str, str | None]) -> tuple[Path, ...]:
-    """The calibration files beside weights, of models that are served under the names they were made for.
+    """The calibration files in `folders` that were made for a model in `models`, which are those served.
 
     Raises ConfigError for a damaged one.
     """
@@ -106,23 +112,24 @@ def attach(
     adapter_dir: Path,
     calibrations: Sequence[Path] = (),
 ) -> None:
-    """Serves in front of a running engine until a signal comes; raises ConfigError.
+    """Serves an engine that runs already, until a signal comes. Raises ConfigError.
 
-    `adapter_dir` holds the folders of adapters that the engine serves, as far as they are here: for metrics.
+    key_file: holds the engine's key. adapter_dir: folders of adapters that the engine serves; the metrics
+    show what these say about them.
     """
-    settings = load_settings(upstream_url=url, upstream_api_key_file=key_file, **_given(calibrations))
-    known = loadable(adapter_dir)
-    with bound(host, port) as door:
-        asyncio.run(_attach(settings, door, known))
+    settings = load_settings(upstream_url=url, upstream_api_key_file=key_file, **_named(calibrations))
+    adapters = loadable(adapter_dir)
+    with bound(host, port) as listener:
+        asyncio.run(_attach(settings, listener, adapters))
 
 
-def _given(calibrations: Sequence[Path]) -> dict[str, Any]:
-    """Files named on the command line win over those of the environment."""
+def _named(calibrations: Sequence[Path]) -> dict[str, Any]:
+    """The setting, if the command line names calibrations: these win over the environment's."""
     return {"calibrations": tuple(calibrations)} if calibrations else {}
 
 
 def misfits(config: EngineConfig) -> list[str]:
-    """A sentence for each adapter whose card names another base than the one served."""
+    """A sentence for each adapter whose card names another base than the served model."""
     return [
         f"adapter {adapter.name!r} was made for {adapter.base!r}, and {config.served_name!r} is served"
         for adapter in config.adapters
@@ -131,30 +138,33 @@ def misfits(config: EngineConfig) -> list[str]:
 
 
 def served_name(model: str) -> str:
-    """What clients call the base: the hub id, or the folder's own name."""
+    """The name by which clients call the base: the hub id, or the folder's own name."""
     return Path(model).name if Path(model).is_dir() else model
 
 
 @contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """The gateway's port, taken before anything slow is started; raises ConfigError."""
+    """A socket that listens on the gateway's port. Raises ConfigError if the port cannot be had.
+
+    It listens before anything slow is started, so that an early liveness probe waits and is not refused.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise ConfigError(
             f"--host {host}: no such address: use 127.0.0.1, or 0.0.0.0 for every one"
         ) from error
-    with socket.socket(family, kind, protocol) as door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            door.bind(address)
-            door.listen()  # a liveness probe that comes now waits a moment and is not refused
+            listener.bind(address)
+            listener.listen()
         except OSError as error:
-            raise ConfigError(_refused(host, port, error)) from error
-        yield door
+            raise ConfigError(_refusal(host, port, error)) from error
+        yield listener
 
 
-def _refused(host: str, port: int, error: OSError) -> str:
+def _refusal(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} of {host} is in use: choose another with --port, or stop what listens there"
     if error.errno == errno.EACCES:
@@ -163,30 +173,34 @@ def _refused(host: str, port: int, error: OSError) -> str:
 
 
 async def _start(
-    config: EngineConfig, command: Sequence[str], settings: Settings, door: socket.socket
+    config: EngineConfig, command: Sequence[str], settings: Settings, listener: socket.socket
 ) -> None:
-    with _signals() as stop, Waiting() as waiting:
-        engine = Engine(config, command=command, on_progress=waiting.show)
+    with _signals() as stop, StartDisplay() as display:
+        engine = Engine(config, command=command, on_progress=display.show)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(engine.stop)
-            ours = {"upstream_url": engine.base_url, "upstream_uds": engine.uds}
-            key = {"upstream_api_key": SecretStr(engine.api_key)}
-            app = create_app(  # what it refuses costs no start-up
-                settings.model_copy(update=ours | key), adapters=config.adapters
-            )
+            engine_settings = {
+                "upstream_url": engine.base_url,
+                "upstream_uds": engine.uds,
+                "upstream_api_key": SecretStr(engine.api_key),
+            }
+            # The app first: what it refuses is refused before the engine takes minutes to start.
+            app = create_app(settings.model_copy(update=engine_settings), adapters=config.adapters)
             app.state.gateway.attachment.hold("the engine is loading")
             await engine.start()
-            await _serve(app, door, stop, _life_of(engine, app.state.gateway, door, waiting))
+            await _serve(app, listener, stop, _run_engine(engine, app.state.gateway, listener, display))
 
 
-async def _life_of(engine: Engine, gateway: Gateway, door: socket.socket, waiting: "Waiting") -> EngineError:
-    """From loading to its end. The gateway is alive all along, and ready in between."""
+async def _run_engine(
+    engine: Engine, gateway: Gateway, listener: socket.socket, display: "StartDisplay"
+) -> EngineError:
+    """Waits for the engine to be ready, then for its end, whose reason it returns."""
     ready = await engine.wait_ready()
     for note in (*ready.notes, *misfits(engine.config)):
-        waiting.say(f"note: {note}")
-    waiting.say(f"engine ready after {ready.seconds:.0f} s")
+        display.say(f"note: {note}")
+    display.say(f"engine ready after {ready.seconds:.0f} s")
     gateway.attachment.begin()
-    greeting = asyncio.create_task(_greet(gateway, door, waiting))
+    greeting = asyncio.create_task(_greet(gateway, listener, display))
     try:
         return await engine.ended()
     finally:
@@ -194,35 +208,35 @@ async def _life_of(engine: Engine, gateway: Gateway, door: socket.socket, waitin
         await asyncio.gather(greeting, return_exceptions=True)
 
 
-async def _attach(settings: Settings, door: socket.socket, known: Sequence[Adapter]) -> None:
-    with _signals() as stop, Waiting() as waiting:
-        app = create_app(settings, adapters=known)
-        await _serve(app, door, stop, _attached(app.state.gateway, door, waiting))
+async def _attach(settings: Settings, listener: socket.socket, adapters: Sequence[Adapter]) -> None:
+    with _signals() as stop, StartDisplay() as display:
+        app = create_app(settings, adapters=adapters)
+        await _serve(app, listener, stop, _greet_and_wait(app.state.gateway, listener, display))
 
 
-async def _attached(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> EngineError:
-    """The end of an engine that is not ours never comes: its absence shows in /readyz instead."""
-    await _greet(gateway, door, waiting)
+async def _greet_and_wait(gateway: Gateway, listener: socket.socket, display: "StartDisplay") -> EngineError:
+    """As `_run_engine`, for an engine that others started: it never returns, as /readyz shows its end."""
+    await _greet(gateway, listener, display)
     await asyncio.Event().wait()
     raise AssertionError("unreachable")
 
 
 async def _serve(
     app: FastAPI,
-    door: socket.socket,
+    listener: socket.socket,
     stop: asyncio.Event,
-    life: Coroutine[Any, Any, EngineError],
+    engine_end: Coroutine[Any, Any, EngineError],
 ) -> None:
-    """Runs the gateway until a signal or the end of the engine's life; the latter raises EngineError."""
+    """Runs the gateway until `stop` is set, or until `engine_end` returns an error, which is then raised."""
     gateway: Gateway = app.state.gateway
     configure_logs(gateway.settings.log_level)
     server = _Server(_uvicorn(app))
-    serving = asyncio.create_task(server.serve(sockets=[door]))
-    stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(life)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(engine_end)
     try:
         await asyncio.wait({serving, stopped, end}, return_when=asyncio.FIRST_COMPLETED)
         gateway.draining = True
-        if not serving.done() and gateway.attachment.capabilities is not None:  # once ready: some rely on it
+        if not serving.done() and gateway.attachment.capabilities is not None:  # it was ready: say it is not
             await asyncio.sleep(NOTICE_S)
         server.should_exit = True
         await serving
@@ -239,7 +253,7 @@ async def _serve(
 def _uvicorn(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        log_config=None,  # our own JSON lines
+        log_config=None,  # the gateway writes its own JSON lines
         access_log=False,
         lifespan="on",
         ws="none",
@@ -249,64 +263,65 @@ def _uvicorn(app: FastAPI) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us: the gateway must say "not ready" before its port closes."""
+    """Leaves signals to `_signals`: the gateway must say "not ready" before its port closes."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def _greet(gateway: Gateway, door: socket.socket, waiting: "Waiting") -> None:
-    """Says what is served once it is, and until then what is missing."""
+async def _greet(gateway: Gateway, listener: socket.socket, display: "StartDisplay") -> None:
+    """Shows why the gateway is not ready; once it is, what it serves and how to ask."""
     attachment, began = gateway.attachment, time.monotonic()
     while not attachment.ready:
         await asyncio.sleep(0.1)
-        if (elapsed_s := time.monotonic() - began) > 1.0:  # ours answers at once: nothing to say then
-            waiting.show(Progress("not ready", elapsed_s, "; ".join(attachment.reasons)))
+        if (elapsed_s := time.monotonic() - began) > 1.0:  # an engine of our own is ready sooner
+            display.show(Progress("not ready", elapsed_s, "; ".join(attachment.reasons)))
     for problem in attachment.capabilities.problems if attachment.capabilities else ():
-        waiting.say(f"note: {problem}")
+        display.say(f"note: {problem}")
     names = [model.id for model in attachment.models]
-    for line in greeting(
-        address(door), names, bool(gateway.settings.api_keys or gateway.settings.api_keys_file)
-    ):
-        waiting.say(line)
+    keys_required = bool(gateway.settings.api_keys or gateway.settings.api_keys_file)
+    for line in greeting(address(listener), names, keys_required=keys_required):
+        display.say(line)
 
 
-def address(door: socket.socket) -> str:
-    """The base URL under which a client on this machine reaches the gateway."""
-    host, port = door.getsockname()[:2]
+def address(listener: socket.socket) -> str:
+    """The URL, without a path, by which a client on this machine reaches the gateway."""
+    host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def greeting(url: str, models: Sequence[str], keys_asked: bool) -> list[str]:
-    """The lines a person needs to go on: base URL, models, a curl line that works."""
+def greeting(url: str, models: Sequence[str], *, keys_required: bool) -> list[str]:
+    """The lines that a person needs to go on: base URL, models, a curl command that works."""
     message = {"role": "user", "content": "What is two plus three?"}
     body = json.dumps({"model": models[-1] if models else "MODEL", "messages": [message], "max_tokens": 8})
-    key = " -H 'authorization: Bearer KEY'" if keys_asked else ""
+    key = " -H 'authorization: Bearer KEY'" if keys_required else ""
     return [
         "modint-guard is ready",
         f"  base URL  {url}/v1",
         f"  models    {', '.join(models)}",
-        f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
+        f"  try       curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\",
+        f"              -d '{body}'",
     ]
 
 
-class Waiting:
-    """What a person sees: one moving line in a terminal, a line now and then where there is none."""
+class StartDisplay:
+    """Shows a person how the start goes: one moving line in a terminal, else a line now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._status = self._console.status("starting")
         self._shown: tuple[str, float] | None = None
 
-    def __enter__(self) -> "Waiting":
+    def __enter__(self) -> "StartDisplay":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._status.stop()
 
     def show(self, progress: Progress) -> None:
+        """Shows the progress; the last line that was shown gives way to it in a terminal."""
         text = f"{progress.stage} · {progress.elapsed_s:.0f} s · {progress.line[:100]}"
         if self._console.is_terminal:
             self._status.update(escape(text[: self._console.width - 4]))  # one line: it is drawn over itself
@@ -319,22 +334,23 @@ class Waiting:
         return self._shown is not None and progress.elapsed_s - self._shown[1] >= QUIET_S
 
     def say(self, line: str) -> None:
+        """Prints a line that stays."""
         self._status.stop()
-        self._console.print(escape(line))
+        self._console.print(line, markup=False)
 
 
 @contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second one ends the process at once (the engine with it)."""
+    """An event that SIGTERM or Ctrl-C sets. A second signal ends the process, and the engine, at once."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def heard() -> None:
+    def on_signal() -> None:
         stop.set()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(sign)
 
     for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, heard)
+        loop.add_signal_handler(sign, on_signal)
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""Every setting of the gateway, read once into a frozen object; a bad one stops the process."""
+"""Every setting of the gateway, read once into a frozen object; an invalid one stops the process."""
 
 import difflib
 import os
@@ -16,7 +16,7 @@ ENV_PREFIX = "MODINT_"
 
 
 class Settings(BaseSettings):
-    """What `create_app` needs. In the environment with `MODINT_` in front; arguments win."""
+    """What `create_app` needs. A field `name` is read from the variable `MODINT_NAME`; arguments win."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
@@ -26,17 +26,15 @@ class Settings(BaseSettings):
     upstream_api_key: SecretStr | None = None
     upstream_api_key_file: Path | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
-    read_timeout_s: float = Field(
-        default=300.0, gt=0
-    )  # longest silence between two reads, not the whole answer
+    read_timeout_s: float = Field(default=300.0, gt=0)  # the longest pause within an answer, not all of it
     capability_timeout_s: float = Field(default=120.0, gt=0)  # the first logprobs on a new machine take 30 s
-    upstream_poll_s: float = Field(default=2.0, gt=0)
+    upstream_poll_s: float = Field(default=2.0, gt=0)  # between two looks at whether it is up
 
-    # Who may call. No key: anyone who reaches the port.
+    # Keys of clients. Without one, anybody who reaches the port may call.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_keys_file: Path | None = None
 
-    # What a request may be.
+    # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
     max_json_depth: int = Field(default=64, gt=0, le=512)
@@ -49,33 +47,32 @@ class Settings(BaseSettings):
     max_n: int = Field(default=16, gt=0)
     max_prompt_logprobs: int = Field(default=20, ge=0)
 
-    # How much at once.
+    # Limits of all requests together.
     max_in_flight: int = Field(default=256, gt=0)
     max_probes_in_flight: int = Field(default=64, gt=0)
     max_adapter_labels: int = Field(default=64, gt=0)
 
-    # Adapters. "auto": required of an engine that `serve` starts, reported of one attached to.
+    # The self-test of adapters. "auto": "require" for an engine that `serve` starts, else "report".
     adapter_selftest: Literal["auto", "require", "report", "off"] = "auto"
 
     # The guard.
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
-    noop_every: int = Field(default=100, ge=0)  # judged requests a model; 0: only where a request asks for it
+    noop_every: int = Field(default=100, ge=0)  # one judged request in so many, for each model; 0: none
     relevance_rules_file: Path | None = None
     self_ask: Literal["off", "auto"] = "off"
     regenerate: Literal["off", "auto"] = "auto"
     teacher_forcing: Literal["off", "auto"] = "auto"
     calibrations: Annotated[tuple[Path, ...], NoDecode] = ()
 
-    # What is done about a flagged answer where neither policy nor request says otherwise.
+    # The action on a flagged answer, if neither a policy nor the request names one.
     action: Literal["annotate", "neutralise", "escalate", "debias", "rerank", "abstain", "ladder"] = (
         "annotate"
     )
     policies_file: Path | None = None
     mitigation_tokens_per_minute: int = Field(default=0, ge=0)  # for each key; 0: no limit
-    image_attention: float = Field(
-        default=1.0, ge=0, le=MAX_IMAGE_ATTENTION
-    )  # experimental; the engine reads it as well
+    # A gain, experimental; vLLM's plugin reads the same variable.
+    image_attention: float = Field(default=1.0, ge=0, le=MAX_IMAGE_ATTENTION)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -93,10 +90,10 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", "calibrations", mode="before")
     @classmethod
-    def _split_list(cls, keys: Any) -> Any:
-        return (
-            tuple(part.strip() for part in keys.split(",") if part.strip()) if isinstance(keys, str) else keys
-        )
+    def _split_list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _one_source_for_a_key(self) -> Self:
@@ -106,7 +103,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment and the caller's arguments; raises ConfigError with one sentence."""
+    """The settings of the environment, with `overrides` on top; raises ConfigError with one sentence."""
     _refuse_unknown(sorted(os.environ))
     try:
         return Settings(**overrides)
@@ -115,7 +112,10 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def secret(key: SecretStr | None, file: Path | None) -> str | None:
-    """The key itself, from the setting or from its file; raises ConfigError if the file holds none."""
+    """The key itself, from the setting or from its file, None without either.
+
+    Raises ConfigError if the file cannot be read or does not hold exactly one key.
+    """
     if file is None:
         return None if key is None else key.get_secret_value()
     lines = _lines(file)
@@ -125,7 +125,7 @@ def secret(key: SecretStr | None, file: Path | None) -> str | None:
 
 
 def client_keys(settings: Settings) -> tuple[str, ...]:
-    """Every key a client may show; empty means that none is asked for."""
+    """Every key with which clients may call; empty if they need none. Raises ConfigError for a bad file."""
     from_file = _lines(settings.api_keys_file) if settings.api_keys_file else ()
     if settings.api_keys_file and not from_file:
         raise ConfigError(f"{settings.api_keys_file} holds no key: write one per line, or drop api_keys_file")
@@ -154,10 +154,10 @@ def _refuse_unknown(names: list[str]) -> None:
 
 
 def _sentence(exc: ValidationError) -> str:
-    """One line of the first fault, without the value: it may be a key."""
+    """The first fault in one sentence, without the value, which may be a key."""
     first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, Settings.model_fields, n=1)
-        return f"{where} is no setting of the gateway" + (f": did you mean {near[0]}?" if near else "")
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        return f"{name} is no setting of the gateway" + (f": did you mean {near[0]}?" if near else "")
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,6 +1,6 @@
-"""`modint-guard watch`: flags, flips and latency of a running gateway, read from its own `/metrics`.
+"""`modint-guard watch`: flagged answers, flips and latency of a running gateway, from its `/metrics`.
 
-Two pages some seconds apart are one view: what grew between them, by model and adapter.
+A view shows how the counters grew between two pages, by model and adapter.
 """
 
 import time
@@ -26,20 +26,20 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Line:
-    """One served model in the time looked at; None where there is nothing to take a share of."""
+    """One served model between two pages. A share is None if there is nothing to take it of."""
 
     model: str
     adapter: str
     requests: float
     failed: float
     judged: float
-    flagged: float | None
-    flips: float | None
+    flagged: float | None  # share of judged answers
+    flips: float | None  # share of answers that changed with what ought not to matter
     median_s: float | None
 
 
 def watch(
-    url: Annotated[str, typer.Argument(help="The gateway's address.")] = "http://127.0.0.1:8080",
+    url: Annotated[str, typer.Option(help="The gateway's address.")] = "http://127.0.0.1:8080",
     every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
     window_s: Annotated[float, typer.Option("--window", min=1.0, help="Seconds that a view covers.")] = 300.0,
     once: Annotated[bool, typer.Option("--once", help="Print everything since the start, and end.")] = False,
@@ -51,24 +51,23 @@ def watch(
     if once:
         console.print(view(lines({}, page), page, "since the gateway's start"))
         return
-    seen: deque[tuple[float, Page]] = deque([(time.monotonic(), page)])
+    pages: deque[tuple[float, Page]] = deque([(time.monotonic(), page)])
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_view_of(seen), refresh=True)
+            live.update(_view_of(pages), refresh=True)
             time.sleep(every_s)
             try:
-                seen.append((time.monotonic(), read(address)))
-            except EndpointUnreachable as gone:
-                live.update(
-                    f"{gone}; the last view was {time.monotonic() - seen[-1][0]:.0f} s ago", refresh=True
-                )
+                pages.append((time.monotonic(), read(address)))
+            except EndpointUnreachable as exc:
+                age_s = time.monotonic() - pages[-1][0]
+                live.update(f"{exc}; the last view was {age_s:.0f} s ago", refresh=True)
                 continue
-            while len(seen) > 2 and seen[-1][0] - seen[1][0] >= window_s:
-                seen.popleft()
+            while len(pages) > 2 and pages[-1][0] - pages[1][0] >= window_s:
+                pages.popleft()
 
 
 def read(address: str) -> Page:
-    """The gateway's page as numbers; raises EndpointUnreachable, or ConfigError where it is no gateway's."""
+    """The metrics at an address; raises EndpointUnreachable, or ConfigError if they are no gateway's."""
     try:
         with urllib.request.urlopen(f"{address}/metrics", timeout=TIMEOUT_S) as answer:
             text = answer.read().decode("utf-8", "replace")
@@ -80,22 +79,22 @@ def read(address: str) -> Page:
         families = list(text_string_to_metric_families(text))
     except ValueError as exc:
         raise ConfigError(f"{address}/metrics is no page of metrics: name the gateway's address") from exc
-    page = {(s.name, frozenset(s.labels.items())): s.value for one in families for s in one.samples}
+    samples = [sample for family in families for sample in family.samples]
+    page = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
     if not any(name == "modint_build_info" for name, _ in page):
         raise ConfigError(f"what answers at {address} is no modint-guard: name the gateway's address")
     return page
 
 
 def lines(before: Page, now: Page) -> list[Line]:
-    """One line for each model and adapter that answered anything meanwhile."""
-    grown = {key: value - before.get(key, 0.0) for key, value in now.items()}
-    served = sorted({_who(labels) for name, labels in grown if name == "modint_requests_total"})
-    found = [_line(grown, *who) for who in served]
-    return [line for line in found if line.requests]
+    """One line for each model and adapter that answered a request between the two pages."""
+    growth = {key: value - before.get(key, 0.0) for key, value in now.items()}
+    served = sorted({_served_by(labels) for name, labels in growth if name == "modint_requests_total"})
+    return [line for each in served if (line := _line(growth, *each)).requests]
 
 
 def view(shown: list[Line], page: Page, span: str) -> Table:
-    """The lines as a table, under what the gateway says of its engine."""
+    """The lines as a table; its title says whether the engine is up. span: the time that it covers."""
     up = sum(value for (name, _), value in page.items() if name == "modint_upstream_up")
     busy = sum(value for (name, _), value in page.items() if name == "modint_requests_in_flight")
     title = f"engine {'up' if up else 'DOWN'} · {busy:.0f} in flight · {span}"
@@ -116,28 +115,32 @@ def view(shown: list[Line], page: Page, span: str) -> Table:
     return table
 
 
-def _view_of(seen: deque[tuple[float, Page]]) -> Table:
-    (first, before), (last, now) = seen[0], seen[-1]
+def _view_of(pages: deque[tuple[float, Page]]) -> Table:
+    (first, before), (last, now) = pages[0], pages[-1]
     return view(lines(before, now), now, f"the last {last - first:.0f} s")
 
 
-def _line(grown: Page, model: str, adapter: str) -> Line:
+def _line(growth: Page, model: str, adapter: str) -> Line:
     def total(metric: str, **wanted: tuple[str, ...]) -> float:
         return sum(
             value
-            for (name, labels), value in grown.items()
+            for (name, labels), value in growth.items()
             if name == metric
-            and _who(labels) == (model, adapter)
+            and _served_by(labels) == (model, adapter)
             and all(dict(labels).get(label) in values for label, values in wanted.items())
         )
 
     judged = total("modint_verdicts_total", verdict=("pass", "flagged"))
     decided = ("consistent", "flipped", "undecided")
-    # What ought not to matter: the text of a question about the picture, the picture of one about the text.
+    # Probes without what ought not to matter: the text beside a question about the picture, and the reverse.
     pairs = ((("image",), ("no_context",)), (("text",), ("neutral_image",)))
     results = "modint_probe_results_total"
-    examined = sum(total(results, relevant=one, probe=probe, outcome=decided) for one, probe in pairs)
-    flipped = sum(total(results, relevant=one, probe=probe, outcome=("flipped",)) for one, probe in pairs)
+    examined = sum(
+        total(results, relevant=relevant, probe=probe, outcome=decided) for relevant, probe in pairs
+    )
+    flipped = sum(
+        total(results, relevant=relevant, probe=probe, outcome=("flipped",)) for relevant, probe in pairs
+    )
     return Line(
         model,
         adapter,
@@ -146,23 +149,23 @@ def _line(grown: Page, model: str, adapter: str) -> Line:
         judged=judged,
         flagged=total("modint_verdicts_total", verdict=("flagged",)) / judged if judged else None,
         flips=flipped / examined if examined else None,
-        median_s=_median(grown, model, adapter),
+        median_s=_median(growth, model, adapter),
     )
 
 
-def _median(grown: Page, model: str, adapter: str) -> float | None:
-    """The upper bound of the bucket that holds the middle request."""
+def _median(growth: Page, model: str, adapter: str) -> float | None:
+    """The median duration of requests, s: the upper bound of its bucket; None without requests."""
     buckets = sorted(
         (float(dict(labels)["le"]), value)
-        for (name, labels), value in grown.items()
-        if name == "modint_request_duration_seconds_bucket" and _who(labels) == (model, adapter)
+        for (name, labels), value in growth.items()
+        if name == "modint_request_duration_seconds_bucket" and _served_by(labels) == (model, adapter)
     )
     if not buckets or not buckets[-1][1]:
         return None
     return next(bound for bound, count in buckets if count >= buckets[-1][1] / 2)
 
 
-def _who(labels: Labels) -> tuple[str, str]:
+def _served_by(labels: Labels) -> tuple[str, str]:
     named = dict(labels)
     return named.get("model", ""), named.get("adapter", "")
 

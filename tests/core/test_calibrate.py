@@ -60,7 +60,7 @@ def test_every_item_meets_every_perturbation_that_its_data_allow() -> None:
         ([BOTH], "none of 1 items can be perturbed"),
         (
             [DIGIT.replace(answer="", wrong="")],
-            "none of 1 items has an answer: a calibration needs the truth",
+            "none of 1 items has an answer to compare with: give labelled ones",
         ),
         ([DIGIT, SUM, DIGIT], "the id 'digit-0' stands twice in the data"),
     ],
@@ -270,6 +270,44 @@ async def test_data_that_do_not_say_it_are_read_as_the_options_say(
     assert made.command.endswith(
         " --alpha 0.5 --format llava --image-root pictures --split test --family image-heavy --seed 0"
     )
+
+
+async def test_a_limit_takes_the_first_items_and_is_recorded(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.json"
+    given = [str(data), "--model", "m", "--output", str(output), "--alpha", "0.5", "--limit", "8"]
+    async with serving(misled) as (url, _):
+        assert await run(*given, "--url", url) == 0
+    made = read_calibration(output)
+    assert made.fitted["image"].positives == 4  # a lie each, of half of the sources
+    assert made.command.endswith("--model m --alpha 0.5 --limit 8 --seed 0")
+
+
+async def test_columns_and_row_numbers_are_read_as_the_options_say(tmp_path: Path) -> None:
+    question, rows = "<image>What digit is shown?\nA. 3\nB. 7", []
+    for number in range(8):  # answers about one picture would all lie in one half
+        RED.save(tmp_path / f"{number}.png")
+        rows.append({"id": "same", "ask": question, "output": "A", "images": [f"{number}.png"]})
+    (tmp_path / "mine.json").write_text(json.dumps(rows), "utf-8")
+    output = tmp_path / "out" / "m.json"
+    given = [str(tmp_path / "mine.json"), "--model", "m", "--output", str(output), "--alpha", "0.5"]
+    given += ["--family", "image-heavy", "--column", "prompt=ask", "--number-rows"]
+
+    async def model(body: JSON) -> JSON:
+        """Believes a caption that speaks of the 7 among the options."""
+        letter = "B" if text_of(body).count("7") > 1 else "A"
+        return completion(letter, [dict.fromkeys("AB", 0.02) | {letter: 0.98}])
+
+    async with serving(model) as (url, _):
+        assert await run(*given, "--url", url) == 0
+    made = read_calibration(output)
+    assert made.command.endswith("--family image-heavy --column prompt=ask --number-rows --seed 0")
+
+
+def test_a_folder_is_no_place_for_a_calibration(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called("calibrate", str(data), "--model", "m", "--output", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"{tmp_path} is a folder: --output names the calibration file\n"
 
 
 def test_the_command_says_which_key_file_is_missing(tmp_path: Path) -> None:

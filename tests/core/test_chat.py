@@ -7,16 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modint_guard.chat.eligibility import unsupported_part
 from modint_guard.chat.images import ImageLimits
-from modint_guard.chat.request import (
-    parse,
-    parse_options,
-    rebuild,
-    unsupported,
-    with_context,
-    with_image,
-    without_context,
-)
+from modint_guard.chat.options import parse_options
+from modint_guard.chat.rebuild import rebuild
+from modint_guard.chat.request import parse
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import JSON, ModintOptions
 from tests.core.fakes import GREY, RED, SIZE, ask, image_part, text_part
@@ -42,7 +37,7 @@ def test_one_string_is_split_and_without_its_context_reads_like_the_clean_prompt
     chat = parse(ask(f"{CAPTION}\n{QUESTION}"))
     assert (chat.context, chat.question) == (CAPTION, QUESTION)
     assert [(o.label, o.text) for o in chat.options] == [("A", "red"), ("B", "blue")]
-    assert without_context(chat) == ask(QUESTION)
+    assert rebuild(chat, context="") == ask(QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -56,20 +51,20 @@ def test_one_string_is_split_and_without_its_context_reads_like_the_clean_prompt
     ],
 )
 def test_no_blank_is_left_where_the_context_stood(text: str, clean: str) -> None:
-    assert texts(without_context(parse(ask(text)))) == [clean]
+    assert texts(rebuild(parse(ask(text)), context="")) == [clean]
 
 
 def test_of_several_text_parts_the_last_is_the_question() -> None:
     chat = parse(ask(CAPTION, "It is round. Really?", QUESTION))
     assert (chat.context, chat.question) == (f"{CAPTION}\nIt is round. Really?", QUESTION)
-    assert without_context(chat) == ask(QUESTION)
-    assert texts(with_context(chat, "New.")) == ["New.", QUESTION]
+    assert rebuild(chat, context="") == ask(QUESTION)
+    assert texts(rebuild(chat, context="New.")) == ["New.", QUESTION]
 
 
 def test_blank_text_parts_count_for_nothing_and_stay() -> None:
     chat = parse(ask(QUESTION, "  "))
     assert (chat.context, chat.question) == (None, QUESTION)
-    assert texts(without_context(chat)) == [QUESTION, "  "]
+    assert texts(rebuild(chat, context="")) == [QUESTION, "  "]
 
 
 def test_explicit_context_and_question_come_first() -> None:
@@ -78,9 +73,9 @@ def test_explicit_context_and_question_come_first() -> None:
     assert (chat.context, chat.question) == ("Is it red?", "Say it. The ball is blue.")
     chat = parse(body, ModintOptions(question="Say it."))
     assert (chat.context, chat.question) == ("Is it red?\nThe ball is blue.", "Say it.")
-    assert texts(without_context(chat)) == ["Say it."]
+    assert texts(rebuild(chat, context="")) == ["Say it."]
     chat = parse(body, ModintOptions(context="The ball is blue.", question="Is it red?"))
-    assert texts(without_context(chat)) == ["Is it red? Say it."]
+    assert texts(rebuild(chat, context="")) == ["Is it red? Say it."]
 
 
 def test_an_explicit_empty_context_means_there_is_none() -> None:
@@ -90,7 +85,7 @@ def test_an_explicit_empty_context_means_there_is_none() -> None:
 
 @pytest.mark.parametrize("key", ["context", "question"])
 def test_an_explicit_text_that_is_not_there_is_refused(key: str) -> None:
-    with pytest.raises(RequestError, match="does not stand in") as caught:
+    with pytest.raises(RequestError, match=r"is not in (the last user message|any message)") as caught:
         parse(ask(QUESTION), parse_options({key: "elsewhere"}))
     assert caught.value.param == f"modint.{key}"
 
@@ -116,7 +111,7 @@ def test_the_question_is_the_last_users_and_context_and_images_may_stand_in_earl
     assert both["messages"][0] == body["messages"][0]
     assert both["messages"][1]["content"] == [image_part(GREY), text_part("What is it?")]
     assert both["messages"][2:] == [body["messages"][2], {"role": "user", "content": QUESTION}]
-    new = with_context(chat, "New.")["messages"]
+    new = rebuild(chat, context="New.")["messages"]
     assert [new[1]["content"][1]["text"], new[3]["content"]] == ["What is it?", f"New.\n{QUESTION}"]
 
 
@@ -131,13 +126,13 @@ def test_what_an_earlier_turn_or_the_system_prompt_states_is_context() -> None:
     }
     chat = parse(body)
     assert chat.context == "The picture shows a blue ball.\nThe note says that the ball is blue."
-    assert [message["content"] for message in without_context(chat)["messages"]] == [
+    assert [message["content"] for message in rebuild(chat, context="")["messages"]] == [
         "You are a guide.\nBe brief.",
         [image_part()],
         "I see.",
         QUESTION,
     ]
-    assert with_context(chat, "New.")["messages"][0]["content"] == "You are a guide.\nNew.\nBe brief."
+    assert rebuild(chat, context="New.")["messages"][0]["content"] == "You are a guide.\nNew.\nBe brief."
 
 
 def test_a_turn_that_only_states_leaves_an_empty_message_and_the_order_of_speakers() -> None:
@@ -148,7 +143,7 @@ def test_a_turn_that_only_states_leaves_an_empty_message_and_the_order_of_speake
             {"role": "user", "content": [image_part(), text_part(QUESTION)]},
         ]
     }
-    cleaned = without_context(parse(body))["messages"]
+    cleaned = rebuild(parse(body), context="")["messages"]
     assert [message["role"] for message in cleaned] == ["user", "assistant", "user"]
     assert cleaned[0]["content"] == ""
 
@@ -162,7 +157,7 @@ def test_an_explicit_context_may_stand_in_any_message_of_user_or_system() -> Non
     }
     chat = parse(body, ModintOptions(context="The ball is blue."))
     assert (chat.context, chat.question) == ("The ball is blue.", "It is round. What colour is it?")
-    assert without_context(chat)["messages"][0]["content"] == "Be brief."
+    assert rebuild(chat, context="")["messages"][0]["content"] == "Be brief."
 
 
 @pytest.mark.parametrize(
@@ -207,15 +202,17 @@ def test_every_image_is_replaced_and_keeps_its_other_fields_but_not_the_cache_ke
     body = {"messages": [{"role": "user", "content": [part, image_part(), text_part("What?")]}]}
     chat = parse(body)
     assert [image.size for image in chat.images] == [SIZE, SIZE]
-    content = with_image(chat, GREY)["messages"][0]["content"]
+    content = rebuild(chat, images=[GREY] * len(chat.images))["messages"][0]["content"]
     assert content[0] == {"type": "image_url", "image_url": {"url": GREY, "detail": "low"}}
     assert content[1:] == [image_part(GREY), text_part("What?")]
 
 
 def test_a_new_context_stands_before_the_question() -> None:
-    assert texts(with_context(parse(ask(QUESTION)), CAPTION)) == [f"{CAPTION}\n{QUESTION}"]
-    assert texts(with_context(parse(ask(f"It is red.\n{QUESTION}")), CAPTION)) == [f"{CAPTION}\n{QUESTION}"]
-    assert texts(with_context(parse(ask()), CAPTION)) == [CAPTION]
+    assert texts(rebuild(parse(ask(QUESTION)), context=CAPTION)) == [f"{CAPTION}\n{QUESTION}"]
+    assert texts(rebuild(parse(ask(f"It is red.\n{QUESTION}")), context=CAPTION)) == [
+        f"{CAPTION}\n{QUESTION}"
+    ]
+    assert texts(rebuild(parse(ask()), context=CAPTION)) == [CAPTION]
 
 
 def test_the_clients_object_is_never_changed_and_other_fields_keep_their_order() -> None:
@@ -227,7 +224,12 @@ def test_the_clients_object_is_never_changed_and_other_fields_keep_their_order()
     }
     before = copy.deepcopy(body)
     chat = parse(body)
-    for made in (without_context(chat), with_image(chat, GREY), with_context(chat, "New."), rebuild(chat)):
+    for made in (
+        rebuild(chat, context=""),
+        rebuild(chat, images=[GREY] * len(chat.images)),
+        rebuild(chat, context="New."),
+        rebuild(chat),
+    ):
         assert list(made) == ["temperature", "model", "messages", "x_unknown"]
         assert list(made["messages"][0]) == ["role", "content"]
     assert body == before
@@ -236,19 +238,24 @@ def test_the_clients_object_is_never_changed_and_other_fields_keep_their_order()
 
 @given(SENTENCES)
 def test_splitting_what_was_rebuilt_gives_the_same_parts_again(context: str) -> None:
-    chat = parse(with_context(parse(ask(QUESTION)), context))
+    chat = parse(rebuild(parse(ask(QUESTION)), context=context))
     assert (chat.context, chat.question) == (context, QUESTION)
-    assert without_context(chat) == ask(QUESTION)
+    assert rebuild(chat, context="") == ask(QUESTION)
 
 
 @given(st.text(max_size=120), st.text(max_size=40), st.text(max_size=120))
 def test_no_rebuild_ever_alters_the_question_or_the_options(before: str, context: str, after: str) -> None:
     chat = parse(ask(f"{before}\n{QUESTION}\n{after}"))
     pieces = chat.question.split("\n")
-    for body in (without_context(chat), with_context(chat, context), with_image(chat, GREY), rebuild(chat)):
+    for body in (
+        rebuild(chat, context=""),
+        rebuild(chat, context=context),
+        rebuild(chat, images=[GREY] * len(chat.images)),
+        rebuild(chat),
+    ):
         (text,) = texts(body)
         assert all(piece in text for piece in pieces)
-    (text,) = texts(without_context(chat))
+    (text,) = texts(rebuild(chat, context=""))
     if chat.context is not None:
         assert text == text.strip()
 
@@ -313,13 +320,13 @@ def test_too_many_images_are_refused() -> None:
 )
 def test_parts_that_cannot_be_probed_are_named(kind: str, reason: str) -> None:
     body = ask("What?")
-    assert unsupported(body) is None
+    assert unsupported_part(body) is None
     body["messages"][0]["content"].append({"type": kind})
-    assert unsupported(body) == reason
+    assert unsupported_part(body) == reason
 
 
 def test_messages_without_text_or_user_are_read_all_the_same() -> None:
     assert parse({"messages": [{"role": "system", "content": "Hi."}]}).turn == -1
     chat = parse({"messages": [{"role": "user", "content": None}]})
     assert (chat.question, chat.context, chat.images) == ("", None, ())
-    assert without_context(chat) == chat.body
+    assert rebuild(chat, context="") == chat.body

@@ -108,5 +108,5 @@ def test_an_unknown_command_exits_with_two(capsys: pytest.CaptureFixture[str]) -
 def test_the_installed_script_lists_every_command() -> None:
     script = Path(sys.executable).parent / "modint-guard"
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
-    for name in ("serve", "demo", "train", "evaluate", "diagnose"):
+    for name in ("serve", "demo", "train", "diagnose"):
         assert name in done.stdout

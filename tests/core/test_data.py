@@ -104,7 +104,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         (json.dumps({**RECORD, "image": "none.png"}), "the picture 'none.png' is not in"),
         (
             json.dumps({**RECORD, "image": ITEMS}),
-            "the picture 'items.jsonl' cannot be used: The data is no PNG",
+            "the picture 'items.jsonl' cannot be used: The data is not a PNG",
         ),
         (json.dumps({**RECORD, "image": 3}), "'3' is no picture: give a path, a data URL or bytes"),
     ],

@@ -1,4 +1,4 @@
-"""docs/data.md tells the truth: its examples are read, and it names every format, option and key."""
+"""The pages on data tell the truth: their examples are read, and they name every format, option and key."""
 
 import inspect
 import json
@@ -12,10 +12,11 @@ from modint_guard.data import FORMATS, problems, read_data
 from modint_guard.data.samples import EXTRA_KEYS
 from modint_guard.data.validate import app
 from tests.core.items import RED
+from tests.core.pages import DOCS, text
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+PAGE, FORMATS_PAGE = (text(DOCS / name) for name in ("data.md", "data-formats.md"))
 EXAMPLE = re.compile(r"^### `([\w-]+)`\n(.*?)^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-EXAMPLES = {name: text for name, _, text in EXAMPLE.findall(PAGE)}
+EXAMPLES = {name: content for name, _, content in EXAMPLE.findall(FORMATS_PAGE)}
 
 
 def test_every_format_has_an_example() -> None:

@@ -1,11 +1,15 @@
-"""The demo's own check: counters that equal the answers pass, and one off is a sentence."""
+"""The demo: what it prints and writes, and its own check, which says of each counter how far it is off."""
 
+import io
 import json
-import shlex
+import os
+import shutil
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,18 +18,21 @@ from rich.table import Table
 from modint_guard.data import read_items
 from modint_guard.data.item import Item
 from modint_guard.data.perturb import perturb
+from modint_guard.demo.counters import Counts, calls_seen, compare, metric_lines, scrape
+from modint_guard.demo.curl_script import write_script
 from modint_guard.demo.run import (
     ITEMS,
-    Counts,
-    calls_seen,
-    compare,
-    curl_line,
-    examples,
-    mended_line,
-    metric_lines,
-    scrape,
-    summary,
+    MAX_WIDTH,
+    check_sheet,
+    correction,
+    counting,
+    flagged_answer,
+    show_answers,
+    show_metrics,
+    write_files,
 )
+from modint_guard.demo.tables import examples, summary
+from modint_guard.errors import ConfigError
 from modint_guard.evaluation.runner import Row, request_for
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.types import JSON
@@ -142,11 +149,20 @@ vllm:request_success_total{finished_reason="stop"} 12.0
 """
 
 
-class _Metrics(BaseHTTPRequestHandler):
+class _Gateway(BaseHTTPRequestHandler):
+    """Serves the two pages of metrics, and answers a chat request with what it received."""
+
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
         self.wfile.write(ENGINE if self.path == "/engine/metrics" else GATEWAY)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        received = {"path": self.path, "type": self.headers["content-type"], "body": body}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(received).encode())
 
     def log_message(self, *_: object) -> None:
         return None
@@ -154,7 +170,7 @@ class _Metrics(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Metrics) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Gateway) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -193,21 +209,94 @@ def test_the_examples_show_the_telling_answer_of_each_kind_beside_its_twin() -> 
     assert text.index("7 ✗") < text.index("3 ✓")
 
 
-def test_the_curl_line_is_a_request_that_a_shell_passes_on_whole() -> None:
-    program, _, url, _, header, _, body = shlex.split(curl_line())
-    assert (program, url) == ("curl", "http://127.0.0.1:8080/v1/chat/completions")
-    assert header == "content-type: application/json"
-    (item,) = [item for item in read_items(ITEMS) if json.loads(body) == request_for(item, BASE)]
-    assert item.perturbation == "misleading_description"
+def written(width: int = MAX_WIDTH) -> Console:
+    """A console that is no terminal and keeps what is printed."""
+    return Console(width=width, file=io.StringIO())
 
 
-def test_a_mended_answer_is_told_with_what_it_was_and_what_was_tried() -> None:
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the script calls curl, which is not installed here")
+def test_the_script_sends_the_item_whose_caption_lies_to_a_server_that_runs(
+    tmp_path: Path, gateway: str
+) -> None:
+    item = next(item for item in read_items(ITEMS) if item.perturbation == "misleading_description")
+    script = tmp_path / "demo.sh"
+    write_script(script, item)
+    assert os.access(script, os.X_OK)
+    done = subprocess.run([script, gateway], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == {
+        "path": "/v1/chat/completions",
+        "type": "application/json",
+        "body": request_for(item, BASE),
+    }
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the script calls curl, which is not installed here")
+def test_the_script_says_that_no_server_runs(tmp_path: Path) -> None:
+    script = tmp_path / "demo.sh"
+    write_script(script, LIED)
+    done = subprocess.run(
+        [script, "http://127.0.0.1:1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "connect" in done.stderr
+
+
+def test_the_script_stands_beside_the_contact_sheet_and_how_to_run_it_is_printed(tmp_path: Path) -> None:
+    console = written()
+    write_files(console, ROWS, tmp_path / "my demo.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my demo.png", "my demo.sh"]
+    assert text_of(console).endswith(f"\n   sh '{tmp_path}/my demo.sh'\n")
+
+
+def test_no_printed_line_is_longer_than_200_characters(tmp_path: Path) -> None:
+    picture_item = read_items(ITEMS)[0]
+    long = LIED.replace(question="What digit is shown? " * 40, image=picture_item.image)
+    rows = [row(long, model, "7 " * 300, report("flagged", "text", 3)) for model in (BASE, ADAPTER)]
+    console = written()
+    show_answers(console, rows, rows[0])
+    show_metrics(console, AFTER)
+    write_files(console, rows, tmp_path / "demo.png")
+    assert max(len(line) for line in text_of(console).splitlines()) <= 200
+
+
+def test_a_line_shows_the_progress_where_no_terminal_is() -> None:
+    console = written()
+    with counting(console, 24) as count:
+        for _ in range(24):
+            count()
+    assert text_of(console).splitlines() == [f"   {3 * n} of 24 answers" for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("sheet", "sentence"),
+    [
+        ("demo.jpg", "--sheet demo.jpg: the contact sheet is a PNG: name a file that ends in .png"),
+        ("/no/such/demo.png", "--sheet /no/such/demo.png: there is no folder /no/such: create it first"),
+    ],
+)
+def test_a_contact_sheet_that_cannot_be_written_is_refused_at_once(sheet: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_sheet(Path(sheet))
+    assert str(refused.value) == sentence
+
+
+def test_only_a_wrong_flagged_answer_of_the_base_is_asked_again() -> None:
+    assert flagged_answer(ROWS) == ROWS[0]
+    assert flagged_answer(ROWS[1:]) is None
+
+
+def test_a_correction_is_told_with_the_first_answer_and_what_was_tried() -> None:
     rungs = [{"rung": "neutralise", "outcome": "mended"}]
-    mended = {"original": "7", "rungs": rungs, "tokens": 0}
-    said = mended_line(row(LIED, BASE, "3", {"mitigation": mended}))
-    assert said.endswith(
+    corrected = {"original": "7", "rungs": rungs, "tokens": 0}
+    line = correction(row(LIED, BASE, "3", {"mitigation": corrected}))
+    assert line.endswith(
         "the model said '7', served is '3' (truth: '3'); rungs: neutralise=mended; 0 tokens more"
     )
-    assert "What digit is shown?" in said
-    untouched = mended_line(row(LIED, BASE, "7", {"mitigation": None}))
+    assert "What digit is shown?" in line
+    untouched = correction(row(LIED, BASE, "7", {"mitigation": None}))
     assert untouched.endswith("said '7', served is '7' (truth: '3'); rungs: nothing; 0 tokens more")

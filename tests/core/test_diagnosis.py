@@ -1,141 +1,81 @@
-"""What a diagnosis computes, by hand: effects, modalities, consistency, doses, two models."""
-
-from typing import Any
+"""All that a report says, by hand: the finding, the radar, the worst answers, the notes."""
 
 import pytest
 
-from modint_guard.data.item import Item
 from modint_guard.data.perturb import CLEAN, perturb
-from modint_guard.evaluation.tables import (
-    Found,
-    Variant,
-    compared,
-    consistency,
-    dose_response,
-    modalities,
-    perceptual,
-    table,
-    text_preference,
-)
-from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
-from tests.core.items import DIGIT, SUM
-
-NAMES = ("m", "n")
+from modint_guard.evaluation.diagnosis import WORST, diagnosis_of, finding
+from modint_guard.evaluation.tables import Answer
+from modint_guard.evaluation.variants import Variant
+from tests.core.test_tables import clean, digit, lied
 
 
-def digit(number: int) -> Item:
-    return DIGIT.replace(id=f"digit-{number}", source=f"source-{number}")
-
-
-def clean(number: int, text: str = "3", **more: Any) -> Found:
-    return Found(Variant(digit(number), CLEAN, 0), text, **more)
-
-
-def lied(number: int, text: str, severity: int = 5, **more: Any) -> Found:
-    item = perturb(digit(number), "misleading_description")
-    return Found(Variant(item, "misleading_description", severity), text, **more)
-
-
-def cells(image: str, text: str, neither: str) -> dict[str, str]:
-    return {NO_CONTEXT: image, NEUTRAL_IMAGE: text, PRIOR: neither}
-
-
-def test_a_row_holds_accuracy_and_effect_against_the_same_items() -> None:
-    found = [clean(0), clean(1), clean(2, "7"), lied(0, "7"), lied(1, "3"), lied(2, "7")]
-    first, second = table("m", found)
-    assert (first["perturbation"], first["n"], first["change"]) == (CLEAN, 3, None)
-    assert first["accuracy"] == pytest.approx(2 / 3)
-    assert (second["perturbation"], second["severity"]) == ("misleading_description", 5)
-    assert second["accuracy"] == pytest.approx(1 / 3)
-    assert second["change"] == pytest.approx(-1 / 3)
-    assert (second["harmful_flip"], second["beneficial_flip"]) == (pytest.approx(1 / 3), 0.0)
-    assert second["js"] is None  # no options were known
-
-
-def test_a_perturbation_without_clean_answers_has_no_effect() -> None:
-    (row,) = table("m", [lied(0, "7")])
-    assert row["accuracy"] == 0.0 and row["change"] is None
-
-
-def test_the_options_move_from_certainty_to_certainty_by_one() -> None:
-    sure, turned = {"3": 1.0, "7": 0.0}, {"3": 0.0, "7": 1.0}
-    *_, row = table("m", [clean(0, options=sure), lied(0, "7", options=turned)])
-    assert row["js"] == pytest.approx(1.0)
-
-
-def test_perceptual_score_is_the_share_of_the_accuracy_that_is_lost() -> None:
-    found = [
-        clean(0, cells={NEUTRAL_IMAGE: "7"}),
-        clean(1, cells={NEUTRAL_IMAGE: "3"}),
-        clean(2, "7", cells={NEUTRAL_IMAGE: "7"}),
-        clean(3),  # without the view it is not counted
+def believing(count: int, lies_believed: int) -> list[Answer]:
+    options = {True: {"3": 0.0, "7": 1.0}, False: {"3": 1.0, "7": 0.0}}
+    believed = [n < lies_believed for n in range(count)]
+    return [
+        *(clean(n, options=options[False]) for n in range(count)),
+        *(lied(n, "7" if b else "3", options=options[b]) for n, b in enumerate(believed)),
     ]
-    assert perceptual(found, NEUTRAL_IMAGE) == pytest.approx(1 / 2)
-    assert perceptual(found, NO_CONTEXT) is None
-    assert perceptual([clean(0, "7", cells={NEUTRAL_IMAGE: "7"})], NEUTRAL_IMAGE) is None  # nothing right
 
 
-def test_shapley_values_and_interaction_of_the_accuracy_by_hand() -> None:
-    # Right with both: 1 of 2; image alone 2 of 2; text alone 0; neither 0.
-    found = [lied(0, "7", cells=cells("3", "7", "7")), lied(1, "3", cells=cells("3", "7", "7"))]
-    seen = modalities(found)
-    assert seen["shapley_text"] == pytest.approx(((0.5 - 1.0) + (0.0 - 0.0)) / 2)
-    assert seen["shapley_image"] == pytest.approx(((0.5 - 0.0) + (1.0 - 0.0)) / 2)
-    assert seen["interaction"] == pytest.approx(0.5 - 1.0 - 0.0 + 0.0)
+def test_the_finding_names_the_worst_and_what_it_does() -> None:
+    diagnosis = diagnosis_of({"m": believing(4, 3)}, data="d")
+    assert diagnosis.finding == (
+        "m is right in 100% of 4 clean image-heavy questions, and in 25% of them under "
+        "misleading_description at severity 5, which harms it most.",
+        "75% of its answers turn from right to wrong.",
+    )
 
 
-def test_influences_are_means_and_the_share_is_of_their_sizes() -> None:
-    one = {"text": 3.0, "image": -1.0, "synergy": None}
-    two = {"text": 1.0, "image": None, "synergy": None}
-    seen = modalities([lied(0, "7", influence=one), lied(1, "7", influence=two)])
-    assert (seen["influence_text"], seen["influence_image"], seen["synergy"]) == (2.0, -1.0, None)
-    assert seen["share_text"] == pytest.approx(2 / 3)
-    assert modalities([lied(0, "7")])["share_text"] is None
+def test_a_second_model_is_the_second_sentence() -> None:
+    diagnosis = diagnosis_of({"m": believing(4, 4), "n": believing(4, 0)}, data="d")
+    assert diagnosis.finding[1].startswith("n is right in 100% there, a difference of +100% (95 % interval ")
+    assert {row["model"] for row in diagnosis.rows} == {"m", "n"}
 
 
-def test_text_preference_counts_those_that_take_a_side() -> None:
-    assert text_preference([lied(0, "7"), lied(1, "3"), lied(2, "7"), lied(3, "none of them")]) == 2 / 3
-    shown = perturb(SUM, "contradicting_image")
-    image = [Found(Variant(shown, "contradicting_image", 5), text) for text in ("3", "3", "3", "7")]
-    assert text_preference(image) == 3 / 4
-    assert text_preference([clean(0)]) is None
+def test_clean_answers_alone_have_a_finding_too() -> None:
+    diagnosis = diagnosis_of({"m": [clean(0), clean(1, "7")]}, data="d")
+    assert finding(("m",), diagnosis.rows, [])[0] == "m is right in 50% of 2 clean questions."
 
 
-def test_order_flips_are_shares_of_those_asked() -> None:
-    found = [clean(0, reordered=True), clean(1, reordered=False), clean(2)]
-    assert modalities(found)["order_flip"] == 0.5
+def test_the_radar_by_hand() -> None:
+    diagnosis = diagnosis_of({"m": believing(4, 3)}, data="d")
+    assert diagnosis.radar["m"] == {
+        "right when clean": 1.0,
+        "right when disturbed": 0.25,
+        "not turned wrong": 0.25,
+        "options unmoved": pytest.approx(0.25),
+    }
 
 
-def test_the_same_fact_as_picture_and_as_text() -> None:
-    def told(number: int, text: str) -> Found:
-        item = perturb(digit(number), "true_description")
-        return Found(Variant(item, "true_description", 5), "3", cells={NEUTRAL_IMAGE: text})
-
-    found = [clean(0), clean(1, "7"), clean(2), told(0, "3"), told(1, "3"), told(2, "7")]
-    assert consistency(found) == {"n": 3, "same": 1 / 3, "both_right": 1 / 3}
-    assert consistency([clean(0)]) is None
+def test_the_furthest_moved_come_first() -> None:
+    near = lied(1, "7", options={"3": 0.49, "7": 0.51})
+    far = lied(0, "7", options={"3": 0.0, "7": 1.0})
+    sure = {"3": 1.0, "7": 0.0}
+    diagnosis = diagnosis_of({"m": [clean(0, options=sure), clean(1, options=sure), near, far]}, data="d")
+    assert [each["id"] for each in diagnosis.worst] == ["digit-0", "digit-1"]
 
 
-def test_dose_and_response_by_hand() -> None:
-    def row(severity: int, change: float | None) -> dict[str, Any]:
-        key = {"model": "m", "family": "image-heavy", "perturbation": "noise"}
-        return {**key, "severity": severity, "change": change}
-
-    (found,) = dose_response([row(0, None), row(5, -0.5), row(2, 0.0)])
-    # Trapezoids: 0 up to 0.4, then 0.6 wide and 0.5 high: 0.15. Slope: 1 * 0.5 / (0.16 + 1).
-    assert found["area"] == pytest.approx(0.15)
-    assert found["slope"] == pytest.approx(0.5 / 1.16)
-    assert list(dose_response([row(5, -0.5)])) == []
+def test_weak_methods_and_skipped_answers_are_said() -> None:
+    given = [clean(0, method="regenerated"), lied(0, "", skip="empty_answer")]
+    notes = " ".join(diagnosis_of({"m": given}, data="d").notes)
+    assert "m gave no log-probabilities" in notes
+    assert "1 of 2 answers of m were empty" in notes
 
 
-def test_two_models_on_the_same_variants() -> None:
-    first = [lied(n, "3" if n < 1 else "7") for n in range(6)]
-    second = [lied(n, "3") for n in range(6)]
-    (row,) = compared(NAMES, first, second)
-    assert (row["m"], row["n"]) == (pytest.approx(1 / 6), 1.0)
-    assert row["difference"] == pytest.approx(5 / 6)
-    assert (row["only_first_right"], row["only_second_right"]) == (0, 5)
-    assert row["p"] == pytest.approx(2 / 2**5)
-    assert row["difference_low"] <= 5 / 6 <= row["difference_high"]
-    with pytest.raises(ValueError, match="on the same variants"):
-        list(compared(NAMES, first, second[1:]))
+def test_without_captions_nothing_is_said_of_the_same_fact() -> None:
+    diagnosis = diagnosis_of({"m": believing(4, 3)}, data="d")
+    assert diagnosis.consistency == [] and "same fact, same answer" not in diagnosis.radar["m"]
+
+
+def test_a_finding_in_held_out_wordings_says_so() -> None:
+    reworded = [digit(n).replace(held_out_wording=True) for n in range(2)]
+    answers = [Answer(Variant(item, CLEAN, 0), "3") for item in reworded]
+    lies = [perturb(item, "misleading_description") for item in reworded]
+    answers += [Answer(Variant(item, "misleading_description", 5), "7") for item in lies]
+    first, _ = diagnosis_of({"m": answers}, data="d").finding
+    assert "right in 100% of 2 clean image-heavy questions in held-out wordings, and in 0% of them" in first
+
+
+def test_no_more_than_the_worst_are_kept() -> None:
+    assert len(diagnosis_of({"m": believing(2 * WORST, 2 * WORST)}, data="d").worst) == WORST

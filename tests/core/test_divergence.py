@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from modint_guard.chat.reply import plain
+from modint_guard.chat.reply import token_text
 from modint_guard.judging.divergence import (
     coverage,
     entropy,
@@ -117,7 +117,7 @@ def test_options_need_all_labels_and_half_of_the_mass() -> None:
 def test_words_that_differ_by_blanks_or_case_are_one() -> None:
     merged = word_distribution({" Red": math.log(0.5), "red": math.log(0.25), "▁red": math.log(0.125)})
     assert merged == pytest.approx({"red": 0.875})
-    assert [plain(token) for token in (" A", "▁A", "ĠA", "A\n")] == ["A"] * 4
+    assert [token_text(token) for token in (" A", "▁A", "ĠA", "A\n")] == ["A"] * 4
 
 
 @given(WEIGHTS, WEIGHTS, st.integers(1, 6))

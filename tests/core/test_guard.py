@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
+from modint_guard.chat.rebuild import rebuild
 from modint_guard.chat.reply import reply_of
-from modint_guard.chat.request import with_context
 from modint_guard.errors import EndpointError, RequestError
-from modint_guard.guard import NOTE_FIRST_TOKEN, NOTE_IMAGE_ONLY, NOTE_UNLISTED
-from modint_guard.types import JSON, Complete, Failure, Outcome, Relevant, Reply, Report, State
+from modint_guard.examination import probe
+from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_UNLISTED
+from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
+from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, Report, State
 from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
 
 LIE = "The ball is blue."
@@ -168,11 +170,11 @@ async def test_log_probabilities_that_the_client_asked_for_itself_are_refused_to
 def test_a_plan_asks_for_what_the_upstream_takes() -> None:
     guard = Guard()
     plan = guard.plan(ask(QUESTION), max_top_logprobs=5)
-    assert {body["top_logprobs"] for body in (guard.main_body(plan), *(v.body for v in plan.views))} == {5}
-    assert guard.plan(ask(QUESTION), max_top_logprobs=50).top_logprobs == 20
+    assert {body["top_logprobs"] for body in (main_body(plan), *(v.body for v in plan.views))} == {5}
+    assert guard.plan(ask(QUESTION), max_top_logprobs=50).schedule.top_logprobs == 20
     none = guard.plan(ask(QUESTION), max_top_logprobs=0)
-    assert (none.views, guard.main_body(none)) == ((), ask(QUESTION))
-    assert guard.judge(none, reply("red", red=1.0), {}).verdict.reason == "no_logprobs"
+    assert (none.views, main_body(none)) == ((), ask(QUESTION))
+    assert guard.judge.report(none, reply("red", red=1.0), {}).verdict.reason == "no_logprobs"
 
 
 async def test_an_error_of_the_request_itself_is_raised_and_its_probes_are_cancelled() -> None:
@@ -207,7 +209,7 @@ def test_the_main_body_asks_for_log_probabilities_and_hides_modint() -> None:
     guard = Guard()
     body = ask(f"{LIE}\n{QUESTION}", modint={"relevant": "image"}, temperature=0.7, x_unknown=1)
     before = copy.deepcopy(body)
-    sent = guard.main_body(guard.plan(body))
+    sent = main_body(guard.plan(body))
     assert sent == {
         **{k: v for k, v in before.items() if k != "modint"},
         "logprobs": True,
@@ -215,7 +217,7 @@ def test_the_main_body_asks_for_log_probabilities_and_hides_modint() -> None:
     }
     assert body == before
     more = guard.plan(ask(QUESTION, logprobs=True, top_logprobs=30))
-    assert guard.main_body(more)["top_logprobs"] == 30
+    assert main_body(more)["top_logprobs"] == 30
 
 
 async def test_the_client_gets_back_only_the_log_probabilities_it_asked_for() -> None:
@@ -341,7 +343,7 @@ async def test_an_empty_answer_is_skipped() -> None:
 
 
 def test_a_request_may_ask_for_more_probes_by_name() -> None:
-    guard = Guard(extra_views={"neutral_text": lambda chat: with_context(chat, "This line says nothing.")})
+    guard = Guard(extra_views={"neutral_text": lambda chat: rebuild(chat, context="This line says nothing.")})
     plan = guard.plan(ask(f"{LIE}\n{QUESTION}"), ModintOptions(probes=("noop", "neutral_text", "prior")))
     assert [view.name for view in plan.views] == [
         "no_context",
@@ -366,10 +368,10 @@ def test_too_many_probes_are_refused() -> None:
 
 
 def test_a_request_sets_its_deadline() -> None:
-    assert Guard().plan(ask(QUESTION)).deadline_s == 5.0
-    assert Guard().plan(ask(QUESTION, modint={"deadline_s": 0.5})).deadline_s == 0.5
+    assert Guard().plan(ask(QUESTION)).schedule.deadline_s == 5.0
+    assert Guard().plan(ask(QUESTION, modint={"deadline_s": 0.5})).schedule.deadline_s == 0.5
     guard = Guard(GuardConfig(max_deadline_s=7.0))
-    assert guard.plan(ask(QUESTION, modint={"deadline_s": 50})).deadline_s == 7.0
+    assert guard.plan(ask(QUESTION, modint={"deadline_s": 50})).schedule.deadline_s == 7.0
 
 
 @pytest.mark.parametrize("top", [-1, "5", True, 1.5])
@@ -402,7 +404,7 @@ async def test_thresholds_decide_what_is_flagged() -> None:
 
 def judged(given: str, own: Reply, **cells: Reply | Failure) -> Report:
     guard = Guard()
-    return guard.judge_given(guard.plan(ask(f"{LIE}\n{QUESTION}")), given, own, cells)
+    return guard.judge.report_on_given(guard.plan(ask(f"{LIE}\n{QUESTION}")), given, own, cells)
 
 
 BELIEVES: dict[str, Reply | Failure] = {
@@ -435,7 +437,7 @@ def test_a_given_word_that_nobody_lists_is_unscored_and_not_compared() -> None:
         (NOTE_UNLISTED,),
     )
     assert {row.divergence for row in said.probes} == {None}
-    late = Failure(Outcome.TIMEOUT, "timeout")
+    late = Failure(ProbeOutcome.TIMEOUT, "timeout")
     assert judged("mauve", own, **{**BELIEVES, "prior": late}).verdict.reason == "timeout"
 
 
@@ -449,8 +451,8 @@ def test_judging_is_pure() -> None:
     guard = Guard()
     plan = guard.plan(ask(QUESTION))
     answer = Reply("red", "stop", "red", {"red": 0.0})
-    assert guard.judge(plan, answer, {}) == guard.judge(plan, answer, {})
-    assert guard.judge(plan, answer, {}).verdict.reason == "incomplete"
+    assert guard.judge.report(plan, answer, {}) == guard.judge.report(plan, answer, {})
+    assert guard.judge.report(plan, answer, {}).verdict.reason == "incomplete"
 
 
 async def test_the_report_is_read_back_typed() -> None:
@@ -509,7 +511,7 @@ async def test_the_model_itself_is_asked_which_modality_matters_where_nobody_say
         == f"{LIE}\nIs it so?\nDoes answering need the picture?"
     )
     (row,) = (row for row in found.probes if row.name == "self_ask")
-    assert (row.outcome, row.answer, row.tokens) == (Outcome.UNDECIDED, word, 31)
+    assert (row.outcome, row.answer, row.tokens) == (ProbeOutcome.UNDECIDED, word, 31)
     assert len(asked) == 1
     await guard.inspect(ask(f"{LIE}\n{QUESTION}"), model)  # the rules know
     assert len(asked) == 1
@@ -531,8 +533,8 @@ def speaks(both: str, image: str, text: str, again: str | None = None) -> tuple[
 async def inspected(model: Complete, text: str = f"{LIE}\n{QUESTION}") -> Report:
     guard = Guard(GuardConfig(regenerate=True))
     plan = guard.plan(ask(text), max_top_logprobs=0)
-    replies = await guard.probe(plan, model)
-    return guard.judge(plan, reply_of(await model(guard.main_body(plan))), replies)
+    replies = await probe(plan, guard.judge, model)
+    return guard.judge.report(plan, reply_of(await model(main_body(plan))), replies)
 
 
 async def test_without_log_probabilities_a_short_answer_is_generated_again_and_the_method_named() -> None:
@@ -593,7 +595,9 @@ async def test_moved_options_are_read_by_their_texts_where_answers_are_compared_
     plan = guard.plan(body, max_top_logprobs=0)
     flips = []
     for model in (loyal, stubborn):
-        found = guard.judge(plan, reply_of(await model(plan.body)), await guard.probe(plan, model))
+        found = guard.judge.report(
+            plan, reply_of(await model(plan.body)), await probe(plan, guard.judge, model)
+        )
         flips += [row.flip for row in found.probes if row.name == "permuted_options"]
     assert flips == [False, True]
     assert any("(permuted_options)" in note for note in found.notes)

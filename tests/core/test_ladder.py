@@ -9,16 +9,16 @@ import jsonschema
 import pytest
 
 from modint_guard import Guard, GuardConfig
-from modint_guard.chat.reply import plain, reply_of
+from modint_guard.chat.reply import reply_of, token_text
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.mitigation.policy import FORMS, TABLE, Form, Policy, rungs_of
-from modint_guard.mitigation.rungs import BY_NAME, debiased, label_of, sureness
+from modint_guard.mitigation.rungs import BY_NAME, confidence, debiased, label_of
 from modint_guard.schema import json_schema
 from modint_guard.types import (
     ACTIONS,
-    DONE,
     JSON,
     RUNGS,
+    TAKEN_ACTIONS,
     Cause,
     Complete,
     Inspection,
@@ -126,7 +126,12 @@ def test_every_flag_that_the_policy_can_raise_has_a_row_of_every_form() -> None:
     assert set(TABLE) == raised
     assert all(set(row) == set(FORMS) for row in TABLE.values())
     assert {rung for row in TABLE.values() for rungs in row.values() for rung in rungs} <= set(RUNGS)
-    assert set(BY_NAME) == set(RUNGS) == set(DONE) - {"annotate"} == set(ACTIONS) - {"annotate", "ladder"}
+    assert (
+        set(BY_NAME)
+        == set(RUNGS)
+        == set(TAKEN_ACTIONS) - {"annotate"}
+        == set(ACTIONS) - {"annotate", "ladder"}
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -212,8 +217,8 @@ def test_an_answers_sureness_is_the_geometric_mean_of_its_tokens() -> None:
         Position(token, math.log(p), {token: math.log(p)}) for token, p in (("a", 0.5), ("b", 0.125))
     )
     answer = Reply("ab", "stop", "a", {}, positions=positions)
-    assert sureness(answer) == pytest.approx(0.25)
-    assert sureness(replace(answer, positions=())) == 0.0
+    assert confidence(answer) == pytest.approx(0.25)
+    assert confidence(replace(answer, positions=())) == 0.0
 
 
 # -- escalate --------------------------------------------------------------------------------------
@@ -441,7 +446,7 @@ def scores(body: JSON) -> JSON:
     likely = {"red": -0.7 if seen and read else -0.1 if seen else -6.0, "blue": -0.5 if read else -5.0}
     rows: list[JSON | None] = [None]
     for index, word in enumerate(words):
-        value = likely.get(plain(word), -0.1)
+        value = likely.get(token_text(word), -0.1)
         rows.append(
             {
                 str(index): {"logprob": value, "decoded_token": word},
@@ -582,20 +587,34 @@ async def test_tokens_spent_by_one_rung_are_missing_to_the_next() -> None:
     assert outcomes(found) == [("escalate", "flagged"), ("neutralise", "mended")]
 
 
+class Savings:
+    """A budget that is not filled up."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def take(self, wanted: int) -> int:
+        granted = min(wanted, self.tokens)
+        self.tokens -= granted
+        return granted
+
+    def give_back(self, tokens: int) -> None:
+        self.tokens += tokens
+
+
 async def test_a_callers_own_limit_holds_beside_the_policys() -> None:
     guarded, body = guard(action="escalate"), asked()
-    plan = guarded.plan(body)
-    replies = await guarded.probe(plan, MISLED)
-    answer = reply_of(await MISLED(guarded.main_body(plan)))
-    report = guarded.judge(plan, answer, replies)
-    mended = await guarded.mitigate(plan, answer, replies, report, MISLED, max_tokens=100)
-    assert mended.mitigation is not None
-    assert [each.outcome for each in mended.mitigation.rungs] == [RungOutcome.BUDGET]
+    budget = Savings(100)
+    async with guarded.examine(guarded.plan(body), MISLED, budget=budget) as examination:
+        completion = await MISLED(examination.body)
+        report = await examination.report_on(lambda: reply_of(completion))
+    assert report.mitigation is not None
+    assert [each.outcome for each in report.mitigation.rungs] == [RungOutcome.BUDGET]
+    assert budget.tokens == 100  # what was set aside and not spent came back
 
 
 @pytest.mark.parametrize("text", ["B", " B.", "B. "])
 def test_an_answer_is_a_label_with_or_without_a_full_stop(text: str) -> None:
     chat = Guard().plan(asked(f"{LIE}\n{LETTERED}")).chat
-    assert chat is not None
     assert label_of(Reply(text, "stop", "B", None), chat) == "B"
     assert label_of(Reply("B. blue", "stop", "B", None), chat) is None

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from modint_guard.chat.request import parse_options
+from modint_guard.chat.options import parse_options
 from modint_guard.errors import RequestError
 from modint_guard.types import ModintOptions, Relevant
 

@@ -1,167 +1,100 @@
-"""The table of verdicts."""
+"""Policies: their files, and what of them is refused."""
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from modint_guard.judging.risk import Thresholds, risk_of
-from modint_guard.judging.verdict import cells_needed, decide
-from modint_guard.types import CellScore, Relevant, Score, Verdict
+from modint_guard.errors import ConfigError
+from modint_guard.mitigation.policy import Policy, abstention, policy_for, read_policies
+from modint_guard.types import ACTIONS, Report, RungOutcome, State, Verdict
 
-FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
+FILE = """
+[[policy]]
+action = "ladder"
+model = "llava-*"
+order = ["neutralise", "escalate"]
+otherwise = "abstain"
+stream = "release"
+deadline_s = 3
+early_stop = false
+
+[[policy]]
+action = "abstain"
+abstain_as = "error"
+"""
 
 
-def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
-    """flip: sure of another answer. same: gives y without confidence. sure: gives y with 0.99995."""
-    p = {FLIP: 0.00005, SAME: 0.6, SURE: 0.99995, UNDECIDED: 0.48}[kind]
-    other = {FLIP: 0.99995, SAME: 0.3, SURE: 0.00005, UNDECIDED: 0.5}[kind]
-    return CellScore(
-        divergence=0.9 if kind == FLIP else divergence,
-        exact=True,
-        coverage=1.0,
-        flip={FLIP: True, UNDECIDED: None}.get(kind, False),
-        margin=other - p,
-        confidence=max(p, other),
-        p_answer=p,
-        reproduces=kind in (SAME, SURE),
-        delta_logprob=1.0,
-        entropy=0.5,
-        answer=answer or ("other" if kind in (FLIP, UNDECIDED) else "y"),
+def written(folder: Path, text: str) -> Path:
+    path = folder / "policies.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_file_holds_policies_in_order(tmp_path: Path) -> None:
+    ladder = Policy(
+        "ladder",
+        model="llava-*",
+        order=("neutralise", "escalate"),
+        otherwise="abstain",
+        stream="release",
+        deadline_s=3,
+        early_stop=False,
     )
+    assert read_policies(written(tmp_path, FILE)) == (ladder, Policy("abstain", abstain_as="error"))
 
 
-def judged(relevant: str, **kinds: str) -> Verdict:
-    cells = {name: cell(kind) for name, kind in kinds.items()}
-    return decide(Score(cells, {}), Relevant(relevant), has_context="no_context" in kinds)
+def test_the_first_that_fits_decides_and_a_request_changes_its_action_alone(tmp_path: Path) -> None:
+    policies = read_policies(written(tmp_path, FILE))
+    assert policy_for(policies, "llava-7b", "How many?", None) is policies[0]
+    assert policy_for(policies, "qwen", "How many?", None) is policies[1]
+    changed = policy_for(policies, "llava-7b", "How many?", "debias")
+    assert (changed.action, changed.order, changed.stream) == ("debias", (), "release")
+    assert policy_for((), "m", "q", None) == Policy()
 
 
 @pytest.mark.parametrize(
-    ("relevant", "no_context", "neutral_image", "prior", "verdict"),
+    ("text", "said"),
     [
-        ("image", FLIP, SURE, FLIP, "flagged/text"),
-        ("image", FLIP, SAME, SAME, "flagged/text"),
-        ("image", FLIP, FLIP, FLIP, "pass"),  # text and image together, not the text alone
-        ("image", UNDECIDED, SURE, FLIP, "pass"),
-        ("image", SURE, FLIP, FLIP, "pass"),  # the image decided, as it should
-        ("image", SURE, SURE, FLIP, "pass"),  # a true caption
-        ("image", SURE, SURE, SURE, "flagged/prior"),
-        ("image", SURE, SAME, SURE, "pass"),
-        ("image", SURE, SURE, SAME, "pass"),
-        ("text", FLIP, FLIP, FLIP, "flagged/image"),
-        ("text", SURE, FLIP, FLIP, "flagged/image"),
-        ("text", FLIP, SURE, FLIP, "pass"),  # the text decided, as it should
-        ("text", FLIP, UNDECIDED, FLIP, "pass"),
-        ("text", SURE, SURE, SURE, "flagged/prior"),
-        ("text", SURE, SURE, FLIP, "pass"),
-        ("both", FLIP, SURE, FLIP, "pass"),
-        ("both", FLIP, FLIP, FLIP, "pass"),
-        ("both", SURE, SURE, SURE, "flagged/prior"),
-        ("both", SURE, SURE, SAME, "pass"),
-        ("unknown", FLIP, SURE, FLIP, "flagged/conflict"),
-        ("unknown", SURE, FLIP, FLIP, "flagged/conflict"),
-        ("unknown", SURE, SURE, SURE, "pass"),
-        ("unknown", FLIP, SAME, FLIP, "pass"),
+        ("", "must hold \\[\\[policy\\]\\] tables"),
+        ("[[rule]]\naction = 'ladder'", "must hold \\[\\[policy\\]\\] tables"),
+        ("[[policy]]\nactoin = 'ladder'", "policy 1: 'actoin' is not a key"),
+        ("[[policy]]\naction = 'pray'", "policy 1: action is 'pray': it must be one of annotate"),
+        ("[[policy]]\naction = 3", "policy 1: action must be a string"),
+        ("[[policy]]\nmax_tokens = 1.5", "max_tokens must be a whole number"),
+        ("[[policy]]\nmax_tokens = true", "max_tokens must be a whole number"),
+        ("[[policy]]\nearly_stop = 1", "early_stop must be true or false"),
+        ("[[policy]]\nmax_tokens = -1", "max_tokens is -1: it must lie between 0"),
+        ("[[policy]]\ndeadline_s = 'soon'", "deadline_s must be a number"),
+        ("[[policy]]\ndeadline_s = 0", "deadline_s is 0: it must lie between 0.001"),
+        ("[[policy]]\naccept_at = 2", "accept_at is 2"),
+        ("[[policy]]\ncandidates = 5", "candidates is 5: it must lie between 2 and 4"),
+        ("[[policy]]\norder = 'neutralise'", "order must be a list of strings"),
+        ("[[policy]]\naction = 'ladder'\norder = ['hope']", "order names 'hope'"),
+        ("[[policy]]\naction = 'ladder'\norder = ['debias', 'debias']", "a rung twice"),
+        ("[[policy]]\naction = 'debias'\norder = ['debias']", "order belongs to the action ladder"),
+        ("[[policy]]\nstream = 'drip'", "stream is 'drip'"),
+        ("[[policy]]\nabstain_as = '500'", "abstain_as is '500'"),
+        ("[[policy]]\notherwise = 'guess'", "otherwise is 'guess'"),
+        ("[[policy]]\nquestion = '('", "question '\\(' is not a regular expression"),
+        ("policy = [3]", "policy 1: it must be a table"),
+        ("[[policy]", "is not valid TOML"),
     ],
 )
-def test_the_table_with_a_context(
-    relevant: str, no_context: str, neutral_image: str, prior: str, verdict: str
-) -> None:
-    found = judged(relevant, no_context=no_context, neutral_image=neutral_image, prior=prior)
-    assert "/".join(filter(None, (found.state, found.cause))) == verdict
-    assert (found.reason, found.calibrated) == (None, False)
+def test_a_bad_file_is_refused_with_its_place_and_remedy(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_policies(written(tmp_path, text))
 
 
-@pytest.mark.parametrize(
-    ("relevant", "neutral_image", "verdict"),
-    [
-        ("text", FLIP, "flagged/image"),
-        ("text", SURE, "pass"),
-        ("text", UNDECIDED, "pass"),
-        ("image", SURE, "flagged/prior"),
-        ("image", FLIP, "skipped/no_context"),
-        ("image", SAME, "skipped/no_context"),
-        ("both", SURE, "flagged/prior"),
-        ("both", FLIP, "pass"),
-        ("unknown", FLIP, "skipped/no_context"),
-    ],
-)
-def test_the_table_without_a_context(relevant: str, neutral_image: str, verdict: str) -> None:
-    found = judged(relevant, neutral_image=neutral_image)
-    assert "/".join(filter(None, (found.state, found.cause or found.reason))) == verdict
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_policies(tmp_path / "none.toml")
 
 
-def test_a_flip_below_the_threshold_of_risk_passes() -> None:
-    cells = {"neutral_image": cell(FLIP)}
-    strict = Thresholds(bias=-20.0)
-    found = decide(Score(cells, {}), Relevant.TEXT, strict, has_context=False)
-    assert found.state == "pass" and found.risk is not None and found.risk < 0.01
+def test_a_modality_without_an_answer_of_its_own_is_named_as_such() -> None:
+    report = Report(Verdict(State.FLAGGED), image_only="7")
+    assert abstention(report).endswith('The picture alone gives "7", the text alone gives no answer.')
 
 
-def test_risk_by_hand() -> None:
-    # -4 + 4 * 0.9 + 4 * 0.9999 = 3.5996; 1 / (1 + exp(-3.5996)) = 0.9734
-    fitted = Thresholds(bias=-4.0, weight_js=4.0, weight_margin=4.0)
-    assert risk_of(cell(FLIP), 0.0, fitted) == pytest.approx(0.9734, abs=1e-4)
-    assert risk_of(cell(FLIP), 0.0, Thresholds(bias=-1e6)) == 0.0
-    # 0 + 2 * 0.5 bits + 1 * 1 nat = 2; 1 / (1 + exp(-2)) = 0.8808
-    more = Thresholds(bias=0.0, weight_js=0.0, weight_margin=0.0, weight_entropy=2.0, weight_pmi=1.0)
-    assert risk_of(cell(FLIP), 0.5, more) == pytest.approx(0.8808, abs=1e-4)
-
-
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_risk_grows_with_the_divergence_and_stays_within_0_and_1(a: float, b: float) -> None:
-    low, high = (risk_of(cell(SAME, divergence), 0.0, Thresholds()) for divergence in sorted((a, b)))
-    assert 0.0 <= low <= high <= 1.0
-
-
-@pytest.mark.parametrize(
-    ("relevant", "has_risk"), [("image", True), ("text", True), ("both", False), ("unknown", False)]
-)
-def test_there_is_a_risk_only_where_a_modality_is_known_to_be_irrelevant(
-    relevant: str, has_risk: bool
-) -> None:
-    found = judged(relevant, no_context=FLIP, neutral_image=SURE, prior=FLIP)
-    assert (found.risk is not None) is has_risk
-
-
-@pytest.mark.parametrize("relevant", list(Relevant))
-@pytest.mark.parametrize("lost", ["no_context", "neutral_image", "prior"])
-def test_a_missing_cell_that_the_rule_names_leaves_the_answer_unscored(relevant: Relevant, lost: str) -> None:
-    cells = {name: cell(FLIP) for name in ("no_context", "neutral_image", "prior") if name != lost}
-    found = decide(Score(cells, {lost: "timeout"}), relevant, has_context=True)
-    if lost in cells_needed(relevant, has_context=True):
-        assert (found.state, found.reason, found.risk) == ("unscored", "timeout", None)
-    else:
-        assert found.state != "unscored"
-
-
-@pytest.mark.parametrize(
-    ("missing", "reason"),
-    [
-        ({"no_context": "upstream_error", "prior": "timeout"}, "timeout"),
-        ({"no_context": "no_logprobs", "prior": "upstream_error"}, "upstream_error"),
-        ({"no_context": "budget"}, "budget"),
-        ({}, "incomplete"),
-    ],
-)
-def test_the_gravest_reason_is_given(missing: Mapping[str, str], reason: str) -> None:
-    found = decide(Score({}, missing), Relevant.IMAGE, has_context=True)
-    assert (found.state, found.reason, found.risk, found.cause) == ("unscored", reason, None, None)
-
-
-def test_of_a_longer_answer_only_begun_nothing_is_flagged_as_prior() -> None:
-    cells = {name: cell(SURE) for name in ("no_context", "neutral_image", "prior")}
-    assert decide(Score(cells, {}), Relevant.IMAGE, has_context=True).cause == "prior"
-    for relevant in (Relevant.IMAGE, Relevant.TEXT, Relevant.BOTH):
-        assert decide(Score(cells, {}, partial=True), relevant, has_context=True).state == "pass"
-    alone = Score({"neutral_image": cell(SURE)}, {}, partial=True)
-    assert decide(alone, Relevant.IMAGE, has_context=False).reason == "no_context"
-
-
-def test_a_calibration_flags_by_the_risk_alone() -> None:
-    cells = {"no_context": cell(UNDECIDED), "neutral_image": cell(FLIP), "prior": cell(FLIP)}
-    alone = Thresholds(bias=3.0, by_risk_alone=True)
-    assert decide(Score(cells, {}), Relevant.IMAGE, Thresholds(bias=3.0), has_context=True).state == "pass"
-    found = decide(Score(cells, {}, unstable=("benign",)), Relevant.IMAGE, alone, has_context=True)
-    assert (found.state, found.cause) == ("flagged", "text")
+def test_the_page_explains_every_action_and_outcome() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mitigation.md").read_text("utf-8")
+    assert [name for name in (*ACTIONS, *RungOutcome) if f"`{name}`" not in page] == []

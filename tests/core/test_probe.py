@@ -7,7 +7,7 @@ import pytest
 
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.probing import probe
-from modint_guard.types import JSON, Failure, Outcome, Reply, View
+from modint_guard.types import JSON, Failure, ProbeOutcome, Reply, View
 from tests.core.fakes import completion
 
 VIEWS = tuple(View(name, {"name": name}) for name in ("no_context", "neutral_image", "prior"))
@@ -51,7 +51,7 @@ async def test_a_late_view_is_a_timeout_and_is_cancelled_and_the_others_stay() -
 
     replies = await probe.run(VIEWS, complete, deadline_s=0.05)
     late = replies["prior"]
-    assert isinstance(late, Failure) and (late.outcome, late.reason) == (Outcome.TIMEOUT, "timeout")
+    assert isinstance(late, Failure) and (late.outcome, late.reason) == (ProbeOutcome.TIMEOUT, "timeout")
     assert late.ms >= 50
     assert isinstance(replies["no_context"], Reply)
     assert cancelled == ["prior"]
@@ -59,27 +59,27 @@ async def test_a_late_view_is_a_timeout_and_is_cancelled_and_the_others_stay() -
 
 
 async def test_the_deadline_counts_from_the_complete_answer() -> None:
-    answered: probe.Answered = asyncio.get_running_loop().create_future()
+    future_answer: probe.FutureAnswer = asyncio.get_running_loop().create_future()
 
     async def complete(body: JSON) -> JSON:
-        await asyncio.shield(answered)
+        await asyncio.shield(future_answer)
         await asyncio.sleep(0.01)
         return await quick(body)
 
     async def answer_later() -> None:
         await asyncio.sleep(0.2)
-        answered.set_result(None)
+        future_answer.set_result(None)
 
     later = asyncio.create_task(answer_later())
-    replies = await probe.run(VIEWS, complete, deadline_s=0.15, answered=answered)
+    replies = await probe.run(VIEWS, complete, deadline_s=0.15, future_answer=future_answer)
     assert all(isinstance(reply, Reply) for reply in replies.values())
     await later
     assert not others()
 
 
 async def test_finished_views_do_not_wait_for_the_answer() -> None:
-    never: probe.Answered = asyncio.get_running_loop().create_future()
-    replies = await probe.run(VIEWS, quick, deadline_s=FOREVER, answered=never)
+    never: probe.FutureAnswer = asyncio.get_running_loop().create_future()
+    replies = await probe.run(VIEWS, quick, deadline_s=FOREVER, future_answer=never)
     assert all(isinstance(reply, Reply) for reply in replies.values())
     assert not others()
 
@@ -97,7 +97,7 @@ async def test_a_failing_view_becomes_a_failure_and_one_log_line(
         replies = await probe.run(VIEWS, complete, deadline_s=FOREVER)
     failed = replies["prior"]
     assert isinstance(failed, Failure) and (failed.outcome, failed.reason) == (
-        Outcome.ERROR,
+        ProbeOutcome.ERROR,
         "upstream_error",
     )
     assert [record.message for record in caplog.records if "probe prior failed" in record.message]
@@ -118,7 +118,7 @@ async def test_an_upstream_timeout_counts_as_a_timeout() -> None:
 
     replies = await probe.run(VIEWS[:1], complete, deadline_s=FOREVER)
     failed = replies["no_context"]
-    assert isinstance(failed, Failure) and failed.outcome is Outcome.TIMEOUT
+    assert isinstance(failed, Failure) and failed.outcome is ProbeOutcome.TIMEOUT
 
 
 @pytest.mark.parametrize("with_event", [True, False])
@@ -133,8 +133,8 @@ async def test_cancelling_the_caller_cancels_every_view_and_leaves_no_task(with_
             stopped.append(body["name"])
         return {}
 
-    event: probe.Answered | None = asyncio.get_running_loop().create_future() if with_event else None
-    running = asyncio.create_task(probe.run(VIEWS, complete, deadline_s=FOREVER, answered=event))
+    event: probe.FutureAnswer | None = asyncio.get_running_loop().create_future() if with_event else None
+    running = asyncio.create_task(probe.run(VIEWS, complete, deadline_s=FOREVER, future_answer=event))
     await asyncio.sleep(0.02)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -144,5 +144,5 @@ async def test_cancelling_the_caller_cancels_every_view_and_leaves_no_task(with_
 
 
 async def test_no_views_are_no_work() -> None:
-    never: probe.Answered = asyncio.get_running_loop().create_future()
-    assert await probe.run((), quick, deadline_s=FOREVER, answered=never) == {}
+    never: probe.FutureAnswer = asyncio.get_running_loop().create_future()
+    assert await probe.run((), quick, deadline_s=FOREVER, future_answer=never) == {}

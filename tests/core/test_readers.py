@@ -12,7 +12,7 @@ from PIL import Image
 
 from modint_guard.chat.images import png_data_url
 from modint_guard.data import FORMATS, DataSet, check_length, problems, read_data, write_llava
-from modint_guard.data.item import FAMILIES, FORMS, Family, Item, Turn, bare, prompt, reply_for
+from modint_guard.data.item import FAMILIES, FORMS, Family, Item, Turn, normalised, prompt, reply_for
 from modint_guard.data.perturb import perturb
 from modint_guard.errors import ConfigError, DataError
 from tests.core.items import BLUE, BOTH, DIGIT, GREEN, LETTERED, RED, SUM
@@ -702,7 +702,7 @@ IDS = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,8}", fullmatch=True)
 @st.composite
 def items(draw: st.DrawFn) -> Item:
     form = draw(st.sampled_from(FORMS))
-    texts = draw(st.lists(WORDS, min_size=2, max_size=5, unique_by=bare))
+    texts = draw(st.lists(WORDS, min_size=2, max_size=5, unique_by=normalised))
     labelled = draw(st.booleans())
     image = draw(st.sampled_from([None, RED, GREEN]))
     turns = (Turn("user", draw(WORDS), has_image=image is not None), Turn("assistant", draw(WORDS)))

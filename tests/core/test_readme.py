@@ -1,65 +1,251 @@
-"""README and docs tell the truth: modules, files, targets, commands, links, settings and names exist."""
+"""The pages tell the truth: what they name exists, their tables are complete; all are short and linked."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-import subprocess
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+from PIL import Image
+from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
 from deploy.dashboards.catalogue import rewritten
+from modint_guard.chat.images import ImageLimits
+from modint_guard.cli import GROUP, build_app
+from modint_guard.config import GuardConfig
+from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.risk import Thresholds
 from modint_guard.schema import ModintObject, ProbeObject
-from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, Outcome, State
+from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, ProbeOutcome, State
 from modint_server.request.intake import STRIPPED, STRIPPED_PREFIXES
 from modint_server.settings import ENV_PREFIX, Settings
+from tests.core.pages import (
+    CHANGELOG,
+    DOCS,
+    INDEX,
+    PAGES,
+    README,
+    ROOT,
+    anchors,
+    blocks,
+    code,
+    linked_pages,
+    links,
+    name_of,
+    section,
+    spans,
+    table_rows,
+    text,
+    tracked,
+    words_of,
+)
 
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-PAGES = (README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/runbooks").glob("*.md")))
-PACKAGES = ("modint_guard", "server/modint_server", "training/modint_training")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+ARCHITECTURE, CONFIGURATION = DOCS / "architecture.md", DOCS / "configuration.md"
+PACKAGES = (
+    "modint_guard/",
+    "server/modint_server/",
+    "training/modint_training/",
+    "bench/",
+    "deploy/dashboards/",
+)
+MOST_WORDS = 2500
+BANNED = (
+    r"learnt|mends?|mended|mending|cures?|cured|obituary|sureness|besides|whereof|thrifty",
+    r"dealt out|taken up|takes up|took up|laid out|told of|of one's own|in silence|for want of",
+    r"stands? (?:in|on|under|beside|above|below|there|alone|as it is)|stood (?:in|on)",
+)
+pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
-def text(page: Path) -> str:
-    return page.read_text("utf-8")
+def unnamed(names: Iterable[str], where: str) -> list[str]:
+    return [name for name in names if f"`{name}`" not in where]
 
 
-def section(page: Path, title: str) -> str:
-    """The lines under one heading, down to the next of the same or a higher level."""
-    heading = re.search(rf"^(#+) {re.escape(title)}$", text(page), re.MULTILINE)
-    assert heading, f"{page.name} has no section {title!r}"
-    below = text(page)[heading.end() :]
-    following = re.search(rf"^#{{1,{len(heading[1])}}} ", below, re.MULTILINE)
-    return below[: following.start()] if following else below
+# -- short, plain, linked ----------------------------------------------------------------------------
 
 
-def code(page: Path) -> str:
-    """Everything set as code: fenced, indented or between backticks."""
-    fenced = [match[2] for match in FENCE.finditer(text(page))]
-    rest = FENCE.sub("", text(page))
-    indented = [line for line in rest.splitlines() if line.startswith("    ")]
-    return "\n".join([*fenced, *indented, *re.findall(r"`([^`\n]+)`", rest)])
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert 150 <= len(text(README).splitlines()) <= 200
 
 
-def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+@pages
+def test_a_page_is_not_too_long(page: Path) -> None:
+    assert len(text(page).split()) <= MOST_WORDS
+
+
+@pages
+def test_a_page_is_written_in_plain_words(page: Path) -> None:
+    found = [match for words in BANNED for match in re.findall(rf"\b(?:{words})\b", words_of(page), re.I)]
+    assert found == []
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    reached, waiting = set[Path](), [INDEX]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        waiting += [each for each in linked_pages(page) if each not in reached and each.is_file()]
+    assert [name_of(page) for page in PAGES if page not in reached] == []
+
+
+def test_the_index_has_one_line_for_each_page_of_its_folder() -> None:
+    listed = re.findall(r"^- \[([\w.-]+)\]\([\w./-]+\): \S", text(INDEX), re.MULTILINE)
+    assert sorted(listed) == sorted(
+        [*(page.name for page in DOCS.glob("*.md") if page != INDEX), "CONTRIBUTING.md", "CHANGELOG.md"]
+    )
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    for link in links(page):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+# -- what is named exists ----------------------------------------------------------------------------
+
+
+def exists(dotted: str) -> bool:
+    """A module, or a name that a module defines. A module itself is not imported: some need torch."""
+    try:
+        if find_spec(dotted) is not None:
+            return True
+    except ModuleNotFoundError:  # what is before the last dot is no package
+        pass
+    try:
+        resolve_name(dotted)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
+@pages
+def test_every_module_named_exists(page: Path) -> None:
+    named = set(re.findall(r"\bmodint_(?:guard|server|training)(?:\.\w+)+", text(page)))
+    groups = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["entry-points"]
+    assert [name for name in sorted(named) if name not in groups and not exists(name)] == []
+
+
+@pages
+def test_every_file_named_exists(page: Path) -> None:
+    named = re.compile(
+        r"(?:modint_guard|server|training|bench|tests|deploy|docs)/[\w./-]*|[\w-]+\.(?:txt|toml)"
+    )
+    missing = [span for span in spans(page) if named.fullmatch(span) and not (ROOT / span).exists()]
+    assert [span for span in missing if "NAME" not in span and span not in ("dataset_info.json",)] == []
+
+
+@cache
+def guard_command() -> TyperGroup:
+    """`modint-guard` with the commands that pyproject.toml names."""
+    points = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["entry-points"][GROUP]
+    found = {name: EntryPoint(name, value, GROUP) for name, value in points.items()}
+    command = get_command(build_app(found, None))
+    assert isinstance(command, TyperGroup)
+    return command
+
+
+@cache
+def bench_command() -> TyperGroup:
+    from bench.__main__ import app
+
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    return command
+
+
+def named_calls(page: Path, program: str) -> list[tuple[str, str]]:
+    """Command and the rest of its line, without what follows a comment sign or belongs to vLLM."""
+    called = re.findall(rf"(?:{program}) ([a-z][\w-]*)(?!\S*\.)([^\n]*)", code(page))
+    return [(command, re.split(r" #| -- |;|\|", rest)[0]) for command, rest in called]
+
+
+def unknown_in(command: Any, rest: str) -> list[str]:
+    """The subcommand or the options of a call that the command does not know."""
+    word = (rest.split() or [""])[0].strip("`")
+    if isinstance(command, TyperGroup):
+        if not re.fullmatch(r"[a-z][\w-]*", word):
+            return []
+        return unknown_in(command.commands[word], rest) if word in command.commands else [word]
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    return [name for name in re.findall(r"(?<!\S)\[?(--[a-z][\w-]*)", rest) if name not in {*known, "--help"}]
+
+
+@pages
+def test_every_command_named_exists_with_its_options(page: Path) -> None:
+    for program, group in ((r"\bmodint-guard", guard_command()), (r"\bpython -m bench", bench_command())):
+        for name, rest in named_calls(page, program):
+            assert name in group.commands, f"{program} {name}"
+            assert unknown_in(group.commands[name], rest) == [], f"{program} {name}{rest}"
+
+
+def test_an_option_that_a_command_does_not_know_is_found() -> None:
+    serve, adapters = (guard_command().commands[name] for name in ("serve", "adapters"))
+    assert unknown_in(serve, " --model FOLDER [--adaptor NAME]") == ["--adaptor"]
+    assert unknown_in(adapters, " doctor NAME --fix --mend") == ["--mend"]
+    assert unknown_in(adapters, " heal NAME") == ["heal"]
+
+
+@pages
+def test_every_make_target_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text(ROOT / "Makefile"), re.MULTILINE))
+    tables = {f"bench-{name}" for name in bench_command().commands}
+    named = re.findall(r"\bmake ((?:[a-z][a-z-]*)(?: bench-[a-z-]+)*)", code(page))
+    assert {word for words in named for word in words.split()} <= targets | tables
+
+
+@pages
+def test_every_recipe_named_exists(page: Path) -> None:
+    from modint_training.recipe import recipe_names
+
+    called = [
+        rest.split()[0]
+        for name, rest in named_calls(page, r"\bmodint-guard")
+        if name == "train" and rest.split()
+    ]
+    assert [
+        word for word in called if re.fullmatch(r"[a-z][\w-]*", word) and word not in recipe_names()
+    ] == []
+
+
+@pages
+def test_every_setting_and_metric_named_exists(page: Path) -> None:
+    settings = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    assert set(re.findall(rf"\b{ENV_PREFIX}[A-Z_]+\b", text(page))) <= settings
+    named = set(
+        re.findall(r"\bmodint_\w+_(?:total|seconds|ratio|flight|up|ok|depth|info|modules)\b", text(page))
+    )
+    assert unnamed(sorted(named), text(DOCS / "metrics.md")) == []
+
+
+@pages
+def test_python_examples_compile(page: Path) -> None:
+    for language, block in blocks(page):
+        if language == "python":
+            compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+
+# -- the file tree and the lives ---------------------------------------------------------------------
 
 
 def tree() -> dict[str, str]:
     """Path -> comment of the file tree; folders end with a slash."""
-    (block,) = (match[2] for match in FENCE.finditer(section(README, "The files")))
+    (block,) = (content for _, content in blocks(ARCHITECTURE))
     found: dict[str, str] = {}
     above: list[tuple[int, str]] = []
     for line in block.splitlines():
@@ -73,138 +259,119 @@ def tree() -> dict[str, str]:
     return found
 
 
-def anchors(page: Path) -> set[str]:
-    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text(page)), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+def modules() -> dict[str, set[str]]:
+    """Folder of our packages -> the names of its modules, `__init__` and `__main__` left out."""
+    found: dict[str, set[str]] = {}
+    for path in tracked():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(PACKAGES) and not name.startswith("bench/results/"):
+            folder = found.setdefault(f"{name.rpartition('/')[0]}/", set())
+            folder |= {path.stem} if path.suffix == ".py" and not path.stem.startswith("__") else set()
+    return found
 
 
-def modules_named(page: Path) -> set[str]:
-    return set(re.findall(r"\bmodint_(?:guard|server|training)(?:\.\w+)+", text(page)))
-
-
-def exists(dotted: str) -> bool:
-    """A module, or a name that a module defines. A module of its own is not imported: some need torch."""
-    try:
-        if find_spec(dotted) is not None:
-            return True
-    except ModuleNotFoundError:  # what is before the last dot is no package
-        pass
-    try:
-        resolve_name(dotted)
-    except (AttributeError, ImportError):
-        return False
-    return True
-
-
-def commands_named(page: Path) -> Iterator[tuple[str, str]]:
-    yield from re.findall(r"\bmodint-guard ([a-z][\w-]*)(?: ([a-z][\w-]*))?", code(page))
-
-
-def unnamed(names: Iterable[str], where: str) -> list[str]:
-    return [name for name in names if f"`{name}`" not in where]
-
-
-def test_the_life_of_a_request_names_modules_that_exist() -> None:
-    life = section(README, "The life of a request")
-    named = set(re.findall(r"`(modint_\w+(?:\.\w+)+)`", life))
-    assert len(named) >= 15
-    assert [name for name in named if find_spec(name) is None] == []
-
-
-@pages
-def test_every_module_named_exists(page: Path) -> None:
-    assert [name for name in modules_named(page) if not exists(name)] == []
-
-
-def test_the_file_tree_holds_every_file_of_the_packages() -> None:
+def test_the_file_tree_holds_every_folder_and_every_module_of_the_packages() -> None:
     shown = tree()
-    leaves = {
-        path
-        for path in shown
-        if path.endswith("/") and not any(p != path and p.startswith(path) for p in shown)
-    }
-    ours = [path.relative_to(ROOT).as_posix() for path in tracked()]
-    missing = [
-        name
-        for name in ours
-        if name.startswith(PACKAGES) and name not in shown and not name.startswith(tuple(leaves))
-    ]
+    missing = [folder for folder in modules() if folder not in shown]
+    for folder, names in modules().items():
+        listed = set(shown.get(folder, "").rpartition(": ")[2].split(", "))
+        missing += [
+            f"{folder}{name}.py" for name in names if f"{folder}{name}.py" not in shown and name not in listed
+        ]
     assert missing == []
 
 
-def test_the_file_tree_holds_no_file_that_does_not_exist() -> None:
-    assert [path for path in tree() if not (ROOT / path).exists()] == []
+def test_the_file_tree_holds_nothing_that_does_not_exist() -> None:
+    gone = [path for path in tree() if not (ROOT / path).exists()]
+    for folder, comment in tree().items():
+        listed = comment.rpartition(": ")[2].split(", ") if folder in modules() and ": " in comment else []
+        if listed and any(name in modules()[folder] for name in listed):
+            gone += [f"{folder}{name}.py" for name in listed if name not in modules()[folder]]
+    assert gone == []
 
 
 def test_every_line_of_the_file_tree_says_what_it_is() -> None:
     assert [path for path, comment in tree().items() if not comment] == []
 
 
-@pages
-def test_every_make_target_named_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(page)))
-    assert {name for name in named if not name.startswith("bench-")} <= targets
+@pytest.mark.parametrize(
+    ("title", "least"), [("The life of a request", 20), ("The life of a training run", 12)]
+)
+def test_a_life_names_the_module_of_each_step(title: str, least: int) -> None:
+    named = set(re.findall(r"`(modint_\w+(?:\.\w+)+)`", section(ARCHITECTURE, title)))
+    assert len(named) >= least
+    assert [name for name in sorted(named) if find_spec(name) is None] == []
 
 
-@pages
-def test_every_command_named_exists(page: Path) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    known = set(project["entry-points"]["modint_guard.commands"])
-    assert {command for command, _ in commands_named(page)} <= known
+# -- tables are complete -----------------------------------------------------------------------------
 
 
-@pages
-def test_every_recipe_and_result_named_exists(page: Path) -> None:
-    from bench.__main__ import app
-    from modint_training.recipe import recipe_names
-
-    for command, word in commands_named(page):
-        assert not word or command != "train" or word in recipe_names(), f"modint-guard {command} {word}"
-    named = set(re.findall(r"\bpython -m bench ([a-z][\w-]*)|\bmake bench-([a-z][\w-]*)", code(page)))
-    assert {table or target for table, target in named} <= set(getattr(get_command(app), "commands", {}))
-
-
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.name))
-def test_relative_links_resolve(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text(page))):
-        if link.startswith(("http://", "https://")):
-            continue
-        path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-
-
-@pages
-def test_python_examples_compile(page: Path) -> None:
-    for language, block in FENCE.findall(text(page)):
-        if language == "python":
-            compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-
-
-def test_the_example_of_a_verdict_is_one() -> None:
-    (shown,) = (json.loads(block) for language, block in FENCE.findall(text(README)) if language == "json")
-    assert ModintObject.model_validate(shown).verdict == "flagged"
-    assert set(shown) == {field.alias or name for name, field in ModintObject.model_fields.items()}
-    assert {key for probe in shown["probes"] for key in probe} == set(ProbeObject.model_fields)
+def shown(value: object) -> str:
+    """A default as the page's tables write it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return {"None": "none", "()": "none"}.get(str(value), str(value))
 
 
 def test_every_setting_is_in_the_table_with_its_default() -> None:
-    rows = re.findall(r"^\| `(MODINT_\w+)` \| `?([^`|]+?)`? \|", section(README, "Configuration"), re.M)
-    defaults = {
-        ENV_PREFIX + name.upper(): f"{field.default:g}"
-        if isinstance(field.default, float)
-        else str(field.default)
-        for name, field in Settings.model_fields.items()
+    rows = table_rows(section(CONFIGURATION, "Environment"))
+    assert {name.strip("`"): default.strip("`") for name, default, _ in rows} == {
+        ENV_PREFIX + name.upper(): shown(field.default) for name, field in Settings.model_fields.items()
     }
-    assert dict(rows) == {
-        name: {"None": "none", "()": "none"}.get(value, value) for name, value in defaults.items()
+
+
+def test_every_flag_of_serve_is_in_the_table() -> None:
+    rows = table_rows(section(CONFIGURATION, "Flags of `modint-guard serve`"))
+    named = {re.split(r"[ =]", name.strip("`"))[0] for name, *_ in rows}
+    assert named - {"--"} == {
+        option.opts[0]
+        for option in guard_command().commands["serve"].params
+        if isinstance(option, TyperOption)
     }
+
+
+def test_every_number_of_the_guard_is_in_the_table_with_its_default() -> None:
+    rows = table_rows(section(CONFIGURATION, "The library: `GuardConfig`"))
+    given = {name: default for names, default, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    config, thresholds = GuardConfig(), Thresholds()
+    assert set(given) == {field.name for kind in (config, thresholds) for field in fields(kind)}
+    for record in (config, thresholds):
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if isinstance(value, str | float | int) and not given[field.name].count(","):
+                assert given[field.name].strip("`") == shown(value), field.name
+    names = ("bias", "weight_js", "weight_margin", "weight_entropy", "weight_pmi")
+    assert given["bias"].replace("−", "-") == ", ".join(shown(getattr(thresholds, name)) for name in names)
+    limits = {f"`{field.name}` {getattr(ImageLimits(), field.name)}" for field in fields(ImageLimits)}
+    assert [
+        each for each in sorted(limits) if each not in section(CONFIGURATION, "The library: `GuardConfig`")
+    ] == []
+
+
+def test_every_perturbation_is_in_the_table_with_its_role() -> None:
+    rows = table_rows(text(DOCS / "perturbations.md"))
+    assert [(name.strip("`"), changes, role.replace(" ", "_")) for name, changes, role, *_ in rows] == [
+        (kind.name, kind.modality, kind.role) for kind in REGISTRY.values()
+    ]
+
+
+def test_the_glossary_defines_each_word_once() -> None:
+    terms = [
+        term.strip()
+        for cells in table_rows(text(DOCS / "glossary.md"))
+        for term in re.split(r", (?=\w)", cells[0])
+    ]
+    assert [term for term in terms if terms.count(term) > 1] == []
+    wanted = (
+        "probe view cell action rung ladder policy influence risk verdict cause relevance calibration twin"
+    )
+    assert {*wanted.split(), "modality interference", "perturbation", "held-out wording", "world"} <= set(
+        terms
+    )
 
 
 def test_the_table_of_metrics_is_what_the_code_makes() -> None:
-    page = text(ROOT / "docs" / "metrics.md")
+    page = text(DOCS / "metrics.md")
     assert rewritten(page) == page, "run `make generated`"
 
 
@@ -213,21 +380,15 @@ def test_a_page_without_a_place_for_the_table_is_refused() -> None:
         rewritten("# Metrics")
 
 
-def test_the_readme_names_no_metric_that_does_not_exist() -> None:
-    families = text(ROOT / "docs" / "metrics.md")
-    named = set(re.findall(r"`(modint_\w+_(?:total|seconds|ratio|flight|up))`", text(README)))
-    assert named and unnamed(sorted(named), families) == []
-
-
 def test_every_reason_verdict_and_probe_is_explained() -> None:
-    page = ROOT / "docs" / "probes.md"
+    page = DOCS / "verdicts.md"
     assert unnamed([*UNSCORED_REASONS], section(page, "Why an answer is `unscored`")) == []
     assert unnamed([*SKIPPED_REASONS], section(page, "Why an answer is `skipped`")) == []
-    assert unnamed([*CELLS, *State, *Cause, *Outcome], text(page)) == []
+    assert unnamed([*CELLS, *State, *Cause, *ProbeOutcome], text(page)) == []
 
 
 def test_every_threshold_is_stated_as_it_is() -> None:
-    said = text(ROOT / "docs" / "probes.md")
+    said = text(DOCS / "verdicts.md") + text(DOCS / "scores.md")
     pairs = [*re.findall(r"`(\w+)` \((0\.\d+)\)", said)]
     pairs += [(name, value) for value, name in re.findall(r"(0\.\d+) \(`(\w+)`\)", said)]
     assert {name: float(value) for name, value in pairs} == {
@@ -236,14 +397,59 @@ def test_every_threshold_is_stated_as_it_is() -> None:
 
 
 def test_every_field_of_the_object_is_explained() -> None:
-    said = section(ROOT / "docs" / "probes.md", "The object")
-    fields = {field.alias or name for name, field in ModintObject.model_fields.items()}
-    assert unnamed([*fields, *ProbeObject.model_fields], said) == []
+    said = section(DOCS / "verdicts.md", "The object")
+    named = {field.alias or name for name, field in ModintObject.model_fields.items()}
+    assert unnamed([*named, *ProbeObject.model_fields], said) == []
 
 
 def test_every_stripped_field_is_named() -> None:
-    said = section(ROOT / "docs" / "gateway.md", "Fields that are stripped")
+    said = section(DOCS / "gateway.md", "Fields that are stripped")
     assert unnamed([*STRIPPED, *STRIPPED_PREFIXES, "uuid"], said) == []
+
+
+# -- the examples ------------------------------------------------------------------------------------
+
+
+def example(page: Path) -> dict[str, Any]:
+    (found,) = (json.loads(block) for language, block in blocks(page) if language == "json")
+    return dict(found)
+
+
+def of_the_picture(key: str) -> str:
+    """What the README's picture says about itself."""
+    with Image.open(DOCS / "flagged.png") as picture:
+        return str(picture.info[key])
+
+
+def test_the_whole_example_of_a_verdict_is_one() -> None:
+    whole = example(DOCS / "verdicts.md")
+    assert ModintObject.model_validate(whole).verdict == "flagged"
+    assert set(whole) == {field.alias or name for name, field in ModintObject.model_fields.items()}
+    assert {key for probe in whole["probes"] for key in probe} == set(ProbeObject.model_fields)
+
+
+def rounded(value: Any) -> Any:
+    """The same with numbers of three decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def test_the_examples_are_the_object_of_the_readmes_picture() -> None:
+    real, short = rounded(json.loads(of_the_picture("modint"))), example(README)
+    assert example(DOCS / "verdicts.md") == real
+    assert short == {key: real[key] for key in short}
+    assert unnamed(short, section(README, "What comes back")) == []
+
+
+def test_who_cannot_see_the_picture_reads_what_it_shows() -> None:
+    assert re.findall(r"!\[(.*?)\]\(docs/flagged\.png\)", text(README)) == [of_the_picture("Description")]
+    assert of_the_picture("Comment").startswith("Made by `python -m bench picture` at commit ")
+
+
+# -- what no file may say ----------------------------------------------------------------------------
 
 
 def test_no_tracked_text_names_a_registry_or_a_folder_of_some_machine() -> None:
@@ -254,18 +460,18 @@ def test_no_tracked_text_names_a_registry_or_a_folder_of_some_machine() -> None:
     found = []
     for path in tracked():
         try:
-            held = path.read_text("utf-8")
+            content = path.read_text("utf-8")
         except UnicodeDecodeError:
             continue
         found += [
             f"{path.relative_to(ROOT)}: {match[0]}"
-            for match in (registry.search(held), folder.search(held))
+            for match in (registry.search(content), folder.search(content))
             if match
         ]
     assert found == []
 
 
-def test_the_cpu_index_of_torch_stands_in_the_makefile_alone() -> None:
+def test_the_cpu_index_of_torch_is_in_the_makefile_alone() -> None:
     index = "download." + "pytorch.org"
     holding = [
         path.relative_to(ROOT).as_posix()
@@ -273,162 +479,3 @@ def test_the_cpu_index_of_torch_stands_in_the_makefile_alone() -> None:
         for _ in range(path.read_bytes().count(index.encode()))
     ]
     assert holding == ["Makefile"]
-
-
-def test_the_measured_table_is_the_result_file() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    rows = json.loads((ROOT / "bench/results/tinyworld.json").read_text("utf-8"))["rows"]
-    chosen = [row for row in rows if row["form"] == "all" and row["task"] == "all"]
-    assert chosen
-    for row in chosen:
-        start = f"| {row['family']} | {row['perturbation']} | {row['held_out']} |"
-        (line,) = (line for line in text.splitlines() if line.startswith(start))
-        assert f"{row['accuracy']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" in line
-        assert f"| {row['flagged_rate']:.3f} |" in line
-
-
-def test_the_training_page_shows_the_bases_figures_of_the_result_file() -> None:
-    from bench.tinyworld import PAGE, PAGE_BY, base_table
-    from modint_guard.evaluation.results import rewritten as with_blocks
-
-    rows = json.loads((ROOT / "bench/results/base.json").read_text("utf-8"))["rows"]
-    page = text(ROOT / PAGE)
-    assert with_blocks(page, {"base": base_table(rows)}, PAGE_BY) == page, "run `make bench-base`"
-
-
-# Figures in prose
-
-
-def measured(name: str, /, **wanted: object) -> dict[str, Any]:
-    """The one row of a result file that holds these values."""
-    rows: list[dict[str, Any]] = json.loads((ROOT / f"bench/results/{name}.json").read_text("utf-8"))["rows"]
-    (row,) = (row for row in rows if wanted.items() <= row.items())
-    return row
-
-
-def prose(page: Path) -> str:
-    """A page with every run of blanks as one."""
-    return " ".join(text(page).split())
-
-
-@pytest.mark.parametrize("views", ["early stop", "all at once", "one"])
-def test_the_page_on_probes_quotes_the_ratios_of_the_latency_table(views: str) -> None:
-    shown = []
-    for prompts in ("short", "padded"):
-        asked = {"views": views, "prompts": prompts, "answers": "32 tokens", "judged_at": "first token"}
-        row = measured("latency", load="open", **asked)
-        shown.append(f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]")
-    page = prose(ROOT / "docs/probes.md")
-    assert f"| {' | '.join(shown)} |" in page
-    if views == "early stop":
-        _, low, high = re.findall(r"[\d.]+", shown[0])
-        ratio = shown[0].split()[0]
-        assert f"take {ratio} times as long with the guard (median, 95 % interval {low} to {high})" in page
-
-
-def test_the_training_page_quotes_what_a_step_of_the_whole_method_takes() -> None:
-    full = measured("training_bench", method="full, T=1")
-    plain = measured("training_bench", method="straightforward full, T=1")
-    page = prose(ROOT / "docs/training.md")
-    for quoted in (
-        f"takes {full['times_sft']:.2f} times one of plain SFT (quartiles {full['times_sft_q1']:.2f} and "
-        f"{full['times_sft_q3']:.2f}; counted operations allow {full['bound_times_sft']:.2f})",
-        f"is {full['faster_than_straightforward']:.2f} times as fast as the straightforward one, and wants "
-        f"{full['peak_times_sft']:.1f} times the memory where that wants {plain['peak_times_sft']:.1f}",
-        f"{full['gmac_times_sft']:.2f} times the multiply-adds of plain SFT",
-    ):
-        assert quoted in page
-
-
-def test_the_limits_quote_what_the_adapter_makes_of_needed_captions() -> None:
-    setting = {"setting": "text-driven", "held_out": "no", "kind": "needed"}
-    adapter = measured("detection_flags", model="robust-lora", **setting)
-    base = measured("detection_flags", model="tinyworld-base", **setting)
-    assert base["wrong"] == 0
-    quoted = (
-        f"{adapter['wrong']} of its {adapter['n']} answers were wrong, and none of the base's {base['n']}"
-    )
-    assert quoted in prose(README)
-
-
-def test_the_page_on_mitigation_quotes_what_it_says_of_tokens_and_needed_captions() -> None:
-    def tokens(goal: str) -> float:
-        return float(measured("mitigation_goals", goal=goal)["value"])
-
-    needed = {"model": "tinyworld-base", "setting": "image-heavy/poor_print/relevant auto", "held_out": "no"}
-    trusting, greedy = (
-        measured("mitigation", policy=policy, **needed)["accuracy"]
-        for policy in ("ladder_trusting", "greedy")
-    )
-    page = prose(ROOT / "docs/mitigation.md")
-    for quoted in (
-        f"{tokens('tokens, unflagged, short prompts'):.2f} over these settings",
-        f"and {tokens('computed tokens, unflagged, short prompts'):.2f} with what the engine's cache saves",
-        f"computes {tokens('computed tokens, unflagged, padded prompts'):.2f} times as many tokens",
-        f"take {tokens('tokens, flagged, padded prompts'):.1f} (computed: "
-        f"{tokens('computed tokens, flagged, padded prompts'):.1f})",
-        f"was right in {trusting:.2f} of these answers in place of {greedy:.2f}",
-    ):
-        assert quoted in page
-
-
-def test_the_page_on_mitigation_quotes_how_often_flagged_answers_went_on_to_the_adapter() -> None:
-    rows = json.loads((ROOT / "bench/results/mitigation_tokens.json").read_text("utf-8"))["rows"]
-    ways: dict[str, list[tuple[str, int]]] = {"short": [], "padded": []}
-    for row in rows:
-        for way in filter(None, (row["rungs"] or "").split("; ")):
-            rungs, often = way.split(": ")
-            ways[row["prompt"]].append((rungs, int(often)))
-    went_on = sum(often for rungs, often in ways["padded"] if "escalate" in rungs)
-    settled = sum(often for rungs, often in ways["short"] if rungs.startswith("neutralise mended"))
-    padded, short = (sum(often for _, often in ways[prompt]) for prompt in ("padded", "short"))
-    page = prose(ROOT / "docs/mitigation.md")
-    assert f"for {went_on} of these {padded} the ladder went on to the adapter" in page
-    assert settled == short and f"prompts `neutralise` settled all {short}." in page
-
-
-def ablation(name: str, *cells: tuple[str, str]) -> float:
-    """Mean accuracy of one recipe over its seeds in these cells: perturbation, what is held out."""
-    rows = json.loads((ROOT / "bench/results/ablation.json").read_text("utf-8"))["rows"]
-    own = [row for row in rows if row["name"] == name and (row["perturbation"], row["held_out"]) in cells]
-    return float(sum(row["accuracy"] for row in own) / len(own))
-
-
-def test_the_training_page_quotes_what_each_part_of_the_method_came_to() -> None:
-    lies, pictures = ("misleading_description", "no"), ("contradicting_image", "no")
-    reworded = tuple((name, "wording") for name, _ in (lies, pictures))
-    sft, aug, full, unmasked = (
-        ablation(f"tinyworld-{n}", lies) for n in ("sft", "aug", "full", "full-nomask")
-    )
-    twins, attacked, noisy = (ablation(f"tinyworld-{n}", *reworded) for n in ("aug", "adv", "gaussian"))
-    parts = ("aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper", "sft")
-    beside = [ablation(f"tinyworld-{name}", pictures) for name in parts]
-    base, shipped = (ablation(name, pictures) for name in ("tinyworld-base", "robust-lora"))
-    page = prose(ROOT / "docs/training.md")
-    for quoted in (
-        f"lying captions as they were ({sft:.3f} right), perturbed twins bring {aug:.3f}.",
-        f"twins come to {twins:.3f}, with the adversarial loss to {attacked:.3f}, with Gaussian noise in its "
-        f"place to {noisy:.3f}",
-        f"the whole method loses {100 * (full - unmasked):.1f} points under lying captions",
-        f"all stay at {min(beside):.3f} to {max(beside):.3f}, where the base is at {base:.3f}",
-        f"is at {shipped:.3f}.",
-    ):
-        assert quoted in page
-
-
-def test_the_limits_quote_by_how_much_the_adapter_misses_its_goals() -> None:
-    own = {"name": "robust-lora", "seed": 0}
-    pictures = measured("ablation", **own, perturbation="contradicting_image", held_out="no")
-    lies = measured("ablation", **own, perturbation="misleading_description", held_out="wording")
-    vqa = [
-        measured("ablation", name=name, family="vqa", held_out="wording")["accuracy"]
-        for name in ("tinyworld-base", "robust-lora")
-    ]
-    page = prose(README)
-    for quoted in (
-        f"it is right {-100 * pictures['change']:.1f} points less often than without one",
-        f"held-out wordings {-100 * lies['change']:.1f} points (goal: 3) with "
-        f"{100 * lies['harmful_flip']:.1f} % harmful flips",
-        f"its vqa is up to {100 * (vqa[0] - vqa[1]):.1f} points below the base's",
-    ):
-        assert quoted in page

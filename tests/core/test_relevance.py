@@ -2,7 +2,7 @@
 
 import pytest
 
-from modint_guard.chat.relevance import by_rules, decide
+from modint_guard.chat.relevance import by_lexical_rules, decide
 from modint_guard.chat.request import parse
 from modint_guard.types import ModintOptions, Relevant
 from tests.core.fakes import ask
@@ -35,7 +35,7 @@ from tests.core.fakes import ask
     ],
 )
 def test_the_question_names_the_modality(question: str, relevant: str) -> None:
-    assert by_rules(question, None) == relevant
+    assert by_lexical_rules(question, None) == relevant
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_the_question_names_the_modality(question: str, relevant: str) -> None:
     ],
 )
 def test_weak_signs_of_the_image_count_only_where_no_text_competes(question: str) -> None:
-    assert by_rules(question, None) is Relevant.IMAGE
-    assert by_rules(question, "The photo shows a red car.") is Relevant.IMAGE
-    assert by_rules(question, "Tom owns two dogs and a red car.") is Relevant.UNKNOWN
+    assert by_lexical_rules(question, None) is Relevant.IMAGE
+    assert by_lexical_rules(question, "The photo shows a red car.") is Relevant.IMAGE
+    assert by_lexical_rules(question, "Tom owns two dogs and a red car.") is Relevant.UNKNOWN
 
 
 def test_the_context_alone_is_no_reason_to_look_at_the_picture() -> None:
-    assert by_rules("Who left first?", "The picture shows two men.") is Relevant.UNKNOWN
+    assert by_lexical_rules("Who left first?", "The picture shows two men.") is Relevant.UNKNOWN
 
 
 def test_the_request_comes_before_the_rules() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from modint_guard.chat.relevance import decide
-from modint_guard.chat.relevance_rules import RelevanceRule, by_configured, read_rules
+from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules, read_rules
 from modint_guard.chat.request import parse
 from modint_guard.errors import ConfigError
-from modint_guard.judging.relevance import by_self_ask
+from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.types import ModintOptions, Relevant, Reply
 from tests.core.fakes import ask, reply
 
@@ -29,7 +29,7 @@ RULES = (
     ],
 )
 def test_the_first_rule_that_fits_decides(model: str, question: str, relevant: str | None) -> None:
-    assert by_configured(RULES, model, question) == relevant
+    assert by_configured_rules(RULES, model, question) == relevant
 
 
 def test_a_configured_rule_comes_after_the_request_and_before_the_lexical_rules() -> None:
@@ -54,13 +54,13 @@ def test_a_file_of_rules_is_read_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[rule", "is no TOML"),
+        ("[[rule", "is not valid TOML"),
         ('relevant = "image"', "must hold \\[\\[rule\\]\\] tables and nothing else"),
         ('[[rule]]\nrelevant = "sound"', "rule 1: relevant is 'sound': it must be image, text or both"),
         ('[[rule]]\nmodel = "a"', "rule 1: relevant is ''"),
         (
             '[[rule]]\nrelevant = "image"\nroute = "a"',
-            "rule 1: 'route' is no key; known: relevant, model, question",
+            "rule 1: 'route' is not a key here; known: relevant, model, question",
         ),
         (
             '[[rule]]\nrelevant = "image"\n[[rule]]\nrelevant = "text"\nquestion = "("',

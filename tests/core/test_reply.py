@@ -7,7 +7,7 @@ import pytest
 
 from modint_guard.chat.reply import StreamReply, reply_of, strip_added
 from modint_guard.errors import EndpointError
-from modint_guard.types import JSON, Asked
+from modint_guard.types import JSON, TokenOptions
 from tests.core.fakes import completion
 
 
@@ -85,7 +85,7 @@ def test_empty_and_several_answers_name_why() -> None:
     "bad", [{"choices": ["red"]}, {"choices": [{"message": "red"}]}, {"choices": 3}, {"usage": 3}]
 )
 def test_what_is_no_completion_is_refused(bad: JSON) -> None:
-    with pytest.raises(EndpointError, match="no chat completion"):
+    with pytest.raises(EndpointError, match="not a chat completion"):
         reply_of(bad)
 
 
@@ -112,7 +112,7 @@ def test_a_second_choice_in_a_stream_is_not_judged() -> None:
 
 def test_log_probabilities_nobody_asked_for_are_taken_out() -> None:
     full = completion("red", [{"red": 0.5, "blue": 0.3, "green": 0.2}])
-    bare = strip_added(full, Asked())
+    bare = strip_added(full, TokenOptions())
     assert bare["choices"][0]["logprobs"] is None
     assert full["choices"][0]["logprobs"] is not None
     assert {**bare["choices"][0], "logprobs": 0} == {**full["choices"][0], "logprobs": 0}
@@ -121,12 +121,12 @@ def test_log_probabilities_nobody_asked_for_are_taken_out() -> None:
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_what_the_client_asked_for_stays(k: int) -> None:
     full = completion("red", [{"red": 0.5, "blue": 0.3, "green": 0.2}])
-    (entry,) = strip_added(full, Asked(True, k))["choices"][0]["logprobs"]["content"]
+    (entry,) = strip_added(full, TokenOptions(True, k))["choices"][0]["logprobs"]["content"]
     assert [item["token"] for item in entry["top_logprobs"]] == ["red", "blue", "green"][:k]
     assert entry["logprob"] == pytest.approx(math.log(0.5))
 
 
 def test_nothing_to_take_out_gives_the_same_object_back() -> None:
     plain = completion("red")
-    assert strip_added(plain, Asked()) is plain
-    assert strip_added({"choices": []}, Asked()) == {"choices": []}
+    assert strip_added(plain, TokenOptions()) is plain
+    assert strip_added({"choices": []}, TokenOptions()) == {"choices": []}

@@ -22,6 +22,7 @@ from modint_guard.evaluation.runner import (
     without_guard,
 )
 from modint_guard.guard import Guard
+from modint_guard.plan import main_body
 from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR, Reply
 from tests.core.fakes import completion
 from tests.core.items import BOTH, DIGIT, LETTERED, RED, SUM
@@ -185,7 +186,7 @@ async def test_views_wait_their_turn_however_long_it_takes() -> None:
         await asyncio.sleep(0.05)
         return completion("3", [{"3": 0.9, "7": 0.1}])
 
-    answer, replies = await with_views(guard, plan, guard.main_body(plan), paced, "digit-0")
+    answer, replies = await with_views(plan, main_body(plan), paced, "digit-0")
     assert answer["choices"][0]["message"]["content"] == "3"
     assert {name for name, reply in replies.items() if isinstance(reply, Reply)} == {
         NEUTRAL_IMAGE,
@@ -204,4 +205,4 @@ async def test_a_view_that_fails_fails_the_question() -> None:
         return completion("3", [{"3": 0.9, "7": 0.1}])
 
     with pytest.raises(EndpointError, match="the view no_context of digit-0 got no answer: is the engine"):
-        await with_views(guard, plan, guard.main_body(plan), limited, "digit-0")
+        await with_views(plan, main_body(plan), limited, "digit-0")

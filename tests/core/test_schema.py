@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from modint_guard import Guard, verdict
 from modint_guard.errors import EndpointError
 from modint_guard.schema import ModintObject, json_schema
-from modint_guard.types import JSON, Cause, Outcome, Report, State, Verdict
+from modint_guard.types import JSON, Cause, ProbeOutcome, Report, State, Verdict
 from tests.core.fakes import ask, completion, world
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "schema" / "modint-1.schema.json"
@@ -61,7 +61,7 @@ def test_wrong_values_are_not_valid(wrong: JSON) -> None:
 
 def test_outcomes_and_states_are_those_of_the_records() -> None:
     text = json.dumps(json_schema())
-    assert all(f'"{name}"' in text for name in (*Outcome, *State, *Cause))
+    assert all(f'"{name}"' in text for name in (*ProbeOutcome, *State, *Cause))
 
 
 def carriers() -> list[Any]:

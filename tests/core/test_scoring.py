@@ -11,7 +11,6 @@ from modint_guard.chat.request import parse
 from modint_guard.judging.divergence import js_divergence
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.scoring import (
-    beyond_noise,
     compare,
     first_word,
     influence,
@@ -21,8 +20,9 @@ from modint_guard.judging.scoring import (
     probe_result,
     score,
     shapley,
+    with_noise_floor,
 )
-from modint_guard.types import CellScore, Failure, Outcome, Reply
+from modint_guard.types import CellScore, Failure, ProbeOutcome, Reply
 from tests.core.fakes import ask, reply
 
 THRESHOLDS = Thresholds()
@@ -124,8 +124,8 @@ def test_views_that_failed_are_named_and_never_guessed() -> None:
     found = score(
         reply("blue", blue=1.0),
         {
-            "no_context": Failure(Outcome.TIMEOUT, "timeout"),
-            "neutral_image": Failure(Outcome.ERROR, "upstream_error"),
+            "no_context": Failure(ProbeOutcome.TIMEOUT, "timeout"),
+            "neutral_image": Failure(ProbeOutcome.ERROR, "upstream_error"),
             "prior": Reply("red", "stop", None, None),
         },
         chat,
@@ -142,13 +142,16 @@ def test_a_row_of_the_report_counts_tokens_and_says_what_happened() -> None:
     chat = parse(ask("What colour is it?"))
     answer = reply("red", red=0.9, blue=0.1)
     row = probe_result("neutral_image", answer, reply("blue", red=0.1, blue=0.9), chat)
-    assert (row.outcome, row.flip, row.answer, row.tokens) == (Outcome.FLIPPED, True, "blue", 31)
-    assert probe_result("noop", answer, answer, chat).outcome is Outcome.CONSISTENT
-    assert probe_result("noop", answer, reply("blue", red=0.5, blue=0.5), chat).outcome is not Outcome.FLIPPED
-    late = probe_result("prior", answer, Failure(Outcome.TIMEOUT, "timeout", 12.0), chat)
-    assert (late.outcome, late.divergence, late.ms) == (Outcome.TIMEOUT, None, 12.0)
+    assert (row.outcome, row.flip, row.answer, row.tokens) == (ProbeOutcome.FLIPPED, True, "blue", 31)
+    assert probe_result("noop", answer, answer, chat).outcome is ProbeOutcome.CONSISTENT
+    assert (
+        probe_result("noop", answer, reply("blue", red=0.5, blue=0.5), chat).outcome
+        is not ProbeOutcome.FLIPPED
+    )
+    late = probe_result("prior", answer, Failure(ProbeOutcome.TIMEOUT, "timeout", 12.0), chat)
+    assert (late.outcome, late.divergence, late.ms) == (ProbeOutcome.TIMEOUT, None, 12.0)
     silent = probe_result("prior", answer, Reply("red", "stop", None, None, 30, 1), chat)
-    assert (silent.outcome, silent.tokens) == (Outcome.ERROR, 31)
+    assert (silent.outcome, silent.tokens) == (ProbeOutcome.ERROR, 31)
 
 
 def test_of_a_longer_answer_a_view_shows_the_first_word() -> None:
@@ -172,7 +175,7 @@ def test_a_given_answer_begins_with_its_first_word_or_label(text: str, word: str
 
 
 def test_a_word_is_listed_whole_or_not_at_all() -> None:
-    late = Failure(Outcome.TIMEOUT, "timeout")
+    late = Failure(ProbeOutcome.TIMEOUT, "timeout")
     lists = (late, Reply("", None, None, {" Blue": -0.1, "straw": -2.0}))
     assert is_listed("blue", lists)
     assert not is_listed("strawberry", lists)
@@ -243,11 +246,11 @@ def test_a_lead_that_noise_could_have_made_is_no_flip() -> None:
 def test_noise_is_known_only_where_the_same_input_was_asked_again() -> None:
     answer = reply("red", red=0.9, blue=0.1)
     assert noise_of(answer, None) is None
-    assert noise_of(answer, Failure(Outcome.TIMEOUT, "timeout")) is None
+    assert noise_of(answer, Failure(ProbeOutcome.TIMEOUT, "timeout")) is None
     assert noise_of(answer, Reply("red", "stop", None, None)) is None
-    assert beyond_noise(THRESHOLDS, None) == beyond_noise(THRESHOLDS, 0.01) == THRESHOLDS
-    assert beyond_noise(THRESHOLDS, 0.2).flip_margin == 0.4
-    assert beyond_noise(THRESHOLDS, 0.9).flip_margin == 1.0
+    assert with_noise_floor(THRESHOLDS, None) == with_noise_floor(THRESHOLDS, 0.01) == THRESHOLDS
+    assert with_noise_floor(THRESHOLDS, 0.2).flip_margin == 0.4
+    assert with_noise_floor(THRESHOLDS, 0.9).flip_margin == 1.0
 
 
 def test_a_row_says_how_much_of_both_distributions_was_seen() -> None:

@@ -48,7 +48,7 @@ def run(site: Path, program: str) -> str:
     return done.stdout.strip()
 
 
-def test_missing_operators_are_named_before_torchvision_is_imported(site: Path) -> None:
+def test_missing_operators_are_defined_before_torchvision_is_imported(site: Path) -> None:
     assert run(site, "import torchvision") == "torchvision sees ['torchvision::nms', 'torchvision::qnms']"
 
 

@@ -87,11 +87,11 @@ def test_every_problem_is_listed_with_line_and_id(tmp_path: Path, capsys: pytest
     assert out.endswith("4 problems\n")
 
 
-def test_problems_beyond_the_limit_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, written(tmp_path, BAD), "--limit", "1")
+def test_problems_beyond_those_told_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, written(tmp_path, BAD), "--problems", "1")
     assert code == 2
     assert sum(line.startswith("! ") for line in out.splitlines()) == 1
-    assert out.endswith("4 problems, 3 more than shown (--limit)\n")
+    assert out.endswith("4 problems, 3 more than shown (--problems)\n")
 
 
 def test_the_report_can_be_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

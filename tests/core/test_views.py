@@ -12,9 +12,9 @@ from PIL import Image
 from modint_guard.chat.images import decode_data_url, png_data_url
 from modint_guard.chat.request import parse
 from modint_guard.data.perturb import REGISTRY
-from modint_guard.judging.scoring import moved_on, probe_result, relabelled, score
+from modint_guard.judging.scoring import probe_result, relabelled, score, shifted_labels
 from modint_guard.probing.views import FROM_REGISTRY, VIEWS
-from modint_guard.types import JSON, Outcome
+from modint_guard.types import JSON, ProbeOutcome
 from tests.core.fakes import RED, ask, image_part, reply, text_part
 
 LIE = "The ball is blue. It rolls. It is round."
@@ -92,8 +92,8 @@ def test_permuted_options_move_on_by_one_and_are_read_with_the_old_labels() -> N
     view = made("permuted_options")
     assert text(view) == f"{LIE}\n{QUESTION}\nA. green\nB. red\nC. blue"
     options = parse(BODY).options
-    assert moved_on(options) == {"A": "C", "B": "A", "C": "B"}
-    seen = relabelled(reply("B", A=0.1, B=0.7, C=0.2), moved_on(options))
+    assert shifted_labels(options) == {"A": "C", "B": "A", "C": "B"}
+    seen = relabelled(reply("B", A=0.1, B=0.7, C=0.2), shifted_labels(options))
     assert (seen.token, seen.text) == ("A", "A")
     assert {label: round(np.exp(value), 3) for label, value in (seen.top or {}).items()} == {
         "C": 0.1,
@@ -129,8 +129,8 @@ def test_an_answer_that_follows_the_text_of_an_option_is_consistent_when_options
     chat = parse(BODY)
     answer = reply("A", A=0.9, B=0.05, C=0.05)
     same, position = reply("B", A=0.05, B=0.9, C=0.05), reply("A", A=0.9, B=0.05, C=0.05)
-    assert probe_result("permuted_options", answer, same, chat).outcome is Outcome.CONSISTENT
-    assert probe_result("permuted_options", answer, position, chat).outcome is Outcome.FLIPPED
+    assert probe_result("permuted_options", answer, same, chat).outcome is ProbeOutcome.CONSISTENT
+    assert probe_result("permuted_options", answer, position, chat).outcome is ProbeOutcome.FLIPPED
     assert score(answer, {"permuted_options": same}, chat).unstable == ()
     assert score(answer, {"permuted_options": position, "benign": answer}, chat).unstable == (
         "permuted_options",

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat.request import parse, with_context, with_image, without_context
+from modint_guard.chat.rebuild import rebuild
+from modint_guard.chat.request import parse
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.guard import Guard
 from modint_guard.probing.views import VIEWS
@@ -124,9 +125,9 @@ def test_no_view_alters_question_options_or_what_the_model_said(
     chat = parse(body)
     views = [(view.name, view.body) for view in Guard().plan({**body, "modint": {"probes": probes}}).views]
     views += [
-        ("", without_context(chat)),
-        ("", with_context(chat, "It rains.")),
-        ("", with_image(chat, GREY)),
+        ("", rebuild(chat, context="")),
+        ("", rebuild(chat, context="It rains.")),
+        ("", rebuild(chat, images=[GREY] * len(chat.images))),
     ]
     for name, view in views:
         end = end_of(moved_on(lines) if name == PERMUTED_OPTIONS else lines, words(view))
@@ -156,6 +157,6 @@ def test_a_context_that_is_told_from_the_question_is_gone_without_it(request: tu
     body, _ = request
     chat = parse(body)
     if chat.context is None:
-        assert without_context(chat)["messages"] == body["messages"]
+        assert rebuild(chat, context="")["messages"] == body["messages"]
     else:
-        assert parse(without_context(chat)).context is None
+        assert parse(rebuild(chat, context="")).context is None

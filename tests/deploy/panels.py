@@ -33,7 +33,7 @@ from tests.deploy.expressions import (
 )
 from tests.server.fake_upstream import ADAPTER as SCRIPTED
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "panels.json"
+RESULTS = Path(__file__).parents[2] / "bench" / "results" / "panels.json"
 # What cannot fire on a healthy engine; of latencies nothing is claimed.
 HEALTHY = (
     "InterferenceAboveBaseline",

@@ -107,7 +107,7 @@ def test_the_wheel_holds_all_three_packages_and_the_models(wheel: Path) -> None:
 
 def test_help_works_without_any_extra_and_lists_every_command(clean: Path) -> None:
     said = run(str(clean / "modint-guard"), "--help")
-    for name in ("serve", "demo", "train", "evaluate", "diagnose"):
+    for name in ("serve", "demo", "train", "diagnose"):
         assert name in said
 
 

@@ -1,4 +1,4 @@
-"""A user's way in docs/training.md, command by command as it stands there: a file, an adapter, an answer."""
+"""The way in docs/own-data.md, command by command as it stands there: a file, an adapter, an answer."""
 
 import json
 import re
@@ -14,14 +14,12 @@ from modint_guard.demo.launch import serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1", "curl")]
 
-DOCS = Path(__file__).parents[2] / "docs" / "training.md"
-HEADING = "## Your own data, from a file to an answer\n"
+PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 
 
 def blocks() -> list[str]:
-    """The section's blocks for a shell."""
-    section = DOCS.read_text("utf-8").partition(HEADING)[2].partition("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    """The page's blocks for a shell."""
+    return re.findall(r"```sh\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 def run(command: str) -> None:
@@ -47,7 +45,7 @@ def test_the_commands_of_the_docs_lead_from_a_file_to_an_answer(
     for command in before:
         run(command)
     assert "mine/data.json: 20 rows, format llava" in capsys.readouterr().out
-    found = rows_of(tmp_path / "runs" / "mine" / "report.json")
+    found = rows_of(tmp_path / "runs" / "mine" / "diagnosis" / "report.json")
     base, mine = (
         found[model, "misleading_description"]["accuracy"] for model in ("tinyworld-base", "runs/mine/export")
     )

@@ -4,7 +4,7 @@
 
 FAULT: none | SENTENCE (printed, then exit code 1) | silent (never listens) | deaf (ignores SIGTERM, has a
        child) | text-only (refuses images) | same (the adapters answer as the base) |
-       frail (dies when asked `DIE`)
+       frail (dies when asked `DIE`) | options (ends with an error that says how it was started)
 """
 
 import argparse
@@ -90,6 +90,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen(["sleep", "600"])
         print(f"child {child.pid}", flush=True)
+    if asked.fault == "options":
+        sys.exit(f"RuntimeError: started with {' '.join(sys.argv[2:])}")
     if " " in asked.fault:
         sys.exit(asked.fault)
     where = {"host": "127.0.0.1", "port": asked.port} if asked.port else {"path": asked.uds}

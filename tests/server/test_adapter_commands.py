@@ -10,7 +10,7 @@ import pytest
 from modint_guard.cli import GROUP, main
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_server.adapters import doctor
-from modint_server.adapters.commands import told
+from modint_server.adapters.commands import lines_of
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, adapter, base, llava, pair
 
 POINT = EntryPoint("adapters", "modint_server.adapters.commands:adapters", GROUP)
@@ -108,7 +108,7 @@ def test_a_model_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[st
 def lines(tmp_path: Path, tensors: dict[str, Any], **how: bool) -> list[str]:
     folder = adapter(tmp_path / "mine", tensors)
     found = doctor.examine("mine", folder, str(base(tmp_path / "tiny")), ask=llava)
-    return list(told(found, **how))
+    return list(lines_of(found, **how))
 
 
 def test_what_is_told_of_a_sound_adapter_is_two_lines(tmp_path: Path) -> None:

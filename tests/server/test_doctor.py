@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modint_guard.errors import AdapterError, ConfigError, EngineError
-from modint_server.adapters.doctor import Diagnosis, Status, examine, fix, local_folder, rules_of
+from modint_server.adapters.doctor import AdapterDiagnosis, Status, examine, fix, local_folder, rules_of
 from modint_server.adapters.lora_names import MARK
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, adapter, base, llava, no_engine, pair
 
@@ -23,11 +23,11 @@ def tiny(tmp_path: Path) -> Path:
 
 def examined(
     tmp_path: Path, tiny: Path, tensors: dict[str, Any], tower: bool = False, **config: Any
-) -> Diagnosis:
+) -> AdapterDiagnosis:
     return examine("mine", adapter(tmp_path / "mine", tensors, **config), str(tiny), tower=tower, ask=llava)
 
 
-def statuses(found: Diagnosis) -> list[str]:
+def statuses(found: AdapterDiagnosis) -> list[str]:
     return [key.status.value for key in found.keys]
 
 
@@ -144,7 +144,7 @@ def test_half_a_module_is_a_fault(tmp_path: Path) -> None:
 
 def test_weights_of_another_rank_than_configured_are_a_fault(tmp_path: Path) -> None:
     found = faults(tmp_path, pair(LANGUAGE, rank=4))
-    assert len(found) == 2 and "has rank 4, where adapter_config.json says 2" in found[0]
+    assert len(found) == 2 and "has rank 4, but adapter_config.json says 2" in found[0]
 
 
 def test_a_rank_pattern_is_read_as_peft_reads_it(tmp_path: Path) -> None:

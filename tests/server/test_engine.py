@@ -11,16 +11,8 @@ import pytest
 
 from modint_guard.errors import ConfigError, EngineError
 from modint_server.adapters.folders import Adapter, checked_model
-from modint_server.engine.child import (
-    Device,
-    Engine,
-    EngineConfig,
-    Progress,
-    arguments,
-    environment,
-    remedy,
-    telling,
-)
+from modint_server.engine.child import Engine, Progress, last_words, remedy
+from modint_server.engine.config import Device, EngineConfig, arguments, environment
 
 STUB = Path(__file__).with_name("stub_engine.py")
 ADAPTERS = (Adapter("a", Path("/adapters/a"), 4, None), Adapter("b", Path("/adapters/b"), 17, None))
@@ -184,6 +176,7 @@ async def test_an_engine_that_never_listens_is_given_up() -> None:
         ("ImportError: libnuma.so.1: cannot open shared object file", "apt-get install libnuma1"),
         ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx", "apt-get install g++"),
         ("OSError: [Errno 98] Address already in use", "stop the other engine"),
+        ("api_server.py: error: unrecognized arguments: --warp", "correct it or leave it out"),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "export it again"),
         ("RuntimeError: operator torchvision::nms does not exist", "modint_server.engine.torchvision_guard"),
     ],
@@ -202,7 +195,7 @@ def test_unknown_last_words_are_shown_as_they_are() -> None:
 
 
 def test_the_error_is_shown_rather_than_the_traceback_around_it() -> None:
-    said = [
+    output = [
         "(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900] Traceback (most recent call last):",
         '(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900]   File "core.py", line 1, in run',
         "(EngineCore pid=7) ERROR 11-22 16:40:01 [core.py:900] ValueError: the head is too large",
@@ -210,16 +203,16 @@ def test_the_error_is_shown_rather_than_the_traceback_around_it() -> None:
         "RuntimeError: Engine core initialization failed. See root cause above.",
         "INFO 11-22 16:40:02 [launcher.py:5] Shutting down",
     ]
-    assert telling(said) == ["ValueError: the head is too large"]
+    assert last_words(output) == ["ValueError: the head is too large"]
 
 
 def test_what_a_validation_error_says_is_shown_with_it() -> None:
-    said = [
+    output = [
         "ValidationError: 1 validation error for ModelConfig",
         "  Value error, no such architecture",
         "bye",
     ]
-    assert telling(said) == said[:2]
+    assert last_words(output) == output[:2]
 
 
 async def test_an_engine_that_is_killed_names_the_signal() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from modint_guard.demo.launch import free_port
 from modint_server.adapters.folders import Adapter
-from modint_server.engine.child import EngineConfig
+from modint_server.engine.config import EngineConfig
 from modint_server.serving import bound, greeting, misfits
 from tests.server.adapter_folders import TOWER, pair
 from tests.server.adapter_folders import adapter as adapter_folder
@@ -87,9 +87,9 @@ def adapter(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(fault: str, model: Path, adapter: Path) -> Iterator[Child]:
+def serving(fault: str, model: Path, adapter: Path, *vllm_options: str) -> Iterator[Child]:
     port = free_port()
-    command = [str(HERE / "stub_serve.py"), fault, str(model), f"lora={adapter}", str(port)]
+    command = [str(HERE / "stub_serve.py"), fault, str(model), f"lora={adapter}", str(port), *vllm_options]
     with running(*command, url=f"http://127.0.0.1:{port}") as child:
         yield child
 
@@ -199,6 +199,28 @@ def test_an_upstream_that_is_no_address_is_refused() -> None:
     assert "must be an address" in refused("--upstream", "127.0.0.1:9")
 
 
+def test_an_option_of_vllm_that_serve_sets_is_refused_before_the_engine_starts(model: Path) -> None:
+    sentence = refused("--model", str(model), "--", "--max-model-len", "512", "--max_lora_rank=64")
+    assert sentence == (
+        "--max_lora_rank: `serve` itself sets vLLM's --max-lora-rank: name adapters with `--adapter` in "
+        "front of `--`"
+    )
+
+
+def test_a_word_that_is_no_option_is_refused() -> None:
+    assert refused("tiny") == (
+        "'tiny' is no option of `serve`, and behind `--` stand options of vLLM: write "
+        "`-- --max-model-len 4096`, say"
+    )
+
+
+def test_options_for_an_engine_that_runs_already_are_refused() -> None:
+    assert refused("--upstream", "http://127.0.0.1:9", "--", "--dtype", "bfloat16") == (
+        "--upstream attaches to an engine that runs already: start that engine with --dtype, and drop what "
+        "stands behind `--`"
+    )
+
+
 def test_an_unknown_host_is_refused() -> None:
     assert "--host no.such.host.invalid" in refused(
         "--upstream", "http://x", "--host", "no.such.host.invalid"
@@ -221,6 +243,14 @@ def test_an_engine_that_dies_at_start_says_why(model: Path, adapter: Path) -> No
     assert "Traceback" not in out
 
 
+def test_options_behind_two_dashes_reach_the_engine_as_they_are(model: Path, adapter: Path) -> None:
+    options = ("--", "--dtype", "bfloat16", "--tool-call-parser=hermes")
+    with serving("options", model, adapter, *options) as child:
+        line = child.until("started with")
+    assert line.endswith(" --dtype bfloat16 --tool-call-parser=hermes\n")
+    assert "float32" not in line
+
+
 # A served model
 
 
@@ -235,14 +265,23 @@ def test_it_says_how_to_ask_once_it_is_ready(model: Path, adapter: Path) -> None
     with serving("none", model, adapter) as child:
         assert child.until("base URL").split()[-1] == f"{child.url}/v1"
         assert child.until("models").split(maxsplit=1)[1] == "tiny, lora\n"
-        words = shlex.split(child.until("try"))
+        first, second = child.until("try"), child.until("-d")
+        assert first.endswith("' \\\n")  # a shell reads on in the next line
+        words = shlex.split(first.removesuffix("\\\n") + second)
         status, answer = ask(words[words.index("curl") + 1], json.loads(words[words.index("-d") + 1]))
     assert (status, answer["model"]) == (200, "lora")
 
 
-def test_a_key_that_is_asked_for_is_in_the_curl_line() -> None:
-    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_asked=True)[-1]
-    assert "authorization" not in greeting("http://x", ["m"], keys_asked=False)[-1]
+def test_a_key_that_is_required_is_in_the_curl_command() -> None:
+    assert "authorization: Bearer" in greeting("http://x", ["m"], keys_required=True)[-2]
+    assert "authorization" not in "".join(greeting("http://x", ["m"], keys_required=False))
+
+
+def test_no_line_of_the_greeting_is_longer_than_200_characters() -> None:
+    lines = greeting(
+        "http://255.255.255.255:65535", ["organisation/a-model-with-a-long-name"], keys_required=True
+    )
+    assert max(len(line) for line in lines) <= 200
 
 
 def test_it_is_alive_and_not_ready_while_the_engine_loads(model: Path, adapter: Path) -> None:

@@ -77,7 +77,7 @@ async def test_one_look_is_printed_and_ends(
     async with serving(upstream.url) as gateway:
         await gateway.post(chat(modint={"relevant": "image"}))
         with pytest.raises(SystemExit) as left:
-            await asyncio.to_thread(main, ["watch", f"{gateway.url}/v1", "--once"], [POINT])
+            await asyncio.to_thread(main, ["watch", "--url", f"{gateway.url}/v1", "--once"], [POINT])
     out = capsys.readouterr().out
     assert left.value.code in (0, None)
     assert "engine up" in out and "0%" in out
@@ -85,14 +85,14 @@ async def test_one_look_is_printed_and_ends(
 
 def test_a_gateway_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["watch", f"http://127.0.0.1:{free_port()}"], [POINT])
+        main(["watch", "--url", f"http://127.0.0.1:{free_port()}"], [POINT])
     assert left.value.code == 2
     assert "start one, or name its address" in capsys.readouterr().err
 
 
 def test_what_is_no_address_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["watch", "localhost:8080"], [POINT])
+        main(["watch", "--url", "localhost:8080"], [POINT])
     assert left.value.code == 2 and "is no address" in capsys.readouterr().err
 
 

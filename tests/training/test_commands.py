@@ -1,17 +1,15 @@
-"""`modint-guard train` and `evaluate`: what is wrong is one sentence and exit code 2, before any work."""
+"""`modint-guard train`: what is wrong is one sentence and exit code 2, before any work."""
 
 import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from modint_guard.cli import main
+from modint_guard.errors import AdapterError
 from modint_training.models.loading import adapter_folder
 from modint_training.recipe import recipe_names, recipe_schema
-from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED
-from tests.training.small import save_small_base, small_model
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -39,10 +37,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             ["train", "robust-lora", "perturbations=[screenshot]"],
             "perturbation 'screenshot' is held out for testing and must not be trained on\n",
-        ),
-        (
-            ["evaluate", "--model", "nowhere"],
-            "no base model 'nowhere': neither a model folder nor a bundled model; train it first\n",
         ),
     ],
 )
@@ -72,31 +66,13 @@ def test_an_output_folder_of_other_files_is_refused_before_training(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_an_adapter_that_does_not_exist_is_refused(
-    capsys: pytest.CaptureFixture[str], processor: Any, tmp_path: Path
-) -> None:
-    base = save_small_base(processor, tmp_path / "base")
-    capsys.readouterr()
-    said = refused(capsys, "evaluate", "--model", str(base), "--adapter", "nobody")
-    assert said == "no adapter 'nobody': neither a PEFT folder nor a bundled adapter; train it first\n"
+def test_an_adapter_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        AdapterError, match="no adapter 'nobody': neither a PEFT folder nor a bundled adapter"
+    ):
+        adapter_folder("nobody")
     (tmp_path / "adapter_config.json").write_text("{}")
     assert adapter_folder(str(tmp_path)) == tmp_path
-
-
-def test_evaluate_prints_a_share_for_each_condition_form_and_sub_task(
-    capsys: pytest.CaptureFixture[str], processor: Any, tmp_path: Path
-) -> None:
-    small_model(processor).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--model", str(tmp_path), "--count", "2"])
-    assert stop.value.code == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    whole = [line[0] for line in lines if line[-3:-1] == ["all", "all"]]  # sub-task and form
-    assert whole == [f"{cell.family}/{cell.perturbation}" for cell in (*WATCHED, *HELD_OUT_WORDINGS)]
-    assert sum(line[-3] == "self_ask" for line in lines) == len(SELF_ASKED)
-    assert ["vqa/clean", "held-out", "wording", "is_colour", "all"] in [line[:-1] for line in lines]
-    assert all(float(line[-1]) in (0.0, 0.5, 1.0) for line in lines)
 
 
 def test_recipes_lists_what_can_be_trained_and_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

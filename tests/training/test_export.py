@@ -315,7 +315,7 @@ def test_a_card_without_validation_examples_says_so_and_shows_no_empty_table(tmp
     mine = lora_recipe("tinyworld-base", f"data={tmp_path}", "letter=null")
     card = adapter_card(run_record(mine, [], [], 1))
     assert "\n## No figures\n\nThe recipe names no validation examples: measure with\n" in card
-    assert "`modint-guard evaluate --model tinyworld-base --adapter FOLDER --data FILE --output" in card
+    assert "`modint-guard diagnose FILE --local --model tinyworld-base --adapter FOLDER --output" in card
     assert "Validation examples" not in card and "| family |" not in card
     watched = mine.model_copy(update={"validation": str(tmp_path)})
     assert "The validation examples gave none: measure" in adapter_card(run_record(watched, [], [], 1))
@@ -441,7 +441,7 @@ def test_the_card_of_a_whole_model_says_how_it_is_served_and_how_often_its_answe
     card = tuned_card(run(lora_recipe("x", *without, "servable=false")))
     assert "vLLM does not serve it" in card and "serve --model" not in card
     card = tuned_card(run_record(lora_recipe("x", *without), HISTORY, [], 1))
-    assert "`modint-guard evaluate --model FOLDER --data FILE --output report.json`" in card
+    assert "`modint-guard diagnose FILE --local --model FOLDER --output report`" in card
 
 
 def test_the_keys_of_a_model_in_several_files_are_renamed_in_their_index_too(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from modint_guard.cli import main
 from modint_guard.data.item import Item, Turn, prompt
 from modint_guard.data.perturb import perturb
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable
 from modint_training.data.collate import chat_of, collate, encode
-from modint_training.evaluation import Wanted, evaluate_to
 from modint_training.loop.predict import first_logits
 from modint_training.method.families import FAMILIES, family_of, vision_of
 from modint_training.method.labels import Part
@@ -221,8 +221,12 @@ def test_what_vllm_cannot_serve_is_trained_exported_and_evaluated_here(
     short = (f"base={base}", "servable=false", "rank=2", "steps=2", "batch=4", "evaluate_steps=2")
     small = (*short, "quotas=[1, 1, 2]", "evaluate_items=2", "warmup_steps=1", "lr=0.05", PGD)
     adapter = run_recipe("robust-lora", small, output=None, runs=tmp_path / "runs", resume="no", test_items=2)
-    wanted = Wanted(str(base), str(adapter), against="base", count=1, perturbations=["noise"])
-    rows = json.loads(evaluate_to(tmp_path / "report.json", wanted)[0].read_text("utf-8"))["rows"]
+    models = ("--model", str(base), "--adapter", str(adapter), "--against", "base")
+    asked = ("--limit", "1", "--perturbation", "noise", "--output", str(tmp_path / "report"))
+    with pytest.raises(SystemExit) as stop:
+        main(["diagnose", "tinyworld", "--local", *models, *asked])
+    assert not stop.value.code
+    rows = json.loads((tmp_path / "report" / "report.json").read_text("utf-8"))["rows"]
     assert {row["model"] for row in rows} == {str(adapter), str(base)}
     assert {row["family"] for row in rows} == {"image-heavy", "text-heavy", "vqa"}
     assert all(0 <= row["accuracy"] <= 1 and row["n"] == 1 for row in rows)

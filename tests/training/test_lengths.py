@@ -126,7 +126,7 @@ def test_no_picture_is_opened_where_all_take_the_same_and_none_decoded_where_siz
     for picture in data.parent.rglob("*.png"):
         picture.write_bytes(b"no picture")
     check(data, processor)
-    with pytest.raises(DataError, match=r"the picture .* cannot be used: The data is no PNG"):
+    with pytest.raises(DataError, match=r"the picture .* cannot be used: The data is not a PNG"):
         check(data, qwen)
 
 

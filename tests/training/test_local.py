@@ -1,24 +1,32 @@
-"""A local model as the runner sees it, and the files that an evaluation writes."""
+"""A local model as the runner sees it, and as `modint-guard diagnose --local` asks it."""
 
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
 import pytest
+from torch import nn
 
 from modint_guard.cli import main
 from modint_guard.data.item import Turn, prompt
-from modint_guard.errors import ConfigError, RequestError
-from modint_guard.evaluation.diagnose import LOCAL, answers, local_reach, variants
+from modint_guard.data.options import ReadingOptions
+from modint_guard.errors import RequestError
+from modint_guard.evaluation.diagnose import ask_all
+from modint_guard.evaluation.extensions import LOCAL, WORLDS, load
+from modint_guard.evaluation.items import items_of
 from modint_guard.evaluation.journal import Journal
 from modint_guard.evaluation.runner import request_for, run
+from modint_guard.evaluation.targets import Target, local_reach
+from modint_guard.evaluation.variants import variants_of
 from modint_guard.models import ADAPTER, BASE
-from modint_training.evaluation import Wanted, evaluate_to, items_of
+from modint_guard.types import Complete
 from modint_training.loop.predict import first_logits
-from modint_training.models.loading import loaded
+from modint_training.models.loading import local_model
 from modint_training.models.local import asked_of, complete_of, completion
 from modint_training.tinyworld import suite
 from tests.training.small import save_small_base, small_model
@@ -54,15 +62,21 @@ def test_an_answer_ends_with_the_end_token_or_at_its_limit(processor: Any) -> No
     assert silent["choices"][0]["message"]["content"] == ""
 
 
+def declared(group: str) -> EntryPoint:
+    """The entry point that `pyproject.toml` declares in this group."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    ((name, value),) = project["entry-points"][group].items()
+    return EntryPoint(name, value, group)
+
+
 async def test_a_local_model_is_diagnosed_as_an_endpoint_is(tmp_path: Path) -> None:
-    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
-    ((name, value),) = declared["project"]["entry-points"][LOCAL].items()
-    asked = variants(suite.items("image-heavy", "test", 2), ["misleading_description"], [5], 0)
+    variants = variants_of(suite.items("image-heavy", "test", 2), ["misleading_description"], [5], 0)
+    reach = local_reach(load([declared(LOCAL)], "--local"), 1.0)
     with Journal(tmp_path / "answers.jsonl", {}) as journal:
-        async with local_reach([EntryPoint(name, value, LOCAL)])(f"{BASE}+{ADAPTER}", "") as complete:
-            found = await answers("m", complete, asked, journal)
-    assert len(found) == 4 and {each.method for each in found} == {"first_token"}
-    assert all(each.cells.keys() == {"no_context", "neutral_image", "prior"} for each in found[1::2])
+        (answers,) = await ask_all([Target(BASE, ADAPTER)], variants, journal, reach=reach)
+    assert len(answers) == 4 and {answer.method for answer in answers} == {"first_token"}
+    assert all(answer.cells.keys() == {"no_context", "neutral_image", "prior"} for answer in answers[1::2])
+    assert all(answer.options for answer in answers)  # the whole vocabulary is listed
 
 
 @pytest.mark.parametrize(
@@ -95,72 +109,94 @@ def test_two_pictures_are_too_many() -> None:
         asked_of(body)
 
 
-def test_an_evaluation_compares_two_models_and_holds_one_at_a_time(processor: Any, tmp_path: Path) -> None:
-    made: list[ref[Any]] = []
+def test_the_bundled_world_gives_its_test_items_in_both_wordings() -> None:
+    worlds = [declared(WORLDS)]
+    items = items_of("tinyworld", ReadingOptions(), limit=2, seed=5, split="test", worlds=worlds)
+    assert [item.id for item in items[::2]] == [
+        f"test-5-{wording}-{family}-0"
+        for family in ("image-heavy", "text-heavy", "vqa")
+        for wording in ("trained", "held-out")
+    ]
 
-    def watched(model: str, adapter: str | None) -> tuple[Any, Any]:
-        assert not any(each() for each in made)
-        net, its_processor = loaded(model, adapter)
-        made.append(ref(net))
-        return net, its_processor
+
+def diagnose(output: Path, *options: str) -> dict[str, Any]:
+    """The report on one TinyWorld item of each family and wording."""
+    with pytest.raises(SystemExit) as stop:
+        main(["diagnose", "tinyworld", "--local", "--limit", "1", "--output", str(output), *options])
+    assert not stop.value.code
+    report: dict[str, Any] = json.loads((output / "report.json").read_text("utf-8"))
+    return report
+
+
+def test_two_local_models_are_compared_on_the_bundled_world(processor: Any, tmp_path: Path) -> None:
+    small = str(save_small_base(processor, tmp_path / "small"))
+    options = ("--model", BASE, "--against", small, "--perturbation", "misleading_description")
+    report = diagnose(tmp_path / "out", *options)
+    assert report["command"].startswith(
+        f"modint-guard diagnose tinyworld --model {BASE} --against {small} --local --perturbation"
+    )
+    # Three families clean and one under the lie, each in trained and in held-out wordings.
+    assert [row["model"] for row in report["rows"]] == [BASE] * 8 + [small] * 8
+    assert {row["held_out"] for row in report["rows"]} == {"no", "wording"}
+    lost = [row["difference"] for row in report["comparison"]]
+    accuracies = [row["accuracy"] for row in report["rows"]]
+    assert lost == [after - before for before, after in zip(accuracies[:8], accuracies[8:], strict=True)]
+    assert sum(lost) < 0
+
+
+async def test_one_local_model_is_in_memory_at_a_time(processor: Any, tmp_path: Path) -> None:
+    nets: list[ref[nn.Module]] = []
+
+    @contextmanager
+    def watched(model: str, adapter: str | None, *, image_attention: float) -> Iterator[Complete]:
+        assert not any(net() for net in nets)
+        with local_model(model, adapter, image_attention=image_attention) as complete:
+            nets.extend(ref(held) for held in closure(complete) if isinstance(held, nn.Module))
+            yield complete
 
     small = str(save_small_base(processor, tmp_path / "small"))
-    wanted = Wanted(BASE, against=small, perturbations=["misleading_description"], count=1)
-    assert len(items_of(wanted)) == 6  # three families, trained and held-out wordings
-    files = evaluate_to(tmp_path / "report.json", wanted, load=watched)
-    record = json.loads(files[0].read_text())
-    assert record["command"].startswith(f"modint-guard evaluate --model {BASE} --against {small} ")
-    rows = record["rows"]
-    assert [row["model"] for row in rows] == [BASE] * (6 + 2) + [small] * (6 + 2)
-    gains = [ours["accuracy"] - theirs["accuracy"] for ours, theirs in zip(rows[:8], rows[8:], strict=True)]
-    assert [row["gain"] for row in rows] == [*gains, *[None] * 8]
-    assert sum(gains) > 0 and len(made) == 2
+    variants = variants_of(suite.items("image-heavy", "test", 1), ["neutral_text"], [5], 0)
+    with Journal(tmp_path / "answers.jsonl", {}) as journal:
+        await ask_all([Target(BASE), Target(small)], variants, journal, reach=local_reach(watched, 1.0))
+    assert len(nets) == 2
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"model": BASE, "against": "base"}, f"--against base compares {BASE} with itself: name another"),
-        ({"model": BASE, "against": BASE}, f"--against {BASE} compares {BASE} with itself"),
-        ({"model": BASE, "adapter": ADAPTER, "against": ADAPTER}, f"compares {ADAPTER} with itself"),
-        ({"model": "m", "against": "m", "url": "http://127.0.0.1:1"}, "--against m compares m with itself"),
-        ({"model": BASE, "against": "nobody"}, "--against nobody names no second model: neither a model or"),
-    ],
-)
-def test_a_second_model_that_is_none_or_the_first_is_refused(asked: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        Wanted(**asked)  # type: ignore[arg-type]
+def closure(function: Any) -> list[Any]:
+    """What a function holds on to."""
+    return [cell.cell_contents for cell in function.__closure__]
 
 
-def test_a_second_model_may_be_a_model_an_adapter_or_the_base() -> None:
-    assert Wanted(BASE, ADAPTER, against="base").models == [(BASE, ADAPTER), (BASE, None)]
-    assert Wanted(BASE, ADAPTER, against=BASE).models == [(BASE, ADAPTER), (BASE, None)]
-    assert Wanted(BASE, against=ADAPTER).models == [(BASE, None), (BASE, ADAPTER)]
-    assert Wanted("m", against="base", url="http://127.0.0.1:1").names == ["m", "base"]
-
-
-def test_what_only_a_report_can_hold_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--against", "base"])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.endswith("need --output FILE.json\n")
-
-
-def test_an_evaluation_may_scale_the_attention_to_pictures_and_says_so(
+def test_the_attention_to_pictures_may_be_scaled_and_the_report_says_so(
     processor: Any, tmp_path: Path
 ) -> None:
-    base = save_small_base(processor, tmp_path / "base")
+    base = str(save_small_base(processor, tmp_path / "base"))
 
-    def probability(gain: float) -> tuple[str, list[Any]]:
-        wanted = Wanted(str(base), perturbations=["contradicting_image"], count=1, image_attention=gain)
-        record = json.loads(evaluate_to(tmp_path / f"{gain:g}.json", wanted)[0].read_text())
-        return record["command"], [row["js"] for row in record["rows"] if row["js"]]
+    def moved(gain: str) -> tuple[str, list[Any]]:
+        lie = ("--perturbation", "contradicting_image")
+        report = diagnose(tmp_path / gain, "--model", base, *lie, "--image-attention", gain)
+        return report["command"], [row["js"] for row in report["rows"] if row["js"]]
 
-    (plain, first), (scaled, second) = probability(1.0), probability(5.0)
-    assert "--image-attention" not in plain and "--image-attention 5" in scaled
+    (plain, first), (scaled, second) = moved("1"), moved("5")
+    assert "--image-attention" not in plain and "--local --image-attention 5" in scaled
     assert first and first != second
 
 
-def test_the_attention_of_a_served_model_is_not_evaluations_to_scale() -> None:
-    with pytest.raises(ConfigError, match="--image-attention 2 is of a local model"):
-        Wanted("m", url="http://127.0.0.1:1", image_attention=2.0)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--model", "nowhere"),
+            "no base model 'nowhere': neither a model folder nor a bundled model; train it first",
+        ),
+        (
+            ("--model", BASE, "--adapter", "nobody"),
+            "no adapter 'nobody': neither a PEFT folder nor a bundled adapter; train it first",
+        ),
+    ],
+)
+def test_a_local_model_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["diagnose", "tinyworld", "--local", "--limit", "1", "--output", str(tmp_path), *options])
+    assert (stop.value.code, capsys.readouterr().err.splitlines()[-1]) == (2, said)

@@ -23,11 +23,11 @@ from bench.mitigation.answers import (
     with_constant,
 )
 from bench.mitigation.measure import (
+    LEARNT,
     PAGE,
     Run,
     chosen_line,
     measure_mitigation,
-    page_blocks,
     rungs_table,
     timed_body,
     timings,
@@ -41,13 +41,13 @@ from modint_guard.evaluation.results import END
 from modint_guard.evaluation.runner import request_for
 from modint_guard.guard import Guard
 from modint_guard.mitigation import fitted as learnt
-from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, tabled
+from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, table_of
 from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
 from tests.core.fakes import completion
 from tests.core.items import BLUE, DIGIT, LETTERED, SUM
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs" / "results"
+RESULTS = ROOT / "bench" / "results"
 LIE = DIGIT.replace(context="Caption: the digit 7.", perturbation="misleading_description")
 LETTER_LIE = LETTERED.replace(context="Caption: the digit 7.")
 LYING, CLEAN = SETTINGS[1], SETTINGS[0]
@@ -431,7 +431,7 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
     assert (
         chosen.bias["m"] == chosen.bias["n"] == pytest.approx({"3": -math.log(2 / 3), "7": -math.log(1 / 3)})
     )
-    table = tabled(chosen.orders)[Cause.TEXT, Relevant.IMAGE]
+    table = table_of(chosen.orders)[Cause.TEXT, Relevant.IMAGE]
     assert table["options"] == ("neutralise", "escalate", "debias")
     assert table["word"] == REASONED[Cause.TEXT, Relevant.IMAGE]["word"]
     made: dict[str, Any] = {}
@@ -459,9 +459,8 @@ def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:
 
 
 def committed(name: str) -> list[dict[str, Any]]:
-    """The rows of a result file; none as long as nobody has measured them."""
-    path = RESULTS / name
-    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    """The rows of a result file."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / name).read_text("utf-8"))["rows"]
     return rows
 
 
@@ -472,23 +471,19 @@ def block(name: str) -> str:
 
 
 def test_the_code_holds_what_the_committed_validation_chose() -> None:
-    if not committed("mitigation_validation.json"):
-        assert (learnt.ORDERS, block("chosen")) == ({}, "")
-        return
     chosen = fit.read_fit(RESULTS / "mitigation_validation.json", "tinyworld-base")
-    assert (ROOT / "modint_guard" / "learnt.py").read_text("utf-8") == fit.source(chosen)
+    assert (ROOT / LEARNT).read_text("utf-8") == fit.source(chosen)
     assert block("chosen") == chosen_line(chosen)
 
 
 def test_the_page_shows_the_rungs_of_the_code() -> None:
     assert block("rungs") == rungs_table(TABLE)
-    assert tabled(learnt.ORDERS) == TABLE
+    assert table_of(learnt.ORDERS) == TABLE
 
 
-def test_the_page_shows_the_figures_of_the_committed_tables() -> None:
-    rows, goals = committed("mitigation.json"), committed("mitigation_goals.json")
-    made = page_blocks(rows, goals) if rows else dict.fromkeys(("operators", "goals", "means"), "")
-    assert {name: block(name) for name in made} == {name: text.strip() for name, text in made.items()}
+def test_the_committed_page_shows_the_committed_rows_in_short() -> None:
+    notes = tables.notes(committed("mitigation.json"), committed("mitigation_goals.json"))
+    assert f"\n\n{notes}\n\n" in (RESULTS / "mitigation.md").read_text("utf-8")
 
 
 def test_a_block_of_the_page_is_made_anew_and_must_have_its_place() -> None:

@@ -9,9 +9,8 @@ import pytest
 from modint_guard.cli import main
 from modint_guard.data import read_data
 from modint_guard.data.item import asked, reply_for
-from modint_guard.errors import ConfigError, DataError
-from modint_training.data.reading import read_examples, reading_of
-from modint_training.evaluation import Wanted
+from modint_guard.errors import DataError
+from modint_training.data.reading import read_examples
 from modint_training.recipe import ReadingConfig
 from modint_training.run_folder import data_hash
 from modint_training.tinyworld import suite
@@ -65,14 +64,7 @@ def run(*words: str) -> None:
     assert not ended.value.code, words
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_plain_rows_are_validated_trained_on_and_evaluated_by_the_same_options(
+def test_plain_rows_are_validated_trained_on_and_diagnosed_by_the_same_options(
     base: Path, tmp_path: Path
 ) -> None:
     mine, runs = plain(tmp_path / "mine"), tmp_path / "runs"
@@ -94,14 +86,14 @@ def test_plain_rows_are_validated_trained_on_and_evaluated_by_the_same_options(
     assert (
         record["data_sha256"] == record["validation_sha256"] == read_data(mine, image_root=pictures).digest()
     )
-    report = tmp_path / "report.json"
     run(
-        *("evaluate", "--model", str(base), "--adapter", str(export), "--data", str(mine), *how),
-        *("--perturbation", "unrelated_facts", "--output", str(report)),
+        *("diagnose", str(mine), "--local", "--model", str(base), "--adapter", str(export), *how),
+        *("--perturbation", "unrelated_facts", "--output", str(tmp_path / "report")),
     )
-    written = json.loads(report.read_text("utf-8"))
-    assert "unrelated_facts" in {row["perturbation"] for row in written["rows"]}
-    assert f"--data {mine} --family image-heavy --image-root {pictures}" in written["command"]
+    report = json.loads((tmp_path / "report" / "report.json").read_text("utf-8"))
+    assert "unrelated_facts" in {row["perturbation"] for row in report["rows"]}
+    assert report["command"].startswith(f"modint-guard diagnose mine.json --model {base} --adapter {export}")
+    assert "--image-root images --family image-heavy" in report["command"]
 
 
 @pytest.mark.parametrize("row", [llava, sharegpt, openai])
@@ -145,20 +137,3 @@ def test_all_that_data_validate_can_be_told_can_stand_in_a_recipe(base: Path, tm
         without = how.model_copy(update={key: ReadingConfig.model_fields[key].default})
         with pytest.raises(DataError, match=said):
             read_examples(mine.parent, without)
-
-
-def test_a_wrong_way_to_read_is_refused_by_evaluate_in_one_sentence(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    call = ("evaluate", "--data", str(plain(tmp_path / "mine")), "--output", str(tmp_path / "report.json"))
-    assert refused(capsys, *call, "--family", "image") == (
-        "unknown family 'image': name one of image-heavy, text-heavy, vqa, or none\n"
-    )
-    assert refused(capsys, *call, "--format", "csv").startswith("no format 'csv': name one of llava, ")
-    assert refused(capsys, *call, "--column", "prompts=ask").startswith("no column 'prompts': did you mean")
-    assert "is a file and has no splits: leave out --split test" in refused(capsys, *call, "--split", "test")
-    assert "need --output FILE.json" in refused(capsys, "evaluate", "--family", "vqa")
-    with pytest.raises(
-        ConfigError, match="--family says how rows of your own are read: name them with --data"
-    ):
-        Wanted(model="tinyworld-base", reading=reading_of(family="vqa"))

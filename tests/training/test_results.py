@@ -1,6 +1,7 @@
 """The table of TinyWorld and the default thresholds: which cells there are, and what a row counts."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from bench.thresholds import (
     guessed_of_right,
     outcomes,
 )
-from bench.tinyworld import BASE_OUTPUT, PAGE, PAGE_BY, base_table, collect_base, table_rows
+from bench.tinyworld import base_notes, base_table, collect_base, side_by_side, table_rows, tinyworld_notes
 from modint_guard.data.item import FAMILIES, reply_for
 from modint_guard.data.perturb import REGISTRY, applicable
 from modint_guard.errors import ConfigError
-from modint_guard.evaluation.results import END
 from modint_guard.evaluation.runner import Row
 from modint_training.tinyworld.conditions import Condition, every_condition
 
+ROOT = Path(__file__).parents[2]
 KEYS = (
     "model",
     "family",
@@ -110,10 +111,13 @@ def test_rows_count_all_items_each_form_and_each_sub_task() -> None:
 # The base by seed
 
 
+def _without_seed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seed"} for row in rows]
+
+
 def record(tmp_path: Path, seed: int, **recipe: Any) -> Path:
     settings = {"name": "tinyworld-base", "lr": 0.1, "seed": seed, **recipe}
-    row = {"family": "vqa", "task": "all", "accuracy": 0.5 + seed / 10}
-    written = {"recipe": settings, "seed": seed, "data_sha256": "abc", "test": [row]}
+    written = {"recipe": settings, "seed": seed, "data_sha256": "abc", "test": _without_seed(BASE_ROWS)}
     path = tmp_path / f"{seed}-{len(recipe)}.json"
     path.write_text(json.dumps(written), "utf-8")
     return path
@@ -124,8 +128,10 @@ def test_the_bases_figures_of_all_seeds_stand_in_one_table(tmp_path: Path) -> No
     collect_base(output, [record(tmp_path, 0), record(tmp_path, 1)])
     table = json.loads(output.read_text("utf-8"))
     assert table["seeds"] == [0, 1]
-    assert [(row["seed"], row["accuracy"]) for row in table["rows"]] == [(0, 0.5), (1, 0.6)]
-    assert "| 1 | vqa | all | 0.600 |" in output.with_suffix(".md").read_text("utf-8")
+    assert table["rows"] == [{**row, "seed": seed} for seed in (0, 1) for row in BASE_ROWS]
+    page = output.with_suffix(".md").read_text("utf-8")
+    assert "| vqa | 0.900 | 0.900 |" in page
+    assert "| 1 | no | all | all | vqa | clean | 0.900 |" in page
 
 
 def test_a_record_of_another_recipe_or_of_a_seed_that_is_there_is_refused(tmp_path: Path) -> None:
@@ -173,20 +179,46 @@ def test_the_page_shows_the_base_by_seed_and_what_a_contradicting_picture_costs(
     ]
 
 
-def test_with_the_committed_table_the_page_is_rewritten_and_with_another_it_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_models_stand_side_by_side_in_one_row_for_each_condition() -> None:
+    row: dict[str, Any] = {
+        "family": "vqa",
+        "perturbation": "clean",
+        "held_out": "no",
+        "form": "all",
+        "task": "all",
+    }
+    base = {
+        **row,
+        "model": "tinyworld-base",
+        "accuracy": 0.5,
+        "ci_low": 0.4,
+        "ci_high": 0.6,
+        "flagged_rate": 0.3,
+    }
+    lora = {
+        **row,
+        "model": "robust-lora",
+        "accuracy": 0.9,
+        "ci_low": 0.8,
+        "ci_high": 1.0,
+        "flagged_rate": 0.1,
+    }
+    a_form = {**base, "form": "word", "accuracy": 0.1}
+    assert side_by_side([base, a_form, lora]).splitlines() == [
+        "| family | perturbation | held out | tinyworld-base | robust-lora | tinyworld-base flagged "
+        "| robust-lora flagged |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| vqa | clean | no | 0.500 [0.400, 0.600] | 0.900 [0.800, 1.000] | 0.300 | 0.100 |",
+    ]
+
+
+@pytest.mark.parametrize(("name", "notes"), [("tinyworld", tinyworld_notes), ("base", base_notes)])
+def test_the_committed_page_shows_the_committed_rows_in_short(
+    name: str, notes: Callable[[Sequence[Mapping[str, Any]]], str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = tmp_path / "run.json"
-    made = {"recipe": {"seed": 0}, "seed": 0, "data_sha256": "abc", "test": BASE_ROWS}
-    run.write_text(json.dumps(made), "utf-8")
-    PAGE.parent.mkdir()
-    PAGE.write_text(f"before\n<!-- base: made by `{PAGE_BY}` -->\n{END}\nafter\n", "utf-8")
-    before = PAGE.read_text("utf-8")
-    collect_base(Path("other.json"), [run])
-    assert PAGE.read_text("utf-8") == before
-    collect_base(BASE_OUTPUT, [run])
-    assert "| vqa | 0.900 |" in PAGE.read_text("utf-8")
+    table = ROOT / "bench" / "results" / f"{name}.json"
+    rows = json.loads(table.read_text("utf-8"))["rows"]
+    assert f"\n\n{notes(rows)}\n\n" in table.with_suffix(".md").read_text("utf-8")
 
 
 # Default thresholds

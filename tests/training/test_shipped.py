@@ -13,7 +13,7 @@ from modint_training.recipe import TuneRecipe, load_recipe
 from modint_training.run_folder import data_hash
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs" / "results"
+RESULTS = ROOT / "bench" / "results"
 shipped = pytest.mark.parametrize("name", [BASE, ADAPTER])
 
 

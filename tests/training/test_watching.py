@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from modint_guard.data import read_data, write_items
+from modint_guard.data import first_of_each, read_data, write_items
 from modint_guard.data.item import FAMILIES, Item, reply_for
 from modint_guard.data.perturb import perturb
 from modint_training.data.collate import Encoded, collate, encode
-from modint_training.data.reading import first_of_each
 from modint_training.loop.predict import right
 from modint_training.loop.validation import (
     MOST_ROWS,

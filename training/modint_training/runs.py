@@ -7,11 +7,12 @@ from typing import Any
 
 from peft import PeftModel
 
+from modint_guard.data import first_of_each
 from modint_guard.data.item import FAMILIES, Item
 from modint_guard.data.perturb import applicable
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.results import command_line
-from modint_training.data.reading import first_of_each, read_examples
+from modint_training.data.reading import read_examples
 from modint_training.loop.predict import BASELINE_ITEMS, flip_baseline
 from modint_training.loop.trainer import figures_of, seconds_trained, whole_steps
 from modint_training.method.passes import dealt_out

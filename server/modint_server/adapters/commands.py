@@ -1,4 +1,4 @@
-"""`modint-guard adapters list|inspect|doctor`: which there are, what one is, whether vLLM would apply it."""
+"""`modint-guard adapters list|inspect|doctor`: the adapters here, what is in one, whether vLLM applies it."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from modint_guard.errors import AdapterError
 from modint_guard.models import FOLDER
-from modint_server.adapters.doctor import WEIGHTS, Diagnosis, Status, examine, fix
+from modint_server.adapters.doctor import WEIGHTS, AdapterDiagnosis, Status, examine, fix
 from modint_server.adapters.folders import bundled_names, locate, read, read_config, record_modules
 from modint_server.adapters.tensors import TensorFile, read_header
 
@@ -25,13 +25,13 @@ adapters = typer.Typer(
 Which = Annotated[str, typer.Argument(metavar="NAME[=PATH]", help="An adapter, by name or folder.")]
 Dir = Annotated[Path, typer.Option(help="Where adapters are looked up by name, before the bundled ones.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-SHOWN = 8  # keys of one kind, unless all are asked for
+SHOWN = 8  # keys of one status, without --all
 
 
 @adapters.command("list")
 def list_adapters(adapter_dir: Dir = Path("adapters"), as_json: AsJson = False) -> None:
-    """Every adapter that `serve` finds by name, and whether vLLM would load it."""
-    rows = [_row(name, folder, where) for name, folder, where in _found(adapter_dir)]
+    """List every adapter that `serve` finds by name, and whether vLLM would load it."""
+    rows = [_row(name, folder, source) for name, folder, source in _folders(adapter_dir)]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -43,7 +43,7 @@ def list_adapters(adapter_dir: Dir = Path("adapters"), as_json: AsJson = False) 
 
 @adapters.command("inspect")
 def inspect_adapter(which: Which, adapter_dir: Dir = Path("adapters"), as_json: AsJson = False) -> None:
-    """What an adapter is: rank, base, modules, size, fingerprint, and the record of its training."""
+    """Show an adapter's rank, base, modules, size, fingerprint, and the record of its training."""
     name, folder = locate(which, adapter_dir, FOLDER)
     facts = _facts(name, folder)
     if as_json:
@@ -62,87 +62,94 @@ def doctor(
     adapter_dir: Dir = Path("adapters"),
     model: Annotated[
         str | None,
-        typer.Option(help="The base it is served with. Default: the one its card names.", show_default=False),
+        typer.Option(help="The model it is served with. Default: its card's base.", show_default=False),
     ] = None,
     tower: Annotated[
         bool, typer.Option("--tower", help="The engine is started with --enable-tower-connector-lora.")
     ] = False,
-    repair: Annotated[bool, typer.Option("--fix", help="Rename what vLLM would not find, in place.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--fix", help="Rename keys that vLLM would not find, in place.")
+    ] = False,
     record: Annotated[
         bool,
-        typer.Option("--record", help="Leave the counts beside the weights, for the metrics of `serve`."),
+        typer.Option("--record", help="Write the counts beside the weights, for the metrics of `serve`."),
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Show every key.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every key of an adapter by the installed vLLM's own rules; exit code 1 where one is wrong."""
+    """Check every key of an adapter by the installed vLLM's own rules; exit code 1 if one is wrong."""
     name, folder = locate(which, adapter_dir, FOLDER)
-    found = examine(name, folder, model, tower=tower)
-    kept = None
-    if repair and found.fixes:
-        kept = fix(found)
-        found = examine(name, folder, model, tower=tower)
+    diagnosis = examine(name, folder, model, tower=tower)
+    original = None
+    if repair and diagnosis.fixes:
+        original = fix(diagnosis)
+        diagnosis = examine(name, folder, model, tower=tower)
     if record:
-        record_modules(folder, found.modules())
+        record_modules(folder, diagnosis.modules())
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json.dumps(diagnosis.to_json(), indent=1))
     else:
         console = Console(highlight=False, soft_wrap=True)
-        for line in told(found, every=every):
-            console.print(escape(line))
-        if kept is not None:
-            console.print(escape(f"renamed; the file as it was is {kept}"))
-        elif repair and not found.healthy:
-            console.print("--fix changed nothing: no rename would cure this")
-    if not found.healthy:
+        for line in lines_of(diagnosis, every=every):
+            console.print(line, markup=False)
+        if original is not None:
+            console.print(f"renamed; the file as it was is {original}", markup=False)
+        elif repair and not diagnosis.healthy:
+            console.print("--fix changed nothing: no rename would correct this")
+    if not diagnosis.healthy:
         raise typer.Exit(1)
 
 
-def told(found: Diagnosis, *, every: bool = False) -> Iterator[str]:
-    """The diagnosis as lines."""
-    yield f"{found.name}: {_verdict(found)}"
-    yield "  " + ", ".join(f"{len(found.of(status))} {status}" for status in Status if found.of(status))
-    for fault in found.faults:
+def lines_of(diagnosis: AdapterDiagnosis, *, every: bool = False) -> Iterator[str]:
+    """The diagnosis as lines of text; with `every` all keys, and not just the first few with a fault."""
+    yield f"{diagnosis.name}: {_verdict(diagnosis)}"
+    counts = {status: len(keys) for status in Status if (keys := diagnosis.of(status))}
+    yield "  " + ", ".join(f"{count} {status}" for status, count in counts.items())
+    for fault in diagnosis.faults:
         yield f"  fault: {fault}"
     for status in Status:
-        keys = found.of(status)
-        told_always = status in (Status.UNMATCHED, Status.IGNORED)
-        shown = keys if every else keys[:SHOWN] if told_always else []
+        keys = diagnosis.of(status)
+        always_shown = status in (Status.UNMATCHED, Status.IGNORED)
+        shown = keys if every else keys[:SHOWN] if always_shown else []
         for key in shown:
             yield f"  {status}: {key.name}" + (f" ({key.why})" if key.why else "")
             if key.fix:
                 yield f"      --fix would write {key.fix}"
-        if told_always and len(keys) > len(shown):
+        if always_shown and len(keys) > len(shown):
             yield f"  and {len(keys) - len(shown)} more {status} (--all shows them)"
-    yield from (f"  note: {note}" for note in found.notes)
-    yield from (f"  not checked: {what}" for what in found.unchecked)
+    yield from (f"  note: {note}" for note in diagnosis.notes)
+    yield from (f"  not checked: {what}" for what in diagnosis.unchecked)
 
 
-def _verdict(found: Diagnosis) -> str:
-    if not found.healthy:
+def _verdict(diagnosis: AdapterDiagnosis) -> str:
+    if not diagnosis.healthy:
         return "something is wrong"
-    return "nothing wrong found, but not everything was checked" if found.unchecked else "vLLM applies it"
+    if diagnosis.unchecked:
+        return "nothing wrong found, but not everything was checked"
+    return "vLLM applies it"
 
 
-def _found(adapter_dir: Path) -> Iterator[tuple[str, Path, str]]:
-    seen = set()
+def _folders(adapter_dir: Path) -> Iterator[tuple[str, Path, str]]:
+    """Name, folder and source of every adapter that `serve` finds by name."""
+    names = set()
     for config in sorted(adapter_dir.glob("*/adapter_config.json")):
-        seen.add(config.parent.name)
+        names.add(config.parent.name)
         yield config.parent.name, config.parent, str(adapter_dir)
     for name in bundled_names(FOLDER):
-        if name not in seen:  # the user's own goes first, as in `serve`
+        if name not in names:  # the user's own goes first, as in `serve`
             yield name, FOLDER / name, "bundled"
 
 
-def _row(name: str, folder: Path, where: str) -> dict[str, Any]:
+def _row(name: str, folder: Path, source: str) -> dict[str, Any]:
     try:
         adapter = read(name, folder)
     except AdapterError as exc:
-        return {"name": name, "from": where, "rank": None, "base": None, "mb": None, "loadable": f"no: {exc}"}
+        unknown = {"rank": None, "base": None, "mb": None}
+        return {"name": name, "from": source, **unknown, "loadable": f"no: {exc}"}
     size = sum(path.stat().st_size for path in folder.glob("adapter_model*.safetensors"))
     return {
         "name": name,
-        "from": where,
+        "from": source,
         "rank": adapter.rank,
         "base": adapter.base,
         "mb": round(size / 1e6, 1),
@@ -176,7 +183,7 @@ def _digest(file: TensorFile) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    """The recipe's name, seed and test figures, where a `run.json` lies beside the weights."""
+    """Recipe, seed and test results from the `run.json` beside the weights; None without a full one."""
     try:
         run = json.loads((folder / "run.json").read_text("utf-8"))
         return {"recipe": run["recipe"]["name"], "seed": run["seed"], "test": run["test"]}

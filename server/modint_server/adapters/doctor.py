@@ -1,10 +1,10 @@
-"""What the engine makes of an adapter: every key matched, renamed, ignored or unmatched, and the repair.
+"""Whether vLLM would apply each key of an adapter, and the repair of those that it would not find.
 
-    headers → the installed vLLM reads the names (`lora_names`) → compared with the base's own → a diagnosis
+    headers → the installed vLLM reads the names (`lora_names`) → compared with the base's → a diagnosis
 
-vLLM loads an adapter none of whose modules exist and then answers as the base, in silence. So names are read
-by vLLM's own code, and compared, with their sizes, to the weights of the base. What cannot be checked on a
-machine is said.
+vLLM loads an adapter none of whose modules exist, and then answers as the base without an error. So the names
+are read by vLLM's own code, and compared, sizes included, with the weights of the base. The diagnosis says
+what could not be checked on this machine.
 """
 
 import json
@@ -33,7 +33,7 @@ from modint_server.adapters.lora_names import MARK
 from modint_server.adapters.tensors import Tensor, TensorFile, read_header, rename
 
 JSON = dict[str, Any]
-WRAPPER = "base_model.model."  # what PEFT puts before every name
+WRAPPER = "base_model.model."  # PEFT's prefix of every name
 WEIGHTS = "adapter_model.safetensors"  # the one file that vLLM opens
 ASK_TIMEOUT_S = 900.0
 _SIDE = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.weight)?$")
@@ -43,29 +43,29 @@ _LANGUAGE_ONLY = (
 
 
 class Status(StrEnum):
-    """What becomes of one key in the engine."""
+    """What the engine does with one key."""
 
-    MATCHED = "matched"  # applied, under the name it is written with
-    RENAMED = "renamed"  # applied, under the name that vLLM itself gives it
-    IGNORED = "ignored"  # left out by vLLM's rules
-    UNMATCHED = "unmatched"  # loaded and never applied, or a reason for vLLM to refuse the file
-    UNCHECKED = "unchecked"  # cannot be told on this machine
+    MATCHED = "matched"  # applies it, under the name in the file
+    RENAMED = "renamed"  # applies it, under a name of vLLM's own
+    IGNORED = "ignored"  # leaves it out, by vLLM's rules
+    UNMATCHED = "unmatched"  # loads it and never applies it, or refuses the file because of it
+    UNCHECKED = "unchecked"  # not known on this machine
 
 
 @dataclass(frozen=True)
 class Key:
-    """One tensor of an adapter; `fix` is the name under which vLLM would apply it."""
+    """One tensor of an adapter."""
 
     name: str
     status: Status
-    module: str | None = None
+    module: str | None = None  # the engine's name of the module; None if it has none
     why: str = ""
-    fix: str | None = None
+    fix: str | None = None  # the name under which vLLM would apply it; None if no rename would help
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """Everything found; `unchecked` says what this machine cannot tell."""
+class AdapterDiagnosis:
+    """The status of every key, and sentences: faults, notes, and what could not be checked here."""
 
     name: str
     folder: Path
@@ -76,7 +76,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Nothing was found wrong; see `unchecked` for what was not looked at."""
+        """Whether nothing was found wrong; `unchecked` says what was not looked at."""
         return not self.faults and not self.of(Status.UNMATCHED)
 
     @property
@@ -85,10 +85,11 @@ class Diagnosis:
         return {key.name: key.fix for key in self.keys if key.fix}
 
     def of(self, status: Status) -> list[Key]:
+        """The keys of one status."""
         return [key for key in self.keys if key.status is status]
 
     def modules(self) -> dict[str, int]:
-        """How many modules there are of each status; one whose halves differ counts in both."""
+        """The number of modules of each status; one whose two halves differ counts in both."""
         return {
             status.value: len({_written(_cleaned(key.name)) for key in self.of(status)}) for status in Status
         }
@@ -109,16 +110,16 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Rules:
-    """The engine's own reading of the names, as `lora_names` prints it."""
+    """How the engine reads the names, as `lora_names` prints it."""
 
-    vllm: str
-    adapter: Mapping[str, Mapping[str, str]]
-    base: Mapping[str, str | None]
+    vllm: str  # its version
+    adapter: Mapping[str, Mapping[str, str]]  # key -> {"module", "side"}, {"skipped"} or {"refused"}
+    base: Mapping[str, str | None]  # name in the base's files -> the engine's name, None: not loaded
     applied: tuple[str, ...] | None  # prefixes of modules that take adapters; None: all do
     with_tower: tuple[str, ...] | None  # the same with --enable-tower-connector-lora
 
 
-Ask = Callable[[JSON], Rules]  # raises EngineError where the engine's code cannot be asked
+Ask = Callable[[JSON], Rules]  # raises EngineError if the engine's code cannot be asked
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Base:
     modules: Mapping[str, tuple[str, tuple[int, ...]]]
 
     def fits(self, module: str, key: str, tensor: Tensor) -> bool:
-        """Whether A (rank, in) or B (out, rank) goes with the layer's (out, in); embeddings the other way."""
+        """Whether A (rank, in) or B (out, rank) fits the module's (out, in); an embedding's is (in, out)."""
         out, into = self.modules[module][1]
         if ".lora_embedding_" in key:
             out, into = into, out
@@ -138,10 +139,12 @@ class Base:
 
 def examine(
     name: str, folder: Path, model: str | None, *, tower: bool = False, ask: Ask | None = None
-) -> Diagnosis:
-    """The diagnosis of a PEFT folder against the model it is served with (by default the one its card names).
+) -> AdapterDiagnosis:
+    """Compares the adapter in a PEFT folder with the model that it is served with.
 
-    Raises AdapterError where there is no adapter to examine, ConfigError for a model that does not exist.
+    model: folder or hub id; None: the base that its card names. tower: whether the engine is started with
+    --enable-tower-connector-lora. ask: how vLLM reads names, by default the installed vLLM.
+    Raises AdapterError if there is no adapter in the folder, ConfigError for a model that does not exist.
     """
     config = read_config(name, folder)
     file = _weights(name, folder)
@@ -159,13 +162,15 @@ def examine(
             keys = tuple(Key(key, Status.UNCHECKED) for key in file.tensors)
     if keys and not any(key.status in (Status.MATCHED, Status.RENAMED, Status.UNCHECKED) for key in keys):
         faults.append("vLLM would apply none of its modules and answer as the base, without a word")
-    return Diagnosis(name, folder, keys, tuple(faults), tuple(_notes(config, base_folder)), tuple(unchecked))
+    return AdapterDiagnosis(
+        name, folder, keys, tuple(faults), tuple(_notes(config, base_folder)), tuple(unchecked)
+    )
 
 
-def fix(diagnosis: Diagnosis) -> Path:
-    """Renames what vLLM does not find under its name, atomically; returns where the original is kept.
+def fix(diagnosis: AdapterDiagnosis) -> Path:
+    """Renames the keys that vLLM would not find, atomically; returns the path of the original file's copy.
 
-    Raises AdapterError where there is nothing that a rename would cure.
+    Raises AdapterError if no rename would help.
     """
     if not diagnosis.fixes:
         raise AdapterError(f"adapter {diagnosis.name!r}: no rename would change what vLLM applies of it")
@@ -173,7 +178,7 @@ def fix(diagnosis: Diagnosis) -> Path:
 
 
 def ask_vllm(question: JSON) -> Rules:
-    """Has the installed vLLM read the names, in a child; raises EngineError where it cannot."""
+    """How the installed vLLM reads the names, asked in a child process; raises EngineError if it cannot."""
     if find_spec("vllm") is None:
         raise EngineError(
             "no vLLM is installed here to read them: pip install 'modint-guard[cpu]' (or [gpu]), or look on "
@@ -195,26 +200,28 @@ def ask_vllm(question: JSON) -> Rules:
     return rules_of(done.stdout, done.stderr)
 
 
-def rules_of(printed: str, complained: str = "") -> Rules:
-    """The child's answer; raises EngineError with its problem, or with its last words where there is none."""
-    line = next((line for line in reversed(printed.splitlines()) if line.startswith(MARK)), None)
+def rules_of(output: str, errors: str = "") -> Rules:
+    """The child's answer, from its standard output. Raises EngineError with the problem that it reports, or
+    with the last line of its standard error if it gave no answer.
+    """
+    line = next((line for line in reversed(output.splitlines()) if line.startswith(MARK)), None)
     if line is None:
-        last = (complained.strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         raise EngineError(f"the installed vLLM could not be asked: {last[:300]}")
-    found = json.loads(line.removeprefix(MARK))
-    if "problem" in found:
-        raise EngineError(f"the installed vLLM could not be asked: {found['problem'][:300]}")
-    tower = (*found["language"], *(found["tower"] if found["tower_lora"] else ()))
+    answer = json.loads(line.removeprefix(MARK))
+    if "problem" in answer:
+        raise EngineError(f"the installed vLLM could not be asked: {answer['problem'][:300]}")
+    tower = (*answer["language"], *(answer["tower"] if answer["tower_lora"] else ()))
     return Rules(
-        vllm=found["vllm"],
-        adapter=found["adapter"],
-        base=found["base"],
-        applied=tuple(found["language"]) if found["multimodal"] else None,
-        with_tower=tower if found["multimodal"] else None,
+        vllm=answer["vllm"],
+        adapter=answer["adapter"],
+        base=answer["base"],
+        applied=tuple(answer["language"]) if answer["multimodal"] else None,
+        with_tower=tower if answer["multimodal"] else None,
     )
 
 
-# The file by itself
+# Checks of the file alone
 
 
 def _weights(name: str, folder: Path) -> TensorFile:
@@ -227,32 +234,32 @@ def _weights(name: str, folder: Path) -> TensorFile:
 
 
 def _pairs(file: TensorFile) -> list[str]:
-    """A module must have both halves."""
+    """Sentences about modules that do not have both lora_A and lora_B."""
     sides: dict[str, set[str]] = {}
     for key in file.tensors:
-        if found := _SIDE.search(_cleaned(key)):
-            sides.setdefault(_cleaned(key)[: found.start()], set()).add("A" if "_A" in found[0] else "B")
+        if match := _SIDE.search(_cleaned(key)):
+            sides.setdefault(_cleaned(key)[: match.start()], set()).add("A" if "_A" in match[0] else "B")
     return [
-        f"{module} has lora_{min(found)} only: save the adapter again"
-        for module, found in sides.items()
-        if len(found) == 1
+        f"{module} has lora_{min(present)} only: save the adapter again"
+        for module, present in sides.items()
+        if len(present) == 1
     ]
 
 
 def _ranks(config: JSON, file: TensorFile) -> list[str]:
-    """vLLM scales by the configured rank: weights of another would be applied too strongly or too weakly."""
-    found = []
+    """Sentences about ranks that are not as configured: vLLM scales by the configured one."""
+    faults = []
     for key, tensor in file.tensors.items():
         cleaned = _cleaned(key)
         if not (side := _SIDE.search(cleaned)) or len(tensor.shape) != 2:
             continue
         rank = tensor.shape[0] if "_A" in side[0] else tensor.shape[1]
-        said = _configured_rank(config, cleaned[: side.start()].replace(WRAPPER, ""))
-        if said != rank:
-            found.append(
-                f"{key} has rank {rank}, where adapter_config.json says {said}: correct r or rank_pattern"
+        configured = _configured_rank(config, cleaned[: side.start()].replace(WRAPPER, ""))
+        if configured != rank:
+            faults.append(
+                f"{key} has rank {rank}, but adapter_config.json says {configured}: correct r or rank_pattern"
             )
-    return _first_few(found)
+    return _first_few(faults)
 
 
 def _configured_rank(config: JSON, module: str) -> Any:
@@ -263,15 +270,18 @@ def _configured_rank(config: JSON, module: str) -> Any:
 
 
 def _numbers(file: TensorFile) -> list[str]:
-    found = [
+    """Sentences about weights that are infinite, no numbers, or all zero."""
+    faults = [
         f"{tensor.name} holds infinite values or no numbers at all: train again with a lower learning rate"
         for tensor in file.tensors.values()
         if not file.is_finite(tensor)
     ]
-    lora_b = [one for one in file.tensors.values() if re.search(r"\.lora_(embedding_)?B\b", one.name)]
-    if lora_b and all(file.is_zero(one) for one in lora_b):
-        found.append("every lora_B is zero, as before training: the adapter has no effect")
-    return _first_few(found)
+    lora_b = [
+        tensor for tensor in file.tensors.values() if re.search(r"\.lora_(embedding_)?B\b", tensor.name)
+    ]
+    if lora_b and all(file.is_zero(tensor) for tensor in lora_b):
+        faults.append("every lora_B is zero, as before training: the adapter has no effect")
+    return _first_few(faults)
 
 
 def _first_few(sentences: Sequence[str], most: int = 5) -> list[str]:
@@ -288,10 +298,11 @@ def _notes(config: JSON, base_folder: Path | None) -> Iterable[str]:
         yield f"its card names the base {base!r}, and it is compared with {base_folder}"
 
 
-# Against the base
+# Comparison with the base
 
 
 def _keys(file: TensorFile, base_folder: Path, tower: bool, ask: Ask) -> tuple[Key, ...]:
+    """Every key with its status; raises EngineError if vLLM or the base's files cannot be asked."""
     shapes = _layers(base_folder)
     wanted = list(dict.fromkeys([*file.tensors, *map(_cleaned, file.tensors)]))
     architectures = _architectures(base_folder)
@@ -316,12 +327,14 @@ def _key(
     name, reading = tensor.name, readings[tensor.name]
     if "skipped" in reading:
         return Key(name, Status.IGNORED, why=reading["skipped"])
-    cure = _cure(tensor, readings[_cleaned(name)].get("module"), base, applied)
+    better_name = _better_name(tensor, readings[_cleaned(name)].get("module"), base, applied)
     if "refused" in reading:
-        return Key(name, Status.UNMATCHED, why=f"vLLM refuses the file: {reading['refused']}", fix=cure)
+        return Key(
+            name, Status.UNMATCHED, why=f"vLLM refuses the file: {reading['refused']}", fix=better_name
+        )
     module = reading["module"]
     if module not in base.modules:
-        return Key(name, Status.UNMATCHED, module, _missing(module, base), cure)
+        return Key(name, Status.UNMATCHED, module, _missing(module, base), better_name)
     if not _takes(module, applied):
         return Key(name, Status.IGNORED, module, _LANGUAGE_ONLY)
     if not base.fits(module, name, tensor):
@@ -338,45 +351,53 @@ def _missing(module: str, base: Base) -> str:
     return f"the base has no layer called {last}: vLLM refuses the file"
 
 
-def _cure(tensor: Tensor, module: str | None, base: Base, applied: tuple[str, ...] | None) -> str | None:
-    """The name under which vLLM would apply the tensor, where exactly one layer is meant.
+def _better_name(
+    tensor: Tensor, module: str | None, base: Base, applied: tuple[str, ...] | None
+) -> str | None:
+    """The name under which vLLM would apply the tensor; None if not exactly one layer comes into question.
 
-    Meant is a layer whose name contains the written one in order (parts were left out) and whose size fits.
+    A layer does if its size fits, and if its name contains the parts of the written name in order.
     """
     side = _SIDE.search(_cleaned(tensor.name))
     if module is None or side is None:
         return None
-    known = [module] if module in base.modules else [one for one in base.modules if _contains(one, module)]
-    meant = [one for one in known if _takes(one, applied) and base.fits(one, _cleaned(tensor.name), tensor)]
-    if len(meant) != 1:
+    known = base.modules
+    similar = [module] if module in known else [name for name in known if _contains(name, module)]
+    key = _cleaned(tensor.name)
+    candidates = [name for name in similar if _takes(name, applied) and base.fits(name, key, tensor)]
+    if len(candidates) != 1:
         return None
-    better = f"{WRAPPER}{base.modules[meant[0]][0]}{side[0]}"
-    return better if better != tensor.name else None
+    better_name = f"{WRAPPER}{base.modules[candidates[0]][0]}{side[0]}"
+    return better_name if better_name != tensor.name else None
 
 
-def _contains(known: str, module: str) -> bool:
-    """Whether the parts of `module` stand in `known` in order, layer numbers included, and end together."""
-    parts, rest = module.split("."), iter(known.split("."))
-    return known.split(".")[-1] == parts[-1] and all(part in rest for part in parts)
+def _contains(longer: str, module: str) -> bool:
+    """Whether `longer` has the dotted parts of `module` in their order and ends in the same part."""
+    parts, rest = module.split("."), iter(longer.split("."))
+    return longer.split(".")[-1] == parts[-1] and all(part in rest for part in parts)
 
 
 def _takes(module: str, applied: tuple[str, ...] | None) -> bool:
+    """Whether vLLM applies adapters to a module."""
     return applied is None or module.startswith(applied)
 
 
 def _written(key: str) -> str:
-    """The module's name as it stands in the file."""
+    """The module's name in the file."""
     return _SIDE.sub("", key).replace(WRAPPER, "")
 
 
 def _cleaned(key: str) -> str:
-    """Without what wrappers leave in names: torch.compile, distributed training, PEFT's adapter name."""
+    """The key without what torch.compile, distributed training and PEFT's adapter names add to it."""
     key = key.replace("_orig_mod.", "").removeprefix("module.")
     return re.sub(r"\.(lora_(?:embedding_)?[AB])\.[\w-]+\.weight$", r".\1.weight", key)
 
 
 def _layers(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every two-dimensional weight of a model's files, with its size (out, in); raises AdapterError."""
+    """Every two-dimensional weight in a model's files, with its size (out, in).
+
+    Raises EngineError if there are no such files, AdapterError for a damaged one.
+    """
     files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_")]
     if not files:
         raise EngineError(f"the base in {folder} has no safetensors to compare with")
@@ -396,11 +417,11 @@ def _architectures(folder: Path) -> list[str]:
 
 
 def _base_folder(model: str | None, card: Any) -> Path | None:
-    """Where the base's files are; None where the card's base is not on this machine."""
+    """The folder of the base; None if the card's base is not on this machine. Raises ConfigError."""
     if model is not None:
-        if (found := local_folder(checked_model(model))) is None:
+        if (folder := local_folder(checked_model(model))) is None:
             raise ConfigError(f"--model {model}: not on this machine: download it first, or name a folder")
-        return found
+        return folder
     return local_folder(card) if isinstance(card, str) and card else None
 
 
@@ -420,10 +441,10 @@ def _snapshots(model: str) -> list[Path]:
     """The hub's cache on this machine, newest first."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    found = (cache / f"models--{model.replace('/', '--')}" / "snapshots").glob("*")
-    return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    snapshots = (cache / f"models--{model.replace('/', '--')}" / "snapshots").glob("*")
+    return sorted(snapshots, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def _hub_name(folder: Path) -> str:
-    """The model's name where the folder is a snapshot in the hub's cache."""
+    """The model's name if the folder is a snapshot in the hub's cache."""
     return folder.parent.parent.name.rpartition("--")[2]

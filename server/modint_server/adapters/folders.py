@@ -1,6 +1,6 @@
-"""Finds the LoRA adapters to serve and refuses, with the remedy, those that vLLM would not load.
+"""Finds the LoRA adapters to serve, and refuses those that vLLM would not load, with a remedy.
 
-`NAME` is looked up in `--adapter-dir` and then among the bundled ones; `NAME=PATH` names a PEFT folder.
+`NAME` is looked up in `--adapter-dir`, then among the bundled adapters; `NAME=PATH` names a PEFT folder.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 RECORD = "doctor.json"
 RUN_RECORD = "run.json"
-# What stands in the names of vision towers and connectors: LLaVA's, Qwen's.
+# Parts of the names of weights in vision towers and connectors: LLaVA's, Qwen's.
 TOWER_PARTS = ("vision_tower.", "multi_modal_projector.", "visual.")
-DEFAULT_MAX_RANK = 16  # what vLLM takes where nobody says otherwise
-# How the weights began; any other name means PEFT changed the base's weights too, which vLLM refuses.
+DEFAULT_MAX_RANK = 16  # vLLM's default of --max-lora-rank
+# Initialisations after which the base's weights are unchanged; vLLM refuses an adapter made by any other.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
@@ -34,14 +34,14 @@ class Adapter:
 
     name: str
     path: Path
-    rank: int
-    base: str | None  # what its card says it was made for
-    tower: bool = False  # whether it has weights for vision tower or connector
+    rank: int  # the largest of its modules
+    base: str | None  # the model that its card says it was trained for
+    tower: bool = False  # whether it has weights for the vision tower or the connector
 
 
 def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tuple[Adapter, ...]:
     """One adapter for each `NAME` or `NAME=PATH`; raises AdapterError."""
-    adapters = tuple(resolve(one, adapter_dir, bundled) for one in wanted)
+    adapters = tuple(resolve(each, adapter_dir, bundled) for each in wanted)
     names = [adapter.name for adapter in adapters]
     for name in names:
         if names.count(name) > 1:
@@ -50,7 +50,7 @@ def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tupl
 
 
 def resolve(wanted: str, adapter_dir: Path, bundled: Path) -> Adapter:
-    """Reads `NAME` or `NAME=PATH`; raises AdapterError."""
+    """The adapter that `NAME` or `NAME=PATH` means, checked; raises AdapterError."""
     return read(*locate(wanted, adapter_dir, bundled))
 
 
@@ -62,23 +62,27 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
             f"adapter name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', beginning "
             "with a letter or digit (NAME or NAME=PATH)"
         )
-    return name, _given(name, path) if explicit else _look_up(name, adapter_dir, bundled)
+    return name, _named_folder(name, path) if explicit else _look_up(name, adapter_dir, bundled)
 
 
 def loadable(adapter_dir: Path) -> tuple[Adapter, ...]:
-    """Every adapter of a folder that vLLM could load; what it refuses is not served, so it is left out."""
-    found = []
+    """Every adapter below a folder that vLLM could load; the others are left out."""
+    adapters = []
     for config in sorted(adapter_dir.glob("*/adapter_config.json")):
         with contextlib.suppress(AdapterError):
-            found.append(read(config.parent.name, config.parent))
-    return tuple(found)
+            adapters.append(read(config.parent.name, config.parent))
+    return tuple(adapters)
 
 
 def card(adapter: Adapter) -> Card:
-    """What metrics say of an adapter; raises AdapterError for a bad run record."""
-    known, run = revision(adapter.path), _run_record(adapter)
+    """What the metrics show of an adapter; raises AdapterError for a damaged run record."""
+    digest, run = revision(adapter.path), _run_record(adapter)
     return Card(
-        adapter.rank, known, _baseline(adapter, run), _recorded(adapter.path, known), recipe=_recipe(run)
+        rank=adapter.rank,
+        revision=digest,
+        baseline_flip_ratio=_baseline(adapter, run),
+        modules=_recorded_modules(adapter.path, digest),
+        recipe=_recipe(run),
     )
 
 
@@ -92,7 +96,10 @@ def revision(folder: Path) -> str:
 
 
 def record_modules(folder: Path, counts: Mapping[str, int]) -> Path:
-    """Leaves what the doctor found beside the weights, for metrics; raises AdapterError."""
+    """Writes the doctor's counts of modules beside the weights, for the metrics. Raises AdapterError.
+
+    counts: modules by status. Returns the file.
+    """
     path = folder / RECORD
     try:
         path.write_text(json.dumps({"revision": revision(folder), "modules": dict(counts)}) + "\n", "utf-8")
@@ -101,17 +108,18 @@ def record_modules(folder: Path, counts: Mapping[str, int]) -> Path:
     return path
 
 
-def _recorded(folder: Path, known: str) -> dict[str, int] | None:
-    """The doctor's record, unless it is of other weights or none at all: it is shown, never relied on."""
+def _recorded_modules(folder: Path, digest: str) -> dict[str, int] | None:
+    """The doctor's counts by status; None if there are none, or none of the weights with this `digest`."""
     try:
-        found = json.loads((folder / RECORD).read_text("utf-8"))
-        return {str(k): int(v) for k, v in found["modules"].items()} if found["revision"] == known else None
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        counts = {str(status): int(count) for status, count in record["modules"].items()}
+        return counts if record["revision"] == digest else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _run_record(adapter: Adapter) -> dict[str, Any]:
-    """What its training left beside the weights; nothing where there is no record."""
+    """The record that training wrote beside the weights; empty if there is none."""
     path = adapter.path / RUN_RECORD
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -125,7 +133,7 @@ def _run_record(adapter: Adapter) -> dict[str, Any]:
 
 
 def _baseline(adapter: Adapter, run: Mapping[str, Any]) -> float | None:
-    """`baseline.flip_ratio` of the run record; None where there is none."""
+    """`baseline.flip_ratio` of the run record, in [0, 1]; None if it has none."""
     baseline = run.get("baseline") or {}
     ratio = baseline.get("flip_ratio") if isinstance(baseline, dict) else baseline
     if ratio is None:
@@ -139,7 +147,7 @@ def _baseline(adapter: Adapter, run: Mapping[str, Any]) -> float | None:
 
 
 def _recipe(run: Mapping[str, Any]) -> str | None:
-    """The name of the recipe, where it is one that a label may hold."""
+    """The recipe's name; None if there is none, or none that a metric's label may hold."""
     recipe = run.get("recipe")
     name = recipe.get("name") if isinstance(recipe, dict) else None
     return name if isinstance(name, str) and NAME.fullmatch(name) else None
@@ -154,12 +162,12 @@ def max_lora_rank(adapters: Sequence[Adapter]) -> int:
 
 
 def max_rank_flag(rank: int) -> int | None:
-    """The --max-lora-rank with which vLLM takes an adapter of this rank; None: it takes none so large."""
+    """The smallest --max-lora-rank with which vLLM takes an adapter of this rank; None if it takes none."""
     return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
 
 
 def read(name: str, folder: Path) -> Adapter:
-    """Checks a PEFT folder as vLLM will; raises AdapterError."""
+    """The adapter in a PEFT folder; raises AdapterError if vLLM would refuse it."""
     config = read_config(name, folder)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise AdapterError(
@@ -169,13 +177,15 @@ def read(name: str, folder: Path) -> Adapter:
     for refusal in refusals(config):
         raise AdapterError(f"adapter {name!r}: {refusal}")
     base = config.get("base_model_name_or_path")
-    made_for = base if isinstance(base, str) and base else None
-    return Adapter(name, folder, max(ranks_of(config)), made_for, reaches_tower(folder))
+    trained_for = base if isinstance(base, str) and base else None
+    return Adapter(name, folder, max(ranks_of(config)), trained_for, reaches_tower(folder))
 
 
 def reaches_tower(folder: Path) -> bool:
-    """Whether an adapter has weights for more than the language model, which vLLM leaves out unless it is
-    told not to; False where a file cannot be read, which the engine will say."""
+    """Whether an adapter has weights for the vision tower or the connector, which vLLM leaves out by default.
+
+    False if a file cannot be read: the engine will say so.
+    """
     try:
         headers = [read_header(path) for path in folder.glob("adapter_model*.safetensors")]
     except AdapterError:
@@ -183,7 +193,7 @@ def reaches_tower(folder: Path) -> bool:
     return any(part in name for header in headers for name in header.tensors for part in TOWER_PARTS)
 
 
-def _given(name: str, path: str) -> Path:
+def _named_folder(name: str, path: str) -> Path:
     folder = Path(path).expanduser()
     if not path or not folder.is_dir():
         raise AdapterError(f"adapter {name!r}: no folder at {path!r}: give NAME=PATH with PATH a PEFT folder")
@@ -210,7 +220,7 @@ def bundled_names(bundled: Path) -> list[str]:
 
 
 def read_config(name: str, folder: Path) -> dict[str, Any]:
-    """The folder's adapter_config.json; raises AdapterError where it is none of PEFT's LORA."""
+    """The folder's adapter_config.json; raises AdapterError if it is missing, damaged or not of type LORA."""
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -227,9 +237,9 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
 
 
 def refusals(config: dict[str, Any]) -> list[str]:
-    """Why vLLM 0.32 does not load such an adapter, each with the way out."""
+    """Why vLLM 0.32 would not load an adapter with this configuration: sentences, each with a remedy."""
     start = config.get("init_lora_weights", True)
-    found = {
+    is_present = {
         "it uses DoRA, which vLLM does not load: train with use_dora=False": config.get("use_dora"),
         "it trains biases, which vLLM does not load: train with bias='none'": config.get("bias", "none")
         != "none"
@@ -248,7 +258,7 @@ def refusals(config: dict[str, Any]) -> list[str]:
         "it is block-diagonal, which vLLM does not load: train without use_bdlora": config.get("use_bdlora"),
         "it uses QALoRA, which vLLM does not load: train with use_qalora=False": config.get("use_qalora"),
     }
-    return [*(refusal for refusal, present in found.items() if present), *_rank_refusals(config)]
+    return [*(refusal for refusal, present in is_present.items() if present), *_rank_refusals(config)]
 
 
 def _rank_refusals(config: dict[str, Any]) -> list[str]:
@@ -261,12 +271,15 @@ def _rank_refusals(config: dict[str, Any]) -> list[str]:
 
 
 def ranks_of(config: dict[str, Any]) -> list[Any]:
-    """The rank of most modules, then those of modules with their own; as written, unchecked."""
+    """The rank `r`, then those of `rank_pattern` for single modules; as written, unchecked."""
     return [config.get("r"), *(config.get("rank_pattern") or {}).values()]
 
 
 def checked_model(model: str) -> str:
-    """A folder that holds a model, or a hub id; raises ConfigError for a path that does not exist."""
+    """A model folder as an absolute path, or a hub id as it is.
+
+    Raises ConfigError for a path that does not exist, or a model that vLLM does not serve.
+    """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -283,7 +296,7 @@ def checked_model(model: str) -> str:
 
 
 def _model_type(file: Path) -> str:
-    """The `model_type` of a config.json; raises ConfigError where it is no JSON object."""
+    """The `model_type` of a config.json; raises ConfigError if it is no JSON object."""
     try:
         return str(json.loads(file.read_text("utf-8")).get("model_type"))
     except (OSError, ValueError, AttributeError) as error:

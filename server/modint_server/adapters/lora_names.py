@@ -1,15 +1,15 @@
-"""Run as a child: asks the installed vLLM, by its own code, how it reads the names in an adapter.
+"""A child process that asks the installed vLLM's own code how it reads the names in an adapter.
 
     python -m modint_server.adapters.lora_names < question.json
 
-The question: {"architectures": [...], "adapter": [keys], "base": [keys]}. The last line printed is MARK and a
-JSON object: {"vllm": version, "architecture": name, "adapter": {key: {"module", "side"} | {"skipped"} |
-{"refused"}}, "base": {key: the engine's name}, "language": [prefixes], "tower": [prefixes],
+The question: {"architectures": [...], "adapter": [keys], "base": [keys]}. The answer is the last line of the
+output: MARK and a JSON object, {"vllm": version, "architecture": name, "adapter": {key: {"module", "side"} |
+{"skipped"} | {"refused"}}, "base": {key: the engine's name}, "language": [prefixes], "tower": [prefixes],
 "tower_lora": bool, "multimodal": bool}, or {"problem": sentence}.
 
-In a process of its own, because importing vLLM takes seconds, prints, and changes the process it happens in;
-and the gateway works without it. Nothing of the engine is started: no weights, no device. Tested with vLLM
-0.32; a vLLM whose inner names have moved is reported as a problem, not guessed around.
+It is a process of its own because importing vLLM takes seconds, prints, and changes the process. No engine is
+started: no weights, no device. Tested with vLLM 0.32; if the inner names of another version have moved, that
+is reported as a problem.
 """
 
 import json
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def answered(question: dict[str, Any]) -> dict[str, Any]:
-    """The engine's reading of every key; raises whatever importing vLLM raises."""
+    """How vLLM reads every key; raises whatever importing vLLM raises."""
     from vllm import __version__
     from vllm.model_executor.models.registry import ModelRegistry
 
@@ -50,7 +50,7 @@ def answered(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reading(key: str, mapper: Any, skipped: list[str]) -> dict[str, Any]:
-    """What `LoRAModel.from_local_checkpoint` makes of one key."""
+    """How `LoRAModel.from_local_checkpoint` reads one key."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.utils import is_base_embedding_weights, parse_fine_tuned_lora_name
 
@@ -66,14 +66,14 @@ def _reading(key: str, mapper: Any, skipped: list[str]) -> dict[str, Any]:
 
 
 def _places(model: Any) -> dict[str, Any]:
-    """Where `LoRAModelManager` puts adapters: everywhere, or below the prefixes of a multimodal model."""
+    """Where `LoRAModelManager` applies adapters: everywhere, or below the prefixes of a multimodal model."""
     if not hasattr(model, "get_mm_mapping"):
         return {"multimodal": False, "language": [], "tower": [], "tower_lora": False}
-    found = model.get_mm_mapping(model.__new__(model))  # it reads nothing of the instance
+    mapping = model.get_mm_mapping(model.__new__(model))  # it reads nothing of the instance
     return {
         "multimodal": True,
-        "language": list(found.language_model),
-        "tower": [*found.tower_model, *found.connector],
+        "language": list(mapping.language_model),
+        "tower": [*mapping.tower_model, *mapping.connector],
         "tower_lora": bool(getattr(model, "supports_tower_connector_lora", False)),
     }
 

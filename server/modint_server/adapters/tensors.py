@@ -1,7 +1,7 @@
-"""Safetensors files by their headers: names, sizes, faults; keys are renamed without touching a number.
+"""Reads the headers of safetensors files (names, sizes, faults), and renames keys without changing a number.
 
-The format: eight bytes with the header's length (little endian), the header as JSON, the tensors' bytes. Read
-here rather than with the library of that name, which the gateway does not otherwise need.
+The format: eight bytes with the header's length (little endian), the header as JSON, the tensors' bytes. The
+library of that name is not used, because the gateway needs it for nothing else.
 """
 
 import json
@@ -20,9 +20,10 @@ import numpy as np
 from modint_guard.errors import AdapterError
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-# Bytes an element, and for floating point the unsigned type of that width with the mask of its exponent bits.
+# Bytes of an element.
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 SIZES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+# For floating point: the unsigned type of the same width, and the mask of the exponent bits in it.
 _EXPONENT = {
     "F64": (np.uint64, 0x7FF0 << 48),
     "F32": (np.uint32, 0x7F80 << 16),
@@ -74,7 +75,7 @@ class TensorFile:
 
 
 def read_header(path: Path) -> TensorFile:
-    """Reads and checks a file's header; raises AdapterError naming the file."""
+    """Reads a file's header and checks it against the file's size; raises AdapterError naming the file."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -93,45 +94,46 @@ def read_header(path: Path) -> TensorFile:
     return TensorFile(path, tensors, metadata, data_start)
 
 
-def _tensor(name: str, entry: Any, room: int) -> Tensor:
+def _tensor(name: str, entry: Any, data_bytes: int) -> Tensor:
+    """One entry of a header; raises ValueError if it does not fit the file's `data_bytes`."""
     start, end = entry["data_offsets"]
     tensor = Tensor(name, entry["dtype"], tuple(entry["shape"]), start, end)
     if tensor.dtype not in SIZES:
         raise ValueError(f"{name} has the unknown type {tensor.dtype}")
-    if not 0 <= start <= end <= room or end - start != prod(tensor.shape) * SIZES[tensor.dtype]:
+    if not 0 <= start <= end <= data_bytes or end - start != prod(tensor.shape) * SIZES[tensor.dtype]:
         raise ValueError(f"{name} does not fit the file")
     return tensor
 
 
 def rename(file: TensorFile, names: Mapping[str, str]) -> Path:
-    """Rewrites a file with some of its tensors renamed, atomically; returns where the original is kept.
+    """Rewrites a file with some of its tensors renamed, atomically; returns the path of the original's copy.
 
-    The new file is complete and on disk before it takes the old one's name. Raises AdapterError where two
-    tensors would have one name, or where the folder cannot be written.
+    names: old name -> new name. The new file is complete and on disk before it takes the old one's name.
+    Raises AdapterError if two tensors would have the same name, or if the folder cannot be written.
     """
     renamed = [names.get(name, name) for name in file.tensors]
     for name in renamed:
         if renamed.count(name) > 1:
             raise AdapterError(f"{file.path}: two tensors would be called {name}: remove one of them first")
-    kept = file.path.with_name(file.path.name + ".orig")
+    original = file.path.with_name(file.path.name + ".orig")
     try:
-        if not kept.exists():
-            shutil.copy2(file.path, kept)
+        if not original.exists():
+            shutil.copy2(file.path, original)
         _write(file, _header(file, names))
     except OSError as exc:
         raise AdapterError(
             f"{file.path} cannot be rewritten ({exc.strerror}): make its folder writable"
         ) from exc
-    return kept
+    return original
 
 
 def _header(file: TensorFile, names: Mapping[str, str]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": dict(file.metadata)} if file.metadata else {}
-    for name, one in file.tensors.items():
+    for name, tensor in file.tensors.items():
         entries[names.get(name, name)] = {
-            "dtype": one.dtype,
-            "shape": list(one.shape),
-            "data_offsets": [one.start, one.end],
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.start, tensor.end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8)  # data begins at a multiple of eight
@@ -139,7 +141,7 @@ def _header(file: TensorFile, names: Mapping[str, str]) -> bytes:
 
 def _write(file: TensorFile, header: bytes) -> None:
     descriptor, name = tempfile.mkstemp(dir=file.path.parent, prefix=f".{file.path.name}-")
-    fresh = Path(name)
+    new_file = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as target, file.path.open("rb") as source:
             target.write(struct.pack("<Q", len(header)) + header)
@@ -147,7 +149,7 @@ def _write(file: TensorFile, header: bytes) -> None:
             shutil.copyfileobj(source, target, 2**20)
             target.flush()
             os.fsync(target.fileno())
-        shutil.copymode(file.path, fresh)
-        fresh.replace(file.path)
+        shutil.copymode(file.path, new_file)
+        new_file.replace(file.path)
     finally:
-        fresh.unlink(missing_ok=True)
+        new_file.unlink(missing_ok=True)

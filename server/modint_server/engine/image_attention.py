@@ -1,15 +1,14 @@
-"""Attention to picture tokens scaled inside vLLM: a general plugin, experimental and off by default.
+"""A vLLM plugin that scales attention to picture tokens: experimental, and off by default.
 
-vLLM calls `register` in each of its processes. With MODINT_IMAGE_ATTENTION other than 1 every decoder layer's
-key at a picture's position is multiplied by that gain after rotary embedding, so that the attention logit
-q.k of every later token is (compare AdaptVis, arXiv 2503.01773). Which positions those are the model runner
-says itself, step by step. One gain a replica: scaled keys lie in its cache, where text in front of a picture
-is the only part that another gain could share.
+vLLM calls `register` in each of its processes. If MODINT_IMAGE_ATTENTION is not 1, every decoder layer's key
+at a picture's position is multiplied by that gain after rotary embedding. This multiplies the attention logit
+q.k of every later token as well (compare AdaptVis, arXiv 2503.01773). The model runner tells the positions,
+step by step. A replica has one gain, because the scaled keys lie in its prefix cache.
 
-Refused, when the engine starts: torch.compile and CUDA graphs, which would not run this code; pipeline
-stages, of which only the first knows the pictures; speculative decoding, whose draft has keys of its own; and
-a cache shared with other replicas. A model whose decoder does not use vLLM's `Attention` ends one step after
-its first picture, rather than be served unscaled.
+Refused when the engine starts: torch.compile and CUDA graphs, which would not run this code; pipeline stages,
+as only the first of them knows the pictures; speculative decoding, whose draft model has keys of its own; and
+a cache shared with other replicas. If a model's decoder does not use vLLM's `Attention`, the engine ends one
+step after the first picture, rather than serve it unscaled.
 """
 
 import os
@@ -22,11 +21,11 @@ from modint_guard.types import MAX_IMAGE_ATTENTION
 
 VARIABLE = "MODINT_IMAGE_ATTENTION"
 GROUP, PLUGIN = "vllm.general_plugins", "modint_image_attention"  # as pyproject.toml registers it
-_DONE = "_modint_image_attention"
+_INSTALLED = "_modint_image_attention"  # an attribute that marks vLLM's class as patched
 
 
 def register() -> None:
-    """What vLLM calls; does nothing where the gain is 1. Raises ConfigError for one that is none."""
+    """The plugin's entry point. Does nothing if the gain is 1. Raises ConfigError if it is no gain."""
     gain = gain_of(os.environ)
     if gain == 1.0:
         return
@@ -37,7 +36,7 @@ def register() -> None:
 
 
 def check_registered(gain: float, plugins: Iterable[str]) -> None:
-    """Raises ConfigError where a gain is asked for and vLLM would not load this plugin."""
+    """Raises ConfigError if a gain is set and this plugin is not among those that vLLM would load."""
     if gain != 1.0 and PLUGIN not in plugins:
         raise ConfigError(
             f"{VARIABLE} is {gain:g}, and vLLM's plugin {PLUGIN} is not installed: install modint-guard again"
@@ -45,35 +44,35 @@ def check_registered(gain: float, plugins: Iterable[str]) -> None:
 
 
 def gain_of(environ: Mapping[str, str]) -> float:
-    """The gain that an environment names; raises ConfigError."""
-    said = environ.get(VARIABLE, "1")
+    """The gain that the environment sets, 1 if none is set. Raises ConfigError if it is no gain."""
+    text = environ.get(VARIABLE, "1")
     try:
-        gain = float(said)
+        gain = float(text)
     except ValueError as exc:
         raise ConfigError(
-            f"{VARIABLE} is {said[:40]!r}: it must be a number from 0 to {MAX_IMAGE_ATTENTION:g}; "
+            f"{VARIABLE} is {text[:40]!r}: it must be a number from 0 to {MAX_IMAGE_ATTENTION:g}; "
             "1 changes nothing"
         ) from exc
     if not 0.0 <= gain <= MAX_IMAGE_ATTENTION:
         raise ConfigError(
-            f"{VARIABLE} is {said[:40]}: it must lie between 0 and {MAX_IMAGE_ATTENTION:g}; 1 changes nothing"
+            f"{VARIABLE} is {text[:40]}: it must lie between 0 and {MAX_IMAGE_ATTENTION:g}; 1 changes nothing"
         )
     return gain
 
 
 @dataclass
 class Step:
-    """Which of the tokens that the engine computes now are a picture's, and how many layers were told."""
+    """The tokens of the step that the engine computes now."""
 
-    pictures: Any = None  # (N,) bool, on the CPU; None where no step is under way
-    layers: int = 0
+    pictures: Any = None  # (N,) bool, on the CPU: which tokens are a picture's; None outside a step
+    layers: int = 0  # how many layers were scaled in this step
 
 
 def install(attention: Any, runner: Any, gain: float) -> None:
-    """Patch vLLM's attention layer and model runner, once."""
-    if getattr(attention, _DONE, False):
+    """Patches vLLM's attention layer and model runner, once."""
+    if getattr(attention, _INSTALLED, False):
         return
-    setattr(attention, _DONE, True)
+    setattr(attention, _INSTALLED, True)
     step = Step()
     attention.forward = _scaling(attention.forward, step, gain)
     runner.__init__ = _refusing(runner.__init__)
@@ -92,7 +91,7 @@ def _scaling(forward: Callable[..., Any], step: Step, gain: float) -> Callable[.
 
 
 def scaled(key: Any, pictures: Any, gain: float) -> Any:
-    """Keys (N or more, ...) with the rows of pictures (N,) multiplied. Raises RuntimeError for fewer keys."""
+    """Keys (N or more, ...), multiplied by `gain` at the pictures (N,) bool. RuntimeError for fewer keys."""
     if key.shape[0] < pictures.shape[0]:
         raise RuntimeError(
             f"{key.shape[0]} keys for {pictures.shape[0]} tokens: this vLLM splits a step; unset {VARIABLE}"
@@ -108,9 +107,9 @@ def _noting(gather: Callable[..., Any], step: Step) -> Callable[..., Any]:
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if step.pictures is not None and step.pictures.any() and not step.layers:
             raise RuntimeError(f"no layer of this model's decoder could be scaled: unset {VARIABLE}")
-        found = gather(self, *args, **kwargs)
-        step.pictures, step.layers = found[1].clone(), 0  # the runner uses its buffer again
-        return found
+        gathered = gather(self, *args, **kwargs)
+        step.pictures, step.layers = gathered[1].clone(), 0  # the runner uses its buffer again
+        return gathered
 
     return noted
 
@@ -132,12 +131,12 @@ def _refusing(start: Callable[..., None]) -> Callable[..., None]:
 
 
 def check(config: Any) -> None:
-    """Raises ConfigError for an engine in which scaled keys would be missed, or would leave the replica."""
-    faults = {
+    """Raises ConfigError for an engine in which keys would not be scaled, or would leave the replica."""
+    is_present = {
         "--enforce-eager is missing": not config.model_config.enforce_eager,
         "there are pipeline stages": config.parallel_config.pipeline_parallel_size > 1,
         "it decodes speculatively": config.speculative_config is not None,
         "its cache is shared": config.kv_transfer_config is not None,
     }
-    if found := [fault for fault, is_there in faults.items() if is_there]:
-        raise ConfigError(f"{VARIABLE} cannot be used with this engine ({'; '.join(found)}): unset it")
+    if faults := [fault for fault, present in is_present.items() if present]:
+        raise ConfigError(f"{VARIABLE} cannot be used with this engine ({'; '.join(faults)}): unset it")

@@ -1,4 +1,4 @@
-"""Where the verdict goes: the `modint` object of a body or a finishing chunk, and a few bounded headers."""
+"""Puts the verdict into an answer: the `modint` object of a body or a last chunk, and a few short headers."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ _UNSAFE = re.compile(r"[^\x20-\x7e]")  # a CR or LF in a value makes the server 
 
 
 def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
-    """Verdict, risk, reason and schema; the whole object only for a client that asked to debug."""
+    """The headers of a report: verdict, risk, reason, schema, action; with `debug` also the whole object."""
     verdict = report.verdict
     values = {
         VERDICT_HEADER: verdict.state.value,
@@ -35,19 +35,20 @@ def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
 
 def _action_of(report: Report) -> dict[str, str]:
     """What was done about a flagged answer, the rungs that were tried, and what they cost."""
-    if (tried := report.mitigation) is None:
+    if (mitigation := report.mitigation) is None:
         return {}
+    rungs = ",".join(f"{attempt.rung}={attempt.outcome.value}" for attempt in mitigation.rungs)
     return {
         "x-modint-action": report.action,
-        "x-modint-rungs": ",".join(f"{each.rung}={each.outcome.value}" for each in tried.rungs) or "none",
-        "x-modint-mitigation-tokens": str(tried.tokens),
+        "x-modint-rungs": rungs or "none",
+        "x-modint-mitigation-tokens": str(mitigation.tokens),
     }
 
 
 def withheld(report: Report, *, debug: bool = False) -> Response:
-    """The envelope in place of an answer: 422, which no client repeats, and the verdict beside it."""
-    told = report.mitigation.answer if report.mitigation else None
-    failure = Failure(422, told or "", "invalid_request_error", "modality_interference", "messages")
+    """The error envelope in place of an answer, with the verdict: status 422, which no client repeats."""
+    message = report.mitigation.answer if report.mitigation else None
+    failure = Failure(422, message or "", "invalid_request_error", "modality_interference", "messages")
     response = failure.response()
     body = orjson.dumps(annotated(failure.envelope(), report))
     headers = {"x-should-retry": response.headers["x-should-retry"], **headers_of(report, debug=debug)}
@@ -55,35 +56,38 @@ def withheld(report: Report, *, debug: bool = False) -> Response:
 
 
 def is_withheld(report: Report, abstain_as: str) -> bool:
-    """Whether the policy answers with an envelope instead of an answer."""
+    """Whether the client gets an error envelope instead of an answer; `abstain_as` is the policy's."""
     return report.action == ABSTAIN and abstain_as == "error"
 
 
 def said_instead(finish: JSON, answer: str) -> JSON:
-    """A chunk with another answer, like the finishing one of the same stream."""
+    """A chunk with another answer, to go before the stream's last chunk `finish`, whose ids it has."""
     head = {key: value for key, value in finish.items() if key not in ("usage", "choices")}
     delta = {"role": "assistant", "content": answer}
     return {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
 
 
 def finished(finish: JSON, report: Report) -> JSON:
-    """The finishing chunk with the reason of the answer that is served: that of a text already sent stays,
-    unless the policy abstained.
+    """The stream's last chunk, with the finish reason of the answer that is served.
+
+    If the text was already sent, its own reason stays, unless the policy abstained.
     """
-    mended = report.mitigation
-    if mended is None or mended.answer is None or (mended.correction and report.action != ABSTAIN):
+    mitigation = report.mitigation
+    if mitigation is None or mitigation.answer is None:
         return finish
-    reason = {"finish_reason": mended.finish_reason, "logprobs": None}
+    if mitigation.correction and report.action != ABSTAIN:
+        return finish
+    reason = {"finish_reason": mitigation.finish_reason, "logprobs": None}
     return {**finish, "choices": [{**choice, **reason} for choice in choices_of(finish)]}
 
 
 def sanitised(value: str, limit: int) -> str:
-    """Printable ASCII of bounded length."""
+    """Printable ASCII of at most `limit` characters; anything else becomes a question mark."""
     return _UNSAFE.sub("?", value[:limit]).strip()
 
 
 def annotated(document: JSON, report: Report) -> JSON:
-    """A completion or chunk with the verdict at its top level; the argument stays as it is."""
+    """A copy of a completion or chunk with the report at its top level."""
     return {**document, "modint": report.to_json()}
 
 
@@ -93,6 +97,7 @@ def finishes(chunk: JSON) -> bool:
 
 
 def choices_of(document: JSON) -> list[JSON]:
+    """The choices of a completion or chunk; empty if it has none."""
     choices = document.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
@@ -103,7 +108,7 @@ def has_text(chunk: JSON) -> bool:
 
 
 def split_finish(chunk: JSON) -> tuple[JSON | None, JSON]:
-    """A finishing chunk as (its text, to be sent at once; its finish, held until the verdict is there)."""
+    """Splits a last chunk into its text (None without any) and its finish, which waits for the verdict."""
     if not has_text(chunk):
         return None, chunk
     text = {key: value for key, value in chunk.items() if key != "usage"}

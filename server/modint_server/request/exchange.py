@@ -36,7 +36,7 @@ class Record:
     outcome: str | None = None
     status: int | None = None
     code: str | None = None
-    holder: str = ""  # of the key shown, by its digest; never logged
+    key_digest: str = ""  # of the key shown; never logged
     images: int = 0
     usage: Any = None
     report: Report | None = None

@@ -1,4 +1,4 @@
-"""What every route shares: admission, keys, limits, one boundary for errors, one record at the end."""
+"""What every route shares: the key check, admission, the boundary for errors, metrics and the log line."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, No
 
 @dataclass
 class Gateway:
-    """The app's state. With `draining` set, /readyz says so and new requests are turned away."""
+    """The app's state. While `draining` is set, /readyz says so and new requests are turned away."""
 
     settings: Settings
     metrics: Metrics
@@ -36,12 +36,12 @@ class Gateway:
     in_flight: int = 0
 
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
-        """Runs one request; whatever happens, the client gets an envelope and the metrics one outcome."""
+        """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
         headers = Headers(scope=scope)
         record = Record(route, scope["state"]["request_id"])
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
-            record.holder = self.keys.check(headers)
+            record.key_digest = self.keys.check(headers)
             with self._admitted():
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
@@ -58,7 +58,7 @@ class Gateway:
             failure = errors.of_endpoint(exc)
             outcome = "client_error" if failure.status < 500 else "upstream_error"
             await self._fail(record, wire, failure, "interrupted" if wire.streaming else outcome)
-        except Exception:  # noqa: BLE001 - the edge: a bug of ours ends in an envelope too, and in the log
+        except Exception:  # noqa: BLE001 - the edge: a bug ends in the log and in an envelope, too
             LOGGER.exception("internal_error", extra={"fields": {"request_id": record.request_id}})
             await self._fail(record, wire, errors.INTERNAL, "internal_error")
         finally:
@@ -83,7 +83,7 @@ class Gateway:
         await wire.fail(failure)
 
     def _close(self, record: Record, outcome: str, status: int | None) -> None:
-        """Metrics and the one log line of a request: the first end it comes to counts."""
+        """Counts and logs the request; only the first call does, with the outcome known by then."""
         if record.closed:
             return
         record.closed = True
@@ -114,7 +114,7 @@ class Gateway:
 
 
 def count(metrics: Metrics, record: Record) -> None:
-    """One request's share of every family."""
+    """Counts one finished request in every metric that it concerns."""
     served, ma = record.served, (record.served.model, record.served.adapter)
     metrics.requests.labels(*ma, record.route, record.outcome).inc()
     metrics.overhead.labels(record.route).observe(max(0.0, record.elapsed_s() - record.waited_s))
@@ -131,7 +131,7 @@ def count(metrics: Metrics, record: Record) -> None:
 
 
 class Exchange(Response):
-    """A response that reads, answers and records its request itself: it watches the client all along."""
+    """A response that reads and answers its request itself, so that it can notice when the client leaves."""
 
     def __init__(self, gateway: Gateway, route: str, work: Work) -> None:
         self._gateway, self._route, self._work = gateway, route, work

@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -12,8 +12,8 @@ from uuid import uuid4
 import orjson
 from starlette.types import Receive
 
-from modint_guard.chat.images import ImageLimits, check_data_url
-from modint_guard.errors import ImageError, RequestError
+from modint_guard.chat.body import check_image_count, check_media, messages_of, parts_of
+from modint_guard.errors import RequestError
 from modint_guard.types import JSON
 from modint_server.settings import Settings
 
@@ -169,18 +169,13 @@ def too_deep(document: object, limit: int) -> bool:
 def read_chat(raw: bytes, settings: Settings) -> Incoming:
     """A chat request, checked and cleaned; raises RequestError."""
     body = read_document(raw, settings)
-    messages = _messages(body, settings)
+    messages = messages_of(body, max_messages=settings.max_messages)
     _check_fields(body, settings)
-    parts = list(_parts(messages))
+    parts = list(parts_of(messages))
     images = sum(1 for part in parts if "image_url" in part)
-    if images > settings.max_images:
-        raise RequestError(
-            f"{images} images in one request: this gateway takes {settings.max_images}",
-            param="messages",
-            code="too_many_images",
-        )
+    check_image_count(images, settings.max_images)
     for part in parts:
-        _check_media(part)
+        check_media(part)
     cleaned, changed = _stripped(body)
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
     if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
@@ -194,41 +189,6 @@ def read_completion(raw: bytes, settings: Settings) -> Incoming:
     _check_fields(body, settings)
     cleaned, changed = _stripped(body)
     return Incoming(cleaned, None if changed else raw, 0)
-
-
-def _messages(body: JSON, settings: Settings) -> list[JSON]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RequestError(
-            "messages must be a list of at least one message", param="messages", code="invalid_messages"
-        )
-    if len(messages) > settings.max_messages:
-        raise RequestError(
-            f"{len(messages)} messages in one request: this gateway takes {settings.max_messages}",
-            param="messages",
-            code="too_many_messages",
-        )
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RequestError(
-                f"messages[{index}] must be an object with a role",
-                param=f"messages[{index}]",
-                code="invalid_messages",
-            )
-    return messages
-
-
-def _parts(messages: list[JSON]) -> Iterator[JSON]:
-    for index, message in enumerate(messages):
-        content = message.get("content")
-        if content is None or isinstance(content, str):
-            continue
-        if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
-            param = f"messages[{index}].content"
-            raise RequestError(
-                f"{param} must be text or a list of parts", param=param, code="invalid_messages"
-            )
-        yield from (part for part in content if isinstance(part, dict))
 
 
 def _check_fields(body: JSON, settings: Settings) -> None:
@@ -249,36 +209,6 @@ def _check_fields(body: JSON, settings: Settings) -> None:
             raise RequestError(
                 f"{name} is {value}: this gateway takes 0 to {limit}", param=name, code="over_limit"
             )
-
-
-def _check_media(part: JSON) -> None:
-    """Media must lie in the request: an address would make the engine fetch it, from wherever it points."""
-    for key, value in part.items():
-        if "embeds" in key or "embeds" in str(part.get("type", "")):
-            raise RequestError(
-                "embeddings in place of media are refused", param="messages", code="embeds_refused"
-            )
-        if key.endswith("_url"):
-            url = _url(value)
-            if not url:
-                raise ImageError(f"{key} holds no media: send a data: URL")
-            if url[:5].lower() != "data:":
-                raise ImageError(
-                    f"{key} is an address, and addresses are not fetched: send the bytes as a data: URL",
-                    code="remote_image_refused",
-                )
-
-
-def check_images(body: JSON, limits: ImageLimits) -> None:
-    """Reads every image's header where the guard does not; raises ImageError."""
-    for part in _parts(body["messages"]):
-        if "image_url" in part:
-            check_data_url(_url(part["image_url"]), limits, whole=False)
-
-
-def _url(value: object) -> str:
-    url = value.get("url") if isinstance(value, dict) else value
-    return url if isinstance(url, str) else ""
 
 
 def _stripped(body: JSON) -> tuple[JSON, bool]:

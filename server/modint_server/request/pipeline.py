@@ -1,7 +1,6 @@
 """One chat request, stage by stage: parse, relevance, forward and probe together, score, policy, annotate.
 
-Where a policy asks for it, a flagged answer is mended in between. The answer comes first: a probe that fails
-or is late makes the verdict `unscored`, a rung that does leaves the answer as it was.
+A request that is probed is an `Examination`; whole answers, streams and the check are short users of it.
 """
 
 import asyncio
@@ -15,25 +14,25 @@ from typing import TypeVar
 import orjson
 from starlette.responses import Response
 
-from modint_guard.chat.reply import StreamReply, reply_of, strip_added
-from modint_guard.chat.request import parse_options
+from modint_guard.chat.body import check_image_headers
+from modint_guard.chat.options import parse_options
+from modint_guard.chat.reply import StreamReply, reply_of
 from modint_guard.errors import EndpointError, RequestError
+from modint_guard.examination import Examination
 from modint_guard.guard import Guard
+from modint_guard.judge import skipped, unscored
 from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import served
 from modint_guard.mitigation.policy import Policy
-from modint_guard.probing.probe import Answered
 from modint_guard.types import (
     ANNOTATE,
     JSON,
     NOOP,
     ModintOptions,
     Plan,
-    Replies,
     Reply,
     Report,
     State,
-    Verdict,
 )
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
@@ -42,10 +41,9 @@ from modint_server.logs import LOGGER
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import Incoming, check_images, read_chat, read_completion
+from modint_server.request.intake import Incoming, read_chat, read_completion
 from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.settings import Settings
-from modint_server.tasks import one_task_group
 
 T = TypeVar("T")
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
@@ -81,10 +79,10 @@ class Pipeline:
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             plan = await self._plan(incoming, headers)
             if plan is None or plan.skip is not None:
-                record.report = self._skipped(plan) if plan else None
+                record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif not plan.views:
-                record.report = self._unscored(plan, "no_logprobs")
+                record.report = unscored(plan, "no_logprobs")
                 await self._plain(CHAT, incoming, record, wire, debug)
             else:
                 await self._guarded(plan, incoming, record, wire, debug)
@@ -111,7 +109,7 @@ class Pipeline:
             assert plan is not None
             if plan.options.action not in (None, ANNOTATE):
                 raise RequestError(
-                    "an answer given elsewhere is judged, not mended: leave `modint.action` out",
+                    "an answer given elsewhere is judged, not corrected: leave `modint.action` out",
                     param="modint.action",
                     code="invalid_value",
                 )
@@ -128,10 +126,10 @@ class Pipeline:
         options = parse_options(field, headers)
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
         if self.settings.guard == "off" and not asks and not always:
-            check_images(incoming.body, self.guard.config.image_limits)
+            check_image_headers(incoming.body, self.guard.config.image_limits)
             return None
         if always and options.action is None:
-            options = replace(options, action=ANNOTATE)  # a verdict alone is mended by no policy
+            options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy
         model = incoming.body["model"]
         if incoming.images and options.mode == "on" and self.noise.is_due(model):
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
@@ -158,67 +156,86 @@ class Pipeline:
             ) from exc
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
-        """The request and its probes; unguarded, once, where the engine refuses what we added to it."""
+        """The request and its probes; unguarded, once, if the engine refuses what we added to it."""
+        examination = self._examine(plan, record)
+        guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
-            if incoming.stream:
-                await self._guarded_stream(plan, record, wire, debug)
-            else:
-                await self._guarded_whole(plan, record, wire, debug)
+            async with examination:
+                await guarded(examination, record, wire, debug)
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self.guard.may_refuse_ours(plan, exc):
+            if wire.streaming or not examination.refused_ours(exc):
                 raise
-            record.report = self._unscored(plan, "upstream_error")
+            record.report = unscored(plan, "upstream_error")
             await self._plain(CHAT, incoming, record, wire, debug)
 
-    async def _guarded_whole(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
-        answered: Answered = asyncio.get_running_loop().create_future()
-        async with one_task_group() as group:
-            probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
-            with record.waiting():
-                completion = json_object(
-                    await self.upstream.post(CHAT, orjson.dumps(self.guard.main_body(plan)))
-                )
-            answered.set_result(_read(partial(reply_of, completion)))
-            replies = await probing
+    async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
+        with record.waiting():
+            completion = json_object(await self.upstream.post(CHAT, orjson.dumps(examination.body)))
         record.usage = completion.get("usage")
-        read = partial(reply_of, completion)
-        report = self._judged(plan, read, replies, record)
-        policy = self._policy(plan)
-        report = record.report = await self._mended(plan, policy, read, replies, report, record)
-        if annotate.is_withheld(report, policy.abstain_as):
+        report = await self._report_on(examination, partial(reply_of, completion), record)
+        record.report = report
+        if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
-        shown = served(strip_added(completion, plan.asked), report.mitigation)
+        shown = served(examination.strip(completion), report.mitigation)
         await wire.respond(_json(annotate.annotated(shown, report), annotate.headers_of(report, debug=debug)))
 
-    async def _guarded_stream(self, plan: Plan, record: Record, wire: Wire, debug: bool) -> None:
-        """Text at once, unless the policy holds it until it was judged and perhaps mended."""
-        answered: Answered = asyncio.get_running_loop().create_future()
-        answer, policy = StreamReply(), self._policy(plan)
+    async def _guarded_stream(
+        self, examination: Examination, record: Record, wire: Wire, debug: bool
+    ) -> None:
+        """Text at once, unless the policy holds it until it was judged and perhaps corrected."""
+        answer, policy = StreamReply(), examination.policy
         held = HeldWire(wire) if policy.action != ANNOTATE and policy.stream == "buffer" else None
 
         def strip(chunk: JSON) -> JSON:
             answer.feed(chunk)
-            return strip_added(chunk, plan.asked)
+            return examination.strip(chunk)
 
-        async with one_task_group() as group:
-            probing = group.create_task(self.guard.probe(plan, self._probe_call, answered=answered))
+        async def judge(finish: JSON) -> JSON:
+            with record.holding():
+                report = await self._report_on(examination, answer.reply, record)
+            record.report = report = _delivered(report, held)
+            if held is not None and held.held:
+                await self._release(held, finish, policy, report, record, debug)
+            return annotate.annotated(annotate.finished(finish, report), report)
 
-            async def judge(finish: JSON) -> JSON:
-                answered.set_result(_read(answer.reply))
-                with record.holding():
-                    replies = await probing
-                    report = self._judged(plan, answer.reply, replies, record)
-                    report = await self._mended(plan, policy, answer.reply, replies, report, record)
-                record.report = report = _delivered(report, held)
-                if held is not None and held.held:
-                    await self._release(held, finish, policy, report, record, debug)
-                return annotate.annotated(annotate.finished(finish, report), report)
+        body = orjson.dumps(examination.body)
+        await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge)
 
-            body = orjson.dumps(self.guard.main_body(plan))
-            await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge)
-            probing.cancel()
+    async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
+        """Judges an answer given by the caller, under the distribution that the model itself has there."""
+        if plan.skip:
+            return skipped(plan)
+        if not plan.schedule.top_logprobs:
+            return unscored(plan, "no_logprobs")
+        async with self._examine(plan, record, given=answer) as examination:
+            with record.waiting():
+                completion = await self.upstream.complete(examination.body)
+            return await self._report_on(examination, partial(reply_of, completion), record)
+
+    def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
+        """Views and rungs go through the probe slots; corrections are paid for by the request's key."""
+        return self.guard.examine(
+            plan,
+            self._probe_call,
+            usable=self.attachment.usable,
+            budget=self.budget.of(record.key_digest),
+            given=given,
+        )
+
+    async def _report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
+        """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
+        report = await examination.report_on(read)
+        answer = examination.answer
+        try:
+            if answer is not None and answer.top:
+                record.coverage = 1.0 - tail(probabilities(answer.top))
+            if report.noise is not None and examination.given is None:
+                self.noise.measured(examination.plan.body["model"], report.noise)
+        except Exception:  # noqa: BLE001 - the answer comes first
+            LOGGER.exception("measuring_failed")
+        return report
 
     async def _release(
         self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
@@ -299,79 +316,6 @@ class Pipeline:
             record.token_seen()
         return chunk
 
-    async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
-        """Judges an answer given by the caller, under the distribution that the model itself has there."""
-        if plan.skip:
-            return self._skipped(plan)
-        if not plan.top_logprobs:
-            return self._unscored(plan, "no_logprobs")
-        async with one_task_group() as group:
-            probing = group.create_task(self.guard.probe(plan, self._probe_call))
-            with record.waiting():
-                completion = await self.upstream.complete(self.guard.own_body(plan))
-            replies = await probing
-        return self._judged(plan, partial(reply_of, completion), replies, record, given=answer)
-
-    def _judged(
-        self,
-        plan: Plan,
-        read: Callable[[], Reply],
-        replies: Replies,
-        record: Record,
-        *,
-        given: str | None = None,
-    ) -> Report:
-        """Score and policy. The answer is already there: whatever goes wrong here must not take it away."""
-        try:
-            reply = read()
-            if reply.top:
-                record.coverage = 1.0 - tail(probabilities(reply.top))
-            if given is not None:
-                return self.guard.judge_given(plan, given, reply, replies)
-            report = self.guard.judge(plan, reply, replies)
-            if report.noise is not None:
-                self.noise.measured(plan.body["model"], report.noise)
-            return report
-        except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
-            LOGGER.exception("judging_failed")
-            return self._unscored(plan, "incomplete", replies)
-
-    def _policy(self, plan: Plan) -> Policy:
-        """What is done about a flagged answer; an adapter that is not to be had is taken out of it."""
-        policy = self.guard.policy_of(plan)
-        return policy if self.attachment.usable(policy.robust) else replace(policy, robust="")
-
-    async def _mended(
-        self,
-        plan: Plan,
-        policy: Policy,
-        read: Callable[[], Reply],
-        replies: Replies,
-        report: Report,
-        record: Record,
-    ) -> Report:
-        """The report with what was tried about a flagged answer, within what its key may spend."""
-        if policy.action == ANNOTATE or report.verdict.state is not State.FLAGGED:
-            return report
-        granted, unspent = self.budget.take(record.holder, policy.max_tokens), 0
-        try:  # of what a cancelled request was granted nothing comes back: nobody knows what it spent
-            report = await self.guard.mitigate(
-                plan, read(), replies, report, self._probe_call, policy=policy, max_tokens=granted
-            )
-            unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
-        except Exception:  # noqa: BLE001 - the boundary named in the file's first lines
-            LOGGER.exception("mitigation_failed")
-        finally:
-            self.budget.give_back(record.holder, unspent)
-        return report
-
-    def _unscored(self, plan: Plan, reason: str, replies: Replies | None = None) -> Report:
-        return self.guard.unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
-
-    def _skipped(self, plan: Plan) -> Report:
-        """The report of a request that will not be probed, and why."""
-        return self.guard.unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
-
     async def _probe_call(self, body: JSON) -> JSON:
         async with self._slot(body["model"]):
             return await self.upstream.complete(body)
@@ -385,14 +329,6 @@ class Pipeline:
             yield
         finally:
             self.probe_slots.release()
-
-
-def _read(read: Callable[[], Reply]) -> Reply | None:
-    """The answer, or None where it has not OpenAI's shape: the judging will say so."""
-    try:
-        return read()
-    except EndpointError:
-        return None
 
 
 def _delivered(report: Report, held: HeldWire | None) -> Report:

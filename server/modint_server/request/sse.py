@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: cut a stream into events without changing it, read and write their data."""
+"""Server-sent events as bytes: cuts a stream into events unchanged, reads their data, writes new ones."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -14,35 +14,33 @@ _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class BrokenStreamError(EndpointError):
-    """An event that never ends or whose data is no JSON object."""
+    """The engine's stream is damaged: an event without an end, or with data that is no JSON object."""
 
 
 class Splitter:
-    """Feeds on whatever the socket gave; yields whole events, their blank line included."""
+    """Collects the pieces of a stream and cuts them into whole events, with the blank line at their end."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
         self._searched = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        """The events that are complete with this piece; raises BrokenStreamError if one is too long."""
         self._rest += data
         while end := _END.search(self._rest, self._searched):
             event = bytes(self._rest[: end.end()])
             del self._rest[: end.end()]
             self._searched = 0
             yield event
-        self._searched = max(0, len(self._rest) - 3)  # a blank line may be cut in two
+        self._searched = max(
+            0, len(self._rest) - 3
+        )  # a blank line may begin in one piece and end in the next
         if len(self._rest) > MAX_EVENT_BYTES:
             raise BrokenStreamError(f"an event of the upstream is longer than {MAX_EVENT_BYTES} bytes")
 
-    @property
-    def rest(self) -> bytes:
-        """What is left of an event that was cut short."""
-        return bytes(self._rest)
-
 
 async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Whole events until [DONE], which comes last; raises BrokenStreamError if the stream ends without it."""
+    """The events of a stream, of which the last is [DONE]; raises BrokenStreamError if that never comes."""
     splitter = Splitter()
     async for piece in pieces:
         for event in splitter.feed(piece):
@@ -53,12 +51,13 @@ async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def data_of(event: bytes) -> bytes | None:
-    """The data lines of an event, joined; None for a comment or an event without data."""
+    """The data of an event, its lines joined; None for a comment or an event without data."""
     lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
 
 
 def is_done(event: bytes) -> bool:
+    """Whether an event is [DONE], the end of the stream."""
     return data_of(event) == b"[DONE]"
 
 
@@ -74,4 +73,5 @@ def chunk_of(data: bytes) -> JSON:
 
 
 def frame(chunk: JSON) -> bytes:
+    """An event with this data."""
     return b"data: " + orjson.dumps(chunk) + b"\n\n"

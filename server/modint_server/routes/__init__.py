@@ -1,1 +1,1 @@
-"""The routes, one file each; a path that is not here does not exist for clients."""
+"""The routes, one file each. No other path of the engine can be reached through the gateway."""

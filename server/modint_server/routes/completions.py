@@ -1,4 +1,4 @@
-"""POST /v1/completions: forwarded as it is, there is no image in it to examine."""
+"""POST /v1/completions: forwarded as it is, since it holds no image to examine."""
 
 from fastapi import APIRouter, Request, Response
 

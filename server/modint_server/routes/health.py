@@ -1,4 +1,4 @@
-"""GET /livez (the process answers), /readyz (requests will be, or why not), /metrics, /engine/metrics."""
+"""GET /livez (the process runs), /readyz (it answers requests, or why not), /metrics, /engine/metrics."""
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -23,19 +23,20 @@ async def readyz(request: Request) -> Response:
     attachment = gateway.attachment
     reasons = ["the gateway is shutting down"] if gateway.draining else []
     reasons += attachment.reasons
-    found = attachment.capabilities
-    told = [*(found.problems if found else ()), *attachment.adapter_problems, *_gain(gateway)]
+    capabilities = attachment.capabilities
+    problems = capabilities.problems if capabilities else ()
+    notes = [*problems, *attachment.adapter_problems, *_gain_notes(gateway)]
     body = {
         "status": "not ready" if reasons else "ok",
         "reasons": reasons,
-        "capabilities": found.to_json() if found else None,
-        "adapters": {name: one.to_json() for name, one in attachment.selftest.adapters.items()},
-        "notes": [note for note in told if note not in reasons],
+        "capabilities": capabilities.to_json() if capabilities else None,
+        "adapters": {name: result.to_json() for name, result in attachment.selftest.adapters.items()},
+        "notes": [note for note in notes if note not in reasons],
     }
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
 
 
-def _gain(gateway: Gateway) -> list[str]:
+def _gain_notes(gateway: Gateway) -> list[str]:
     gain = gateway.settings.image_attention
     return [] if gain == 1.0 else [f"attention to pictures is scaled by {gain:g} (experimental)"]
 
@@ -48,7 +49,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/engine/metrics")
 async def engine_metrics(request: Request) -> Response:
-    """vLLM's own: an engine that `serve` started listens on a private socket, out of a scraper's reach."""
+    """vLLM's own metrics: no scraper reaches the private socket of an engine that `serve` started."""
     gateway: Gateway = request.app.state.gateway
     try:
         page = await gateway.pipeline.upstream.metrics()

@@ -1,10 +1,10 @@
-"""GET /v1/models: the base and its adapters, each adapter with the base as its `parent`."""
+"""GET /v1/models: the base and its adapters; an adapter's `parent` is the base."""
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from modint_guard.errors import RequestError
-from modint_server.engine.upstream import Model
+from modint_server.engine.capabilities import Model
 from modint_server.errors import unavailable
 from modint_server.request.gateway import Gateway
 

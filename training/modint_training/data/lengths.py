@@ -7,14 +7,13 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from modint_guard.data import DataSet
+from modint_guard.data import DataSet, numbers_of_each
 from modint_guard.data.item import FAMILIES, Item
 from modint_guard.data.perturb import REGISTRY, applicable, clean_view, perturb
 from modint_guard.data.samples import Sample
 from modint_guard.errors import DataError
 from modint_training.data.batches import SOME_PICTURE, Pools, number_of, too_long, twin_rng
 from modint_training.data.collate import encode
-from modint_training.data.reading import numbers_of_each
 from modint_training.data.sampler import Quotas, Slot
 from modint_training.data.twins import fits, twin_kind
 from modint_training.method.families import vision_of

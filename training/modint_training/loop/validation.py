@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modint_guard.data import DataSet
+from modint_guard.data import DataSet, first_of_each
 from modint_guard.data.item import Item, is_right
 from modint_guard.data.perturb import CLEAN, clean_view, perturb
 from modint_training.data.collate import Encoded, collate, encode
-from modint_training.data.reading import first_of_each
 from modint_training.data.twins import fits
 from modint_training.method.families import family_of
 from modint_training.method.losses import cross_entropies

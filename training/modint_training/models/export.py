@@ -248,9 +248,9 @@ def _judged(run: Mapping[str, Any]) -> str:
 
 
 def _evaluating(recipe: Mapping[str, Any]) -> str:
-    """The command that evaluates it."""
+    """The command that measures it."""
     model = "FOLDER" if recipe["kind"] == "full" else f"{recipe['base']} --adapter FOLDER"
-    return f"modint-guard evaluate --model {model} --data FILE --output report.json"
+    return f"modint-guard diagnose FILE --local --model {model} --output report"
 
 
 def _made(run: Mapping[str, Any]) -> str:
@@ -269,7 +269,7 @@ def _made(run: Mapping[str, Any]) -> str:
 def _serving(recipe: Mapping[str, Any]) -> str:
     """How it is served; where the figures that vLLM and the gateway gave are."""
     if not recipe["servable"]:
-        return "vLLM does not serve it: evaluate it with `modint-guard evaluate`."
+        return "vLLM does not serve it: measure it with `modint-guard diagnose --local`."
     if recipe["kind"] == "full":
         return "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it."
     shipped = recipe["name"] == ADAPTER

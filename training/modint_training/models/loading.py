@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from modint_guard.errors import AdapterError, ConfigError
-from modint_guard.models import located
+from modint_guard.models import is_adapter, located
 from modint_guard.types import Complete
 from modint_training.method.families import family_of
+from modint_training.models.image_attention import image_attention as scaled_image_attention
 from modint_training.models.local import complete_of
 from modint_training.recipe import TuneRecipe
 
@@ -29,24 +32,13 @@ def revision(folder: Path) -> str | None:
     return digest.hexdigest()[:12] if files else None
 
 
-def adapter_config(name: str) -> Path:
-    """Where an adapter of this name has PEFT's file, whether or not it exists."""
-    return located(name) / "adapter_config.json"
-
-
-def is_model(name: str) -> bool:
-    """Whether this is a bundled model's name or a model folder, and no adapter's."""
-    return (located(name) / "config.json").is_file() and not adapter_config(name).is_file()
-
-
 def adapter_folder(name: str) -> Path:
     """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
-    folder = located(name)
-    if not adapter_config(name).is_file():
+    if not is_adapter(name):
         raise AdapterError(
             f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
         )
-    return folder
+    return located(name)
 
 
 def with_adapter(net: Any, adapter: str, base: str) -> Any:
@@ -74,9 +66,16 @@ def _base_revision(folder: Path) -> str | None:
     return json.loads(record.read_text("utf-8")).get("base_revision") if record.is_file() else None
 
 
-def local_model(name: str) -> Complete:
-    """A bundled model's name or a model folder, `+` and an adapter's behind it, as a `Complete`."""
-    return complete_of(*loaded(*name.partition("+")[::2]))
+@contextmanager
+def local_model(model: str, adapter: str | None, *, image_attention: float) -> Iterator[Complete]:
+    """A bundled model or a model folder as a `Complete`, with an adapter if one is named.
+
+    image_attention: how strongly it attends to pictures, 1 as it was trained. Raises ConfigError for a model
+    or adapter that is not there, and for a model whose attention cannot be scaled.
+    """
+    net, processor = loaded(model, adapter)
+    with scaled_image_attention(net, image_attention):
+        yield complete_of(net, processor)
 
 
 def loaded(model: str, adapter: str | None) -> tuple[Any, Any]:

@@ -1,0 +1,242 @@
+"""One request under examination: one object holds its plan, its probes, its answer and its policy.
+
+    async with Examination(plan, complete, judge) as examination:    the first views are sent
+        completion = await complete(examination.body)                the request, as it goes to the engine
+        report = await examination.report_on(lambda: reply_of(completion))    judged, and corrected
+
+Leaving the context cancels whatever is still under way. Whatever goes wrong in here, the answer that the
+engine gave is not lost: a failing probe or verdict makes the report `unscored`, a failing correction leaves
+the answer as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Protocol, Self
+
+from modint_guard.chat.reply import reply_of, strip_added
+from modint_guard.errors import EndpointError
+from modint_guard.judge import Judge, unscored
+from modint_guard.judging import scoring
+from modint_guard.mitigation import ladder
+from modint_guard.mitigation.policy import Policy
+from modint_guard.mitigation.rungs import FlaggedAnswer
+from modint_guard.plan import main_body, policy_of, view_body
+from modint_guard.probing import regenerate, schedule
+from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
+from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, Report, State
+
+_NOT_OURS = (401, 408, 429)  # refusals that no other body would change
+logger = logging.getLogger(__name__)
+
+
+class Budget(Protocol):
+    """What corrections may cost the client that sent the request, in tokens."""
+
+    def take(self, wanted: int) -> int:
+        """Set aside up to `wanted` tokens, and say how many."""
+
+    def give_back(self, tokens: int) -> None:
+        """Return what was set aside and not spent; below 0 what was spent beyond it."""
+
+
+class Unlimited:
+    """A budget without end."""
+
+    def take(self, wanted: int) -> int:
+        """All of it."""
+        return wanted
+
+    def give_back(self, tokens: int) -> None:
+        """Nothing to keep."""
+
+
+class Examination:
+    """One request, its views and its answer, as an async context.
+
+    plan: what is to be done. body: what goes to the engine. policy: what is done about a flagged answer.
+    answer: as it was read by `report_on`; None before that, and if it could not be read. given: the answer
+    from elsewhere that is judged, if it is not the engine's own.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        complete: Complete,
+        judge: Judge,
+        *,
+        policy: Policy | None = None,
+        budget: Budget | None = None,
+        given: str | None = None,
+    ) -> None:
+        """complete: sends a body to the engine, for views and rungs. policy: that of the request if None.
+        given: an answer from elsewhere that is judged in place of the model's own; `body` then asks for the
+        first words of the model's own answer, all views are sent at once, and nothing is corrected.
+        """
+        self.plan = plan
+        self.policy = policy or policy_of(plan.chat, plan.options, judge.config)
+        self.body = (
+            main_body(plan)
+            if given is None
+            else view_body(plan.body, plan.schedule.top_logprobs, judge.config)
+        )
+        self.answer: Reply | None = None
+        self._complete, self._judge = complete, judge
+        self._budget = budget or Unlimited()
+        self.given = given
+        self._future_answer: FutureAnswer | None = None
+        self._probing: asyncio.Task[Replies] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self.plan.views:
+            if self.given is None:
+                self._future_answer = asyncio.get_running_loop().create_future()
+            asking = probe(self.plan, self._judge, self._complete, future_answer=self._future_answer)
+            self._probing = asyncio.create_task(asking)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._probing is not None:
+            await cancel_and_wait([self._probing])
+
+    def refused_ours(self, error: EndpointError) -> bool:
+        """Whether the engine refused `body` and that may be for what we added to the client's own."""
+        refused = error.status is not None and 400 <= error.status < 500
+        return refused and error.status not in _NOT_OURS and self.body != self.plan.body
+
+    def strip(self, document: JSON) -> JSON:
+        """A completion or chunk without what only we asked for."""
+        return strip_added(document, self.plan.asked)
+
+    async def report_on(self, read: Callable[[], Reply]) -> Report:
+        """The report on the engine's answer, once it is complete. Raises nothing but CancelledError.
+
+        read: gives the answer; it may raise, and the answer is unscored then.
+        """
+        self.answer = self._read(read)
+        if self._future_answer is not None:
+            self._future_answer.set_result(self.answer)
+        replies = await self._replies()
+        report = self._judged(replies)
+        return report if self.given is not None else await self._corrected(report, replies)
+
+    def _read(self, read: Callable[[], Reply]) -> Reply | None:
+        try:
+            return read()
+        except Exception:
+            logger.exception("the answer could not be read")
+            return None
+
+    async def _replies(self) -> Replies:
+        if self._probing is None:
+            return {}
+        try:
+            return await self._probing
+        except Exception:
+            logger.exception("the probes failed")
+            return {}
+
+    def _judged(self, replies: Replies) -> Report:
+        """What is said of the answer; a failure of ours must not take the answer away."""
+        if self.answer is None:
+            return unscored(self.plan, "incomplete", replies)
+        try:
+            if self.given is not None:
+                return self._judge.report_on_given(self.plan, self.given, self.answer, replies)
+            return self._judge.report(self.plan, self.answer, replies)
+        except Exception:
+            logger.exception("the answer could not be judged")
+            return unscored(self.plan, "incomplete", replies)
+
+    async def _corrected(self, report: Report, replies: Replies) -> Report:
+        """The report with what was tried about a flagged answer, within the budget."""
+        if self.answer is None or not _is_to_be_corrected(report, self.policy):
+            return report
+        granted, unspent = self._budget.take(self.policy.max_tokens), 0
+        try:  # of what a cancelled request was granted nothing comes back: nobody knows what it spent
+            report = await mitigate(
+                self.plan,
+                self._judge,
+                self.answer,
+                replies,
+                report,
+                self._complete,
+                policy=self.policy,
+                max_tokens=granted,
+            )
+            unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
+        except Exception:
+            logger.exception("the correction failed")
+        finally:
+            self._budget.give_back(unspent)
+        return report
+
+
+async def probe(
+    plan: Plan, judge: Judge, complete: Complete, *, future_answer: FutureAnswer | None = None
+) -> Replies:
+    """The replies to the views of a plan (`schedule` says when each is sent), by name. Raises nothing but
+    CancelledError.
+
+    future_answer: the answer, once it is complete. Without it all views are sent at once.
+    """
+    config = judge.config
+    corrects = policy_of(plan.chat, plan.options, config).action != ANNOTATE
+    settles = partial(judge.settles, plan, corrects=corrects)
+    replies = await schedule.ask(plan.schedule, complete, settles=settles, future_answer=future_answer)
+    answer = await asyncio.shield(future_answer) if future_answer is not None and config.regenerate else None
+    if answer is None:
+        return replies
+    plan = judge.informed(plan, replies)
+    is_open = partial(regenerate.should_regenerate, plan, answer, partial(judge.score, plan, answer, replies))
+    if not schedule.false_on_error(is_open, "the first word"):
+        return replies
+    return await regenerate.ask(plan, complete, answer, replies)
+
+
+async def mitigate(
+    plan: Plan,
+    judge: Judge,
+    answer: Reply,
+    replies: Replies,
+    report: Report,
+    complete: Complete,
+    *,
+    policy: Policy,
+    max_tokens: int | None = None,
+) -> Report:
+    """The report with what was tried about a flagged answer; as it is if there is nothing to do.
+
+    max_tokens: a further limit on what it may cost. Raises nothing but CancelledError: a failing rung leaves
+    the original answer.
+    """
+    if not _is_to_be_corrected(report, policy):
+        return report
+    case = FlaggedAnswer(
+        plan=plan,
+        answer=answer,
+        replies=scoring.comparable(answer, replies),
+        report=report,
+        min_option_mass=judge.config.thresholds.min_option_mass,
+    )
+    examine = partial(_examined, judge)
+    mitigation = await ladder.climb(case, policy, complete, examine, max_tokens=max_tokens)
+    return replace(report, action=mitigation.action, mitigation=mitigation)
+
+
+async def _examined(judge: Judge, plan: Plan, complete: Complete) -> tuple[Reply, Report]:
+    """A request asked and judged, and not corrected. Raises EndpointError if it gets no answer."""
+    async with Examination(plan, complete, judge, policy=Policy()) as examination:
+        answer = reply_of(await complete(examination.body))
+        return answer, await examination.report_on(lambda: answer)
+
+
+def _is_to_be_corrected(report: Report, policy: Policy) -> bool:
+    return policy.action != ANNOTATE and report.verdict.state is State.FLAGGED

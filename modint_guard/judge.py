@@ -1,0 +1,222 @@
+"""From replies to a report: the features of an answer, its verdict, and what the report says. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from modint_guard.config import GuardConfig
+from modint_guard.judging import scoring, verdict
+from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.risk import Thresholds
+from modint_guard.judging.self_ask import by_self_ask
+from modint_guard.judging.text_match import is_short, score_words, words_result
+from modint_guard.probing import regenerate
+from modint_guard.types import (
+    CELLS,
+    FIRST_TOKEN,
+    NEUTRAL_IMAGE,
+    NO_CONTEXT,
+    NOOP,
+    REGENERATED,
+    SELF_ASKED,
+    Chat,
+    Failure,
+    Plan,
+    ProbeResult,
+    Relevant,
+    RelevantSource,
+    Replies,
+    Reply,
+    Report,
+    Score,
+    State,
+    Verdict,
+)
+
+NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
+NOTE_BY_FIRST = "Settled by the first probe; the other cells were not asked. `modint.probes` asks for them."
+NOTE_BY_EACH = "Decided by what each modality alone says; what neither would say was not asked."
+NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by generating them again."
+NOTE_UNLISTED = (
+    "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
+)
+NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Judges answers by the constants of `config`, and by those of a calibration for the models that have
+    one; `calibrations` by served name.
+    """
+
+    config: GuardConfig = field(default_factory=GuardConfig)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+
+    def report(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
+        """Score the replies against the answer and decide."""
+        if reason := plan.skip or answer.skip:
+            return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
+        if plan.schedule.method == REGENERATED and plan.views:
+            return self._by_words(plan, answer, replies)
+        if not plan.schedule.top_logprobs:
+            return unscored(plan, "no_logprobs", replies=None)
+        plan = self.informed(plan, replies)
+        if regenerate.whole_replies(replies) and (report := self._by_whole_views(plan, answer, replies)):
+            return report
+        score = self.score(plan, answer, replies)
+        assert score is not None
+        thresholds, is_fitted = self._thresholds(plan, score)
+        decided = verdict.decide(score, plan.relevant, thresholds, has_context=_has_context(plan.chat))
+        # What a calibration promises, it promises of answers of one token, or of answers scored whole.
+        calibrated = is_fitted and not score.partial and decided.risk is not None
+        return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
+
+    def report_on_given(self, plan: Plan, given: str, own: Reply, replies: Replies) -> Report:
+        """Judge an answer that was given elsewhere.
+
+        own: the model's reply to the unchanged request, asked as briefly as a view; its distribution is that
+        of the request, and y is the first word of `given`. Unscored if neither it nor a view lists that word.
+        """
+        word = scoring.first_word(given, [option.label for option in plan.chat.options])
+        skip = None if own.skip == "empty_answer" else own.skip
+        report = self.report(plan, replace(own, text=given, token=word, skip=skip), replies)
+        if skip or plan.skip or not own.top or scoring.is_listed(word, (own, *replies.values())):
+            return report
+        reason = report.verdict.reason if report.verdict.state is State.UNSCORED else "incomplete"
+        unlisted = unscored(plan, reason or "incomplete", replies)
+        return replace(unlisted, notes=(*unlisted.notes, NOTE_UNLISTED))
+
+    def score(self, plan: Plan, answer: Reply, replies: Replies) -> Score | None:
+        """All features of the answer; None if nothing was probed."""
+        if plan.skip or not plan.schedule.top_logprobs:
+            return None
+        thresholds = scoring.with_noise_floor(self.config.thresholds, plan.noise)
+        return scoring.score(answer, replies, plan.chat, thresholds)
+
+    def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
+        """Whether the views that were asked so far suffice for a verdict, and, with `corrects`, for a
+        correction of the answer.
+        """
+        plan = self.informed(plan, replies)
+        score = None if answer.skip else self.score(plan, answer, replies)
+        if score is None:
+            return False
+        thresholds, _ = self._thresholds(plan, score)
+        return verdict.early_verdict(score, plan.relevant, thresholds, mends=corrects) is not None
+
+    def informed(self, plan: Plan, replies: Replies) -> Plan:
+        """The plan with the relevance that the model itself named, if it was asked and is sure."""
+        reply = replies.get(SELF_ASKED)
+        if not isinstance(reply, Reply):
+            return plan
+        relevant = by_self_ask(reply, self.config.self_ask_confident)
+        source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
+        return replace(plan, relevant=relevant, relevant_source=source)
+
+    def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
+        """The constants for this request, and whether they were fitted for its model."""
+        own = self.calibrations.get(str(plan.body.get("model")))
+        fits = own is not None and own.method == score.method
+        fitted = own.thresholds(plan.relevant, self.config.thresholds) if own and fits else None
+        thresholds = fitted or self.config.thresholds
+        if plan.schedule.early_stop:  # below flag_at nothing is flagged as text or image
+            thresholds = replace(thresholds, clear_below=thresholds.flag_at)
+        return thresholds, fitted is not None
+
+    def _by_words(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
+        """Judge by the words of answers that were generated again; a verdict without a risk."""
+        if not is_short(answer):
+            report = unscored(plan, "no_logprobs", replies)
+            return replace(report, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
+        compared = replies if plan.schedule.method == REGENERATED else regenerate.whole_replies(replies)
+        score = score_words(answer, compared, plan.chat)
+        lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0)
+        decided = verdict.decide(score, plan.relevant, lenient, has_context=_has_context(plan.chat))
+        if decided.state is State.FLAGGED and NOOP in score.missing:
+            decided = Verdict(State.UNSCORED, reason=score.missing[NOOP])
+        return self._report(plan, answer, replies, score, replace(decided, risk=None))
+
+    def _by_whole_views(self, plan: Plan, answer: Reply, replies: Replies) -> Report | None:
+        """Judge a short answer of several words by the views that were generated whole; None if too few
+        were.
+        """
+        if regenerate.is_complete(plan, replies):
+            return self._by_words(plan, answer, replies)
+        if not regenerate.says_the_same(plan, answer, replies):
+            return None
+        score = score_words(answer, regenerate.whole_replies(replies), plan.chat)
+        return self._report(plan, answer, replies, score, Verdict(State.PASS))
+
+    def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, decided: Verdict) -> Report:
+        noise = max(plan.noise, score.noise or 0.0)
+        thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
+        replies = scoring.comparable(answer, replies)
+        longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
+        return Report(
+            verdict=decided,
+            relevant=plan.relevant,
+            relevant_source=plan.relevant_source,
+            examined=_examined(score),
+            influence_text=score.influence_text,
+            influence_image=score.influence_image,
+            synergy=score.synergy,
+            relative_entropy=score.relative_entropy,
+            noise=score.noise,
+            image_only=score.image_only,
+            text_only=score.text_only,
+            probes=tuple(_row(name, answer, reply, plan, thresholds) for name, reply in replies.items()),
+            method=score.method,
+            notes=(
+                *plan.notes,
+                *((NOTE_FIRST_TOKEN,) if longer else ()),
+                *_saved(plan, replies),
+                *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
+            ),
+        )
+
+
+def skipped(plan: Plan) -> Report:
+    """The report on a request that is not probed; its reason is the plan's."""
+    return unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
+
+
+def unscored(plan: Plan, reason: str, replies: Replies | None = None) -> Report:
+    """The report on an answer that ought to have been compared and was not; one of UNSCORED_REASONS."""
+    return unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
+
+
+def unjudged(plan: Plan, decided: Verdict, replies: Replies | None = None) -> Report:
+    """The report on an answer that was not compared; the probes that ran are named with their cost."""
+    return Report(
+        verdict=decided,
+        relevant=plan.relevant,
+        relevant_source=plan.relevant_source,
+        probes=tuple(scoring.unjudged_result(name, reply) for name, reply in (replies or {}).items()),
+        notes=plan.notes,
+    )
+
+
+def _row(name: str, answer: Reply, reply: Reply | Failure, plan: Plan, thresholds: Thresholds) -> ProbeResult:
+    """The report's row of one view."""
+    by_words = plan.schedule.method == REGENERATED or (isinstance(reply, Reply) and reply.whole)
+    if by_words:
+        return words_result(name, answer, reply, plan.chat)
+    return scoring.probe_result(name, answer, reply, plan.chat, thresholds)
+
+
+def _has_context(chat: Chat) -> bool:
+    return chat.context is not None
+
+
+def _saved(plan: Plan, replies: Replies) -> tuple[str, ...]:
+    """What an early stop left out, in words."""
+    if not plan.schedule.may_be_saved - set(replies):
+        return ()
+    return (NOTE_BY_FIRST,) if len(set(CELLS) & set(replies)) == 1 else (NOTE_BY_EACH,)
+
+
+def _examined(score: Score) -> tuple[str, ...]:
+    """The modalities whose removal was compared."""
+    by_cell = {NO_CONTEXT: "text", NEUTRAL_IMAGE: "image"}
+    return tuple(modality for cell, modality in by_cell.items() if cell in score.cells)

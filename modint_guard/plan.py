@@ -1,0 +1,201 @@
+"""What will be done with one request: its split, what ought to decide it, and the views that will be sent."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from modint_guard.chat import relevance
+from modint_guard.chat.eligibility import continues, why_skipped
+from modint_guard.chat.options import parse_options
+from modint_guard.chat.rebuild import with_question_after
+from modint_guard.chat.request import parse
+from modint_guard.config import GuardConfig
+from modint_guard.errors import RequestError
+from modint_guard.judging import verdict
+from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.text_match import MAX_TOKENS
+from modint_guard.mitigation.policy import Policy, policy_for
+from modint_guard.probing.views import ViewMaker, short_body
+from modint_guard.types import (
+    ANNOTATE,
+    CELLS,
+    FIRST_TOKEN,
+    JSON,
+    NEUTRAL_IMAGE,
+    NOOP,
+    PRIOR,
+    REGENERATED,
+    SELF_ASKED,
+    TEACHER_FORCED,
+    Chat,
+    ModintOptions,
+    Plan,
+    Relevant,
+    Schedule,
+    TokenOptions,
+    View,
+)
+
+NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
+NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
+NOTE_GAIN = "The engine scales its attention to pictures by {gain:g} (experimental)."
+
+
+def make_plan(
+    body: JSON,
+    options: ModintOptions | None,
+    config: GuardConfig,
+    makers: Mapping[str, ViewMaker],
+    calibrations: Mapping[str, Calibration],
+    *,
+    max_top_logprobs: int | None = None,
+    forcing: bool = True,
+    noise: float = 0.0,
+) -> Plan:
+    """Split the request, decide which modality ought to decide it, prepare the views.
+
+    max_top_logprobs: what the engine takes at most; with 0 nothing is compared by probabilities. forcing:
+    whether the engine can score a given answer. noise: as `Plan.noise`. Raises RequestError. Decodes every
+    image, which may take tens of milliseconds.
+    """
+    options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
+    chat = parse(body, options, config.image_limits, decode=options.mode == "on")
+    relevant, source = relevance.decide(chat, options, config.relevance_rules)
+    top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
+    early_stop = _stops_early(policy_of(chat, options, config))
+    skip = why_skipped(chat, options)
+    if early_stop and relevant is Relevant.IMAGE and chat.context is None:
+        # Nothing could be corrected, so nothing is asked; one probe of the noise is no reason to.
+        skip = skip or (None if set(options.probes or ()) - {NOOP} else "no_context")
+    regenerate = not top and config.regenerate
+    names = () if skip or not (top or regenerate) else _probe_names(chat, options, config, makers)
+    if regenerate and names and NOOP not in names:
+        names = (*names, NOOP)
+    bodies = {name: makers[name](chat) for name in names}
+    if top and names and relevant is Relevant.UNKNOWN and config.self_ask == "auto":
+        bodies[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
+    views = tuple(View(name, view_body(made, top, config)) for name, made in bodies.items() if made)
+    can_force = forcing and config.teacher_forcing and bool(names) and not continues(chat.body)
+    later = (
+        frozenset()
+        if regenerate
+        else _later(chat, options, relevant, config, calibrations, early_stop=early_stop)
+    )
+    return Plan(
+        body=chat.body,
+        options=options,
+        asked=_token_options(chat.body),
+        chat=chat,
+        relevant=relevant,
+        relevant_source=source,
+        schedule=Schedule(
+            views=views,
+            stages=_stages(views, later, early_stop=early_stop),
+            method=REGENERATED if regenerate else TEACHER_FORCED if can_force else FIRST_TOKEN,
+            early_stop=early_stop,
+            top_logprobs=top,
+            max_forced_tokens=config.max_forced_tokens,
+            forced_logprobs=min(config.forced_logprobs, top),
+            deadline_s=min(options.deadline_s or config.deadline_s, config.max_deadline_s),
+        ),
+        noise=noise,
+        skip=skip,
+        notes=(
+            *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
+            *(() if config.image_attention == 1.0 else (NOTE_GAIN.format(gain=config.image_attention),)),
+            *(NOTE_UNFIT.format(name=name) for name, made in bodies.items() if made is None),
+        ),
+    )
+
+
+def main_body(plan: Plan) -> JSON:
+    """The client's body as it goes to the engine: log-probabilities added, `modint` removed."""
+    schedule = plan.schedule
+    if plan.skip or not schedule.top_logprobs:
+        return plan.body
+    top = max(schedule.top_logprobs, plan.asked.top_logprobs)
+    ids = {"return_token_ids": True} if schedule.method == TEACHER_FORCED else {}
+    return {**plan.body, "logprobs": True, "top_logprobs": top, **ids}
+
+
+def view_body(body: JSON, top_logprobs: int, config: GuardConfig) -> JSON:
+    """A body that asks for the first words only, as every view does."""
+    return short_body(body, config.view_tokens if top_logprobs else MAX_TOKENS, top_logprobs)
+
+
+def policy_of(chat: Chat, options: ModintOptions, config: GuardConfig) -> Policy:
+    """What is done about a flagged answer to this request."""
+    return policy_for(config.policies, str(chat.body.get("model")), chat.question, options.action)
+
+
+def _stops_early(policy: Policy) -> bool:
+    return policy.action != ANNOTATE and policy.early_stop
+
+
+def _later(
+    chat: Chat,
+    options: ModintOptions,
+    relevant: Relevant,
+    config: GuardConfig,
+    calibrations: Mapping[str, Calibration],
+    *,
+    early_stop: bool,
+) -> frozenset[str]:
+    """The views that an early stop may save: all cells but the first."""
+    first = verdict.FIRST_VIEW.get(relevant)
+    own = calibrations.get(str(chat.body.get("model")))
+    own_stop = config.thresholds.clear_below if own is None else own.stops_early(relevant)
+    if first is None or chat.context is None or not (early_stop or own_stop):
+        return frozenset()
+    return frozenset(CELLS) - {first} - frozenset(options.probes or ())
+
+
+def _stages(
+    views: tuple[View, ...], later: frozenset[str], *, early_stop: bool
+) -> tuple[tuple[str, ...], ...]:
+    """The first stage may be empty, no other is. What neither modality would say comes last of all if a
+    policy corrects answers: it can change none that is flagged.
+    """
+    last = later & {PRIOR} if early_stop else frozenset[str]()
+    names = [view.name for view in views]
+    first = tuple(name for name in names if name not in later)
+    second = tuple(name for name in names if name in later - last)
+    third = tuple(name for name in names if name in last)
+    return (first, *(stage for stage in (second, third) if stage))
+
+
+def _probe_names(
+    chat: Chat, options: ModintOptions, config: GuardConfig, makers: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The cells this request has, then the probes it asks for besides."""
+    cells = CELLS if chat.context is not None else (NEUTRAL_IMAGE,)
+    asked = options.probes or ()
+    for name in asked:
+        if name not in makers:
+            raise _unknown_probe(name, tuple(makers))
+    names = (*cells, *(name for name in asked if name not in CELLS))
+    if len(names) > config.max_probes:
+        raise RequestError(
+            f"`modint.probes` comes to {len(names)} probes, the limit is {config.max_probes}.",
+            param="modint.probes",
+            code="too_many_probes",
+        )
+    return names
+
+
+def _token_options(body: JSON) -> TokenOptions:
+    top = body.get("top_logprobs") or 0
+    if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+        raise RequestError("`top_logprobs` must be a whole number, 0 or more.", param="top_logprobs")
+    return TokenOptions(bool(body.get("logprobs")), top, bool(body.get("return_token_ids")))
+
+
+def _unknown_probe(name: str, known: tuple[str, ...]) -> RequestError:
+    near = difflib.get_close_matches(name[:40], known, n=1, cutoff=0.0)[0]
+    return RequestError(
+        f"`modint.probes` names {name[:40]!r}, which is no probe here: did you mean {near!r}?",
+        param="modint.probes",
+        code="unknown_probe",
+    )

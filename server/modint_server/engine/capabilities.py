@@ -1,0 +1,162 @@
+"""What the engine can do: the models that it lists, and what small requests show of them."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from modint_guard.endpoint import TOP_LOGPROBS
+from modint_guard.errors import EndpointError, EndpointTimeout
+from modint_guard.probing.teacher_forcing import forced_body
+from modint_guard.types import JSON
+from modint_server.engine.questions import YES, about_a_picture
+from modint_server.engine.upstream import Upstream
+
+_UNINFORMATIVE = (401, 403, 408, 429)  # refusals that say nothing about what the engine can do
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the engine's model list; `parent` is an adapter's base, None for a base itself."""
+
+    id: str
+    parent: str | None
+    created: int
+    max_model_len: int | None
+
+    def to_json(self) -> JSON:
+        card = {"id": self.id, "object": "model", "created": self.created, "owned_by": "modint-guard"}
+        extra: JSON = {"parent": self.parent}
+        if self.max_model_len is not None:
+            extra["max_model_len"] = self.max_model_len
+        return {**card, **extra}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the engine showed that it can do; `problems` has a sentence for each thing that it cannot."""
+
+    models: tuple[Model, ...]
+    top_logprobs: int  # the most alternatives of a token that it lists; 0 if it gives no log-probabilities
+    images: bool
+    teacher_forcing: bool = False  # whether it scores an answer that is given to it
+    problems: tuple[str, ...] = ()
+
+    @property
+    def logprobs(self) -> bool:
+        return self.top_logprobs > 0
+
+    @property
+    def lora(self) -> tuple[str, ...]:
+        return tuple(model.id for model in self.models if model.parent is not None)
+
+    def to_json(self) -> JSON:
+        return {
+            "models": [model.id for model in self.models],
+            "lora": list(self.lora),
+            "logprobs": self.logprobs,
+            "top_logprobs": self.top_logprobs,
+            "images": self.images,
+            "teacher_forcing": self.teacher_forcing,
+        }
+
+
+def models_of(listed: list[JSON]) -> tuple[Model, ...]:
+    """The entries of the engine's model list, without its paths; a parent that is not listed is none."""
+    ids = {entry["id"] for entry in listed}
+    return tuple(_model(entry, ids) for entry in listed)
+
+
+def _model(entry: JSON, ids: set[str]) -> Model:
+    parent: Any = entry.get("parent")
+    known = isinstance(parent, str) and parent in ids and parent != entry["id"]
+    created, length = entry.get("created"), entry.get("max_model_len")
+    return Model(
+        id=entry["id"],
+        parent=parent if known else None,
+        created=created if isinstance(created, int) else 0,
+        max_model_len=length if isinstance(length, int) else None,
+    )
+
+
+async def check_capabilities(upstream: Upstream, *, timeout_s: float = 120.0) -> Capabilities:
+    """Finds out by small requests what the engine can do: log-probabilities, images, scoring of an answer.
+
+    timeout_s: for each request. Raises EndpointError if the engine cannot be reached or lists no base model.
+    """
+    models = models_of(await upstream.models())
+    base = next((model.id for model in models if model.parent is None), None)
+    if base is None:
+        raise EndpointError("the engine lists no base model: start it with one")
+    top = await _most_logprobs(upstream, base, timeout_s)
+    images = await _tried(upstream, base, about_a_picture(YES), top, timeout_s) is not None
+    problems = [sentence] if (sentence := _shortage(top)) else []
+    if not images:
+        problems.append("the engine refuses images: there is nothing to guard in text alone")
+    # vLLM's CPU engine dies of prompt log-probabilities of an adapter (a shape error in its LoRA arithmetic).
+    # So they are never asked of an engine with adapters: longer answers are judged there at their first word.
+    has_adapters = any(model.parent is not None for model in models)
+    forcing = bool(top) and not has_adapters and await _scores_answers(upstream, base, timeout_s)
+    return Capabilities(models, top, images, forcing, tuple(problems))
+
+
+async def _scores_answers(upstream: Upstream, model: str, timeout_s: float) -> bool:
+    """Whether the engine gives the log-probabilities of a prompt that ends in an answer."""
+    body: JSON = {"model": model, "messages": [{"role": "user", "content": YES}], "temperature": 0}
+    completion = await _answered(upstream, forced_body(body, "yes", 1), timeout_s)
+    try:
+        return completion is not None and "logprob" in next(iter(completion["prompt_logprobs"][-1].values()))
+    except (AttributeError, IndexError, KeyError, TypeError, StopIteration):
+        return False
+
+
+async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> int:
+    """The largest of TOP_LOGPROBS that the engine takes; 0 if it refuses them all or leaves them out."""
+    for top in TOP_LOGPROBS:
+        if (completion := await _tried(upstream, model, YES, top, timeout_s)) is not None:
+            return top if _has_logprobs(completion) else 0
+    return 0
+
+
+def _shortage(top: int) -> str | None:
+    """A sentence about log-probabilities that are missing or few; None if there are enough."""
+    most = TOP_LOGPROBS[0]
+    if not top:
+        return "the engine gives no logprobs: short answers are generated again, longer ones stay unscored"
+    return (
+        f"the engine takes top_logprobs {top}, not {most}: divergences are known less well"
+        if top < most
+        else None
+    )
+
+
+async def _tried(upstream: Upstream, model: str, content: object, top: int, timeout_s: float) -> JSON | None:
+    """A completion of one token; None if the engine refuses such a request. Raises EndpointError."""
+    body: JSON = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    if top:
+        body |= {"logprobs": True, "top_logprobs": top}
+    return await _answered(upstream, body, timeout_s)
+
+
+async def _answered(upstream: Upstream, body: JSON, timeout_s: float) -> JSON | None:
+    """The completion; None if the engine refuses the request itself. Raises EndpointError."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await upstream.complete(body)
+    except TimeoutError as exc:
+        raise EndpointTimeout(f"the engine did not answer one token within {timeout_s:g} s") from exc
+    except EndpointError as exc:
+        if exc.status is not None and 400 <= exc.status < 500 and exc.status not in _UNINFORMATIVE:
+            return None
+        raise
+
+
+def _has_logprobs(completion: JSON) -> bool:
+    try:
+        return bool(completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
+    except (KeyError, IndexError, TypeError):
+        return False

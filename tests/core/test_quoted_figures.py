@@ -1,0 +1,279 @@
+"""Figures in the pages' prose are those of the result files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from modint_guard.data.item import FAMILIES, RELEVANT
+from tests.core.pages import DOCS, README, ROOT, prose
+
+RESULTS = DOCS / "results.md"
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((ROOT / f"bench/results/{name}.json").read_text("utf-8"))["rows"]
+    return rows
+
+
+def measured(name: str, /, **wanted: object) -> dict[str, Any]:
+    """The one row of a result file that holds these values."""
+    (row,) = (row for row in rows_of(name) if wanted.items() <= row.items())
+    return row
+
+
+def interval(row: dict[str, Any], digits: int = 3) -> str:
+    return f"[{row['ci_low']:.{digits}f}, {row['ci_high']:.{digits}f}]"
+
+
+def captioned(model: str, perturbation: str, held_out: str = "no") -> dict[str, Any]:
+    """Image-heavy items under a text perturbation, all forms and sub-tasks."""
+    whole = {"family": "image-heavy", "form": "all", "task": "all", "held_out": held_out}
+    return measured("tinyworld", model=model, perturbation=perturbation, **whole)
+
+
+def counted(row: dict[str, Any], key: str) -> int:
+    n, share = int(row["n"]), float(row[key])
+    return round(n * share)
+
+
+def test_the_readme_counts_lies_and_true_captions() -> None:
+    lie, true = (captioned("tinyworld-base", name) for name in ("misleading_description", "true_description"))
+    adapter = captioned("robust-lora", "misleading_description")
+    wrong = lie["n"] - counted(lie, "accuracy")
+    page = prose(README)
+    assert (
+        f"On {lie['n']} test items with a lying caption the toy model was wrong {wrong} times, and "
+        f"{counted(lie, 'flagged_rate')} of these answers were flagged; on {true['n']} with a true caption "
+        f"it was right {counted(true, 'accuracy')} times, and {counted(true, 'flagged_rate')} were flagged."
+    ) in page
+    assert f"is right on {counted(adapter, 'accuracy')} of the {adapter['n']} lies" in page
+
+
+def test_the_page_of_results_quotes_what_captions_do() -> None:
+    lie, true = (captioned("tinyworld-base", name) for name in ("misleading_description", "true_description"))
+    adapter, reworded = (
+        captioned("robust-lora", "misleading_description", held) for held in ("no", "wording")
+    )
+    page = prose(RESULTS)
+    for quoted in (
+        f"wrong in {lie['n'] - counted(lie, 'accuracy')} of {lie['n']} answers, flagged in "
+        f"{counted(lie, 'flagged_rate')} of {lie['n']}",
+        f"right in {counted(true, 'accuracy')} of {true['n']}, flagged in {counted(true, 'flagged_rate')} of "
+        f"{true['n']}",
+        f"right in {adapter['accuracy']:.3f} {interval(adapter)}; in held-out wordings "
+        f"{reworded['accuracy']:.3f} {interval(reworded)}",
+    ):
+        assert quoted in page
+
+
+def test_the_page_of_results_quotes_detection() -> None:
+    asked = {"model": "tinyworld-base", "held_out": "no", "truth": "interference", "score": "risk"}
+    shown = []
+    for setting in ("text-driven", "image-driven"):
+        row = measured("detection", setting=setting, **asked)
+        shown.append(f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}] {setting}")
+    assert f"AUROC {shown[0]}, {shown[1]}" in prose(RESULTS)
+    wrong = sum(
+        row["wrong"]
+        for row in rows_of("detection_flags")
+        if (row["model"], row["setting"], row["held_out"]) == ("tinyworld-base", "image-driven", "no")
+        and row["kind"] != "needed"
+    )
+    assert f"image-driven detection was measured on {wrong} wrong answers" in prose(RESULTS)
+
+
+def test_the_page_of_results_quotes_the_calibrations_misses() -> None:
+    image, text = (
+        measured("calibration", model="tinyworld-base", relevant=relevant, part="test")
+        for relevant in ("image", "text")
+    )
+    assert image["alpha"] == text["alpha"] == 0.1
+    assert (
+        f"{image['miss_rate']:.3f} of {image['positives']} positives missed if the image ought to decide, "
+        f"{text['miss_rate']:.3f} of {text['positives']} if the text"
+    ) in prose(RESULTS)
+
+
+def test_the_page_of_results_quotes_how_often_the_rules_are_right() -> None:
+    right = [
+        measured("relevance", source="rules", family=family, held_out="no")[RELEVANT[family]]
+        for family in FAMILIES
+    ]
+    assert (
+        f"right for {right[0]:.3f} of image-heavy, {right[1]:.3f} of text-heavy, {right[2]:.3f} of vqa "
+        "questions"
+    ) in prose(RESULTS)
+
+
+@pytest.mark.parametrize("views", ["early stop", "all at once", "one"])
+def test_the_page_of_results_quotes_the_ratios_of_the_latency_table(views: str) -> None:
+    shown = []
+    for prompts in ("short", "padded"):
+        asked = {"views": views, "prompts": prompts, "answers": "32 tokens", "judged_at": "first token"}
+        row = measured("latency", load="open", **asked)
+        shown.append(f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]")
+    assert f"| {' | '.join(shown)} |" in prose(RESULTS)
+
+
+def test_the_pages_quote_what_a_verdict_costs_in_time() -> None:
+    asked = {"views": "early stop", "prompts": "short", "answers": "32 tokens", "judged_at": "first token"}
+    row = measured("latency", load="open", **asked)
+    ratio, low, high = (f"{row[key]:.2f}" for key in ("ratio", "ratio_low", "ratio_high"))
+    for page, quoted in (
+        (RESULTS, f"take {ratio} times as long with the guard (median, 95 % interval {low} to {high})"),
+        (RESULTS, f"| {ratio} times as long [{low}, {high}] |"),
+        (RESULTS, f"**Time**: {ratio} instead of 1.15"),
+        (RESULTS, f"({row['probes']:.1f} probes a request instead of up to 3)"),
+        (README, f"answers of 32 tokens took {ratio} times as long"),
+    ):
+        assert quoted in prose(page)
+
+
+def test_the_pages_quote_what_a_step_of_the_whole_method_takes() -> None:
+    full = measured("training_bench", method="full, T=1")
+    plain = measured("training_bench", method="straightforward full, T=1")
+    page = prose(DOCS / "training-at-scale.md")
+    for quoted in (
+        f"takes {full['times_sft']:.2f} times one of plain SFT (quartiles {full['times_sft_q1']:.2f} and "
+        f"{full['times_sft_q3']:.2f}; counted operations allow {full['bound_times_sft']:.2f})",
+        f"is {full['faster_than_straightforward']:.2f} times as fast as the straightforward one, and wants "
+        f"{full['peak_times_sft']:.1f} times the memory where that wants {plain['peak_times_sft']:.1f}",
+        f"{full['gmac_times_sft']:.2f} times the multiply-adds of plain SFT",
+    ):
+        assert quoted in page
+    assert f"{full['times_sft']:.2f} times one of plain SFT" in prose(RESULTS)
+
+
+def test_the_limits_quote_what_the_adapter_makes_of_needed_captions() -> None:
+    setting = {"setting": "text-driven", "held_out": "no", "kind": "needed"}
+    adapter = measured("detection_flags", model="robust-lora", **setting)
+    base = measured("detection_flags", model="tinyworld-base", **setting)
+    assert base["wrong"] == 0
+    quoted = (
+        f"{adapter['wrong']} of its {adapter['n']} answers were wrong, and none of the base's {base['n']}"
+    )
+    assert quoted in prose(DOCS / "limits.md")
+
+
+def goal(name: str) -> dict[str, Any]:
+    return measured("mitigation_goals", goal=name)
+
+
+def test_the_page_of_results_quotes_how_much_of_the_gap_the_ladder_closes() -> None:
+    text, image = (
+        goal(f"gap closed, {driven}, nothing held out") for driven in ("text-driven", "image-driven")
+    )
+    assert (
+        f"{text['value']:.3f} of the gap closed text-driven, {image['value']:.3f} {interval(image)} "
+        "image-driven"
+    ) in prose(RESULTS)
+
+
+def test_the_page_of_results_quotes_what_mitigation_costs_in_tokens_and_needed_captions() -> None:
+    needed = {"model": "tinyworld-base", "setting": "image-heavy/poor_print/relevant auto", "held_out": "no"}
+    trusting, greedy = (
+        measured("mitigation", policy=policy, **needed)["accuracy"]
+        for policy in ("ladder_trusting", "greedy")
+    )
+    page = prose(RESULTS)
+    for quoted in (
+        f"{goal('tokens, unflagged, short prompts')['value']:.2f} times the tokens over these settings",
+        f"and {goal('computed tokens, unflagged, short prompts')['value']:.2f} with what the engine's cache "
+        "saves",
+        f"computes {goal('computed tokens, unflagged, padded prompts')['value']:.2f} times as many tokens",
+        f"take {goal('tokens, flagged, padded prompts')['value']:.1f} (computed: "
+        f"{goal('computed tokens, flagged, padded prompts')['value']:.1f})",
+        f"was right in {trusting:.2f} of these answers instead of {greedy:.2f}",
+    ):
+        assert quoted in page
+    missed = [
+        row for row in rows_of("mitigation_goals") if "tokens" in row["goal"] and row["verdict"] == "missed"
+    ]
+    assert len(missed) == 4 and "**Tokens** of mitigation: four of eight goals" in page
+
+
+def test_the_page_of_results_quotes_how_often_flagged_answers_went_on_to_the_adapter() -> None:
+    ways: dict[str, list[tuple[str, int]]] = {"short": [], "padded": []}
+    for row in rows_of("mitigation_tokens"):
+        for way in filter(None, (row["rungs"] or "").split("; ")):
+            rungs, often = way.split(": ")
+            ways[row["prompt"]].append((rungs, int(often)))
+    went_on = sum(often for rungs, often in ways["padded"] if "escalate" in rungs)
+    settled = sum(often for rungs, often in ways["short"] if rungs.startswith("neutralise mended"))
+    padded, short = (sum(often for _, often in ways[prompt]) for prompt in ("padded", "short"))
+    page = prose(RESULTS)
+    assert f"for {went_on} of these {padded} the ladder went on to the adapter" in page
+    assert settled == short and f"prompts `neutralise` settled all {short}." in page
+
+
+def ablation(name: str, *cells: tuple[str, str]) -> float:
+    """Mean accuracy of one recipe over its seeds in these cells: perturbation, what is held out."""
+    chosen = [
+        row
+        for row in rows_of("ablation")
+        if row["name"] == name and (row["perturbation"], row["held_out"]) in cells
+    ]
+    return float(sum(row["accuracy"] for row in chosen) / len(chosen))
+
+
+def test_the_page_of_results_quotes_what_each_part_of_the_method_came_to() -> None:
+    lies, pictures = ("misleading_description", "no"), ("contradicting_image", "no")
+    reworded = tuple((name, "wording") for name, _ in (lies, pictures))
+    sft, aug, full, unmasked = (
+        ablation(f"tinyworld-{n}", lies) for n in ("sft", "aug", "full", "full-nomask")
+    )
+    twins, attacked, noisy = (ablation(f"tinyworld-{n}", *reworded) for n in ("aug", "adv", "gaussian"))
+    parts = ("aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper", "sft")
+    beside = [ablation(f"tinyworld-{name}", pictures) for name in parts]
+    base, shipped = (ablation(name, pictures) for name in ("tinyworld-base", "robust-lora"))
+    page = prose(RESULTS)
+    for quoted in (
+        f"lying captions as they were ({sft:.3f} right), perturbed twins bring {aug:.3f}.",
+        f"twins come to {twins:.3f}, with the adversarial loss to {attacked:.3f}, with Gaussian noise in its "
+        f"place to {noisy:.3f}",
+        f"the whole method loses {100 * (full - unmasked):.1f} points under lying captions",
+        f"all stay at {min(beside):.3f} to {max(beside):.3f}, the base is at {base:.3f}",
+        f"is at {shipped:.3f}.",
+    ):
+        assert quoted in page
+
+
+def test_the_page_of_results_quotes_by_how_much_the_adapter_misses_its_goals() -> None:
+    shipped = {"name": "robust-lora", "seed": 0}
+    pictures = measured("ablation", **shipped, perturbation="contradicting_image", held_out="no")
+    lies = measured("ablation", **shipped, perturbation="misleading_description", held_out="wording")
+    vqa = [
+        measured("ablation", name=name, family="vqa", held_out="wording")["accuracy"]
+        for name in ("tinyworld-base", "robust-lora")
+    ]
+    page = prose(RESULTS)
+    for quoted in (
+        f"it is right {-100 * pictures['change']:.1f} points less often than without one",
+        f"held-out wordings {-100 * lies['change']:.1f} points (goal: 3) with "
+        f"{100 * lies['harmful_flip']:.1f} % harmful flips",
+        f"its vqa is up to {100 * (vqa[0] - vqa[1]):.1f} points below the base's",
+    ):
+        assert quoted in page
+
+
+def test_the_page_of_results_quotes_what_a_contradicting_picture_costs_the_base() -> None:
+    whole = {"family": "text-heavy", "task": "all", "form": "all", "held_out": "no"}
+    lost = []
+    for seed in (0, 1):
+        without, beside = (
+            measured("base", seed=seed, perturbation=name, **whole)["accuracy"]
+            for name in ("no_image", "contradicting_image")
+        )
+        lost.append(f"{100 * (without - beside):.1f}")
+    assert f"loses {lost[0]} and {lost[1]} by seed" in prose(RESULTS)
+
+
+def test_the_deployment_page_quotes_the_latency_table() -> None:
+    asked = {"views": "early stop", "prompts": "short", "answers": "32 tokens", "judged_at": "first token"}
+    row = measured("latency", load="open", **asked)
+    seconds, probes, capacity = row["unguarded_ms_p50"] / 1000, row["probes"], row["capacity_per_s"]
+    quoted = f"{seconds:.2f} s, {probes:.1f} and {capacity:.0f} answers of 32 tokens a second"
+    assert quoted in prose(DOCS / "deploy.md")
