@@ -129,7 +129,7 @@ def calibration(
     output: Output = Path("bench/results/calibration.json"),
     scores: Annotated[
         Path, typer.Option(help="Where the scores go that the test of coverage draws from.")
-    ] = Path("tests/training/calibration_scores.jsonl"),
+    ] = Path("tests/bench/calibration_scores.jsonl"),
     count: Count = 200,
     seed: Seed = 0,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,

@@ -17,9 +17,10 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.effects import Answered
 from modint_guard.evaluation.results import write_results
 from modint_guard.models import ADAPTER, BASE, located
-from modint_training.loop.predict import answered, prepare
+from modint_training.loop.predict import first_answers, prepare
 from modint_training.models.loading import load_base, revision
-from modint_training.recipe import TuneRecipe, load_recipe
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 from modint_training.runs import run_recipe
 from modint_training.tinyworld.conditions import Condition
 
@@ -151,7 +152,7 @@ def measure_ablation(
                 with net.disable_adapter() if each.is_base else nullcontext():
                     if not each.is_base:
                         net.set_adapter(each.key)
-                    found[each.key][cell] = answered(net, processor, ready)
+                    found[each.key][cell] = first_answers(net, processor, ready)
                 bar.update()
     write_results(
         output,

@@ -165,7 +165,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not examination.refused_ours(exc):
+            if wire.streaming or not examination.refused_additions(exc):
                 raise
             record.report = unscored(plan, "upstream_error")
             await self._plain(CHAT, incoming, record, wire, debug)

@@ -19,7 +19,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.fit_calibration import calibrate
 from modint_guard.judging.calibration import CALIBRATION, Labelled, read_calibration
 from modint_guard.models import ADAPTER, BASE, bundled
-from tests.training.scores import SCORES
+from tests.bench.scores import SCORES
 
 RESAMPLES = 500
 REFUSED = 500  # draws that may be refused

@@ -21,8 +21,8 @@ from bench.calibrations import (
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.calibration import CALIBRATION, Labelled
 from modint_guard.models import BASE, bundled
+from tests.bench.scores import SCORES
 from tests.core.test_calibration import answers, made
-from tests.training.scores import SCORES
 
 FITTED = made().fitted["image"]  # sigmoid(4 js - 1), flagged from 0.2 on: js of about -0.1 and more
 

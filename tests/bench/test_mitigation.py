@@ -459,7 +459,7 @@ def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:
 
 
 def committed(name: str) -> list[dict[str, Any]]:
-    """The rows of a result file."""
+    """The rows of a committed result file."""
     rows: list[dict[str, Any]] = json.loads((RESULTS / name).read_text("utf-8"))["rows"]
     return rows
 

@@ -40,7 +40,8 @@ from modint_guard.data.item import reply_for
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.effects import Answered, sources
-from modint_training.recipe import TuneRecipe, load_recipe
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 from modint_training.tinyworld.conditions import Condition
 from tests.training.small import save_small_base
 
