@@ -25,7 +25,7 @@ from bench.detection import table as detection_table
 from bench.detection.inputs import DetectionCase, cases, pilot, rarely_misled
 from bench.detection.table import ENOUGH_STATED, Answer, Cost
 from modint_guard.chat.reply import reply_of
-from modint_guard.data.item import Item, is_right, same_as
+from modint_guard.data.item import Item, answer_key, is_right
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError, EndpointError
@@ -320,18 +320,17 @@ async def _sampled(
         *(_timed(complete, body, calls=SAMPLES) for body in bodies)
     )
     choices = [*first["choices"], *second["choices"]]
-    clusters = [same_as(case.item, choice["message"]["content"] or "") for choice in choices]
+    clusters = [answer_key(case.item, choice["message"]["content"] or "") for choice in choices]
     return clusters, five, five.beside(more)
 
 
 async def _varied(case: DetectionCase, model: str, complete: Complete) -> tuple[list[str], Cost]:
-    """Answers to more and more blurred pictures with other and other wordings, by their clusters; their
-    cost."""
+    """The clusters of answers to more and more blurred pictures and other wordings, and their cost."""
     variants = [baselines.blurred(reworded(case.item, by), by) for by in range(1, VARIANTS + 1)]
     answers = await asyncio.gather(
         *(_timed(complete, request_for(item, model), calls=1) for item in variants)
     )
-    clusters = [same_as(case.item, reply_of(completion).text) for completion, _ in answers]
+    clusters = [answer_key(case.item, reply_of(completion).text) for completion, _ in answers]
     return clusters, reduce(Cost.beside, (cost for _, cost in answers))
 
 

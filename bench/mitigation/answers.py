@@ -31,18 +31,8 @@ from modint_guard.mitigation.policy import Form, Policy
 from modint_guard.mitigation.rungs import form_of, has_ended
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.probing.views import full_body
-from modint_guard.types import (
-    ANNOTATE,
-    JSON,
-    RUNGS,
-    Complete,
-    Plan,
-    Replies,
-    Reply,
-    Report,
-    RungOutcome,
-    State,
-)
+from modint_guard.report import Report
+from modint_guard.types import ANNOTATE, JSON, RUNGS, Complete, Plan, Replies, Reply, RungOutcome, State
 
 PLAUSIBLE = 0.1  # of the best answer's probability
 PATIENT: dict[str, Any] = {

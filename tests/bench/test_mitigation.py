@@ -44,7 +44,8 @@ from modint_guard.evaluation.runner import request_for
 from modint_guard.guard import Guard
 from modint_guard.mitigation import fitted
 from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, table_of
-from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
+from modint_guard.report import Report, Verdict
+from modint_guard.types import JSON, Cause, Relevant, State
 from tests.core.fakes import completion
 from tests.core.items import BLUE, DIGIT, LETTERED, SUM
 

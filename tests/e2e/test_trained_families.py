@@ -18,7 +18,7 @@ from transformers import LlavaProcessor
 
 from modint_guard.data.item import Item
 from modint_guard.data.perturb import perturb
-from modint_guard.demo.launch import Served, serving
+from modint_guard.demo.launch import RunningGateway, serving
 from modint_guard.evaluation.runner import request_for
 from modint_guard.models import BASE, bundled
 from modint_training.data.collate import Encoded, collate, encode
@@ -31,7 +31,7 @@ from modint_training.tune import tune
 from tests.training.small import lora_recipe
 from tests.training.small_families import small_family
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 # Families, and how much larger their heads are made: else every token is about as likely as any other.
 PEAKED = {"llava": 3.0, "qwen2_5_vl": 12.0}
@@ -78,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
 @pytest.fixture(scope="module")
 def engines(
     made: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Served]]:
+) -> Iterator[dict[str, RunningGateway]]:
     """An engine each, started beside each other: most of a start is spent on importing."""
     logs = tmp_path_factory.mktemp("engines")
     with ExitStack() as stack:
@@ -167,7 +167,7 @@ def with_adapter(folders: Trained, *, without: str | None = None) -> Any:
 
 @pytest.mark.parametrize("name", PEAKED)
 def test_vllm_answers_with_a_trained_adapter_as_transformers_does(
-    name: str, made: dict[str, Trained], engines: dict[str, Served]
+    name: str, made: dict[str, Trained], engines: dict[str, RunningGateway]
 ) -> None:
     base, processor = load_base(str(made[name].base))
     tuned, blind = with_adapter(made[name]), with_adapter(made[name], without=".vis")

@@ -1,4 +1,4 @@
-"""The engine's life: what the child is told, how it becomes ready, and what is said when it ends."""
+"""The engine: how the child is started, how it becomes ready, and what an error says when it ends."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ def stub(fault: str) -> tuple[str, ...]:
 
 def flags(config: EngineConfig) -> Mapping[str, list[str]]:
     """Each flag with the words up to the next one."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for word in arguments(config, Path("/run/engine.sock")):
         if word.startswith("--"):
-            found[word] = []
+            values[word] = []
         else:
-            found[list(found)[-1]].append(word)
-    return found
+            values[list(values)[-1]].append(word)
+    return values
 
 
 def alive(pid: int) -> bool:
@@ -42,7 +42,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-# What the child is told
+# How the child is started
 
 
 def test_the_engine_listens_on_a_socket_and_not_on_a_port() -> None:
@@ -91,9 +91,13 @@ def test_what_the_user_set_wins_over_our_defaults() -> None:
     assert environment(CONFIG, "k", {"VLLM_CPU_KVCACHE_SPACE": "8"})["VLLM_CPU_KVCACHE_SPACE"] == "8"
 
 
-def test_without_a_compiler_nothing_is_compiled() -> None:
-    assert environment(CONFIG, "key", {"PATH": ""})["TORCHDYNAMO_DISABLE"] == "1"
-    assert "TORCHDYNAMO_DISABLE" not in environment(CONFIG, "key", {"CXX": sys.executable})
+def test_without_a_compiler_or_the_headers_of_python_nothing_is_compiled(tmp_path: Path) -> None:
+    compiler = {"CXX": sys.executable}
+    without_headers = environment(CONFIG, "key", compiler, tmp_path)
+    (tmp_path / "Python.h").touch()
+    without_compiler = environment(CONFIG, "key", {"PATH": ""}, tmp_path)
+    assert without_headers["TORCHDYNAMO_DISABLE"] == without_compiler["TORCHDYNAMO_DISABLE"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in environment(CONFIG, "key", compiler, tmp_path)
 
 
 def test_a_model_in_a_folder_keeps_the_engine_off_the_hub(tmp_path: Path) -> None:

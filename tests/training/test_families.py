@@ -256,7 +256,7 @@ def test_an_adapter_that_would_kill_the_engine_is_refused_before_training(
     model.config.vision_feature_select_strategy = "default"
     model.config.save_pretrained(tmp_path / "base")
     for scope in ("[vision]", "[language, connector]"):
-        with pytest.raises(ConfigError, match=r"vLLM dies at the first picture .* train with scope"):
+        with pytest.raises(ConfigError, match=r"vLLM crashes on the first picture .* train with scope"):
             tune(lora_recipe(tmp_path / "base", f"scope={scope}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     check_served(lora_recipe(tmp_path / "base"))

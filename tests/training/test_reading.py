@@ -8,7 +8,7 @@ import pytest
 
 from modint_guard.cli import main
 from modint_guard.data import read_data
-from modint_guard.data.item import asked, reply_for
+from modint_guard.data.item import question_text, reply_for
 from modint_guard.errors import DataError
 from modint_training.data.reading import read_examples
 from modint_training.recipe import ReadingConfig
@@ -53,7 +53,7 @@ def plain(folder: Path, row: Any = llava, count: int = 6) -> Path:
     for item in suite.items("image-heavy", "train", count):
         assert item.image is not None
         item.image.save(folder / "images" / f"{item.id}.png")
-        rows.append(row(asked(item), f"{item.id}.png", reply_for(item, item.answer)))
+        rows.append(row(question_text(item), f"{item.id}.png", reply_for(item, item.answer)))
     (folder / "mine.json").write_text(json.dumps(rows), "utf-8")
     return folder / "mine.json"
 
