@@ -1,5 +1,4 @@
-# Everything from a fresh clone: `make demo` sets up what it needs. Needs Python ≥ 3.11 and make; vLLM on a CPU also
-# wants libnuma1, and `serve` says so where it is missing.
+# Everything from a fresh clone: `make demo` sets up what it needs. What that is of the system, .ci/needs says first.
 #   make install   make demo   make serve   make test   make check   make clean
 #   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
@@ -22,21 +21,27 @@ STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU       := torch==2.13.0+cpu
 
+# Tests run in as many processes as there are cores, four at most: each of them holds torch, and engines run beside.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo serve test check bench-mitigation generated panels deploy-check deploy-tools clean help
+.NOTPARALLEL:
+NEED  := PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' .ci/needs
+NEEDS := needs-demo needs-test needs-panels needs-deploy-check
+.PHONY: install demo serve test check bench-mitigation generated panels deploy-check $(NEEDS) clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
 
-demo: $(STAMP)  ## the main job on a small model: serve, probe, flag, count (about 5 minutes)
+demo: needs-demo $(STAMP)  ## the main job on a small model: serve, probe, flag, count (about 5 minutes)
 	$(BIN)/modint-guard demo $(ARGS)
 
-serve: $(STAMP)  ## the bundled model and its robust adapter behind the guard
+serve: needs-demo $(STAMP)  ## the bundled model and its robust adapter behind the guard
 	$(BIN)/modint-guard serve --adapter robust-lora $(ARGS)
 
-test: $(STAMP)  ## every test, those with the real engine included
-	$(BIN)/python -m pytest $(ARGS)
+test: needs-test $(STAMP)  ## every test, those with the real engine included
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, import directions
 	$(BIN)/ruff check .
@@ -54,10 +59,10 @@ bench-%: $(STAMP)  ## a result table or benchmark of bench/: `.venv/bin/python -
 generated: $(STAMP)  ## rewrite what is made from code: the table of metrics, the dashboards
 	$(BIN)/python -m deploy.dashboards .
 
-panels: $(STAMP)  ## run every panel and alert against a real Prometheus, twice: bench/results/panels.json
+panels: needs-panels $(STAMP)  ## run every panel and alert against a real Prometheus, twice: bench/results/panels.json
 	$(BIN)/python -m tests.deploy.panels $(ARGS)
 
-deploy-check: deploy-tools $(STAMP) $(CHECKERS)/.installed  ## check all that is deployed (wants promtool and kubectl; 2 minutes)
+deploy-check: needs-deploy-check $(STAMP) $(CHECKERS)/.installed  ## check all that is deployed (2 minutes)
 	promtool check config deploy/prometheus.yml
 	promtool check rules deploy/rules/modint.yml
 	promtool test rules deploy/rules/tests.yml
@@ -70,11 +75,9 @@ deploy-check: deploy-tools $(STAMP) $(CHECKERS)/.installed  ## check all that is
 	else echo "systemd-analyze was not found: assertions alone hold the unit"; fi
 	$(BIN)/python -m tests.deploy.compose $(CHECKERS)/lib/python3*/site-packages/compose/docker-compose
 	$(CHECKERS)/bin/checkov --config-file deploy/checkov.yaml --directory $(RENDERED)
-	$(BIN)/python -m pytest -q tests/deploy/test_rules.py tests/deploy/test_boards.py tests/deploy/test_manifests.py
 
-deploy-tools:
-	@command -v promtool >/dev/null || { echo "promtool was not found: install it (Debian: apt-get install prometheus)" >&2; exit 1; }
-	@kubectl kustomize --help >/dev/null 2>&1 || { echo "kubectl with \`kustomize\` was not found, and nothing else here renders the overlays: install it (Debian: apt-get install kubernetes-client)" >&2; exit 1; }
+$(NEEDS): needs-%:
+	@$(NEED) $*
 
 $(CHECKERS)/.installed: deploy/checkers.txt | $(VENV)/bin/python
 	@echo "installing checkov and Docker Compose in $(CHECKERS): their pins are not ours"
@@ -89,9 +92,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /  make \1  /p' Makefile | sed 's/%/NAME/'
 
 $(VENV)/bin/python:
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it with make PYTHON=…" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed and $(PYTHON) is $$($(PYTHON) -V): name another with make PYTHON=…" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(NEED) install
 	@echo "[1/4] creating $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv $(VENV)
 

@@ -47,7 +47,7 @@ def base(
     output: Output = Path("bench/results/base.json"),
 ) -> None:
     """The base's figures of every training seed, from the records of the runs."""
-    from bench.tinyworld import collect_base
+    from bench.base import collect_base
     from modint_guard.models import BASE, bundled
 
     others = sorted(Path("bench/results").glob(f"{BASE}-seed*/run.json"))
@@ -190,7 +190,7 @@ def latency(
 @app.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that ship with the package."""
-    from bench.tinyworld import rewrite_demo_items
+    from bench.demo_items import rewrite_demo_items
 
     typer.echo(f"wrote {rewrite_demo_items()}")
 

@@ -1,7 +1,11 @@
 """Rules for every test: in CI nothing is skipped in silence, and no test reaches a model hub."""
 
+import functools
 import os
+import subprocess
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +14,60 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Fixtures of tests/e2e: an engine each that the whole session shares.
+ENGINES = ("served", "scaled_url")
+
 
 def _in_ci() -> bool:
     return os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each file, and all that asks one engine, goes to one process of a parallel run; the long ones first."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks: dict[str, int] = {}
+    for item in items:
+        group, rank = _group(item), _rank(item)
+        ranks[group] = min(rank, ranks.get(group, rank))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ranks[_group(item)])
+
+
+def _group(item: pytest.Item) -> str:
+    """The session's engine that a test asks, or its file."""
+    fixtures = getattr(item, "fixturenames", ())
+    return next((engine for engine in ENGINES if engine in fixtures), str(item.path))
+
+
+def _rank(item: pytest.Item) -> int:
+    """How early a test begins: after a long one at the end, all other processes would have to wait."""
+    early = (_group(item) in ENGINES, *map(item.get_closest_marker, ("e2e", "slow")))
+    return next((rank for rank, sign in enumerate(early) if sign), len(early))
+
+
+@functools.cache
+def _missing() -> frozenset[str]:
+    """The Debian packages that tests need and this machine lacks."""
+    root = Path(__file__).parents[1]
+    listed = subprocess.run(
+        [root / ".ci" / "needs", "missing", "test"],
+        cwd=root,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return frozenset(listed.stdout.split())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked `needs("PACKAGE")` if this machine lacks that Debian package."""
+    for package in [name for mark in item.iter_markers("needs") for name in mark.args]:
+        if package in _missing():
+            pytest.skip(f"{package} is missing: apt-get install --no-install-recommends {package}")
 
 
 @pytest.hookimpl(wrapper=True)

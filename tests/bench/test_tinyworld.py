@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.base import base_notes, base_table, collect_base
 from bench.thresholds import (
     CHOSEN,
     GRID,
@@ -20,7 +21,7 @@ from bench.thresholds import (
     guessed_of_right,
     outcomes,
 )
-from bench.tinyworld import base_notes, base_table, collect_base, side_by_side, table_rows, tinyworld_notes
+from bench.tinyworld import side_by_side, table_rows, tinyworld_notes
 from modint_guard.data.item import FAMILIES, reply_for
 from modint_guard.data.perturb import REGISTRY, applicable
 from modint_guard.errors import ConfigError

@@ -21,15 +21,46 @@ def test_passes():
 """
 
 
-def run(folder: Path, ci: str) -> str:
+NEEDY = """
+import pytest
+
+@pytest.fixture
+def prepared():
+    raise AssertionError("nothing is prepared for a test that is left out")
+
+@pytest.mark.needs("abacus")
+def test_counts(prepared):
+    pass
+
+@pytest.mark.needs("abacus")
+def test_counts_on(prepared):
+    pass
+
+@pytest.mark.needs("slate")
+def test_writes():
+    pass
+"""
+
+
+def run(folder: Path, ci: str, tests: str = TESTS) -> str:
     (folder / "conftest.py").write_text(RULES.read_text("utf-8"), "utf-8")
-    (folder / "test_it.py").write_text(TESTS, "utf-8")
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: needs one\n", "utf-8")
-    environment = {**os.environ, "CI": ci}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)]
+    (folder / "test_it.py").write_text(tests, "utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: a GPU\n    needs: a package\n", "utf-8")
+    # The plugins of other packages take longer to import than these tests to run.
+    environment = {**os.environ, "CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", str(folder)]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     ).stdout
+
+
+def run_without_abacus(folder: Path, ci: str) -> str:
+    tests, needs = folder / "tests", folder / ".ci" / "needs"
+    tests.mkdir()
+    needs.parent.mkdir()
+    needs.write_text('#!/bin/sh\n[ "$*" = "missing test" ] && echo abacus\n', "utf-8")
+    needs.chmod(0o755)
+    return run(tests, ci, NEEDY)
 
 
 def test_in_ci_a_skip_fails_unless_it_needs_a_gpu(tmp_path: Path) -> None:
@@ -47,3 +78,13 @@ def test_in_ci_a_file_that_skips_itself_fails(tmp_path: Path) -> None:
         "import pytest\npytest.skip('nothing here', allow_module_level=True)\n", "utf-8"
     )
     assert "1 error" in run(tmp_path, ci="true")
+
+
+def test_what_a_missing_package_leaves_out_is_one_sentence(tmp_path: Path) -> None:
+    said = run_without_abacus(tmp_path, ci="")
+    assert "1 passed, 2 skipped" in said
+    assert said.count("abacus is missing: apt-get install --no-install-recommends abacus") == 1
+
+
+def test_in_ci_a_missing_package_fails(tmp_path: Path) -> None:
+    assert "1 passed, 2 errors" in run_without_abacus(tmp_path, ci="true")

@@ -42,6 +42,7 @@ from tests.deploy.manifests import (
 ROOT = DEPLOY.parent
 JSON = dict[str, Any]
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+kubectl = pytest.mark.needs("kubernetes-client")
 
 
 @cache
@@ -54,11 +55,13 @@ def objects(overlay: str) -> list[JSON]:
     return deepcopy(once(overlay))
 
 
+@kubectl
 @overlays
 def test_nothing_is_wrong_with_an_overlay(overlay: str) -> None:
     assert problems(objects(overlay)) == []
 
 
+@kubectl
 def test_the_checks_say_what_they_held_and_what_no_schema_was_had_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +198,7 @@ SPOILT: tuple[tuple[Callable[[list[JSON]], None], str], ...] = (
 )
 
 
+@kubectl
 @pytest.mark.parametrize(("spoil", "said"), SPOILT, ids=lambda one: getattr(one, "__name__", "").strip("_"))
 def test_what_is_spoilt_is_told(spoil: Callable[[list[JSON]], None], said: str) -> None:
     found = objects("restricted")
@@ -202,6 +206,7 @@ def test_what_is_spoilt_is_told(spoil: Callable[[list[JSON]], None], said: str) 
     assert said in problems(found)
 
 
+@kubectl
 def test_every_assertion_has_something_spoilt_for_it() -> None:
     told = set()
     for spoil, _ in SPOILT:
@@ -226,12 +231,14 @@ def changed(folder: Path, overlay: str, *pairs: tuple[str, str]) -> Path:
     return there
 
 
+@kubectl
 def test_a_patch_of_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     overlay = changed(tmp_path, "ha", ("path: /spec/replicas", "path: /spec/nowhere/x"))
     with pytest.raises(RenderError, match="nowhere"):
         rendered(overlay)
 
 
+@kubectl
 @pytest.mark.parametrize(
     ("overlay", "old", "new", "said"),
     [
@@ -271,6 +278,7 @@ def test_a_kubectl_without_kustomize_is_the_same_to_us(
 # What each overlay is for
 
 
+@kubectl
 def test_several_gateways_and_engines_outlive_a_drained_node() -> None:
     found = objects("ha")
     replicas = {one["metadata"]["name"]: one["spec"]["replicas"] for one in of_kind(found, "Deployment")}
@@ -278,6 +286,7 @@ def test_several_gateways_and_engines_outlive_a_drained_node() -> None:
     assert {one["metadata"]["name"] for one in of_kind(found, "PodDisruptionBudget")} == set(replicas)
 
 
+@kubectl
 def test_the_autoscaler_without_keda_fits_in_its_place(tmp_path: Path) -> None:
     overlay = changed(tmp_path, "ha", ("scaledobject.yaml, ", "hpa.yaml, "))
     found = rendered(overlay)
@@ -290,17 +299,20 @@ def test_the_autoscaler_without_keda_fits_in_its_place(tmp_path: Path) -> None:
     assert metrics_of(rule["seriesQuery"]) <= known_metrics()
 
 
+@kubectl
 def test_both_autoscalers_at_once_are_told(tmp_path: Path) -> None:
     overlay = changed(tmp_path, "ha", ("scaledobject.yaml, ", "scaledobject.yaml, hpa.yaml, "))
     (said,) = problems(rendered(overlay))
     assert said.endswith("pull at the same pods: take one")
 
 
+@kubectl
 def test_the_strictest_overlay_enforces_kubernetes_own_standard() -> None:
     (namespace,) = of_kind(objects("restricted"), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
+@kubectl
 def test_only_kinds_that_have_no_schema_go_without() -> None:
     for one in [one for overlay in OVERLAYS for one in objects(overlay)]:
         if one["kind"] in CUSTOM:

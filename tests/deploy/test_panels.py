@@ -15,6 +15,8 @@ from tests.deploy.test_rules import ALERTS, promtool_reads
 RENAMED = ("Serving", "Requests a second", 'sum(rate(modint_requests_old_total{job=~".*"}[1h]))')
 BROKEN = ("Serving", "Requests a second", "sum(rate(modint_requests_total[1h])")
 
+needs_prometheus = pytest.mark.needs("prometheus")
+
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], list[Row], str]:
@@ -36,17 +38,20 @@ def rows(seen: tuple[list[Row], list[Row], str]) -> list[Row]:
     return seen[0]
 
 
+@needs_prometheus
 def test_every_expression_succeeds_and_none_is_empty(rows: list[Row]) -> None:
     assert [(row.board, row.panel, row.status, row.series) for row in rows if row.status != "success"] == []
     assert [(row.board, row.panel, row.expr) for row in rows if not row.series] == []
 
 
+@needs_prometheus
 def test_what_is_shown_is_what_was_sent(rows: list[Row]) -> None:
     wrong = [(row.board, row.panel, row.expected, row.value) for row in rows if row.equal is False]
     assert wrong == []
     assert faulty(rows) == []
 
 
+@needs_prometheus
 def test_a_panel_of_every_row_and_every_alert_was_compared(rows: list[Row]) -> None:
     compared = {(row.board, row.panel) for row in rows if row.equal}
     for board in BOARDS:
@@ -55,6 +60,7 @@ def test_a_panel_of_every_row_and_every_alert_was_compared(rows: list[Row]) -> N
     assert {("alerts", alert["alert"]) for alert in ALERTS} <= compared
 
 
+@needs_prometheus
 def test_a_panel_for_a_renamed_metric_and_a_broken_one_are_found(
     seen: tuple[list[Row], list[Row], str],
 ) -> None:
@@ -64,6 +70,7 @@ def test_a_panel_for_a_renamed_metric_and_a_broken_one_are_found(
     assert faulty(seen[1]) == [renamed, broken]
 
 
+@needs_prometheus
 def test_every_metric_of_panels_and_rules_is_on_the_live_page(
     seen: tuple[list[Row], list[Row], str],
 ) -> None:
@@ -72,6 +79,7 @@ def test_every_metric_of_panels_and_rules_is_on_the_live_page(
     assert missing_from(without) == {"modint_upstream_up"}
 
 
+@needs_prometheus
 def test_promtools_linter_has_nothing_to_say_of_the_live_page(
     seen: tuple[list[Row], list[Row], str],
 ) -> None:
@@ -84,6 +92,7 @@ def test_nothing_hides_missing_data() -> None:
     assert "vector(" not in RULES.read_text("utf-8") and len(rules()) > len(ALERTS)
 
 
+@needs_prometheus
 def test_a_prometheus_whose_port_is_in_use_says_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         prometheus = Prometheus(tmp_path, taken.getsockname()[1])

@@ -18,6 +18,7 @@ TESTS = ROOT / "deploy" / "rules" / "tests.yml"
 Rule = dict[str, Any]
 ALERTS = [rule for rule in rules() if "alert" in rule]
 named = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
+needs_promtool = pytest.mark.needs("prometheus")
 
 
 def promtool(*arguments: str) -> str:
@@ -48,10 +49,12 @@ def unknown(expr: str) -> set[str]:
     return {name for name in metrics_of(expr) if name not in known() and series(name) not in known()}
 
 
+@needs_promtool
 def test_promtool_accepts_the_rules() -> None:
     assert "SUCCESS" in promtool("check", "rules", str(RULES))
 
 
+@needs_promtool
 def test_every_alert_fires_when_it_should_and_is_silent_when_it_should_not() -> None:
     assert "SUCCESS" in promtool("test", "rules", str(TESTS))
 

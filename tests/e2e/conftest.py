@@ -1,4 +1,4 @@
-"""One real engine for the whole session: `modint-guard serve` with the bundled base and robust-lora."""
+"""Real engines for the whole session, each started once, for a start takes most of a minute."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,13 @@ import pytest
 
 from modint_guard.demo.launch import RunningGateway, serving
 from modint_guard.errors import EngineError
+from modint_guard.models import ADAPTER
+from tests.e2e.engines import GAIN, STRAY, serving_whatever_it_tests, stray
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """Its address, process and time to ready; started once, for its start takes most of a minute."""
+    """`modint-guard serve` with the bundled base and robust-lora: its address, process and time to ready."""
     log = Path(tmp_path_factory.mktemp("serve")) / "serve.log"
     try:
         with log.open("wb") as output, serving(["--adapter", "robust-lora"], output=output) as running:
@@ -24,3 +26,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]
 def base_url(served: RunningGateway) -> str:
     """What the `openai` client takes as its base URL."""
     return f"{served.url}/v1"
+
+
+@pytest.fixture(scope="session")
+def scaled_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A `modint-guard serve` whose engine scales its attention to pictures, and which is not ready: beside
+    robust-lora there is an adapter of which vLLM applies nothing. Base and robust-lora answer."""
+    folder = Path(tmp_path_factory.mktemp("scaled"))
+    environment, log = pytest.MonkeyPatch(), folder / "serve.log"
+    environment.setenv("MODINT_IMAGE_ATTENTION", str(GAIN))
+    arguments = ["--adapter", ADAPTER, "--adapter", f"{STRAY}={stray(folder / STRAY)}"]
+    try:
+        with (
+            log.open("wb") as output,
+            serving_whatever_it_tests(arguments, {ADAPTER, STRAY}, output) as url,
+        ):
+            yield url
+    except EngineError as error:
+        pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")
+    finally:
+        environment.undo()

@@ -1,27 +1,45 @@
 """The installed vLLM itself: how it reads an adapter's names, and what the self-test says of a served one."""
 
-import contextlib
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from modint_guard.demo.launch import RunningGateway, free_port
+from modint_guard.demo.launch import RunningGateway
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_server.adapters.doctor import Status, ask_vllm, examine, fix
-from modint_server.adapters.tensors import read_header, rename
+from modint_guard.types import JSON
+from modint_server.adapters.doctor import Ask, Rules, Status, ask_vllm, examine, fix, rules_of
+from modint_server.adapters.lora_names import MARK
+from tests.e2e.engines import STRAY, readiness, stray
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, llava, pair
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
+
+ANSWERS = """
+import json, sys
+from modint_server.adapters.lora_names import MARK, answered
+for question in sys.stdin:
+    print("\\n" + MARK + json.dumps(answered(json.loads(question))), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """`ask_vllm` by a child that answers several questions: to import vLLM takes nearly all of its time."""
+    command, pipe = [sys.executable, "-c", ANSWERS], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdin and child.stdout
+        questions, answers = child.stdin, child.stdout
+
+        def asked(question: JSON) -> Rules:
+            print(json.dumps(question), file=questions, flush=True)
+            return rules_of(next(line for line in answers if line.startswith(MARK)))
+
+        yield asked
 
 
 def test_vllm_reads_llavas_names_as_the_doctors_tests_say() -> None:
@@ -44,8 +62,8 @@ def test_vllm_reads_llavas_names_as_the_doctors_tests_say() -> None:
     assert sorted(real.with_tower or ()) == sorted(ours.with_tower or ())
 
 
-def test_the_shipped_adapter_is_applied_in_every_module() -> None:
-    found = examine(ADAPTER, bundled(ADAPTER), None)
+def test_the_shipped_adapter_is_applied_in_every_module(ask: Ask) -> None:
+    found = examine(ADAPTER, bundled(ADAPTER), None, ask=ask)
     assert found.healthy and not found.unchecked
     assert {key.status.value for key in found.keys} <= {"matched", "renamed"}
 
@@ -61,62 +79,21 @@ def test_the_served_adapter_passes_the_self_test(served: RunningGateway) -> None
     assert f'modint_base_beside_adapters_ok{{model="{BASE}"}} 1.0' in page
 
 
-def stray(folder: Path) -> Path:
-    """The shipped adapter under names of a language model alone: vLLM loads them, and applies none."""
-    shutil.copytree(bundled(ADAPTER), folder)
-    weights = folder / "adapter_model.safetensors"
-    rename(
-        read_header(weights),
-        {name: name.replace(".language_model.", ".") for name in read_header(weights).tensors},
-    )
-    return folder
-
-
-def test_an_adapter_whose_keys_match_nothing_is_told_and_cured(tmp_path: Path) -> None:
-    folder = stray(tmp_path / "stray")
-    found = examine("stray", folder, None)
+def test_an_adapter_whose_keys_match_nothing_is_told_and_cured(ask: Ask, tmp_path: Path) -> None:
+    folder = stray(tmp_path / STRAY)
+    found = examine(STRAY, folder, None, ask=ask)
     assert {key.status for key in found.keys} == {Status.UNMATCHED}
     assert not found.healthy and "answer as the base, without a word" in found.faults[-1]
     fix(found)
-    assert examine("stray", folder, None).healthy
+    assert examine(STRAY, folder, None, ask=ask).healthy
 
 
-@contextlib.contextmanager
-def starting(*arguments: str) -> Iterator[str]:
-    """The address of a `modint-guard serve` that need not become ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "modint_guard.cli", "serve", "--port", str(port), *arguments]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def readiness(url: str) -> tuple[int, dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
-    except OSError:
-        return 0, {"adapters": {}}
-
-
-@pytest.mark.slow
-def test_an_adapter_whose_keys_match_nothing_keeps_the_gateway_from_being_ready(tmp_path: Path) -> None:
+def test_an_adapter_whose_keys_match_nothing_keeps_the_gateway_from_being_ready(scaled_url: str) -> None:
     """vLLM itself takes it without a word."""
-    with starting("--adapter", f"stray={stray(tmp_path / 'stray')}") as url:
-        until = time.monotonic() + 300
-        status, said = readiness(url)
-        while "stray" not in said["adapters"] and time.monotonic() < until:
-            time.sleep(0.5)
-            status, said = readiness(url)
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-            page = answer.read().decode()
+    status, said = readiness(scaled_url)
+    with urllib.request.urlopen(f"{scaled_url}/metrics", timeout=10) as answer:
+        page = answer.read().decode()
     assert status == 503
-    assert said["adapters"]["stray"]["ok"] is False
-    assert any("stray" in reason and "applies nothing of it" in reason for reason in said["reasons"])
-    assert f'modint_adapter_selftest_ok{{adapter="stray",model="{BASE}"}} 0.0' in page
+    assert said["adapters"][STRAY]["ok"] is False
+    assert any(STRAY in reason and "applies nothing of it" in reason for reason in said["reasons"])
+    assert f'modint_adapter_selftest_ok{{adapter="{STRAY}",model="{BASE}"}} 0.0' in page

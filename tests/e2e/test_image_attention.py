@@ -3,17 +3,13 @@ cache, beside other requests, and under an adapter."""
 
 import asyncio
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import PeftModel
 
 from modint_guard.data.item import Item
-from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
-from modint_guard.errors import EngineError
 from modint_guard.evaluation.runner import request_for
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.types import JSON
@@ -21,30 +17,15 @@ from modint_training.loop.predict import first_logits
 from modint_training.models.image_attention import image_attention
 from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
+from tests.e2e.engines import GAIN
 
-pytestmark = pytest.mark.e2e
-
-GAIN = 3.0
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 
 def items() -> list[Item]:
     lied = [suite.perturbed(item, "misleading_description") for item in suite.items("image-heavy", "test", 8)]
     shown = [suite.perturbed(item, "contradicting_image") for item in suite.items("text-heavy", "test", 4)]
     return [*lied, *shown, *suite.items("text-heavy", "test", 4)]  # the last without a picture
-
-
-@pytest.fixture(scope="module")
-def scaled_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = Path(tmp_path_factory.mktemp("scaled")) / "serve.log"
-    environment = pytest.MonkeyPatch()
-    environment.setenv("MODINT_IMAGE_ATTENTION", str(GAIN))
-    try:
-        with log.open("wb") as output, serving(["--adapter", ADAPTER], output=output) as running:
-            yield f"{running.url}/v1"
-    except EngineError as error:
-        pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")
-    finally:
-        environment.undo()
 
 
 def asked(url: str, model: str) -> list[JSON]:
@@ -74,7 +55,7 @@ def test_the_engine_scales_as_transformers_does_and_not_a_little(scaled_url: str
     moved = (expected - plain).abs().amax(-1)
     assert (moved[:12] > 0.01).sum() >= 3  # else parity would show nothing
     assert moved[12:].max() < 1e-6  # where there is no picture
-    found = [probabilities(completion) for completion in asked(scaled_url, name)]
+    found = [probabilities(completion) for completion in asked(f"{scaled_url}/v1", name)]
     for place, known in enumerate(found):
         ours = expected[place % len(items())]
         assert all(abs(float(ours[token]) - share) < 2e-3 for token, share in known.items()), place
@@ -82,7 +63,7 @@ def test_the_engine_scales_as_transformers_does_and_not_a_little(scaled_url: str
 
 def test_a_verdict_says_so(scaled_url: str) -> None:
     async def judged() -> JSON:
-        async with Endpoint(scaled_url, timeout_s=300) as endpoint:
+        async with Endpoint(f"{scaled_url}/v1", timeout_s=300) as endpoint:
             return await endpoint.complete(request_for(items()[0], BASE))
 
     notes = asyncio.run(judged())["modint"]["notes"]

@@ -16,7 +16,7 @@ from modint_guard.models import BASE
 from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 COUNT = 12
 SEED = 11

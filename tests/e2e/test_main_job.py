@@ -19,7 +19,7 @@ from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED, Condition
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 ENGINES_OWN = ("modint", "return_token_ids", "return_tokens_as_token_ids")  # not in the client's signature
 COUNT = 40

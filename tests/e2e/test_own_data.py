@@ -12,7 +12,7 @@ import pytest
 from modint_guard.cli import main
 from modint_guard.demo.launch import serving
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1", "curl")]
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 

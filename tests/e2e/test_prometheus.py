@@ -10,7 +10,7 @@ from tests.deploy.expressions import Row, faulty, missing_from
 from tests.deploy.panels import HEALTHY, before_vllm
 from tests.deploy.test_boards import VLLM
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1", "prometheus")]
 
 
 @pytest.fixture(scope="module")

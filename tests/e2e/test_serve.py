@@ -8,7 +8,7 @@ import pytest
 
 from modint_guard.demo.launch import RunningGateway
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 
 def children(pid: int) -> list[int]:

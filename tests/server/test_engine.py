@@ -91,9 +91,13 @@ def test_what_the_user_set_wins_over_our_defaults() -> None:
     assert environment(CONFIG, "k", {"VLLM_CPU_KVCACHE_SPACE": "8"})["VLLM_CPU_KVCACHE_SPACE"] == "8"
 
 
-def test_without_a_compiler_nothing_is_compiled() -> None:
-    assert environment(CONFIG, "key", {"PATH": ""})["TORCHDYNAMO_DISABLE"] == "1"
-    assert "TORCHDYNAMO_DISABLE" not in environment(CONFIG, "key", {"CXX": sys.executable})
+def test_without_a_compiler_or_the_headers_of_python_nothing_is_compiled(tmp_path: Path) -> None:
+    compiler = {"CXX": sys.executable}
+    without_headers = environment(CONFIG, "key", compiler, tmp_path)
+    (tmp_path / "Python.h").touch()
+    without_compiler = environment(CONFIG, "key", {"PATH": ""}, tmp_path)
+    assert without_headers["TORCHDYNAMO_DISABLE"] == without_compiler["TORCHDYNAMO_DISABLE"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in environment(CONFIG, "key", compiler, tmp_path)
 
 
 def test_a_model_in_a_folder_keeps_the_engine_off_the_hub(tmp_path: Path) -> None:

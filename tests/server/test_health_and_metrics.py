@@ -286,6 +286,7 @@ def test_every_value_of_a_label_is_on_the_page() -> None:
             assert {(label.split()[0], str(value)) for value in named} <= values
 
 
+@pytest.mark.needs("prometheus")
 def test_promtools_linter_has_nothing_to_say() -> None:
     metrics = Metrics(
         CollectorRegistry(),

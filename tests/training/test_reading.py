@@ -103,7 +103,7 @@ def test_plain_rows_of_every_chat_format_are_drawn_from_once_their_family_is_nam
     mine = plain(tmp_path / "mine", row)
     own = (f"data={mine}", f"reading.image_root={mine.parent / 'images'}", *OWN)
     said = (
-        "holds no image-heavy examples to learn from, .*; set that quota to 0 or add some, or name that of "
+        "holds no image-heavy examples to train on, .*; set that quota to 0 or add some, or name that of "
         r"the 6 rows which do not say theirs \(reading\.family=…\)"
     )
     with pytest.raises(DataError, match=said):

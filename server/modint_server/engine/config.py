@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,8 @@ from modint_server.adapters.folders import Adapter, max_lora_rank
 from modint_server.engine.options import MIN_LOGPROBS, check_options, read_options
 
 Options = dict[str, tuple[str, ...]]  # an option of vLLM -> the words of its value
+
+PYTHON_HEADERS = Path(sysconfig.get_path("include"))
 
 
 class Device(StrEnum):
@@ -99,14 +102,17 @@ def _defaults(config: EngineConfig) -> Options:
     return options
 
 
-def environment(config: EngineConfig, api_key: str, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    config: EngineConfig, api_key: str, inherited: Mapping[str, str], headers: Path = PYTHON_HEADERS
+) -> dict[str, str]:
     """The child's environment: what the user set wins over our defaults, but not over the key."""
     ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(config.model).is_dir():
         ours["HF_HUB_OFFLINE"] = "1"
     if config.device is Device.CPU:
         ours |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        if not shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH")):
+        compiler = shutil.which(inherited.get("CXX", "g++"), path=inherited.get("PATH"))
+        if not compiler or not (headers / "Python.h").is_file():
             ours["TORCHDYNAMO_DISABLE"] = "1"  # torch would compile what ranks the log-probabilities
         cores = len(os.sched_getaffinity(0))
         if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modint_guard.data.item import FAMILIES, Family, Item
-from modint_guard.data.perturb import applicable, held_out
+from modint_guard.data.perturb import CLEAN, applicable, held_out
 from modint_guard.evaluation.statistics import cluster_interval
 from modint_training.tinyworld import suite
 
 SELF_ASK = "self_ask"
+# The perturbation under which each family has no caption or picture that could disturb it.
+CLEAN_KIND: dict[str, str] = {"image-heavy": CLEAN, "text-heavy": "no_image", "vqa": CLEAN}
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def every_condition() -> Iterator[Condition]:
     """Every family clean and under every perturbation that fits it, then held-out wordings and self-asked
     items."""
     for family in FAMILIES:
-        if family != "text-heavy":  # its clean form is the control `no_image`
-            yield Condition(family, "clean")
+        if CLEAN_KIND[family] == CLEAN:  # otherwise it is one of the perturbations
+            yield Condition(family, CLEAN)
         yield from (Condition(family, kind.name) for kind in applicable(family))
     yield from (*HELD_OUT_WORDINGS, *SELF_ASKED)
 

@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from modint_guard.data.item import Form, Item
-from modint_guard.data.perturb import CLEAN, seeded
+from modint_guard.data.perturb import seeded
 from modint_training.data.sampler import ItemSource, Slot
 from modint_training.loop.predict import right_first_words
 from modint_training.loop.validation import ValidationSet
 from modint_training.recipe import TuneRecipe
 from modint_training.tinyworld import suite, tasks
-from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
+from modint_training.tinyworld.conditions import CLEAN_KIND, HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
 from modint_training.world import World
 
 
@@ -30,12 +30,11 @@ def training_source(recipe: TuneRecipe) -> ItemSource:
 
 def validation_sets(count: int) -> list[ValidationSet]:
     """`count` items of the validation split under each watched condition."""
-    clean = {"text-heavy": "text-heavy/no_image"}
     return [
         ValidationSet(
             condition.name,
             condition.items("validation", count),
-            clean.get(condition.family, f"{condition.family}/{CLEAN}"),
+            f"{condition.family}/{CLEAN_KIND[condition.family]}",
         )
         for condition in WATCHED
     ]
