@@ -13,7 +13,7 @@ from itertools import count, islice
 import numpy as np
 import pytest
 
-from bench.calibrations import fit_model, kept, read_scores, weights_of
+from bench.calibrations import fit_model, outcome, read_scores, weights_of
 from modint_guard.data.perturb import seeded
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.fit_calibration import calibrate
@@ -50,7 +50,7 @@ def miss_rates(pooled: list[Labelled]) -> Iterator[float]:
             refused += 1
             assert refused <= REFUSED
             continue
-        rate = kept(fitted, new)["miss_rate"]
+        rate = outcome(fitted, new)["miss_rate"]
         assert rate is not None
         yield rate
 
