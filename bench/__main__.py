@@ -189,6 +189,50 @@ def latency(
     typer.echo(f"wrote {output}")
 
 
+@app.command()
+def picturebook(
+    output: Output = Path("bench/results/picturebook.json"),
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "picturebook-base",
+    adapter: Annotated[str | None, typer.Option(help="Of that model: a name or a folder.")] = None,
+    count: Count = 400,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 12,
+    raw: Annotated[
+        Path, typer.Option(help="The rows, kept as they come; the same call goes on from them.")
+    ] = Path("runs/picturebook.jsonl"),
+) -> None:
+    """The picture-book's base, and an adapter, on the test split, through vLLM and the gateway."""
+    from bench.picturebook import Run, measure_picturebook
+
+    measure_picturebook(output, raw, Run(model, adapter, count, seed, concurrency))
+    typer.echo(f"wrote {output}")
+
+
+@app.command("picturebook-bars")
+def picturebook_bars(
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "picturebook-base",
+    adapter: Annotated[str | None, typer.Option(help="Of that model: a name or a folder.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Items a figure.")] = 100,
+) -> None:
+    """The figures by which the picture-book's base is chosen, quickly: in transformers, without an engine."""
+    from bench.picturebook import print_bars
+
+    print_bars(model, adapter, count)
+
+
+@app.command("picturebook-drawings")
+def picturebook_drawings(
+    work: Annotated[Path, typer.Option(help="Where npm packages are kept.")] = Path(
+        "runs/picturebook-drawings"
+    ),
+) -> None:
+    """Pack the picture-book's drawings anew; needs npm and the package resvg_py."""
+    from bench.picturebook_drawings import rebuild
+
+    for path in rebuild(work):
+        typer.echo(f"wrote {path}")
+
+
 @app.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that are packaged for the demo."""

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from modint_guard.data.naming import names, value_in
+
 Family = Literal["image-heavy", "text-heavy", "vqa", "unknown"]
 Form = Literal["word", "letter", "free"]
 
@@ -35,9 +37,12 @@ class Item:
     members of `choices`, or texts of their own if the form is free. Either is empty if it is not known; an
     item without an answer has no label. claim: turns a choice into a phrase that a caption can state ("the
     digit {}"). lie: a text of the data set's own that claims `wrong`. agreeing, contradicting: pictures that
-    show `answer` and `wrong`, if the data set has them. replies: what a model replies for each choice, if the
-    question itself lists the options. system, turns: what precedes the question. source: items with the same
-    source are not independent; confidence intervals are clustered by it.
+    show `answer` and `wrong`, if the data set has them. truth: a text of the data set's own that states
+    `answer`. replies: what a model replies for each choice, if the question itself lists the options; for a
+    free answer, the one text to learn that states it. accepted, rejected: names by which a free answer is
+    right and names that make it wrong, as `naming.names` reads them. system, turns: what precedes the
+    question. source: items with the same source are not independent; confidence intervals are clustered by
+    it.
     """
 
     id: str
@@ -60,6 +65,9 @@ class Item:
     replies: tuple[str, ...] = ()
     system: str = ""
     turns: tuple[Turn, ...] = ()
+    truth: str = ""
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in RELEVANT or self.form not in FORMS:
@@ -68,7 +76,7 @@ class Item:
             raise ValueError(f"item {self.id}: the form {self.form!r} does not go with {self.choices}")
         if len(set(self.choices)) < len(self.choices):
             raise ValueError(f"item {self.id}: a choice appears twice among {self.choices}")
-        if self.replies and len(set(self.replies)) != len(self.choices):
+        if self.replies and len(set(self.replies)) != (len(self.choices) or 1):
             raise ValueError(f"item {self.id}: the replies {self.replies} do not tell its choices apart")
         if self.form == "letter" and not self.replies and len(self.choices) > len(LETTERS):
             raise ValueError(f"item {self.id}: at most {len(LETTERS)} lettered choices, not {self.choices}")
@@ -107,6 +115,8 @@ def prompt(item: Item) -> str:
 
 def reply_for(item: Item, choice: str) -> str:
     """What a model replies if it means `choice`: the text itself, its letter, or what the data set says."""
+    if not item.choices:
+        return item.replies[0] if item.replies and choice == item.answer else choice
     if item.replies:
         return item.replies[item.choices.index(choice)]
     return LETTERS[item.choices.index(choice)] if item.form == "letter" else choice
@@ -114,24 +124,28 @@ def reply_for(item: Item, choice: str) -> str:
 
 def is_right(item: Item, text: str) -> bool:
     """Whether a reply gives the true answer: the right choice as `choice_of` reads it, or the same words as a
-    free answer, ignoring case, surrounding white space and a final full stop.
+    free answer, ignoring case, surrounding white space and a final full stop, or one of its accepted names.
 
     Always False for an item without a label: leave such items out of accuracies.
     """
     if item.choices:
         return item.labelled and choice_of(item, text) == item.answer
-    return item.labelled and normalised(text) == normalised(item.answer)
+    if not item.labelled:
+        return False
+    return normalised(text) == normalised(item.answer) or names(text, item.accepted, item.rejected)
 
 
 def choice_of(item: Item, text: str) -> str | None:
     """The choice that a reply gives; None if it gives none.
 
     It is the choice's word or letter alone, ignoring case, surrounding white space and a final full stop. It
-    may follow "the answer is", be in brackets, or be followed by the option's own text ("C. red", "(C)"). No
-    letter is looked for inside a sentence.
+    may follow "the answer is", be in brackets, or be followed by the option's own text ("C. red", "(C)"). A
+    JSON object is read by its values, and more may follow yes or no ("Yes, it is."). No letter is looked for
+    inside a sentence.
     """
-    whole = normalised(text)
-    for candidate in (whole, _UNTIL_ANSWER.sub("", whole).strip("*_ ")):
+    whole = normalised(value_in(text))
+    first = _YES_OR_NO.sub(r"\1", whole) if set(map(normalised, item.choices)) == {"yes", "no"} else whole
+    for candidate in (whole, first, _UNTIL_ANSWER.sub("", whole).strip("*_ ")):
         for choice in item.choices:
             reply = normalised(reply_for(item, choice))
             if candidate == reply or _is_label_with_text(candidate, reply, normalised(choice)):
@@ -140,6 +154,7 @@ def choice_of(item: Item, text: str) -> str | None:
 
 
 _UNTIL_ANSWER = re.compile(r"^.*\banswer(?:\s+is\s*:?|\s*:)\s*", re.DOTALL)
+_YES_OR_NO = re.compile(r"^(yes|no)[,.;:!].*$", re.DOTALL)
 _LABEL = re.compile(r"[(\[]?(?P<label>[^()\[\].:,\s]+)[)\].:,]*(?P<rest>(?:\s.*)?)", re.DOTALL)
 
 

@@ -163,8 +163,8 @@ def misleading_description(item: Item, rng: random.Random) -> str:
 
 
 def true_description(item: Item, rng: random.Random) -> str:
-    """A caption that claims the right choice."""
-    return claim(item, item.answer, rng.choice(_claims(item)))
+    """A caption that claims the right choice: the data set's own, where it brings one."""
+    return item.truth or claim(item, item.answer, rng.choice(_claims(item)))
 
 
 def unrelated_facts(item: Item, rng: random.Random) -> str:

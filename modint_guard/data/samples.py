@@ -27,7 +27,11 @@ Choices = tuple[tuple[str, str], ...]  # (label, text) of each
 KNOWN: tuple[Family, ...] = (*FAMILIES, "unknown")
 DONORS = ("agreeing", "contradicting")
 # The keys of a row's `modint` object, except for the pictures.
-EXTRA = ("family", "task", "choices", "wrong", "lie", "claim", "context", "source", "held_out_wording")
+EXTRA = (
+    *("family", "task", "choices", "answer", "wrong", "lie", "truth", "claim", "context", "source"),
+    *("accepted", "rejected", "held_out_wording"),
+)
+_LISTS = ("choices", "replies", "accepted", "rejected")  # fields of `Item` that are lists of texts
 EXTRA_KEYS = (*EXTRA, "perturbation", *DONORS)
 # How an answer may name an option; the first template that gives the answer as it is written decides.
 _REPLIES = (
@@ -115,17 +119,17 @@ def _as_it_is(values: JSON, draft: Draft) -> Item:
         "id": draft.id
     }
     for key, value in entries.items():
-        kind = {"choices": list, "replies": list, "turns": list, "held_out_wording": bool}.get(key, str)
+        kind = {**dict.fromkeys((*_LISTS, "turns"), list), "held_out_wording": bool}.get(key, str)
         if not isinstance(value, kind) and not (key == "context" and value is None):
             raise ValueError(f"`{key}` must be {_KIND_NAMES[kind]}, not {excerpt(value)}")
-    for key in ("choices", "replies"):
+    for key in _LISTS:
         if not all(isinstance(text, str) for text in entries.get(key, ())):
             raise ValueError(f"`{key}` must be a list of texts, not {excerpt(entries[key])}")
     try:
         turns = tuple(Turn(**turn) for turn in entries.get("turns", ()))
     except TypeError as exc:
         raise ValueError(f"a turn has role, text and has_image, not {excerpt(entries['turns'])}") from exc
-    texts = {key: tuple(entries.get(key, ())) for key in ("choices", "replies")}
+    texts = {key: tuple(entries.get(key, ())) for key in _LISTS}
     return Item(**{**entries, **texts, "turns": turns})
 
 
@@ -138,6 +142,9 @@ def _item(draft: Draft, reading: Reading) -> Item:
     if "choices" in extra:
         choices = tuple(zip(_written_labels(question, extra["choices"]), extra["choices"], strict=True))
     answers = _answers(question, draft.reply, choices, lettered=draft.lettered)
+    if answers.form == "free" and "answer" in extra:
+        replies = (answers.answer,) if answers.answer else ()
+        answers = replace(answers, answer=extra["answer"], replies=replies)
     wrong, lie = _lie(draft, answers, extra)
     turns = draft.turns[:-1]
     return Item(
@@ -158,6 +165,9 @@ def _item(draft: Draft, reading: Reading) -> Item:
         replies=answers.replies,
         system=draft.system,
         turns=turns,
+        truth=extra.get("truth", ""),
+        accepted=tuple(extra.get("accepted", ())),
+        rejected=tuple(extra.get("rejected", ())),
     )
 
 
@@ -181,7 +191,7 @@ def family_named(named: Any, otherwise: Family = "unknown") -> Family:
 
 
 def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    kinds = {"choices": list, "held_out_wording": bool}
+    kinds = {**dict.fromkeys(_LISTS, list), "held_out_wording": bool}
     for key, value in extra.items():
         if key not in EXTRA_KEYS:
             near = difflib.get_close_matches(key, EXTRA_KEYS, n=1, cutoff=0.0)[0]
@@ -189,8 +199,9 @@ def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
         kind = kinds.get(key, str)
         if key not in DONORS and not isinstance(value, kind):
             raise ValueError(f"`modint.{key}` must be {_KIND_NAMES[kind]}, not {excerpt(value)}")
-    if not all(isinstance(choice, str) and choice.strip() for choice in extra.get("choices", ())):
-        raise ValueError("`modint.choices` must be a list of texts")
+    for key in _LISTS:
+        if not all(isinstance(text, str) and text.strip() for text in extra.get(key, ())):
+            raise ValueError(f"`modint.{key}` must be a list of texts")
     if "claim" in extra and extra["claim"].count("{}") != 1:
         raise ValueError(f"`modint.claim` must hold one {{}} for the choice, not {excerpt(extra['claim'])}")
     return extra

@@ -20,7 +20,7 @@ from modint_guard.types import JSON
 LLAVA = "data.json"
 PICTURES = ("image", *DONORS)
 _FIELDS = [field for field in fields(Item) if field.name not in PICTURES]
-_OPTIONAL = ("lie", "replies", "system", "turns")  # written only if an item has them
+_OPTIONAL = ("lie", "replies", "system", "turns", "truth", "accepted", "rejected")  # only if an item has them
 
 
 def write_items(items: Sequence[Item], folder: Path) -> None:
@@ -81,6 +81,8 @@ def _extra(item: Item, folder: Path) -> JSON:
         "source": None
     }
     values = {name: getattr(item, name) for name in EXTRA_KEYS if name not in DONORS}
+    if not (item.form == "free" and item.replies):
+        del values["answer"]  # the reply to learn says it
     extra = {name: value for name, value in values.items() if value != defaults.get(name)}
     donors = {name: getattr(item, name) for name in DONORS if getattr(item, name) is not None}
     return {**extra, **{name: _saved(image, f"{item.id}.{name}", folder) for name, image in donors.items()}}

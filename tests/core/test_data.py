@@ -54,9 +54,10 @@ def test_what_only_some_items_have_comes_back_too(tmp_path: Path) -> None:
         system="Be brief.", turns=turns, lie="It is a 7.", replies=("a 3", "a 7"), source="x"
     )
     free = SUM.replace(id="free", form="free", choices=(), answer="three", wrong="")
+    named = free.replace(id="named", accepted=("3", "three"), rejected=("four",), truth="It is three.")
     unlabelled = SUM.replace(id="open", answer="", wrong="")
-    write_items([item, free, unlabelled], tmp_path)
-    assert read_items(tmp_path) == [item, free, unlabelled]
+    write_items([item, free, named, unlabelled], tmp_path)
+    assert read_items(tmp_path) == [item, free, named, unlabelled]
 
 
 def test_a_record_needs_some_fields_and_the_others_have_defaults(tmp_path: Path) -> None:

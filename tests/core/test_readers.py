@@ -743,7 +743,18 @@ def test_what_is_written_as_llava_json_reads_back_equal(
 
 
 def test_hand_made_items_read_back_equal(tmp_path: Path) -> None:
-    made = [DIGIT, LETTERED, SUM, BOTH]
+    named = DIGIT.replace(
+        id="named",
+        form="free",
+        choices=(),
+        answer="three",
+        wrong="four",
+        replies=("It is three.",),
+        accepted=("three", "3"),
+        rejected=("four",),
+        truth="A three.",
+    )
+    made = [DIGIT, LETTERED, SUM, BOTH, named]
     made = [item.replace(source=item.id) for item in made]
     assert list(read_data(write_llava(made, tmp_path))) == made
 

@@ -1,6 +1,7 @@
 """`modint-guard serve` as a process: its port, its refusals, its signals, and the end of its engine."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from modint_guard.cli import main
 from modint_guard.demo.launch import free_port
 from modint_server.adapters.folders import Adapter
 from modint_server.engine.config import EngineConfig
@@ -110,16 +112,34 @@ def chat(text: str) -> dict[str, Any]:
 
 
 def refused(*arguments: str, **environment: str) -> str:
-    """The one sentence of a `modint-guard serve` that does not even start its engine."""
-    command = [sys.executable, "-m", "modint_guard.cli", "serve", *arguments]
-    known = {**os.environ, **environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=known)
-    assert (done.returncode, done.stdout) == (2, "")
-    (sentence,) = done.stderr.splitlines()
+    """The one sentence of a `modint-guard serve` that does not even start its engine.
+
+    It runs in this process: another one would import for seconds what is imported here.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", *arguments])
+    assert (ended.value.code, out.getvalue()) == (2, "")
+    (sentence,) = err.getvalue().splitlines()
     return sentence
 
 
 # Refusals: one sentence, exit code 2
+
+
+def test_a_process_that_is_refused_prints_one_sentence_and_ends_with_exit_code_2() -> None:
+    command = [sys.executable, "-m", "modint_guard.cli", "serve", "--model", "/no/such/model"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("--model /no/such/model: no such folder")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_port_in_use_is_refused_before_the_engine_starts(model: Path) -> None:
