@@ -1,1 +1,2 @@
-"""The laboratory: every result table and benchmark. Imports everything; nothing imports it; in no wheel."""
+"""The laboratory: every result table and benchmark. It may import everything, nothing imports it, and no
+wheel contains it."""

@@ -1,6 +1,6 @@
 """`python -m bench NAME`: each result table and benchmark has one command that rewrites it.
 
-Those through the real engine start it themselves; `make bench-NAME` is the same with the default counts.
+Commands that need the real engine start it themselves. `make bench-NAME` is the same command.
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from modint_guard.cli import errors_as_sentences
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
-# For what reads its options itself.
+# For commands that parse their own options.
 OWN_OPTIONS: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
-Count = Annotated[int, typer.Option(min=1, help="Items a condition.")]
-Seed = Annotated[int, typer.Option(help="Of the items and the perturbations.")]
+Count = Annotated[int, typer.Option(min=1, help="Items for each condition.")]
+Seed = Annotated[int, typer.Option(help="The seed of items and perturbations.")]
 Output = Annotated[Path, typer.Option(help="The JSON file to rewrite; a Markdown table goes beside it.")]
 
 
@@ -27,7 +27,7 @@ def tinyworld(
     output: Output = Path("bench/results/tinyworld.json"),
     count: Count = 400,
     seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 12,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time, at most.")] = 12,
 ) -> None:
     """Base and robust-lora on the test split under every perturbation, through vLLM and the gateway."""
     from bench.tinyworld import measure_tinyworld
@@ -41,13 +41,13 @@ def base(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            exists=True, help="run.json of each seed; default: the bundled base's, and bench/results/*."
+            exists=True, help="run.json of each seed; default: the bundled base's and those in bench/results."
         ),
     ] = None,
     output: Output = Path("bench/results/base.json"),
 ) -> None:
     """The base's figures of every training seed, from the records of the runs."""
-    from bench.tinyworld import collect_base
+    from bench.base import collect_base
     from modint_guard.models import BASE, bundled
 
     others = sorted(Path("bench/results").glob(f"{BASE}-seed*/run.json"))
@@ -60,15 +60,15 @@ def train_ablation(
     output: Annotated[Path, typer.Option(help="One folder for each recipe and seed.")] = Path(
         "bench/results/ablation"
     ),
-    runs: Annotated[Path, typer.Option(help="Checkpoints of the runs under way lie here.")] = Path(
+    runs: Annotated[Path, typer.Option(help="The folder of checkpoints of unfinished runs.")] = Path(
         "runs/ablation"
     ),
 ) -> None:
-    """Train the ablation adapters that are not there yet, and take up one that was interrupted."""
+    """Train the ablation adapters that are missing, and resume one that was interrupted."""
     from bench.ablation.measure import train_ablation
 
-    for folder, made in train_ablation(output, runs):
-        typer.echo(f"{'wrote' if made else 'kept'} {folder}")
+    for folder, trained in train_ablation(output, runs):
+        typer.echo(f"{'wrote' if trained else 'kept'} {folder}")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def ablation(
     count: Count = 400,
     seed: Seed = 0,
 ) -> None:
-    """What each part of the method adds: base and committed adapters under every perturbation."""
+    """The effect of each part of the method: base and committed adapters under every perturbation."""
     from bench.ablation.measure import measure_ablation
 
     measure_ablation(output, adapters, count=count, seed=seed)
@@ -109,14 +109,14 @@ def mitigation(
     ] = "test",
     count: Count = 160,
     seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Items under way at once.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Items at the same time, at most.")] = 8,
     raw: Annotated[
-        Path | None, typer.Option(help="Every raw answer, kept; default runs/mitigation-SPLIT-….jsonl.")
+        Path | None, typer.Option(help="The journal of raw answers; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,
     timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
 ) -> None:
-    """Every rung and the ladder against controls, through vLLM; goes on where it was stopped. Code and page
-    are rewritten where the output is the committed file.
+    """Every rung and the ladder against controls, through vLLM; a stopped run continues where it stopped.
+    Code and page are rewritten too if the output is the committed file.
     """
     from bench.mitigation.measure import Run, measure_mitigation
 
@@ -128,17 +128,17 @@ def mitigation(
 def calibration(
     output: Output = Path("bench/results/calibration.json"),
     scores: Annotated[
-        Path, typer.Option(help="Where the scores go that the test of coverage draws from.")
-    ] = Path("tests/training/calibration_scores.jsonl"),
+        Path, typer.Option(help="The file of scores, from which the test of coverage draws.")
+    ] = Path("tests/bench/calibration_scores.jsonl"),
     count: Count = 200,
     seed: Seed = 0,
     alpha: Annotated[float, typer.Option(help="The share of wrong answers that may be missed.")] = 0.1,
-    probes: Annotated[float, typer.Option(min=1, help="Probes a request on average.")] = 1.6,
+    probes: Annotated[float, typer.Option(min=1, help="Probes for each request, on average.")] = 1.6,
     again: Annotated[
-        bool, typer.Option("--ask/--from-scores", help="Ask the models, or fit the scores that lie there.")
+        bool, typer.Option("--ask/--from-scores", help="Ask the models, or fit the existing scores.")
     ] = True,
 ) -> None:
-    """Calibrate the bundled models on the validation split, and look at them on the test split."""
+    """Calibrate the bundled models on the validation split, and evaluate them on the test split."""
     from bench.calibrations import measure_calibration
 
     measure_calibration(output, scores, count=count, seed=seed, alpha=alpha, probes=probes, again=again)
@@ -149,11 +149,11 @@ def calibration(
 def detection(
     output: Output = Path("bench/results/detection.json"),
     raw: Annotated[
-        Path, typer.Option(help="The records, kept as they come; the same call goes on from them.")
+        Path, typer.Option(help="The journal of records; a stopped run continues from it.")
     ] = Path("runs/detection.jsonl"),
-    count: Annotated[int, typer.Option(min=1, help="Items of each setting, kind and held-out part.")] = 60,
+    count: Annotated[int, typer.Option(min=1, help="Items for each setting, kind and held-out part.")] = 60,
     seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Cases under way at once.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Cases at the same time, at most.")] = 6,
 ) -> None:
     """Our risk and other detectors on the same answers, through vLLM and the gateway."""
     from bench.detection.measure import measure_detection
@@ -166,7 +166,7 @@ def detection(
 def relevance(
     output: Output = Path("bench/results/relevance.json"), count: Count = 400, seed: Seed = 0
 ) -> None:
-    """What the lexical rules and the model itself say ought to decide, on the three families; no engine."""
+    """The modality that ought to decide, by the lexical rules and by the model itself; needs no engine."""
     from bench.relevance import measure_relevance
 
     measure_relevance(output, count=count, seed=seed)
@@ -176,21 +176,67 @@ def relevance(
 @app.command()
 def latency(
     output: Output = Path("bench/results/latency.json"),
-    seconds: Annotated[float, typer.Option(min=1, help="Of a block of requests in open loop.")] = 6,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks with and as many without the guard.")] = 4,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="The length of a block of requests in open loop.")
+    ] = 6,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks with the guard, and as many without it.")] = 4,
     seed: Seed = 0,
 ) -> None:
-    """What the guard adds to a request's time: in open loop below capacity, and under full load."""
+    """The time that the guard adds to a request: in open loop below capacity, and under full load."""
     from bench.latency import measure_latency
 
     measure_latency(output, seconds=seconds, blocks=blocks, seed=seed)
     typer.echo(f"wrote {output}")
 
 
+@app.command()
+def picturebook(
+    output: Output = Path("bench/results/picturebook.json"),
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "picturebook-base",
+    adapter: Annotated[str | None, typer.Option(help="Of that model: a name or a folder.")] = None,
+    count: Count = 400,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 12,
+    raw: Annotated[
+        Path, typer.Option(help="The rows, kept as they come; the same call goes on from them.")
+    ] = Path("runs/picturebook.jsonl"),
+) -> None:
+    """The picture-book's base, and an adapter, on the test split, through vLLM and the gateway."""
+    from bench.picturebook import Run, measure_picturebook
+
+    measure_picturebook(output, raw, Run(model, adapter, count, seed, concurrency))
+    typer.echo(f"wrote {output}")
+
+
+@app.command("picturebook-bars")
+def picturebook_bars(
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "picturebook-base",
+    adapter: Annotated[str | None, typer.Option(help="Of that model: a name or a folder.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Items a figure.")] = 100,
+) -> None:
+    """The figures by which the picture-book's base is chosen, quickly: in transformers, without an engine."""
+    from bench.picturebook import print_bars
+
+    print_bars(model, adapter, count)
+
+
+@app.command("picturebook-drawings")
+def picturebook_drawings(
+    work: Annotated[Path, typer.Option(help="Where npm packages are kept.")] = Path(
+        "runs/picturebook-drawings"
+    ),
+) -> None:
+    """Pack the picture-book's drawings anew; needs npm and the package resvg_py."""
+    from bench.picturebook_drawings import rebuild
+
+    for path in rebuild(work):
+        typer.echo(f"wrote {path}")
+
+
 @app.command("demo-items")
 def demo_items() -> None:
-    """Rewrite the items that ship with the package."""
-    from bench.tinyworld import rewrite_demo_items
+    """Rewrite the items that are packaged for the demo."""
+    from bench.demo_items import rewrite_demo_items
 
     typer.echo(f"wrote {rewrite_demo_items()}")
 
@@ -206,23 +252,18 @@ def picture(
     typer.echo(f"wrote {output}")
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
-)
+@app.command(**OWN_OPTIONS)
 def training(context: typer.Context) -> None:
-    """A step of each part of the method against plain SFT."""
+    """The cost of a training step of each part of the method, against plain SFT."""
     from bench.step_cost.training import main
 
     main(context.args)
 
 
-@app.command(
-    "training-gpu",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
+@app.command("training-gpu", **OWN_OPTIONS)
 def training_gpu(context: typer.Context) -> None:
-    """SFT against the whole method at 7B, random weights, one GPU."""
+    """The cost of a training step at 7B with random weights on one GPU, plain SFT against the whole
+    method."""
     from bench.step_cost.training_gpu import main
 
     main(context.args)

@@ -1,9 +1,9 @@
-"""`python -m bench calibration`: the bundled models' calibrations, and how they hold on other answers.
+"""`python -m bench calibration`: the bundled models' calibrations, and how well they hold on other answers.
 
-Fitted on TinyWorld's validation split under trained kinds and controls, and looked at on the test split: in
-trained wordings and kinds, as the promise is given, and in held-out ones, which no promise covers. Every item
-is told one lie and stands under one other kind, so that positives and negatives come to about as many. The
-scores are written down, so that a test can draw from them again and again.
+They are fitted on TinyWorld's validation split under trained kinds and controls, and evaluated on the test
+split: in trained wordings and kinds, for which the promise is made, and in held-out ones, which no promise
+covers. Every item is asked under one lie and under one other kind, so that there are about as many positives
+as negatives. The scores are written to a file, so that a test can draw from them again.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from modint_guard.types import JSON
 from modint_training.tinyworld import suite
 
 PARTS = ("validation", "test", "held_out_wording", "held_out_kind")
-FITTED_TIMES = 2  # an adapter that is rarely misled shows too few positives otherwise
+FIT_FACTOR = 2  # as many items for the fit: otherwise a rarely misled adapter shows too few positives
 LIES = ("misleading_description", "contradicting_image")
-WEAKER = 0.2  # the miss rate that is promised instead where positives are too few for the one asked for
-DIGITS = 5  # of a feature, as it is written down
+WEAKER = 0.2  # the miss rate that is promised if there are too few positives for the requested one
+DIGITS = 5  # of a feature in the file of scores
 NOTES = """\
 Risk and threshold from one half each of the validation answers' sources; `part` says on which answers the
 figures are. `miss_rate` is the share of positives (wrong under interference, right when clean) that is not
@@ -45,8 +45,8 @@ as well no calibration is made, and `refused` says why."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The answers of one model in one part of the data, by the modality that ought to decide."""
+class ScoredAnswers:
+    """The labelled answers of one model in one part of the data, by the modality that ought to decide."""
 
     model: str
     part: str
@@ -54,8 +54,8 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Fits:
-    """One model's calibration by the modality that ought to decide, and why there is none for the others."""
+class ModelFits:
+    """One model's calibration by the modality that ought to decide, and the reason if there is none."""
 
     fitted: Mapping[str, Fitted]
     refused: Mapping[str, str]
@@ -64,39 +64,39 @@ class Fits:
 def measure_calibration(
     output: Path, scores: Path, *, count: int, seed: int, alpha: float, probes: float, again: bool = True
 ) -> None:
-    """Calibrate base and adapter through vLLM; write their files, the scores and the table.
+    """Calibrate base and adapter through vLLM; write their calibrations, the scores and the table.
 
-    With `again=False` the scores that were written before are used, and no engine is started.
+    With `again=False` the existing scores are used, and no engine is started.
     """
     if again:
         with serving(["--adapter", ADAPTER]) as served:
             write_scores(scores, asyncio.run(_collect(served.url, count, seed)))
-    found = read_scores(scores)  # as they are written down, so that a test finds the same
+    scored = read_scores(scores)  # rounded, so that a test gets the same
     options = f"--count {count} --seed {seed} --alpha {alpha:g} --probes {probes:g}"
     command = f"python -m bench calibration {options}"
     fits = {
-        name: fit_model(found, name, alpha=alpha, probes=probes, seed=seed)
-        for name in dict.fromkeys(s.model for s in found)
+        name: fit_model(scored, name, alpha=alpha, probes=probes, seed=seed)
+        for name in dict.fromkeys(each.model for each in scored)
     }
-    for name, each in fits.items():
-        write_bundled(name, each, command)
+    for name, model_fits in fits.items():
+        write_bundled(name, model_fits, command)
     write_results(
         output,
         command=command,
         seeds=[seed],
-        rows=list(rows(found, fits)),
+        rows=list(rows(scored, fits)),
         title="The bundled calibrations, on the answers they come from and on others",
         notes=NOTES,
     )
 
 
-def write_bundled(name: str, fits: Fits, command: str) -> None:
-    """The file beside the weights; none where nothing could be fitted."""
+def write_bundled(name: str, fits: ModelFits, command: str) -> None:
+    """Write the calibration beside the weights; remove it if nothing could be fitted."""
     file = bundled(name) / CALIBRATION
     if not fits.fitted:
         file.unlink(missing_ok=True)
         return
-    made = Calibration.model_validate(
+    calibration = Calibration.model_validate(
         {
             "model": BASE,
             "adapter": None if name == BASE else name,
@@ -105,21 +105,23 @@ def write_bundled(name: str, fits: Fits, command: str) -> None:
             "versions": {**versions(), "weights": weights_of(bundled(name))},
         }
     )
-    write_calibration(file, made)
+    write_calibration(file, calibration)
 
 
 def weights_of(folder: Path) -> str:
-    """SHA-256 of a folder's weights."""
+    """The SHA-256 of a folder's weights, in hexadecimal."""
     (file,) = folder.glob("*.safetensors")
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def fit_model(found: Sequence[Scored], model: str, *, alpha: float, probes: float, seed: int) -> Fits:
+def fit_model(
+    scored: Sequence[ScoredAnswers], model: str, *, alpha: float, probes: float, seed: int
+) -> ModelFits:
     """The calibration of one model from its validation answers."""
-    (own,) = (each for each in found if (each.model, each.part) == (model, "validation"))
+    (validation,) = (each for each in scored if (each.model, each.part) == (model, "validation"))
     fitted: dict[str, Fitted] = {}
     refused: dict[str, str] = {}
-    for relevant, answers in own.answers.items():
+    for relevant, answers in validation.answers.items():
         for promised in sorted({alpha, max(alpha, WEAKER)}):
             try:
                 fitted[relevant] = calibrate(answers, alpha=promised, probes=probes, seed=seed)
@@ -127,27 +129,27 @@ def fit_model(found: Sequence[Scored], model: str, *, alpha: float, probes: floa
                 break
             except ConfigError as exc:
                 refused[relevant] = str(exc)
-    return Fits(fitted, refused)
+    return ModelFits(fitted, refused)
 
 
 def twins(part: str, count: int, seed: int) -> list[Twin]:
-    """`count` items of both families, each told a lie and each under another kind, which take turns; of the
-    held-out kinds one each in their own part, and in no other. Twice as many items for the fit.
+    """`count` items of each family, each under a lie and under one of the other kinds, which take turns; in
+    the part of held-out kinds, under one of these instead. Twice as many items for the fit.
     """
     families: tuple[Family, ...] = ("image-heavy", "text-heavy")
     split: suite.Split = "validation" if part == "validation" else "test"
-    count *= FITTED_TIMES if part == "validation" else 1
-    found = []
+    count *= FIT_FACTOR if part == "validation" else 1
+    pairs = []
     for family in families:
-        made = suite.items(family, split, count, seed=seed, held_out=part == "held_out_wording")
-        for index, item in enumerate(made):
+        items = suite.items(family, split, count, seed=seed, held_out=part == "held_out_wording")
+        for index, item in enumerate(items):
             fits = {kind.name for kind in fitting(item)}
-            found += [twin_of(item, name, seed) for name in _kinds(item, index, part) if name in fits]
-    return found
+            pairs += [twin_of(item, name, seed) for name in _kinds(item, index, part) if name in fits]
+    return pairs
 
 
 def _kinds(item: Item, index: int, part: str) -> list[str]:
-    kinds = [kind for kind in applicable(item.family) if kind.name != "no_image"]  # nothing to take out there
+    kinds = [kind for kind in applicable(item.family) if kind.name != "no_image"]  # it has nothing to remove
     if part == "held_out_kind":
         held_out = [kind.name for kind in kinds if kind.role == "held_out"]
         return [held_out[index % len(held_out)]]
@@ -156,25 +158,25 @@ def _kinds(item: Item, index: int, part: str) -> list[str]:
     return [*lies, others[index % len(others)]]
 
 
-def rows(found: Sequence[Scored], fits: Mapping[str, Fits]) -> Iterator[dict[str, Any]]:
-    """A row a model, relevant modality and part."""
-    for scored in found:
-        for relevant, answers in scored.answers.items():
-            each = fits[scored.model].fitted.get(relevant)
+def rows(scored: Sequence[ScoredAnswers], fits: Mapping[str, ModelFits]) -> Iterator[dict[str, Any]]:
+    """A row for each model, relevant modality and part."""
+    for each in scored:
+        for relevant, answers in each.answers.items():
+            fitted = fits[each.model].fitted.get(relevant)
             yield {
-                "model": scored.model,
+                "model": each.model,
                 "relevant": relevant,
-                "part": scored.part,
-                "alpha": each.promises[0].alpha if each else None,
-                "flag_at": each.flag_at if each else None,
-                **kept(each, answers),
-                "refused": fits[scored.model].refused.get(relevant),
+                "part": each.part,
+                "alpha": fitted.promises[0].alpha if fitted else None,
+                "flag_at": fitted.flag_at if fitted else None,
+                **outcome(fitted, answers),
+                "refused": fits[each.model].refused.get(relevant),
             }
 
 
-def kept(fitted: Fitted | None, answers: Sequence[Labelled]) -> dict[str, float | None]:
-    """What a calibration does to labelled answers: numbers of each kind, the shares it misses or flags, and
-    the probes it takes; the numbers alone where there is none.
+def outcome(fitted: Fitted | None, answers: Sequence[Labelled]) -> dict[str, float | None]:
+    """The result of a calibration on labelled answers: the numbers of each kind, the shares that it misses
+    and flags, and the probes that it needs; only the numbers if there is no calibration.
     """
     numbers = {
         "positives": sum(a.positive for a in answers),
@@ -195,42 +197,42 @@ def kept(fitted: Fitted | None, answers: Sequence[Labelled]) -> dict[str, float 
     }
 
 
-def write_scores(path: Path, found: Sequence[Scored]) -> None:
-    """One line an answer, features rounded."""
+def write_scores(path: Path, scored: Sequence[ScoredAnswers]) -> None:
+    """Write one line for each answer, with rounded features."""
     lines = [
         {
-            "model": scored.model,
-            "part": scored.part,
+            "model": each.model,
+            "part": each.part,
             "relevant": relevant,
             "source": answer.source,
             "right": answer.right,
             "right_when_clean": answer.right_when_clean,
             "features": {name: round(value, DIGITS) for name, value in answer.features.items()},
         }
-        for scored in found
-        for relevant, answers in scored.answers.items()
+        for each in scored
+        for relevant, answers in each.answers.items()
         for answer in answers
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 
-def read_scores(path: Path) -> list[Scored]:
-    """What `write_scores` wrote."""
-    held: dict[tuple[str, str], dict[str, list[Labelled]]] = {}
+def read_scores(path: Path) -> list[ScoredAnswers]:
+    """Read what `write_scores` wrote."""
+    by_part: dict[tuple[str, str], dict[str, list[Labelled]]] = {}
     for text in path.read_text("utf-8").splitlines():
         line: JSON = json.loads(text)
-        of = held.setdefault((line["model"], line["part"]), {})
+        by_relevant = by_part.setdefault((line["model"], line["part"]), {})
         answer = Labelled(line["features"], line["right"], line["right_when_clean"], line["source"])
-        of.setdefault(line["relevant"], []).append(answer)
-    return [Scored(model, part, answers) for (model, part), answers in held.items()]
+        by_relevant.setdefault(line["relevant"], []).append(answer)
+    return [ScoredAnswers(model, part, answers) for (model, part), answers in by_part.items()]
 
 
-async def _collect(url: str, count: int, seed: int) -> list[Scored]:
+async def _collect(url: str, count: int, seed: int) -> list[ScoredAnswers]:
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
         unguarded = without_guard(endpoint.complete)
         return [
-            Scored(model, part, await labelled_answers(twins(part, count, seed), unguarded, model))
+            ScoredAnswers(model, part, await labelled_answers(twins(part, count, seed), unguarded, model))
             for model in (BASE, ADAPTER)
             for part in PARTS
         ]

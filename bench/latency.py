@@ -1,11 +1,11 @@
-"""`python -m bench latency`: what the guard adds to a request's time, in open loop and under full load.
+"""`python -m bench latency`: the time that the guard adds to a request, in open loop and under full load.
 
-One gateway and engine; a request is guarded or not by its own `modint.mode`. First the capacity: as many
-requests a second as the engine answers without the guard, so many under way at once. Then requests come by
-themselves (Poisson) at a share of it, in short blocks with and without the guard that take turns (off, on,
-on, off), each with the same arrival times and items that no other block has, so that no cache helps either.
-A time counts from the moment the request was due. All of it again with calibrations that stop otherwise, and
-with long prompts.
+One gateway and engine; `modint.mode` switches the guard on or off for each request. First the capacity is
+measured: the requests that the engine answers each second without the guard, with a fixed number of them at
+the same time. Then requests arrive by themselves (Poisson) at a share of that rate, in short blocks with and
+without the guard that take turns (off, on, on, off). Two blocks that belong together have the same arrival
+times; no two blocks share an item, so that neither profits from a cache. A request's time counts from the
+moment it was due. All of this is repeated with calibrations that stop at other points, and with long prompts.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ ANSWERS: dict[str, JSON] = {LONG: {"min_tokens": 32, "max_tokens": 32}, SHORT: {
 FIRST_TOKEN, FORCED = "first token", "teacher forcing"
 SHIPPED, AT_ONCE, ONE = "early stop", "all at once", "one"
 BRIEF, PADDED = "short", "padded"
-APART = 1000  # between their seeds: a picture that was seen before costs less
+SEED_GAP = 1000  # between short and padded prompts, so that they share no picture: a cached one costs less
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A way to serve, and the (answers, prompts) that are measured of it."""
+    """A way to serve, and the kinds of (answers, prompts) that are measured with it."""
 
     judged_at: str
     views: str
@@ -53,19 +53,19 @@ SETUPS = (
     Setup(FIRST_TOKEN, SHIPPED, ((LONG, BRIEF), (LONG, PADDED), (SHORT, BRIEF))),
     Setup(FIRST_TOKEN, AT_ONCE, ((LONG, BRIEF), (LONG, PADDED))),
     Setup(FIRST_TOKEN, ONE, ((LONG, BRIEF), (LONG, PADDED))),
-    Setup(FORCED, SHIPPED, ((LONG, BRIEF),)),  # no answer is forced where adapters are served
+    Setup(FORCED, SHIPPED, ((LONG, BRIEF),)),  # teacher forcing is off if adapters are served
 )
-UNDER_WAY = 16  # at once, where the engine is to be full
-CLOSED = {LONG: 96, SHORT: 240}  # requests of such a run
-FULL_BLOCKS = 1  # of each arm
+FULL_LOAD = 16  # requests at the same time under full load
+FULL_REQUESTS = {LONG: 96, SHORT: 240}  # in a run under full load
+FULL_BLOCKS = 1  # of each arm, under full load
 WARM_UP = 24
-SHARE = 0.3  # of the capacity
+SHARE = 0.3  # of the capacity, in open loop
 BAR = 1.15
 ARMS = ("off", "on")
 RESAMPLES = 2000
 NOTES = f"""\
 Whole answers of {BASE} through vLLM and the gateway, not streamed, from the moment a request was due to
-the end of its answer, verdict included. `load` full: {UNDER_WAY} requests under way all the time; what the
+the end of its answer, verdict included. `load` full: {FULL_LOAD} requests under way all the time; what the
 engine answers so without the guard is `capacity_per_s`. `load` open: Poisson arrivals at {SHARE:.0%} of it.
 With and without the guard in blocks that take turns; every request has an item of its own (lying, true,
 needed and neutral inputs of both settings, about 50 tokens and a small picture). `ratio` of the medians, with
@@ -88,7 +88,7 @@ class Arm:
     new_tokens: list[int] = field(default_factory=list)
 
     def add(self, completion: JSON, ms: float) -> None:
-        """Count one answer."""
+        """Add one answer's time and the cost of its probes."""
         probes = (completion.get("modint") or {}).get("probes") or []
         self.ms.append(ms)
         self.probes.append(len(probes))
@@ -96,7 +96,7 @@ class Arm:
 
 
 def measure_latency(output: Path, *, seconds: float, blocks: int, seed: int) -> None:
-    """Serve in every way, measure each kind of answer, prompt and load, write the table."""
+    """Serve with every setup, measure each kind of answers, prompts and load, and write the table."""
     rows = []
     for setup in SETUPS:
         with tempfile.TemporaryDirectory() as folder, serving(_arguments(setup, Path(folder))) as served:
@@ -113,9 +113,9 @@ def measure_latency(output: Path, *, seconds: float, blocks: int, seed: int) -> 
 
 
 def goal(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The goal, its figure and whether it is met: as shipped, on short prompts."""
-    wanted = {"load": "open", "answers": LONG, "judged_at": FIRST_TOKEN, "views": SHIPPED, "prompts": BRIEF}
-    (row,) = (r for r in rows if wanted.items() <= r.items())
+    """The goal, its figure and whether it is met: with the shipped calibration, on short prompts."""
+    shipped = {"load": "open", "answers": LONG, "judged_at": FIRST_TOKEN, "views": SHIPPED, "prompts": BRIEF}
+    (row,) = (row for row in rows if shipped.items() <= row.items())
     return {
         "goal": f"median at most {BAR} times as long, {LONG} in open loop at {SHARE:.0%} of the capacity",
         "figure": f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
@@ -124,17 +124,18 @@ def goal(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _arguments(setup: Setup, folder: Path) -> list[str]:
-    """What `serve` is told; a calibration of its own in `folder`, where the bundled one stops otherwise."""
+    """The arguments of `serve`; for other views than the shipped ones, with a calibration written to
+    `folder`."""
     adapter = ["--adapter", ADAPTER] if setup.judged_at == FIRST_TOKEN else []
     if setup.views == SHIPPED:
         return adapter
-    own = folder / CALIBRATION
-    write_calibration(own, stopping(read_calibration(located(BASE) / CALIBRATION), setup.views))
-    return [*adapter, "--calibration", str(own)]
+    changed = folder / CALIBRATION
+    write_calibration(changed, stopping(read_calibration(located(BASE) / CALIBRATION), setup.views))
+    return [*adapter, "--calibration", str(changed)]
 
 
 def stopping(calibration: Calibration, views: str) -> Calibration:
-    """The same risk and thresholds, asking every view at once (AT_ONCE), or none but the first (ONE)."""
+    """The same risk and thresholds, but asking every view at once (AT_ONCE) or only the first one (ONE)."""
     fitted = {
         relevant: each.model_copy(update={"clear_below": 0.0 if views == AT_ONCE else each.flag_at})
         for relevant, each in calibration.fitted.items()
@@ -144,8 +145,8 @@ def stopping(calibration: Calibration, views: str) -> Calibration:
 
 async def _measure(url: str, setup: Setup, seconds: float, blocks: int, seed: int) -> list[dict[str, Any]]:
     async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
-        pools = {BRIEF: bodies(seed), PADDED: bodies(seed + APART, padded=True)}
-        await closed(_taken(pools[BRIEF], WARM_UP, LONG, "on"), endpoint.complete, Arm())
+        pools = {BRIEF: request_pool(seed), PADDED: request_pool(seed + SEED_GAP, padded=True)}
+        await full_load(_next_bodies(pools[BRIEF], WARM_UP, LONG, "on"), endpoint.complete, Arm())
         return [
             {
                 "judged_at": setup.judged_at,
@@ -155,25 +156,25 @@ async def _measure(url: str, setup: Setup, seconds: float, blocks: int, seed: in
                 **row,
             }
             for answers, prompts in setup.measured
-            for row in await measured(answers, pools[prompts], endpoint.complete, seconds, blocks, seed)
+            for row in await measure(answers, pools[prompts], endpoint.complete, seconds, blocks, seed)
         ]
 
 
-async def measured(
+async def measure(
     answers: str, pool: Iterator[JSON], complete: Complete, seconds: float, blocks: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The rows of one kind of answer: in open loop, and with the engine full."""
+    """The rows of one kind of answers and prompts: in open loop and under full load."""
 
     async def full(name: str, arm: Arm, _: int) -> float:
-        return await closed(_taken(pool, CLOSED[answers], answers, name), complete, arm)
+        return await full_load(_next_bodies(pool, FULL_REQUESTS[answers], answers, name), complete, arm)
 
     capacity = await full("off", Arm(), 0)
     rate = SHARE * capacity
 
     async def open_block(name: str, arm: Arm, number: int) -> None:
-        asked = _taken(pool, max(1, round(rate * seconds)), answers, name)
+        bodies = _next_bodies(pool, max(1, round(rate * seconds)), answers, name)
         rng = seeded("arrivals", seed, answers, number)  # the same in both arms
-        await open_loop(asked, complete, arm, rate=rate, rng=rng)
+        await open_loop(bodies, complete, arm, rate=rate, rng=rng)
 
     return [
         figures("open", await in_turns(open_block, blocks), capacity, rate),
@@ -187,7 +188,8 @@ Block = Callable[[str, Arm, int], Awaitable[object]]
 
 
 async def in_turns(block: Block, blocks: int) -> dict[str, Arm]:
-    """`blocks` blocks of each arm: off, on, on, off, ... Two that belong together have one number."""
+    """Run `blocks` blocks of each arm: off, on, on, off, ... Two that belong together have the same
+    number."""
     arms = {name: Arm() for name in ARMS}
     for number in range(blocks):
         for name in ARMS if number % 2 == 0 else reversed(ARMS):
@@ -195,9 +197,9 @@ async def in_turns(block: Block, blocks: int) -> dict[str, Arm]:
     return arms
 
 
-async def closed(asked: Sequence[JSON], complete: Complete, arm: Arm) -> float:
-    """All requests, UNDER_WAY at a time; gives the answers a second."""
-    waiting = iter(asked)
+async def full_load(bodies: Sequence[JSON], complete: Complete, arm: Arm) -> float:
+    """Send all requests, FULL_LOAD at the same time; returns the answers per second."""
+    waiting = iter(bodies)
 
     async def client() -> None:
         for body in waiting:
@@ -206,15 +208,15 @@ async def closed(asked: Sequence[JSON], complete: Complete, arm: Arm) -> float:
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(UNDER_WAY):
+        for _ in range(FULL_LOAD):
             group.create_task(client())
-    return len(asked) / (time.perf_counter() - began)
+    return len(bodies) / (time.perf_counter() - began)
 
 
 async def open_loop(
-    asked: Sequence[JSON], complete: Complete, arm: Arm, *, rate: float, rng: random.Random
+    bodies: Sequence[JSON], complete: Complete, arm: Arm, *, rate: float, rng: random.Random
 ) -> None:
-    """Requests come by themselves, `rate` a second on average; returns once all are answered."""
+    """Send requests as they arrive, `rate` per second on average; returns when all are answered."""
     loop = asyncio.get_running_loop()
     began = loop.time()
 
@@ -224,29 +226,29 @@ async def open_loop(
         arm.add(completion, 1000 * (loop.time() - began - due))
 
     async with asyncio.TaskGroup() as group:
-        for body, due in zip(asked, arrivals(rate, rng), strict=False):
+        for body, due in zip(bodies, arrivals(rate, rng), strict=False):
             group.create_task(one(body, due))
 
 
 def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
-    """Seconds from the start at which requests come: gaps are exponential, 1 / rate on average."""
+    """The seconds from the start at which requests arrive: the gaps are exponential, 1 / rate on average."""
     return itertools.accumulate(rng.expovariate(rate) for _ in itertools.count())
 
 
-def bodies(seed: int, *, padded: bool = False) -> Iterator[JSON]:
-    """Requests without end, no item twice; kinds and settings mixed. `padded`: each behind a system text of
-    its own."""
-    for drawn in itertools.count(seed):
-        found = [case for case in cases("test", 24, drawn) if case.held_out == "no"]
-        seeded("latency", drawn).shuffle(found)
-        for number, case in enumerate(found):
-            text = padding(f"latency {drawn} {number}")
+def request_pool(seed: int, *, padded: bool = False) -> Iterator[JSON]:
+    """Requests without end, no item twice, with kinds and settings mixed; if `padded`, each with a long
+    system text of its own."""
+    for pool_seed in itertools.count(seed):
+        shuffled = [case for case in cases("test", 24, pool_seed) if case.held_out == "no"]
+        seeded("latency", pool_seed).shuffle(shuffled)
+        for number, case in enumerate(shuffled):
+            text = padding(f"latency {pool_seed} {number}")
             item = case.item.replace(system=text) if padded else case.item
             yield request_for(item, BASE, modint={"relevant": case.relevant})
 
 
-def _taken(pool: Iterator[JSON], count: int, answers: str, arm: str) -> list[JSON]:
-    """The next requests, for this kind of answer, with or without the guard."""
+def _next_bodies(pool: Iterator[JSON], count: int, answers: str, arm: str) -> list[JSON]:
+    """The next `count` requests for this kind of answers, with or without the guard."""
     guarded: JSON = {} if arm == "on" else {"modint": {"mode": "off"}}
     return [{**body, **ANSWERS[answers], **guarded} for body in itertools.islice(pool, count)]
 

@@ -1,7 +1,8 @@
-"""`python -m bench relevance`: what the lexical rules, and the model itself, say ought to decide.
+"""`python -m bench relevance`: the modality that ought to decide, by the lexical rules and by the model
+itself.
 
-On the three families, without a word of the client. The model is asked locally, with transformers: no engine
-is needed.
+Measured on the three families, if the client does not say it. The model is asked locally, with transformers:
+no engine is needed.
 """
 
 import asyncio
@@ -28,8 +29,8 @@ from modint_guard.types import JSON, Complete, Relevant
 from modint_training.models.loading import local_model
 from modint_training.tinyworld import suite
 
-PARTS = tuple(product(FAMILIES, (False, True)))  # each in trained and in held-out wordings
-BESIDE = {"image-heavy": "true_description", "text-heavy": "agreeing_image", "vqa": "clean"}
+PARTS = tuple(product(FAMILIES, (False, True)))  # each family in trained and in held-out wordings
+OTHER_INPUT = {"image-heavy": "true_description", "text-heavy": "agreeing_image", "vqa": "clean"}
 NOTES = f"""\
 Questions of the test split as a client sends them, with a caption or a picture beside them and without a
 word on what ought to decide; shares of what each source says. `needs` is what the family is made to need;
@@ -41,57 +42,57 @@ unknown."""
 
 
 def measure_relevance(output: Path, *, count: int, seed: int) -> None:
-    """Write the table."""
-    found = list(rows(count, seed))
+    """Measure both sources and write the table."""
+    table_rows = list(rows(count, seed))
     with local_model(BASE, None, image_attention=1.0) as complete:
-        found += asyncio.run(self_ask_rows(complete, count, seed))
+        table_rows += asyncio.run(self_ask_rows(complete, count, seed))
     write_results(
         output,
         command=f"python -m bench relevance --count {count} --seed {seed}",
         seeds=[seed],
-        rows=found,
+        rows=table_rows,
         title="Which modality ought to decide, where nobody says",
         notes=NOTES,
     )
 
 
 def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """A row a family, in trained and in held-out wordings: the lexical rules."""
+    """A row for each family, in trained and in held-out wordings, by the lexical rules."""
     for family, held_out in PARTS:
-        asked = bodies(family, count, seed, held_out=held_out)
-        yield _row("rules", family, held_out, [decide(parse(body))[0] for body in asked])
+        requests = bodies(family, count, seed, held_out=held_out)
+        yield _row("rules", family, held_out, [decide(parse(body))[0] for body in requests])
 
 
 async def self_ask_rows(complete: Complete, count: int, seed: int) -> list[dict[str, Any]]:
-    """The same rows of what the model itself says."""
-    found, config = [], GuardConfig()
+    """The same rows by the model itself."""
+    table_rows, config = [], GuardConfig()
     with tqdm(total=len(PARTS) * count, unit="question") as bar:
 
-        async def said(body: JSON) -> Relevant:
-            asked = short_body(with_question_after(parse(body), SELF_ASK), 1, config.top_logprobs)
-            reply = reply_of(await complete(asked))
+        async def self_asked(body: JSON) -> Relevant:
+            question = short_body(with_question_after(parse(body), SELF_ASK), 1, config.top_logprobs)
+            reply = reply_of(await complete(question))
             bar.update()
             return by_self_ask(reply, config.self_ask_confident)
 
         for family, held_out in PARTS:
-            each = [await said(body) for body in bodies(family, count, seed, held_out=held_out)]
-            found.append(_row("self_ask", family, held_out, each))
-    return found
+            answers = [await self_asked(body) for body in bodies(family, count, seed, held_out=held_out)]
+            table_rows.append(_row("self_ask", family, held_out, answers))
+    return table_rows
 
 
 def bodies(family: Family, count: int, seed: int, *, held_out: bool) -> Iterator[JSON]:
-    """The requests of a family."""
+    """The chat bodies of a family's items."""
     for item in suite.items(family, "test", count, seed=seed, held_out=held_out):
-        yield request_for(suite.perturbed(item, BESIDE[family], seed=seed), "any")
+        yield request_for(suite.perturbed(item, OTHER_INPUT[family], seed=seed), "any")
 
 
-def _row(source: str, family: Family, held_out: bool, said: list[Relevant]) -> dict[str, Any]:
-    seen = Counter(said)
+def _row(source: str, family: Family, held_out: bool, answers: list[Relevant]) -> dict[str, Any]:
+    counts = Counter(answers)
     return {
         "source": source,
         "family": family,
         "held_out": "wording" if held_out else "no",
-        "n": len(said),
+        "n": len(answers),
         "needs": RELEVANT[family],
-        **{name: seen[name] / len(said) for name in Relevant},
+        **{name: counts[name] / len(answers) for name in Relevant},
     }

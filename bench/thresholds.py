@@ -1,10 +1,11 @@
-"""Fit the guard's default risk on TinyWorld's validation split, through the real engine.
+"""`python -m bench thresholds`: the guard's default risk, fitted on TinyWorld's validation split.
 
-Each item is answered by base and adapter with its views; the risk is a logistic of the divergence and the
-margin of the view without the irrelevant modality, fitted to "the answer is wrong". Questions about pictures
-with nothing beside them say from which probability on an answer that comes without the picture as well is to
-be called a guess (`confident`). The fitted constants are the defaults of `modint_guard.config.Thresholds`: a
-starting point for TinyWorld-like models, not a calibration of anyone else's.
+Base and adapter answer each item with its views through the real engine; the risk is a logistic of the
+divergence and the margin of the view without the irrelevant modality, fitted to "the answer is wrong".
+Questions about a picture without a caption set `confident`: the probability from which an answer that is also
+given without the picture counts as a guess. The fitted constants are the defaults of
+`modint_guard.judging.risk.Thresholds`: a starting point for models like TinyWorld's, and no calibration of
+any other model.
 """
 
 import asyncio
@@ -34,10 +35,10 @@ from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Complete
 from modint_training.tinyworld import suite
 
 T = TypeVar("T")
-Look = Callable[[Guard, Complete, Item, str], Awaitable[T | None]]  # one item asked of one model
+Ask = Callable[[Guard, Complete, Item, str], Awaitable[T | None]]  # asks a model (by name) one item
 
-# Trained kinds and controls only: held-out perturbations and wordings choose nothing.
-CHOSEN: tuple[tuple[Family, str], ...] = (
+# Trained kinds and controls only: nothing is fitted to held-out perturbations or wordings.
+FITTED_ON: tuple[tuple[Family, str], ...] = (
     ("image-heavy", "misleading_description"),
     ("image-heavy", "true_description"),
     ("image-heavy", "unrelated_facts"),
@@ -48,19 +49,19 @@ CHOSEN: tuple[tuple[Family, str], ...] = (
     ("text-heavy", "black"),
 )
 REMOVED = {"image-heavy": NO_CONTEXT, "text-heavy": NEUTRAL_IMAGE}
-GRID = tuple(round(0.05 * step, 2) for step in range(4, 20))  # where flag_at may lie
-RIGHT_FLAGGED = 0.05  # share of right answers that may be flagged
-GUESSED: tuple[Family, ...] = ("image-heavy", "vqa")  # clean: nothing but the prior rule can flag them
-CONFIDENT = (0.9, 0.99, 0.999, 0.9999, 0.99999)  # where `confident` may lie
-RIGHT_GUESSED = 0.01  # share of right answers that may be flagged as guesses
+GRID = tuple(round(0.05 * step, 2) for step in range(4, 20))  # candidates for flag_at
+RIGHT_FLAGGED = 0.05  # the share of right answers that may be flagged
+GUESSED: tuple[Family, ...] = ("image-heavy", "vqa")  # asked clean: only the rule for `prior` can flag them
+CONFIDENT = (0.9, 0.99, 0.999, 0.9999, 0.99999)  # candidates for `confident`
+RIGHT_GUESSED = 0.01  # the share of right answers that may be flagged as guesses
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What the policy sees of one answer, and whether the answer was wrong.
+class RiskSample:
+    """One answer's features, and whether it was wrong.
 
-    `flip` holds where everything but the risk speaks for a flag: the view flips and, for an image-heavy item,
-    text alone reproduces the answer.
+    `flip` is true if every condition of a flag but the risk is met: the view flips and, for an image-heavy
+    item, the text alone reproduces the answer.
     """
 
     divergence: float
@@ -70,8 +71,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Guess:
-    """How probable an answer about a picture is without the picture (0 where another one is likelier), and
+class GuessSample:
+    """The probability of an answer about a picture without the picture (0 if another answer is likelier), and
     whether it was wrong."""
 
     certainty: float
@@ -79,29 +80,29 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one model answered."""
+class ModelSamples:
+    """The samples of one model."""
 
-    samples: Sequence[Sample]
-    guesses: Sequence[Guess]
+    samples: Sequence[RiskSample]
+    guesses: Sequence[GuessSample]
 
 
 def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
-    """Fit the default risk on the validation split, through vLLM."""
+    """Fit the default risk on the validation split, through vLLM, and write the table."""
     with serving(["--adapter", ADAPTER]) as served:
-        seen = asyncio.run(_collect(served.url, count, seed))
-    pooled = [sample for found in seen.values() for sample in found.samples]
-    guesses = [guess for found in seen.values() for guess in found.guesses]
+        by_model = asyncio.run(_collect(served.url, count, seed))
+    pooled = [sample for each in by_model.values() for sample in each.samples]
+    guesses = [guess for each in by_model.values() for guess in each.guesses]
     model = fit(pooled)
     flag_at, confident = choose_flag_at(model, pooled), choose_confident(guesses)
     rows = [
         {
-            **{"model": name, "n": len(found.samples), **constants(model, flag_at)},
-            **outcomes(model, found.samples, flag_at),
+            **{"model": name, "n": len(each.samples), **constants(model, flag_at)},
+            **outcomes(model, each.samples, flag_at),
             "confident": confident,
-            "guessed_of_right": guessed_of_right(found.guesses, confident),
+            "guessed_of_right": guessed_of_right(each.guesses, confident),
         }
-        for name, found in seen.items()
+        for name, each in by_model.items()
     ]
     write_results(
         output,
@@ -118,46 +119,47 @@ def measure_thresholds(output: Path, *, count: int, seed: int) -> None:
     )
 
 
-async def _collect(url: str, count: int, seed: int) -> dict[str, Seen]:
+async def _collect(url: str, count: int, seed: int) -> dict[str, ModelSamples]:
     items = [
         suite.perturbed(item, name, seed=seed)
-        for family, name in CHOSEN
+        for family, name in FITTED_ON
         for item in suite.items(family, "validation", count, seed=seed)
     ]
     clean = [item for family in GUESSED for item in suite.items(family, "validation", count, seed=seed)]
     async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
         return {
-            name: Seen(
-                await _each(endpoint, sample, items, name), await _each(endpoint, guessed, clean, name)
+            name: ModelSamples(
+                await _ask_all(endpoint, risk_sample, items, name),
+                await _ask_all(endpoint, guess_sample, clean, name),
             )
             for name in (BASE, ADAPTER)
         }
 
 
-async def _each(endpoint: Endpoint, look: Look[T], items: Sequence[Item], model: str) -> list[T]:
+async def _ask_all(endpoint: Endpoint, ask: Ask[T], items: Sequence[Item], model: str) -> list[T]:
     guard, unguarded = Guard(), without_guard(endpoint.complete)
-    jobs = {number: partial(look, guard, unguarded, item, model) for number, item in enumerate(items)}
-    found = await ask_each(jobs, concurrency=6)
-    return [answer for answer in found.values() if answer is not None]
+    jobs = {number: partial(ask, guard, unguarded, item, model) for number, item in enumerate(items)}
+    samples = await ask_each(jobs, concurrency=6)
+    return [sample for sample in samples.values() if sample is not None]
 
 
-async def sample(guard: Guard, complete: Complete, item: Item, model: str) -> Sample | None:
-    """Ask one item with its views; None where the view without the irrelevant modality cannot be scored."""
+async def risk_sample(guard: Guard, complete: Complete, item: Item, model: str) -> RiskSample | None:
+    """Ask one item with its views; None if the view without the irrelevant modality cannot be scored."""
     text, cells = await _scored(guard, complete, item, model)
     if REMOVED[item.family] not in cells or NEUTRAL_IMAGE not in cells:
         return None
     cell = cells[REMOVED[item.family]]
     flip = bool(cell.flip) and (item.family == "text-heavy" or cells[NEUTRAL_IMAGE].reproduces)
-    return Sample(cell.divergence, cell.margin, flip, not is_right(item, text))
+    return RiskSample(cell.divergence, cell.margin, flip, not is_right(item, text))
 
 
-async def guessed(guard: Guard, complete: Complete, item: Item, model: str) -> Guess | None:
-    """Ask one clean item about a picture with a neutral picture as well; None where that cannot be scored."""
+async def guess_sample(guard: Guard, complete: Complete, item: Item, model: str) -> GuessSample | None:
+    """Ask one clean item about a picture, also with a neutral picture; None if that cannot be scored."""
     text, cells = await _scored(guard, complete, item, model)
     if NEUTRAL_IMAGE not in cells:
         return None
     cell = cells[NEUTRAL_IMAGE]
-    return Guess(cell.p_answer if cell.reproduces else 0.0, not is_right(item, text))
+    return GuessSample(cell.p_answer if cell.reproduces else 0.0, not is_right(item, text))
 
 
 async def _scored(
@@ -171,36 +173,38 @@ async def _scored(
     return reply.text, scoring.score(reply, replies, plan.chat, guard.config.thresholds).cells
 
 
-def fit(samples: Sequence[Sample]) -> Logistic:
-    """A logistic of (JS, margin) for "wrong" (`risk.fit`). Raises ConfigError where all answers are right or
-    all are wrong.
+def fit(samples: Sequence[RiskSample]) -> Logistic:
+    """A logistic of (JS, margin) for "wrong" (`risk.fit`). Raises ConfigError if all answers are right or all
+    are wrong.
     """
     return risk.fit([_features(s) for s in samples], [s.wrong for s in samples], names=("js", "margin"))
 
 
-def _features(sample: Sample) -> dict[str, float]:
+def _features(sample: RiskSample) -> dict[str, float]:
     return {"js": sample.divergence, "margin": sample.margin}
 
 
-def choose_flag_at(model: Logistic, samples: Sequence[Sample]) -> float:
-    """The lowest value of GRID that flags at most RIGHT_FLAGGED of the right answers, or the highest."""
+def choose_flag_at(model: Logistic, samples: Sequence[RiskSample]) -> float:
+    """The lowest value of GRID that flags at most RIGHT_FLAGGED of the right answers; the highest if none
+    does."""
     allowed = (at for at in GRID if outcomes(model, samples, at)["flagged_of_right"] <= RIGHT_FLAGGED)
     return next(allowed, GRID[-1])
 
 
-def choose_confident(guesses: Sequence[Guess]) -> float:
-    """The lowest of CONFIDENT that flags at most RIGHT_GUESSED of the right answers, or the highest."""
+def choose_confident(guesses: Sequence[GuessSample]) -> float:
+    """The lowest of CONFIDENT that flags at most RIGHT_GUESSED of the right answers; the highest if none
+    does."""
     allowed = (at for at in CONFIDENT if guessed_of_right(guesses, at) <= RIGHT_GUESSED)
     return next(allowed, CONFIDENT[-1])
 
 
-def guessed_of_right(guesses: Sequence[Guess], confident: float) -> float:
-    """The share of right answers that come with at least this probability without the picture."""
+def guessed_of_right(guesses: Sequence[GuessSample], confident: float) -> float:
+    """The share of right answers that have at least this probability without the picture."""
     return mean(guess.certainty >= confident for guess in guesses if not guess.wrong) or 0.0
 
 
 def constants(model: Logistic, flag_at: float) -> dict[str, float]:
-    """The fitted constants under the names of `Thresholds`."""
+    """The fitted constants, named as in `Thresholds`."""
     return {
         "bias": model.bias,
         "weight_js": model.weights["js"],
@@ -209,8 +213,8 @@ def constants(model: Logistic, flag_at: float) -> dict[str, float]:
     }
 
 
-def outcomes(model: Logistic, samples: Sequence[Sample], flag_at: float) -> dict[str, float]:
-    """Shares of wrong and of right answers that would be flagged at a threshold."""
+def outcomes(model: Logistic, samples: Sequence[RiskSample], flag_at: float) -> dict[str, float]:
+    """The number of wrong answers, and the shares of wrong and of right answers flagged at a threshold."""
     flags = np.array([s.flip and model.risk(_features(s)) >= flag_at for s in samples])
     wrong = np.array([sample.wrong for sample in samples])
     return {

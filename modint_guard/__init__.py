@@ -1,6 +1,26 @@
-"""The core: what modality interference is, how it is probed, scored and decided.
+"""The core: what modality interference is, and how it is probed, judged and corrected.
 
-The public names below load on first use, so that importing one small module stays cheap.
+guard.py         start reading here: the whole flow in one call
+examination.py   one request: its plan, its probes, its answer
+plan.py          what will be done with a request
+judge.py         from replies to a report
+config.py        the settings of the guard
+types.py         the records that pass between the stages, and the names they use
+report.py        the records of the `modint` object
+schema.py        the published shape of the `modint` object, and its reader
+endpoint.py      a client of any OpenAI-compatible server
+errors.py        every error, as one tree
+cli.py           the `modint-guard` command
+chat/            what a request and its reply say
+probing/         the perturbed views of a request, and when they are sent
+judging/         what the replies of the views mean
+mitigation/      what is done about a flagged answer
+data/            data sets, items and perturbations
+evaluation/      measuring a model on a data set
+demo/            the demo
+models/          the bundled models
+
+The public names below are imported on first use, so that importing one small module stays cheap.
 """
 
 from __future__ import annotations
@@ -15,24 +35,24 @@ if TYPE_CHECKING:
     from modint_guard.errors import ModintError as ModintError
     from modint_guard.guard import Guard as Guard
     from modint_guard.judging.risk import Thresholds as Thresholds
+    from modint_guard.report import Inspection as Inspection
+    from modint_guard.report import Report as Report
     from modint_guard.schema import ModintObject as ModintObject
     from modint_guard.schema import verdict as verdict
-    from modint_guard.types import Inspection as Inspection
     from modint_guard.types import ModintOptions as ModintOptions
     from modint_guard.types import Relevant as Relevant
-    from modint_guard.types import Report as Report
 
 _HOME = {
     "Endpoint": "endpoint",
     "Guard": "guard",
     "GuardConfig": "config",
     "ImageLimits": "chat.images",
-    "Inspection": "types",
+    "Inspection": "report",
     "ModintError": "errors",
     "ModintObject": "schema",
     "ModintOptions": "types",
     "Relevant": "types",
-    "Report": "types",
+    "Report": "report",
     "Thresholds": "judging.risk",
     "verdict": "schema",
 }

@@ -1,7 +1,7 @@
-"""The `modint-guard` command: finds each command by its entry point and turns our errors into one sentence.
+"""The `modint-guard` command: finds its subcommands by entry points, and reports our errors as one sentence.
 
-Exit codes: 0 done, 1 the command itself says no (a demo whose counts differ, a failed check), 2 wrong input,
-setting, data or engine.
+Exit codes: 0 done; 1 the command's own result is negative (a failed check, a demo with unexpected counts); 2
+wrong input, setting, data or engine.
 """
 
 import os
@@ -16,28 +16,31 @@ import typer
 from modint_guard.errors import ModintError
 
 GROUP = "modint_guard.commands"
-# Which extra brings what a package of ours imports beyond the base installation.
+# The extra that installs what a package of ours imports beyond the base installation.
 EXTRA_OF = {"modint_guard": "cpu", "modint_server": "cpu", "modint_training": "train"}
 
 
 def main(argv: Sequence[str] | None = None, commands: Iterable[EntryPoint] | None = None) -> None:
-    """Runs one command and leaves with its exit code."""
+    """Run one command and exit with its code.
+
+    argv: None for that of the process. commands: None for those of all installed packages.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    found = {point.name: point for point in (entry_points(group=GROUP) if commands is None else commands)}
+    points = {point.name: point for point in (entry_points(group=GROUP) if commands is None else commands)}
     called = next((word for word in arguments if not word.startswith("-")), None)
-    app = build_app({} if arguments == ["--version"] else found, called)
+    app = build_app({} if arguments == ["--version"] else points, called)
     try:
         with errors_as_sentences():
             app(args=arguments, prog_name="modint-guard")
     except ModuleNotFoundError as error:
-        if called not in found or _is_ours(error.name):
+        if called not in points or _is_ours(error.name):
             raise
-        sys.exit(_say(missing_extra(found[called])))
+        sys.exit(_say(missing_extra(points[called])))
 
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Leave with exit code 2 and one sentence on standard error if one of our own errors ends the command."""
+    """Exit with code 2 and one sentence on standard error if one of our own errors ends the command."""
     try:
         yield
     except ModintError as error:
@@ -49,8 +52,12 @@ def errors_as_sentences() -> Iterator[None]:
         sys.exit(1)
 
 
-def build_app(found: dict[str, EntryPoint], called: str | None) -> typer.Typer:
-    """Loads only the command that is called, or all when help or an unknown name asks for the list."""
+def build_app(points: dict[str, EntryPoint], called: str | None) -> typer.Typer:
+    """The command line. Only the command that is called is loaded; all are, if a help text or an unknown name
+    needs the list.
+
+    points: the entry points by name.
+    """
     app = typer.Typer(
         name="modint-guard",
         help="Serve vision-language models behind a guard that notices answers driven by the wrong modality.",
@@ -59,13 +66,13 @@ def build_app(found: dict[str, EntryPoint], called: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_options)
-    for name in [called] if called in found else sorted(found):
-        _add(app, found[name])
+    for name in [called] if called in points else sorted(points):
+        _add(app, points[name])
     return app
 
 
 def missing_extra(point: EntryPoint) -> str:
-    """The sentence for a command whose extra is not installed."""
+    """The sentence that says which extra a command needs."""
     extra = EXTRA_OF.get(point.module.split(".")[0], "train")
     return f"`{point.name}` needs: pip install 'modint-guard[{extra}]'"
 
@@ -102,7 +109,7 @@ def _add(app: typer.Typer, point: EntryPoint) -> None:
 
 
 def _add_placeholder(app: typer.Typer, point: EntryPoint) -> None:
-    """Keeps a command that cannot be loaded in the list, and says what it needs when called."""
+    """Keep a command that cannot be loaded in the list; when it is called, it says what it needs."""
     sentence = missing_extra(point)
     anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(point.name, help=sentence, context_settings=anything)(_saying(sentence))

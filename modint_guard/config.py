@@ -1,7 +1,8 @@
-"""All numbers the guard may be tuned with, read once into frozen objects; nothing else holds a constant.
+"""All settings of the guard, read once into frozen objects.
 
-The thresholds are an UNCALIBRATED default, and a report that uses them says `"calibrated": false`. A
-calibration file (`calibration`) holds others, fitted for one model, adapter and probe set.
+The default thresholds are NOT calibrated, and a report that uses them says `"calibrated": false`. A
+calibration file (`judging.calibration`) holds others, fitted for one model, one adapter and one set of
+probes.
 """
 
 from __future__ import annotations
@@ -19,24 +20,28 @@ from modint_guard.types import MAX_DEADLINE_S
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """How the guard probes. `view_tokens` is 2 because some models begin an answer with a token of mere
-    space. With `self_ask` "auto" the model is asked which modality it needs where no rule says so.
+    """How the guard probes, judges and corrects. Raises ConfigError for a value out of range.
+
+    view_tokens is 2 because some models begin an answer with a token of white space. With `self_ask` "auto",
+    the model itself is asked which modality its answer needs if no rule says so.
     """
 
     deadline_s: float = 5.0  # counted from the last token of the answer
-    max_deadline_s: float = MAX_DEADLINE_S  # a lower one cuts what requests ask for
+    max_deadline_s: float = MAX_DEADLINE_S  # the longest that a request may ask for
     top_logprobs: int = 20
     view_tokens: int = 2
     max_probes: int = 8
-    regenerate: bool = False  # where the upstream gives no log-probabilities, compare whole short answers
-    teacher_forcing: bool = False  # longer answers are scored whole; needs an engine with prompt_logprobs
-    forced_logprobs: int = 5  # alternatives at each position of an answer that is scored
-    max_forced_tokens: int = 512  # a longer answer is judged at its first word
+    regenerate: bool = False  # compare whole short answers if the engine gives no log-probabilities
+    teacher_forcing: bool = False  # score longer answers as a whole; needs an engine with prompt_logprobs
+    forced_logprobs: int = 5  # alternatives at each position of an answer that is scored as a whole
+    max_forced_tokens: int = 512  # longer answers are judged at their first word
     relevance_rules: tuple[RelevanceRule, ...] = ()
     self_ask: Literal["off", "auto"] = "off"
-    self_ask_confident: float = 0.8  # of its yes or no; below, the relevance stays unknown
-    image_attention: float = 1.0  # what the engine scales its attention to pictures by, as it is told
-    policies: tuple[Policy, ...] = ()  # what is done about a flagged answer: the first that fits decides
+    self_ask_confident: float = 0.8  # the least share of its "yes" or "no"; below it, relevance is unknown
+    image_attention: float = (
+        1.0  # the factor by which the engine scales its attention to pictures; for a note
+    )
+    policies: tuple[Policy, ...] = ()  # what is done about a flagged answer; the first that matches decides
     thresholds: Thresholds = field(default_factory=Thresholds)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 

@@ -1,4 +1,4 @@
-"""A client of any OpenAI-compatible endpoint: its `complete` is a `Complete` that the guard can call."""
+"""A client of any OpenAI-compatible server. Its `complete` is a `Complete` that the guard can call."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import orjson
 from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.types import JSON
 
-TOP_LOGPROBS = (20, 10, 5, 2)  # tried in this order: a server's maximum is often 20 or 5
+TOP_LOGPROBS = (20, 10, 5, 2)  # how many to ask for, tried in this order: servers often allow 20 or 5
 _SHOWN_CHARACTERS = 200
 
 
 class Endpoint:
     """`async with Endpoint("http://127.0.0.1:8000") as endpoint: await endpoint.complete(body)`.
 
-    base_url: with or without a trailing "/v1". api_key: sent as a bearer token. uds: path of a Unix socket to
-    dial instead of the URL's host. timeout_s: for one whole call. headers: sent with every call.
+    base_url: with or without "/v1" at its end. api_key: sent as a bearer token. timeout_s: for one whole
+    call. uds: the path of a Unix socket to connect to instead of the URL's host. headers: sent with every
+    call.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Endpoint:
             self._session = None
 
     async def complete(self, body: JSON) -> JSON:
-        """One chat completion, not streamed. Raises the EndpointError tree."""
+        """One chat completion, not streamed. Raises EndpointError, or one of its subclasses."""
         return await self._call("POST", "/v1/chat/completions", body)
 
     async def models(self) -> list[JSON]:
-        """The models the endpoint serves, LoRA adapters included."""
+        """The models that the endpoint serves, LoRA adapters included. Raises EndpointError."""
         listed = (await self._call("GET", "/v1/models")).get("data")
         if not isinstance(listed, list):
             raise EndpointError(
@@ -84,7 +85,7 @@ class Endpoint:
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key that a file holds; None without a file. Raises ConfigError where it cannot be read."""
+    """The API key in a file; None without a file. Raises ConfigError if the file cannot be read."""
     if file is None:
         return None
     try:
@@ -94,7 +95,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def _document(url: str, status: int, raw: bytes) -> JSON:
-    """The JSON object of a good answer; EndpointError for any other."""
+    """The JSON object of a successful response. Raises EndpointError for any other response."""
     try:
         document: Any = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -102,13 +103,13 @@ def _document(url: str, status: int, raw: bytes) -> JSON:
     if status >= 400:
         raise EndpointError(f"{url} answered {status}: {_message(document, raw)}", status=status, body=raw)
     if not isinstance(document, dict):
-        raise EndpointError(f"{url} answered {status}, but no JSON object.", status=status, body=raw)
+        raise EndpointError(f"{url} answered {status}, but not with a JSON object.", status=status, body=raw)
     return document
 
 
 def _message(document: Any, raw: bytes) -> str:
-    """What an error body says, whatever its shape; bounded."""
+    """The message of an error body, whatever its shape; bounded."""
     error = document.get("error", document) if isinstance(document, dict) else document
-    said = error.get("message", error) if isinstance(error, dict) else error
-    text = said if isinstance(said, str) else raw.decode("utf-8", "replace")
+    message = error.get("message", error) if isinstance(error, dict) else error
+    text = message if isinstance(message, str) else raw.decode("utf-8", "replace")
     return text[:_SHOWN_CHARACTERS]

@@ -1,8 +1,8 @@
-"""Every error modint-guard raises on purpose, as one tree.
+"""Every error that modint-guard raises on purpose, as one tree.
 
 ModintError
 ├─ RequestError            a client's request is wrong: becomes OpenAI's error envelope
-│  └─ ImageError           an image that is none, truncated, too large or remote
+│  └─ ImageError           an image cannot be used: not an image, truncated, too large or remote
 ├─ ConfigError             a setting, flag, file or path is wrong: the process stops with exit code 2
 │  ├─ AdapterError         an adapter folder is missing or holds no PEFT adapter
 │  └─ DataError            a line of a data set is wrong
@@ -10,7 +10,7 @@ ModintError
 │  ├─ EndpointTimeout      it did not answer in time
 │  └─ EndpointUnreachable  no connection could be made, or it broke
 ├─ EngineError             our own vLLM child died or never became ready
-└─ TrainingStopped         a training was asked to stop, and can be taken up where it was
+└─ TrainingStopped         a training was asked to stop, and can be resumed
 
 `str(error)` is one sentence that names the offending value and the remedy.
 """
@@ -21,11 +21,15 @@ from typing import Any
 
 
 class ModintError(Exception):
-    """Root of the tree: catch it to catch everything modint-guard raises on purpose."""
+    """The root of the tree: catch it to catch everything that modint-guard raises on purpose."""
 
 
 class RequestError(ModintError):
-    """A request that a client must change; carries what OpenAI's error envelope needs."""
+    """A request that a client must change, with what OpenAI's error envelope holds.
+
+    param: the field that is wrong. code: a stable name of the problem. status: the HTTP status of the
+    response.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class RequestError(ModintError):
 
 
 class ImageError(RequestError):
-    """An image part that cannot be used; `code` says which way."""
+    """An image that cannot be used; `code` says why."""
 
     def __init__(
         self, message: str, *, param: str | None = "messages", code: str = "invalid_image", status: int = 400
@@ -62,14 +66,15 @@ class ConfigError(ModintError):
 
 
 class AdapterError(ConfigError):
-    """An adapter folder that is missing or is not a PEFT adapter."""
+    """An adapter folder that is missing, or that does not hold a PEFT adapter."""
 
 
 class DataError(ConfigError):
-    """A row of a data set that cannot be used; the message names file, line, sample id and remedy.
+    """A row of a data set that cannot be used; the message names the file, the line, the sample's id and the
+    remedy.
 
-    The same stands in the attributes, as far as it is known: `file`, `line` (from 1; of Parquet and Arrow
-    files the row, from 1), `sample`, and `problem`, the sentence without them.
+    The attributes hold the same, as far as it is known: `file`; `line`, from 1 (in Parquet and Arrow files
+    the row, from 1); `sample`; and `problem`, the sentence without these.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class DataError(ConfigError):
 
 
 class EndpointError(ModintError):
-    """The upstream answered with an error; `status` and `body` are what it sent, where it sent any."""
+    """The upstream answered with an error; `status` and `body` are those of its answer, if there was one."""
 
     def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
         super().__init__(message)
@@ -103,8 +108,8 @@ class EndpointUnreachable(EndpointError):  # noqa: N818
 
 
 class EngineError(ModintError):
-    """Our vLLM child died or never became ready; the message holds its last words and the likely remedy."""
+    """Our vLLM child died or never became ready; the message holds its last output and the likely remedy."""
 
 
 class TrainingStopped(ModintError):  # noqa: N818 - nothing is wrong
-    """SIGTERM came; a checkpoint was saved, and the message says how to go on."""
+    """A training stopped on SIGTERM after saving a checkpoint; the message says how to resume it."""

@@ -4,8 +4,8 @@
         completion = await complete(examination.body)                the request, as it goes to the engine
         report = await examination.report_on(lambda: reply_of(completion))    judged, and corrected
 
-Leaving the context cancels whatever is still under way. Whatever goes wrong in here, the answer that the
-engine gave is not lost: a failing probe or verdict makes the report `unscored`, a failing correction leaves
+Leaving the context cancels whatever is still running. Nothing that goes wrong here costs the client the
+answer of the engine: a failing probe or verdict makes the report `unscored`, and a failing correction leaves
 the answer as it was.
 """
 
@@ -29,39 +29,40 @@ from modint_guard.mitigation.rungs import FlaggedAnswer
 from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import regenerate, schedule
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
-from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, Report, State
+from modint_guard.report import Report
+from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, State
 
-_NOT_OURS = (401, 408, 429)  # refusals that no other body would change
+_NOT_OURS = (401, 408, 429)  # refusals that are not about the body
 logger = logging.getLogger(__name__)
 
 
 class Budget(Protocol):
-    """What corrections may cost the client that sent the request, in tokens."""
+    """How many tokens corrections may cost the client that sent the request."""
 
     def take(self, wanted: int) -> int:
-        """Set aside up to `wanted` tokens, and say how many."""
+        """Reserve up to `wanted` tokens, and return how many were reserved."""
 
     def give_back(self, tokens: int) -> None:
-        """Return what was set aside and not spent; below 0 what was spent beyond it."""
+        """Return tokens that were reserved and not spent; a negative number charges for extra ones."""
 
 
 class Unlimited:
-    """A budget without end."""
+    """A budget without a limit."""
 
     def take(self, wanted: int) -> int:
-        """All of it."""
+        """All that is wanted."""
         return wanted
 
     def give_back(self, tokens: int) -> None:
-        """Nothing to keep."""
+        """Nothing to account for."""
 
 
 class Examination:
     """One request, its views and its answer, as an async context.
 
-    plan: what is to be done. body: what goes to the engine. policy: what is done about a flagged answer.
-    answer: as it was read by `report_on`; None before that, and if it could not be read. given: the answer
-    from elsewhere that is judged, if it is not the engine's own.
+    plan: what will be done. body: what goes to the engine. policy: what is done about a flagged answer.
+    answer: as `report_on` read it; None before that, and if it could not be read. given: an answer from
+    elsewhere that is judged in place of the engine's own; None if there is none.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class Examination:
         budget: Budget | None = None,
         given: str | None = None,
     ) -> None:
-        """complete: sends a body to the engine, for views and rungs. policy: that of the request if None.
-        given: an answer from elsewhere that is judged in place of the model's own; `body` then asks for the
-        first words of the model's own answer, all views are sent at once, and nothing is corrected.
+        """complete: sends the bodies of views and rungs to the engine. policy: None for that of the
+        configuration. budget: None for one without a limit. given: an answer from elsewhere; `body` then asks
+        for the first words of the model's own answer only, all views are sent at once, and nothing is
+        corrected.
         """
         self.plan = plan
         self.policy = policy or policy_of(plan.chat, plan.options, judge.config)
@@ -96,8 +98,8 @@ class Examination:
         if self.plan.views:
             if self.given is None:
                 self._future_answer = asyncio.get_running_loop().create_future()
-            asking = probe(self.plan, self._judge, self._complete, future_answer=self._future_answer)
-            self._probing = asyncio.create_task(asking)
+            replies = probe(self.plan, self._judge, self._complete, future_answer=self._future_answer)
+            self._probing = asyncio.create_task(replies)
         return self
 
     async def __aexit__(
@@ -106,19 +108,19 @@ class Examination:
         if self._probing is not None:
             await cancel_and_wait([self._probing])
 
-    def refused_ours(self, error: EndpointError) -> bool:
-        """Whether the engine refused `body` and that may be for what we added to the client's own."""
+    def refused_additions(self, error: EndpointError) -> bool:
+        """Whether the engine refused `body`, possibly for what the guard added to the client's own."""
         refused = error.status is not None and 400 <= error.status < 500
         return refused and error.status not in _NOT_OURS and self.body != self.plan.body
 
     def strip(self, document: JSON) -> JSON:
-        """A completion or chunk without what only we asked for."""
-        return strip_added(document, self.plan.asked)
+        """A completion or chunk without what the client did not ask for."""
+        return strip_added(document, self.plan.token_options)
 
     async def report_on(self, read: Callable[[], Reply]) -> Report:
-        """The report on the engine's answer, once it is complete. Raises nothing but CancelledError.
+        """The report on the engine's answer, which must be complete. Raises nothing but CancelledError.
 
-        read: gives the answer; it may raise, and the answer is unscored then.
+        read: returns the answer; if it raises, the answer is unscored.
         """
         self.answer = self._read(read)
         if self._future_answer is not None:
@@ -144,7 +146,7 @@ class Examination:
             return {}
 
     def _judged(self, replies: Replies) -> Report:
-        """What is said of the answer; a failure of ours must not take the answer away."""
+        """The report before any correction. An error of ours must not cost the client the answer."""
         if self.answer is None:
             return unscored(self.plan, "incomplete", replies)
         try:
@@ -156,11 +158,11 @@ class Examination:
             return unscored(self.plan, "incomplete", replies)
 
     async def _corrected(self, report: Report, replies: Replies) -> Report:
-        """The report with what was tried about a flagged answer, within the budget."""
+        """The report, with a flagged answer corrected as far as policy and budget allow."""
         if self.answer is None or not _is_to_be_corrected(report, self.policy):
             return report
         granted, unspent = self._budget.take(self.policy.max_tokens), 0
-        try:  # of what a cancelled request was granted nothing comes back: nobody knows what it spent
+        try:  # a cancelled request gets nothing back: what it spent is not known
             report = await mitigate(
                 self.plan,
                 self._judge,
@@ -182,10 +184,10 @@ class Examination:
 async def probe(
     plan: Plan, judge: Judge, complete: Complete, *, future_answer: FutureAnswer | None = None
 ) -> Replies:
-    """The replies to the views of a plan (`schedule` says when each is sent), by name. Raises nothing but
+    """The replies to the views of a plan, by name; `schedule` says when each view is sent. Raises nothing but
     CancelledError.
 
-    future_answer: the answer, once it is complete. Without it all views are sent at once.
+    future_answer: the answer, once it is complete. Without one, all views are sent at once.
     """
     config = judge.config
     corrects = policy_of(plan.chat, plan.options, config).action != ANNOTATE
@@ -212,14 +214,14 @@ async def mitigate(
     policy: Policy,
     max_tokens: int | None = None,
 ) -> Report:
-    """The report with what was tried about a flagged answer; as it is if there is nothing to do.
+    """The report with what was tried about a flagged answer; unchanged if there is nothing to do.
 
-    max_tokens: a further limit on what it may cost. Raises nothing but CancelledError: a failing rung leaves
-    the original answer.
+    max_tokens: a limit on the cost besides the policy's own. Raises nothing but CancelledError: a failing
+    rung leaves the original answer.
     """
     if not _is_to_be_corrected(report, policy):
         return report
-    case = FlaggedAnswer(
+    flagged = FlaggedAnswer(
         plan=plan,
         answer=answer,
         replies=scoring.comparable(answer, replies),
@@ -227,12 +229,12 @@ async def mitigate(
         min_option_mass=judge.config.thresholds.min_option_mass,
     )
     examine = partial(_examined, judge)
-    mitigation = await ladder.climb(case, policy, complete, examine, max_tokens=max_tokens)
+    mitigation = await ladder.climb(flagged, policy, complete, examine, max_tokens=max_tokens)
     return replace(report, action=mitigation.action, mitigation=mitigation)
 
 
 async def _examined(judge: Judge, plan: Plan, complete: Complete) -> tuple[Reply, Report]:
-    """A request asked and judged, and not corrected. Raises EndpointError if it gets no answer."""
+    """A request sent and judged, but not corrected. Raises EndpointError if it gets no answer."""
     async with Examination(plan, complete, judge, policy=Policy()) as examination:
         answer = reply_of(await complete(examination.body))
         return answer, await examination.report_on(lambda: answer)

@@ -1,9 +1,9 @@
-"""The guard: send a request and its perturbed views, compare the answers, say which modality decided.
+"""The guard: sends a request and its perturbed views, compares the answers, and says which modality decided.
 
-Start reading here. `Guard.inspect` is the whole flow in one call. The gateway walks the same steps, because
-it streams and measures in between:
+Start reading here. `Guard.inspect` is the whole flow in one call. The gateway takes the same steps one by
+one, because it streams and measures in between:
 
-    plan           chat.request → chat.relevance → probing.views     what to ask, or why nothing is asked
+    plan           chat.request → chat.relevance → probing.views     what is asked, or why nothing is
     examine        one `Examination`: the request and its views, one deadline
     report_on      judging.scoring → judging.verdict → Report        pure
                    mitigation.ladder → Report                        if a policy asks for it
@@ -23,11 +23,12 @@ from modint_guard.judging.calibration import Calibration
 from modint_guard.mitigation.ladder import served
 from modint_guard.plan import make_plan, policy_of
 from modint_guard.probing.views import VIEWS, ViewMaker
-from modint_guard.types import JSON, Complete, Inspection, ModintOptions, Plan
+from modint_guard.report import Inspection
+from modint_guard.types import JSON, Complete, ModintOptions, Plan
 
 
 class Guard:
-    """Examines chat completions for modality interference. Holds no state besides its configuration."""
+    """Examines chat completions for modality interference. It has no state besides its configuration."""
 
     def __init__(
         self,
@@ -36,25 +37,27 @@ class Guard:
         extra_views: Mapping[str, ViewMaker] | None = None,
         calibrations: Iterable[Calibration] = (),
     ) -> None:
-        """`extra_views` are further probes that a request may ask for by name in `modint.probes`;
-        `calibrations` replace the default thresholds for the models they were made for.
+        """extra_views: further probes, which a request may ask for by name in `modint.probes`. calibrations:
+        replace the default thresholds for the models that they were made for.
         """
         self.config = config or GuardConfig()
-        self.judge = Judge(self.config, {each.served_name: each for each in calibrations})
+        self.judge = Judge(
+            self.config, {calibration.served_name: calibration for calibration in calibrations}
+        )
         self._views: dict[str, ViewMaker] = {**VIEWS, **(extra_views or {})}
 
     async def inspect(
         self, body: JSON, complete: Complete, options: ModintOptions | None = None
     ) -> Inspection:
-        """Answer `body` through `complete` and judge the answer.
+        """Answer `body` through `complete`, and judge the answer.
 
-        body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on.
-        complete: sends a chat body somewhere and returns the completion, e.g. `Endpoint.complete`.
-        Returns the completion, with the `modint` object in it, and the same as a typed `Report`. A flagged
-        answer is corrected if the policy or `modint.action` asks for it. If the engine refuses the
-        log-probabilities, the body is sent once more as it was given, and the answer is unscored.
-        Raises RequestError for a bad body and whatever `complete` raises for the request itself; a failing
-        probe raises nothing and leaves the answer unscored.
+        body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on. complete:
+        sends a chat body somewhere and returns the completion, such as `Endpoint.complete`. options: replace
+        the body's `modint` field. Returns the completion with the `modint` object in it, and the same as a
+        typed `Report`. A flagged answer is corrected if the policy or `modint.action` asks for it. If the
+        engine refuses the log-probabilities, the body is sent again as it was given, and the answer is
+        unscored. Raises RequestError for a bad body, and whatever `complete` raises for the request itself. A
+        failing probe raises nothing and leaves the answer unscored.
         """
         plan = self.plan(body, options)
         examination = self.examine(plan, complete)
@@ -64,11 +67,11 @@ class Guard:
                 answer = reply_of(completion)
                 report = await examination.report_on(lambda: answer)
         except EndpointError as exc:
-            if not examination.refused_ours(exc):
+            if not examination.refused_additions(exc):
                 raise
             completion, report = await complete(plan.body), unscored(plan, "upstream_error")
-        shown = served(examination.strip(completion), report.mitigation)
-        return Inspection({**shown, "modint": report.to_json()}, report)
+        completion = served(examination.strip(completion), report.mitigation)
+        return Inspection({**completion, "modint": report.to_json()}, report)
 
     def plan(
         self,
@@ -79,13 +82,12 @@ class Guard:
         forcing: bool = True,
         noise: float = 0.0,
     ) -> Plan:
-        """Split the request, decide which modality ought to decide it, prepare the views. Raises
-        RequestError.
+        """Split the request, decide which modality ought to decide its answer, and prepare the views.
 
-        max_top_logprobs: what the engine takes at most; with 0 there are no views. forcing: whether it can
-        score a given answer, if the configuration wants that. noise: the largest change of a probability seen
-        when it was asked the same again. Decodes every image, which may take tens of milliseconds: an event
-        loop runs it in a thread.
+        max_top_logprobs: the largest number of alternatives that the engine lists; with 0 nothing is compared
+        by probabilities. forcing: whether the engine can score a given answer. noise: the largest change of a
+        probability that was seen when the engine was asked the same again, in [0, 1]. Raises RequestError.
+        Decodes every image, which may take tens of milliseconds: run it in a thread beside an event loop.
         """
         return make_plan(
             body,
@@ -107,11 +109,11 @@ class Guard:
         budget: Budget | None = None,
         given: str | None = None,
     ) -> Examination:
-        """The examination of one request, to be entered with `async with`.
+        """The examination of one request, to be used in `async with`.
 
-        complete: sends views and rungs. usable: whether an adapter can be asked; one that cannot is left out
-        of the policy. budget: what corrections may cost. given: an answer from elsewhere, to be judged in
-        place of the model's own.
+        complete: sends the bodies of views and rungs to the engine. usable: whether an adapter can be asked;
+        one that cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an
+        answer from elsewhere, to be judged in place of the model's own.
         """
         policy = policy_of(plan.chat, plan.options, self.config)
         if not usable(policy.robust):

@@ -1,4 +1,4 @@
-"""From replies to a report: the features of an answer, its verdict, and what the report says. Pure."""
+"""From replies to a report: the features of an answer, its verdict, and the report on it. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import regenerate
+from modint_guard.report import ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
@@ -23,15 +24,12 @@ from modint_guard.types import (
     Chat,
     Failure,
     Plan,
-    ProbeResult,
     Relevant,
     RelevantSource,
     Replies,
     Reply,
-    Report,
     Score,
     State,
-    Verdict,
 )
 
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
@@ -46,15 +44,16 @@ NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judges answers by the constants of `config`, and by those of a calibration for the models that have
-    one; `calibrations` by served name.
+    """Judges answers by the thresholds of `config`, or by those of a calibration for models that have one.
+
+    calibrations: by served name.
     """
 
     config: GuardConfig = field(default_factory=GuardConfig)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
     def report(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
-        """Score the replies against the answer and decide."""
+        """Compare the replies of the views with the answer, and decide."""
         if reason := plan.skip or answer.skip:
             return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if plan.schedule.method == REGENERATED and plan.views:
@@ -68,20 +67,21 @@ class Judge:
         assert score is not None
         thresholds, is_fitted = self._thresholds(plan, score)
         decided = verdict.decide(score, plan.relevant, thresholds, has_context=_has_context(plan.chat))
-        # What a calibration promises, it promises of answers of one token, or of answers scored whole.
+        # The guarantee of a calibration holds for answers of one token, and for answers scored as a whole.
         calibrated = is_fitted and not score.partial and decided.risk is not None
         return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
 
-    def report_on_given(self, plan: Plan, given: str, own: Reply, replies: Replies) -> Report:
+    def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
         """Judge an answer that was given elsewhere.
 
-        own: the model's reply to the unchanged request, asked as briefly as a view; its distribution is that
-        of the request, and y is the first word of `given`. Unscored if neither it nor a view lists that word.
+        given: its text; y is its first word. reply: the model's own reply to the unchanged request, asked for
+        a word like a view, which gives the distribution of the request. The report is unscored if neither
+        this reply nor a view lists that word.
         """
         word = scoring.first_word(given, [option.label for option in plan.chat.options])
-        skip = None if own.skip == "empty_answer" else own.skip
-        report = self.report(plan, replace(own, text=given, token=word, skip=skip), replies)
-        if skip or plan.skip or not own.top or scoring.is_listed(word, (own, *replies.values())):
+        skip = None if reply.skip == "empty_answer" else reply.skip
+        report = self.report(plan, replace(reply, text=given, token=word, skip=skip), replies)
+        if skip or plan.skip or not reply.top or scoring.is_listed(word, (reply, *replies.values())):
             return report
         reason = report.verdict.reason if report.verdict.state is State.UNSCORED else "incomplete"
         unlisted = unscored(plan, reason or "incomplete", replies)
@@ -95,18 +95,16 @@ class Judge:
         return scoring.score(answer, replies, plan.chat, thresholds)
 
     def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
-        """Whether the views that were asked so far suffice for a verdict, and, with `corrects`, for a
-        correction of the answer.
-        """
+        """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
         plan = self.informed(plan, replies)
         score = None if answer.skip else self.score(plan, answer, replies)
         if score is None:
             return False
         thresholds, _ = self._thresholds(plan, score)
-        return verdict.early_verdict(score, plan.relevant, thresholds, mends=corrects) is not None
+        return verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects) is not None
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
-        """The plan with the relevance that the model itself named, if it was asked and is sure."""
+        """The plan with the relevance that the model itself named, if it was asked and is confident."""
         reply = replies.get(SELF_ASKED)
         if not isinstance(reply, Reply):
             return plan
@@ -115,17 +113,18 @@ class Judge:
         return replace(plan, relevant=relevant, relevant_source=source)
 
     def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
-        """The constants for this request, and whether they were fitted for its model."""
-        own = self.calibrations.get(str(plan.body.get("model")))
-        fits = own is not None and own.method == score.method
-        fitted = own.thresholds(plan.relevant, self.config.thresholds) if own and fits else None
+        """The thresholds for this request, and whether they were fitted for its model."""
+        calibration = self.calibrations.get(str(plan.body.get("model")))
+        if calibration is not None and calibration.method != score.method:
+            calibration = None
+        fitted = calibration.thresholds(plan.relevant, self.config.thresholds) if calibration else None
         thresholds = fitted or self.config.thresholds
         if plan.schedule.early_stop:  # below flag_at nothing is flagged as text or image
             thresholds = replace(thresholds, clear_below=thresholds.flag_at)
         return thresholds, fitted is not None
 
     def _by_words(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
-        """Judge by the words of answers that were generated again; a verdict without a risk."""
+        """Judge by the texts of answers that were generated again; the verdict has no risk."""
         if not is_short(answer):
             report = unscored(plan, "no_logprobs", replies)
             return replace(report, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
@@ -138,9 +137,7 @@ class Judge:
         return self._report(plan, answer, replies, score, replace(decided, risk=None))
 
     def _by_whole_views(self, plan: Plan, answer: Reply, replies: Replies) -> Report | None:
-        """Judge a short answer of several words by the views that were generated whole; None if too few
-        were.
-        """
+        """Judge a short answer by the views that were generated as a whole; None if there are too few."""
         if regenerate.is_complete(plan, replies):
             return self._by_words(plan, answer, replies)
         if not regenerate.says_the_same(plan, answer, replies):
@@ -177,17 +174,20 @@ class Judge:
 
 
 def skipped(plan: Plan) -> Report:
-    """The report on a request that is not probed; its reason is the plan's."""
+    """The report on a request that is not probed; the plan holds the reason."""
     return unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
 
 
 def unscored(plan: Plan, reason: str, replies: Replies | None = None) -> Report:
-    """The report on an answer that ought to have been compared and was not; one of UNSCORED_REASONS."""
+    """The report on an answer that should have been compared and could not be.
+
+    reason: one of UNSCORED_REASONS.
+    """
     return unjudged(plan, Verdict(State.UNSCORED, reason=reason), replies)
 
 
 def unjudged(plan: Plan, decided: Verdict, replies: Replies | None = None) -> Report:
-    """The report on an answer that was not compared; the probes that ran are named with their cost."""
+    """The report on an answer that was not compared; it lists the probes that ran with their cost."""
     return Report(
         verdict=decided,
         relevant=plan.relevant,
@@ -210,13 +210,13 @@ def _has_context(chat: Chat) -> bool:
 
 
 def _saved(plan: Plan, replies: Replies) -> tuple[str, ...]:
-    """What an early stop left out, in words."""
+    """A note on what an early stop left out, if it left out anything."""
     if not plan.schedule.may_be_saved - set(replies):
         return ()
     return (NOTE_BY_FIRST,) if len(set(CELLS) & set(replies)) == 1 else (NOTE_BY_EACH,)
 
 
 def _examined(score: Score) -> tuple[str, ...]:
-    """The modalities whose removal was compared."""
+    """The modalities that a view left out and that were compared."""
     by_cell = {NO_CONTEXT: "text", NEUTRAL_IMAGE: "image"}
     return tuple(modality for cell, modality in by_cell.items() if cell in score.cells)

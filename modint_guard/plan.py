@@ -1,4 +1,4 @@
-"""What will be done with one request: its split, what ought to decide it, and the views that will be sent."""
+"""What will be done with one request: its parts, what ought to decide, and the views that will be sent."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ def make_plan(
     forcing: bool = True,
     noise: float = 0.0,
 ) -> Plan:
-    """Split the request, decide which modality ought to decide it, prepare the views.
+    """Split the request, decide which modality ought to decide its answer, and prepare the views.
 
-    max_top_logprobs: what the engine takes at most; with 0 nothing is compared by probabilities. forcing:
-    whether the engine can score a given answer. noise: as `Plan.noise`. Raises RequestError. Decodes every
-    image, which may take tens of milliseconds.
+    options: None to read the body's `modint` field. makers: how each probe changes a chat, by name.
+    calibrations: by served name. max_top_logprobs: the largest number of alternatives that the engine lists;
+    with 0 nothing is compared by probabilities. forcing: whether the engine can score a given answer. noise:
+    as `Plan.noise`. Raises RequestError. Decodes every image, which may take tens of milliseconds.
     """
     options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
@@ -67,7 +68,7 @@ def make_plan(
     early_stop = _stops_early(policy_of(chat, options, config))
     skip = why_skipped(chat, options)
     if early_stop and relevant is Relevant.IMAGE and chat.context is None:
-        # Nothing could be corrected, so nothing is asked; one probe of the noise is no reason to.
+        # Nothing could be corrected, so nothing is asked, unless the request names probes besides `noop`.
         skip = skip or (None if set(options.probes or ()) - {NOOP} else "no_context")
     regenerate = not top and config.regenerate
     names = () if skip or not (top or regenerate) else _probe_names(chat, options, config, makers)
@@ -76,7 +77,7 @@ def make_plan(
     bodies = {name: makers[name](chat) for name in names}
     if top and names and relevant is Relevant.UNKNOWN and config.self_ask == "auto":
         bodies[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
-    views = tuple(View(name, view_body(made, top, config)) for name, made in bodies.items() if made)
+    views = tuple(View(name, view_body(changed, top, config)) for name, changed in bodies.items() if changed)
     can_force = forcing and config.teacher_forcing and bool(names) and not continues(chat.body)
     later = (
         frozenset()
@@ -86,7 +87,7 @@ def make_plan(
     return Plan(
         body=chat.body,
         options=options,
-        asked=_token_options(chat.body),
+        token_options=_token_options(chat.body),
         chat=chat,
         relevant=relevant,
         relevant_source=source,
@@ -105,28 +106,30 @@ def make_plan(
         notes=(
             *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
             *(() if config.image_attention == 1.0 else (NOTE_GAIN.format(gain=config.image_attention),)),
-            *(NOTE_UNFIT.format(name=name) for name, made in bodies.items() if made is None),
+            *(NOTE_UNFIT.format(name=name) for name, changed in bodies.items() if changed is None),
         ),
     )
 
 
 def main_body(plan: Plan) -> JSON:
-    """The client's body as it goes to the engine: log-probabilities added, `modint` removed."""
+    """The client's body as it goes to the engine: without `modint`, and with log-probabilities asked for."""
     schedule = plan.schedule
     if plan.skip or not schedule.top_logprobs:
         return plan.body
-    top = max(schedule.top_logprobs, plan.asked.top_logprobs)
+    top = max(schedule.top_logprobs, plan.token_options.top_logprobs)
     ids = {"return_token_ids": True} if schedule.method == TEACHER_FORCED else {}
     return {**plan.body, "logprobs": True, "top_logprobs": top, **ids}
 
 
 def view_body(body: JSON, top_logprobs: int, config: GuardConfig) -> JSON:
-    """A body that asks for the first words only, as every view does."""
+    """A body as it is sent for a view: it asks for the first word of an answer, or, without log-probabilities
+    (`top_logprobs` 0), for a short answer.
+    """
     return short_body(body, config.view_tokens if top_logprobs else MAX_TOKENS, top_logprobs)
 
 
 def policy_of(chat: Chat, options: ModintOptions, config: GuardConfig) -> Policy:
-    """What is done about a flagged answer to this request."""
+    """The policy for this request: what is done about its answer if that is flagged."""
     return policy_for(config.policies, str(chat.body.get("model")), chat.question, options.action)
 
 
@@ -145,9 +148,9 @@ def _later(
 ) -> frozenset[str]:
     """The views that an early stop may save: all cells but the first."""
     first = verdict.FIRST_VIEW.get(relevant)
-    own = calibrations.get(str(chat.body.get("model")))
-    own_stop = config.thresholds.clear_below if own is None else own.stops_early(relevant)
-    if first is None or chat.context is None or not (early_stop or own_stop):
+    calibration = calibrations.get(str(chat.body.get("model")))
+    clears = config.thresholds.clear_below if calibration is None else calibration.stops_early(relevant)
+    if first is None or chat.context is None or not (early_stop or clears):
         return frozenset()
     return frozenset(CELLS) - {first} - frozenset(options.probes or ())
 
@@ -155,8 +158,8 @@ def _later(
 def _stages(
     views: tuple[View, ...], later: frozenset[str], *, early_stop: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """The first stage may be empty, no other is. What neither modality would say comes last of all if a
-    policy corrects answers: it can change none that is flagged.
+    """The names of the views by stage. Only the first stage may be empty. If a policy corrects answers, the
+    view without either modality comes last: it cannot change an answer that is flagged already.
     """
     last = later & {PRIOR} if early_stop else frozenset[str]()
     names = [view.name for view in views]
@@ -169,7 +172,9 @@ def _stages(
 def _probe_names(
     chat: Chat, options: ModintOptions, config: GuardConfig, makers: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The cells this request has, then the probes it asks for besides."""
+    """The cells of this request, and then the other probes that it asks for. Raises RequestError for an
+    unknown probe and for too many.
+    """
     cells = CELLS if chat.context is not None else (NEUTRAL_IMAGE,)
     asked = options.probes or ()
     for name in asked:

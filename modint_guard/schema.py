@@ -1,7 +1,7 @@
 """The published shape of the `modint` object: a typed reader of it and its JSON Schema.
 
-`docs/schema/modint-1.schema.json` is written by `python -m modint_guard.schema`; its version is the object's
-`schema`. A reader ignores keys it does not know, so that a later minor addition breaks nobody.
+`docs/schema/modint-1.schema.json` is the output of `python -m modint_guard.schema`; its version is the
+object's `schema`. Readers ignore keys that they do not know, so that a small addition does not break them.
 """
 
 from __future__ import annotations
@@ -124,16 +124,16 @@ class ModintObject(_Record):
 
 
 def verdict(completion: Any) -> ModintObject | None:
-    """The `modint` object of a completion or stream chunk (openai object or dict), typed; None if it has
-    none.
+    """The `modint` object of a completion or stream chunk, typed; None if it has none.
 
-    Raises EndpointError for an object of another schema than this version reads.
+    completion: an object of the `openai` package or a dict. Raises EndpointError for an object of another
+    schema than this version reads.
     """
-    held = _modint_of(completion)
-    if held is None:
+    modint = _modint_of(completion)
+    if modint is None:
         return None
     try:
-        return ModintObject.model_validate(held)
+        return ModintObject.model_validate(modint)
     except ValidationError as exc:
         where = ".".join(str(part) for part in exc.errors()[0]["loc"])
         raise EndpointError(
@@ -153,8 +153,8 @@ def json_schema() -> dict[str, Any]:
 def _modint_of(completion: Any) -> Any:
     if isinstance(completion, dict):
         return completion.get("modint")
-    held = getattr(completion, "modint", None)
-    return held if held is not None else (getattr(completion, "model_extra", None) or {}).get("modint")
+    modint = getattr(completion, "modint", None)
+    return modint if modint is not None else (getattr(completion, "model_extra", None) or {}).get("modint")
 
 
 if __name__ == "__main__":

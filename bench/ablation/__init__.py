@@ -1,1 +1,2 @@
-"""Which part of the training method does what: adapters trained without each part, measured alike."""
+"""The effect of each part of the training method: adapters trained with and without it, measured the same
+way."""

@@ -1,4 +1,4 @@
-"""The ablation: each part of the method as a committed adapter, trained in one go and measured in one go."""
+"""The ablation: adapters with some parts of the method, trained by one command and measured by another."""
 
 import json
 import shutil
@@ -11,15 +11,16 @@ from typing import Any
 from peft import PeftModel
 from tqdm import tqdm
 
-from bench.ablation.table import Measured, cells_of, notes, rows_of
+from bench.ablation.table import MeasuredModel, notes, rows_of, table_conditions
 from modint_guard.data.perturb import seeded
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.effects import Answered
 from modint_guard.evaluation.results import write_results
 from modint_guard.models import ADAPTER, BASE, located
-from modint_training.loop.predict import answered, prepare
+from modint_training.loop.predict import first_answers, prepare
 from modint_training.models.loading import load_base, revision
-from modint_training.recipe import TuneRecipe, load_recipe
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 from modint_training.runs import run_recipe
 from modint_training.tinyworld.conditions import Condition
 
@@ -27,9 +28,9 @@ PARTS = ("sft", "aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-no
 RECIPES = tuple(f"tinyworld-{part}" for part in PARTS)
 SEEDS = (0, 1, 2)
 ADAPTERS = Path("bench/results/ablation")
-MAX_BYTES = int(0.3 * 2**20)  # of an adapter's weights, which are committed
+MAX_BYTES = int(0.3 * 2**20)  # of an adapter's weights, since they are committed
 MAX_SECONDS = 600  # of a run on two cores
-CARD_ITEMS = 200  # a condition in an ablation's own card: the table is made of more
+CARD_ITEMS = 200  # for each condition in an adapter's own card; the table is made of more
 
 
 def train_ablation(
@@ -41,34 +42,34 @@ def train_ablation(
     overrides: Sequence[str] = (),
     card_items: int = CARD_ITEMS,
 ) -> Iterator[tuple[Path, bool]]:
-    """Train every recipe with every seed, seed by seed; yields each adapter's folder and whether it was made
-    now. One that is there, of the same recipe and base, is left; an interrupted run is taken up.
+    """Train every recipe with every seed, seed by seed; yields each adapter's folder and whether it was
+    trained now. An adapter of the same recipe and base that exists is kept; an interrupted run is resumed.
 
     Raises ConfigError for an adapter that is too large to commit.
     """
     for seed, name in product(seeds, recipes):
-        wanted = [f"seed={seed}", *overrides]
-        settings = load_recipe(name, wanted)
-        assert isinstance(settings, TuneRecipe)
+        with_seed = [f"seed={seed}", *overrides]
+        recipe = load_recipe(name, with_seed)
+        assert isinstance(recipe, TuneRecipe)
         target = folder / f"{name}-seed{seed}"
-        if is_current(target, settings):
+        if is_current(target, recipe):
             yield target, False
             continue
-        run = runs / f"seed{seed}-{_fingerprint(settings)}"  # never taken up by another recipe or base
-        run_recipe(name, wanted, output=target, runs=run, resume="auto", test_items=card_items)
+        run = runs / f"seed{seed}-{_fingerprint(recipe)}"  # never resumed by another recipe or base
+        run_recipe(name, with_seed, output=target, runs=run, resume="auto", test_items=card_items)
         check_size(target)
         shutil.rmtree(run)
         yield target, True
 
 
 def is_current(folder: Path, recipe: TuneRecipe) -> bool:
-    """Whether the adapter there was made by this recipe from the base's present weights."""
+    """Whether `folder` holds an adapter of this recipe on the base's present weights."""
     try:
         record = json.loads((folder / "run.json").read_text("utf-8"))
-        made = TuneRecipe.model_validate(record["recipe"])
+        trained = TuneRecipe.model_validate(record["recipe"])
     except (OSError, ValueError, KeyError):
         return False
-    return made == recipe and record.get("base_revision") == _revision(recipe.base)
+    return trained == recipe and record.get("base_revision") == _revision(recipe.base)
 
 
 def check_size(folder: Path) -> None:
@@ -93,37 +94,37 @@ def _revision(base: str) -> str | None:
 # Measuring
 
 
-def found_in(folder: Path, base: Path, shipped: Path | None) -> list[Measured]:
-    """The base, the shipped adapter, and every ablation in a folder, by recipe and seed.
+def models_in(folder: Path, base: Path, shipped: Path | None) -> list[MeasuredModel]:
+    """The base, the shipped adapter, and every ablation adapter in a folder, ordered by recipe and seed.
 
-    Raises ConfigError where there is none, and for one that was trained on other weights of the base, or in
+    Raises ConfigError if there is none, and for one that was trained on other weights of the base, or for
     another number of steps than the rest.
     """
     folders = [path.parent for path in folder.glob("*/adapter_config.json")]
     if not folders:
         raise ConfigError(f"{folder} holds no adapters: train them first, `make bench-train-ablation`")
-    read = [_read(path) for path in folders]
-    if len({each.key for each in read}) < len(read):
-        raise ConfigError(f"{folder} holds one recipe twice with one seed: remove one of the two")
-    for each in read:
-        if each.record.get("base_revision") != revision(base):
+    adapters = [_read(path) for path in folders]
+    if len({adapter.key for adapter in adapters}) < len(adapters):
+        raise ConfigError(f"{folder} holds one recipe twice with the same seed: remove one of the two")
+    for adapter in adapters:
+        if adapter.record.get("base_revision") != revision(base):
             raise ConfigError(
-                f"{each.folder} was trained on other weights of the base: train it again, "
+                f"{adapter.folder} was trained on other weights of the base: train it again, "
                 "`make bench-train-ablation`"
             )
-    if len({each.record["recipe"].get("steps") for each in read}) > 1:
+    if len({adapter.record["recipe"].get("steps") for adapter in adapters}) > 1:
         raise ConfigError(
             f"{folder} holds adapters of different steps: train them again, `make bench-train-ablation`"
         )
-    known = {name: place for place, name in enumerate(RECIPES)}
-    read.sort(key=lambda each: (known.get(each.name, len(known)), each.name, each.seed))
-    return [_read(base), *([_read(shipped)] if shipped else []), *read]
+    order = {name: place for place, name in enumerate(RECIPES)}
+    adapters.sort(key=lambda adapter: (order.get(adapter.name, len(order)), adapter.name, adapter.seed))
+    return [_read(base), *([_read(shipped)] if shipped else []), *adapters]
 
 
-def _read(folder: Path) -> Measured:
+def _read(folder: Path) -> MeasuredModel:
     try:
         record = json.loads((folder / "run.json").read_text("utf-8"))
-        return Measured(record["recipe"]["name"], int(record["seed"]), folder, record)
+        return MeasuredModel(record["recipe"]["name"], int(record["seed"]), folder, record)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ConfigError(f"{folder} has no run.json of a training run: train it again") from exc
 
@@ -137,43 +138,43 @@ def measure_ablation(
     base: str = BASE,
     shipped: str | None = ADAPTER,
 ) -> None:
-    """Base, shipped adapter and ablations on TinyWorld's test split under every perturbation, in
-    transformers. Where one is missing its rows are, and the table says which."""
-    measured = found_in(folder, located(base), located(shipped) if shipped else None)
-    model, processor = load_base(base)
-    net = with_adapters(model, measured)
-    cells = cells_of()
-    found: dict[str, dict[Condition, list[Answered]]] = {each.key: {} for each in measured}
-    with tqdm(total=len(cells) * len(measured), unit="cell") as bar:
-        for cell in cells:
-            ready = prepare(cell.items("test", count, seed), processor)
-            for each in measured:
-                with net.disable_adapter() if each.is_base else nullcontext():
-                    if not each.is_base:
-                        net.set_adapter(each.key)
-                    found[each.key][cell] = answered(net, processor, ready)
+    """Measure base, shipped adapter and ablation adapters on TinyWorld's test split under every perturbation,
+    in transformers, and write the table. A missing adapter has no rows, and the table names it."""
+    models = models_in(folder, located(base), located(shipped) if shipped else None)
+    net, processor = load_base(base)
+    net = with_adapters(net, models)
+    conditions = table_conditions()
+    answers: dict[str, dict[Condition, list[Answered]]] = {model.key: {} for model in models}
+    with tqdm(total=len(conditions) * len(models), unit="condition") as bar:
+        for condition in conditions:
+            prepared = prepare(condition.items("test", count, seed), processor)
+            for model in models:
+                with net.disable_adapter() if model.is_base else nullcontext():
+                    if not model.is_base:
+                        net.set_adapter(model.key)
+                    answers[model.key][condition] = first_answers(net, processor, prepared)
                 bar.update()
     write_results(
         output,
         command=f"python -m bench ablation --count {count} --seed {seed}",
-        seeds=sorted({each.seed for each in measured}),
-        rows=[row for each in measured for row in rows_of(each, found[each.key])],
+        seeds=sorted({model.seed for model in models}),
+        rows=[row for model in models for row in rows_of(model, answers[model.key])],
         title="What each part of the method adds",
-        notes=notes(measured, found, missing=missing_of(measured)),
+        notes=notes(models, answers, missing=missing_of(models)),
     )
 
 
-def with_adapters(model: Any, measured: Sequence[Measured]) -> Any:
-    """One model that can wear each of the adapters in turn."""
-    adapters = [each for each in measured if not each.is_base]
-    net = PeftModel.from_pretrained(model, adapters[0].folder, adapter_name=adapters[0].key)
-    for each in adapters[1:]:
-        net.load_adapter(str(each.folder), adapter_name=each.key)
+def with_adapters(base: Any, models: Sequence[MeasuredModel]) -> Any:
+    """The base with all adapters loaded, one of which can be active at a time."""
+    adapters = [model for model in models if not model.is_base]
+    net = PeftModel.from_pretrained(base, adapters[0].folder, adapter_name=adapters[0].key)
+    for adapter in adapters[1:]:
+        net.load_adapter(str(adapter.folder), adapter_name=adapter.key)
     return net
 
 
-def missing_of(measured: Sequence[Measured]) -> list[str]:
-    """The recipes of the ablation, each with a seed, of which there is no adapter."""
-    there = {each.key for each in measured}
-    wanted = (f"{name}-seed{seed}" for name, seed in product(RECIPES, SEEDS))
-    return [key for key in wanted if key not in there]
+def missing_of(models: Sequence[MeasuredModel]) -> list[str]:
+    """The recipes of the ablation, each with a seed, for which there is no adapter."""
+    present = {model.key for model in models}
+    expected = (f"{name}-seed{seed}" for name, seed in product(RECIPES, SEEDS))
+    return [key for key in expected if key not in present]

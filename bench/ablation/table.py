@@ -1,4 +1,4 @@
-"""What the ablation's answers say: a row a condition, the shipped adapter's goals, groups and components."""
+"""The tables of the ablation: a row for each condition, the shipped adapter's goals, groups, components."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from modint_guard.evaluation.effects import EFFECTS, Answered, direction, effect
 from modint_guard.evaluation.results import table
 from modint_guard.evaluation.statistics import cluster_interval, mean, paired_interval
 from modint_guard.models import ADAPTER
-from modint_training.tinyworld.conditions import Condition, every_condition
+from modint_training.tinyworld.conditions import CLEAN_KIND, Condition, every_condition
 
-# What each part of the method adds to which run without it.
+# Each part of the method, with the run that lacks it and the run that has it.
 COMPONENTS = (
     ("perturbed twins (+AUG)", "tinyworld-sft", "tinyworld-aug"),
     ("consistency by KL", "tinyworld-aug", "tinyworld-cons-kl"),
@@ -24,17 +24,18 @@ COMPONENTS = (
     ("the attack's mask", "tinyworld-full-nomask", "tinyworld-full"),
     ("our settings for the paper's", "tinyworld-paper", "tinyworld-full"),
 )
-# The least that every seed must gain, or lose, before a component is said to help or harm; set before any two
+# What every seed must gain or lose, at least, for a component to be said to help or harm; set before any two
 # runs were compared.
 MARGIN = 0.005
-# The goals of the shipped adapter: what it may lose of its clean accuracy, how many answers may turn wrong.
+# The goals of the shipped adapter: how much of its clean accuracy it may lose, how many answers may turn
+# wrong.
 TRAINED_LOSS, HELD_OUT_LOSS, HARMFUL = -0.01, -0.03, 0.02
-Found = Mapping[Condition, Sequence[Answered]]  # one model's answers
+Answers = Mapping[Condition, Sequence[Answered]]  # of one model
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One row group of the table: the base, the shipped adapter, or an ablation with its seed."""
+class MeasuredModel:
+    """One group of rows of the table: the base, the shipped adapter, or an ablation adapter with its seed."""
 
     name: str
     seed: int
@@ -48,40 +49,45 @@ class Measured:
 
     @property
     def key(self) -> str:
-        """Its name as an adapter of one loaded model."""
+        """Its name among the adapters of one loaded model."""
         return f"{self.name}-seed{self.seed}"
 
 
-def cells_of() -> list[Condition]:
+def table_conditions() -> list[Condition]:
     """Every family clean, under every perturbation, and in held-out wordings; clean ones first."""
-    cells = [cell for cell in every_condition() if not cell.self_ask]
-    return sorted(cells, key=is_undisturbed, reverse=True)
+    conditions = [condition for condition in every_condition() if not condition.self_ask]
+    return sorted(conditions, key=is_undisturbed, reverse=True)
 
 
-def clean_of(cell: Condition) -> Condition:
-    """The condition that a cell is compared with: no caption, or no picture, in the same wordings."""
-    return replace(cell, perturbation="no_image" if cell.family == "text-heavy" else "clean")
+def clean_of(condition: Condition) -> Condition:
+    """The condition to compare with: without a caption, or without a picture, in the same wordings."""
+    return replace(condition, perturbation=CLEAN_KIND[condition.family])
 
 
-def is_undisturbed(cell: Condition) -> bool:
-    """Whether nothing of the modality that must not matter is in it."""
-    return cell == clean_of(cell)
+def is_undisturbed(condition: Condition) -> bool:
+    """Whether its items contain nothing of the modality that must not matter."""
+    return condition == clean_of(condition)
 
 
-def rows_of(each: Measured, found: Found) -> Iterator[dict[str, Any]]:
-    """A row for each condition, then one of what the training cost; effects are None for clean conditions."""
+def rows_of(model: MeasuredModel, answers_by_condition: Answers) -> Iterator[dict[str, Any]]:
+    """A row for each condition, then one for the cost of the training; effects are None for clean
+    conditions."""
     nothing = dict.fromkeys(("train_seconds", "steps"))
-    for cell, answers in found.items():
-        clean = found[clean_of(cell)]
-        moved = dict.fromkeys(EFFECTS) if is_undisturbed(cell) else effect(clean, answers)
-        shown = {"family": cell.family, "perturbation": cell.perturbation, "held_out": cell.held_out}
-        yield {"name": each.name, "seed": each.seed, **shown, **shares(answers), **moved, **nothing}
+    for condition, answers in answers_by_condition.items():
+        clean = answers_by_condition[clean_of(condition)]
+        effects = dict.fromkeys(EFFECTS) if is_undisturbed(condition) else effect(clean, answers)
+        group = {
+            "family": condition.family,
+            "perturbation": condition.perturbation,
+            "held_out": condition.held_out,
+        }
+        yield {"name": model.name, "seed": model.seed, **group, **shares(answers), **effects, **nothing}
     keys = ("n", "accuracy", "ci_low", "ci_high", "unparsable", *EFFECTS)
     yield {
-        **{"name": each.name, "seed": each.seed, "family": "all", "perturbation": "cost", "held_out": "no"},
+        **{"name": model.name, "seed": model.seed, "family": "all", "perturbation": "cost", "held_out": "no"},
         **dict.fromkeys(keys),
         **nothing,
-        **({} if each.is_base else _cost(each.record)),
+        **({} if model.is_base else _cost(model.record)),
     }
 
 
@@ -90,82 +96,101 @@ def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_role(role: str) -> Callable[[Condition], bool]:
-    return lambda cell: _is_disturbed_here(cell) and REGISTRY[cell.perturbation].role == role
+    return lambda condition: _is_disturbed_here(condition) and REGISTRY[condition.perturbation].role == role
 
 
 def _of_kind(name: str) -> Callable[[Condition], bool]:
-    return lambda cell: _is_disturbed_here(cell) and cell.perturbation == name
+    return lambda condition: _is_disturbed_here(condition) and condition.perturbation == name
 
 
-def _is_disturbed_here(cell: Condition) -> bool:
-    return not is_undisturbed(cell) and not cell.held_out_wording
+def _is_disturbed_here(condition: Condition) -> bool:
+    return not is_undisturbed(condition) and not condition.held_out_wording
 
 
-# Which conditions an accuracy of the summary is the mean of; a condition may count to several.
+# The conditions that each group of the summary averages over; a condition may belong to several.
 GROUPS: Mapping[str, Callable[[Condition], bool]] = {
-    "clean": lambda cell: is_undisturbed(cell) and cell.family != "vqa" and not cell.held_out_wording,
-    "vqa": lambda cell: cell.family == "vqa" and not cell.held_out_wording,
+    "clean": lambda condition: (
+        is_undisturbed(condition) and condition.family != "vqa" and not condition.held_out_wording
+    ),
+    "vqa": lambda condition: condition.family == "vqa" and not condition.held_out_wording,
     "control": _of_role("control"),
     "trained": _of_role("trained"),
     "misleading_description": _of_kind("misleading_description"),
     "contradicting_image": _of_kind("contradicting_image"),
     "held out": _of_role("held_out"),
-    "wording": lambda cell: is_undisturbed(cell) and cell.held_out_wording,
-    "wording, disturbed": lambda cell: not is_undisturbed(cell) and cell.held_out_wording,
+    "wording": lambda condition: is_undisturbed(condition) and condition.held_out_wording,
+    "wording, disturbed": lambda condition: not is_undisturbed(condition) and condition.held_out_wording,
 }
 
 
 # The goals of the shipped adapter
 
 
-def goal_rows(own: Found, base: Found) -> list[dict[str, Any]]:
+def goal_rows(adapter: Answers, base: Answers) -> list[dict[str, Any]]:
     """A row for each goal, decided by its worst condition, which `worst` names.
 
-    Changes of accuracy have a paired interval, but between wordings, whose items are others.
+    Changes of accuracy have a paired interval, except between wordings, which have different items.
     """
     trained, held_out, reworded, restated = (
-        list(filter(GROUPS[group], own)) for group in ("trained", "held out", "wording, disturbed", "wording")
+        list(filter(GROUPS[group], adapter))
+        for group in ("trained", "held out", "wording, disturbed", "wording")
     )
-    vqa = [cell for cell in own if cell.family == "vqa"]
+    vqa = [condition for condition in adapter if condition.family == "vqa"]
 
-    def loss(cells: Sequence[Condition]) -> list[dict[str, Any]]:
-        return [_gained(cell, own[clean_of(cell)], own[cell]) for cell in cells]
+    def loss(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+        return [
+            _gain(condition, adapter[clean_of(condition)], adapter[condition]) for condition in conditions
+        ]
 
     less = "accuracy less clean"
-    other = [_other_items(cell, own[replace(cell, held_out_wording=False)], own[cell]) for cell in restated]
-    flips = [_harmed(cell, own[clean_of(cell)], own[cell]) for cell in (*trained, *held_out, *reworded)]
-    beside = [_gained(cell, base[cell], own[cell]) for cell in vqa]
+    by_wording = [
+        _unpaired_gain(condition, adapter[replace(condition, held_out_wording=False)], adapter[condition])
+        for condition in restated
+    ]
+    flips = [
+        _harmful_flips(condition, adapter[clean_of(condition)], adapter[condition])
+        for condition in (*trained, *held_out, *reworded)
+    ]
+    over_base = [_gain(condition, base[condition], adapter[condition]) for condition in vqa]
     return [
         _goal("trained kinds within 1 point of clean", less, loss(trained), TRAINED_LOSS),
         _goal("held-out kinds within 3 points of clean", less, loss(held_out), HELD_OUT_LOSS),
         _goal("in held-out wordings within 3 points of clean", less, loss(reworded), HELD_OUT_LOSS),
-        _goal("held-out wordings within 3 points of trained ones", "clean accuracy", other, HELD_OUT_LOSS),
+        _goal(
+            "held-out wordings within 3 points of trained ones", "clean accuracy", by_wording, HELD_OUT_LOSS
+        ),
         _goal("harmful flips at most 2 %, all of these", "harmful flips", flips, HARMFUL, at_most=True),
-        _goal("vqa not below the base", "accuracy less the base's", beside, 0.0),
+        _goal("vqa not below the base", "accuracy less the base's", over_base, 0.0),
     ]
 
 
-def _gained(cell: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
-    """By how much the second answers to the same items are more often right."""
+def _gain(condition: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
+    """The gain in accuracy from the first answers to the second, to the same items, with its interval."""
     low, high = paired_interval(
-        [each.right for each in before], [each.right for each in after], sources(before)
+        [answer.right for answer in before], [answer.right for answer in after], sources(before)
     )
-    return {**_other_items(cell, before, after), "ci_low": low, "ci_high": high}
+    return {**_unpaired_gain(condition, before, after), "ci_low": low, "ci_high": high}
 
 
-def _other_items(cell: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
-    """The same of answers to other items, without an interval."""
-    one, two = (sum(each.right for each in answers) for answers in (before, after))
-    value = (two * len(before) - one * len(after)) / (len(before) * len(after))  # one rounding: bars are met
-    return {"worst": cell.name, "n": len(after), "value": value, "ci_low": None, "ci_high": None}
+def _unpaired_gain(
+    condition: Condition, before: Sequence[Answered], after: Sequence[Answered]
+) -> dict[str, Any]:
+    """The same for answers to different items, without an interval."""
+    one, two = (sum(answer.right for answer in answers) for answers in (before, after))
+    value = (two * len(before) - one * len(after)) / (
+        len(before) * len(after)
+    )  # a single rounding: a bar that is just met counts as met
+    return {"worst": condition.name, "n": len(after), "value": value, "ci_low": None, "ci_high": None}
 
 
-def _harmed(cell: Condition, before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Any]:
+def _harmful_flips(
+    condition: Condition, before: Sequence[Answered], after: Sequence[Answered]
+) -> dict[str, Any]:
     """The share of answers that turn from right to wrong."""
     flips = [float(direction(*pair) == "harmful") for pair in zip(before, after, strict=True)]
     low, high = cluster_interval(flips, sources(before))
     return {
-        **{"worst": cell.name, "n": len(flips), "value": sum(flips) / len(flips)},
+        **{"worst": condition.name, "n": len(flips), "value": sum(flips) / len(flips)},
         **{"ci_low": low, "ci_high": high},
     }
 
@@ -175,7 +200,7 @@ def _goal(
 ) -> dict[str, Any]:
     """The worst of the figures against the bar."""
     nothing: Mapping[str, Any] = dict.fromkeys(("worst", "n", "value", "ci_low", "ci_high"))
-    worst = (max if at_most else min)(figures, key=lambda each: each["value"], default=nothing)
+    worst = (max if at_most else min)(figures, key=lambda figure: figure["value"], default=nothing)
     value = worst["value"]
     met = value is not None and (value <= bar if at_most else value >= bar)
     verdict = "not measured" if value is None else "met" if met else "missed"
@@ -185,20 +210,22 @@ def _goal(
 # The summary
 
 
-def notes(measured: Sequence[Measured], found: Mapping[str, Found], *, missing: Sequence[str] = ()) -> str:
-    """What stands above the table: the shipped adapter's goals, accuracies by group, and what each component
-    adds; which adapters are missing."""
-    gains = list(gains_of(measured, found))
+def notes(
+    models: Sequence[MeasuredModel], answers: Mapping[str, Answers], *, missing: Sequence[str] = ()
+) -> str:
+    """The text above the table: missing adapters, the shipped adapter's goals, accuracy by group, and the
+    gain by component. `answers` are by the key of each model; the base comes first among `models`."""
+    gains = list(gains_of(models, answers))
     parts = [NOTES]
     if missing:
         parts.append(f"Not measured, for there was no adapter: {', '.join(missing)}.")
-    for shipped in (each for each in measured if each.name == ADAPTER):
-        goals = goal_rows(found[shipped.key], found[measured[0].key])  # the base comes first
+    for shipped in (model for model in models if model.name == ADAPTER):
+        goals = goal_rows(answers[shipped.key], answers[models[0].key])
         parts += [f"## The goals of {ADAPTER}", GOAL_NOTES, table(goals)]
-    parts += ["## By group", GROUP_NOTES, table(list(summary(measured, found)))]
+    parts += ["## By group", GROUP_NOTES, table(list(summary(models, answers)))]
     if gains:
-        said = "\n".join(f"- {line}" for line in verdicts(gains))
-        parts += ["## By component", GAIN_NOTES.format(margin=MARGIN, count=len(gains)), said, table(gains)]
+        lines = "\n".join(f"- {line}" for line in verdict_lines(gains))
+        parts += ["## By component", GAIN_NOTES.format(margin=MARGIN, count=len(gains)), lines, table(gains)]
     return "\n\n".join([*parts, "## Every condition"])
 
 
@@ -242,50 +269,57 @@ consistency here (0.001 is about half a percent of a word's embedding), and none
 the other is trained on."""
 
 
-def summary(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterator[dict[str, Any]]:
+def summary(models: Sequence[MeasuredModel], answers: Mapping[str, Answers]) -> Iterator[dict[str, Any]]:
     """A row for each name: mean accuracy by group, and the harmful flips under trained and held-out kinds."""
-    for name in dict.fromkeys(each.name for each in measured):
-        keys = [each.key for each in measured if each.name == name]
-        seen = {
-            group: [answers for key in keys for cell, answers in found[key].items() if GROUPS[group](cell)]
+    for name in dict.fromkeys(model.name for model in models):
+        keys = [model.key for model in models if model.name == name]
+        right = {
+            group: [
+                answer.right
+                for key in keys
+                for condition, of_condition in answers[key].items()
+                if GROUPS[group](condition)
+                for answer in of_condition
+            ]
             for group in GROUPS
         }
         flips = {
             group: [
                 direction(before, after) == "harmful"
                 for key in keys
-                for cell, answers in found[key].items()
-                if GROUPS[group](cell)
-                for before, after in zip(found[key][clean_of(cell)], answers, strict=True)
+                for condition, of_condition in answers[key].items()
+                if GROUPS[group](condition)
+                for before, after in zip(answers[key][clean_of(condition)], of_condition, strict=True)
             ]
             for group in ("trained", "held out")
         }
         yield {
             "name": name,
             "seeds": len(keys),
-            **{group: mean(each.right for answers in seen[group] for each in answers) for group in GROUPS},
+            **{group: mean(right[group]) for group in GROUPS},
             **{f"harmful flips, {group}": mean(values) for group, values in flips.items()},
         }
 
 
-def gains_of(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterator[dict[str, Any]]:
-    """Accuracy with and without each component, where both were trained with one seed at least."""
-    by_name = {(each.name, each.seed): found[each.key] for each in measured}
+def gains_of(models: Sequence[MeasuredModel], answers: Mapping[str, Answers]) -> Iterator[dict[str, Any]]:
+    """The gain in accuracy by each component and group, if at least one seed was trained with and without
+    it."""
+    by_name = {(model.name, model.seed): answers[model.key] for model in models}
     for component, without, with_ in COMPONENTS:
         seeds = [seed for name, seed in by_name if name == with_ and (without, seed) in by_name]
         for group in GROUPS if seeds else ():
             pairs = [
                 (before, after)
                 for seed in seeds
-                for cell, answers in by_name[without, seed].items()
-                if GROUPS[group](cell)
-                for before, after in zip(answers, by_name[with_, seed][cell], strict=True)
+                for condition, of_condition in by_name[without, seed].items()
+                if GROUPS[group](condition)
+                for before, after in zip(of_condition, by_name[with_, seed][condition], strict=True)
             ]
             if not pairs:
                 continue
             before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             low, high = paired_interval(
-                [each.right for each in before], [each.right for each in after], sources(before)
+                [answer.right for answer in before], [answer.right for answer in after], sources(before)
             )
             by_seed = [
                 _accuracy(by_name[with_, seed], group) - _accuracy(by_name[without, seed], group)
@@ -296,7 +330,7 @@ def gains_of(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterat
                 "from": without,
                 "to": with_,
                 "group": group,
-                "gain": sum(two.right - one.right for one, two in pairs) / len(pairs),
+                "gain": sum(after.right - before.right for before, after in pairs) / len(pairs),
                 "gain_low": low,
                 "gain_high": high,
                 "gain_least": min(by_seed),
@@ -307,7 +341,7 @@ def gains_of(measured: Sequence[Measured], found: Mapping[str, Found]) -> Iterat
 
 
 def verdict(gain: Mapping[str, Any]) -> str:
-    """`helps` or `harms` where the interval and every one of two seeds at least say so, else `no difference
+    """`helps` or `harms` if the interval and every seed, of at least two, say so; otherwise `no difference
     shown`."""
     if gain["seeds"] < 2:
         return "no difference shown"
@@ -316,25 +350,30 @@ def verdict(gain: Mapping[str, Any]) -> str:
     return "harms" if gain["gain_high"] < 0 and gain["gain_most"] <= -MARGIN else "no difference shown"
 
 
-def verdicts(gains: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line a component: the groups that it helps and harms, each with its gain, and how many it does
-    neither to."""
+def verdict_lines(gains: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each component: the groups that it helps and harms, each with its gain, and how many show no
+    difference."""
     for component, without, with_ in dict.fromkeys((g["component"], g["from"], g["to"]) for g in gains):
-        own = [gain for gain in gains if (gain["component"], gain["from"]) == (component, without)]
-        said = [_groups_of(own, word) for word in ("helps", "harms")]
-        rest = sum(gain["verdict"] == "no difference shown" for gain in own)
-        told = [
-            *filter(None, said),
-            *([f"no difference shown in {rest} of {len(own)} groups"] if rest else []),
+        groups = [gain for gain in gains if (gain["component"], gain["from"]) == (component, without)]
+        effects = [_groups_of(groups, word) for word in ("helps", "harms")]
+        rest = sum(gain["verdict"] == "no difference shown" for gain in groups)
+        parts = [
+            *filter(None, effects),
+            *([f"no difference shown in {rest} of {len(groups)} groups"] if rest else []),
         ]
-        yield f"{component} ({without} → {with_}): {'; '.join(told)}"
+        yield f"{component} ({without} → {with_}): {'; '.join(parts)}"
 
 
 def _groups_of(gains: Sequence[Mapping[str, Any]], word: str) -> str:
-    named = [f"{gain['group']} ({gain['gain']:+.3f})" for gain in gains if gain["verdict"] == word]
-    return f"{word} {', '.join(named)}" if named else ""
+    groups = [f"{gain['group']} ({gain['gain']:+.3f})" for gain in gains if gain["verdict"] == word]
+    return f"{word} {', '.join(groups)}" if groups else ""
 
 
-def _accuracy(found: Found, group: str) -> float:
-    right = (each.right for cell, answers in found.items() if GROUPS[group](cell) for each in answers)
+def _accuracy(answers: Answers, group: str) -> float:
+    right = (
+        answer.right
+        for condition, of_condition in answers.items()
+        if GROUPS[group](condition)
+        for answer in of_condition
+    )
     return mean(right) or 0.0

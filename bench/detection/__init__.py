@@ -1,1 +1,1 @@
-"""Our risk beside other detectors, on the same answers."""
+"""How well the risk detects wrong answers, compared with other detectors on the same answers."""

@@ -1,10 +1,11 @@
-"""`python -m bench detection`: our risk beside other detectors, on the same answers of the real engine.
+"""`python -m bench detection`: our risk and other detectors on the same answers of the real engine.
 
-A pilot on validation items of its own says which sub-tasks give way to pictures and whether the model can
-state a confidence. Then each case (`tinyworld.interference`) is asked through the gateway as a client would;
-then once more with its views, so that every feature is known; then as the baselines want it: sampled, with
-blurred pictures and other words, and how sure the model is. Every record is kept as it comes, so that a kill
-costs one. The figures are made from the records alone (`detection_table`, `detection_report`).
+A pilot on other validation items finds out in which sub-tasks the model is misled by pictures, and which
+models can state a confidence. Then each case (`detection.inputs`) is asked through the gateway as a client
+would ask it; once more with all its views, so that every feature is known; and as the baselines need it:
+sampled, with blurred pictures and other wordings, and how sure the model is. Every record is written at once,
+so that a killed run loses only the cases under way. The figures are computed from the records alone
+(`detection.table`, `detection.report`).
 """
 
 import asyncio
@@ -21,10 +22,10 @@ from bench.calibrations import weights_of
 from bench.detection import baselines
 from bench.detection import report as detection_report
 from bench.detection import table as detection_table
-from bench.detection.inputs import Case, cases, hardly_giving_way, pilot
-from bench.detection.table import ABLE, Answer, Cost
+from bench.detection.inputs import DetectionCase, cases, pilot, rarely_misled
+from bench.detection.table import ENOUGH_STATED, Answer, Cost
 from modint_guard.chat.reply import reply_of
-from modint_guard.data.item import Item, is_right, same_as
+from modint_guard.data.item import Item, answer_key, is_right
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError, EndpointError
@@ -39,29 +40,30 @@ from modint_guard.plan import main_body
 from modint_guard.types import JSON, Complete, Reply, Score
 from modint_training.tinyworld.tasks import reworded
 
-SAMPLES = 5  # answers a request; two requests
-VARIANTS = 5  # blurred and reworded
+SAMPLES = 5  # answers of one request; there are two requests
+VARIANTS = 5  # blurred pictures with reworded questions
 PILOT = 32  # items of each sub-task
-ADAPTERS_SHARE = 2  # one in so many of the base's cases: the goals are the base's
-_SEEDS = 1000  # apart: the engine counts up from a request's seed, one a sample
+ADAPTER_SHARE = 2  # the adapter gets one in so many of the base's cases: the goals are the base's
+_SEED_STEP = 1000  # between runs: the engine counts up from a request's seed, by one for each sample
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the pilot settled: which sub-tasks are asked more rarely, which models state a confidence."""
+class PilotResult:
+    """The sub-tasks that are thinned, and the models that can state a confidence."""
 
     thinned: frozenset[str]
-    able: frozenset[str]
+    state_confidence: frozenset[str]
 
-    def cases(self, model: str, count: int, seed: int) -> list[Case]:
+    def cases(self, model: str, count: int, seed: int) -> list[DetectionCase]:
         """All cases of a model."""
-        share = count if model == BASE else max(1, count // ADAPTERS_SHARE)
-        both = (cases(split, share, seed, thinned=self.thinned) for split in ("validation", "test"))
-        return [case for split in both for case in split]
+        share = count if model == BASE else max(1, count // ADAPTER_SHARE)
+        splits = (cases(split, share, seed, thinned=self.thinned) for split in ("validation", "test"))
+        return [case for split in splits for case in split]
 
 
 def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurrency: int) -> None:
-    """Ask every case of both bundled models and write the tables. ConfigError for a `raw` of another run."""
+    """Ask both bundled models every case, and write the tables. ConfigError if `raw` belongs to another
+    run."""
     made_by = {
         "run": "detection",
         "count": count,
@@ -70,35 +72,35 @@ def measure_detection(output: Path, *, raw: Path, count: int, seed: int, concurr
         "judged_by": judged_by(),
     }
     with Journal(raw, made_by) as journal:
-        asked = looked(journal.records, seed)
-        if asked is None or any(
+        pilot_result = pilot_result_of(journal.records, seed)
+        if pilot_result is None or any(
             key_of(model, case) not in journal.records
             for model in (BASE, ADAPTER)
-            for case in asked.cases(model, count, seed)
+            for case in pilot_result.cases(model, count, seed)
         ):
             with serving(["--adapter", ADAPTER]) as served:
-                asked = asyncio.run(_ask(served.url, journal, count, seed, concurrency))
+                pilot_result = asyncio.run(_ask(served.url, journal, count, seed, concurrency))
         answers = [
             Answer.from_json(journal.records[key_of(model, case)])
             for model in (BASE, ADAPTER)
-            for case in asked.cases(model, count, seed)
+            for case in pilot_result.cases(model, count, seed)
         ]
     command = f"python -m bench detection --count {count} --seed {seed}"
-    write_tables(output, answers, thinned=asked.thinned, command=command, seed=seed)
+    write_tables(output, answers, thinned=pilot_result.thinned, command=command, seed=seed)
 
 
 def judged_by() -> str:
-    """A digest of what a gateway's verdict depends on beside the answers: the bundled calibrations and the
-    defaults; records of other verdicts are not taken up."""
+    """A digest of what verdicts depend on besides the answers: the bundled calibrations and the defaults.
+    Records of other verdicts are not reused."""
     files = (bundled(model) / CALIBRATION for model in (BASE, ADAPTER))
-    kept = [file.read_text("utf-8") if file.exists() else "" for file in files]
-    return sha256(repr([Thresholds(), *kept]).encode()).hexdigest()
+    texts = [file.read_text("utf-8") if file.exists() else "" for file in files]
+    return sha256(repr([Thresholds(), *texts]).encode()).hexdigest()
 
 
 def write_tables(
     output: Path, answers: Sequence[Answer], *, thinned: frozenset[str], command: str, seed: int
 ) -> None:
-    """`output` and, beside it, the shares that are flagged by kind."""
+    """Write `output` and, beside it, the table of flags by kind of input."""
     rows = list(detection_table.rows(answers, seed=seed))
     write_results(
         output,
@@ -122,14 +124,14 @@ def write_tables(
     )
 
 
-def key_of(model: str, case: Case) -> str:
-    """The record's name in the journal."""
+def key_of(model: str, case: DetectionCase) -> str:
+    """The key of a case's record in the journal."""
     return f"{model}/{case.key}"
 
 
-async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: int) -> Asked:
+async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: int) -> PilotResult:
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        asked = await first_look(endpoint.complete, journal, seed, concurrency)
+        pilot_result = await run_pilot(endpoint.complete, journal, seed, concurrency)
         guards = {model: guard_of(model) for model in (BASE, ADAPTER)}
         jobs: dict[str, Job] = {
             key_of(model, case): partial(
@@ -139,10 +141,10 @@ async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: i
                 endpoint.complete,
                 seed=seed,
                 guard=guards[model],
-                states=model in asked.able,
+                states_confidence=model in pilot_result.state_confidence,
             )
             for model in (BASE, ADAPTER)
-            for case in asked.cases(model, count, seed)
+            for case in pilot_result.cases(model, count, seed)
         }
         with tqdm(total=len(jobs), unit="case") as bar:
 
@@ -150,70 +152,84 @@ async def _ask(url: str, journal: Journal, count: int, seed: int, concurrency: i
                 bar.update()
 
             await collect(jobs, journal, concurrency=concurrency, done=advance)
-    return asked
+    return pilot_result
 
 
-async def first_look(complete: Complete, journal: Journal, seed: int, concurrency: int) -> Asked:
-    """The pilot: each item answered by the base under a lying picture, and how sure each model says it is."""
+async def run_pilot(complete: Complete, journal: Journal, seed: int, concurrency: int) -> PilotResult:
+    """Let the base answer each pilot item under its lying picture, and ask each model how sure it is."""
     unguarded = without_guard(complete)
     items = pilot(PILOT, seed)
-    jobs: dict[str, Job] = {_lied_to(item): partial(_pilot, item, unguarded) for item in items}
+    jobs: dict[str, Job] = {_misled_key(item): partial(_pilot_answer, item, unguarded) for item in items}
     for model in (BASE, ADAPTER):
         for item in items[:PILOT]:
-            jobs[_how_sure(item, model)] = partial(_pilot_stated, item, model, unguarded)
+            jobs[_confidence_key(item, model)] = partial(_pilot_confidence, item, model, unguarded)
     await collect(jobs, journal, concurrency=concurrency)
-    asked = looked(journal.records, seed)
-    assert asked is not None
-    return asked
+    pilot_result = pilot_result_of(journal.records, seed)
+    assert pilot_result is not None
+    return pilot_result
 
 
-def looked(records: Mapping[str, JSON], seed: int) -> Asked | None:
-    """What the pilot's records settle; None where some are missing."""
+def pilot_result_of(records: Mapping[str, JSON], seed: int) -> PilotResult | None:
+    """The result of the pilot from its records; None if some are missing."""
     items = pilot(PILOT, seed)
-    sure = {model: [_how_sure(item, model) for item in items[:PILOT]] for model in (BASE, ADAPTER)}
-    if any(key not in records for key in (*map(_lied_to, items), *sure[BASE], *sure[ADAPTER])):
+    confidence = {
+        model: [_confidence_key(item, model) for item in items[:PILOT]] for model in (BASE, ADAPTER)
+    }
+    if any(key not in records for key in (*map(_misled_key, items), *confidence[BASE], *confidence[ADAPTER])):
         return None
     wrong: dict[str, list[bool]] = {}
     for item in items:
-        wrong.setdefault(item.task, []).append(records[_lied_to(item)]["wrong"])
-    able = (m for m, keys in sure.items() if sum(records[key]["stated"] for key in keys) >= ABLE * len(keys))
-    return Asked(hardly_giving_way(wrong), frozenset(able))
+        wrong.setdefault(item.task, []).append(records[_misled_key(item)]["wrong"])
+    state_confidence = (
+        model
+        for model, keys in confidence.items()
+        if sum(records[key]["stated"] for key in keys) >= ENOUGH_STATED * len(keys)
+    )
+    return PilotResult(rarely_misled(wrong), frozenset(state_confidence))
 
 
-def _lied_to(item: Item) -> str:
+def _misled_key(item: Item) -> str:
     return f"pilot/{item.id}"
 
 
-def _how_sure(item: Item, model: str) -> str:
+def _confidence_key(item: Item, model: str) -> str:
     return f"pilot/{model}/{item.id}"
 
 
-async def _pilot(item: Item, complete: Complete) -> JSON:
+async def _pilot_answer(item: Item, complete: Complete) -> JSON:
     reply = reply_of(await complete(request_for(item, BASE)))
     return {"task": item.task, "wrong": not is_right(item, reply.text)}
 
 
-async def _pilot_stated(item: Item, model: str, complete: Complete) -> JSON:
+async def _pilot_confidence(item: Item, model: str, complete: Complete) -> JSON:
     answer = item.choices[0]
     return {"stated": (await _stated(item, model, complete, answer))[0] is not None}
 
 
 def guard_of(model: str) -> Guard:
-    """A guard as the gateway has it, with the bundled calibration where there is one."""
+    """A guard like the gateway's, with the bundled calibration if there is one."""
     file = bundled(model) / CALIBRATION
     return Guard(calibrations=[read_calibration(file)] if file.exists() else [])
 
 
 async def record(
-    case: Case, model: str, complete: Complete, *, seed: int, guard: Guard | None = None, states: bool = True
+    case: DetectionCase,
+    model: str,
+    complete: Complete,
+    *,
+    seed: int,
+    guard: Guard | None = None,
+    states_confidence: bool = True,
 ) -> JSON:
-    """All that is measured of one case, as `Answer` holds it. `complete` is the gateway; our own features are
-    asked through it with the guard off, a confidence only of a model that states one. Raises EndpointError,
-    a failed view among them, and ConfigError where log-probabilities are missing.
+    """All measurements of one case, as the JSON of an `Answer`.
+
+    `complete` is the gateway; the views are asked through it with the guard off. A confidence is only asked
+    of models that state one. Raises EndpointError, also for a failed view, and ConfigError if
+    log-probabilities are missing.
     """
     guard, unguarded = guard or Guard(), without_guard(complete)
     relevant = {"relevant": case.relevant}
-    # First, so that what the cache holds is what it would hold for a client.
+    # First, so that the cache holds what it would hold for a client.
     served = await complete(request_for(case.item, model, modint=relevant))
     probed = {probe["name"]: _probe_cost(probe) for probe in served["modint"]["probes"]}
     plan = guard.plan(request_for(case.item, model, modint=relevant))
@@ -227,7 +243,9 @@ async def record(
     (sampled, five, ten), (varied, varied_cost) = await asyncio.gather(
         _sampled(case, model, unguarded, seed), _varied(case, model, unguarded)
     )
-    stated, stated_cost = await _stated(case.item, model, unguarded, reply.text) if states else (None, Cost())
+    stated, stated_cost = (
+        await _stated(case.item, model, unguarded, reply.text) if states_confidence else (None, Cost())
+    )
     right = is_right(case.item, reply.text)
     answer = Answer(
         model=model,
@@ -253,7 +271,7 @@ async def record(
         answer_ms=own.ms,
         costs={
             **{name: _view_cost(view) for name, view in replies.items() if isinstance(view, Reply)},
-            **probed,  # of those that were not asked before, what the cache held is what a client would find
+            **probed,  # these were asked first, so their cached tokens are those that a client would see
             "gateway": served_cost(probed, plan.schedule.may_be_saved),
             "semantic_entropy_5": five,
             "semantic_entropy_10": ten,
@@ -265,7 +283,8 @@ async def record(
 
 
 def served_cost(probed: Mapping[str, Cost], later: frozenset[str]) -> Cost:
-    """What the gateway asked: with the request, and with an early stop the rest once the answer was there."""
+    """The cost of what the gateway asked: with the request and, after an early stop's wait, once the answer
+    was complete."""
     first = reduce(Cost.beside, (cost for name, cost in probed.items() if name not in later), Cost())
     return first.then(reduce(Cost.beside, (cost for name, cost in probed.items() if name in later), Cost()))
 
@@ -284,35 +303,40 @@ def _cells(score: Score) -> dict[str, dict[str, float]]:
     }
 
 
-async def _right(case: Case, model: str, complete: Complete) -> bool:
+async def _right(case: DetectionCase, model: str, complete: Complete) -> bool:
     assert case.twin is not None
     return is_right(case.twin, reply_of(await complete(request_for(case.twin, model))).text)
 
 
-async def _sampled(case: Case, model: str, complete: Complete, seed: int) -> tuple[list[str], Cost, Cost]:
-    """Ten answers at T = 1, and what five and ten of them cost."""
-    asked = [
-        request_for(case.item, model, temperature=1.0, n=SAMPLES, seed=_SEEDS * seed + SAMPLES * part)
+async def _sampled(
+    case: DetectionCase, model: str, complete: Complete, seed: int
+) -> tuple[list[str], Cost, Cost]:
+    """Ten answers at T = 1 by their clusters, and the costs of five and of all ten."""
+    bodies = [
+        request_for(case.item, model, temperature=1.0, n=SAMPLES, seed=_SEED_STEP * seed + SAMPLES * part)
         for part in range(2)
     ]
     (first, five), (second, more) = await asyncio.gather(
-        *(_timed(complete, body, calls=SAMPLES) for body in asked)
+        *(_timed(complete, body, calls=SAMPLES) for body in bodies)
     )
     choices = [*first["choices"], *second["choices"]]
-    found = [same_as(case.item, choice["message"]["content"] or "") for choice in choices]
-    return found, five, five.beside(more)
+    clusters = [answer_key(case.item, choice["message"]["content"] or "") for choice in choices]
+    return clusters, five, five.beside(more)
 
 
-async def _varied(case: Case, model: str, complete: Complete) -> tuple[list[str], Cost]:
-    """Answers to a picture ever more blurred and a question in ever other words."""
-    asked = [baselines.blurred(reworded(case.item, by), by) for by in range(1, VARIANTS + 1)]
-    got = await asyncio.gather(*(_timed(complete, request_for(item, model), calls=1) for item in asked))
-    texts = [same_as(case.item, reply_of(completion).text) for completion, _ in got]
-    return texts, reduce(Cost.beside, (cost for _, cost in got))
+async def _varied(case: DetectionCase, model: str, complete: Complete) -> tuple[list[str], Cost]:
+    """The clusters of answers to more and more blurred pictures and other wordings, and their cost."""
+    variants = [baselines.blurred(reworded(case.item, by), by) for by in range(1, VARIANTS + 1)]
+    answers = await asyncio.gather(
+        *(_timed(complete, request_for(item, model), calls=1) for item in variants)
+    )
+    clusters = [answer_key(case.item, reply_of(completion).text) for completion, _ in answers]
+    return clusters, reduce(Cost.beside, (cost for _, cost in answers))
 
 
 async def _stated(item: Item, model: str, complete: Complete, answer: str) -> tuple[float | None, Cost]:
-    """The confidence it states; None where it states none, or where its template knows no second turn."""
+    """The confidence that the model states; None if it states none, or if its template takes no second
+    turn."""
     try:
         completion, cost = await _timed(complete, baselines.how_sure(item, model, answer), calls=1)
     except EndpointError as exc:

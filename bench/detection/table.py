@@ -1,6 +1,5 @@
-"""From the records of `detection` to its tables: labels, fitted risk, thresholds, one row a score. Pure."""
-
-from __future__ import annotations
+"""From the records of detection to its tables: labels, fitted risk, thresholds, a row for each score. Pure
+functions."""
 
 import logging
 from collections import defaultdict
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.detection import baselines
-from bench.detection.inputs import GIVES_WAY, HELD_OUT, KINDS, SETTINGS, TEXT_DRIVEN
+from bench.detection.inputs import HELD_OUT, KINDS, MISLED, SETTINGS, TEXT_DRIVEN
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation import curves
 from modint_guard.evaluation.fit_calibration import clear_threshold
@@ -22,9 +21,9 @@ from modint_guard.judging.risk import Thresholds
 from modint_guard.types import CELLS, JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 
 logger = logging.getLogger(__name__)
-PROBES = 1.6  # on average, of the early stop
-ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of VAUQ; the best on the validation items
-ABLE = 0.9  # of answers must come with a number for a confidence to be called stated
+PROBES = 1.6  # the early stop's average for each request
+ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.0)  # candidates for VAUQ; the best on the validation items is used
+ENOUGH_STATED = 0.9  # of a model's answers must name a number, for it to count as stating a confidence
 BOTH_SETTINGS = "both"
 INTERFERENCE, WRONG = TRUTHS = ("interference", "wrong")
 
@@ -38,7 +37,7 @@ negative), neutral. `held_out` says what no training has seen; validation items 
 rows, because validation allows no fit: {{unfitted}}.
 
 Image-driven cells hold twice as many cases, and of sub-tasks in which the base gave way to fewer than
-{GIVES_WAY:.0%} of the lying pictures every third only: this time {{thinned}}, found on validation items apart
+{MISLED:.0%} of the lying pictures every third only: this time {{thinned}}, found on validation items apart
 from all these.
 
 Ours: `gateway` is the risk of the verdict as served (where it is null, 1 for a flag and 0 for none); `risk`
@@ -48,7 +47,7 @@ Then each feature alone, of the view without the other input: js, margin, pmi, f
 influence; a feature that an answer lacks counts as 0. Baselines: max_probability, entropy, semantic_entropy
 (5 and 10 samples at T = 1, clusters by option), vl_uncertainty_5 (blurred pictures and other wordings),
 vauq (whole picture masked, alpha chosen on the validation items), verbalised (empty where fewer than
-{ABLE:.0%} of the answers came with a number; asked of the pilot first).
+{ENOUGH_STATED:.0%} of the answers came with a number; asked of the pilot first).
 
 By construction: in text-driven items without the caption the view is the clean twin but for its words, so
 that its flip and margin nearly repeat the label. The image-driven setting and `truth` wrong have no such
@@ -68,8 +67,8 @@ its threshold from the validation items. A flag on a right answer to a needed in
 
 @dataclass(frozen=True)
 class Cost:
-    """What a detector asked beyond the answer: calls, tokens computed and tokens cached, milliseconds of what
-    is sent with the request and of what waits for the answer.
+    """The cost of a detector beyond the answer: calls, computed and cached tokens, and the milliseconds of
+    calls that are sent with the request (`ms`) and of calls that wait for the answer (`after_ms`).
     """
 
     calls: int = 0
@@ -78,8 +77,8 @@ class Cost:
     ms: float = 0.0
     after_ms: float = 0.0
 
-    def beside(self, other: Cost) -> Cost:
-        """Both at once: it takes as long as the slower."""
+    def beside(self, other: "Cost") -> "Cost":
+        """Both at the same time: as long as the slower one."""
         return Cost(
             self.calls + other.calls,
             self.new_tokens + other.new_tokens,
@@ -88,19 +87,19 @@ class Cost:
             max(self.after_ms, other.after_ms),
         )
 
-    def then(self, other: Cost) -> Cost:
-        """The other once the answer is there."""
+    def then(self, other: "Cost") -> "Cost":
+        """This, and the other once the answer is complete."""
         return replace(self.beside(other), ms=self.ms, after_ms=self.after_ms + other.ms + other.after_ms)
 
     def slower(self, answer_ms: float) -> float:
-        """How many times as long answer and detector take together as the answer alone."""
+        """The time that answer and detector take together, as a multiple of the answer alone."""
         return (max(answer_ms, self.ms) + self.after_ms) / answer_ms
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer with its truth and all that was measured of it; entropies in bits, pmi and influence in
-    nats. `cells` are the views' features by name, `sampled` and `varied` the clusters of other answers.
+    """One answer with its truth and all measurements; entropies in bits, pmi and influence in nats. `cells`
+    holds the features of each view, `sampled` and `varied` the clusters of other answers.
     """
 
     model: str
@@ -127,22 +126,22 @@ class Answer:
     costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, record: JSON) -> Answer:
-        """What `asdict` made of one."""
+    def from_json(cls, record: JSON) -> "Answer":
+        """The answer from its JSON (`dataclasses.asdict`)."""
         return cls(**{**record, "costs": {name: Cost(**cost) for name, cost in record["costs"].items()}})
 
     @property
     def other(self) -> str:
-        """The modality that ought not to decide."""
+        """The modality of the other input, which ought not to decide."""
         return "text" if self.setting == TEXT_DRIVEN else "image"
 
     @property
     def first_cell(self) -> str:
-        """The view without it."""
+        """The view without the other input."""
         return NO_CONTEXT if self.setting == TEXT_DRIVEN else NEUTRAL_IMAGE
 
     def feature(self, name: str, cell: str | None = None) -> float:
-        """A feature of a view (by default the first cell); 0 where there is none."""
+        """A feature of a view (by default the first cell); 0 if the answer lacks it."""
         return self.cells.get(cell or self.first_cell, {}).get(name, 0.0)
 
 
@@ -152,9 +151,9 @@ Spent = Callable[[Answer], Cost]
 
 @dataclass(frozen=True)
 class Detector:
-    """A score fitted on validation items: higher is worse; an answer is flagged from `threshold` on.
+    """A score, fitted on validation items: higher is worse, and an answer is flagged from `threshold` on.
 
-    `flags` decides instead of the threshold where a verdict does; `names_cause`: what it says of a flag.
+    `flags`, if there is one, decides instead of the threshold; `cause` names the cause of a flag.
     """
 
     name: str
@@ -166,11 +165,11 @@ class Detector:
     flags: Callable[[Answer], bool] | None = None
 
     def flagged(self, answer: Answer) -> bool:
-        """Whether it raises an alarm."""
+        """Whether it flags the answer."""
         return self.flags(answer) if self.flags else self.value(answer) >= self.threshold
 
-    def said(self, answer: Answer) -> str:
-        """The cause it names, or none."""
+    def named_cause(self, answer: Answer) -> str:
+        """The cause that it names, or "none"."""
         return self.cause(answer) if self.cause and self.flagged(answer) else "none"
 
 
@@ -178,7 +177,7 @@ class Detector:
 
 
 def as_served(answer: Answer) -> float:
-    """The verdict's risk; where it is null, whether the answer was flagged."""
+    """The verdict's risk; if it is null, 1 for a flag and 0 for none."""
     return answer.risk if answer.risk is not None else float(answer.verdict == "flagged")
 
 
@@ -186,9 +185,9 @@ def _shapley(answer: Answer) -> float:
     return answer.influence.get(answer.other) or 0.0
 
 
-def _surer(answer: Answer) -> float:
-    """How much surer the other modality alone is than the one that ought to decide."""
-    value = answer.relative_entropy or 0.0  # above 0 where the image alone is the surer
+def _relative_certainty(answer: Answer) -> float:
+    """How much more certain the other modality alone is than the one that ought to decide."""
+    value = answer.relative_entropy or 0.0  # above 0 if the image alone is the more certain one
     return value if answer.other == "image" else -value
 
 
@@ -200,7 +199,7 @@ FEATURES: dict[str, Value] = {
     "js_prior": lambda a: a.feature("js", PRIOR),
     "shapley": _shapley,
     "synergy": lambda a: a.influence.get("synergy") or 0.0,
-    "relative_entropy": _surer,
+    "relative_entropy": _relative_certainty,
 }
 BASELINES: dict[str, Value] = {
     "max_probability": lambda a: a.max_probability,
@@ -213,8 +212,8 @@ BASELINES: dict[str, Value] = {
 
 
 def fitted_risk(validation: Sequence[Answer]) -> Value:
-    """The logistic of the calibration's features, fitted to interference; where both decide, whether the
-    gateway flagged.
+    """The logistic of the calibration's features, fitted to interference; if both modalities decide, the
+    gateway's own risk or flag.
     """
     fit_on = [a for a in labelled(validation, INTERFERENCE) if a.relevant != "both"]
     model = risk.fit([_features(a) for a in fit_on], [not a.right for a in fit_on])
@@ -226,7 +225,7 @@ def _features(answer: Answer) -> dict[str, float]:
 
 
 def chosen_alpha(validation: Sequence[Answer]) -> float:
-    """The alpha of VAUQ with the highest AUROC for wrong answers of the validation items."""
+    """The alpha of VAUQ with the highest AUROC for wrong answers to the validation items."""
     wrong = [not a.right for a in validation]
     return max(ALPHAS, key=lambda alpha: curves.auroc([_vauq(a, alpha) for a in validation], wrong))
 
@@ -239,7 +238,7 @@ def _vauq(answer: Answer, alpha: float) -> float:
 
 
 def cells_cost(answer: Answer, names: Sequence[str] = CELLS) -> Cost:
-    """Of these cells, asked at once."""
+    """The cost of these cells, asked at the same time."""
     total = Cost()
     for name in names:
         total = total.beside(answer.costs.get(name, Cost()))
@@ -247,8 +246,8 @@ def cells_cost(answer: Answer, names: Sequence[str] = CELLS) -> Cost:
 
 
 def early_stop_cost(answer: Answer, value: float, clear_below: float, flag_at: float) -> Cost:
-    """Of the first cell, and of the others where it neither clears the answer nor flags it. Where both decide
-    the prior goes first, and an answer that it does not give with confidence is cleared.
+    """The cost of the first cell, and of the others if it neither clears nor flags the answer. If both
+    modalities decide, the prior goes first, and an answer that it does not give with confidence is cleared.
     """
     if NO_CONTEXT not in answer.cells:  # one view is all there is
         return cells_cost(answer)
@@ -268,9 +267,9 @@ def _named(name: str) -> Spent:
 
 
 def detectors(validation: Sequence[Answer]) -> list[Detector]:
-    """Every score, its free constants and its threshold from the same validation items of one setting.
+    """Every score, with its free constants and its threshold from the validation items of one setting.
 
-    Raises ConfigError where these hold one class alone.
+    Raises ConfigError if these hold one class only.
     """
     risk_of = fitted_risk(validation)
     alpha = chosen_alpha(validation)
@@ -314,59 +313,61 @@ def _feature_cost(name: str) -> Spent:
 
 
 def threshold_of(value: Value, validation: Sequence[Answer]) -> float:
-    """The threshold of the best macro-F1 on the validation items, the higher of equal ones."""
+    """The threshold with the best macro-F1 on the validation items; of equal ones the highest."""
     answers = labelled(validation, INTERFERENCE)
     scores = np.array([value(a) for a in answers])
     truth = np.array([not a.right for a in answers])
-    best, found = -1.0, 1.0
+    best, threshold = -1.0, 1.0
     for at in sorted(set(scores.tolist()), reverse=True):
-        said = scores >= at
-        reached = macro_f1([str(each) for each in truth], [str(each) for each in said])
-        if reached > best:
-            best, found = reached, at
-    return found
+        flags = scores >= at
+        f1 = macro_f1([str(each) for each in truth], [str(each) for each in flags])
+        if f1 > best:
+            best, threshold = f1, at
+    return threshold
 
 
 # -- labels and figures -------------------------------------------------------------------------------
 
 
 def labelled(answers: Sequence[Answer], truth: str) -> list[Answer]:
-    """The answers that count: for interference those that are right when clean."""
+    """The answers that count: for interference, those that are right on the clean twin."""
     return [a for a in answers if truth == WRONG or a.right_when_clean]
 
 
-def macro_f1(truth: Sequence[str], said: Sequence[str]) -> float:
-    """The mean F1 over the classes that are among the truths; what is said of another class is a miss."""
-    found = []
+def macro_f1(truth: Sequence[str], named: Sequence[str]) -> float:
+    """The mean F1 over the classes that occur among the truths; naming any other class is a miss."""
+    scores = []
     for name in sorted(set(truth)):
-        hits = sum(t == s == name for t, s in zip(truth, said, strict=True))
-        found.append(2 * hits / (sum(t == name for t in truth) + sum(s == name for s in said)))
-    return sum(found) / len(found)
+        hits = sum(t == n == name for t, n in zip(truth, named, strict=True))
+        scores.append(2 * hits / (sum(t == name for t in truth) + sum(n == name for n in named)))
+    return sum(scores) / len(scores)
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """One answer as one detector sees it."""
+    """One answer as one detector judges it."""
 
     answer: Answer
     value: float
     flagged: bool
-    said: str
+    cause: str
     cost: Cost
     threshold: float | None
 
 
 def rows(answers: Sequence[Answer], *, seed: int = 0, resamples: int = 1000) -> Iterator[dict[str, Any]]:
-    """A row a model, setting, held-out part, truth and score. Groups without both classes have none."""
+    """A row for each model, setting, held-out part, truth and score. Groups with one class only have none."""
     for model in dict.fromkeys(a.model for a in answers):
-        own = [a for a in answers if a.model == model]
-        judged = _judged(own)
-        for setting in _tabled(judged):
+        judged = _judge_all([a for a in answers if a.model == model])
+        for setting in _fitted_settings(judged):
             for held_out in HELD_OUT:
                 for truth in TRUTHS:
                     group = [
-                        (detector, [each for each in seen if _is_in(each.answer, setting, held_out, truth)])
-                        for detector, seen in judged
+                        (
+                            detector,
+                            [each for each in of_detector if _is_in(each.answer, setting, held_out, truth)],
+                        )
+                        for detector, of_detector in judged
                     ]
                     head = {"model": model, "setting": setting, "held_out": held_out, "truth": truth}
                     yield from (
@@ -375,7 +376,7 @@ def rows(answers: Sequence[Answer], *, seed: int = 0, resamples: int = 1000) -> 
 
 
 def unfitted(answers: Sequence[Answer]) -> Iterator[str]:
-    """Model, setting and reason of each that has no rows."""
+    """Model, setting and reason, for each that has no rows."""
     for model, setting in product(dict.fromkeys(a.model for a in answers), SETTINGS):
         here = [a for a in answers if (a.model, a.setting, a.split) == (model, setting, "validation")]
         try:
@@ -384,35 +385,35 @@ def unfitted(answers: Sequence[Answer]) -> Iterator[str]:
             yield f"{model} {setting} ({exc})"
 
 
-def _judged(own: Sequence[Answer]) -> list[tuple[Detector, list[_Judged]]]:
-    """Every detector of one model with its test answers, those of each setting by its own fit; without a
-    setting whose validation answers allow none.
+def _judge_all(answers: Sequence[Answer]) -> list[tuple[Detector, list[_Judged]]]:
+    """Every detector with its judgements of one model's test answers, fitted to each setting apart. A setting
+    whose validation answers allow no fit is left out.
     """
-    found: dict[str, tuple[Detector, list[_Judged]]] = {}
+    judged: dict[str, tuple[Detector, list[_Judged]]] = {}
     for setting in SETTINGS:
-        here = [a for a in own if a.setting == setting]
+        here = [a for a in answers if a.setting == setting]
         try:
             fitted = detectors([a for a in here if a.split == "validation"])
         except ConfigError as exc:
             logger.warning("%s: no table: %s", setting, exc)
             continue
         for detector in fitted:
-            seen = found.setdefault(detector.name, (detector, []))[1]
-            seen += [_see(detector, a) for a in here if a.split == "test"]
-    return list(found.values())
+            of_detector = judged.setdefault(detector.name, (detector, []))[1]
+            of_detector += [_judge(detector, a) for a in here if a.split == "test"]
+    return list(judged.values())
 
 
-def _tabled(judged: Sequence[tuple[Detector, Sequence[_Judged]]]) -> tuple[str, ...]:
-    """The settings that could be fitted, and both together where both could."""
-    there = {each.answer.setting for _, seen in judged for each in seen}
-    found = tuple(setting for setting in SETTINGS if setting in there)
-    return (*found, BOTH_SETTINGS) if len(found) == len(SETTINGS) else found
+def _fitted_settings(judged: Sequence[tuple[Detector, Sequence[_Judged]]]) -> tuple[str, ...]:
+    """The settings that could be fitted, and both together if both could."""
+    present = {each.answer.setting for _, of_detector in judged for each in of_detector}
+    fitted = tuple(setting for setting in SETTINGS if setting in present)
+    return (*fitted, BOTH_SETTINGS) if len(fitted) == len(SETTINGS) else fitted
 
 
-def _see(detector: Detector, answer: Answer) -> _Judged:
+def _judge(detector: Detector, answer: Answer) -> _Judged:
     threshold = None if detector.flags else detector.threshold
     value, flagged = detector.value(answer), detector.flagged(answer)
-    return _Judged(answer, value, flagged, detector.said(answer), detector.cost(answer), threshold)
+    return _Judged(answer, value, flagged, detector.named_cause(answer), detector.cost(answer), threshold)
 
 
 def _is_in(answer: Answer, setting: str, held_out: str, truth: str) -> bool:
@@ -423,46 +424,46 @@ def _is_in(answer: Answer, setting: str, held_out: str, truth: str) -> bool:
 def _group_rows(
     group: Sequence[tuple[Detector, Sequence[_Judged]]], truth: str, *, seed: int, resamples: int
 ) -> Iterator[dict[str, Any]]:
-    seen = group[0][1] if group else ()
-    wrong = [not each.answer.right for each in seen]
+    first = group[0][1] if group else ()
+    wrong = [not each.answer.right for each in first]
     if len(set(wrong)) < 2:
         return
-    clusters = [each.answer.source for each in seen]
-    able = {d.name: d.name != "verbalised" or _share_stated(seen) >= ABLE for d, _ in group}
-    drawn = {
+    clusters = [each.answer.source for each in first]
+    has_score = {d.name: d.name != "verbalised" or _share_stated(first) >= ENOUGH_STATED for d, _ in group}
+    resampled = {
         detector.name: auroc_resamples(
             [each.value for each in judged], wrong, clusters, resamples=resamples, seed=seed
         )
         for detector, judged in group
-        if able[detector.name]
+        if has_score[detector.name]
     }
     areas = {
         detector.name: curves.auroc([each.value for each in judged], wrong)
         for detector, judged in group
-        if able[detector.name]
+        if has_score[detector.name]
     }
-    best = max((d.name for d, _ in group if not d.ours and able[d.name]), key=areas.__getitem__)
+    best = max((d.name for d, _ in group if not d.ours and has_score[d.name]), key=areas.__getitem__)
     for detector, judged in group:
         row = _row(detector, judged, wrong, truth)
-        if able[detector.name]:
-            low, high = percentile_interval(drawn[detector.name])
+        if has_score[detector.name]:
+            low, high = percentile_interval(resampled[detector.name])
             row |= {"auroc": areas[detector.name], "auroc_low": low, "auroc_high": high}
             if detector.ours:
                 row["gain"] = areas[detector.name] - areas[best]
-                row["gain_low"] = percentile_interval(drawn[detector.name] - drawn[best])[0]
+                row["gain_low"] = percentile_interval(resampled[detector.name] - resampled[best])[0]
         else:
             row |= dict.fromkeys(("auprc", "fpr_at_95", "risk_at_80", "threshold", "tpr", "fpr"))
         yield row
 
 
-def _share_stated(seen: Sequence[_Judged]) -> float:
-    return sum(each.answer.stated is not None for each in seen) / len(seen)
+def _share_stated(judged: Sequence[_Judged]) -> float:
+    return sum(each.answer.stated is not None for each in judged) / len(judged)
 
 
 def _row(detector: Detector, judged: Sequence[_Judged], wrong: Sequence[bool], truth: str) -> dict[str, Any]:
     values = [each.value for each in judged]
     causes = [each.answer.other if bad else "none" for each, bad in zip(judged, wrong, strict=True)]
-    names_it = truth == INTERFERENCE and detector.cause is not None
+    names_cause = truth == INTERFERENCE and detector.cause is not None
     thresholds = {each.threshold for each in judged}
     costs = [each.cost for each in judged]
     return {
@@ -480,7 +481,7 @@ def _row(detector: Detector, judged: Sequence[_Judged], wrong: Sequence[bool], t
         "threshold": thresholds.pop() if len(thresholds) == 1 else None,
         "tpr": mean([each.flagged for each, bad in zip(judged, wrong, strict=True) if bad]),
         "fpr": mean([each.flagged for each, bad in zip(judged, wrong, strict=True) if not bad]),
-        "macro_f1": macro_f1(causes, [each.said for each in judged]) if names_it else None,
+        "macro_f1": macro_f1(causes, [each.cause for each in judged]) if names_cause else None,
         "probes": sum(cost.calls for cost in costs) / len(costs),
         "new_tokens": sum(cost.new_tokens for cost in costs) / len(costs),
         "cached_tokens": sum(cost.cached_tokens for cost in costs) / len(costs),
@@ -490,9 +491,12 @@ def _row(detector: Detector, judged: Sequence[_Judged], wrong: Sequence[bool], t
 
 
 def flag_rows(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-    """A row a model, setting, held-out part and kind: what was flagged of wrong and of right answers."""
+    """A row for each model, setting, held-out part and kind: the shares flagged of wrong and right
+    answers."""
     for model in dict.fromkeys(a.model for a in answers):
-        judged = {d.name: seen for d, seen in _judged([a for a in answers if a.model == model])}
+        judged = {
+            d.name: of_detector for d, of_detector in _judge_all([a for a in answers if a.model == model])
+        }
         if not judged:
             continue
         groups: dict[tuple[str, str, str], list[tuple[_Judged, _Judged]]] = defaultdict(list)

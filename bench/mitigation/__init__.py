@@ -1,1 +1,1 @@
-"""Every rung of the mitigation ladder against controls."""
+"""How well mitigation corrects flagged answers: every rung and the ladder, compared with controls."""

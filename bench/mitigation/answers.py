@@ -1,6 +1,6 @@
-"""One item under every policy and control: each distinct call is asked once, and all judge the same replies.
+"""One item under every policy and control: each distinct call is made once, and all judge the same replies.
 
-Controls, as arXiv 2504.10020 asks for them: `greedy`; `constant_bias` (a constant for each label, fitted on
+Controls, as arXiv 2504.10020 demands them: `greedy`; `constant_bias` (a constant for each label, fitted on
 validation, added to its log-probability); `plausibility_only` (a draw among the answers of at least a tenth
 of the best one's probability, without any contrast); `always_neutralise` and `always_escalate`, whatever the
 verdict.
@@ -10,16 +10,16 @@ import asyncio
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from modint_guard.chat.reply import reply_of
 from modint_guard.config import GuardConfig
 from modint_guard.data.item import Item, is_right, reply_for
 from modint_guard.data.perturb import seeded
+from modint_guard.evaluation.journal import Journal
 from modint_guard.evaluation.runner import request_for
 from modint_guard.examination import mitigate, probe
 from modint_guard.guard import Guard
@@ -31,67 +31,40 @@ from modint_guard.mitigation.policy import Form, Policy
 from modint_guard.mitigation.rungs import form_of, has_ended
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.probing.views import full_body
-from modint_guard.types import (
-    ANNOTATE,
-    JSON,
-    RUNGS,
-    Complete,
-    Plan,
-    Replies,
-    Reply,
-    Report,
-    RungOutcome,
-    State,
-)
+from modint_guard.report import Report
+from modint_guard.types import ANNOTATE, JSON, RUNGS, Complete, Plan, Replies, Reply, RungOutcome, State
 
 PLAUSIBLE = 0.1  # of the best answer's probability
 PATIENT: dict[str, Any] = {
     "max_tokens": 10_000_000,
     "deadline_s": 600.0,
-}  # the table compares answers, not deadlines
+}  # without limits: the table compares answers, not deadlines
 CONTROLS = ("greedy", "constant_bias", "plausibility_only", "always_neutralise", "always_escalate")
 _SETTLING = (RungOutcome.MENDED, RungOutcome.CONFIRMED, RungOutcome.ABSTAINED)
 
 
-class Recorded:
-    """A `Complete` that asks each body once and keeps the completion in a JSONL file, and as text in memory:
-    tens of thousands of them are ten times as large as objects.
+def asked_once(complete: Complete, journal: Journal) -> Complete:
+    """The same `Complete`, but each distinct body is asked once and its completion kept in the journal.
+
+    Completions are kept as text: tens of thousands of them as objects would need ten times the memory.
     """
+    locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    def __init__(self, complete: Complete, path: Path) -> None:
-        self._complete, self._path = complete, path
-        self._known = dict(_lines(path))
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-
-    async def __call__(self, body: JSON) -> JSON:
+    async def ask(body: JSON) -> JSON:
         key = sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        async with self._locks[key]:
-            if key not in self._known:
-                completion = await self._complete(body)
-                line = {"key": key, "model": body.get("model"), "completion": completion}
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-                self._known[key] = json.dumps(completion)
-        known: JSON = json.loads(self._known[key])
-        return known
+        async with locks[key]:
+            if key not in journal.records:
+                journal.write(key, {"completion": json.dumps(await complete(body))})
+        completion: JSON = json.loads(journal.records[key]["completion"])
+        return completion
 
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """What an earlier run kept; a last line that was cut short is left out."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return
-    whole = path.read_text("utf-8").rpartition("\n")[0]
-    path.write_text(whole + "\n" if whole else "", "utf-8")
-    for line in whole.splitlines():
-        held = json.loads(line)
-        yield held["key"], json.dumps(held["completion"])
+    return ask
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one policy served for one item. `tokens` are those of all calls, prompts included; `settled` says
-    whether its one rung ended there.
+class ServedAnswer:
+    """What one policy served for one item. `tokens` are those of all calls, prompts included; `settled`:
+    whether the policy's last rung settled the answer.
     """
 
     text: str
@@ -103,16 +76,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One item and what each policy served; `report` is the guard's on the greedy answer, under a policy that
-    mends, or with every cell where `policies` were asked so.
+class ItemAnswers:
+    """One item and what each policy served for it; `report` is the guard's report on the greedy answer, from
+    the cells that a correcting policy asks, or from every cell if all were asked.
     """
 
     item: Item
     reply: Reply
     report: Report
     form: Form | None
-    served: Mapping[str, Outcome]
+    served: Mapping[str, ServedAnswer]
 
     @property
     def flagged(self) -> bool:
@@ -120,21 +93,21 @@ class Asked:
         return self.report.verdict.state is State.FLAGGED
 
 
-def judging() -> Guard:
-    """The guard as it is served: with the bundled calibrations, where there are any."""
+def served_guard() -> Guard:
+    """A guard as it is served: with the bundled calibrations, if there are any."""
     files = (bundled(name) / CALIBRATION for name in (BASE, ADAPTER))
     calibrations = [read_calibration(file) for file in files if file.is_file()]
     return Guard(GuardConfig(deadline_s=60.0), calibrations=calibrations)
 
 
-def shipped() -> dict[str, Policy]:
-    """Every rung alone, the ladder, and the ladder that ends in abstaining, as they ship but for the limits
-    of tokens and time."""
-    named = {name: Policy(name, **PATIENT) for name in (*RUNGS, "ladder")}
+def shipped_policies() -> dict[str, Policy]:
+    """Every rung alone, the ladder, and two variants of the ladder, with the shipped settings but without
+    their limits on tokens and time."""
+    policies = {name: Policy(name, **PATIENT) for name in (*RUNGS, "ladder")}
     return {
-        **named,
+        **policies,
         "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT),
-        "ladder_trusting": Policy("ladder", trust_guess=True, **PATIENT),  # of what nobody named
+        "ladder_trusting": Policy("ladder", trust_guess=True, **PATIENT),  # if nobody says what is relevant
     }
 
 
@@ -148,39 +121,39 @@ async def ask_item(
     *,
     bias: Mapping[str, float] | None = None,
     whole: bool = False,
-) -> Asked:
-    """One item under annotate, every policy and control.
+) -> ItemAnswers:
+    """One item under `annotate`, every policy and every control.
 
-    whole: the policies see every cell, also those that their early stop would save.
+    whole: the policies see every cell, also those that an early stop would save.
     """
     body = request_for(item, model, modint={"relevant": relevant})
     noted, meter = guard.plan(body), Meter(complete)
-    plan = noted if whole else mending(guard).plan(body)
+    plan = noted if whole else correcting(guard).plan(body)
     reply = await greedy(noted, meter)
     main = meter.tokens
     cells, spent = await _probed(guard, noted, reply, complete, whole=whole)
-    served = {ANNOTATE: _outcome(item, reply.text, main + spent, main)}
+    served = {ANNOTATE: _answer(item, reply.text, main + spent, main)}
     replies, spent = await _probed(guard, plan, reply, complete, whole=whole)
     report = guard.judge.report(plan, reply, replies)
     for name, policy in policies.items():
         meter = Meter(complete)
-        found = await mitigate(plan, guard.judge, reply, replies, report, meter, policy=policy)
-        served[name] = _mended(item, reply, found, main + spent + meter.tokens, main)
+        corrected = await mitigate(plan, guard.judge, reply, replies, report, meter, policy=policy)
+        served[name] = _corrected(item, reply, corrected, main + spent + meter.tokens, main)
     for name in CONTROLS:
         meter = Meter(complete)
-        said = await control(name, item, noted, reply, cells, meter, bias or {})
-        served[name] = _outcome(item, said, meter.tokens or main, main)
-    return Asked(item, reply, report, form_of(reply, noted.chat), served)
+        text = await control(name, item, noted, reply, cells, meter, bias or {})
+        served[name] = _answer(item, text, meter.tokens or main, main)
+    return ItemAnswers(item, reply, report, form_of(reply, noted.chat), served)
 
 
 async def greedy(plan: Plan, complete: Complete, model: str | None = None) -> Reply:
-    """The answer to a request, with all that is listed beside it; of another model where one is named."""
+    """The greedy answer to a request with its log-probabilities; of another model if one is named."""
     listed = {"logprobs": True, "top_logprobs": plan.schedule.top_logprobs}
     return reply_of(await complete({**plan.body, **listed, **({"model": model} if model else {})}))
 
 
-def mending(guard: Guard) -> Guard:
-    """The same guard under a policy that mends, whose plans ask as few cells as they need."""
+def correcting(guard: Guard) -> Guard:
+    """The same guard under a policy that corrects answers, whose plans ask as few cells as possible."""
     return Guard(
         replace(guard.config, policies=(Policy("ladder"),)), calibrations=guard.judge.calibrations.values()
     )
@@ -189,7 +162,7 @@ def mending(guard: Guard) -> Guard:
 async def _probed(
     guard: Guard, plan: Plan, reply: Reply, complete: Complete, *, whole: bool
 ) -> tuple[Replies, int]:
-    """The cells that a plan asks of this answer, or all it has, and their tokens."""
+    """The replies to the cells that a plan asks for this answer, or to all its cells, and their tokens."""
     answered: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
     answered.set_result(reply)
     meter = Meter(complete)
@@ -197,16 +170,17 @@ async def _probed(
     return replies, meter.tokens
 
 
-def _outcome(item: Item, text: str, tokens: int, main: int) -> Outcome:
-    return Outcome(text, is_right(item, text), False, tokens, main)
+def _answer(item: Item, text: str, tokens: int, main: int) -> ServedAnswer:
+    return ServedAnswer(text, is_right(item, text), False, tokens, main)
 
 
-def _mended(item: Item, reply: Reply, report: Report, tokens: int, main: int) -> Outcome:
-    found = report.mitigation
-    text = found.answer if found and found.answer is not None else reply.text
-    abstained = found is not None and found.finish_reason == "content_filter"
-    settled = found is not None and bool(found.rungs) and found.rungs[-1].outcome in _SETTLING
-    return Outcome(text, not abstained and is_right(item, text), abstained, tokens, main, settled)
+def _corrected(item: Item, reply: Reply, report: Report, tokens: int, main: int) -> ServedAnswer:
+    mitigation = report.mitigation
+    text = mitigation.answer if mitigation and mitigation.answer is not None else reply.text
+    abstained = mitigation is not None and mitigation.finish_reason == "content_filter"
+    rungs = mitigation.rungs if mitigation is not None else ()
+    settled = bool(rungs) and rungs[-1].outcome in _SETTLING
+    return ServedAnswer(text, not abstained and is_right(item, text), abstained, tokens, main, settled)
 
 
 async def control(
@@ -218,7 +192,7 @@ async def control(
     complete: Complete,
     bias: Mapping[str, float],
 ) -> str:
-    """What a control answers."""
+    """The text that a control answers."""
     if name == "constant_bias":
         return with_constant(item, reply, bias)
     if name == "plausibility_only":
@@ -235,32 +209,32 @@ async def control(
 
 
 def neutral_body(plan: Plan) -> JSON | None:
-    """The request without the irrelevant modality; None where there is none."""
+    """The request without the irrelevant modality; None if there is none."""
     name = WITHOUT_IRRELEVANT.get(plan.relevant)
     view = next((view for view in plan.views if view.name == name), None)
     return None if view is None else {**full_body(plan.body), "messages": view.body["messages"]}
 
 
 def with_constant(item: Item, reply: Reply, bias: Mapping[str, float]) -> str:
-    """argmax over the item's answers of log p + the label's constant; the reply's own where they are not all
+    """argmax over the item's answers of log p + the label's constant; the reply's text if they are not all
     listed.
     """
-    known = over_answers(item, reply)
-    if known is None:
+    probabilities = over_answers(item, reply)
+    if probabilities is None:
         return reply.text
-    return max(known, key=lambda label: known[label] * math.exp(bias.get(label, 0.0)))
+    return max(probabilities, key=lambda label: probabilities[label] * math.exp(bias.get(label, 0.0)))
 
 
 def plausible(item: Item, reply: Reply) -> str:
     """A draw from the answers of at least a tenth of the best one's probability, seeded by the item."""
-    known = over_answers(item, reply) or word_distribution(reply.top or {})
-    if not known:
+    probabilities = over_answers(item, reply) or word_distribution(reply.top or {})
+    if not probabilities:
         return reply.text
-    least = PLAUSIBLE * max(known.values())
-    kept = {label: p for label, p in known.items() if p >= least}
-    return seeded("plausible", item.id).choices(list(kept), list(kept.values()))[0]
+    least = PLAUSIBLE * max(probabilities.values())
+    candidates = {label: p for label, p in probabilities.items() if p >= least}
+    return seeded("plausible", item.id).choices(list(candidates), list(candidates.values()))[0]
 
 
 def over_answers(item: Item, reply: Reply) -> Mapping[str, float] | None:
-    """The reply's distribution over the item's answers; None where they are not all listed."""
+    """The reply's distribution over the item's answers; None if they are not all listed."""
     return option_distribution(reply.top or {}, [reply_for(item, choice) for choice in item.choices], 0.0)

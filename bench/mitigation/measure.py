@@ -1,8 +1,8 @@
-"""`python -m bench mitigation`: first what validation chooses, then every rung and the ladder on test.
+"""`python -m bench mitigation`: the choices on the validation split, then every rung and the ladder on test.
 
-Each distinct call is asked once and kept in a JSONL file; every policy then runs the guard's own code on
-these answers, so that all policies judge the same items with the same replies, and a run that was stopped
-goes on. Costs in tokens and time are measured through the gateway itself.
+Each distinct call is made once and kept in a journal; every policy then runs the guard's own code on these
+answers, so that all policies judge the same items with the same replies, and a stopped run can continue.
+Costs in tokens and time are measured through the gateway itself.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +20,20 @@ from bench.calibrations import weights_of
 from bench.mitigation import fit, tables, tokens
 from bench.mitigation.answers import (
     CONTROLS,
-    Asked,
-    Recorded,
+    ItemAnswers,
     ask_item,
+    asked_once,
     greedy,
-    judging,
     neutral_body,
-    shipped,
+    served_guard,
+    shipped_policies,
 )
 from bench.mitigation.settings import FITTED_ON, SETTINGS, Setting
 from modint_guard.data.item import Item
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
+from modint_guard.evaluation.journal import Journal
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for, without_guard
 from modint_guard.guard import Guard
@@ -41,39 +43,45 @@ from modint_guard.types import ANNOTATE, JSON, Complete, Reply
 from modint_training.tinyworld import suite
 
 T = TypeVar("T")
-OUTPUT = Path("bench/results/mitigation.json")  # the committed one: with it code and page are rewritten
+OUTPUT = Path("bench/results/mitigation.json")  # the committed file: writing it also rewrites code and page
 PAGE = Path("docs/mitigation.md")
-LEARNT = Path("modint_guard/mitigation/fitted.py")
-TOKEN_ITEMS = 16  # a setting, kind of prompt and policy, for the table of tokens
+FITTED = Path("modint_guard/mitigation/fitted.py")
+TOKEN_ITEMS = 16  # in the table of tokens, for each setting, kind of prompt and policy
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a run asks."""
+    """The options of a run."""
 
     split: suite.Split
     count: int
     seed: int
     concurrency: int
     timed: int
-    raw: Path | None = None  # where every raw answer is kept
+    raw: Path | None = None  # the journal of raw answers
 
     @property
-    def kept(self) -> Path:
-        """Where every raw answer is kept: apart for each pair of weights, whose answers are their own."""
-        weights = "-".join(weights_of(bundled(name))[:8] for name in (BASE, ADAPTER))
+    def journal(self) -> Path:
+        """The file of raw answers: by default another one for each pair of weights."""
+        weights = "-".join(digest[:8] for digest in self.made_by["weights"])
         return self.raw or Path("runs") / f"mitigation-{self.split}-{weights}.jsonl"
 
     @property
+    def made_by(self) -> JSON:
+        """What the raw answers depend on, besides the bodies that they are kept under."""
+        return {"run": "mitigation", "weights": [weights_of(bundled(name)) for name in (BASE, ADAPTER)]}
+
+    @property
     def command(self) -> str:
-        """As it is repeated."""
-        asked = f"python -m bench mitigation --split {self.split} --count {self.count} --seed {self.seed}"
-        return f"{asked} --timed {self.timed}" if self.split == "test" else asked
+        """The command that repeats the run."""
+        command = f"python -m bench mitigation --split {self.split} --count {self.count} --seed {self.seed}"
+        return f"{command} --timed {self.timed}" if self.split == "test" else command
 
 
 def measure_mitigation(output: Path, run: Run) -> Path:
-    """Fit on validation, or measure on test with what was fitted; returns the file written. ConfigError where
-    the test split comes first, or where the code does not hold what validation chose.
+    """Make the choices on validation, or measure on test with them; returns the file written.
+
+    Raises ConfigError if the test split comes first, or if the code does not contain the choices.
     """
     fitted_at = output.with_name(f"{output.stem}_validation.json")
     return _validate(fitted_at, output, run) if run.split == "validation" else _test(fitted_at, output, run)
@@ -81,10 +89,10 @@ def measure_mitigation(output: Path, run: Run) -> Path:
 
 def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
     with serving(["--adapter", ADAPTER]) as served:
-        found, adapted = asyncio.run(_asked_to_fit(served.url, run))
-    replies = {BASE: [(one.item, one.reply) for one in found], ADAPTER: adapted}
+        answers, adapter_replies = asyncio.run(_answers_to_fit(served.url, run))
+    replies = {BASE: [(one.item, one.reply) for one in answers], ADAPTER: adapter_replies}
     bias = (row for model, known in replies.items() for row in fit.bias_rows(model, known))
-    rows = [*fit.fit_rows(BASE, found), *bias]
+    rows = [*fit.fit_rows(BASE, answers), *bias]
     write_results(
         fitted_at,
         command=run.command,
@@ -95,39 +103,41 @@ def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
     )
     if output == OUTPUT:
         chosen = fit.read_fit(fitted_at, BASE)
-        LEARNT.write_text(fit.source(chosen), "utf-8")
+        FITTED.write_text(fit.fitted_source(chosen), "utf-8")
         _rewrite_page({"rungs": rungs_table(table_of(chosen.orders)), "chosen": chosen_line(chosen)})
     return fitted_at
 
 
 def _test(fitted_at: Path, output: Path, run: Run) -> Path:
     chosen = fit.read_fit(fitted_at, BASE)
-    if output == OUTPUT and LEARNT.read_text("utf-8") != fit.source(chosen):
-        raise ConfigError(f"{LEARNT} does not hold what {fitted_at} chose: run `--split validation` again")
+    if output == OUTPUT and FITTED.read_text("utf-8") != fit.fitted_source(chosen):
+        raise ConfigError(
+            f"{FITTED} does not contain the choices in {fitted_at}: run `--split validation` again"
+        )
     with serving(["--adapter", ADAPTER]) as served:
-        found, rows, costs = asyncio.run(_measured(served.url, run, chosen))
-    goals = tables.goal_rows(found[BASE], costs, run.seed)
-    made: dict[str, Any] = {"command": run.command, "seeds": [run.seed]}
+        answers, rows, costs = asyncio.run(_measure(served.url, run, chosen))
+    goals = tables.goal_rows(answers[BASE], costs, run.seed)
+    made_by: dict[str, Any] = {"command": run.command, "seeds": [run.seed]}
     title = "Mitigation on the test split"
-    write_results(output, rows=rows, title=title, notes=tables.notes(rows, goals), **made)
+    write_results(output, rows=rows, title=title, notes=tables.notes(rows, goals), **made_by)
     at = output.with_name(f"{output.stem}_goals.json")
-    write_results(at, rows=goals, title="Goals of mitigation", notes=tables.GOAL_NOTES, **made)
+    write_results(at, rows=goals, title="Goals of mitigation", notes=tables.GOAL_NOTES, **made_by)
     at = output.with_name(f"{output.stem}_tokens.json")
-    write_results(at, rows=costs, title="What mitigation costs in tokens", notes=tokens.NOTES, **made)
+    write_results(at, rows=costs, title="What mitigation costs in tokens", notes=tokens.NOTES, **made_by)
     return output
 
 
-def rungs_table(found: Mapping[Any, Mapping[Any, Sequence[str]]] = TABLE) -> str:
+def rungs_table(rungs: Mapping[Any, Mapping[Any, Sequence[str]]] = TABLE) -> str:
     """The table of rungs as the page shows it."""
     lines = ["| cause | relevant | options | word | free |", "|---|---|---|---|---|"]
-    for (cause, relevant), row in found.items():
+    for (cause, relevant), row in rungs.items():
         cells = [", ".join(f"`{rung}`" for rung in row[form]) or "–" for form in FORMS]
         lines.append(f"| `{cause}` | {relevant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def chosen_line(chosen: fit.Fit) -> str:
-    """What validation chose, in a sentence."""
+    """The choices of validation, in a sentence."""
     kinds = ", ".join("/".join(kind) for kind in sorted(chosen.orders)) or "none"
     return (
         f"Fitted on validation: λ = {chosen.debias_lambda:g}, `accept_at` = {chosen.accept_at:g}, and the"
@@ -135,37 +145,41 @@ def chosen_line(chosen: fit.Fit) -> str:
     )
 
 
-def _rewrite_page(made: Mapping[str, str]) -> None:
-    PAGE.write_text(tables.rewritten(PAGE.read_text("utf-8"), made), "utf-8")
+def _rewrite_page(blocks: Mapping[str, str]) -> None:
+    PAGE.write_text(tables.rewritten(PAGE.read_text("utf-8"), blocks), "utf-8")
 
 
 # -- asking ----------------------------------------------------------------------------------------
 
 
-async def _asked_to_fit(url: str, run: Run) -> tuple[list[Asked], list[tuple[Item, Reply]]]:
-    """The base's answers with every rung tried, and the adapter's for its control's constants."""
-    async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        complete = _recorded(endpoint, run)
-        base = _Asker(complete, BASE, fit.grid(), {}, run, whole=True)
-        found = [one for setting in FITTED_ON for one in await base.ask(setting)]
-        adapter = _Asker(complete, ADAPTER, {}, {}, run)
-        return found, [one for setting in FITTED_ON for one in await adapter.greedy(setting)]
+async def _answers_to_fit(url: str, run: Run) -> tuple[list[ItemAnswers], list[tuple[Item, Reply]]]:
+    """The base's answers with every rung tried, and the adapter's greedy replies for its control's
+    constants."""
+    with Journal(run.journal, run.made_by) as journal:
+        async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
+            complete = asked_once(without_guard(endpoint.complete), journal)
+            base = _Asker(complete, BASE, fit.grid(), {}, run, whole=True)
+            answers = [one for setting in FITTED_ON for one in await base.ask(setting)]
+            adapter = _Asker(complete, ADAPTER, {}, {}, run)
+            return answers, [one for setting in FITTED_ON for one in await adapter.greedy(setting)]
 
 
-async def _measured(
+async def _measure(
     url: str, run: Run, chosen: fit.Fit
-) -> tuple[dict[str, dict[str, list[Asked]]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The answers by model and setting, the rows of the table, and those of tokens."""
+) -> tuple[dict[str, dict[str, list[ItemAnswers]]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The answers by model and setting, the rows of the table, and the rows of the table of tokens."""
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
-        complete, found = _recorded(endpoint, run), dict[str, dict[str, list[Asked]]]()
+        answers: dict[str, dict[str, list[ItemAnswers]]] = {}
+        with Journal(run.journal, run.made_by) as journal:
+            complete = asked_once(without_guard(endpoint.complete), journal)
+            for model in (BASE, ADAPTER):
+                asker = _Asker(complete, model, shipped_policies(), chosen.bias.get(model, {}), run)
+                answers[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
         rows: list[dict[str, Any]] = []
-        for model in (BASE, ADAPTER):
-            asker = _Asker(complete, model, shipped(), chosen.bias.get(model, {}), run)
-            found[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
-            for setting in SETTINGS:
-                own = [one.item for one in found[model][setting.name][: run.timed]]
-                ms = await timings(endpoint.complete, own, setting, model)
-                rows += tables.table_rows(model, setting, found[model], ms)
+        for model, setting in product((BASE, ADAPTER), SETTINGS):
+            timed = [one.item for one in answers[model][setting.name][: run.timed]]
+            ms = await timings(endpoint.complete, timed, setting, model)
+            rows += tables.table_rows(model, setting, answers[model], ms)
         costs = await tokens.token_rows(
             endpoint.complete,
             (BASE,),
@@ -175,16 +189,11 @@ async def _measured(
             seed=run.seed,
             concurrency=run.concurrency,
         )
-        return found, rows, costs
-
-
-def _recorded(endpoint: Endpoint, run: Run) -> Complete:
-    """The gateway with its guard off, each body asked once."""
-    return Recorded(without_guard(endpoint.complete), run.kept)
+        return answers, rows, costs
 
 
 class _Asker:
-    """Asks a model the items of a setting, some at once."""
+    """Asks a model the items of a setting, several at the same time."""
 
     def __init__(
         self,
@@ -196,13 +205,17 @@ class _Asker:
         *,
         whole: bool = False,
     ) -> None:
-        self._complete, self._slots, self._guard = complete, asyncio.Semaphore(run.concurrency), judging()
+        self._complete, self._slots, self._guard = (
+            complete,
+            asyncio.Semaphore(run.concurrency),
+            served_guard(),
+        )
         self._model, self._policies, self._bias, self._run, self._whole = model, policies, bias, run, whole
 
-    async def ask(self, setting: Setting) -> list[Asked]:
-        """Every item of a setting under every policy, in their order."""
+    async def ask(self, setting: Setting) -> list[ItemAnswers]:
+        """Every item of a setting under every policy, in order."""
 
-        async def one(item: Item) -> Asked:
+        async def one(item: Item) -> ItemAnswers:
             return await ask_item(
                 item,
                 setting.relevant,
@@ -217,7 +230,7 @@ class _Asker:
         return await self._each(setting, one)
 
     async def greedy(self, setting: Setting) -> list[tuple[Item, Reply]]:
-        """Every item of a setting with the model's own answer, in their order."""
+        """Every item of a setting with the model's greedy reply, in order."""
 
         async def one(item: Item) -> tuple[Item, Reply]:
             return item, await greedy(self._guard.plan(request_for(item, self._model)), self._complete)
@@ -230,9 +243,9 @@ class _Asker:
 
             async def one(item: Item) -> T:
                 async with self._slots:
-                    found = await ask(item)
+                    answer = await ask(item)
                 bar.update()
-                return found
+                return answer
 
             return list(await asyncio.gather(*map(one, items)))
 
@@ -243,22 +256,23 @@ class _Asker:
 async def timings(
     complete: Complete, items: Sequence[Item], setting: Setting, model: str
 ) -> dict[str, float | None]:
-    """The median of each policy's and control's single requests, one after another; None without any."""
-    names = (ANNOTATE, *shipped(), *CONTROLS)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    """The median time in ms of each policy's and control's single requests, sent one after another; None
+    without items."""
+    names = (ANNOTATE, *shipped_policies(), *CONTROLS)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for item in items:
         for name in ("escalate", "greedy"):  # so that no policy pays for an empty prefix cache
             await complete(timed_body(item, setting, model, name))
         for name in names:
             body = timed_body(item, setting, model, name)
-            since = time.perf_counter()
+            began = time.perf_counter()
             await complete(body)
-            taken[name].append((time.perf_counter() - since) * 1000)
-    return {name: statistics.median(each) if each else None for name, each in taken.items()}
+            times[name].append((time.perf_counter() - began) * 1000)
+    return {name: statistics.median(ms) if ms else None for name, ms in times.items()}
 
 
 def timed_body(item: Item, setting: Setting, model: str, name: str) -> JSON:
-    """What the gateway is sent for a policy's time. Other ladders take the ladder's."""
+    """The request by which a policy is timed. Variants of the ladder are timed as the ladder."""
     body = request_for(item, model, modint={"relevant": setting.relevant})
     if name not in CONTROLS:
         action = name.partition("_")[0]
@@ -266,5 +280,5 @@ def timed_body(item: Item, setting: Setting, model: str, name: str) -> JSON:
     plain = {**body, "modint": {"mode": "off"}}
     if name == "always_escalate":
         return {**plain, "model": ADAPTER}
-    other = neutral_body(Guard().plan(body)) if name == "always_neutralise" else None
-    return {**(other or body), "modint": {"mode": "off"}}
+    neutral = neutral_body(Guard().plan(body)) if name == "always_neutralise" else None
+    return {**(neutral or body), "modint": {"mode": "off"}}

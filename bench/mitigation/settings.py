@@ -1,7 +1,7 @@
-"""What mitigation is judged on: settings, and their items, balanced over labels and in two orders of options.
+"""The settings of mitigation and their items, balanced over labels and in two orders of options.
 
-Besides the families under their perturbations there are `needed` inputs: a caption to a poor print and the
-picture that a text asks about. Both decide there, and an answer made from one of them alone is worse.
+Besides the families under their perturbations there are `needed` inputs: a caption to a poor print, and the
+picture that a text asks about. Both ought to decide there, and an answer from one of them alone is worse.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,18 @@ from bench.detection.inputs import poor_print
 from modint_guard.data.item import RELEVANT, Family, Item
 from modint_guard.data.perturb import held_out
 from modint_training.tinyworld import suite
+from modint_training.tinyworld.conditions import CLEAN_KIND
 
 POOR_PRINT = "poor_print"
 AUTO = "auto"
-CLEAN: dict[Family, str] = {"image-heavy": "clean", "text-heavy": "no_image", "vqa": "clean"}
 _LYING = ("misleading_description", "contradicting_image")
 Kind = Literal["clean", "lying", "needed", "other"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A family under a perturbation. `relevant` is what the client names, where it is not what the family's
-    name says; `auto` names nothing.
+    """A family under a perturbation. `named` is what the client says ought to decide, if it differs from the
+    family's own; "auto" says nothing.
     """
 
     family: Family
@@ -33,7 +33,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """`family/perturbation`, and what is special about it."""
+        """`family/perturbation`, and behind it what else is special."""
         special = ["held-out wording"] * self.held_out_wording + [f"relevant {self.named}"] * bool(self.named)
         return "/".join([self.family, self.perturbation, *special])
 
@@ -51,32 +51,33 @@ class Setting:
 
     @property
     def kind(self) -> Kind:
-        """What the other input is to the question."""
+        """The role of the other input in the question."""
         if self.family == "vqa" or self.perturbation == POOR_PRINT:
             return "needed"
-        if self.perturbation == CLEAN[self.family]:
+        if self.perturbation == CLEAN_KIND[self.family]:
             return "clean"
         return "lying" if self.perturbation in _LYING else "other"
 
     @property
     def clean(self) -> "Setting":
-        """The setting of its clean twins; a needed input has none, and is its own."""
-        return self if self.kind == "needed" else replace(self, perturbation=CLEAN[self.family])
+        """The setting of its clean twins; that of a needed input is itself, since it has none."""
+        return self if self.kind == "needed" else replace(self, perturbation=CLEAN_KIND[self.family])
 
     def items(self, split: suite.Split, count: int, seed: int) -> list[Item]:
-        """`count` items, balanced over labels; each lettered one follows once more, its options moved on."""
+        """`count` items, balanced over labels; each lettered one is followed by a copy with its options
+        moved."""
         pool = suite.items(self.family, split, 4 * count, seed=seed, held_out=self.held_out_wording)
-        return self.disturbed(
+        return self.perturbed(
             [each for item in balanced(pool, count) for each in orders_of(item)], split, seed
         )
 
     def drawn(self, split: suite.Split, count: int, seed: int) -> list[Item]:
-        """`count` items as the suite draws them."""
+        """`count` items as the suite draws them, not balanced."""
         clean = suite.items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
-        return self.disturbed(clean, split, seed)
+        return self.perturbed(clean, split, seed)
 
-    def disturbed(self, clean: Sequence[Item], split: suite.Split, seed: int) -> list[Item]:
-        """Clean items of the family as this setting has them."""
+    def perturbed(self, clean: Sequence[Item], split: suite.Split, seed: int) -> list[Item]:
+        """Clean items of the family under this setting's perturbation."""
         if self.perturbation == POOR_PRINT:
             return [poor_print(item, split, seed) for item in clean]
         return [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
@@ -106,8 +107,8 @@ FITTED_ON = tuple(each for each in SETTINGS if each.held_out == "no" and each.na
 
 
 def balanced(pool: Iterable[Item], count: int) -> list[Item]:
-    """`count` items in turn from each sub-task, form and label; of lettered items the letter of the truth
-    goes round, whatever it was.
+    """`count` items, taken in turn from each sub-task, form and label. The options of lettered items are
+    moved so that the letter of the true answer goes round.
     """
     groups: dict[tuple[str, ...], list[Item]] = {}
     for item in pool:
@@ -116,23 +117,23 @@ def balanced(pool: Iterable[Item], count: int) -> list[Item]:
     for place in range(max(map(len, groups.values()))):
         taken += [group[place] for group in groups.values() if place < len(group)]
     lettered = 0
-    found: list[Item] = []
+    items: list[Item] = []
     for item in taken[:count]:
         if item.form == "letter":
             item = moved(item, item.choices.index(item.answer) - lettered)
             lettered += 1
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 def orders_of(item: Item) -> tuple[Item, ...]:
-    """A lettered item in two orders of its options; any other as it is."""
+    """A lettered item in two orders of its options; any other item unchanged."""
     if item.form != "letter":
         return (item,)
     return item, moved(item, -1).replace(id=f"{item.id}-moved")
 
 
 def moved(item: Item, steps: int) -> Item:
-    """The item with its options moved up by so many places, round and round."""
+    """The item with its options rotated by `steps` places."""
     steps %= len(item.choices)
     return item.replace(choices=item.choices[steps:] + item.choices[:steps])

@@ -1,4 +1,5 @@
-"""From answers to the tables of mitigation: a row a policy and setting, a verdict a goal. Pure."""
+"""From answers to the tables of mitigation: a row for each policy and setting, a verdict for each goal. Pure
+functions."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.mitigation.answers import CONTROLS, Asked, Outcome
+from bench.mitigation.answers import CONTROLS, ItemAnswers, ServedAnswer
 from bench.mitigation.settings import AUTO, SETTINGS, Setting
 from modint_guard.evaluation import results
 from modint_guard.evaluation.results import table
@@ -34,70 +35,72 @@ OPERATORS_NOTES = """\
 Accuracies over all settings in which the other input lies, is absent (clean), or is needed and the client
 says so; shares of all items. Weigh the first column against the next three, and these against tokens and
 time."""
-SMALLEST_GAP = 0.02  # below this interfered and clean accuracy are too near for a share of their distance
+SMALLEST_GAP = 0.02  # with a smaller one between interfered and clean accuracy, a share of it means little
 DRIVEN = {"text-driven": "image-heavy", "image-driven": "text-heavy"}
 CLOSED, CLEAN_LOSS, NEEDED_LOSS, UNFLAGGED, FLAGGED = 0.8, -0.005, -0.01, 1.5, 3.0  # the goals
 RESAMPLES = 2000
 SHOWN = ("model", "policy", "accuracy", "clean_accuracy", "gap_closed", "changed_right_to_wrong", "abstained")
-Found = Mapping[str, Sequence[Asked]]  # answers by setting
+AnswersBySetting = Mapping[str, Sequence[ItemAnswers]]  # of one model
 
 
 def table_rows(
-    model: str, setting: Setting, found: Found, ms: Mapping[str, float | None]
+    model: str, setting: Setting, answers: AnswersBySetting, ms: Mapping[str, float | None]
 ) -> Iterator[dict[str, Any]]:
-    """One row a policy, with the same policy on the clean twins beside it."""
-    own, twins = found[setting.name], found[setting.clean.name]
-    flags = [one.flagged for one in own]
-    greedy = [one.served["greedy"] for one in own]
-    before, ceiling = _share(greedy, "right"), _share([t.served["greedy"] for t in twins], "right")
+    """A row for each policy, with the accuracy of the same policy on the clean twins."""
+    items, twins = answers[setting.name], answers[setting.clean.name]
+    flags = [one.flagged for one in items]
+    greedy = [one.served["greedy"] for one in items]
+    before, ceiling = _share(greedy, "right"), _share([twin.served["greedy"] for twin in twins], "right")
     gap = ceiling - before
-    for policy in own[0].served:
-        here = [one.served[policy] for one in own]
+    for policy in items[0].served:
+        served = [one.served[policy] for one in items]
         yield {
             "model": model,
             "policy": policy,
             "setting": setting.name,
             "held_out": setting.held_out,
-            "n": len(here),
-            "accuracy": _share(here, "right"),
+            "n": len(served),
+            "accuracy": _share(served, "right"),
             "clean_accuracy": _share([twin.served[policy] for twin in twins], "right"),
-            "gap_closed": (_share(here, "right") - before) / gap if gap >= SMALLEST_GAP else None,
+            "gap_closed": (_share(served, "right") - before) / gap if gap >= SMALLEST_GAP else None,
             "changed_right_to_wrong": sum(
                 was.right and not now.right and not now.abstained
-                for was, now in zip(greedy, here, strict=True)
+                for was, now in zip(greedy, served, strict=True)
             )
-            / len(here),
-            "abstained": _share(here, "abstained"),
+            / len(served),
+            "abstained": _share(served, "abstained"),
             "flagged": sum(flags) / len(flags),
-            "extra_tokens": statistics.fmean(one.tokens - one.main_tokens for one in here),
-            "ratio_flagged": _ratio([one for one, flag in zip(here, flags, strict=True) if flag]),
-            "ratio_unflagged": _ratio([one for one, flag in zip(here, flags, strict=True) if not flag]),
+            "extra_tokens": statistics.fmean(one.tokens - one.main_tokens for one in served),
+            "ratio_flagged": _ratio([one for one, flag in zip(served, flags, strict=True) if flag]),
+            "ratio_unflagged": _ratio([one for one, flag in zip(served, flags, strict=True) if not flag]),
             "ms_p50": ms.get(policy),
         }
 
 
-def _share(outcomes: Sequence[Outcome], what: str) -> float:
-    return sum(bool(getattr(one, what)) for one in outcomes) / len(outcomes)
+def _share(served: Sequence[ServedAnswer], what: str) -> float:
+    return sum(bool(getattr(one, what)) for one in served) / len(served)
 
 
-def _ratio(outcomes: Sequence[Outcome]) -> float | None:
-    main = sum(one.main_tokens for one in outcomes)
-    return sum(one.tokens for one in outcomes) / main if main else None
+def _ratio(served: Sequence[ServedAnswer]) -> float | None:
+    main = sum(one.main_tokens for one in served)
+    return sum(one.tokens for one in served) / main if main else None
 
 
 # -- goals -----------------------------------------------------------------------------------------
 
 
-def goal_rows(found: Found, tokens: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """A row a goal, with what was reached. `found` and `tokens` are the base model's."""
-    rows = [_gap_row(driven, held_out, found, seed) for driven in DRIVEN for held_out in ("no", "wording")]
+def goal_rows(
+    answers: AnswersBySetting, tokens: Sequence[Mapping[str, Any]], seed: int
+) -> list[dict[str, Any]]:
+    """A row for each goal with the figure reached; `answers` and `tokens` are the base model's."""
+    rows = [_gap_row(driven, held_out, answers, seed) for driven in DRIVEN for held_out in ("no", "wording")]
     clean = [each for each in SETTINGS if each.kind == "clean" or each.name == "vqa/clean"]
-    rows.append(_loss_row("clean accuracy", "ladder − greedy", clean, found, CLEAN_LOSS, seed))
-    for said, auto in (("the client says both", False), ("nobody says", True)):
+    rows.append(_loss_row("clean accuracy", "ladder − greedy", clean, answers, CLEAN_LOSS, seed))
+    for who, auto in (("the client says both", False), ("nobody says", True)):
         needed = [each for each in SETTINGS if each.kind == "needed" and (each.named == AUTO) == auto]
-        rows.append(_loss_row(f"needed input, {said}", "ladder − greedy", needed, found, NEEDED_LOSS, seed))
+        rows.append(_loss_row(f"needed input, {who}", "ladder − greedy", needed, answers, NEEDED_LOSS, seed))
     rows += _token_goals(tokens)
-    rows += [_control_row(driven, control, found, seed) for driven in DRIVEN for control in CONTROLS]
+    rows += [_control_row(driven, control, answers, seed) for driven in DRIVEN for control in CONTROLS]
     return rows
 
 
@@ -109,17 +112,17 @@ def _lying(driven: str, held_out: str) -> list[Setting]:
     ]
 
 
-def _gap_row(driven: str, held_out: str, found: Found, seed: int) -> dict[str, Any]:
+def _gap_row(driven: str, held_out: str, answers: AnswersBySetting, seed: int) -> dict[str, Any]:
     settings = _lying(driven, held_out)
-    own = [one for each in settings for one in found[each.name]]
-    twins = [one for each in settings for one in found[each.clean.name]]
-    after = [one.served["ladder"].right for one in own]
-    before = [one.served["greedy"].right for one in own]
+    items = [one for each in settings for one in answers[each.name]]
+    twins = [one for each in settings for one in answers[each.clean.name]]
+    after = [one.served["ladder"].right for one in items]
+    before = [one.served["greedy"].right for one in items]
     ceiling = [one.served["greedy"].right for one in twins]
     closed = _closed(before, after, ceiling)
-    low, high = closed_interval(before, after, ceiling, [one.item.source for one in own], seed)
-    said = "nothing held out" if held_out == "no" else "held-out wording"
-    return _goal(f"gap closed, {driven}, {said}", "gap_closed", len(own), closed, low, high, CLOSED)
+    low, high = closed_interval(before, after, ceiling, [one.item.source for one in items], seed)
+    part = "nothing held out" if held_out == "no" else "held-out wording"
+    return _goal(f"gap closed, {driven}, {part}", "gap_closed", len(items), closed, low, high, CLOSED)
 
 
 def _closed(before: Sequence[bool], after: Sequence[bool], ceiling: Sequence[bool]) -> float | None:
@@ -134,9 +137,9 @@ def closed_interval(
     sources: Sequence[str],
     seed: int,
 ) -> tuple[float | None, float | None]:
-    """95 % interval of the share of the gap that is closed: items resampled by their sources."""
+    """95 % bootstrap interval of the share of the gap that is closed, resampling the sources of the items."""
     names = {name: index for index, name in enumerate(dict.fromkeys(sources))}
-    sums = np.zeros((len(names), 2))  # of each source: what was gained, and what there was to gain
+    sums = np.zeros((len(names), 2))  # for each source: what was gained, and what there was to gain
     for b, a, c, source in zip(before, after, ceiling, sources, strict=True):
         sums[names[source]] += (int(a) - int(b), int(c) - int(b))
     drawn = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
@@ -147,14 +150,14 @@ def closed_interval(
 
 
 def _loss_row(
-    goal: str, what: str, settings: Sequence[Setting], found: Found, bar: float, seed: int
+    goal: str, what: str, settings: Sequence[Setting], answers: AnswersBySetting, bar: float, seed: int
 ) -> dict[str, Any]:
-    own = [one for each in settings for one in found[each.name]]
-    before = [float(one.served["greedy"].right) for one in own]
-    after = [float(one.served["ladder"].right) for one in own]
+    items = [one for each in settings for one in answers[each.name]]
+    before = [float(one.served["greedy"].right) for one in items]
+    after = [float(one.served["ladder"].right) for one in items]
     value = statistics.fmean(after) - statistics.fmean(before)
-    low, high = paired_interval(before, after, [one.item.source for one in own], seed=seed)
-    return _goal(goal, what, len(own), value, low, high, bar)
+    low, high = paired_interval(before, after, [one.item.source for one in items], seed=seed)
+    return _goal(goal, what, len(items), value, low, high, bar)
 
 
 def _token_goals(tokens: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -168,21 +171,21 @@ def _token_goals(tokens: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
             n = sum(row["n"] for row in group)
             main = sum(row["n"] * row["main_tokens"] for row in group)
             value = sum(row["n"] * row["main_tokens"] * row[key] for row in group) / main if n else None
-            said = "flagged" if flagged else "unflagged"
+            which = "flagged" if flagged else "unflagged"
             what = "tokens" if key == "ratio" else "computed tokens"
-            yield _goal(f"{what}, {said}, {prompt} prompts", key, n, value, None, None, most, at_most=True)
+            yield _goal(f"{what}, {which}, {prompt} prompts", key, n, value, None, None, most, at_most=True)
 
 
-def _control_row(driven: str, control: str, found: Found, seed: int) -> dict[str, Any]:
+def _control_row(driven: str, control: str, answers: AnswersBySetting, seed: int) -> dict[str, Any]:
     settings = [*_lying(driven, "no"), *_lying(driven, "wording")]
-    own = [one for each in settings for one in found[each.name]]
-    ours = [one.served["ladder"].right for one in own]
-    theirs = [one.served[control].right for one in own]
+    items = [one for each in settings for one in answers[each.name]]
+    ours = [one.served["ladder"].right for one in items]
+    theirs = [one.served[control].right for one in items]
     value = statistics.fmean(ours) - statistics.fmean(theirs)
     low, high = paired_interval(
-        list(map(float, theirs)), list(map(float, ours)), [one.item.source for one in own], seed=seed
+        list(map(float, theirs)), list(map(float, ours)), [one.item.source for one in items], seed=seed
     )
-    row = _goal(f"against {control}, {driven}", f"ladder − {control}", len(own), value, low, high, None)
+    row = _goal(f"against {control}, {driven}", f"ladder − {control}", len(items), value, low, high, None)
     return {**row, "p": mcnemar(ours, theirs).p}
 
 
@@ -215,7 +218,7 @@ def _goal(
 
 
 def notes(rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]]) -> str:
-    """What stands above the rows of a test run: policies side by side, goals, how to read all of it."""
+    """The text above the rows of a test run: policies side by side, goals, how to read all rows."""
     parts = (
         "## What each policy does to the base's answers",
         OPERATORS_NOTES,
@@ -232,7 +235,7 @@ def notes(rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]])
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of each policy's means over the settings with a gap, most cost and time beside them."""
+    """A table of each policy's means over the settings with a gap, with its costs in tokens and time."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["gap_closed"] is not None:
@@ -254,35 +257,36 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def operators(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What each policy does to the base model's answers by what the other input is: the operator's table."""
+    """The operator's table: the effect of each policy on the base model's answers, by role of the other
+    input."""
     kinds = {each.name: each.kind for each in SETTINGS if each.named != AUTO}
-    own = [row for row in rows if row["model"] == BASE and row["setting"] in kinds]
+    of_base = [row for row in rows if row["model"] == BASE and row["setting"] in kinds]
 
     def of(policy: str, *wanted: str) -> list[Mapping[str, Any]]:
-        return [row for row in own if row["policy"] == policy and kinds[row["setting"]] in wanted]
+        return [row for row in of_base if row["policy"] == policy and kinds[row["setting"]] in wanted]
 
-    def weighed(group: Sequence[Mapping[str, Any]], key: str) -> float:
+    def weighted(group: Sequence[Mapping[str, Any]], key: str) -> float:
         return sum(row[key] * row["n"] for row in group) / sum(row["n"] for row in group)
 
-    greedy = {kind: weighed(of("greedy", kind), "accuracy") for kind in ("clean", "needed")}
-    found = []
-    for policy in dict.fromkeys(row["policy"] for row in own):
+    greedy = {kind: weighted(of("greedy", kind), "accuracy") for kind in ("clean", "needed")}
+    table_rows = []
+    for policy in dict.fromkeys(row["policy"] for row in of_base):
         every = of(policy, *dict.fromkeys(kinds.values()))
-        found.append(
+        table_rows.append(
             {
                 "policy": policy,
-                "right where the other input lies": weighed(of(policy, "lying"), "accuracy"),
-                "clean, less greedy": weighed(of(policy, "clean"), "accuracy") - greedy["clean"],
-                "needed, less greedy": weighed(of(policy, "needed"), "accuracy") - greedy["needed"],
-                "right made wrong": weighed(every, "changed_right_to_wrong"),
-                "no answer": weighed(every, "abstained"),
-                "more tokens a request": weighed(every, "extra_tokens"),
+                "right where the other input lies": weighted(of(policy, "lying"), "accuracy"),
+                "clean, less greedy": weighted(of(policy, "clean"), "accuracy") - greedy["clean"],
+                "needed, less greedy": weighted(of(policy, "needed"), "accuracy") - greedy["needed"],
+                "right made wrong": weighted(every, "changed_right_to_wrong"),
+                "no answer": weighted(every, "abstained"),
+                "more tokens a request": weighted(every, "extra_tokens"),
                 "ms": _mean(every, "ms_p50"),
             }
         )
-    return table(found)
+    return table(table_rows)
 
 
-def rewritten(page: str, made: Mapping[str, str]) -> str:
-    """The page with each named block made anew: see `results.rewritten`."""
-    return results.rewritten(page, made, "make bench-mitigation")
+def rewritten(page: str, blocks: Mapping[str, str]) -> str:
+    """The page with each named block rewritten: see `results.rewritten`."""
+    return results.rewritten(page, blocks, "make bench-mitigation")

@@ -1,8 +1,8 @@
-"""What a verdict and mending cost in tokens, as the gateway's clients see it, on short and long prompts.
+"""The cost of verdict and correction in tokens, as clients of the gateway see it, on short and long prompts.
 
-Long prompts begin with some 560 tokens of system text that all calls of a request share: the engine computes
-them once. Each request has words of its own there, and each cell of the table items and so pictures of its
-own, so that no request profits from an earlier one.
+Long prompts begin with about 560 tokens of system text that all calls of a request share: the engine computes
+them once. Every request has another system text, and every row of the table other items and so other
+pictures, so that no request profits from an earlier one.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from modint_guard.evaluation.runner import request_for
 from modint_guard.types import JSON, Complete
 from modint_training.tinyworld import suite
 
-PADDING = 560  # words of one token each
+PADDING = 560  # words, each of one token
 WORDS = ("the", "and", "is", "are")
 PROMPTS = ("short", "padded")
 POLICIES = ("annotate", "ladder")
@@ -34,9 +34,9 @@ the request and q in the view, one probe makes (p + q) / p, and q is hardly less
 
 
 @dataclass(frozen=True)
-class Spent:
-    """The tokens of one request: of the answer, of it with probes and rungs, and of these from the cache; and
-    what each rung came to."""
+class RequestTokens:
+    """The tokens of one request: of its answer (`main`), of answer, probes and rungs together (`every`), and
+    of these from the cache; and the outcome of each rung."""
 
     flagged: bool
     cells: int
@@ -46,14 +46,13 @@ class Spent:
     rungs: str = ""
 
 
-def spent(completion: JSON) -> Spent:
-    """Read from a judged completion."""
+def tokens_of(completion: JSON) -> RequestTokens:
+    """The tokens of a request from its judged completion."""
     usage, report = completion["usage"], completion["modint"]
     main = usage["prompt_tokens"] + usage["completion_tokens"]
-    mended = report["mitigation"] or {}
-    rungs = mended.get("rungs") or []
+    rungs = (report["mitigation"] or {}).get("rungs") or []
     details = usage.get("prompt_tokens_details") or {}
-    return Spent(
+    return RequestTokens(
         flagged=report["verdict"] == "flagged",
         cells=len(report["probes"]),
         main=main,
@@ -74,41 +73,42 @@ async def token_rows(
     seed: int,
     concurrency: int,
 ) -> list[dict[str, Any]]:
-    """A row a model, policy, setting and kind of prompt. `complete` is the gateway. Raises EndpointError."""
+    """A row for each model, policy, setting, kind of prompt and verdict. `complete` is the gateway. Raises
+    EndpointError."""
     slots = asyncio.Semaphore(concurrency)
 
-    async def one(body: JSON) -> Spent:
+    async def one(body: JSON) -> RequestTokens:
         async with slots:
-            return spent(await complete(body))
+            return tokens_of(await complete(body))
 
     rows: list[dict[str, Any]] = []
-    for number, cell in enumerate(product(models, POLICIES, PROMPTS, settings), 1):
-        model, policy, prompt, setting = cell
+    for number, part in enumerate(product(models, POLICIES, PROMPTS, settings), 1):
+        model, policy, prompt, setting = part
         items = setting.drawn(split, count, seed + number)
         bodies = [body_of(item, setting, model, policy, prompt) for item in items]
-        found = await asyncio.gather(*map(one, bodies))
-        rows += rows_of(model, policy, prompt, setting.name, found)
+        requests = await asyncio.gather(*map(one, bodies))
+        rows += rows_of(model, policy, prompt, setting.name, requests)
     return rows
 
 
 def body_of(item: Item, setting: Setting, model: str, policy: str, prompt: str) -> JSON:
-    """The request of one item."""
+    """The request that asks one item."""
     if prompt == "padded":
         item = item.replace(system=padding(f"{policy} {model} {setting.name} {item.id}"))
     return request_for(item, model, modint={"relevant": setting.relevant, "action": policy})
 
 
 def padding(name: str) -> str:
-    """System text that says nothing, in an order of its own."""
+    """A system text that says nothing, with its words in an order drawn from `name`."""
     return " ".join(seeded("padding", name).choices(WORDS, k=PADDING))
 
 
 def rows_of(
-    model: str, policy: str, prompt: str, setting: str, found: Sequence[Spent]
+    model: str, policy: str, prompt: str, setting: str, requests: Sequence[RequestTokens]
 ) -> Iterator[dict[str, Any]]:
-    """A row for the flagged answers and one for the others, where there are any."""
+    """A row for the flagged answers and one for the others, if there are any."""
     for flagged in (False, True):
-        group = [one for one in found if one.flagged == flagged]
+        group = [one for one in requests if one.flagged == flagged]
         if group:
             main, every = sum(one.main for one in group), sum(one.every for one in group)
             yield {
@@ -126,6 +126,6 @@ def rows_of(
             }
 
 
-def _counted(said: Sequence[str]) -> str | None:
-    """Each way that rungs went with how often, the most frequent first; None where there were none."""
-    return "; ".join(f"{way}: {often}" for way, often in Counter(said).most_common()) or None
+def _counted(ways: Sequence[str]) -> str | None:
+    """Each sequence of rung outcomes with its number, the most frequent first; None if there are none."""
+    return "; ".join(f"{way}: {often}" for way, often in Counter(ways).most_common()) or None

@@ -1,11 +1,12 @@
-"""What a training step costs at full size: a LLaVA-1.5-7B with random weights, plain SFT beside the whole
+"""The cost of a training step at full size: a LLaVA-1.5-7B with random weights, plain SFT against the whole
 method, on one GPU.
 
     PYTHONPATH=training python -m bench.step_cost.training_gpu --output bench/results/training_gpu.json
 
-Nothing is downloaded: the weights are drawn on the device, the examples are random words and pictures of the
-model's own size with the bundled tokenizer, and the recipe is `llava-1.5-7b` (LoRA of rank 128 on q, k, v, o;
-bf16; gradient checkpointing). Everything between an example and its gradient is this project's training code.
+Nothing is downloaded: the weights are drawn on the device, the examples are random words and random pictures
+of the model's own size, the tokenizer is the bundled one, and the recipe is `llava-1.5-7b` (LoRA of rank 128
+on q, k, v, o; bf16; gradient checkpointing). Everything between an example and its gradient is this project's
+training code.
 `--tiny` runs the same on a model of 360,000 parameters, on a CPU too.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,21 +33,21 @@ from transformers import (
     LlavaProcessor,
 )
 
-from bench.step_cost.stepping import PLAIN_SFT, default_device, named, optimizer_of, recipe_of, step
+from bench.step_cost.stepping import PLAIN_SFT, device_name, optimizer_of, step, tune_recipe
 from modint_guard.data.item import Family, Item
 from modint_guard.data.perturb import clean_view, seeded
 from modint_guard.evaluation.results import table, write_results
 from modint_guard.models import located
-from modint_training.data.batches import Group, planned
+from modint_training.data.batches import Example, batch_of
 from modint_training.data.sampler import Quotas, Slot
 from modint_training.method.batch import Batch
-from modint_training.method.step import Meter, log_line, twin_loss
-from modint_training.models.loading import trainable
+from modint_training.method.step import StepMeter, log_line, twin_loss
+from modint_training.models.loading import fastest_device, trainable
 from modint_training.recipe import TuneRecipe
 from modint_training.tinyworld.language import CHAT_TEMPLATE
 
 RECIPE = "llava-1.5-7b"
-METHODS: dict[str, tuple[str, ...]] = {  # and what each changes in the recipe
+METHODS: dict[str, tuple[str, ...]] = {  # with the recipe overrides of each
     "sft": PLAIN_SFT,
     "cons": ("attack=null",),
     "full": ("attack.steps=1",),
@@ -57,13 +58,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Size:
-    """A LLaVA's shape, and how many words its examples have."""
+    """A LLaVA's shape, and the number of words in its examples."""
 
     vision: dict[str, int]
     text: dict[str, int]
-    question: tuple[int, int]  # words, from and to
+    question: tuple[int, int]  # words, at least and at most
     context: tuple[int, int]
-    answer: int  # of a vqa example; the others answer in one
+    answer: int  # words of a vqa example's answer; the others have one
 
 
 # https://huggingface.co/llava-hf/llava-1.5-7b-hf: CLIP ViT-L/14 at 336 pixels, Llama 2 7B.
@@ -116,8 +117,8 @@ TINY = Size(
 
 
 @dataclass
-class Measured:
-    """A method's figures, one a timed step; `failed` says why there are no more."""
+class StepFigures:
+    """A method's figures, one for each timed step; `failed` says why there are no more."""
 
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -131,27 +132,28 @@ class Measured:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the files."""
-    asked = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     began = time.monotonic()
-    device = default_device()
-    size = TINY if asked.tiny else FULL
-    if device.type == "cpu" and not asked.tiny:
+    device = fastest_device()
+    size = TINY if options.tiny else FULL
+    if device.type == "cpu" and not options.tiny:
         sys.exit("a model of this size needs a CUDA device; --tiny runs on a CPU")
     processor = processor_of(size)
-    recipes = {name: recipe_of(RECIPE, METHODS[name]) for name in asked.methods}
-    model = model_of(size, processor, recipes[asked.methods[0]], device)
-    say(f"model on {named(device)} after {time.monotonic() - began:.0f} s")
-    found = measure(model, processor, size, recipes, asked, device)
-    rows = [row(name, found[name], found[asked.methods[0]], model, device) for name in asked.methods]
+    recipes = {name: tune_recipe(RECIPE, METHODS[name]) for name in options.methods}
+    model = model_of(size, processor, recipes[options.methods[0]], device)
+    say(f"model on {device_name(device)} after {time.monotonic() - began:.0f} s")
+    figures = measure(model, processor, size, recipes, options, device)
+    first = figures[options.methods[0]]
+    rows = [row(name, figures[name], first, model, device) for name in options.methods]
     print(table(rows))
     write_results(
-        asked.output,
+        options.output,
         command=f"python -m bench training-gpu {' '.join(sys.argv[1:] if arguments is None else arguments)}",
         seeds=[0],
         rows=rows,
         title="Training at full size: a step of plain SFT and of the whole method",
         notes=NOTES,
-        revision=asked.commit,
+        revision=options.commit,
     )
     say(f"done after {time.monotonic() - began:.0f} s")
 
@@ -166,20 +168,22 @@ again are not counted a second time. `peak_gib` is the most that torch had alloc
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(prog="python -m bench.step_cost.training_gpu", description=__doc__)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--output", type=Path, required=True, help="the JSON file; its table lies beside it")
-    made.add_argument("--commit", help="what to record where the files lie without their repository")
-    made.add_argument("--tiny", action="store_true", help="a model of 360,000 parameters")
-    made.add_argument("--methods", nargs="+", choices=METHODS, default=["sft", "full"])
-    made.add_argument("--warm-up", type=int, default=3, help="turns that are not timed")
-    made.add_argument("--rounds", type=int, default=8, help="turns that are")
-    made.add_argument("--limit-s", type=float, default=75, help="no turn begins later, once 2 are timed")
-    return made
+    options = argparse.ArgumentParser(prog="python -m bench.step_cost.training_gpu", description=__doc__)
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
+    options.add_argument("--output", type=Path, required=True, help="the JSON file; its table goes beside it")
+    options.add_argument("--commit", help="what to record as the commit, outside of the repository")
+    options.add_argument("--tiny", action="store_true", help="a model of 360,000 parameters")
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=["sft", "full"])
+    options.add_argument("--warm-up", type=int, default=3, help="turns that are not timed")
+    options.add_argument("--rounds", type=int, default=8, help="turns that are timed")
+    options.add_argument(
+        "--limit-s", type=float, default=75, help="start no turn after this time, once 2 are timed"
+    )
+    return options
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -199,7 +203,7 @@ def processor_of(size: Size) -> LlavaProcessor:
 
 
 def model_of(size: Size, processor: LlavaProcessor, recipe: TuneRecipe, device: torch.device) -> nn.Module:
-    """Random weights in bf16, drawn where they will be used, under the recipe's adapter."""
+    """Random weights in bf16, drawn on the device, with the recipe's adapter."""
     tokenizer = processor.tokenizer
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**size.vision),
@@ -228,7 +232,8 @@ def model_of(size: Size, processor: LlavaProcessor, recipe: TuneRecipe, device: 
 
 
 def check_placed(model: nn.Module, device: torch.device) -> None:
-    """Stop where a tensor was left elsewhere, or a frozen weight is not bf16: both would spoil figures."""
+    """Exit if a tensor is on another device or a frozen weight is not bf16: both would falsify the
+    figures."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     astray = [name for name, tensor in tensors.items() if tensor.device.type != device.type]
     wide = [
@@ -240,23 +245,23 @@ def check_placed(model: nn.Module, device: torch.device) -> None:
         sys.exit(f"not on {device}: {astray[:5]}; not in bf16: {wide[:5]}")
 
 
-def groups_of(size: Size, processor: LlavaProcessor, step: int) -> list[Group]:
-    """A step's examples in the recipe's quotas, each image-heavy and text-heavy one with a twin."""
+def examples_of(size: Size, processor: LlavaProcessor, step: int) -> list[Example]:
+    """A step's examples in the recipe's quotas; each image-heavy and text-heavy one has a twin."""
     words = vocabulary(processor)
-    recipe = recipe_of(RECIPE, PLAIN_SFT)
-    return [group(slot, size, words) for slot in Quotas(recipe.quotas, recipe.batch).slots(step)]
+    recipe = tune_recipe(RECIPE, PLAIN_SFT)
+    return [example(slot, size, words) for slot in Quotas(recipe.quotas, recipe.batch).slots(step)]
 
 
 def vocabulary(processor: LlavaProcessor) -> list[str]:
-    """Words that are one token each."""
+    """The words of the vocabulary that are one token."""
     tokens = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
     return sorted(
         token[1:] for token in tokens if token[0] == "Ġ" and token[1:].isalpha() and token.isalpha()
     )
 
 
-def group(slot: Slot, size: Size, words: Sequence[str]) -> Group:
-    """A random example and its twin: a text before an image-heavy one, a picture beside a text-heavy one."""
+def example(slot: Slot, size: Size, words: Sequence[str]) -> Example:
+    """A random example and its twin: image-heavy with a text before it, text-heavy with a picture."""
     rng = seeded("bench", slot.index)
 
     def text(least: int, most: int) -> str:
@@ -272,29 +277,29 @@ def group(slot: Slot, size: Size, words: Sequence[str]) -> Group:
         answer=answer,
         image=picture(size.vision["image_size"], rng.getrandbits(32)),
     )
-    return Group(slot.family, (clean_view(item), *twins(item, text(*size.context))), rng.getrandbits(63))
+    return Example(slot.family, (clean_view(item), *twins(item, text(*size.context))), rng.getrandbits(63))
 
 
 def twins(item: Item, context: str) -> tuple[Item, ...]:
-    """What `views.twin` would make of it, at a length of our own."""
-    made: dict[Family, tuple[Item, ...]] = {
+    """What `data.twins.twin` would make of the item, but with a context of the wanted length."""
+    by_family: dict[Family, tuple[Item, ...]] = {
         "image-heavy": (item.replace(context=context),),
         "text-heavy": (item,),
         "vqa": (),
     }
-    return made[item.family]
+    return by_family[item.family]
 
 
 def picture(side: int, seed: int) -> Image.Image:
-    """Noise of the model's own size."""
+    """Noise, `side` pixels wide and high."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
 
 
-def batch_of(groups: Sequence[Group], processor: LlavaProcessor, recipe: TuneRecipe) -> Batch:
-    """The tensors of a step: of the clean rows alone where the recipe knows no twins."""
+def method_batch(examples: Sequence[Example], processor: LlavaProcessor, recipe: TuneRecipe) -> Batch:
+    """The batch of a step; of the clean rows only if the recipe has no perturbations."""
     if not recipe.perturbations:
-        groups = [Group(made.family, made.rows[:1], made.seed) for made in groups]
-    return planned(groups, processor, recipe)
+        examples = [replace(example, rows=example.rows[:1]) for example in examples]
+    return batch_of(examples, processor, recipe)
 
 
 def measure(
@@ -302,78 +307,78 @@ def measure(
     processor: LlavaProcessor,
     size: Size,
     recipes: dict[str, TuneRecipe],
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
     device: torch.device,
-) -> dict[str, Measured]:
+) -> dict[str, StepFigures]:
     """Steps of each method in turn, on the same examples."""
     began = time.monotonic()
-    found = {name: Measured() for name in recipes}
-    optimizer = optimizer_of(model, recipes[asked.methods[0]])
-    for turn in range(asked.warm_up + asked.rounds):
-        timed = turn - asked.warm_up
-        if timed >= 2 and time.monotonic() - began > asked.limit_s:
+    figures = {name: StepFigures() for name in recipes}
+    optimizer = optimizer_of(model, recipes[options.methods[0]])
+    for turn in range(options.warm_up + options.rounds):
+        timed = turn - options.warm_up
+        if timed >= 2 and time.monotonic() - began > options.limit_s:
             say(f"stopped at the limit after {timed} timed turns")
             break
-        groups = groups_of(size, processor, turn)
+        examples = examples_of(size, processor, turn)
         for name, recipe in recipes.items():
-            if found[name].failed:
+            if figures[name].failed:
                 continue
-            batch = batch_of(groups, processor, recipe)
+            batch = method_batch(examples, processor, recipe)
             try:
-                meter = Meter()
+                meter = StepMeter()
                 seconds, peak = step(model, optimizer, twin_loss(recipe, meter), batch, recipe, device)
             except torch.OutOfMemoryError:
-                found[name].failed = "out of memory"
+                figures[name].failed = "out of memory"
                 optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
                 continue
             log = {part: round(value, 5) for part, value in log_line(meter.take()).items()}
             if timed >= 0:
-                note(found[name], batch, seconds, peak, log)
+                note(figures[name], batch, seconds, peak, log)
             say(f"turn {turn}: {name} {seconds:.3f} s, {peak / GIB:.1f} GiB, {log}")
-    return found
+    return figures
 
 
-def note(found: Measured, batch: Batch, seconds: float, peak: int, log: dict[str, float]) -> None:
+def note(figures: StepFigures, batch: Batch, seconds: float, peak: int, log: dict[str, float]) -> None:
     """Keep a timed step's figures."""
-    found.seconds.append(seconds)
-    found.tokens.append(int(batch["attention_mask"].sum()))
-    found.positions.append(batch["input_ids"].numel())
-    found.rows.append(len(batch["input_ids"]))
-    found.attacked.append(int(batch["attackable"].any(-1).sum()))
-    found.peak_bytes = max(found.peak_bytes, peak)
-    found.log = log
+    figures.seconds.append(seconds)
+    figures.tokens.append(int(batch.inputs["attention_mask"].sum()))
+    figures.positions.append(batch.labels.numel())
+    figures.rows.append(len(batch.labels))
+    figures.attacked.append(int(batch.attackable.any(-1).sum()))
+    figures.peak_bytes = max(figures.peak_bytes, peak)
+    figures.log = log
 
 
 def row(
-    name: str, found: Measured, first: Measured, model: nn.Module, device: torch.device
+    name: str, figures: StepFigures, first: StepFigures, model: nn.Module, device: torch.device
 ) -> dict[str, Any]:
-    """One line of the table; figures are None for a method that did not come to a timed step."""
-    some = bool(found.seconds)
-    ratios = [one / other for one, other in zip(found.seconds, first.seconds, strict=False)]
+    """One row of the table; figures are None for a method without a timed step."""
+    some = bool(figures.seconds)
+    ratios = [one / other for one, other in zip(figures.seconds, first.seconds, strict=False)]
     counts = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     return {
         "method": name,
-        "device": named(device),
+        "device": device_name(device),
         "torch": torch.__version__,
         "parameters": sum(counts),
         "trained": sum(trained),
-        "examples": recipe_of(RECIPE, METHODS[name]).batch,
-        "rows": max(found.rows, default=None),
-        "attacked_rows": max(found.attacked, default=None),
-        "tokens": round(median(found.tokens)) if some else None,
-        "padded_tokens": round(median(found.positions)) if some else None,
-        "steps": len(found.seconds),
-        "step_s": median(found.seconds) if some else None,
-        "step_s_least": min(found.seconds, default=None),
-        "step_s_most": max(found.seconds, default=None),
+        "examples": tune_recipe(RECIPE, METHODS[name]).batch,
+        "rows": max(figures.rows, default=None),
+        "attacked_rows": max(figures.attacked, default=None),
+        "tokens": round(median(figures.tokens)) if some else None,
+        "padded_tokens": round(median(figures.positions)) if some else None,
+        "steps": len(figures.seconds),
+        "step_s": median(figures.seconds) if some else None,
+        "step_s_least": min(figures.seconds, default=None),
+        "step_s_most": max(figures.seconds, default=None),
         "times_first": median(ratios) if ratios else None,
-        "tokens_per_s": round(sum(found.tokens) / sum(found.seconds)) if some else None,
-        "peak_gib": found.peak_bytes / GIB if found.peak_bytes else None,
-        "loss": found.log.get("loss"),
-        "delta_rms": found.log.get("delta_rms"),
-        "failed": found.failed,
+        "tokens_per_s": round(sum(figures.tokens) / sum(figures.seconds)) if some else None,
+        "peak_gib": figures.peak_bytes / GIB if figures.peak_bytes else None,
+        "loss": figures.log.get("loss"),
+        "delta_rms": figures.log.get("delta_rms"),
+        "failed": figures.failed,
     }
 
 

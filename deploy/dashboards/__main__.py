@@ -1,4 +1,4 @@
-"""Writes what is committed but made: tables of metrics, dashboards, the PrometheusRule (`make generated`)."""
+"""Writes the generated files: tables of metrics, dashboards, the PrometheusRule (`make generated`)."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ from deploy.dashboards.catalogue import rewritten
 from deploy.dashboards.grafana import dashboard
 
 
-def made(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every generated file below the repository's root, with the text it ought to have."""
+def generated(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every generated file below the repository's root, and the text that it should have."""
     page = root / "docs" / "metrics.md"
     yield page, rewritten(page.read_text("utf-8"))
     for board in BOARDS:
@@ -21,8 +21,8 @@ def made(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def prometheus_rule(rules: str) -> str:
-    """The rules as the Prometheus operator wants them: JSON, which is YAML too."""
-    import yaml  # for whoever develops; the gateway does without
+    """The rules as a manifest for the Prometheus operator, in JSON, which is valid YAML."""
+    import yaml  # a dependency of development only
 
     head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule"}
     document = {**head, "metadata": {"name": "modint-guard"}, "spec": yaml.safe_load(rules)}
@@ -30,7 +30,8 @@ def prometheus_rule(rules: str) -> str:
 
 
 def main(root: Path) -> None:
-    for path, text in made(root):
+    """Writes all of them below the repository's root."""
+    for path, text in generated(root):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
 

@@ -1,7 +1,7 @@
-"""The Grafana dashboards, as code: what each panel asks and says. `grafana` makes their JSON.
+"""The Grafana dashboards as code: the expression of each panel and its text. `grafana` writes their JSON.
 
-Every panel names the metrics it stands on. Every share, mean and percentile names the panel of its row that
-shows how many samples it was made of. Each expression is run against a real Prometheus in the tests.
+Every panel's text names its metrics. Every share, mean and percentile names the panel of its row that shows
+the number of its samples. The tests run each expression against a real Prometheus.
 Variables: datasource, job, model, adapter, relevant, probe.
 """
 
@@ -22,7 +22,7 @@ Kind = Literal["timeseries", "stat", "table", "heatmap"]
 
 @dataclass(frozen=True)
 class Panel:
-    """One expression with what a reader needs beside it."""
+    """One expression, and what a reader needs to understand it."""
 
     title: str
     expr: str
@@ -31,25 +31,30 @@ class Panel:
     says: str
     kind: Kind = "timeseries"
     empty: str = "no data yet"
-    samples: str | None = None  # the panel of the same row that says of how many this was made
-    runbook: str | None = None
-    signed: bool = False  # may lie below 0
+    samples: str | None = None  # the title of the panel in the same row that counts its samples
+    runbook: str | None = None  # a page of docs/runbooks
+    signed: bool = False  # whether values may be below 0
 
 
 @dataclass(frozen=True)
-class Row:
+class PanelRow:
+    """Panels under one heading."""
+
     title: str
     panels: tuple[Panel, ...]
 
 
 @dataclass(frozen=True)
 class Board:
+    """One dashboard, as rows from top to bottom."""
+
     uid: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[PanelRow, ...]
 
     @property
     def panels(self) -> list[Panel]:
+        """Every panel, row by row."""
         return [panel for row in self.rows for panel in row.panels]
 
 
@@ -71,7 +76,7 @@ def _share(part: str, whole: str, by: str = WHO) -> str:
 
 
 def _only(expr: str, adapters: str) -> str:
-    """The expression for some adapters, whatever the variable says."""
+    """The expression for the adapters that a matcher names, instead of those that the variable selects."""
     return expr.replace('adapter=~"$adapter"', adapters)
 
 
@@ -92,7 +97,7 @@ INTERFERENCE = Board(
     "modint-interference",
     "Modality interference",
     (
-        Row(
+        PanelRow(
             "Flagged answers",
             (
                 Panel(
@@ -122,7 +127,7 @@ INTERFERENCE = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Against the baseline",
             (
                 Panel(
@@ -166,7 +171,7 @@ INTERFERENCE = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Base against adapters",
             (
                 Panel(
@@ -205,7 +210,7 @@ INTERFERENCE = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Probes",
             (
                 Panel(
@@ -246,7 +251,7 @@ INTERFERENCE = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Risk",
             (
                 Panel(
@@ -299,7 +304,7 @@ INTERFERENCE = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "What was done about flagged answers",
             (
                 Panel(
@@ -376,7 +381,7 @@ SERVING = Board(
     "modint-serving",
     "Serving",
     (
-        Row(
+        PanelRow(
             "Requests",
             (
                 Panel(
@@ -408,7 +413,7 @@ SERVING = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Time",
             (
                 Panel(
@@ -464,7 +469,7 @@ SERVING = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Load",
             (
                 Panel(
@@ -505,7 +510,7 @@ SERVING = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "What probes cost",
             (
                 Panel(
@@ -568,7 +573,7 @@ SERVING = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "The engine",
             (
                 Panel(
@@ -638,7 +643,7 @@ ADAPTERS = Board(
     "modint-adapters",
     "Adapters and training",
     (
-        Row(
+        PanelRow(
             "Self-test",
             (
                 Panel(
@@ -672,7 +677,7 @@ ADAPTERS = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "What is served",
             (
                 Panel(
@@ -695,7 +700,7 @@ ADAPTERS = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "What training promised",
             (
                 Panel(
@@ -730,7 +735,7 @@ ADAPTERS = Board(
                 ),
             ),
         ),
-        Row(
+        PanelRow(
             "Use",
             (
                 Panel(

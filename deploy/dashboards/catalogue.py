@@ -1,4 +1,4 @@
-"""The metrics' own page: docs/metrics.md's table, made from the families and their labels' values."""
+"""The tables of docs/metrics.md, generated from the metrics and the values of their labels."""
 
 import re
 
@@ -21,9 +21,9 @@ from modint_server.metrics import (
 )
 
 BEGIN, END = "<!-- made from the code by `make generated` -->", "<!-- end of what is made -->"
-# Every label with its values; those of names (model, adapter, version, ...) are said in words.
+# Every label with its values; in words if they are names (model, adapter, version, ...).
 LABELS: dict[str, tuple[str, ...] | str] = {
-    "model": f"the served base's name; `{UNKNOWN}` where the request named none that is served",
+    "model": f"the served base's name; `{UNKNOWN}` if the request named none that is served",
     "adapter": f"`{NONE}` for the base; `{OTHER}` beyond `MODINT_MAX_ADAPTER_LABELS`",
     "route": ROUTES,
     "outcome of a request": OUTCOMES,
@@ -41,7 +41,7 @@ LABELS: dict[str, tuple[str, ...] | str] = {
     "outcome of a rung": tuple(RungOutcome),
     "action": ACTIONS,
     "status": ADAPTER_STATUSES,
-    "rank, revision, recipe": f"of the adapter's folder; `{UNKNOWN}` where the gateway does not know it",
+    "rank, revision, recipe": f"of the adapter's folder; `{UNKNOWN}` if the gateway does not know it",
     "label": ("model", "adapter"),
     "version": "of modint-guard",
     "guard, adapter_selftest": "the settings of that name",
@@ -49,28 +49,28 @@ LABELS: dict[str, tuple[str, ...] | str] = {
 
 
 def families() -> list[Family]:
-    """Every family of the gateway, in the order of the page."""
+    """Every metric of the gateway, in the order of the page."""
     settings = {"guard": "on", "adapter_selftest": "auto"}
     return Metrics(CollectorRegistry(), settings=settings).catalogue
 
 
 def tables() -> str:
-    """Two Markdown tables: the families, and the values of their labels."""
+    """Two Markdown tables: the metrics, and the values of their labels."""
     rows = [
-        f"| `{one.name}` | {one.kind} | {', '.join(one.labels) or '–'} | {one.text.rstrip('.')} |"
-        for one in families()
+        f"| `{family.name}` | {family.kind} | {', '.join(family.labels) or '–'} | {family.text.rstrip('.')} |"
+        for family in families()
     ]
     values = [
-        f"| {name} | {said if isinstance(said, str) else ', '.join(f'`{value}`' for value in said)} |"
-        for name, said in LABELS.items()
+        f"| {name} | {label if isinstance(label, str) else ', '.join(f'`{value}`' for value in label)} |"
+        for name, label in LABELS.items()
     ]
     head = ["| family | type | labels | meaning |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, "", "| label | values |", "|---|---|", *values])
 
 
 def rewritten(page: str) -> str:
-    """The page with its tables made anew; ValueError where it has no place for them."""
-    made, count = re.subn(
+    """The page with new tables between BEGIN and END. Raises ValueError if it does not have these once."""
+    new_page, count = re.subn(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}",
         lambda _: f"{BEGIN}\n\n{tables()}\n\n{END}",
         page,
@@ -78,4 +78,4 @@ def rewritten(page: str) -> str:
     )
     if count != 1:
         raise ValueError(f"the page needs {BEGIN} and {END} once")
-    return made
+    return new_page

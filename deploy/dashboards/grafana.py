@@ -1,10 +1,10 @@
-"""A board as Grafana's JSON model, of the version that deploy/compose.yaml names."""
+"""Writes a board as JSON for the version of Grafana that deploy/compose.yaml names."""
 
 import json
 from math import ceil
 from typing import Any
 
-from deploy.dashboards.boards import VARIABLES, Board, Kind, Panel, Row
+from deploy.dashboards.boards import VARIABLES, Board, Kind, Panel, PanelRow
 
 JSON = dict[str, Any]
 WIDTH, HEIGHT = 24, 8  # Grafana's columns; a panel's rows
@@ -29,7 +29,7 @@ OPTIONS: dict[Kind, JSON] = {
 
 
 def dashboard(board: Board) -> str:
-    """The text of a board's file in deploy/dashboards."""
+    """The JSON of a board, as its file in deploy/dashboards holds it."""
     document = {
         "uid": board.uid,
         "title": f"modint-guard: {board.title}",
@@ -44,7 +44,7 @@ def dashboard(board: Board) -> str:
         "annotations": {"list": []},
         "links": [_other_boards()],
         "templating": {
-            "list": [_datasource(), *(_variable(*one) for one in VARIABLES.items()), _where_runbooks_are()]
+            "list": [_datasource(), *(_variable(*entry) for entry in VARIABLES.items()), _runbooks()]
         },
         "panels": _placed(board),
     }
@@ -90,7 +90,8 @@ def _variable(name: str, query: str) -> JSON:
     }
 
 
-def _where_runbooks_are() -> JSON:
+def _runbooks() -> JSON:
+    """The variable with the address of the runbooks."""
     chosen = {"text": RUNBOOKS, "value": RUNBOOKS, "selected": True}
     return {
         "name": "runbooks",
@@ -103,23 +104,23 @@ def _where_runbooks_are() -> JSON:
 
 
 def _placed(board: Board) -> list[JSON]:
-    """Rows below each other; the panels of a row side by side, in lines of much the same length."""
+    """Rows below each other; the panels of a row side by side, in lines of about the same length."""
     placed: list[JSON] = []
     y = 0
     for row in board.rows:
         placed.append(_heading(row, len(placed) + 1, y))
         lines = ceil(len(row.panels) / SIDE_BY_SIDE)
-        each = ceil(len(row.panels) / lines)
-        width = WIDTH // each
-        for place, panel in enumerate(row.panels):
-            line, column = divmod(place, each)
+        per_line = ceil(len(row.panels) / lines)
+        width = WIDTH // per_line
+        for number, panel in enumerate(row.panels):
+            line, column = divmod(number, per_line)
             at = {"h": HEIGHT, "w": width, "x": column * width, "y": y + 1 + line * HEIGHT}
             placed.append(_panel(panel, len(placed) + 1, at))
         y += lines * HEIGHT + 1
     return placed
 
 
-def _heading(row: Row, number: int, y: int) -> JSON:
+def _heading(row: PanelRow, number: int, y: int) -> JSON:
     at = {"h": 1, "w": WIDTH, "x": 0, "y": y}
     return {
         "type": "row",
@@ -132,28 +133,28 @@ def _heading(row: Row, number: int, y: int) -> JSON:
 
 
 def _panel(panel: Panel, number: int, at: JSON) -> JSON:
-    now = panel.kind in ("stat", "table")
+    is_instant = panel.kind in ("stat", "table")
     target = {
         "refId": "A",
         "datasource": SOURCE,
         "expr": panel.expr,
         "legendFormat": panel.legend,
-        "instant": now,
-        "range": not now,
+        "instant": is_instant,
+        "range": not is_instant,
         "format": {"table": "table", "heatmap": "heatmap"}.get(panel.kind, "time_series"),
     }
     link = {"title": "Runbook", "url": f"${{runbooks}}/{panel.runbook}.md", "targetBlank": True}
-    beside = f" Samples: {panel.samples}." if panel.samples else ""
-    shown: JSON = {"unit": panel.unit, "noValue": panel.empty, **({} if panel.signed else {"min": 0})}
+    samples = f" Samples: {panel.samples}." if panel.samples else ""
+    defaults: JSON = {"unit": panel.unit, "noValue": panel.empty, **({} if panel.signed else {"min": 0})}
     return {
         "type": panel.kind,
         "id": number,
         "title": panel.title,
-        "description": panel.says + beside,
+        "description": panel.says + samples,
         "datasource": SOURCE,
         "gridPos": at,
         "links": [link] if panel.runbook else [],
-        "fieldConfig": {"defaults": shown, "overrides": []},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": OPTIONS[panel.kind],
         "targets": [target],
     }

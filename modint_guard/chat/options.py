@@ -49,7 +49,7 @@ def _unknown_key(key: Any) -> RequestError:
     shown = str(key)[:40]
     near = difflib.get_close_matches(shown, OPTION_KEYS, n=1, cutoff=0.0)[0]
     return RequestError(
-        f"`modint.{shown}` is no key of `modint`: did you mean `{near}`? Known: {', '.join(OPTION_KEYS)}.",
+        f"`modint.{shown}` is not a key of `modint`: did you mean `{near}`? Known: {', '.join(OPTION_KEYS)}.",
         param=f"modint.{shown}",
         code="unknown_parameter",
     )

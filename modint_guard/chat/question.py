@@ -152,9 +152,7 @@ def asks(text: str) -> bool:
 
 
 def is_latin(text: str) -> bool:
-    """Whether a text is in Latin letters, so that a sentence without a question mark is known to be a
-    statement.
-    """
+    """Whether a text is in Latin letters: a sentence without a question mark is then a statement."""
     return bool(_LATIN.search(text))
 
 

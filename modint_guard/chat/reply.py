@@ -93,9 +93,7 @@ def usage_of(completion: JSON) -> Usage:
 
 
 def strip_added(completion: JSON, wanted: TokenOptions) -> JSON:
-    """A copy of a completion or chunk without the log-probabilities and token ids that the client did not ask
-    for.
-    """
+    """A copy of a completion or chunk without log-probabilities and token ids that only the guard wanted."""
     if not wanted.token_ids:
         completion = _without_token_ids(completion)
     choices = completion.get("choices")

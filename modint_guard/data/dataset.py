@@ -1,4 +1,4 @@
-"""A data set on disk as a sequence of items, each read and decoded when it is asked for."""
+"""A data set on disk as a sequence of items, each of which is read and decoded when it is needed."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from modint_guard.chat.images import ImageLimits
 from modint_guard.data.formats import FORMATS, Columns, detect
 from modint_guard.data.item import Family, Item
 from modint_guard.data.rows import Row, Rows, TextRows, excerpt
-from modint_guard.data.samples import Reading, Sample, family_named, sample
+from modint_guard.data.samples import Reading, Sample, family_named, read_sample
 from modint_guard.data.tables import TableRows, parquet_or_arrow, saved_files, saved_splits
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.types import JSON
 
 ITEMS = "items.jsonl"  # what `write_items` writes
-LOOKED_AT = 1000  # rows by whose keys the format is told
-DESCRIPTION = "dataset_info.json"  # LLaMA-Factory's; save_to_disk writes one of the same name
+LOOKED_AT = 1000  # the number of rows whose keys are looked at to detect the format
+DESCRIPTION = "dataset_info.json"  # of LLaMA-Factory; save_to_disk writes another file of this name
 _TEXT_SUFFIXES = (".json", ".jsonl")
 _SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".arrow")
 _SPLIT = re.compile(r"^(train|validation|valid|val|dev|test|eval)(?![a-z])")
 
 
 class DataSet(Sequence[Item]):
-    """Items by number, with their pictures; `samples` gives them without decoding a picture.
+    """The items of a data set by number, with their pictures; `samples` gives them without decoding a
+    picture.
 
-    Nothing but the place of each row is in memory, and the object may be shared with worker processes.
-    Indexing raises DataError where a row or its picture cannot be used.
+    Only the place of each row is kept in memory, and the object may be shared with worker processes. Indexing
+    raises DataError if a row or its picture cannot be used, and IndexError for a number out of range.
     """
 
-    def __init__(self, rows: Sequence[Rows], how: Reading) -> None:
-        self._rows = rows
-        self._firsts = [0, *accumulate(len(held) for held in rows)]
-        self.reading = how
+    def __init__(self, files: Sequence[Rows], reading: Reading) -> None:
+        self._files = files
+        self._firsts = [0, *accumulate(len(rows) for rows in files)]
+        self.reading = reading
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the rows."""
-        return tuple(held.file for held in self._rows)
+        return tuple(rows.file for rows in self._files)
 
     @property
     def format(self) -> str:
-        """The rows' format, as told by their keys or named by the caller."""
+        """The rows' format, detected by their keys or named by the caller."""
         return self.reading.format
 
     def __len__(self) -> int:
@@ -65,31 +66,31 @@ class DataSet(Sequence[Item]):
         return self.sample(number).load()
 
     def __iter__(self) -> Iterator[Item]:
-        return (held.load() for held in self.samples())
+        return (sample.load() for sample in self.samples())
 
     def sample(self, number: int) -> Sample:
-        """Item `number` with its pictures not yet decoded. Raises DataError, IndexError."""
+        """Item `number`, its pictures not yet decoded. Raises DataError and IndexError."""
         number = number + len(self) if number < 0 else number
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
-        return sample(self.row(number), number, self.reading)
+        return read_sample(self.row(number), number, self.reading)
 
     def row(self, number: int) -> Row:
-        """Row `number` as it stands in its file. Raises DataError."""
-        held = bisect_right(self._firsts, number) - 1
-        return self._rows[held].row(number - self._firsts[held])
+        """Row `number` as it is in its file. Raises DataError."""
+        file = bisect_right(self._firsts, number) - 1
+        return self._files[file].row(number - self._firsts[file])
 
     def samples(self) -> Iterator[Sample]:
-        """Every item in turn, no picture decoded: families and labels cost no decoding."""
+        """Every item in turn, no picture decoded, so that families and labels cost little."""
         return (self.sample(number) for number in range(len(self)))
 
     def digest(self) -> str:
-        """SHA-256 of the files that hold the rows, in order; picture files are not in it."""
-        made = hashlib.sha256()
+        """SHA-256, in hexadecimal, of the files that hold the rows, in order; without picture files."""
+        digest = hashlib.sha256()
         for file in self.files:
             with file.open("rb") as opened:
-                made.update(hashlib.file_digest(opened, "sha256").digest())
-        return made.hexdigest()
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
 
 
 def read_data(
@@ -106,27 +107,28 @@ def read_data(
 ) -> DataSet:
     """The data set at `path`: a JSON, JSONL, Parquet or Arrow file, or a folder of one.
 
-    format: one of `FORMATS`; None tells it by the rows' keys. image_root: where relative pictures lie, else
-    beside the file. split: of a folder with several. family: of rows that do not say theirs. columns:
-    LLaMA-Factory's names for the rows' own. number_rows: name samples by row, whatever `id` says. check: read
-    every row now (no picture is decoded) and raise the first problem, rather than in the middle of a run.
-    Raises DataError with file, line, sample id and remedy; ConfigError for a wrong option.
+    format: one of `FORMATS`; None detects it by the rows' keys. image_root: the folder of pictures with
+    relative paths; None for that of the file. split: which one, of a folder with several. family: of rows
+    that do not name theirs. columns: the rows' own column names, by LLaMA-Factory's. number_rows: name
+    samples by the number of their row, whatever their `id`. limits: of the pictures. check: read every row
+    now (no picture is decoded) and raise the first problem, rather than in the middle of a run. Raises
+    DataError with file, line, sample id and remedy, and ConfigError for a wrong option.
     """
     files = data_files(path, split)
     rows = [_rows(file) for file in files]
-    told, mapped = _description(files[0]) if format in (None, "llama-factory") else (None, Columns())
+    described, mapped = _description(files[0]) if format in (None, "llama-factory") else (None, Columns())
     mapped = _mapped(mapped, columns or {})
     if format is not None and format not in FORMATS:
         raise ConfigError(f"no format {format!r}: name one of {', '.join(FORMATS)}")
-    how = Reading(
-        format=format or told or ("llama-factory" if columns else _detected(rows, path)),
+    reading = Reading(
+        format=format or described or ("llama-factory" if columns else _detected(rows, path)),
         columns=mapped,
         image_root=image_root or files[0].parent,
         limits=limits or ImageLimits(),
         family=_default_family(family),
         number_rows=number_rows,
     )
-    data = DataSet(rows, how)
+    data = DataSet(rows, reading)
     if not len(data):
         raise DataError("holds no rows: give a data set with at least one", file=str(path))
     if check:
@@ -141,18 +143,18 @@ def read_items(folder: Path) -> list[Item]:
 
 
 def first_of_each(data: DataSet, count: int) -> list[Item]:
-    """The first `count` labelled items of each family; no picture of another is decoded."""
+    """The first `count` labelled items of each family; only their pictures are decoded."""
     return [data[number] for number in numbers_of_each(data, count)]
 
 
 def numbers_of_each(data: DataSet, count: int) -> list[int]:
-    """The rows' numbers of the first `count` labelled items of each family."""
-    seen: Counter[str] = Counter()
+    """The numbers, from 0, of the first `count` labelled items of each family."""
+    counts: Counter[str] = Counter()
     numbers = []
-    for number, row in enumerate(data.samples()):
-        if row.item.labelled:
-            seen[row.item.family] += 1
-            if seen[row.item.family] <= count:
+    for number, sample in enumerate(data.samples()):
+        if sample.item.labelled:
+            counts[sample.item.family] += 1
+            if counts[sample.item.family] <= count:
                 numbers.append(number)
     return numbers
 
@@ -167,53 +169,54 @@ def problems(
     """Everything that is wrong with a data set, row by row.
 
     pictures: decode each one. checks: further functions of a loaded item that raise DataError, such as
-    `check_length` with a model's tokenizer; they need the pictures. seen: called with each readable sample.
+    `check_length` with a model's tokenizer; they run only with `pictures`. seen: called with each readable
+    sample.
     """
-    firsts: dict[str, tuple[int, str]] = {}  # the first row with each id: number, and place in words
+    firsts: dict[str, tuple[int, str]] = {}  # by id, the first row with it: its number and its place in words
     for number in range(len(data)):
         try:
-            held = data.sample(number)
+            sample = data.sample(number)
         except DataError as problem:
             yield problem
             continue
-        seen(held)
-        place = f"line {held.row.line} of {held.row.file.name}"
-        first, there = firsts.setdefault(held.item.id, (number, place))
+        seen(sample)
+        place = f"line {sample.row.line} of {sample.row.file.name}"
+        first, first_place = firsts.setdefault(sample.item.id, (number, place))
         if first != number:
-            yield held.row.error(
-                f"its id is that of {there} too: make ids unique, or have the rows numbered "
+            yield sample.row.error(
+                f"its id is that of {first_place} too: make ids unique, or have the rows numbered "
                 "(--number-rows, reading.number_rows of a recipe)",
-                held.item.id,
+                sample.item.id,
             )
         if pictures:
-            yield from _of_pictures(held, checks)
+            yield from _picture_problems(sample, checks)
 
 
-def _of_pictures(held: Sample, checks: Sequence[Callable[[Item], None]]) -> Iterator[DataError]:
-    loaded = {}
+def _picture_problems(sample: Sample, checks: Sequence[Callable[[Item], None]]) -> Iterator[DataError]:
+    """The first problem of a sample once its pictures are decoded, if there is one."""
     try:
-        for name, held_picture in held.pictures.items():
-            loaded[name] = held_picture.load()
+        item = sample.item.replace(**{name: picture.load() for name, picture in sample.pictures.items()})
         for check in checks:
-            check(held.item.replace(**loaded))
+            check(item)
     except DataError as problem:
-        yield held.row.error(problem.problem, held.item.id)
+        yield sample.row.error(problem.problem, sample.item.id)
 
 
 def check_length(
     item: Item, tokens: Callable[[Item], Sequence[int]], image_token: int, max_length: int
 ) -> None:
-    """Refuse an item of more than `max_length` tokens: cut anywhere, it could lose part of its picture, and
-    the model would learn from a picture it does not see (a defect of the reference code).
+    """Raises DataError for an item of more than `max_length` tokens. Truncated, it could lose a part of its
+    picture, and the model would learn from a picture that it does not see (a defect of the reference code).
 
-    tokens: an item as token ids, its picture's placeholders expanded. Raises DataError.
+    tokens: the token ids of an item, with the placeholders of its picture expanded. image_token: the id of
+    these placeholders.
     """
     ids = tokens(item)
     if len(ids) > max_length:
-        taken = sum(token == image_token for token in ids)
+        of_picture = sum(token == image_token for token in ids)
         raise DataError(
-            f"it takes {len(ids)} tokens, {taken} of them its picture's, and {max_length} are allowed: raise "
-            "the maximum length, shorten the text or scale the picture down; nothing is cut off",
+            f"it takes {len(ids)} tokens, {of_picture} of them its picture's, and {max_length} are allowed: "
+            "raise the maximum length, shorten the text or scale the picture down; nothing is cut off",
             sample=item.id,
         )
 
@@ -222,7 +225,11 @@ def check_length(
 
 
 def data_files(path: Path, split: str | None = None) -> list[Path]:
-    """The files that hold the rows of `path`. Raises DataError where it is none or the choice is open."""
+    """The files that hold the rows of the data set at `path`.
+
+    split: which split, of a folder with several. Raises DataError if there is no data set, or if the folder
+    leaves open which file or split is meant; ConfigError for a split of a single file.
+    """
     if path.is_file():
         if split is not None:
             raise ConfigError(
@@ -260,10 +267,12 @@ def _in_folder(path: Path, split: str | None) -> list[Path]:
 
 
 def _split_of(file: Path, root: Path) -> str:
-    """What `train-00000-of-00002.parquet`, `test.jsonl` or `train/0000.parquet` belong to; else `train`."""
+    """The split of a file such as `train-00000-of-00002.parquet`, `test.jsonl` or `train/0000.parquet`;
+    `train` if its name does not tell.
+    """
     for name in reversed(file.relative_to(root).parts):
-        if found := _SPLIT.match(name):
-            return found[1]
+        if match := _SPLIT.match(name):
+            return match[1]
     return "train"
 
 
@@ -289,36 +298,39 @@ def _rows(file: Path) -> Rows:
 
 
 def _detected(rows: Sequence[Rows], path: Path) -> str:
-    """By the keys of the first rows; those that cannot be read are reported later, by number."""
-    found: list[JSON] = []
+    """The format by the keys of the first rows. Unreadable rows are passed over, unless all of them are."""
+    readable: list[JSON] = []
     problem: DataError | None = None
     for file, number in islice(_numbers(rows), LOOKED_AT):
         try:
-            found.append(file.row(number).values)
+            readable.append(file.row(number).values)
         except DataError as exc:
             problem = problem or exc
-    if not found and problem is not None:
+    if not readable and problem is not None:
         raise problem
-    if not found:
+    if not readable:
         raise DataError("holds no rows: give a data set with at least one", file=str(path))
     try:
-        return detect(found)
+        return detect(readable)
     except ValueError as exc:
         raise DataError(str(exc), file=str(path)) from exc
 
 
-def _numbers(rows: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
-    return ((held, number) for held in rows for number in range(len(held)))
+def _numbers(files: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
+    return ((rows, number) for rows in files for number in range(len(rows)))
 
 
 def _description(file: Path) -> tuple[str | None, Columns]:
-    """What LLaMA-Factory's dataset_info.json beside a file says of it, if there is one that does."""
-    described = file.parent / DESCRIPTION
+    """Format and columns of a file by the LLaMA-Factory dataset_info.json beside it; None and the default
+    columns if it has none that lists the file.
+    """
+    description = file.parent / DESCRIPTION
     try:
-        held = json.loads(described.read_text("utf-8"))
+        document = json.loads(description.read_text("utf-8"))
     except (OSError, ValueError):
         return None, Columns()
-    entries = [entry for entry in held.values() if isinstance(entry, dict)] if isinstance(held, dict) else []
+    values = document.values() if isinstance(document, dict) else ()
+    entries = [entry for entry in values if isinstance(entry, dict)]
     entry = next((entry for entry in entries if entry.get("file_name") == file.name), None)
     if entry is None:
         return None, Columns()
@@ -326,12 +338,12 @@ def _description(file: Path) -> tuple[str | None, Columns]:
     if entry.get("ranking") or {"chosen", "rejected", "kto_tag"} & set(named):
         raise DataError(
             f"{file.name} holds preferences, which are not read: give a data set with one answer a row",
-            file=str(described),
+            file=str(description),
         )
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", "sharegpt"):
         raise DataError(
-            f"the formatting {excerpt(formatting)} of {file.name} is not read", file=str(described)
+            f"the formatting {excerpt(formatting)} of {file.name} is not read", file=str(description)
         )
     known = {key: str(name) for key, name in named.items() if key in Columns.__dataclass_fields__}
     return "llama-factory", replace(Columns(), **{**known, "formatting": formatting})

@@ -1,7 +1,7 @@
-"""The formats of rows: which one a file has, and each one's way from a row to a `Draft`.
+"""The formats of rows: how one is detected, and how each turns a row into a `Draft`.
 
-A format is a function of one row. What all of them leave open (options, the planted lie, pictures) is the
-same for every format and stands in `modint_guard.data.samples`.
+A format is a function of one row. What is the same for all of them (options, the planted lie, pictures) is in
+`data.samples`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _MARK = re.compile(r"^<image>\n?|\n?<image>$|<image>")
 
 @dataclass(frozen=True)
 class Draft:
-    """One row in words that all formats share.
+    """One row in terms that all formats share.
 
-    `turns` end with the question; `reply` is what the model is to say, None without a label. `pictures` are
-    as the row has them. `choices` are (label, text), None where the row lists none of its own. `lies` are
-    texts by the wrong choice that they claim. `extra` is the row's `modint` object.
+    turns: the last one is the question. reply: the answer that the model should give; None without a label.
+    pictures: as the row holds them. context: the beginning of the last turn, if the row tells it from the
+    question. choices: (label, text) each; None if the row lists none of its own. lies: texts by the wrong
+    choice that each claims. extra: the row's `modint` object.
     """
 
     turns: tuple[Turn, ...]
@@ -36,7 +37,7 @@ class Draft:
     pictures: tuple[Any, ...] = ()
     context: str | None = None
     choices: tuple[tuple[str, str], ...] | None = None
-    lettered: bool = False  # the choices are to be listed below the question
+    lettered: bool = False  # list the choices below the question
     lies: Mapping[str, str] = field(default_factory=dict)
     family: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what in LLaMA-Factory's terms (`columns` and `tags` of its dataset_info.json)."""
+    """The columns of rows by LLaMA-Factory's names (`columns` and `tags` of its dataset_info.json)."""
 
     prompt: str = "instruction"
     query: str = "input"
@@ -61,8 +62,8 @@ class Columns:
     formatting: str = "alpaca"
 
     def changed(self, names: Mapping[str, str]) -> Columns:
-        """With some names replaced. Raises ValueError for a key that does not exist."""
-        known = [held.name for held in fields(self)]
+        """The same columns with some names replaced. Raises ValueError for an unknown key."""
+        known = [field.name for field in fields(self)]
         for key in names:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
@@ -82,8 +83,11 @@ _ROLES = {
 }
 
 
-class _Said(NamedTuple):
-    """One turn as it stands in a row; `context` begins the text where the row tells it from the question."""
+class _RawTurn(NamedTuple):
+    """One turn as it is in a row.
+
+    context: the beginning of `text` if the row tells it from the question, otherwise empty.
+    """
 
     role: str
     text: str
@@ -108,7 +112,7 @@ def _conversation(row: JSON, columns: Columns) -> Draft:
     tags = {columns.user_tag: "user", columns.assistant_tag: "assistant", columns.system_tag: "system"}
     role, content = columns.role_tag, columns.content_tag
     turns = [
-        _Said(_role(turn.get(role), tags), _text(turn.get(content), content))
+        _RawTurn(_role(turn.get(role), tags), _text(turn.get(content), content))
         for turn in _turns(row.get(columns.messages), columns.messages)
     ]
     return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
@@ -116,17 +120,17 @@ def _conversation(row: JSON, columns: Columns) -> Draft:
 
 def openai(row: JSON, columns: Columns) -> Draft:
     """{"messages": [{"role": "user", "content": "…" or parts}, …]}, pictures as parts or in `images`."""
-    turns: list[_Said] = []
+    turns: list[_RawTurn] = []
     inline: list[Any] = []
     for message in _turns(row.get("messages"), "messages"):
         if message.get("tool_calls"):
             raise ValueError("calls tools, which are not read: leave such rows out")
-        texts, shown_here = _parts(message.get("content"))
-        inline += [held for held in shown_here if held is not None]
+        texts, pictures = _parts(message.get("content"))
+        inline += [picture for picture in pictures if picture is not None]
         marked = any(MARK in text for text in texts)
-        marks = "" if marked else f"{MARK}\n" * len(shown_here)
+        marks = "" if marked else f"{MARK}\n" * len(pictures)
         context = "\n".join(texts[:-1])
-        turns.append(_Said(_role(message.get("role"), _ROLES), marks + "\n".join(texts), context))
+        turns.append(_RawTurn(_role(message.get("role"), _ROLES), marks + "\n".join(texts), context))
     listed = _pictures(row, "images")
     if inline and listed:
         raise ValueError("has pictures both in its messages and in `images`: keep one of them")
@@ -134,7 +138,7 @@ def openai(row: JSON, columns: Columns) -> Draft:
 
 
 def _parts(content: Any) -> tuple[list[str], list[Any]]:
-    """The texts and pictures of one message; None stands for a picture that `images` holds."""
+    """The texts and the pictures of one message. A picture is None if the row holds it in `images`."""
     if isinstance(content, str):
         return [content], []
     if not isinstance(content, list):
@@ -145,15 +149,17 @@ def _parts(content: Any) -> tuple[list[str], list[Any]]:
         if kind == "text":
             texts.append(_text(part.get("text"), "text"))
         elif kind in ("image", "image_url"):
-            held = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key)), None)
-            pictures.append(held)
+            keys = ("image_url", "image", "url", "path")
+            pictures.append(next((part[key] for key in keys if part.get(key)), None))
         else:
             raise ValueError(f"content parts are text, image_url or image, not {excerpt(kind)}")
     return texts or [""], pictures
 
 
-def _chat(row: JSON, turns: Sequence[_Said], pictures: tuple[Any, ...], system: str) -> Draft:
-    """System text first, then user and assistant in turn; the last user turn asks, what follows answers."""
+def _chat(row: JSON, turns: Sequence[_RawTurn], pictures: tuple[Any, ...], system: str) -> Draft:
+    """A draft of a conversation: a system text if there is one, then user and assistant in turn. The last
+    user turn is the question, and an assistant turn after it is the answer.
+    """
     turns = list(turns)
     if turns and turns[0].role == "system":
         system = turns.pop(0).text
@@ -178,15 +184,17 @@ def _chat(row: JSON, turns: Sequence[_Said], pictures: tuple[Any, ...], system: 
 
 
 def _with_pictures(draft: Draft, pictures: tuple[Any, ...]) -> Draft:
-    """Takes the `<image>` marks out of the texts and notes where they stood. One picture a row."""
+    """The draft with its picture, and without the `<image>` marks, whose turn is noted in `has_image`."""
     marks = [turn.text.count(MARK) for turn in draft.turns]
-    said = (draft.reply or "", draft.system, *(t.text for t in draft.turns if t.role == "assistant"))
-    if any(MARK in text for text in said):
+    unmarked = (draft.reply or "", draft.system, *(t.text for t in draft.turns if t.role == "assistant"))
+    if any(MARK in text for text in unmarked):
         raise ValueError(f"an answer or system text holds {MARK}, which means a picture: take it out")
     if len(pictures) > 1:
-        raise ValueError(f"has {len(pictures)} pictures: one a row is read; leave such rows out")
+        raise ValueError(f"has {len(pictures)} pictures: only one per row is read; leave such rows out")
     if sum(marks) != len(pictures) and not (pictures and not any(marks)):
-        raise ValueError(f"has {sum(marks)} {MARK} in its texts and {len(pictures)} pictures: mend either")
+        raise ValueError(
+            f"has {sum(marks)} {MARK} in its texts and {len(pictures)} pictures: correct one of them"
+        )
     first = next((number for number, count in enumerate(marks) if count), 0)
     turns = tuple(
         replace(turn, text=_MARK.sub("", turn.text), has_image=bool(pictures) and number == first)
@@ -202,16 +210,16 @@ def llama_factory(row: JSON, columns: Columns) -> Draft:
     """{"instruction", "input", "output", "system", "history": [[asked, answered], …], "images": […]}."""
     if columns.formatting == "sharegpt":
         return _conversation(row, columns)
-    asked = _text(row.get(columns.prompt), columns.prompt)
+    instruction = _text(row.get(columns.prompt), columns.prompt)
     query = _optional_text(row, columns.query)
     turns = [
-        _Said(role, _text(text, columns.history))
+        _RawTurn(role, _text(text, columns.history))
         for pair in _list(row.get(columns.history), columns.history)
         for role, text in zip(("user", "assistant"), _pair(pair, columns.history), strict=True)
     ]
-    turns.append(_Said("user", f"{asked}\n{query}" if query else asked))
+    turns.append(_RawTurn("user", f"{instruction}\n{query}" if query else instruction))
     if reply := _optional_text(row, columns.response):
-        turns.append(_Said("assistant", reply))
+        turns.append(_RawTurn("assistant", reply))
     return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
 
 
@@ -228,12 +236,15 @@ def _pair(pair: Any, name: str) -> Sequence[Any]:
 
 
 def multiple_choice(row: JSON, columns: Columns) -> Draft:
-    """The paper's rows: {"id", "type", "image", "question", "answer", "facts"}, options in the question or in
-    `multiple_choices` / `choices` / `options`; `answer` is a label, a choice, or with a list its index."""
+    """The paper's rows (arXiv 2505.19616): {"id", "type", "image", "question", "answer", "facts"}.
+
+    The options are in the question, or in `multiple_choices`, `choices` or `options`. `answer` is a label or
+    a choice, or the index of one in a list.
+    """
     choices = _own_choices(row)
-    turns = [_Said("user", _text(row.get("question"), "question"))]
+    turns = [_RawTurn("user", _text(row.get("question"), "question"))]
     if reply := _own_answer(row, choices):
-        turns.append(_Said("assistant", reply))
+        turns.append(_RawTurn("assistant", reply))
     draft = _chat(row, turns, _pictures(row, "images"), _optional_text(row, "system"))
     return replace(
         draft,
@@ -257,21 +268,21 @@ def _own_choices(row: JSON) -> tuple[tuple[str, str], ...] | None:
     name = next((n for n in ("multiple_choices", "choices", "options") if row.get(n)), None)
     if name is None:
         return None
-    held = row[name]
-    if not isinstance(held, (dict, list)):
+    choices = row[name]
+    if not isinstance(choices, (dict, list)):
         raise ValueError(
-            f"`{name}` must be a list of texts or an object of labels and texts, not {excerpt(held)}"
+            f"`{name}` must be a list of texts or an object of labels and texts, not {excerpt(choices)}"
         )
-    pairs = held.items() if isinstance(held, dict) else zip(_labels(held), held, strict=True)
+    pairs = choices.items() if isinstance(choices, dict) else zip(_labels(choices), choices, strict=True)
     return tuple((label, _text(text, name)) for label, text in pairs)
 
 
-def _labels(held: Sequence[Any]) -> list[str]:
-    return [chr(ord("A") + n) if len(held) <= 26 else str(n + 1) for n in range(len(held))]
+def _labels(choices: Sequence[Any]) -> list[str]:
+    return [chr(ord("A") + n) if len(choices) <= 26 else str(n + 1) for n in range(len(choices))]
 
 
 def _lies(facts: Any) -> dict[str, str]:
-    """Text by the wrong choice that it claims; without texts the lie is made from a template."""
+    """Texts by the wrong choice that each claims. Without any, lies are made from a template."""
     if facts is None or facts == []:
         return {}
     if not isinstance(facts, dict):
@@ -279,21 +290,21 @@ def _lies(facts: Any) -> dict[str, str]:
     return {choice: _text(text, "facts") for choice, text in facts.items() if text is not None}
 
 
-_ITEM_FIELDS = tuple(held.name for held in fields(Item))
+_ITEM_FIELDS = tuple(field.name for field in fields(Item))
 _ITEM_NEEDS = ("id", "family", "task", "form", "question")
 
 
 def items(row: JSON, columns: Columns) -> Draft:
-    """Our own rows, the fields of `Item` one by one; `modint_guard.data.samples` takes them as they are."""
+    """Our own rows: the fields of `Item` one by one, which `data.samples` takes as they are."""
     for name in _ITEM_NEEDS:
         if name not in row:
             raise ValueError(f"has no {name!r}: an item needs {', '.join(_ITEM_NEEDS)}")
     for name in row:
         if name not in _ITEM_FIELDS:
             near = difflib.get_close_matches(name, _ITEM_FIELDS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{name!r} is no field of an item: did you mean {near!r}?")
-    asked = Turn("user", _text(row["question"], "question"))
-    return Draft((asked,), None, id=_id(row), pictures=_pictures(row, "image"), extra=row)
+            raise ValueError(f"{name!r} is not a field of an item: did you mean {near!r}?")
+    question = Turn("user", _text(row["question"], "question"))
+    return Draft((question,), None, id=_id(row), pictures=_pictures(row, "image"), extra=row)
 
 
 # -- which format ------------------------------------------------------------------------------------
@@ -319,19 +330,19 @@ _SIGNS: dict[str, Callable[[set[str]], bool]] = {
 
 
 def detect(rows: Iterable[JSON]) -> str:
-    """The one format that rows with these keys have. Raises ValueError where it is none or several."""
+    """The one format that rows with these keys have. Raises ValueError if none fits, or several do."""
     keys = {name for row in rows for name, value in row.items() if value is not None}
     fitting = [name for name, sign in _SIGNS.items() if sign(keys)]
     if len(fitting) == 1:
         return fitting[0]
-    seen = ", ".join(sorted(keys)[:20]) or "none"
+    key_list = ", ".join(sorted(keys)[:20]) or "none"
     if fitting:
         raise ValueError(
-            f"fits {len(fitting)} formats, {' and '.join(fitting)}: its rows have the keys {seen}; "
+            f"fits {len(fitting)} formats, {' and '.join(fitting)}: its rows have the keys {key_list}; "
             f"say which with --format"
         )
     raise ValueError(
-        f"fits no format: its rows have the keys {seen}; rename them, map them with --column, or say the "
+        f"fits no format: its rows have the keys {key_list}; rename them, map them with --column, or say the "
         f"format with --format ({', '.join(FORMATS)})"
     )
 
@@ -352,7 +363,7 @@ def _extra(row: JSON) -> JSON:
     value = row.get("modint")
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"`modint` must be an object, not {excerpt(value)}")
-    return {key: held for key, held in (value or {}).items() if held is not None}
+    return {key: entry for key, entry in (value or {}).items() if entry is not None}
 
 
 def _text(value: Any, name: str) -> str:
@@ -371,24 +382,24 @@ def _optional_text(row: JSON, name: str) -> str:
 
 def _pictures(row: JSON, name: str) -> tuple[Any, ...]:
     """The row's pictures: one in `image`, or a list of them under `name`."""
-    found = [row[key] for key in dict.fromkeys((name, "image")) if row.get(key) not in (None, "", [])]
-    if len(found) > 1:
+    values = [row[key] for key in dict.fromkeys((name, "image")) if row.get(key) not in (None, "", [])]
+    if len(values) > 1:
         raise ValueError(f"has pictures in `image` and in `{name}`: keep one of them")
-    listed = found[0] if found and isinstance(found[0], list) else found
-    return tuple(held for held in listed if held is not None)
+    pictures = values[0] if values and isinstance(values[0], list) else values
+    return tuple(picture for picture in pictures if picture is not None)
 
 
 def _role(role: Any, known: Mapping[str, str]) -> str:
-    found = known.get(role) or _ROLES.get(role) if isinstance(role, str) else None
-    if found is None:
+    our_role = known.get(role) or _ROLES.get(role) if isinstance(role, str) else None
+    if our_role is None:
         raise ValueError(f"the role {excerpt(role)} is not read: a row has user, assistant and system turns")
-    return found
+    return our_role
 
 
-def _turns(held: Any, name: str) -> list[JSON]:
-    """A list of turns; old `datasets` keep one as an object of equally long lists."""
-    if isinstance(held, dict) and held and all(isinstance(part, list) for part in held.values()):
-        held = [dict(zip(held, parts, strict=False)) for parts in zip(*held.values(), strict=False)]
-    if not isinstance(held, list) or not all(isinstance(turn, dict) for turn in held):
-        raise ValueError(f"`{name}` must be a list of turns, {_but_is(held)}")
-    return held
+def _turns(value: Any, name: str) -> list[JSON]:
+    """A list of turns. Old versions of `datasets` store it as an object of equally long lists."""
+    if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
+        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(f"`{name}` must be a list of turns, {_but_is(value)}")
+    return value

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from modint_guard.data.naming import names, value_in
+
 Family = Literal["image-heavy", "text-heavy", "vqa", "unknown"]
 Form = Literal["word", "letter", "free"]
 
-FAMILIES: tuple[Family, ...] = ("image-heavy", "text-heavy", "vqa")  # those that say what ought to decide
+FAMILIES: tuple[Family, ...] = ("image-heavy", "text-heavy", "vqa")  # those that name what ought to decide
 RELEVANT: dict[str, str] = {"image-heavy": "image", "text-heavy": "text", "vqa": "both", "unknown": "auto"}
 FORMS: tuple[Form, ...] = ("word", "letter", "free")
 LETTERS = "ABCDEFGH"
@@ -17,7 +19,7 @@ LETTERS = "ABCDEFGH"
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn before the question; `has_image` says that the item's picture stands there."""
+    """A turn before the question; `has_image` if the item's picture is in it."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -26,16 +28,21 @@ class Turn:
 
 @dataclass(frozen=True)
 class Item:
-    """A question with its picture, its text and its truth.
+    """A question with its picture, its text and the true answer. Raises ValueError if its fields contradict
+    each other.
 
-    `family` names the modality that ought to decide (arXiv 2505.19616, section 3): the image, the text, or
-    both; `unknown` items are never perturbed. `answer` and `wrong` are members of `choices`, or texts of
-    their own where the form is `free`; `wrong` is the answer that a lie claims. Either is empty where nobody
-    knows it: an item without an answer has no label. `claim` turns a choice into a phrase a caption can state
-    ("the digit {}"); `lie` is a text of the data set's own that claims `wrong`. `agreeing` and
-    `contradicting` are pictures that show `answer` and `wrong`, where the data set has them. `replies` are
-    what a model says when it means each choice, where the question lists its options itself. `system` and
-    `turns` came before the question. `source` is what intervals are clustered by.
+    family: the modality that ought to decide (arXiv 2505.19616, section 3): the image, the text, or both
+    (vqa). Items of unknown family are never perturbed. form: whether the answer is one of `choices` in words,
+    one of them by its letter, or a free text. answer, wrong: the true answer and the one that a lie claims;
+    members of `choices`, or texts of their own if the form is free. Either is empty if it is not known; an
+    item without an answer has no label. claim: turns a choice into a phrase that a caption can state ("the
+    digit {}"). lie: a text of the data set's own that claims `wrong`. agreeing, contradicting: pictures that
+    show `answer` and `wrong`, if the data set has them. truth: a text of the data set's own that states
+    `answer`. replies: what a model replies for each choice, if the question itself lists the options; for a
+    free answer, the one text to learn that states it. accepted, rejected: names by which a free answer is
+    right and names that make it wrong, as `naming.names` reads them. system, turns: what precedes the
+    question. source: items with the same source are not independent; confidence intervals are clustered by
+    it.
     """
 
     id: str
@@ -58,6 +65,9 @@ class Item:
     replies: tuple[str, ...] = ()
     system: str = ""
     turns: tuple[Turn, ...] = ()
+    truth: str = ""
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in RELEVANT or self.form not in FORMS:
@@ -65,8 +75,8 @@ class Item:
         if (self.form == "free") == bool(self.choices):
             raise ValueError(f"item {self.id}: the form {self.form!r} does not go with {self.choices}")
         if len(set(self.choices)) < len(self.choices):
-            raise ValueError(f"item {self.id}: a choice stands twice among {self.choices}")
-        if self.replies and len(set(self.replies)) != len(self.choices):
+            raise ValueError(f"item {self.id}: a choice appears twice among {self.choices}")
+        if self.replies and len(set(self.replies)) != (len(self.choices) or 1):
             raise ValueError(f"item {self.id}: the replies {self.replies} do not tell its choices apart")
         if self.form == "letter" and not self.replies and len(self.choices) > len(LETTERS):
             raise ValueError(f"item {self.id}: at most {len(LETTERS)} lettered choices, not {self.choices}")
@@ -82,16 +92,16 @@ class Item:
 
     @property
     def labelled(self) -> bool:
-        """Whether the truth is known. Items without a label feed the consistency loss only."""
+        """Whether the true answer is known. Items without a label are used for the consistency loss only."""
         return bool(self.answer)
 
     def replace(self, **changes: Any) -> "Item":
-        """The same item with some fields changed."""
+        """The same item with some fields changed. Raises ValueError as `Item` does."""
         return replace(self, **changes)
 
 
-def asked(item: Item) -> str:
-    """The question as the model reads it: with its lettered options, where the item has that form."""
+def question_text(item: Item) -> str:
+    """The question as the model reads it: with its lettered options below it, if the item has that form."""
     if item.form != "letter" or item.replies:
         return item.question
     options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
@@ -99,83 +109,95 @@ def asked(item: Item) -> str:
 
 
 def prompt(item: Item) -> str:
-    """The whole text beside the picture: context, if any, then question and options."""
-    return f"{item.context}\n{asked(item)}" if item.context else asked(item)
+    """All text beside the picture: the context, if there is one, then the question with its options."""
+    return f"{item.context}\n{question_text(item)}" if item.context else question_text(item)
 
 
 def reply_for(item: Item, choice: str) -> str:
-    """What a model answers when it means `choice`: the text itself, its letter, or what the data set says."""
+    """What a model replies if it means `choice`: the text itself, its letter, or what the data set says."""
+    if not item.choices:
+        return item.replies[0] if item.replies and choice == item.answer else choice
     if item.replies:
         return item.replies[item.choices.index(choice)]
     return LETTERS[item.choices.index(choice)] if item.form == "letter" else choice
 
 
 def is_right(item: Item, text: str) -> bool:
-    """Whether a reply states the truth: of choices as `choice_of` reads it; of a free answer word for word,
-    blanks and a final full stop aside.
+    """Whether a reply gives the true answer: the right choice as `choice_of` reads it, or the same words as a
+    free answer, ignoring case, surrounding white space and a final full stop, or one of its accepted names.
 
-    Never so for an item without a label: leave such items out of accuracies.
+    Always False for an item without a label: leave such items out of accuracies.
     """
     if item.choices:
         return item.labelled and choice_of(item, text) == item.answer
-    return item.labelled and normalised(text) == normalised(item.answer)
+    if not item.labelled:
+        return False
+    return normalised(text) == normalised(item.answer) or names(text, item.accepted, item.rejected)
 
 
 def choice_of(item: Item, text: str) -> str | None:
-    """The choice that a reply states: its word or letter and nothing else, blanks and a final full stop
-    aside; or that after "the answer is", in brackets, or followed by the option's own text ("C. red", "(C)").
-    None where it states none of them: no letter is looked for inside a sentence.
+    """The choice that a reply gives; None if it gives none.
+
+    It is the choice's word or letter alone, ignoring case, surrounding white space and a final full stop. It
+    may follow "the answer is", be in brackets, or be followed by the option's own text ("C. red", "(C)"). A
+    JSON object is read by its values, and more may follow yes or no ("Yes, it is."). No letter is looked for
+    inside a sentence.
     """
-    said = normalised(text)
-    for given in (said, _UNTIL_ANSWER.sub("", said).strip("*_ ")):
+    whole = normalised(value_in(text))
+    first = _YES_OR_NO.sub(r"\1", whole) if set(map(normalised, item.choices)) == {"yes", "no"} else whole
+    for candidate in (whole, first, _UNTIL_ANSWER.sub("", whole).strip("*_ ")):
         for choice in item.choices:
             reply = normalised(reply_for(item, choice))
-            if given == reply or _with_its_text(given, reply, normalised(choice)):
+            if candidate == reply or _is_label_with_text(candidate, reply, normalised(choice)):
                 return choice
     return None
 
 
 _UNTIL_ANSWER = re.compile(r"^.*\banswer(?:\s+is\s*:?|\s*:)\s*", re.DOTALL)
+_YES_OR_NO = re.compile(r"^(yes|no)[,.;:!].*$", re.DOTALL)
 _LABEL = re.compile(r"[(\[]?(?P<label>[^()\[\].:,\s]+)[)\].:,]*(?P<rest>(?:\s.*)?)", re.DOTALL)
 
 
-def _with_its_text(said: str, label: str, choice: str) -> bool:
-    """Whether it is the label of a choice in brackets or with a mark, with the choice's text behind it or
-    nothing: "(c)", "c) red", "c: red"."""
-    found = _LABEL.fullmatch(said)
-    return found is not None and found["label"] == label and found["rest"].strip() in ("", choice)
+def _is_label_with_text(text: str, label: str, choice: str) -> bool:
+    """Whether a text is this label, in brackets or with punctuation, alone or followed by the choice's text:
+    "(c)", "c) red", "c: red".
+    """
+    match = _LABEL.fullmatch(text)
+    return match is not None and match["label"] == label and match["rest"].strip() in ("", choice)
 
 
-def same_as(item: Item, text: str) -> str:
-    """A name that two replies share where they state the same: their choice, else their words."""
+def answer_key(item: Item, text: str) -> str:
+    """A key that is the same for two replies that give the same answer: their choice, or else their words."""
     choice = choice_of(item, text)
     return normalised(text) if choice is None else choice
 
 
 def _tells_the_truth(item: Item) -> bool:
-    """Whether the data set's own lie holds the right answer as whole words and the wrong one nowhere.
+    """Whether the data set's own lie holds the right answer as whole words, and does not hold the wrong one.
 
-    An answer of one or two characters is not looked for: letters, digits and "no" stand in many a text that
-    does not state them. Of the wrong one a beginning is enough, as in its plural, and no article is needed.
+    Answers of one or two characters are not looked for, because many texts hold letters, digits and "no"
+    without stating them. The wrong answer may be the beginning of a word, as in a plural, and needs no
+    article.
     """
     right, wrong = (" ".join(normalised(text).split()) for text in (item.answer, item.wrong))
     wrong = _ARTICLE.sub("", wrong)
     if not item.lie or not wrong or len(right) <= _TOO_SHORT:
         return False
-    said = {text: re.escape(text).replace(r"\ ", r"\s+") for text in (right, wrong)}
-    said[right] = rf"(?<!\w{_JOINT}){said[right]}(?!{_JOINT}?\w)"
-    longest_first = "|".join(said[text] for text in sorted(said, key=len, reverse=True))
-    found = re.findall(rf"(?<!\w)(?:{longest_first})", item.lie.casefold())
-    named = {" ".join(text.split()) for text in found}
+    patterns = {text: re.escape(text).replace(r"\ ", r"\s+") for text in (right, wrong)}
+    patterns[right] = rf"(?<!\w{_JOINT}){patterns[right]}(?!{_JOINT}?\w)"
+    longest_first = "|".join(patterns[text] for text in sorted(patterns, key=len, reverse=True))
+    matches = re.findall(rf"(?<!\w)(?:{longest_first})", item.lie.casefold())
+    named = {" ".join(text.split()) for text in matches}
     return right in named and wrong not in named
 
 
 _TOO_SHORT = 2
 _ARTICLE = re.compile(r"^(an?|the) ")
-_JOINT = "[-.,:/'’]"  # what stands within one word or number: "card-holder", "2,100"
+_JOINT = "[-.,:/'’]"  # signs within one word or number: "card-holder", "2,100"
 
 
 def normalised(text: str) -> str:
-    """A reply in the form that replies are compared in: without blanks around it, a final full stop and
-    capitals."""
+    """A text in the form in which replies are compared: without surrounding white space, a final full stop
+    and capitals.
+    """
     return text.strip().removesuffix(".").strip().casefold()

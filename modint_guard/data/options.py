@@ -1,4 +1,4 @@
-"""How a command's data are read: the options that every command with data of the user's own shares."""
+"""How a command reads its data: the options that all commands with a data set of the user's own share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NumberRows = Annotated[bool, typer.Option("--number-rows", help="Name samples by
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """What a command was told about how to read its data; the fields are the options' names."""
+    """The options with which a command reads its data; the fields have the options' names."""
 
     format: str | None = None
     image_root: Path | None = None
@@ -54,7 +54,7 @@ class ReadingOptions:
 
     @property
     def typed(self) -> dict[str, object]:
-        """The options by name, as a report's command line repeats them: of a folder its name alone."""
+        """The options by name, as a report's command line repeats them: without the path of a folder."""
         return {
             "format": self.format,
             "image_root": self.image_root and self.image_root.name,
@@ -66,7 +66,7 @@ class ReadingOptions:
 
 
 def columns_named(pairs: Iterable[str]) -> dict[str, str]:
-    """{"prompt": "question"} of "prompt=question". Raises ConfigError."""
+    """{"prompt": "question"} from "prompt=question". Raises ConfigError for a text of another form."""
     named = {}
     for pair in pairs:
         name, sign, column = pair.partition("=")

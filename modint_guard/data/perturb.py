@@ -1,8 +1,9 @@
-"""The one registry of perturbations: seeded, pure, shared by training, tables, metric labels and cards.
+"""The one registry of perturbations: seeded and pure, shared by training, result tables, metric labels and
+cards.
 
-A text perturbation replaces the context of an item whose picture ought to decide; an image perturbation
-replaces the picture of an item whose text ought to decide. Items of which both decide are never perturbed
-(arXiv 2505.19616). A lie claims the item's `wrong` choice and never states the truth.
+A text perturbation replaces the context of an item whose picture ought to decide. An image perturbation
+replaces the picture of an item whose text ought to decide. Items that need both are never perturbed (arXiv
+2505.19616). A lie claims the item's `wrong` choice and never states the true answer.
 """
 
 import hashlib
@@ -17,10 +18,10 @@ from PIL import Image, ImageDraw
 from modint_guard.data.item import Item
 
 Modality = Literal["text", "image"]
-CLEAN = "clean"  # what stands in a table for no perturbation
+CLEAN = "clean"  # the name in tables for no perturbation
 Role = Literal["trained", "held_out", "control"]
 
-# Captions that state a claim. No training run, of a base or an adapter, ever sees the held-out ones.
+# Captions that state a claim. No training run, of a base model or an adapter, ever sees the held-out ones.
 CLAIMS = (
     "The picture shows {claim}.",
     "Caption: {claim}.",
@@ -55,9 +56,12 @@ OCR_ALPHABET = "abcdefghijklmnopqrstuvwxyz.,:;|/-_ "
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A named change of one modality. `trained` kinds may be trained on, `held_out` kinds never, `control`
-    kinds are harmless twins that show what the change of input alone does. `needs` names what an item must
-    have for it, beside its family."""
+    """A named change of one modality.
+
+    role: `trained` kinds may be trained on, `held_out` kinds never; `control` kinds are harmless
+    counterparts, which show the effect of the changed input alone. apply: makes the perturbed item, by a
+    seeded generator. needs: the field that an item must have, besides its family.
+    """
 
     name: str
     modality: Modality
@@ -67,7 +71,7 @@ class Perturbation:
 
 
 def seeded(*parts: object) -> random.Random:
-    """A generator that depends on the given parts alone, so that two models see the same inputs."""
+    """A random generator that depends on `parts` alone, so that two models see the same inputs."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
 
@@ -75,8 +79,8 @@ def seeded(*parts: object) -> random.Random:
 def perturb(item: Item, name: str, *, seed: int = 0) -> Item:
     """Apply the registered perturbation `name` to `item`, seeded by (seed, name, item id).
 
-    Raises KeyError for an unknown name and ValueError where the perturbation does not fit the item's family
-    or what it needs is not there.
+    Raises KeyError for an unknown name, and ValueError if the perturbation does not apply to the item's
+    family or the item lacks what it needs.
     """
     kind = REGISTRY[name]
     if kind not in applicable(item.family):
@@ -90,16 +94,21 @@ def perturb(item: Item, name: str, *, seed: int = 0) -> Item:
 
 
 def clean_view(item: Item) -> Item:
-    """The item without what ought not to decide: no caption for image-heavy ones, no picture for text-heavy
-    ones; what the paper compares with (arXiv 2505.19616, section 3)."""
+    """The item without the modality that ought not to decide: an image-heavy item has no context, a
+    text-heavy one no picture. The paper compares with this (arXiv 2505.19616, section 3).
+    """
     if item.family == "image-heavy":
         return item.replace(context=None)
     return item.replace(image=None) if item.family == "text-heavy" else item
 
 
 def held_out(perturbation: str, *, wording: bool = False) -> str:
-    """What of a table's cell no training run has seen: `wording`, `perturbation`, or `no` where nothing is
-    held out; `clean` and other names that are no perturbation hold nothing out."""
+    """What no training run has seen in a cell of a table: "wording", "perturbation", or "no" if nothing is
+    held out.
+
+    perturbation: its name; "no" for `clean` and other names that are not in the registry. wording: whether
+    the wording of the items is held out.
+    """
     if wording:
         return "wording"
     kind = REGISTRY.get(perturbation)
@@ -107,14 +116,13 @@ def held_out(perturbation: str, *, wording: bool = False) -> str:
 
 
 def applicable(family: str) -> tuple[Perturbation, ...]:
-    """The perturbations of the modality that an item of this family does not need; none for `vqa`, and none
-    where the family is not known."""
+    """The perturbations of the modality that a family does not need; none for `vqa` and "unknown"."""
     changed = {"image-heavy": "text", "text-heavy": "image"}.get(family)
     return tuple(kind for kind in REGISTRY.values() if kind.modality == changed)
 
 
 def fitting(item: Item) -> tuple[Perturbation, ...]:
-    """The applicable perturbations for which the item has what they need: a planted lie, a donor picture."""
+    """The applicable perturbations for which the item has what they need, such as a planted lie."""
     return tuple(
         kind
         for kind in applicable(item.family)
@@ -123,15 +131,18 @@ def fitting(item: Item) -> tuple[Perturbation, ...]:
 
 
 def claim(item: Item, choice: str, template: str) -> str:
-    """A caption that claims `choice`."""
+    """A caption that claims `choice`.
+
+    template: one of `CLAIMS` or `HELD_OUT_CLAIMS`.
+    """
     return template.format(claim=item.claim.format(choice))
 
 
-def _say(context: Callable[[Item, random.Random], str]) -> Callable[[Item, random.Random], Item]:
+def _with_context(context: Callable[[Item, random.Random], str]) -> Callable[[Item, random.Random], Item]:
     return lambda item, rng: item.replace(context=context(item, rng))
 
 
-def _show(
+def _with_image(
     picture: Callable[[tuple[int, int], random.Random], Image.Image],
 ) -> Callable[[Item, random.Random], Item]:
     return lambda item, rng: item.replace(image=picture(_size(item), rng))
@@ -147,13 +158,13 @@ def _claims(item: Item) -> tuple[str, ...]:
 
 
 def misleading_description(item: Item, rng: random.Random) -> str:
-    """A caption that claims the planted wrong choice: the data set's own, where it brings one."""
+    """A caption that claims the planted wrong choice: the data set's own text, if it has one."""
     return item.lie or claim(item, item.wrong, rng.choice(_claims(item)))
 
 
 def true_description(item: Item, rng: random.Random) -> str:
-    """A caption that claims the right choice."""
-    return claim(item, item.answer, rng.choice(_claims(item)))
+    """A caption that claims the right choice: the data set's own, where it brings one."""
+    return item.truth or claim(item, item.answer, rng.choice(_claims(item)))
 
 
 def unrelated_facts(item: Item, rng: random.Random) -> str:
@@ -162,12 +173,12 @@ def unrelated_facts(item: Item, rng: random.Random) -> str:
 
 
 def ocr_noise(item: Item, rng: random.Random) -> str:
-    """What a bad text recogniser makes of nothing: 24 random characters."""
+    """What a poor text recogniser makes of noise: 24 random characters."""
     return "".join(rng.choice(OCR_ALPHABET) for _ in range(24)).strip() or "|"
 
 
 def neutral_text(item: Item, rng: random.Random) -> str:
-    """A sentence of a caption's length that says nothing: was it that text was added, or what it said?"""
+    """A sentence as long as a caption that says nothing: is it the text that matters, or what it says?"""
     return rng.choice(NEUTRAL)
 
 
@@ -185,7 +196,7 @@ def uniform_grey(level: int) -> Callable[[tuple[int, int], random.Random], Image
 
 
 def screenshot(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A rendered user interface: a title bar, buttons, lines of text."""
+    """A drawn user interface: a title bar, lines of text, a button."""
     width, height = size
     picture = Image.new("RGB", size, (236, 238, 242))
     draw = ImageDraw.Draw(picture)
@@ -202,7 +213,7 @@ def screenshot(size: tuple[int, int], rng: random.Random) -> Image.Image:
 
 
 def irrelevant_image(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A scene that answers nothing: sky, ground and a slanting hill."""
+    """A landscape that answers no question: sky, ground and a hill."""
     width, height = size
     picture = Image.new("RGB", size, (rng.randrange(110, 160), rng.randrange(160, 210), 235))
     draw = ImageDraw.Draw(picture)
@@ -226,11 +237,13 @@ _NEEDED = {
 REGISTRY: dict[str, Perturbation] = {
     kind.name: kind
     for kind in (
-        Perturbation("misleading_description", "text", "trained", _say(misleading_description), "wrong"),
-        Perturbation("unrelated_facts", "text", "trained", _say(unrelated_facts)),
-        Perturbation("ocr_noise", "text", "held_out", _say(ocr_noise)),
-        Perturbation("neutral_text", "text", "control", _say(neutral_text)),
-        Perturbation("true_description", "text", "control", _say(true_description), "answer"),
+        Perturbation(
+            "misleading_description", "text", "trained", _with_context(misleading_description), "wrong"
+        ),
+        Perturbation("unrelated_facts", "text", "trained", _with_context(unrelated_facts)),
+        Perturbation("ocr_noise", "text", "held_out", _with_context(ocr_noise)),
+        Perturbation("neutral_text", "text", "control", _with_context(neutral_text)),
+        Perturbation("true_description", "text", "control", _with_context(true_description), "answer"),
         Perturbation(
             "contradicting_image",
             "image",
@@ -238,12 +251,12 @@ REGISTRY: dict[str, Perturbation] = {
             lambda item, rng: item.replace(image=item.contradicting),
             "contradicting",
         ),
-        Perturbation("noise", "image", "trained", _show(noise)),
-        Perturbation("black", "image", "trained", _show(uniform_grey(0))),
-        Perturbation("irrelevant_image", "image", "held_out", _show(irrelevant_image)),
-        Perturbation("white", "image", "held_out", _show(uniform_grey(255))),
-        Perturbation("screenshot", "image", "held_out", _show(screenshot)),
-        Perturbation("grey", "image", "control", _show(uniform_grey(128))),
+        Perturbation("noise", "image", "trained", _with_image(noise)),
+        Perturbation("black", "image", "trained", _with_image(uniform_grey(0))),
+        Perturbation("irrelevant_image", "image", "held_out", _with_image(irrelevant_image)),
+        Perturbation("white", "image", "held_out", _with_image(uniform_grey(255))),
+        Perturbation("screenshot", "image", "held_out", _with_image(screenshot)),
+        Perturbation("grey", "image", "control", _with_image(uniform_grey(128))),
         Perturbation(
             "agreeing_image",
             "image",

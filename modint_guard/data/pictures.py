@@ -1,4 +1,4 @@
-"""Pictures of a data set: a path, a data URL or bytes in a table, decoded only when asked for."""
+"""Pictures of a data set: a path, a data URL or bytes in a table, decoded only when they are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ _SCHEMES = ("http:", "https:", "ftp:", "s3:", "gs:", "hf:", "file:")
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture is; nothing of it is in memory before `load`."""
+    """A picture that is not in memory before `load`.
+
+    name: for messages. decode, measure: give the image, and its width and height in pixels. refuse: makes the
+    error for a problem, with the place of the row.
+    """
 
     name: str
     decode: Callable[[], Image.Image] = field(repr=False)
@@ -30,12 +34,12 @@ class Picture:
     refuse: Callable[[str], DataError] = field(repr=False)
 
     def load(self) -> Image.Image:
-        """The picture in red, green and blue. Raises DataError with the row's file, line and sample id."""
+        """The picture in RGB. Raises DataError with the row's file, line and sample id."""
         with self._refusing():
             return images.as_rgb(self.decode())
 
     def size(self) -> tuple[int, int]:
-        """Width and height as its header says, no pixel decoded. Raises DataError as `load` does."""
+        """Width and height in pixels, read from the picture's header. Raises DataError as `load` does."""
         with self._refusing():
             return self.measure()
 
@@ -44,13 +48,17 @@ class Picture:
         try:
             yield
         except (ImageError, OSError) as exc:
-            said = exc.strerror if isinstance(exc, OSError) else str(exc)
-            raise self.refuse(f"the picture {self.name} cannot be used: {said}") from exc
+            reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise self.refuse(f"the picture {self.name} cannot be used: {reason}") from exc
 
 
-def picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) -> Picture:
-    """What a row says of a picture: a path below `root` or an absolute one, a data URL, bytes in a table, or
-    an object with `bytes`, `path` or `url`. Raises DataError for a remote address and a missing file."""
+def locate_picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) -> Picture:
+    """The picture that a row names.
+
+    value: an absolute path or one below `root`, a data URL, bytes in a table, or an object with `bytes`,
+    `path` or `url`. sample: the sample's id, for messages. Raises DataError for a remote address, a missing
+    file, and anything else.
+    """
 
     def refuse(problem: str) -> DataError:
         return row.error(problem, sample)
@@ -62,7 +70,7 @@ def picture(value: Any, row: Row, sample: str, root: Path, limits: ImageLimits) 
     if isinstance(value, bytes):
         return _of_bytes("in the row", lambda: value, limits, refuse)
     if not isinstance(value, str) or not value:
-        raise refuse(f"{excerpt(value)} is no picture: give a path, a data URL or bytes")
+        raise refuse(f"{excerpt(value)} is not a picture: give a path, a data URL or bytes")
     if value[:5].lower() == "data:":
         return Picture(
             "in the row",
@@ -86,10 +94,10 @@ def _of_bytes(
 def _of_file(name: str, root: Path, limits: ImageLimits, refuse: Callable[[str], DataError]) -> Picture:
     path = root / name
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise refuse(
             f"the picture {_end_of(name)} is not in {root}: put it there, or name its folder (--image-root, "
             "reading.image_root of a recipe)"

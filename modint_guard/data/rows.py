@@ -1,4 +1,4 @@
-"""Rows of a JSON or JSONL file by number: only the place of each is kept, so a large file costs little."""
+"""Rows of a JSON or JSONL file by number; only the place of each row is kept in memory."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from modint_guard.types import JSON
 
 _BOM = b"\xef\xbb\xbf"
 _SHOWN_CHARACTERS = 40
-# A whole string, or one of the brackets, or a quote that begins no whole string.
+# A whole string, or one of the brackets, or the quotation mark of a string that does not end.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it stands in its file: `line` counts lines from 1, in tables rows from 1."""
+    """One row as it is in its file; `line` counts lines from 1, in tables rows from 1."""
 
     file: Path
     line: int
     values: JSON
 
     def error(self, problem: str, sample: str | None = None) -> DataError:
-        """What is wrong with this row, with its place."""
+        """An error that names the place of this row."""
         return DataError(problem, file=str(self.file), line=self.line, sample=sample)
 
 
 class Rows(Protocol):
-    """The rows of one file; `row` raises DataError where one cannot be read."""
+    """The rows of one file; `row` raises DataError if one cannot be read."""
 
     @property
     def file(self) -> Path:
-        """Where they stand."""
+        """The file that holds them."""
 
     def __len__(self) -> int: ...
 
@@ -48,8 +48,9 @@ class Rows(Protocol):
 
 
 class TextRows:
-    """The rows of a JSON array or of JSON lines. The file is opened anew for each row, so that worker
-    processes can share the object."""
+    """The rows of a JSON array or of JSON lines. The file is opened again for each row, so that worker
+    processes can share the object.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -72,9 +73,9 @@ class TextRows:
         try:
             values = orjson.loads(text)
         except orjson.JSONDecodeError as exc:
-            remedy = "mend or delete this row"
+            remedy = "correct or delete this row"
             if number == 0 and not text.rstrip().endswith(b"}"):  # an object over several lines
-                remedy = "a file that begins with { must hold one whole object a line; else write an array"
+                remedy = "a file that begins with { must hold one whole object per line; else write an array"
             raise DataError(f"not JSON: {_reason(exc)}; {remedy}", file=str(self.file), line=line) from exc
         if not isinstance(values, dict):
             raise DataError(
@@ -86,7 +87,7 @@ class TextRows:
 
 
 def excerpt(value: object) -> str:
-    """A bounded excerpt of what stands in a file."""
+    """A short, quoted excerpt of a value, for messages."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
 
@@ -104,7 +105,7 @@ def _opened(file: Path) -> mmap.mmap:
 
 
 def _places(data: mmap.mmap, file: Path) -> Iterator[tuple[int, int, int]]:
-    """Start, end and line of every row. Which kind of file it is, its first sign says."""
+    """Start, end and line of every row; the first character says which kind of file it is."""
     start = len(_BOM) if data[: len(_BOM)] == _BOM else 0
     first = re.compile(rb"\S").search(data, start)
     if first is None:
@@ -132,9 +133,9 @@ def _file_lines(data: mmap.mmap, start: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _elements(data: mmap.mmap, file: Path, opening: int) -> Iterator[tuple[int, int, int]]:
-    """The objects of the array that begins at `opening`, found by brackets and strings alone."""
+    """Start, end and line of the objects in the array at `opening`, found by brackets and strings alone."""
     line = 1 + data[:opening].count(b"\n")
-    done, begun, depth = opening, opening, 0  # what stands before `done` has been read
+    done, begun, depth = opening, opening, 0  # everything before `done` has been read
     separator = b"["  # what must stand before the next object
 
     def error(problem: str, at: int) -> DataError:
@@ -163,7 +164,7 @@ def _elements(data: mmap.mmap, file: Path, opening: int) -> Iterator[tuple[int, 
                 if data[at + 1 :].strip():
                     raise error("more text follows the array: keep one array in a file", at)
                 return
-    raise error("the array has no end: the file is cut off; write it anew", len(data))
+    raise error("the array has no end: the file is cut off; write it again", len(data))
 
 
 def _gap(gap: bytes) -> str:

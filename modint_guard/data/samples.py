@@ -1,6 +1,8 @@
-"""From a row to a sample: options found, the lie planted, pictures located, everything checked.
+"""From a row to a sample: its options are found, its lie is planted, its pictures are located, all of it is
+checked.
 
-The same for every format; what a row leaves open is filled in by rules that depend on its own id alone.
+This is the same for every format. What a row leaves open is filled in by rules that depend on its own id
+alone.
 """
 
 from __future__ import annotations
@@ -17,16 +19,21 @@ from modint_guard.chat.question import options_in
 from modint_guard.data.formats import FORMATS, Columns, Draft
 from modint_guard.data.item import FAMILIES, LETTERS, Family, Form, Item, Turn, normalised
 from modint_guard.data.perturb import seeded
-from modint_guard.data.pictures import Picture, picture
+from modint_guard.data.pictures import Picture, locate_picture
 from modint_guard.data.rows import Row, excerpt
 from modint_guard.types import JSON
 
+Choices = tuple[tuple[str, str], ...]  # (label, text) of each
 KNOWN: tuple[Family, ...] = (*FAMILIES, "unknown")
 DONORS = ("agreeing", "contradicting")
-# What a row's `modint` object may say, beside the pictures.
-EXTRA = ("family", "task", "choices", "wrong", "lie", "claim", "context", "source", "held_out_wording")
+# The keys of a row's `modint` object, except for the pictures.
+EXTRA = (
+    *("family", "task", "choices", "answer", "wrong", "lie", "truth", "claim", "context", "source"),
+    *("accepted", "rejected", "held_out_wording"),
+)
+_LISTS = ("choices", "replies", "accepted", "rejected")  # fields of `Item` that are lists of texts
 EXTRA_KEYS = (*EXTRA, "perturbation", *DONORS)
-# How an answer may name an option: the first that gives the answer as written decides.
+# How an answer may name an option; the first template that gives the answer as it is written decides.
 _REPLIES = (
     "{label}",
     "{label}.",
@@ -41,12 +48,16 @@ _REPLIES = (
     "({label}) {text}",
     "{label}) {text}",
 )
-_WORDS = ("{text}", "{text}.")  # where the question lists no labels
+_WORDS = ("{text}", "{text}.")  # if the question lists no labels
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: format, columns, where pictures lie, and what holds for rows that do not say it."""
+    """How rows are read.
+
+    image_root: the folder of pictures with relative paths. family: of rows that do not name theirs.
+    number_rows: name samples by the number of their row, whatever their `id`.
+    """
 
     format: str
     columns: Columns
@@ -58,65 +69,71 @@ class Reading:
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of a data set: its item without pictures, and these not yet decoded, by field of `Item`."""
+    """A row of a data set: its item without pictures, and these, not yet decoded, by field of `Item`."""
 
     row: Row = field(repr=False)
     item: Item
     pictures: Mapping[str, Picture]
 
     def load(self) -> Item:
-        """The item with its pictures. Raises DataError for one that cannot be decoded."""
-        return self.item.replace(**{name: held.load() for name, held in self.pictures.items()})
+        """The item with its pictures. Raises DataError if one of them cannot be decoded."""
+        return self.item.replace(**{name: picture.load() for name, picture in self.pictures.items()})
 
 
-def sample(row: Row, number: int, how: Reading) -> Sample:
+def read_sample(row: Row, number: int, reading: Reading) -> Sample:
     """Row `number` (from 0) as a sample. Raises DataError with file, line, sample id and remedy."""
-    name = f"{row.file.stem}-{number}"
-    known = name if how.number_rows or row.values.get("id") is None else str(row.values["id"])
+    row_name = f"{row.file.stem}-{number}"
+    id_ = row_name if reading.number_rows or row.values.get("id") is None else str(row.values["id"])
     try:
-        draft = FORMATS[how.format](row.values, how.columns)
-        draft = replace(draft, id=name if how.number_rows or draft.id is None else draft.id)
-        item = _as_it_is(row.values, draft) if how.format == "items" else _item(draft, how)
-        held = _held_pictures(item, draft)
+        draft = FORMATS[reading.format](row.values, reading.columns)
+        draft = replace(draft, id=row_name if reading.number_rows or draft.id is None else draft.id)
+        item = _as_it_is(row.values, draft) if reading.format == "items" else _item(draft, reading)
+        values = _picture_values(item, draft)
     except ValueError as exc:
-        raise row.error(_without_item(str(exc), known), known) from exc
-    found = {name: picture(value, row, item.id, how.image_root, how.limits) for name, value in held.items()}
-    return Sample(row, item, found)
+        raise row.error(_without_item(str(exc), id_), id_) from exc
+    pictures = {
+        name: locate_picture(value, row, item.id, reading.image_root, reading.limits)
+        for name, value in values.items()
+    }
+    return Sample(row, item, pictures)
 
 
-def _held_pictures(item: Item, draft: Draft) -> dict[str, Any]:
-    """What the row has as pictures, by field of `Item`."""
-    held = {"image": next(iter(draft.pictures), None), **{name: draft.extra.get(name) for name in DONORS}}
-    if held["image"] is None and item.family in ("image-heavy", "vqa"):
+def _picture_values(item: Item, draft: Draft) -> dict[str, Any]:
+    """What the row holds as pictures, by field of `Item`."""
+    values = {"image": next(iter(draft.pictures), None), **{name: draft.extra.get(name) for name in DONORS}}
+    if values["image"] is None and item.family in ("image-heavy", "vqa"):
         raise ValueError(
             f"has no picture, which the family {item.family} needs: add it, or name another family"
         )
-    return {name: value for name, value in held.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _without_item(problem: str, known: str) -> str:
-    """`Item` names itself in what it refuses; the row's error does so already."""
-    return problem.removeprefix(f"item {known}: ")
+def _without_item(problem: str, id_: str) -> str:
+    """A problem without the id that `Item` begins it with: the row's error names it already."""
+    return problem.removeprefix(f"item {id_}: ")
 
 
 def _as_it_is(values: JSON, draft: Draft) -> Item:
-    held = {key: value for key, value in values.items() if key not in ("image", *DONORS)} | {"id": draft.id}
-    for key, value in held.items():
-        kind = {"choices": list, "replies": list, "turns": list, "held_out_wording": bool}.get(key, str)
+    """The item of a row in our own format."""
+    entries = {key: value for key, value in values.items() if key not in ("image", *DONORS)} | {
+        "id": draft.id
+    }
+    for key, value in entries.items():
+        kind = {**dict.fromkeys((*_LISTS, "turns"), list), "held_out_wording": bool}.get(key, str)
         if not isinstance(value, kind) and not (key == "context" and value is None):
             raise ValueError(f"`{key}` must be {_KIND_NAMES[kind]}, not {excerpt(value)}")
-    for key in ("choices", "replies"):
-        if not all(isinstance(text, str) for text in held.get(key, ())):
-            raise ValueError(f"`{key}` must be a list of texts, not {excerpt(held[key])}")
+    for key in _LISTS:
+        if not all(isinstance(text, str) for text in entries.get(key, ())):
+            raise ValueError(f"`{key}` must be a list of texts, not {excerpt(entries[key])}")
     try:
-        turns = tuple(Turn(**turn) for turn in held.get("turns", ()))
+        turns = tuple(Turn(**turn) for turn in entries.get("turns", ()))
     except TypeError as exc:
-        raise ValueError(f"a turn has role, text and has_image, not {excerpt(held['turns'])}") from exc
-    texts = {key: tuple(held.get(key, ())) for key in ("choices", "replies")}
-    return Item(**{**held, **texts, "turns": turns})
+        raise ValueError(f"a turn has role, text and has_image, not {excerpt(entries['turns'])}") from exc
+    texts = {key: tuple(entries.get(key, ())) for key in _LISTS}
+    return Item(**{**entries, **texts, "turns": turns})
 
 
-def _item(draft: Draft, how: Reading) -> Item:
+def _item(draft: Draft, reading: Reading) -> Item:
     extra = _checked(draft.extra)
     context, question = _context(draft, extra.get("context"))
     if not question.strip():
@@ -124,17 +141,20 @@ def _item(draft: Draft, how: Reading) -> Item:
     choices = draft.choices
     if "choices" in extra:
         choices = tuple(zip(_written_labels(question, extra["choices"]), extra["choices"], strict=True))
-    options = _options(question, draft.reply, choices, lettered=draft.lettered)
-    wrong, lie = _lie(draft, options, extra)
+    answers = _answers(question, draft.reply, choices, lettered=draft.lettered)
+    if answers.form == "free" and "answer" in extra:
+        replies = (answers.answer,) if answers.answer else ()
+        answers = replace(answers, answer=extra["answer"], replies=replies)
+    wrong, lie = _lie(draft, answers, extra)
     turns = draft.turns[:-1]
     return Item(
         id=str(draft.id),
-        family=family_named(extra.get("family", draft.family), how.family),
+        family=family_named(extra.get("family", draft.family), reading.family),
         task=extra.get("task", ""),
-        form=options.form,
-        question=options.question,
-        choices=options.choices,
-        answer=options.answer,
+        form=answers.form,
+        question=answers.question,
+        choices=answers.choices,
+        answer=answers.answer,
         wrong=wrong,
         claim=extra.get("claim", "{}"),
         context=context,
@@ -142,40 +162,46 @@ def _item(draft: Draft, how: Reading) -> Item:
         source=extra.get("source", _source(draft)),
         perturbation=extra.get("perturbation", "clean"),
         lie=lie,
-        replies=options.replies,
+        replies=answers.replies,
         system=draft.system,
         turns=turns,
+        truth=extra.get("truth", ""),
+        accepted=tuple(extra.get("accepted", ())),
+        rejected=tuple(extra.get("rejected", ())),
     )
 
 
 def _source(draft: Draft) -> str:
-    """Rows about the same picture file are no independent observations."""
-    held = next(iter(draft.pictures), None)
-    return held if isinstance(held, str) and held[:5].lower() != "data:" else str(draft.id)
+    """The source of a row without one: its picture file, because rows about the same picture are not
+    independent observations; otherwise its id.
+    """
+    picture = next(iter(draft.pictures), None)
+    return picture if isinstance(picture, str) and picture[:5].lower() != "data:" else str(draft.id)
 
 
 def family_named(named: Any, otherwise: Family = "unknown") -> Family:
-    """The family of a name as data sets write it ("image_heavy", "VQA"). Raises ValueError."""
+    """The family by its name in a data set ("image_heavy", "VQA"), or `otherwise`. Raises ValueError."""
     if named is None or named == "":
         return otherwise
-    plain = str(named).strip().lower().replace("_", "-").replace(" ", "-")
+    name = str(named).strip().lower().replace("_", "-").replace(" ", "-")
     for family in KNOWN:
-        if plain == family:
+        if name == family:
             return family
     raise ValueError(f"unknown family {excerpt(named)}: name one of {', '.join(FAMILIES)}, or none")
 
 
 def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    kinds = {"choices": list, "held_out_wording": bool}
+    kinds = {**dict.fromkeys(_LISTS, list), "held_out_wording": bool}
     for key, value in extra.items():
         if key not in EXTRA_KEYS:
             near = difflib.get_close_matches(key, EXTRA_KEYS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"`modint.{key}` is no key of `modint`: did you mean `{near}`?")
+            raise ValueError(f"`modint.{key}` is not a key of `modint`: did you mean `{near}`?")
         kind = kinds.get(key, str)
         if key not in DONORS and not isinstance(value, kind):
             raise ValueError(f"`modint.{key}` must be {_KIND_NAMES[kind]}, not {excerpt(value)}")
-    if not all(isinstance(choice, str) and choice.strip() for choice in extra.get("choices", ())):
-        raise ValueError("`modint.choices` must be a list of texts")
+    for key in _LISTS:
+        if not all(isinstance(text, str) and text.strip() for text in extra.get(key, ())):
+            raise ValueError(f"`modint.{key}` must be a list of texts")
     if "claim" in extra and extra["claim"].count("{}") != 1:
         raise ValueError(f"`modint.claim` must hold one {{}} for the choice, not {excerpt(extra['claim'])}")
     return extra
@@ -185,14 +211,14 @@ _KIND_NAMES = {list: "a list", bool: "true or false", str: "a text"}
 
 
 def _context(draft: Draft, named: str | None) -> tuple[str | None, str]:
-    """Context and question of the last user turn: several text parts tell them apart, or `modint.context`."""
+    """Context and question of the last user turn, separated by its text parts or by `modint.context`."""
     text, context = draft.turns[-1].text, named or draft.context
     if not context:
         return None, text
     if not text.startswith(f"{context}\n"):
         raise ValueError(
-            "`modint.context` does not begin the last user turn: repeat its words as they are written, and "
-            "let a new line follow"
+            "`modint.context` does not begin the last user turn: repeat its words as they are written there, "
+            "and let a new line follow"
         )
     return context, text[len(context) + 1 :]
 
@@ -201,8 +227,8 @@ def _context(draft: Draft, named: str | None) -> tuple[str | None, str]:
 
 
 @dataclass(frozen=True)
-class Options:
-    """The question with what may be answered."""
+class Answers:
+    """A question with its possible answers; the fields are those of `Item`."""
 
     question: str
     form: Form
@@ -211,72 +237,75 @@ class Options:
     replies: tuple[str, ...] = ()
 
 
-def _options(
+def _answers(
     question: str,
     reply: str | None,
-    own: tuple[tuple[str, str], ...] | None,
+    choices: Choices | None,
     *,
     lettered: bool,
-) -> Options:
-    """Choices named by the row, else an option block in the question that the answer refers to, else none."""
+) -> Answers:
+    """The choices that the row names, or those of an option block that the answer refers to, or none."""
     reply = None if reply is None else reply.strip() or None
-    if own is not None:
-        return _own(question, reply, own, lettered=lettered)
+    if choices is not None:
+        return _own_answers(question, reply, choices, lettered=lettered)
     block = options_in(question)
     listed = tuple((option.label, option.text) for option in block.options) if block else ()
-    found = _reply(reply, listed) if len({text for _, text in listed}) == len(listed) > 0 else None
-    if found is None or not all(text for _, text in listed):
-        return Options(question, "free", answer=reply or "")
-    return _plain(question, listed, *found)
+    meant = _meant(reply, listed) if len({text for _, text in listed}) == len(listed) > 0 else None
+    if meant is None or not all(text for _, text in listed):
+        return Answers(question, "free", answer=reply or "")
+    return _listed_answers(question, listed, *meant)
 
 
-def _own(question: str, reply: str | None, own: tuple[tuple[str, str], ...], *, lettered: bool) -> Options:
-    texts = tuple(text for _, text in own)
+def _own_answers(question: str, reply: str | None, choices: Choices, *, lettered: bool) -> Answers:
+    """The choices that the row names itself."""
+    texts = tuple(text for _, text in choices)
     listed = _lists(question, texts)
-    found = _reply(reply, own, _REPLIES if listed or lettered else _WORDS)
-    if found is None:
-        raise ValueError(f"the answer {excerpt(reply)} is not among the choices {_some(texts)}: mend either")
-    answer, replies = found
+    meant = _meant(reply, choices, _REPLIES if listed or lettered else _WORDS)
+    if meant is None:
+        raise ValueError(
+            f"the answer {excerpt(reply)} is not among the choices {_some(texts)}: correct one of them"
+        )
+    answer, replies = meant
     if listed:
-        return _plain(question, own, answer, replies)
+        return _listed_answers(question, choices, answer, replies)
     if lettered:
-        below = "\n".join((question, *(f"{label}. {text}" for label, text in own)))
-        return _plain(below, own, answer, _labels_of(own))
-    return Options(question, "word", texts, answer, () if reply in (None, answer) else replies)
+        below = "\n".join((question, *(f"{label}. {text}" for label, text in choices)))
+        return _listed_answers(below, choices, answer, _labels_of(choices))
+    return Answers(question, "word", texts, answer, () if reply in (None, answer) else replies)
 
 
-def _plain(question: str, own: tuple[tuple[str, str], ...], answer: str, replies: tuple[str, ...]) -> Options:
-    """The lettered form where the question lists its options as we do, else the question as it is written."""
-    texts = tuple(text for _, text in own)
-    labels = _labels_of(own)
+def _listed_answers(question: str, choices: Choices, answer: str, replies: tuple[str, ...]) -> Answers:
+    """The choices that a question lists. If it lists them as we do, the list is taken out of the question."""
+    texts = tuple(text for _, text in choices)
+    labels = _labels_of(choices)
     listing = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     if labels == tuple(LETTERS[: len(texts)]) == replies and question.endswith(listing):
-        return Options(question[: -len(listing)], "letter", texts, answer)
-    in_words = [normalised(said) for said in replies] == [normalised(text) for text in texts]
-    return Options(question, "word" if in_words else "letter", texts, answer, replies)
+        return Answers(question[: -len(listing)], "letter", texts, answer)
+    in_words = [normalised(reply) for reply in replies] == [normalised(text) for text in texts]
+    return Answers(question, "word" if in_words else "letter", texts, answer, replies)
 
 
-def _reply(
-    reply: str | None, own: tuple[tuple[str, str], ...], templates: Sequence[str] = _REPLIES
+def _meant(
+    reply: str | None, choices: Choices, templates: Sequence[str] = _REPLIES
 ) -> tuple[str, tuple[str, ...]] | None:
-    """The choice that an answer means and what each choice would be answered by; None where it means none."""
+    """The choice that an answer means, and the answer that would mean each choice; None if it means none."""
     if reply is None:
-        return "", _labels_of(own)
+        return "", _labels_of(choices)
     for template in templates:
-        said = [template.format(label=label, text=text) for label, text in own]
-        same = [n for n, text in enumerate(said) if text.casefold() == reply.casefold()]
+        replies = [template.format(label=label, text=text) for label, text in choices]
+        same = [n for n, text in enumerate(replies) if text.casefold() == reply.casefold()]
         if same:
-            said[same[0]] = reply
-            return own[same[0]][1], tuple(said)
+            replies[same[0]] = reply
+            return choices[same[0]][1], tuple(replies)
     return None
 
 
-def _labels_of(own: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    return tuple(label for label, _ in own)
+def _labels_of(choices: Choices) -> tuple[str, ...]:
+    return tuple(label for label, _ in choices)
 
 
 def _lists(question: str, texts: Sequence[str]) -> bool:
-    """Whether the question lists these choices, in a block of any style or as we do."""
+    """Whether the question lists these choices, in an option block of any style or as we do."""
     return _block(question, texts) is not None or question.endswith(
         "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     )
@@ -289,7 +318,7 @@ def _block(question: str, texts: Sequence[str]) -> OptionBlock | None:
 
 
 def _written_labels(question: str, texts: Sequence[str]) -> list[str]:
-    """The labels that the question gives these choices, else letters."""
+    """The labels that the question gives these choices, or letters if it gives none."""
     if block := _block(question, texts):
         return [option.label for option in block.options]
     return [LETTERS[n] if n < len(LETTERS) else str(n + 1) for n in range(len(texts))]
@@ -302,23 +331,24 @@ def _some(texts: Sequence[str]) -> str:
 # -- the lie -----------------------------------------------------------------------------------------
 
 
-def _lie(draft: Draft, options: Options, extra: Mapping[str, Any]) -> tuple[str, str]:
+def _lie(draft: Draft, answers: Answers, extra: Mapping[str, Any]) -> tuple[str, str]:
     """The wrong answer that a lie claims, and the data set's own text for it.
 
-    Said by the row, or one of the other choices by a generator that depends on the sample's id alone.
+    The row names both, or one of the other choices is drawn by a generator that depends on the sample's id
+    alone.
     """
     wrong, lie = extra.get("wrong", ""), extra.get("lie", "")
     if not wrong and draft.lies:
         wrong, lie = next(iter(draft.lies.items()))
-    if wrong and wrong not in options.choices:
-        wrong = next((choice for choice in options.choices if normalised(choice) == normalised(wrong)), wrong)
+    if wrong and wrong not in answers.choices:
+        wrong = next((choice for choice in answers.choices if normalised(choice) == normalised(wrong)), wrong)
     if lie and not wrong:
         raise ValueError("has a lie and does not say which answer it claims: add `modint.wrong`")
-    if wrong and options.choices and wrong not in options.choices:
+    if wrong and answers.choices and wrong not in answers.choices:
         raise ValueError(
-            f"the lie claims {excerpt(wrong)}, which is not among the choices {_some(options.choices)}"
+            f"the lie claims {excerpt(wrong)}, which is not among the choices {_some(answers.choices)}"
         )
-    if not wrong and options.answer and options.choices:
-        others = [choice for choice in options.choices if normalised(choice) != normalised(options.answer)]
+    if not wrong and answers.answer and answers.choices:
+        others = [choice for choice in answers.choices if normalised(choice) != normalised(answers.answer)]
         wrong = seeded("wrong", draft.id).choice(others) if others else ""
     return wrong, lie

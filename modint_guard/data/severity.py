@@ -1,22 +1,24 @@
-"""A perturbation in doses: 5 is the perturbation itself, 0 would be nothing of it."""
+"""A perturbation in doses: severity 5 is the whole perturbation, 0 would be none of it."""
 
 import math
 
 from PIL import Image
 
+from modint_guard.chat.images import NEUTRAL_GREY
 from modint_guard.data.item import Item
 from modint_guard.data.perturb import REGISTRY, seeded
 
 FULL = 5
-GREY = (128, 128, 128)
+GREY = (NEUTRAL_GREY,) * 3
 
 
 def at_severity(disturbed: Item, severity: int, *, seed: int = 0) -> Item:
-    """An item under a registered perturbation, at a severity from 1 to 5.
+    """A perturbed item, weakened to a severity from 1 to 5.
 
-    A picture is mixed with mean grey, severity / 5 of it its own; of a context ceil(severity / 5) of the
-    words stay, drawn so that a higher severity keeps those of a lower one. Raises ValueError for another
-    severity.
+    disturbed: an item from `perturb`. A picture is blended with mean grey, with weight severity / 5. A
+    context keeps the share severity / 5 of its words (rounded up), drawn so that a higher severity keeps the
+    words of a lower one. Raises ValueError for another severity, and KeyError for an item that is not
+    perturbed.
     """
     if not 1 <= severity <= FULL:
         raise ValueError(f"a severity lies between 1 and {FULL}, not at {severity}")
@@ -30,8 +32,8 @@ def at_severity(disturbed: Item, severity: int, *, seed: int = 0) -> Item:
 def _faded(image: Image.Image | None, share: float) -> Image.Image | None:
     if image is None:
         return None
-    shown = image.convert("RGB")
-    return Image.blend(Image.new("RGB", shown.size, GREY), shown, share)
+    rgb = image.convert("RGB")
+    return Image.blend(Image.new("RGB", rgb.size, GREY), rgb, share)
 
 
 def _thinned(context: str, share: float, *parts: object) -> str:

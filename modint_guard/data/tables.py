@@ -1,7 +1,7 @@
 """Rows of Parquet files and of folders that the `datasets` library saved, read with pyarrow alone.
 
-The `datasets` library itself is not needed: what `save_to_disk` writes are Arrow streams beside two small
-JSON files, and pyarrow maps them into memory without the cache and the dozen packages that come with it.
+The `datasets` library itself is not needed: `save_to_disk` writes Arrow streams beside two small JSON files,
+and pyarrow maps them into memory without the cache and the dozen packages that the library needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from modint_guard.data.rows import Row
 from modint_guard.errors import ConfigError, DataError
 from modint_guard.types import JSON
 
-KEPT_GROUPS = 2  # row groups of a Parquet file in memory at once
+KEPT_GROUPS = 2  # how many row groups of a Parquet file are kept in memory
 NEEDS_PYARROW = "Parquet files and `datasets` folders need pyarrow: pip install 'modint-guard[train]'"
 
 
@@ -32,8 +32,9 @@ class TablePicture:
 
 
 class TableRows:
-    """The rows of one Parquet file or one Arrow stream. Bytes of pictures stay in the file until they are
-    asked for; of a Parquet file `KEPT_GROUPS` row groups are in memory at once."""
+    """The rows of one Parquet file or one Arrow stream. Pictures stay in the file until they are needed; at
+    most `KEPT_GROUPS` row groups of a Parquet file are in memory at once.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -46,7 +47,7 @@ class TableRows:
             schema, sizes, self._group = _opened(self.file, pa)
         except self._failures as exc:
             raise DataError(
-                f"cannot be read: {_first_line(exc)}; write it anew", file=str(self.file)
+                f"cannot be read: {_first_line(exc)}; write it again", file=str(self.file)
             ) from exc
         self._names = _class_names(schema.metadata or {})
         self._pictures = {field.name for field in schema if _holds_bytes(field.type)}
@@ -79,36 +80,36 @@ class TableRows:
             table = self._group(group)
         except self._failures as exc:
             raise DataError(
-                f"the rows from here on cannot be read: {_first_line(exc)}; write the file anew",
+                f"the rows from here on cannot be read: {_first_line(exc)}; write the file again",
                 file=str(self.file),
                 line=self._firsts[group] + 1,
             ) from exc
         return {name: table[name][number - self._firsts[group]] for name in table.schema.names}
 
     def _picture(self, number: int, name: str, cell: Any) -> Any:
-        """A cell of bytes, {"bytes", "path"} or a list of either; the bytes are left where they are."""
+        """A cell of bytes, {"bytes", "path"} or a list of either, with the bytes left in the file."""
         if not cell.is_valid:
             return None
         if _is_list(cell.type):
-            return [self._held(number, name, part, index) for index, part in enumerate(cell)]
-        return self._held(number, name, cell, None)
+            return [self._table_picture(number, name, part, index) for index, part in enumerate(cell)]
+        return self._table_picture(number, name, cell, None)
 
-    def _held(self, number: int, name: str, cell: Any, index: int | None) -> Any:
+    def _table_picture(self, number: int, name: str, cell: Any, index: int | None) -> Any:
         if not cell.is_valid:
             return None
         if _is_struct(cell.type) and not cell["bytes"].is_valid:
             return cell["path"].as_py()
 
         def read() -> bytes:
-            again = self._cells(number)[name]
-            part = again if index is None else again[index]
+            cell = self._cells(number)[name]
+            part = cell if index is None else cell[index]
             return (part["bytes"] if _is_struct(part.type) else part).as_py()  # type: ignore[no-any-return]
 
         return TablePicture(name if index is None else f"{name}[{index}]", read)
 
 
 def parquet_or_arrow(file: Path) -> bool:
-    """Whether the file is one of these, by its first bytes or, of an Arrow stream, its name."""
+    """Whether a file is one of these, by its first bytes or, for an Arrow stream, by its name."""
     with file.open("rb") as opened:
         return opened.read(6).startswith((b"PAR1", b"ARROW1")) or file.suffix == ".arrow"
 
@@ -123,7 +124,7 @@ def _pyarrow() -> Any:
 
 
 def _opened(file: Path, pa: Any) -> tuple[Any, list[int], Callable[[int], Any]]:
-    """Schema, rows in each group, and what gives one group as a table."""
+    """The schema, the number of rows in each group, and a function that reads one group as a table."""
     with file.open("rb") as opened:
         magic = opened.read(6)
     if magic.startswith(b"PAR1"):
@@ -157,7 +158,7 @@ def _is_struct(kind: Any) -> bool:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Bytes, {"bytes", "path"}, or a list of either."""
+    """Whether a type is bytes, {"bytes", "path"}, or a list of either."""
     if _is_list(kind):
         return _holds_bytes(kind.value_type)
     if _is_struct(kind):
@@ -166,7 +167,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """The names behind the numbers of `datasets`' ClassLabel columns."""
+    """The class names of ClassLabel columns, which hold numbers, by column."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -179,41 +180,43 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Tables fill what a row does not have with null: left out here, at every depth."""
+    """A value without the nulls with which tables fill what a row does not have, at every depth."""
     if isinstance(value, dict):
-        return {key: without_nulls(held) for key, held in value.items() if held is not None}
-    return [without_nulls(held) for held in value] if isinstance(value, list) else value
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 # -- folders ---------------------------------------------------------------------------------------
 
 
 def saved_splits(folder: Path) -> list[str]:
-    """The splits of a `DatasetDict` that `save_to_disk` wrote; none for another folder."""
-    listed = folder / "dataset_dict.json"
-    return [str(split) for split in _held(listed, "splits")] if listed.is_file() else []
+    """The splits of a `DatasetDict` that `save_to_disk` wrote; none for any other folder."""
+    index = folder / "dataset_dict.json"
+    return [str(split) for split in _list_in(index, "splits")] if index.is_file() else []
 
 
 def saved_files(folder: Path) -> list[Path]:
-    """The Arrow files of a `Dataset` that `save_to_disk` wrote; none for another folder."""
+    """The Arrow files of a `Dataset` that `save_to_disk` wrote; none for any other folder. Raises DataError
+    for a selection of rows that is not written out.
+    """
     state = folder / "state.json"
     if not state.is_file():
         return []
-    if _held(state, "_indices_files", []):
+    if _list_in(state, "_indices_files", []):
         raise DataError(
             "this folder holds a selection that only an old version of `datasets` can apply: load it there, "
             "call flatten_indices() and save it again",
             file=str(state),
         )
-    return [folder / str(entry["filename"]) for entry in _held(state, "_data_files")]
+    return [folder / str(entry["filename"]) for entry in _list_in(state, "_data_files")]
 
 
-def _held(file: Path, key: str, otherwise: Any = None) -> Any:
-    """The list under `key` of a small file that `datasets` wrote."""
+def _list_in(file: Path, key: str, otherwise: Any = None) -> Any:
+    """The list under `key` in a JSON file that `datasets` wrote. Raises DataError if there is none."""
     try:
-        held = json.loads(file.read_text("utf-8")).get(key, otherwise)
+        entries = json.loads(file.read_text("utf-8")).get(key, otherwise)
     except (OSError, ValueError, AttributeError):
-        held = None
-    if not isinstance(held, list) or not (held or otherwise is not None):
+        entries = None
+    if not isinstance(entries, list) or not (entries or otherwise is not None):
         raise DataError(f"has no {key}: save the data set again", file=str(file))
-    return held
+    return entries

@@ -41,7 +41,7 @@ app = typer.Typer(help="Look at data sets before they are trained on or asked.",
 
 @dataclass(frozen=True)
 class Findings:
-    """Counts by family of the rows that can be read, and the problems, the first `limit` of them in words."""
+    """Counts, by family, of the rows that can be read; the first problems; and how many `more` there are."""
 
     data: DataSet
     counts: dict[str, Counter[str]]
@@ -49,7 +49,7 @@ class Findings:
     more: int = 0
 
     def to_json(self) -> JSON:
-        """The report as one object."""
+        """The findings as one object."""
         return {
             "files": [str(file) for file in self.data.files],
             "format": self.data.format,
@@ -68,13 +68,13 @@ class Findings:
 
 @dataclass
 class _Tally:
-    """Counts as samples go by."""
+    """Counts samples by family."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
 
-    def see(self, sample: Sample) -> None:
+    def add(self, sample: Sample) -> None:
         item = sample.item
-        seen = {
+        holds = {
             "samples": True,
             item.form: True,
             "unlabelled": not item.labelled,
@@ -82,7 +82,7 @@ class _Tally:
             "with lie": bool(item.wrong),
             "several turns": bool(item.turns),
         }
-        self.counts.setdefault(item.family, Counter()).update(name for name, so in seen.items() if so)
+        self.counts.setdefault(item.family, Counter()).update(name for name, value in holds.items() if value)
 
 
 def validate(
@@ -93,17 +93,20 @@ def validate(
     checks: Sequence[Callable[[Item], None]] = (),
     advance: Callable[[], None] = lambda: None,
 ) -> Findings:
-    """Read every row, and decode every picture unless told not to; `checks` are further ones of a loaded
-    item. At most `limit` problems are kept, all are counted."""
+    """Read every row of a data set.
+
+    limit: how many problems are kept; all are counted. pictures: decode every picture. checks: further checks
+    of a loaded item, which raise DataError. advance: called after each readable row.
+    """
     tally = _Tally()
 
     def seen(sample: Sample) -> None:
-        tally.see(sample)
+        tally.add(sample)
         advance()
 
-    found = iter(problems(data, pictures=pictures, checks=checks, seen=seen))
-    kept = list(islice(found, limit))
-    more = sum(1 for _ in found)
+    errors = iter(problems(data, pictures=pictures, checks=checks, seen=seen))
+    kept = list(islice(errors, limit))
+    more = sum(1 for _ in errors)
     families = [family for family in RELEVANT if family in tally.counts]
     return Findings(data, {family: tally.counts[family] for family in families}, kept, more)
 
@@ -133,20 +136,20 @@ def command(
     rows = options.read(data, check=False)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("reading", total=len(rows))
-        found = validate(rows, limit=shown, pictures=pictures, advance=lambda: progress.advance(bar))
+        findings = validate(rows, limit=shown, pictures=pictures, advance=lambda: progress.advance(bar))
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1))
+        typer.echo(json.dumps(findings.to_json(), indent=1))
     else:
-        _print(found)
-    if found.problems:
+        _print(findings)
+    if findings.problems:
         raise typer.Exit(2)
 
 
 def unlabelled(counts: dict[str, Counter[str]]) -> list[str]:
-    """What training does with the rows that have no label, a sentence each."""
-    found = {family: counted["unlabelled"] for family, counted in counts.items() if counted["unlabelled"]}
-    twins = sum(count for family, count in found.items() if applicable(family))
-    rest = sum(found.values()) - twins
+    """Sentences that say what training does with the rows that have no label."""
+    without = {family: counted["unlabelled"] for family, counted in counts.items() if counted["unlabelled"]}
+    twins = sum(count for family, count in without.items() if applicable(family))
+    rest = sum(without.values()) - twins
     return [
         *(
             [f"{twins} rows without a label: training takes them for the consistency loss only."]
@@ -156,27 +159,27 @@ def unlabelled(counts: dict[str, Counter[str]]) -> list[str]:
     ]
 
 
-def _print(found: Findings) -> None:
+def _print(findings: Findings) -> None:
     wide = None if sys.stdout.isatty() else 120
     console = Console(width=wide, soft_wrap=True, highlight=False)
-    files = found.data.files
+    files = findings.data.files
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    console.print(f"{escape(str(files[0]))}{more}: {len(found.data)} rows, format {found.data.format}")
+    console.print(f"{escape(str(files[0]))}{more}: {len(findings.data)} rows, format {findings.data.format}")
     table = Table()
     for name in ("family", *COUNTED):
         table.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
-    for family, counted in found.counts.items():
+    for family, counted in findings.counts.items():
         table.add_row(family, *(str(counted[name]) for name in COUNTED))
-    if found.counts:
+    if findings.counts:
         console.print(table)
-    if "unknown" in found.counts:
+    if "unknown" in findings.counts:
         console.print(
             "Rows of unknown family are never perturbed: name theirs with --family or `modint.family`."
         )
-    for said in unlabelled(found.counts):
-        console.print(said)
-    for problem in found.problems:
+    for sentence in unlabelled(findings.counts):
+        console.print(sentence)
+    for problem in findings.problems:
         console.print(f"[red]![/] {escape(str(problem))}")
-    count = len(found.problems) + found.more
-    hidden = f", {found.more} more than shown (--problems)" if found.more else ""
+    count = len(findings.problems) + findings.more
+    hidden = f", {findings.more} more than shown (--problems)" if findings.more else ""
     console.print(f"{count} problems{hidden}" if count else "No problems.")

@@ -1,4 +1,4 @@
-"""Items written so that they read back: our own JSONL with PNG files, and LLaVA JSON with PNG files."""
+"""Writes items so that they can be read back: as our own JSONL or as LLaVA JSON, with PNG files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from modint_guard.types import JSON
 
 LLAVA = "data.json"
 PICTURES = ("image", *DONORS)
-_PLAIN = [held for held in fields(Item) if held.name not in PICTURES]
-_SELDOM = ("lie", "replies", "system", "turns")  # written only where an item has them
+_FIELDS = [field for field in fields(Item) if field.name not in PICTURES]
+_OPTIONAL = ("lie", "replies", "system", "turns", "truth", "accepted", "rejected")  # only if an item has them
 
 
 def write_items(items: Sequence[Item], folder: Path) -> None:
-    """Write `items.jsonl` and one PNG an item into `folder`; the donor pictures are not kept."""
+    """Write `items.jsonl` and one PNG per item into `folder`; their other pictures are not written."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for item in items:
-        record = {held.name: _value(item, held.name) for held in _PLAIN}
-        record = {name: value for name, value in record.items() if value or name not in _SELDOM}
+        record = {field.name: _value(item, field.name) for field in _FIELDS}
+        record = {name: value for name, value in record.items() if value or name not in _OPTIONAL}
         if item.image is not None:
             record["image"] = f"{item.id}.png"
             item.image.save(folder / record["image"], optimize=True)
@@ -38,16 +38,17 @@ def write_items(items: Sequence[Item], folder: Path) -> None:
 
 
 def _value(item: Item, name: str) -> Any:
-    held = getattr(item, name)
-    return [asdict(turn) for turn in held] if name == "turns" else held
+    value = getattr(item, name)
+    return [asdict(turn) for turn in value] if name == "turns" else value
 
 
 def write_llava(items: Iterable[Item], folder: Path) -> Path:
-    """Write `data.json` in LLaVA's format and PNG files beside it, donors too; gives the file's path.
+    """Write `data.json` in LLaVA's format with all pictures as PNG files beside it; returns the path of the
+    JSON file.
 
-    What LLaVA's format has no word for (family, choices, the planted lie, ...) stands in each row's `modint`
-    object, which other programs ignore; `read_data` gives equal items back. Raises DataError for a text that
-    holds `<image>` and for an id that names no file.
+    What LLaVA's format cannot say (family, choices, the planted lie, ...) is in each row's `modint` object,
+    which other programs ignore. `read_data` returns equal items. Raises DataError for a text that holds
+    `<image>`, and for an id that cannot be the name of a file.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = [_llava(item, folder) for item in items]
@@ -59,11 +60,11 @@ def _llava(item: Item, folder: Path) -> JSON:
     texts = (item.system, *(turn.text for turn in item.turns), prompt(item), item.answer)
     if any(MARK in text for text in texts):
         raise DataError(f"a text holds {MARK}, which LLaVA reads as a picture: take it out", sample=item.id)
-    asked = Turn("user", prompt(item), not any(turn.has_image for turn in item.turns))
-    said = [_turn(turn, item.image) for turn in (*item.turns, asked)]
+    question = Turn("user", prompt(item), not any(turn.has_image for turn in item.turns))
+    conversation = [_turn(turn, item.image) for turn in (*item.turns, question)]
     if item.labelled:
-        said.append({"from": "gpt", "value": reply_for(item, item.answer)})
-    row: JSON = {"id": item.id, "conversations": said, "modint": _extra(item, folder)}
+        conversation.append({"from": "gpt", "value": reply_for(item, item.answer)})
+    row: JSON = {"id": item.id, "conversations": conversation, "modint": _extra(item, folder)}
     if item.system:
         row["system"] = item.system
     return {**row, "image": _saved(item.image, item.id, folder)} if item.image is not None else row
@@ -75,12 +76,16 @@ def _turn(turn: Turn, image: Image.Image | None) -> JSON:
 
 
 def _extra(item: Item, folder: Path) -> JSON:
-    """The fields that differ from what reading would take for granted."""
-    usual = {held.name: held.default for held in _PLAIN if held.default is not MISSING} | {"source": None}
-    held = {name: getattr(item, name) for name in EXTRA_KEYS if name not in DONORS}
-    said = {name: value for name, value in held.items() if value != usual.get(name)}
+    """The fields that differ from their defaults in reading, and the further pictures."""
+    defaults = {field.name: field.default for field in _FIELDS if field.default is not MISSING} | {
+        "source": None
+    }
+    values = {name: getattr(item, name) for name in EXTRA_KEYS if name not in DONORS}
+    if not (item.form == "free" and item.replies):
+        del values["answer"]  # the reply to learn says it
+    extra = {name: value for name, value in values.items() if value != defaults.get(name)}
     donors = {name: getattr(item, name) for name in DONORS if getattr(item, name) is not None}
-    return {**said, **{name: _saved(held, f"{item.id}.{name}", folder) for name, held in donors.items()}}
+    return {**extra, **{name: _saved(image, f"{item.id}.{name}", folder) for name, image in donors.items()}}
 
 
 def _saved(image: Image.Image, name: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Start `modint-guard serve` as a child process and wait until it is ready: for demo, tables and tests."""
+"""Starts `modint-guard serve` as a child process and waits until it is ready: for demo, tables and tests."""
 
 import contextlib
 import os
@@ -20,8 +20,8 @@ STOP_S = 30.0
 
 
 @dataclass(frozen=True)
-class Served:
-    """A running gateway: its address and how long it took to be ready."""
+class RunningGateway:
+    """A gateway that is ready: its address, the seconds that its start took, its process."""
 
     url: str
     ready_s: float
@@ -29,18 +29,18 @@ class Served:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing uses at this moment."""
+    """A TCP port of the loopback interface that nothing uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
-def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) -> Iterator[Served]:
-    """Run `modint-guard serve ARGUMENTS` on a free port until the block ends; its messages go to `output` or
-    through, without the log line a request that a server keeps.
+def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) -> Iterator[RunningGateway]:
+    """Runs `modint-guard serve ARGUMENTS` on a free port until the block ends.
 
-    Raises EngineError when it ends or is not ready within five minutes.
+    Its messages go to `output`, by default to this process's own; it logs warnings only.
+    Raises EngineError if it ends, or is not ready within five minutes.
     """
     port = free_port()
     serve = [sys.executable, "-m", "modint_guard.cli", "serve"]
@@ -51,7 +51,7 @@ def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) 
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, began)
-        yield Served(url, time.monotonic() - began, process)
+        yield RunningGateway(url, time.monotonic() - began, process)
     finally:
         _stop(process)
 

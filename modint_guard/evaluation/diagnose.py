@@ -78,7 +78,7 @@ def command(
         str | None, typer.Option(help="The adapter on the model: its name there; with --local also a folder.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help=f"Any OpenAI-compatible endpoint.  [default: {GATEWAY}]")
+        str | None, typer.Option(help=f"Any OpenAI-compatible endpoint; default: {GATEWAY}.")
     ] = None,
     against: Annotated[
         str | None,
@@ -127,7 +127,7 @@ def command(
     items = items_of(data, how, limit=limit, seed=seed, split="test")
     variants = variants_of(items, perturbation or [], sorted(set(severity or [FULL])), seed)
     made_by = {"run": "diagnose", "data": fingerprint(variants), "seed": seed, "models": names_of(targets)}
-    made_by |= _not_by_default(targets, image_attention, logprobs)
+    made_by |= differing_from_usual(targets, image_attention, logprobs)
     with Journal(output / JOURNAL, made_by) as journal:
         answers = asyncio.run(
             ask_all(
@@ -146,7 +146,7 @@ def command(
         name,
         model=model,
         adapter=adapter,
-        url=without_user(url) if alike and url else None,
+        url=without_user(first.url) if alike and first.url else None,
         against=against,
         against_url=without_user(against_url) if alike and against_url else None,
         local=local,
@@ -175,17 +175,18 @@ def _check_local(local: bool, image_attention: float, **of_endpoints: object) ->
         )
 
 
-def _not_by_default(targets: Sequence[Target], image_attention: float, logprobs: bool) -> JSON:
+def differing_from_usual(targets: Sequence[Target], image_attention: float, logprobs: bool) -> JSON:
     """What else the answers depend on, as far as it differs from what is usual."""
-    local = targets[0].url is None
-    values = {
-        # An endpoint may move, unless nothing else tells the two models apart.
-        "urls": have_one_name(targets) and [target.url for target in targets],
-        "bases": local and [target.model for target in targets],
-        "image_attention": image_attention != 1.0 and image_attention,
-        "no_logprobs": not logprobs,
-    }
-    return {name: value for name, value in values.items() if value}
+    differing: JSON = {}
+    if targets[0].url is None:
+        differing["bases"] = [target.model for target in targets]
+    if have_one_name(targets):  # else an endpoint may move
+        differing["urls"] = [target.url for target in targets]
+    if image_attention != 1.0:
+        differing["image_attention"] = image_attention
+    if not logprobs:
+        differing["no_logprobs"] = True
+    return differing
 
 
 # -- asking ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from modint_guard.chat.images import png_data_url
-from modint_guard.data.item import asked
+from modint_guard.data.item import question_text
 from modint_guard.data.perturb import CLEAN, REGISTRY
 from modint_guard.data.severity import FULL
 from modint_guard.evaluation.effects import direction
@@ -165,7 +165,7 @@ def worst_of(model: str, answers: Sequence[Answer]) -> list[ResultRow]:
             "perturbation": after.variant.perturbation,
             "severity": after.variant.severity,
             "context": after.variant.item.context,
-            "question": asked(after.variant.item),
+            "question": question_text(after.variant.item),
             "truth": after.variant.item.answer,
             "clean_answer": before.text,
             "answer": after.text,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modint_guard.data.item import Item, choice_of, is_right, same_as
+from modint_guard.data.item import Item, answer_key, choice_of, is_right
 from modint_guard.evaluation.statistics import (
     Direction,
     cluster_interval,
@@ -95,8 +95,8 @@ def effect(clean: Sequence[Answered], disturbed: Sequence[Answered]) -> dict[str
 def direction(before: Answered, after: Answered) -> Direction:
     """The direction of one item's flip: see `statistics.flip_direction`."""
     return flip_direction(
-        same_as(before.item, before.text),
-        same_as(after.item, after.text),
+        answer_key(before.item, before.text),
+        answer_key(after.item, after.text),
         right_before=before.right,
         right_after=after.right,
     )

@@ -1,1 +1,10 @@
-"""What the replies mean: divergences, scores, risk, and the verdict that follows from them. Pure."""
+"""What the replies of the views mean for the answer. Pure: no network, no clock, no randomness.
+
+divergence.py   distances between distributions that are known from top-k lists
+scoring.py      compares the answer with each view: flips, influences, noise
+text_match.py   compares texts instead, if there are no log-probabilities
+self_ask.py     reads what the model itself says about which modality it needs
+risk.py         the risk of an answer, and the constants of a verdict
+calibration.py  risk and threshold fitted for one model, and the file that holds them
+verdict.py      from scores to a verdict
+"""

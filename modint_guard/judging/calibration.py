@@ -1,7 +1,7 @@
-"""A calibration: risk and threshold with a guarantee, fitted to labelled answers, and the file that holds it.
+"""Calibrations: a risk and a threshold with a guarantee, fitted to labelled answers, and their files.
 
-A file is bound to one model, one adapter and the probes its risks come from, and bears a digest of its own
-content: it is refused where it is damaged, edited, or made for another model.
+A file belongs to one model, one adapter and the probes that its risks are computed from, and it holds a
+digest of its own content. It is refused if it is damaged, edited, or made for another model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from modint_guard.judging.risk import FEATURES, Logistic, Thresholds
 from modint_guard.types import CELLS, Relevant
 
 SCHEMA = "modint-calibration-1"
-CALIBRATION = "calibration.json"  # beside weights: what `serve` uses where no other is named
+CALIBRATION = "calibration.json"  # beside a model's weights: `serve` uses it if no other file is named
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One answer under interference with its truth, and whether its clean twin was answered rightly.
+    """One answer under interference: its features, and whether it and its clean twin were right.
 
-    `source` names what questions share (a bitmap, a passage): one source never serves both fit and threshold.
+    source: names what several questions share (a bitmap, a passage). All answers of one source are used
+    either for the fit or for the threshold, never for both.
     """
 
     features: Mapping[str, float]
@@ -42,7 +43,7 @@ class Labelled:
 
     @property
     def counts(self) -> bool:
-        """Whether the clean twin was right: answers wrong on both say nothing of interference."""
+        """Whether the answer is used: if its clean twin is wrong too, it says nothing about interference."""
         return self.right_when_clean
 
 
@@ -51,7 +52,12 @@ class _Record(BaseModel):
 
 
 class Promise(_Record):
-    """What is promised of a threshold, and from how many answers."""
+    """A guarantee on a threshold, and the number of answers that it rests on.
+
+    kind: "miss" bounds the share of interfered answers that are not flagged, on average over calibrations;
+    "error" bounds the share of wrong answers among those that are not flagged. alpha: the bound. delta: the
+    probability with which an "error" bound may fail; None for "miss".
+    """
 
     kind: Literal["miss", "error"]
     alpha: float = Field(gt=0, lt=1)
@@ -61,7 +67,12 @@ class Promise(_Record):
 
 
 class Fitted(_Record):
-    """Risk and threshold for requests that one modality ought to decide."""
+    """Risk and threshold for requests that one modality ought to decide, with figures of the fit.
+
+    expected_probes: the mean number of cells that an early stop asks. feasible_flags: the smallest share of
+    answers that even a perfect risk would have to flag. flagged_of_negatives: the share of right answers that
+    are flagged.
+    """
 
     bias: float
     weights: dict[str, float]
@@ -79,12 +90,12 @@ class Fitted(_Record):
     calibration_error: float = Field(ge=0, le=1)
 
     def risk(self, answer: Labelled) -> float:
-        """The risk of an answer, in [0, 1]."""
+        """The risk of an answer, in [0, 1]. Raises KeyError if one of its features is missing."""
         return Logistic(self.bias, self.weights).risk(dict(answer.features))
 
     def thresholds(self, base: Thresholds) -> Thresholds:
-        """The constants of a verdict with these in place of the defaults."""
-        held = {field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass")}
+        """The constants of a verdict: the fitted ones, and those of `base` for all others."""
+        kept = {field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass")}
         weights = {f"weight_{name}": self.weights.get(name, 0.0) for name in FEATURES}
         return Thresholds(
             bias=self.bias,
@@ -93,12 +104,16 @@ class Fitted(_Record):
             by_risk_alone=True,
             min_probability=base.min_probability,
             **weights,
-            **held,
+            **kept,
         )
 
 
 class Calibration(_Record):
-    """All that a calibration file holds."""
+    """The content of a calibration file.
+
+    fitted: by the modality that ought to decide. probes: the views that risks are computed from. command,
+    versions: how and with what it was made.
+    """
 
     format: Literal["modint-calibration-1"] = "modint-calibration-1"
     model: str = Field(min_length=1)
@@ -111,24 +126,26 @@ class Calibration(_Record):
 
     @property
     def served_name(self) -> str:
-        """The name under which requests ask for it."""
+        """The model name of the requests that it is for."""
         return self.adapter or self.model
 
     def thresholds(self, relevant: Relevant, base: Thresholds) -> Thresholds | None:
-        """The constants for requests that this modality ought to decide; None where it was not fitted."""
-        fitted = {Relevant(name): each for name, each in self.fitted.items()}.get(relevant)
+        """The constants for requests that this modality ought to decide; None if none were fitted for it."""
+        fitted = {Relevant(name): fit for name, fit in self.fitted.items()}.get(relevant)
         return None if fitted is None else fitted.thresholds(base)
 
     def stops_early(self, relevant: Relevant) -> bool:
-        """Whether a first view may settle such requests; those that both modalities decide, where any may."""
+        """Whether the first view may settle requests with this relevance; for `both`, whether it may settle
+        those of either modality.
+        """
         return any(
-            each.clear_below > 0.0 for name, each in self.fitted.items() if relevant in (name, Relevant.BOTH)
+            fit.clear_below > 0.0 for name, fit in self.fitted.items() if relevant in (name, Relevant.BOTH)
         )
 
 
 def read_calibration(path: Path) -> Calibration:
-    """The calibration in a file. Raises ConfigError where it cannot be read, is of another format, or does
-    not fit its digest.
+    """The calibration in a file. Raises ConfigError if the file cannot be read, is of another format, or does
+    not match its digest.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -136,13 +153,13 @@ def read_calibration(path: Path) -> Calibration:
         raise ConfigError(f"{path} cannot be read ({type(exc).__name__}): name a calibration file.") from exc
     except json.JSONDecodeError as exc:
         raise ConfigError(
-            f"{path} is no JSON (line {exc.lineno}): run `modint-guard calibrate` again."
+            f"{path} is not valid JSON (line {exc.lineno}): run `modint-guard calibrate` again."
         ) from exc
     if not isinstance(document, dict) or document.get("format") != SCHEMA:
-        raise ConfigError(f"{path} is no calibration of the format {SCHEMA}: make it with this version.")
+        raise ConfigError(f"{path} is not a calibration of the format {SCHEMA}: make it with this version.")
     digest = document.pop("sha256", None)
     if digest != content_digest(document):
-        raise ConfigError(f"{path} does not fit its digest: it was damaged or edited; calibrate again.")
+        raise ConfigError(f"{path} does not match its digest: it was damaged or edited; calibrate again.")
     try:
         return Calibration.model_validate(document)
     except ValidationError as exc:
@@ -153,19 +170,23 @@ def read_calibration(path: Path) -> Calibration:
 def check_for(
     calibration: Calibration, path: Path, *, models: Mapping[str, str | None], probes: Sequence[str]
 ) -> None:
-    """Raise ConfigError unless the model is served, with that adapter, and these probes run.
+    """Raises ConfigError unless the calibration's model is served, with its adapter, and its probes run.
 
-    models: every served name with the base it belongs to, None for a base.
+    path: the calibration's file, for the message. models: the base model of every served name, None for a
+    base model itself. probes: the names of the probes that run.
     """
     name, base = calibration.served_name, calibration.model
     fits = name in models and (models[name] == base if calibration.adapter else models[name] is None)
     if not fits:
         made_for = f"{base} with the adapter {name}" if calibration.adapter else base
         served = ", ".join(sorted(models)) or "nothing"
-        raise ConfigError(f"{path} was made for {made_for}, and served are {served}: calibrate this model.")
+        raise ConfigError(
+            f"{path} was made for {made_for}, but these are served: {served}; calibrate the served model."
+        )
     if missing := [probe for probe in calibration.probes if probe not in probes]:
         raise ConfigError(f"{path} needs the probe {missing[0]}, which does not run here: calibrate again.")
 
 
 def content_digest(content: Mapping[str, object]) -> str:
+    """SHA-256 of a calibration file's content, its own digest left out, as hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""How far two answer distributions lie apart: exactly, or as far as two top-k lists tell.
+"""How far two answer distributions lie apart: exactly, or as far as two top-k lists can show.
 
-Divergences are Jensen-Shannon in base 2, in [0, 1] (Lin 1991); entropies are in bits; log-probabilities are
-natural. A top-k list is a mapping from token to log-probability; what it leaves out is its tail.
+Divergences are Jensen-Shannon in base 2, in [0, 1] (Lin 1991). Entropies are in bits. Log-probabilities are
+natural. A top-k list is a mapping from token to log-probability; the probability that it leaves out is its
+tail.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ Distribution = Mapping[str, float]  # token or label -> probability
 
 
 def js_divergence(p: Distribution, q: Distribution) -> float:
-    """Jensen-Shannon divergence, base 2, of two complete distributions (a missing key has probability 0)."""
+    """Jensen-Shannon divergence of two complete distributions, base 2, in [0, 1] (Lin 1991).
+
+    A key that one of them lacks has probability 0 there.
+    """
     return _bounded(sum(_js_term(p.get(key, 0.0), q.get(key, 0.0)) for key in p.keys() | q.keys()))
 
 
 def js_lower_bound(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> float:
-    """The least JS, base 2, that two top-k lists of natural log-probabilities allow; exact when they are
-    complete.
+    """The smallest Jensen-Shannon divergence, base 2, that two top-k lists of natural log-probabilities
+    allow, in [0, 1]. Exact if both lists are complete.
 
-    A token that only one list holds has, under the other, at most the probability of that list's last entry
-    and at most its tail; the value nearest to its known one is taken. What neither list holds counts as one
-    symbol. Each term of JS is non-negative and grows with the distance of its two probabilities, so the sum
-    is a lower bound.
+    A token that only one list holds is, under the other, at most as probable as that list's last entry and as
+    its tail; the possible value nearest to its known one is taken. Everything that neither list holds counts
+    as one symbol. Each term of the divergence is non-negative and grows with the distance between its two
+    probabilities, so the sum is a lower bound.
     """
     p, q = probabilities(p_top), probabilities(q_top)
     p_tail, q_tail = tail(p), tail(q)
@@ -40,29 +44,30 @@ def js_lower_bound(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> fl
 
 
 def coverage(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> float:
-    """The share of both distributions that their lists hold, in [0, 1]: 1 - the larger of the two tails."""
+    """How much of both distributions their lists hold, in [0, 1]: 1 minus the larger of the two tails."""
     return 1.0 - max(tail(probabilities(p_top)), tail(probabilities(q_top)))
 
 
 def largest_shift(p_top: Mapping[str, float], q_top: Mapping[str, float]) -> float:
-    """The largest change of any one token's probability that two lists prove, in [0, 1]; 0 where they are the
-    same. Of the same input asked twice it is the engine's noise.
+    """The largest change of a single token's probability that two lists prove, in [0, 1]; 0 for equal lists.
+
+    Between two calls with the same input, it is the engine's noise.
     """
     p, q = probabilities(p_top), probabilities(q_top)
     p_cap, q_cap = max_unlisted(p), max_unlisted(q)
-    both = (abs(p[key] - q[key]) for key in p.keys() & q.keys())
-    lost = (p[key] - q_cap for key in p.keys() - q.keys())
-    new = (q[key] - p_cap for key in q.keys() - p.keys())
-    return _bounded(max((*both, *lost, *new), default=0.0))
+    in_both = (abs(p[key] - q[key]) for key in p.keys() & q.keys())
+    only_p = (p[key] - q_cap for key in p.keys() - q.keys())
+    only_q = (q[key] - p_cap for key in q.keys() - p.keys())
+    return _bounded(max((*in_both, *only_p, *only_q), default=0.0))
 
 
 def option_distribution(
     top: Mapping[str, float], labels: Iterable[str], min_mass: float
 ) -> Distribution | None:
-    """Probabilities of the labels, renormalised over them; None unless all are listed and hold `min_mass`
-    together.
+    """The probabilities of the labels, renormalised to sum to 1; None unless the list holds all of them and
+    they have at least the probability `min_mass` together.
 
-    Tokens that differ by surrounding blanks only (" A" and "A") are one label.
+    Tokens that differ only in the white space around them (" A" and "A") are one label.
     """
     masses: dict[str, float] = {}
     for token, logprob in top.items():
@@ -75,7 +80,7 @@ def option_distribution(
 
 
 def word_distribution(top: Mapping[str, float]) -> Distribution:
-    """Probabilities of the listed tokens, merged where only blanks or case differ; the tail is left out."""
+    """The probabilities of the listed tokens, added up if they differ only in white space or case."""
     merged: dict[str, float] = {}
     for token, probability in probabilities(top).items():
         key = token_text(token).casefold()
@@ -84,40 +89,39 @@ def word_distribution(top: Mapping[str, float]) -> Distribution:
 
 
 def entropy(distribution: Distribution) -> float:
-    """Shannon entropy in bits. What is missing to 1 counts as one symbol: of a list it is a lower bound."""
+    """Shannon entropy in bits. The tail counts as one symbol: for a top-k list this is a lower bound."""
     masses = [*distribution.values(), tail(distribution)]
     return -sum(mass * math.log2(mass) for mass in masses if 0.0 < mass < 1.0)
 
 
 def relative_entropy(first: float, second: float) -> float:
-    """(second - first) / (second + first) of two entropies, in [-1, 1]; positive where the first is surer. 0
-    where both are certain.
+    """(second - first) / (second + first) of two entropies, in [-1, 1]: positive if the first distribution is
+    more certain, 0 if both entropies are 0.
     """
     return (second - first) / (second + first) if first + second > 0.0 else 0.0
 
 
 def probabilities(top: Mapping[str, float]) -> dict[str, float]:
-    """A list's log-probabilities as probabilities, at most 1 each."""
+    """The probabilities of a top-k list by token, at most 1 each."""
     return {token: math.exp(min(0.0, logprob)) for token, logprob in top.items()}
 
 
 def tail(listed: Distribution) -> float:
-    """The probability that a list leaves out."""
+    """The probability that a list leaves out, in [0, 1]."""
     return max(0.0, 1.0 - sum(listed.values()))
 
 
 def max_unlisted(listed: Distribution) -> float:
-    """At most this likely is any one token that a top-k list leaves out: as its tail and as its last entry.
-    The last entry may be a sampled token from outside the top k, so the last but one is taken.
+    """An upper bound on the probability of a single token that a top-k list leaves out: the smaller of its
+    tail and its last entry. The last entry may be a sampled token from outside the top k, so the last but one
+    is taken.
     """
     ordered = sorted(listed.values())
     return min(tail(listed), ordered[1] if len(ordered) > 1 else 1.0)
 
 
 def _js_term(p: float, q: float) -> float:
-    """One symbol's share of the JS divergence: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2; never
-    negative.
-    """
+    """One symbol's term of the divergence, 0 or more: p/2 log2(p/m) + q/2 log2(q/m) with m = (p + q)/2."""
     middle = (p + q) / 2
     left = p * math.log2(p / middle) if p > 0.0 and middle > 0.0 else 0.0
     right = q * math.log2(q / middle) if q > 0.0 and middle > 0.0 else 0.0
@@ -125,7 +129,7 @@ def _js_term(p: float, q: float) -> float:
 
 
 def _least_term(p: tuple[float, float], q: tuple[float, float]) -> float:
-    """The least share of one symbol whose two probabilities are only known as ranges."""
+    """The smallest share of one symbol whose two probabilities are known as ranges only."""
     if p[0] > q[1]:
         return _js_term(p[0], q[1])
     return _js_term(p[1], q[0]) if q[0] > p[1] else 0.0

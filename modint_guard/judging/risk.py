@@ -1,8 +1,8 @@
-"""The risk: a logistic of a few features of one answer, and how it is fitted.
+"""The risk of an answer: a logistic function of a few features, and how it is fitted.
 
-Every feature is turned so that more of it speaks for a wrong answer. They are read from the view without the
-irrelevant modality: how far the answer moved (js, margin), what that modality told of it (pmi), and how
-unsure the answer itself was (entropy).
+Every feature is defined so that a larger value speaks for a wrong answer. js and margin say how far the
+answer moves in the view without the irrelevant modality, and pmi how much that modality contributed to it.
+entropy says how uncertain the answer itself is.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ FEATURES = ("js", "margin", "entropy", "pmi")
 WITHOUT_IRRELEVANT = {Relevant.IMAGE: NO_CONTEXT, Relevant.TEXT: NEUTRAL_IMAGE}
 _ROUNDS = 100
 _STEP = 1e-10  # a Newton step shorter than this ends the fit
+_ROUNDING = 1e-14  # of a loss, relative
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The constants of a verdict.
+    """The constants of a verdict. Raises ConfigError for a value out of range.
 
-    risk = sigmoid(bias + weight_js * JS + weight_margin * margin + weight_entropy * H + weight_pmi * PMI).
-    JS is the base-2 divergence between the served answer and the answer with the *irrelevant* modality taken
-    out, margin = p(top answer) - p(y) under that same view, in [-1, 1], PMI = log p(y) served minus that
-    under the view, nats a token, and H the entropy of the served answer at its first position, bits.
-    An answer is flagged `text` or `image` when the view flips and risk >= flag_at; with `by_risk_alone`, as a
-    calibration sets it, by the risk alone. The first three, flag_at and confident were fitted by
-    `python -m bench thresholds` on TinyWorld's validation split (bench/results/thresholds.md); the others
-    are set by hand.
+    risk = sigmoid(bias + weight_js * JS + weight_margin * margin + weight_entropy * H + weight_pmi * PMI). y
+    is the served answer, and "the view" is the one without the *irrelevant* modality. JS is the base-2
+    Jensen-Shannon divergence between the answer and the view. margin = p(top answer) - p(y) under the view,
+    in [-1, 1]. PMI = log p(y) of the served answer minus log p(y) under the view, in nats per token. H is the
+    entropy of the served answer at its first position, in bits. An answer is flagged `text` or `image` if the
+    view flips and risk >= flag_at; with `by_risk_alone`, which a calibration sets, by the risk alone. The
+    first three constants, flag_at and confident were fitted by `python -m bench thresholds` on TinyWorld's
+    validation split (bench/results/thresholds.md); the others are set by hand.
     """
 
     bias: float = -3.727
@@ -44,11 +45,11 @@ class Thresholds:
     weight_pmi: float = 0.0
     flag_at: float = 0.2
     by_risk_alone: bool = False
-    clear_below: float = 0.0  # a lower risk after the first view passes the answer; 0: no early stop
-    flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise: undecided
-    confident: float = 0.9999  # a unimodal answer is certain from here on (prior and conflict rules)
-    min_option_mass: float = 0.5  # the options are compared alone only where they hold this much probability
-    min_probability: float = 1e-6  # log p(y) is clipped here before the influences are computed
+    clear_below: float = 0.0  # an answer with a lower risk after the first view passes; 0: no early stop
+    flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
+    confident: float = 0.9999  # the probability from which a unimodal answer is certain (prior, conflict)
+    min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
+    min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
 
     def __post_init__(self) -> None:
         for name in ("flag_at", "flip_margin", "confident", "min_option_mass", "clear_below"):
@@ -67,29 +68,32 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """risk = sigmoid(bias + weights . features); `weights` by the names of FEATURES."""
+    """risk = sigmoid(bias + weights . features); `weights` are named as in FEATURES."""
 
     bias: float
     weights: dict[str, float]
 
     def risk(self, features: dict[str, float]) -> float:
-        """In [0, 1]."""
+        """The risk in [0, 1] of an answer with these features. Raises KeyError if one is missing."""
         return sigmoid(self.bias + sum(w * features[name] for name, w in self.weights.items()))
 
 
 def features_of(cell: CellScore, entropy: float) -> dict[str, float]:
-    """The features of an answer: of the view without the irrelevant modality, and its own entropy in bits."""
+    """The features of an answer.
+
+    cell: the view without the irrelevant modality. entropy: that of the answer itself, in bits.
+    """
     return {"js": cell.divergence, "margin": cell.margin, "entropy": entropy, "pmi": cell.delta_logprob}
 
 
 def features_of_score(score: Score, relevant: Relevant) -> dict[str, float] | None:
-    """The same from a score; None where no modality is known to be irrelevant or its view is missing."""
+    """The features of a scored answer; None if the score lacks the view without the irrelevant modality."""
     cell = score.cells.get(WITHOUT_IRRELEVANT.get(relevant, ""))
     return None if cell is None else features_of(cell, score.entropy)
 
 
 def risk_of(cell: CellScore, entropy: float, thresholds: Thresholds) -> float:
-    """The risk in [0, 1] under these thresholds."""
+    """The risk of an answer in [0, 1] under these thresholds; the arguments are those of `features_of`."""
     features = features_of(cell, entropy)
     return sigmoid(
         thresholds.bias + sum(getattr(thresholds, f"weight_{name}") * features[name] for name in FEATURES)
@@ -97,7 +101,7 @@ def risk_of(cell: CellScore, entropy: float, thresholds: Thresholds) -> float:
 
 
 def sigmoid(z: float) -> float:
-    """1 / (1 + exp(-z)), for any z."""
+    """1 / (1 + exp(-z)), in [0, 1] for any z."""
     return 1.0 / (1.0 + math.exp(-z)) if z > -700.0 else 0.0
 
 
@@ -108,11 +112,12 @@ def fit(
     names: Sequence[str] = FEATURES,
     ridge: float = 0.1,
 ) -> Logistic:
-    """A logistic for "wrong" with no negative weight: a feature that would get one is left out, the most
-    negative first, so that the risk never falls as the answer moves further.
+    """A logistic function that predicts "wrong" and has no negative weight. Features that would get one are
+    left out, the most negative first, so that the risk never falls as an answer moves further.
 
-    ridge: of the weights, not of the bias; mild, so that separable data stays finite. Raises ConfigError
-    where all answers are right or all are wrong.
+    samples: the features of each answer. wrong: whether each was wrong. ridge: the penalty on the weights
+    (not on the bias), which keeps them finite for separable data. Raises ConfigError if all answers are right
+    or all are wrong.
     """
     if len(set(wrong)) < 2:
         raise ConfigError(
@@ -126,32 +131,36 @@ def fit(
         if not kept or (least := int(weights.argmin())) < 0 or weights[least] >= 0.0:
             break
         del kept[least]
-    found = dict(zip(kept, (float(weight) for weight in weights), strict=True))
-    return Logistic(bias, {name: found.get(name, 0.0) for name in names})
+    weight_of = dict(zip(kept, (float(weight) for weight in weights), strict=True))
+    return Logistic(bias, {name: weight_of.get(name, 0.0) for name in names})
 
 
 def fit_logistic(
     features: NDArray[np.float64], labels: NDArray[np.float64], ridge: float
 ) -> tuple[float, NDArray[np.float64]]:
-    """Bias and weights that minimise sum(log loss) + ridge/2 |weights|^2, by Newton's method with halved
-    steps (Hastie, Tibshirani and Friedman 2009, section 4.4). features: (N, K), labels: (N,) of 0 and 1.
+    """Bias and weights (K,) that minimise sum(log loss) + ridge/2 |weights|^2, by Newton's method with step
+    halving (Hastie, Tibshirani and Friedman 2009, section 4.4).
+
+    features: (N, K). labels: (N,), 0 or 1.
     """
     table = np.column_stack([np.ones(len(labels)), features])
     penalty = np.diag([0.0, *[ridge] * features.shape[1]])
-    found = np.zeros(table.shape[1])
+    theta = np.zeros(table.shape[1])  # (1 + K,): bias, weights
 
     def loss(at: NDArray[np.float64]) -> float:
         z = table @ at
         return float(np.logaddexp(0.0, z).sum() - labels @ z + at @ penalty @ at / 2)
 
     for _ in range(_ROUNDS):
-        p = 1.0 / (1.0 + np.exp(-np.clip(table @ found, -500.0, 500.0)))
-        gradient = table.T @ (p - labels) + penalty @ found
+        p = 1.0 / (1.0 + np.exp(-np.clip(table @ theta, -500.0, 500.0)))
+        gradient = table.T @ (p - labels) + penalty @ theta
         curvature = (table * (p * (1.0 - p))[:, None]).T @ table + penalty
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
-        while np.abs(step).max() > _STEP and loss(found - step) > loss(found):
+        now = loss(theta)
+        # Beside the optimum both losses are equal but for their rounding: that is no reason to halve.
+        while np.abs(step).max() > _STEP and loss(theta - step) > now + _ROUNDING * abs(now):
             step = step / 2
-        found = found - step
+        theta = theta - step
         if np.abs(step).max() <= _STEP:
             break
-    return float(found[0]), found[1:]
+    return float(theta[0]), theta[1:]

@@ -1,12 +1,12 @@
-"""The one definition of interference: how far an answer moves when a modality is taken away.
+"""The one definition of interference: how far an answer moves if a modality is left out.
 
-All distributions are those of the first content position: the first generated token that is not whitespace.
-Server, training and evaluation import these functions, so they mean the same by "divergence" (`divergence`),
-"flip" and "influence". Log-probabilities are natural.
+All distributions are those of the first content position: the first generated token that is more than white
+space. Server, training and evaluation import these functions, so that "divergence", "flip" and "influence"
+mean the same everywhere. Log-probabilities are natural.
 
-A flip needs a lead above the noise floor: the configured `flip_margin`, or, where the same input was asked
-again (`noop`), twice the largest change of a probability seen there, if that is more. A lead is a difference
-of two probabilities, and noise may have moved each of them by so much.
+A flip needs a lead above the noise floor, which is `flip_margin`, or twice the noise if that is more. The
+noise is the largest change of a probability when the same input was asked again (`noop`). It counts twice
+because a lead is the difference of two probabilities, and each of them may have moved by as much.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from modint_guard.judging.divergence import (
     word_distribution,
 )
 from modint_guard.judging.risk import Thresholds
+from modint_guard.report import ProbeResult
 from modint_guard.types import (
     CELLS,
     CONTROLS,
@@ -48,7 +49,6 @@ from modint_guard.types import (
     Option,
     Position,
     ProbeOutcome,
-    ProbeResult,
     Replies,
     Reply,
     Score,
@@ -56,8 +56,9 @@ from modint_guard.types import (
 
 
 class Influence(NamedTuple):
-    """What each modality did for log p(y), in nats; None where a cell is missing. `synergy` is what both do
-    together beyond what each does alone, and None without a context.
+    """How much each modality contributed to log p(y), in nats; None if a cell is missing.
+
+    synergy: what both contribute together beyond what each contributes alone; None without a context.
     """
 
     text: float | None
@@ -66,84 +67,93 @@ class Influence(NamedTuple):
 
 
 def first_word(text: str, labels: Iterable[str]) -> str:
-    """What a given answer says first, without marks around it: "(a) red" is "A" where that is a label."""
-    found = re.search(r"\w+", text)
-    word = found.group() if found else text.split()[0]
+    """The first word of an answer, without punctuation. If it is a label but for case, the label: "(a) red"
+    gives "A".
+
+    Raises IndexError for a text of white space only.
+    """
+    match = re.search(r"\w+", text)
+    word = match.group() if match else text.split()[0]
     return next((label for label in labels if label.casefold() == word.casefold()), word)
 
 
 def is_listed(word: str, replies: Iterable[Reply | Failure]) -> bool:
-    """Whether one of them lists the word whole, blanks and case aside. It is then a token, so one that does
-    not list it gives it no more than its last entry; else its first piece may be anything they list."""
+    """Whether one of the replies lists the whole word, ignoring white space and case.
+
+    If one does, the word is a single token, and a reply that does not list it gives it no more than the
+    probability of its last entry. Otherwise the word's first token may be any that they list.
+    """
     lists = (reply.top for reply in replies if isinstance(reply, Reply) and reply.top)
     return any(word.casefold() in word_distribution(top) for top in lists)
 
 
 def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thresholds) -> CellScore | None:
-    """One view against the served answer; None where either has no log-probabilities.
+    """One view compared with the served answer; None if either has no log-probabilities.
 
-    Over the whole answer where the view scored it (`compare_forced`), else at the first content position:
-    over the option labels, exactly, when the answer is one of them and both sides list them all; else over
-    words with a lower bound. `delta_logprob` is always that of the words, so that it compares across views.
+    labels: those of the options, if there are any. If the view scored the whole answer, all of it is compared
+    (`compare_forced`). Otherwise the first content position is: over the option labels and exactly, if the
+    answer is one of them and both sides list them all; else over words, with a lower bound of the divergence.
+    `delta_logprob` is always that of the words, so that it can be compared between views.
     """
     if view.forced:
         return compare_forced(answer, answer_positions(answer), view.forced, thresholds)
     if answer.token is None or not answer.top or not view.top:
         return None
     p, q = word_distribution(answer.top), word_distribution(view.top)
-    said = token_text(answer.token)
-    exact = _over_options(answer, view, labels, thresholds) if said in labels else None
-    seen = exact[1] if exact else q
-    y = said if exact else said.casefold()
-    best = max(seen, key=seen.__getitem__)
-    p_y = seen.get(y, 0.0)
+    word = token_text(answer.token)
+    exact = _over_options(answer, view, labels, thresholds) if word in labels else None
+    view_p = exact[1] if exact else q
+    y = word if exact else word.casefold()
+    best = max(view_p, key=view_p.__getitem__)
+    p_y = view_p.get(y, 0.0)
     return CellScore(
         divergence=js_divergence(*exact) if exact else js_lower_bound(answer.top, view.top),
         exact=exact is not None,
         coverage=coverage(answer.top, view.top),
-        flip=_flip(best == y, seen[best] - p_y, thresholds),
-        margin=seen[best] - p_y if best != y else _runner_up(seen, y) - p_y,
-        confidence=min(1.0, seen[best]),
+        flip=_flip(best == y, view_p[best] - p_y, thresholds),
+        margin=view_p[best] - p_y if best != y else _runner_up(view_p, y) - p_y,
+        confidence=min(1.0, view_p[best]),
         p_answer=min(1.0, p_y),
         reproduces=best == y,
-        delta_logprob=_log(_p_of(p, said), thresholds) - _log(_p_of(q, said), thresholds),
-        entropy=entropy(seen),
+        delta_logprob=_log(_p_of(p, word), thresholds) - _log(_p_of(q, word), thresholds),
+        entropy=entropy(view_p),
         answer=_answer_text(view, best),
     )
 
 
 def compare_forced(
-    answer: Reply, own: Sequence[Position], view: Sequence[Position], thresholds: Thresholds
+    answer: Reply, full: Sequence[Position], view: Sequence[Position], thresholds: Thresholds
 ) -> CellScore:
-    """One view against the whole answer: `own` and `view` score the same tokens y_t, with alternatives.
+    """One view compared over the whole answer.
 
-    Only positions at which the request itself prefers y_t beyond the noise floor can decide; the deciding one
-    is where another token leads y_t most under the view. The divergence is the largest over the positions,
-    `p_answer` the least p(y_t) of those that can decide, `delta_logprob` the mean over all (pointwise mutual
-    information), nats a token.
+    full, view: the same tokens y_t, one or more, as the request itself and the view score them, with
+    alternatives. Only positions at which the request prefers y_t by more than the noise floor can decide. The
+    deciding one is that at which another token leads y_t by most under the view. The divergence is the
+    largest of all positions, `p_answer` the smallest p(y_t) of those that can decide, and `delta_logprob` the
+    mean over all positions (pointwise mutual information), in nats per token.
     """
     leads = [_lead(position) for position in view]
-    sure = [t for t, position in enumerate(own) if _lead(position) < -thresholds.flip_margin]
-    sure = [t for t in sure if token_text(own[t].token)] or list(range(len(own)))
-    decided = _lead(own[deciding := max(sure, key=leads.__getitem__)]) < -thresholds.flip_margin
-    seen = word_distribution(view[deciding].top)
+    certain = [t for t, position in enumerate(full) if _lead(position) < -thresholds.flip_margin]
+    certain = [t for t in certain if token_text(full[t].token)] or list(range(len(full)))
+    decided = _lead(full[deciding := max(certain, key=leads.__getitem__)]) < -thresholds.flip_margin
+    view_p = word_distribution(view[deciding].top)
     lead = leads[deciding]
-    best = max(seen, key=seen.__getitem__)
-    p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in sure))
+    best = max(view_p, key=view_p.__getitem__)
+    p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in certain))
     return CellScore(
-        divergence=max(js_lower_bound(p.top, q.top) for p, q in zip(own, view, strict=True)),
+        divergence=max(js_lower_bound(p.top, q.top) for p, q in zip(full, view, strict=True)),
         exact=False,
-        coverage=coverage(own[deciding].top, view[deciding].top),
+        coverage=coverage(full[deciding].top, view[deciding].top),
         flip=_flip(lead < 0.0, lead, thresholds) if decided else None,
         margin=lead,
-        confidence=p_answer if lead < 0.0 else min(1.0, seen[best]),
+        confidence=p_answer if lead < 0.0 else min(1.0, view_p[best]),
         p_answer=p_answer,
         reproduces=lead < 0.0,
         delta_logprob=pointwise_mutual_information(
-            [max(position.logprob, math.log(thresholds.min_probability)) for position in own],
+            [max(position.logprob, math.log(thresholds.min_probability)) for position in full],
             [max(position.logprob, math.log(thresholds.min_probability)) for position in view],
         ),
-        entropy=entropy(seen),
+        entropy=entropy(view_p),
         answer=answer.text.strip() if lead < 0.0 else best,
     )
 
@@ -156,8 +166,8 @@ def _lead(position: Position) -> float:
 
 
 def comparable(answer: Reply, replies: Replies) -> Replies:
-    """The replies, with the answer's tokens as each cell scores them only where every cell does: values of
-    one token and of a whole answer are not to be mixed.
+    """The replies, without the scores of the whole answer unless every cell has them: values of one token and
+    of a whole answer must not be mixed.
     """
     cells = [reply for name, reply in replies.items() if name in CELLS]
     whole = len(answer_positions(answer))
@@ -170,36 +180,39 @@ def comparable(answer: Reply, replies: Replies) -> Replies:
 
 
 def relabelled(view: Reply, moved: Mapping[str, str]) -> Reply:
-    """The reply to moved options, read with the labels that the texts have in the request."""
+    """The reply to shifted options, read with the labels of the request.
+
+    moved: as from `shifted_labels`.
+    """
     if not view.top:
         return view
     top: dict[str, float] = {}
-    for token, logprob in view.top.items():
-        label = moved.get(token_text(token), token)
+    for listed, logprob in view.top.items():
+        label = moved.get(token_text(listed), listed)
         top[label] = logprob if label not in top else log_sum(top[label], logprob)
-    said = moved.get(token_text(view.token or "")) or view.token
+    token = moved.get(token_text(view.token or "")) or view.token
     text = moved.get(view.text.strip().rstrip("."), view.text)
-    return replace(view, top=top, token=said, text=text)
+    return replace(view, top=top, token=token, text=text)
 
 
 def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | None = None) -> Score:
-    """All features of the answer from the cells among `replies`; cells that cannot be scored are named as
-    missing.
+    """All features of the answer, from the cells and controls among `replies`. Cells that cannot be scored
+    are listed as missing.
     """
     replies = comparable(answer, replies)
     noise = noise_of(answer, replies.get(NOOP))
-    known = with_noise_floor(thresholds or Thresholds(), noise)
+    thresholds = with_noise_floor(thresholds or Thresholds(), noise)
     labels = tuple(option.label for option in chat.options)
-    cells, missing = cells_of(replies, lambda view: compare(answer, view, labels, known))
+    cells, missing = cells_of(replies, lambda view: compare(answer, view, labels, thresholds))
     forced = any(isinstance(reply, Reply) and reply.forced for reply in replies.values())
-    flipped = (name for name in CONTROLS if _flips(name, answer, replies.get(name), chat, known))
-    found = influence(cells, has_context=chat.context is not None)
+    flipped = (name for name in CONTROLS if _flips(name, answer, replies.get(name), chat, thresholds))
+    influences = influence(cells, has_context=chat.context is not None)
     return Score(
         cells=cells,
         missing=missing,
-        influence_text=found.text,
-        influence_image=found.image,
-        synergy=found.synergy,
+        influence_text=influences.text,
+        influence_image=influences.image,
+        synergy=influences.synergy,
         relative_entropy=_relative_entropy(cells),
         noise=noise,
         unstable=tuple(flipped),
@@ -214,7 +227,11 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
 def cells_of(
     replies: Replies, compared: Callable[[Reply], CellScore | None]
 ) -> tuple[dict[str, CellScore], dict[str, str]]:
-    """The cells among the replies as they compare with the answer, and why others cannot be."""
+    """The cells among the replies compared with the answer, and, for those that cannot be, the reason from
+    UNSCORED_REASONS.
+
+    compared: compares one view with the answer; None if it has no log-probabilities.
+    """
     cells: dict[str, CellScore] = {}
     missing: dict[str, str] = {}
     for name in (name for name in CELLS if name in replies):
@@ -229,9 +246,10 @@ def cells_of(
 
 
 def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> Influence:
-    """Shapley values and synergy of context and image in the game f = log p(y); nats. A cell enters as its
-    delta to M = f(image, context). Without a context the image is the only player: its value is M -
-    neutral_image.
+    """Shapley values and synergy of context and image for f = log p(y), in nats.
+
+    Each cell enters by its difference to f(image, context). Without a context the image is the only player,
+    and its value is f(image) - f(neutral image).
     """
     lost = {name: cell.delta_logprob for name, cell in cells.items()}
     if not has_context:
@@ -244,8 +262,9 @@ def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> Influence
 def shapley(both: float, *, first: float, second: float, neither: float) -> Influence:
     """Shapley values (Shapley 1953) of two players, text first, from the values of the four coalitions.
 
-    phi_1 = ((both - second) + (first - neither)) / 2, phi_2 alike; they add up to both - neither. Synergy =
-    both - first - second + neither (Harsanyi's dividend of the pair): negative where the two say the same.
+    phi_1 = ((both - second) + (first - neither)) / 2, and phi_2 likewise; they add up to both - neither.
+    Synergy = both - first - second + neither (Harsanyi's dividend of the pair), which is negative if the two
+    are redundant.
     """
     text = ((both - second) + (first - neither)) / 2
     image = ((both - first) + (second - neither)) / 2
@@ -253,18 +272,20 @@ def shapley(both: float, *, first: float, second: float, neither: float) -> Infl
 
 
 def pointwise_mutual_information(answer: Sequence[float], view: Sequence[float]) -> float:
-    """mean over tokens of log p_M(y_t) - log p_view(y_t): what the removed part told of the answer, in nats a
-    token; negative where it spoke against it. Raises ValueError unless both score the same tokens, one or
-    more.
+    """The mean over tokens of log p(y_t) - log p_view(y_t), in nats per token: how much the part that the
+    view leaves out contributed to the answer; negative if it spoke against it.
+
+    answer, view: log-probabilities of the same tokens, (T,) each. Raises ValueError for T = 0 or unequal
+    lengths.
     """
     if not answer or len(answer) != len(view):
         raise ValueError(f"need the same tokens twice, one or more; got {len(answer)} and {len(view)}")
-    return math.fsum(own - other for own, other in zip(answer, view, strict=True)) / len(answer)
+    return math.fsum(full - without for full, without in zip(answer, view, strict=True)) / len(answer)
 
 
 def noise_of(answer: Reply, again: Reply | Failure | None) -> float | None:
-    """The engine's noise: the largest change of a probability when the same input was asked again, in [0, 1];
-    None where it was not, or gave no log-probabilities.
+    """The engine's noise: the largest change of a probability when the same input was asked again, in [0, 1].
+    None if it was not asked again, or if one of the two replies has no log-probabilities.
     """
     if not isinstance(again, Reply) or not answer.top or not again.top:
         return None
@@ -272,7 +293,7 @@ def noise_of(answer: Reply, again: Reply | Failure | None) -> float | None:
 
 
 def with_noise_floor(thresholds: Thresholds, noise: float | None) -> Thresholds:
-    """The same thresholds with a margin that noise of this size cannot reach."""
+    """The same thresholds, with a flip margin of at least twice the noise."""
     floor = min(1.0, max(thresholds.flip_margin, 2 * (noise or 0.0)))
     return thresholds if floor == thresholds.flip_margin else replace(thresholds, flip_margin=floor)
 
@@ -280,8 +301,9 @@ def with_noise_floor(thresholds: Thresholds, noise: float | None) -> Thresholds:
 def probe_result(
     name: str, answer: Reply, reply: Reply | Failure, chat: Chat, thresholds: Thresholds | None = None
 ) -> ProbeResult:
-    """The report's row of one probe. `answer` is the view's first word when its text goes on after it: a view
-    is only asked for a token or two."""
+    """The report's row of one probe. Its `answer` is the view's first word if the view was cut off after a
+    token or two.
+    """
     if isinstance(reply, Failure):
         return unjudged_result(name, reply)
     if name == SELF_ASKED:
@@ -304,7 +326,7 @@ def probe_result(
 
 
 def unjudged_result(name: str, reply: Reply | Failure) -> ProbeResult:
-    """The row of a probe that was not compared with an answer: what it cost, and nothing else."""
+    """The row of a probe that was not compared with an answer; it states the cost and nothing else."""
     if isinstance(reply, Failure):
         return ProbeResult(name, reply.outcome, ms=reply.ms)
     tokens = reply.prompt_tokens + reply.completion_tokens
@@ -314,7 +336,7 @@ def unjudged_result(name: str, reply: Reply | Failure) -> ProbeResult:
 
 
 def _is_only_begun(answer: Reply, labels: Sequence[str]) -> bool:
-    """Whether more than the first word was said, and that word is no option's label."""
+    """Whether the answer has more than one word, and the first one is not an option's label."""
     return len(answer.text.split()) > 1 and token_text(answer.token or "") not in labels
 
 
@@ -335,7 +357,7 @@ def _flips(
 
 
 def shifted_labels(options: Sequence[Option]) -> dict[str, str]:
-    """Label in `permuted_options` -> the label that its text has in the request, for texts moved by one."""
+    """For every label in `permuted_options`, the label that its text has in the request."""
     labels = [option.label for option in options]
     return dict(zip(labels, [*labels[-1:], *labels[:-1]], strict=True))
 
@@ -348,8 +370,8 @@ def _over_options(
     return (p, q) if p is not None and q is not None else None
 
 
-def _flip(same: bool, lead: float, thresholds: Thresholds) -> bool | None:
-    if same:
+def _flip(is_same: bool, lead: float, thresholds: Thresholds) -> bool | None:
+    if is_same:
         return False
     return True if lead > thresholds.flip_margin else None
 
@@ -358,11 +380,9 @@ def _runner_up(distribution: Distribution, y: str) -> float:
     return max((p for key, p in distribution.items() if key != y), default=0.0)
 
 
-def _p_of(words: Distribution, said: str) -> float:
-    """p of the served word; one that is not listed is at most as likely as the last one listed and as the
-    tail.
-    """
-    listed = words.get(said.casefold())
+def _p_of(words: Distribution, word: str) -> float:
+    """The probability of a word; an upper bound on it if it is not listed."""
+    listed = words.get(word.casefold())
     return listed if listed is not None else max_unlisted(words)
 
 

@@ -1,16 +1,18 @@
-"""What the model itself says that it needs: the relevance that it was asked for, read from its reply."""
+"""Reads what the model itself says about which modality its answer needs."""
 
 from __future__ import annotations
 
 from modint_guard.judging.divergence import word_distribution
 from modint_guard.types import Relevant, Reply
 
-_MIN_MASS = 0.5  # that "yes" and "no" must hold together
+_MIN_MASS = 0.5  # the least probability that "yes" and "no" must have together
 
 
 def by_self_ask(reply: Reply, confident: float) -> Relevant:
-    """What the model says to SELF_ASK: yes, the image ought to decide; no, the text. Unknown where it is less
-    than `confident` of either, or says something else.
+    """The relevant modality by the reply to `SELF_ASK`: the image for "yes", the text for "no".
+
+    confident: the share of "yes" or "no" among the two, in (0.5, 1], from which it counts; below it, or if
+    the reply is something else, the relevance is unknown.
     """
     words = word_distribution(reply.top or {})
     yes, no = words.get("yes", 0.0), words.get("no", 0.0)

@@ -1,17 +1,20 @@
-"""Without log-probabilities: the answer is generated again under each view, and flips are told by the words.
+"""Compares answers by their texts if there are no log-probabilities: another text is a flip.
 
-A weaker method than comparing probabilities, and named as such: there is no risk, no influence and no
-confidence, so nothing can be flagged as `prior` or `conflict`. The unchanged request is generated again as
-well; where that gives other words, the answer moves by itself and no flag is raised. Answers of more than a
-few words are not compared: another wording is no other answer.
+Every view generates its own answer. This method is weaker than comparing probabilities, and the report names
+it: there is no risk, no influence and no confidence, so nothing can be flagged as `prior` or `conflict`. The
+unchanged request is generated again as well; if that gives other words, the answer moves by itself and no
+flag is raised. Answers of more than a few words are not compared, because other words need not mean another
+answer.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 
-from modint_guard.judging.scoring import cells_of, first_word, shifted_labels
+from modint_guard.judging.scoring import cells_of, first_word, shifted_labels, unjudged_result
+from modint_guard.report import ProbeResult
 from modint_guard.types import (
     CONTROLS,
     NEUTRAL_IMAGE,
@@ -23,30 +26,31 @@ from modint_guard.types import (
     Chat,
     Failure,
     ProbeOutcome,
-    ProbeResult,
     Replies,
     Reply,
     Score,
 )
 
-MAX_WORDS = 8  # of an answer that is compared
-MAX_TOKENS = 32  # of a view's answer
+MAX_WORDS = 8  # the longest answer that is compared
+MAX_TOKENS = 32  # the longest answer that a view may generate
 _MARKS = string.punctuation + "。，！？、«»“”„’‘ "
 
 
 def is_short(answer: Reply) -> bool:
-    """Whether an answer is short enough to be compared by its words."""
+    """Whether an answer is short enough to be compared as a text: 1 to `MAX_WORDS` words."""
     return 0 < len(answer.text.split()) <= MAX_WORDS
 
 
 def same_answer(first: str, second: str, labels: Sequence[str]) -> bool:
-    """Whether two texts say the same: the same option, or the same words, case and marks aside."""
-    return _said(first, labels) == _said(second, labels)
+    """Whether two texts give the same answer: one option, or the same words but for case and punctuation."""
+    return _normalised(first, labels) == _normalised(second, labels)
 
 
 def score_words(answer: Reply, replies: Replies, chat: Chat) -> Score:
-    """The cells by the words alone: a flip has margin 1 and divergence 1, none has margin -1 and 0. Where the
-    unchanged request got no answer it is missing too: nobody knows whether the answer moves by itself.
+    """The score of an answer by texts alone: a flipped cell has divergence and margin 1, any other 0 and -1.
+
+    If the unchanged request, asked again, got no answer, `noop` is among the missing views: it is then
+    unknown whether the answer moves by itself.
     """
     labels = [option.label for option in chat.options]
     cells, missing = cells_of(replies, lambda view: _cell(view, same_answer(answer.text, view.text, labels)))
@@ -62,33 +66,28 @@ def score_words(answer: Reply, replies: Replies, chat: Chat) -> Score:
 
 
 def words_result(name: str, answer: Reply, reply: Reply | Failure, chat: Chat) -> ProbeResult:
-    """The report's row of one view that was generated again."""
+    """The report's row of one view whose answer was generated as a whole."""
+    result = unjudged_result(name, reply)
     if isinstance(reply, Failure):
-        return ProbeResult(name, reply.outcome, ms=reply.ms)
+        return result
     flip = _moves(name, answer, reply, chat)
-    return ProbeResult(
-        name,
-        ProbeOutcome.FLIPPED if flip else ProbeOutcome.CONSISTENT,
-        flip=flip,
-        answer=reply.text.strip() or None,
-        tokens=reply.prompt_tokens + reply.completion_tokens,
-        cached_tokens=reply.cached_tokens,
-        ms=reply.ms,
-    )
+    outcome = ProbeOutcome.FLIPPED if flip else ProbeOutcome.CONSISTENT
+    return replace(result, outcome=outcome, flip=flip, answer=reply.text.strip() or None)
 
 
 def _moves(name: str, answer: Reply, view: Reply | Failure | None, chat: Chat) -> bool:
-    """Whether a view says something else; an option that was moved is read by its text."""
+    """Whether a view gives another answer; labels of shifted options are read as those of the request."""
     if not isinstance(view, Reply):
         return False
     labels = [option.label for option in chat.options]
-    said = _said(view.text, labels)
+    view_answer = _normalised(view.text, labels)
     if name == PERMUTED_OPTIONS:
-        said = shifted_labels(chat.options).get(said, said)
-    return said != _said(answer.text, labels)
+        view_answer = shifted_labels(chat.options).get(view_answer, view_answer)
+    return view_answer != _normalised(answer.text, labels)
 
 
-def _said(text: str, labels: Sequence[str]) -> str:
+def _normalised(text: str, labels: Sequence[str]) -> str:
+    """The label that a text begins with, or its words in the form in which they are compared."""
     word = first_word(text, labels) if text.split() else ""
     return word if word in labels else " ".join(text.casefold().split()).strip(_MARKS)
 

@@ -1,37 +1,39 @@
-"""From scores to one of four verdicts. Pure; the constants are `config.Thresholds`.
+"""From a score to one of four verdicts. Pure; its constants are `risk.Thresholds`.
 
-With y the served answer and the views no_context (image and question), neutral_image (text alone) and
-prior (neither):
+y is the served answer. The views are no_context (the image alone), neutral_image (the text alone) and prior
+(neither).
 
-relevant  flagged as   when
-image     text         y flips without the context, text alone reproduces y, and risk >= flag_at
-image     prior        text alone and the prior both give y with confidence, and y stays without the context
-text      image        y flips with a neutral image, and risk >= flag_at. What the image alone says is no
+relevant  flagged as   if
+image     text         y flips without the context, the text alone reproduces y, and risk >= flag_at
+image     prior        text alone and prior both give y with confidence, and the image alone gives y too
+text      image        y flips with a neutral image, and risk >= flag_at. What the image alone answers is no
                        evidence here: without its text the question has no answer to reproduce
-text      prior        without the context and without both, y still comes with confidence
+text      prior        y still comes with confidence without the context, and without both
 both      prior        every view gives y with confidence
-unknown   conflict     image alone and text alone are confident of different answers
+unknown   conflict     the image alone and the text alone give different answers, both with confidence
 
-Of a longer answer judged at its first word nothing is flagged as prior: every view begins with "The".
-A flag as text or image is withdrawn where a control (benign, permuted_options, question_first) ran and y
-flipped under it as well: such an answer moves with anything. With thresholds of a calibration (by_risk_alone)
-text and image are flagged by the risk alone, unstable or not: its promise holds for that rule. Any other
-answer passes; for both and unknown the report then speaks of influence only.
+If a longer answer is judged at its first word, it is never flagged as prior, because every view may begin
+with "The". A flag as text or image is withdrawn if y also flipped under a control that ran (benign,
+permuted_options, question_first): such an answer moves with any change. With the thresholds of a calibration
+(by_risk_alone), text and image are flagged by the risk alone, unstable or not, because the calibration's
+guarantee holds for that rule. Any other answer passes; for both and unknown the report then states influences
+only.
 
-Without a context: relevant=text and both use neutral_image alone; relevant=image has no irrelevant modality
-to examine and is skipped as "no_context", unless the neutral image gives y with confidence (prior); unknown
-is skipped likewise.
+Without a context, only neutral_image is used for relevant=text and both. For relevant=image there is no
+irrelevant modality to examine, and the request is skipped as "no_context", unless the neutral image gives y
+with confidence (prior). For unknown it is skipped likewise.
 
-With an early stop some of the cells decide already (`settled`). One view goes first (`FIRST`): an answer
-whose risk stays below clear_below passes on it, one that a calibration's thresholds flag by the risk is
-flagged on it (but where a policy mends, a flag wants what each modality alone says), and where both decide
-one that the prior does not give with confidence passes. The prior is not needed where the other two flag the
-answer as text or image. The cells left out are then neither asked nor missing.
+With an early stop, some of the cells can decide alone (`early_verdict`). One view comes first (`FIRST_VIEW`).
+An answer whose risk stays below clear_below there passes. An answer that a calibration flags by the risk is
+flagged there, except that a policy which corrects answers needs to know what each modality alone answers. If
+both modalities ought to decide, an answer that the prior does not give with confidence passes. The prior is
+not needed if the other two cells flag the answer as text or image. Cells that are left out for this reason
+are not missing.
 
-`risk` is the logistic of the irrelevant modality's removal. Where no modality is known to be irrelevant
-(both, unknown, or nothing to remove) it is null, also when flagged: prior and conflict are rules of
-their own, not read from the risk. If a cell that the rule names is missing, the verdict is unscored and
-risk null.
+`risk` belongs to leaving out the irrelevant modality. If no modality is known to be irrelevant (both,
+unknown, or nothing to leave out) it is null, even for a flagged answer: prior and conflict have rules of
+their own that do not use the risk. If a cell that the rule needs is missing, the verdict is unscored and risk
+is null.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Thresholds, risk_of
+from modint_guard.report import Verdict
 from modint_guard.types import (
     CELLS,
     NEUTRAL_IMAGE,
@@ -50,18 +53,20 @@ from modint_guard.types import (
     Relevant,
     Score,
     State,
-    Verdict,
 )
 
 Cells = Mapping[str, CellScore]
-FIRST_VIEW = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # what an early stop asks before all else
-_INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # what ought not to decide
+FIRST_VIEW = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # the view that an early stop asks first
+_INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # the cause if the other one decided
 
 
 def decide(
     score: Score, relevant: Relevant, thresholds: Thresholds | None = None, *, has_context: bool
 ) -> Verdict:
-    """The verdict on one scored answer."""
+    """The verdict on one scored answer, by the rules at the top of this file.
+
+    relevant: the modality that ought to decide. has_context: whether the request has a context.
+    """
     thresholds = thresholds or Thresholds()
     verdict = early_verdict(score, relevant, thresholds) if has_context else None
     if verdict is None:
@@ -79,43 +84,44 @@ def decide(
 
 
 def early_verdict(
-    score: Score, relevant: Relevant, thresholds: Thresholds, *, mends: bool = False
+    score: Score, relevant: Relevant, thresholds: Thresholds, *, corrects: bool = False
 ) -> Verdict | None:
-    """The verdict that some of the cells decide already, under an early stop; None where others are needed.
+    """The verdict that the cells asked so far decide under an early stop; None if others are needed.
 
-    mends: a flag is to be mended and wants what each modality alone says, so the first view raises none.
+    corrects: whether a flagged answer will be corrected. That needs what each modality alone answers, so the
+    first view alone flags nothing.
     """
     first, asked = FIRST_VIEW.get(relevant), set(score.cells)
     if first is None or first not in asked or score.missing:
         return None
-    if relevant is Relevant.BOTH:  # fitted by nobody: that the prior was asked alone is the early stop
-        open_still = asked != {first} or _confident_of_y(score.cells, thresholds, first)
-        return None if open_still else Verdict(State.PASS)
+    if relevant is Relevant.BOTH:  # nothing is fitted here: the early stop is that the prior was asked alone
+        is_open = asked != {first} or _confident_of_y(score.cells, thresholds, first)
+        return None if is_open else Verdict(State.PASS)
     if not thresholds.clear_below:
         return None
-    value = risk_of(score.cells[first], score.entropy, thresholds)
+    risk = risk_of(score.cells[first], score.entropy, thresholds)
     if asked == {first}:
-        if value < thresholds.clear_below:
-            return Verdict(State.PASS, risk=value)
-        flagged = thresholds.by_risk_alone and value >= thresholds.flag_at and not mends
+        if risk < thresholds.clear_below:
+            return Verdict(State.PASS, risk=risk)
+        flagged = thresholds.by_risk_alone and risk >= thresholds.flag_at and not corrects
     else:
-        each = asked == {NO_CONTEXT, NEUTRAL_IMAGE}
-        flagged = each and _interferes(score.cells, relevant, value, thresholds)
-    return Verdict(State.FLAGGED, cause=_INTERFERING[relevant], risk=value) if flagged else None
+        both_asked = asked == {NO_CONTEXT, NEUTRAL_IMAGE}
+        flagged = both_asked and _interferes(score.cells, relevant, risk, thresholds)
+    return Verdict(State.FLAGGED, cause=_INTERFERING[relevant], risk=risk) if flagged else None
 
 
-def _interferes(cells: Cells, relevant: Relevant, value: float, thresholds: Thresholds) -> bool:
+def _interferes(cells: Cells, relevant: Relevant, risk: float, thresholds: Thresholds) -> bool:
     """Whether the irrelevant modality is flagged at this risk."""
-    followed = (
+    follows_it = (
         cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
         if relevant is Relevant.IMAGE
         else cells[NEUTRAL_IMAGE].flip
     )
-    return value >= thresholds.flag_at and bool(followed or thresholds.by_risk_alone)
+    return risk >= thresholds.flag_at and bool(follows_it or thresholds.by_risk_alone)
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
-    """The cells that the rule for this request names."""
+    """The cells that the rule for such a request needs."""
     if has_context:
         return (NO_CONTEXT, NEUTRAL_IMAGE) if relevant is Relevant.UNKNOWN else CELLS
     return () if relevant is Relevant.UNKNOWN else (NEUTRAL_IMAGE,)
@@ -127,23 +133,23 @@ def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> V
         if _confident_of_y(cells, thresholds, NEUTRAL_IMAGE):
             return Verdict(State.FLAGGED, cause=Cause.PRIOR)
         return Verdict(State.SKIPPED, reason="no_context")
-    value = risk_of(cells[NO_CONTEXT], score.entropy, thresholds)
-    if _interferes(cells, Relevant.IMAGE, value, thresholds):
-        return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=value)
+    risk = risk_of(cells[NO_CONTEXT], score.entropy, thresholds)
+    if _interferes(cells, Relevant.IMAGE, risk, thresholds):
+        return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=risk)
     if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
-        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
-    return Verdict(State.PASS, risk=value)
+        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=risk)
+    return Verdict(State.PASS, risk=risk)
 
 
 def _text_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
     cells = score.cells
-    value = risk_of(cells[NEUTRAL_IMAGE], score.entropy, thresholds)
-    if _interferes(cells, Relevant.TEXT, value, thresholds):
-        return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=value)
-    neutral = cells[NEUTRAL_IMAGE].reproduces
-    if has_context and neutral and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
-        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=value)
-    return Verdict(State.PASS, risk=value)
+    risk = risk_of(cells[NEUTRAL_IMAGE], score.entropy, thresholds)
+    if _interferes(cells, Relevant.TEXT, risk, thresholds):
+        return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=risk)
+    stays = cells[NEUTRAL_IMAGE].reproduces
+    if has_context and stays and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
+        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=risk)
+    return Verdict(State.PASS, risk=risk)
 
 
 def _both_decide(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:

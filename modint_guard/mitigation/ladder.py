@@ -23,15 +23,8 @@ from modint_guard.errors import EndpointTimeout
 from modint_guard.mitigation import rungs
 from modint_guard.mitigation.policy import Policy, may_replace, rungs_of
 from modint_guard.mitigation.rungs import Attempt, Examine, FlaggedAnswer
-from modint_guard.types import (
-    ABSTAIN,
-    ANNOTATE,
-    JSON,
-    Complete,
-    Mitigation,
-    RungOutcome,
-    RungResult,
-)
+from modint_guard.report import Mitigation, RungResult
+from modint_guard.types import ABSTAIN, ANNOTATE, JSON, Complete, RungOutcome
 
 Clock = Callable[[], float]
 logger = logging.getLogger(__name__)

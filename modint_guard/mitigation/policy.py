@@ -31,6 +31,7 @@ from typing import Any, Literal
 from modint_guard.chat.rule_files import check_expression, check_keys, matches, read_rule_file
 from modint_guard.errors import ConfigError
 from modint_guard.mitigation import fitted
+from modint_guard.report import Report
 from modint_guard.types import (
     ACTIONS,
     ANNOTATE,
@@ -43,7 +44,6 @@ from modint_guard.types import (
     Cause,
     Relevant,
     RelevantSource,
-    Report,
 )
 
 Form = Literal["options", "word", "free"]

@@ -31,6 +31,7 @@ from modint_guard.mitigation.policy import Form, Policy, abstention
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.probing.views import full_body, short_body
+from modint_guard.report import Report
 from modint_guard.types import (
     ABSTAIN,
     DEBIAS,
@@ -50,7 +51,6 @@ from modint_guard.types import (
     Relevant,
     Replies,
     Reply,
-    Report,
     RungOutcome,
     State,
     View,
@@ -112,9 +112,7 @@ UNFIT = Attempt(RungOutcome.UNFIT)
 
 
 async def neutralise(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
-    """The answer of the relevant modality alone. Raises EndpointError if it has to be generated and the
-    engine fails.
-    """
+    """The answer of the relevant modality alone. Raises EndpointError if it cannot be generated."""
     name = WITHOUT_IRRELEVANT.get(flagged.report.relevant)
     reply = flagged.replies.get(name) if name else None
     if name is None or not isinstance(reply, Reply) or reply.skip:
@@ -132,9 +130,7 @@ async def neutralise(flagged: FlaggedAnswer, policy: Policy, complete: Complete,
 
 
 async def escalate(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
-    """The robust adapter's answer to the same request, examined in turn. Raises EndpointError if the engine
-    fails.
-    """
+    """The robust adapter's answer to the same request, examined in turn. Raises EndpointError."""
     if flagged.plan.body.get("model") == policy.robust:
         return UNFIT
     if not policy.robust:

@@ -1,4 +1,4 @@
-"""The models that ship with the package: `tinyworld-base` and `robust-lora`, each a folder with a card."""
+"""The bundled models: the base model `tinyworld-base` and the adapter `robust-lora`, a folder each."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ from modint_guard.errors import ConfigError
 FOLDER = Path(__file__).parent
 BASE = "tinyworld-base"
 ADAPTER = "robust-lora"
-NOT_SERVED = frozenset({"instructblip"})  # model types that can be trained here and that vLLM has no model of
+NOT_SERVED = frozenset({"instructblip"})  # model types that can be trained here but not served by vLLM
 
 
 def bundled(name: str) -> Path:
-    """The folder of a bundled model or adapter, whether or not it exists."""
+    """The folder of the bundled model or adapter of this name; it need not exist."""
     return FOLDER / name
 
 
 def check_servable(model_type: str) -> None:
-    """ConfigError for a model type that vLLM does not serve, naming what can be done instead."""
+    """Raises ConfigError, with a remedy, for a model type that vLLM does not serve."""
     if model_type in NOT_SERVED:
         raise ConfigError(
             f"vLLM does not serve models of type {model_type!r}: train and evaluate one with servable: "
@@ -26,20 +26,22 @@ def check_servable(model_type: str) -> None:
 
 
 def check_tower_servable(folder: Path) -> None:
-    """ConfigError for a model with which vLLM dies at the first picture once an adapter reaches its vision
-    tower or connector: a LLaVA that leaves out CLIP's class token (strategy `default`)."""
+    """Raises ConfigError if vLLM would crash on the first picture with an adapter on this model's vision
+    tower or connector: a LLaVA that leaves out CLIP's class token (`vision_feature_select_strategy`
+    "default").
+    """
     file = folder / "config.json"
     config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     strategy = config.get("vision_feature_select_strategy", "default")
     if config.get("model_type") == "llava" and strategy == "default":
         raise ConfigError(
-            "vLLM dies at the first picture where an adapter is on vision tower or connector and the model's "
+            "vLLM crashes on the first picture if an adapter is on vision tower or connector and the model's "
             "vision_feature_select_strategy is 'default': train with scope: [language], or with kind: full"
         )
 
 
 def located(name: str) -> Path:
-    """A folder of one's own, or that of a bundled model or adapter, whether or not it exists."""
+    """The folder with this path if there is one, else that of the bundled model or adapter of this name."""
     return Path(name) if Path(name).is_dir() else bundled(name)
 
 

@@ -9,6 +9,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modint_guard.probing.views import VIEWS
+from modint_guard.report import Report
 from modint_guard.types import (
     RUNGS,
     SELF_ASKED,
@@ -17,7 +18,6 @@ from modint_guard.types import (
     Cause,
     ProbeOutcome,
     Relevant,
-    Report,
     RungOutcome,
     State,
 )
@@ -168,24 +168,22 @@ class Metrics:
             "Self-test: largest Jensen-Shannon, base 2, of adapter against base.",
             ma,
         )
-        self.adapter_ok = gauge(
-            "adapter_selftest_ok", "1 where the adapter changes the engine's answers.", ma
-        )
+        self.adapter_ok = gauge("adapter_selftest_ok", "1 if the adapter changes the engine's answers.", ma)
         self.mixed_ok = gauge(
             "base_beside_adapters_ok",
-            "1 where base answers beside adapter traffic are the base's.",
+            "1 if base answers beside adapter traffic are the base's.",
             ("model",),
         )
         self.adapter_info = gauge(
             "adapter_info",
-            "1, labelled with rank, fingerprint and recipe where known.",
+            "1, labelled with rank, fingerprint and recipe, as far as known.",
             (*ma, "rank", "revision", "recipe"),
         )
         self.adapter_modules = gauge(
             "adapter_modules", "Modules of an adapter by what the doctor recorded.", (*ma, "status")
         )
         self.adapter_baseline = gauge(
-            "adapter_baseline_flip_ratio", "Share of flips on the adapter's card, where it has one.", ma
+            "adapter_baseline_flip_ratio", "Share of flips on the adapter's card, if it has one.", ma
         )
         self.overflow = counter("metric_label_overflow_total", "Values kept out of a label.", ("label",))
         self.build = gauge("build_info", "1, labelled with the version.", ("version",))

@@ -134,13 +134,13 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda text: text[:-30], "is no JSON"),
-        (lambda text: text.replace("0.2", "0.3", 1), "does not fit its digest: it was damaged or edited"),
+        (lambda text: text[:-30], "is not valid JSON"),
+        (lambda text: text.replace("0.2", "0.3", 1), "does not match its digest: it was damaged or edited"),
         (
             lambda text: text.replace("modint-calibration-1", "modint-calibration-9"),
-            "is no calibration of the format",
+            "is not a calibration of the format",
         ),
-        (lambda text: "[]", "is no calibration of the format"),
+        (lambda text: "[]", "is not a calibration of the format"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, spoil: object, said: str) -> None:
@@ -176,7 +176,7 @@ def test_a_calibration_for_a_served_model_is_taken(adapter: str | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": "n"}, "made for n, and served are a, m"),
+        ({"model": "n"}, "made for n, but these are served: a, m"),
         ({"adapter": "b"}, "made for m with the adapter b"),
         ({"model": "n", "adapter": "a"}, "made for n with the adapter a"),
         ({"model": "a"}, "made for a"),

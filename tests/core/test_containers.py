@@ -102,7 +102,7 @@ def test_the_rows_of_an_array_are_those_that_json_finds(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (f"[\n{row(1)},\n{row(2)}", ":3: the array has no end: the file is cut off; write it anew"),
+        (f"[\n{row(1)},\n{row(2)}", ":3: the array has no end: the file is cut off; write it again"),
         (f"[\n{row(1)},\n" + row(2)[:-30], ":3: "),
         (f'[\n{row(1)},\n{{"id": "cut', ":3: a string that begins here never ends"),
         (f"[\n{row(1)}\n{row(2)}]", ":3: expected an object after a comma, found nothing"),
@@ -252,7 +252,7 @@ def test_old_datasets_keep_turns_as_an_object_of_lists(tmp_path: Path) -> None:
 
 def test_an_object_over_several_lines_is_no_line_of_json(tmp_path: Path) -> None:
     path = lines(tmp_path, json.dumps({"data": [1]}, indent=1), name="mine.json")
-    assert "must hold one whole object a line; else write an array" in said(path)
+    assert "must hold one whole object per line; else write an array" in said(path)
 
 
 @pytest.mark.parametrize(

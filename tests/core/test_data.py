@@ -54,9 +54,10 @@ def test_what_only_some_items_have_comes_back_too(tmp_path: Path) -> None:
         system="Be brief.", turns=turns, lie="It is a 7.", replies=("a 3", "a 7"), source="x"
     )
     free = SUM.replace(id="free", form="free", choices=(), answer="three", wrong="")
+    named = free.replace(id="named", accepted=("3", "three"), rejected=("four",), truth="It is three.")
     unlabelled = SUM.replace(id="open", answer="", wrong="")
-    write_items([item, free, unlabelled], tmp_path)
-    assert read_items(tmp_path) == [item, free, unlabelled]
+    write_items([item, free, named, unlabelled], tmp_path)
+    assert read_items(tmp_path) == [item, free, named, unlabelled]
 
 
 def test_a_record_needs_some_fields_and_the_others_have_defaults(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
             json.dumps({key: value for key, value in RECORD.items() if key != "choices"}),
             "the form 'word' does",
         ),
-        (json.dumps({**RECORD, "anser": "3"}), "'anser' is no field of an item: did you mean 'answer'?"),
+        (json.dumps({**RECORD, "anser": "3"}), "'anser' is not a field of an item: did you mean 'answer'?"),
         (json.dumps({**RECORD, "choices": 3}), "`choices` must be a list, not '3'"),
         (json.dumps({**RECORD, "choices": [3]}), "`choices` must be a list of texts"),
         (json.dumps({**RECORD, "answer": 3}), "`answer` must be a text, not '3'"),
@@ -106,7 +107,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
             json.dumps({**RECORD, "image": ITEMS}),
             "the picture 'items.jsonl' cannot be used: The data is not a PNG",
         ),
-        (json.dumps({**RECORD, "image": 3}), "'3' is no picture: give a path, a data URL or bytes"),
+        (json.dumps({**RECORD, "image": 3}), "'3' is not a picture: give a path, a data URL or bytes"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, line: str, said: str) -> None:

@@ -14,7 +14,13 @@ from modint_guard.data import write_items
 from modint_guard.data.item import Item
 from modint_guard.data.perturb import seeded
 from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.evaluation.diagnose import ask_all, ask_each_variant, paced, top_logprobs_of
+from modint_guard.evaluation.diagnose import (
+    ask_all,
+    ask_each_variant,
+    differing_from_usual,
+    paced,
+    top_logprobs_of,
+)
 from modint_guard.evaluation.diagnosis import diagnosis_of
 from modint_guard.evaluation.extensions import LOCAL, load
 from modint_guard.evaluation.journal import Journal
@@ -421,6 +427,31 @@ def test_a_wrong_call_is_one_sentence(
     assert run(str(data), "--model", "m", "--output", str(tmp_path / "out"), *options.split()) == 2
     error = capsys.readouterr().err
     assert said in error and error.splitlines()[-1:] == [line for line in error.splitlines() if said in line]
+
+
+async def test_a_run_goes_on_only_with_what_its_answers_depend_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = [str(data), "--model", "m", "--output", str(tmp_path / "out"), "--limit", "1"]
+    async with serving(misled) as (url, _):
+        assert await asyncio.to_thread(run, *call, "--url", url) == 0
+    elsewhere = ("--url", "http://127.0.0.1:9")
+    assert (
+        await asyncio.to_thread(run, *call, *elsewhere) == 0
+    )  # the endpoint moved, and nothing is asked again
+    for option, differing in (
+        (("--no-logprobs",), "no_logprobs"),
+        (("--seed", "1"), "data, seed"),
+        (("--adapter", "a"), "models"),
+    ):
+        assert await asyncio.to_thread(run, *call, *elsewhere, *option) == 2
+        assert f"holds another run ({differing} differ)" in capsys.readouterr().err
+
+
+def test_what_depends_on_a_local_model_names_base_and_gain() -> None:
+    local = [Target("base", "adapter")]
+    assert differing_from_usual(local, 0.0, True) == {"bases": ["base"], "image_attention": 0.0}
+    assert differing_from_usual([Target("m", url="u")], 1.0, True) == {}
 
 
 def test_a_file_is_no_place_for_a_report(

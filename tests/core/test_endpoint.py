@@ -77,7 +77,7 @@ async def test_a_unix_socket_is_dialled(tmp_path: Path) -> None:
         ("error", 404, "answered 404: no such model"),
         ("string", 401, "answered 401: Unauthorized"),
         ("html", 502, "answered 502: <html>"),
-        ("text", 200, "no JSON object"),
+        ("text", 200, "not with a JSON object"),
     ],
 )
 async def test_an_answer_that_is_none_carries_status_and_body(kind: str, status: int, said: str) -> None:

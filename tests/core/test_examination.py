@@ -117,9 +117,9 @@ async def test_an_answer_from_elsewhere_is_judged_and_never_corrected() -> None:
 def test_only_a_refusal_that_another_body_may_change_is_taken_for_ours(status: int, ours: bool) -> None:
     guard = Guard()
     examination = guard.examine(guard.plan(BODY), MISLED)
-    assert examination.refused_ours(EndpointError("no", status=status)) is ours
+    assert examination.refused_additions(EndpointError("no", status=status)) is ours
     skipped = guard.examine(guard.plan({**BODY, "modint": {"mode": "off"}}), MISLED)
-    assert not skipped.refused_ours(EndpointError("no", status=status))
+    assert not skipped.refused_additions(EndpointError("no", status=status))
 
 
 async def test_a_request_that_is_not_probed_asks_nothing_besides() -> None:

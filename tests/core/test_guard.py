@@ -15,7 +15,8 @@ from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_UNLISTED
 from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
-from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, Report, State
+from modint_guard.report import Report
+from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, State
 from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
 
 LIE = "The ball is blue."

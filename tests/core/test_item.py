@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.data.item import LETTERS, asked, choice_of, is_right, prompt, reply_for, same_as
+from modint_guard.data.item import LETTERS, answer_key, choice_of, is_right, prompt, question_text, reply_for
 from tests.core.items import DIGIT, LETTERED
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
@@ -17,7 +17,7 @@ def test_the_one_word_form_asks_the_bare_question() -> None:
 
 
 def test_the_lettered_form_lists_its_options_a_line_each() -> None:
-    assert asked(LETTERED) == "What digit is shown?\nA. 5\nB. 7\nC. 3\nD. 1"
+    assert question_text(LETTERED) == "What digit is shown?\nA. 5\nB. 7\nC. 3\nD. 1"
 
 
 def test_the_context_stands_above_the_question() -> None:
@@ -85,8 +85,8 @@ def test_a_word_in_a_sentence_that_says_it_answers_is_read(text: str) -> None:
 
 def test_a_reply_is_read_as_a_choice_or_as_its_own_words() -> None:
     assert choice_of(LETTERED, "c.") == "3" and choice_of(LETTERED, "A dog") is None
-    assert same_as(LETTERED, " C") == same_as(LETTERED, "c.") == "3"
-    assert same_as(LETTERED, "A dog. ") == "a dog"
+    assert answer_key(LETTERED, " C") == answer_key(LETTERED, "c.") == "3"
+    assert answer_key(LETTERED, "A dog. ") == "a dog"
 
 
 @given(st.lists(WORDS, min_size=2, max_size=8, unique=True), st.data())
@@ -182,7 +182,7 @@ def test_a_question_that_lists_its_options_is_asked_as_it_is() -> None:
     written = LETTERED.replace(
         question="Which?\n(a) 5\n(b) 3", choices=("5", "3"), answer="3", wrong="5", replies=("(a)", "(b)")
     )
-    assert asked(written) == "Which?\n(a) 5\n(b) 3"
+    assert question_text(written) == "Which?\n(a) 5\n(b) 3"
     assert reply_for(written, "3") == "(b)" and is_right(written, "(b)")
     assert not is_right(written, "B")
 
@@ -192,7 +192,7 @@ def test_a_question_that_lists_its_options_is_asked_as_it_is() -> None:
     [
         ({"form": "free"}, "does not go with"),
         ({"choices": ()}, "does not go with"),
-        ({"choices": ("3", "7", "3")}, "a choice stands twice"),
+        ({"choices": ("3", "7", "3")}, "a choice appears twice"),
         ({"replies": ("A", "A")}, "do not tell its choices apart"),
         ({"replies": ("A",)}, "do not tell its choices apart"),
         ({"form": "free", "choices": (), "answer": "Red", "wrong": "red"}, "equals the truth"),

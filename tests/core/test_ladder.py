@@ -13,6 +13,7 @@ from modint_guard.chat.reply import reply_of, token_text
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.mitigation.policy import FORMS, TABLE, Form, Policy, rungs_of
 from modint_guard.mitigation.rungs import BY_NAME, confidence, debiased, label_of
+from modint_guard.report import Inspection
 from modint_guard.schema import json_schema
 from modint_guard.types import (
     ACTIONS,
@@ -21,7 +22,6 @@ from modint_guard.types import (
     TAKEN_ACTIONS,
     Cause,
     Complete,
-    Inspection,
     Position,
     Relevant,
     Reply,

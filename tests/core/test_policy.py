@@ -6,7 +6,8 @@ import pytest
 
 from modint_guard.errors import ConfigError
 from modint_guard.mitigation.policy import Policy, abstention, policy_for, read_policies
-from modint_guard.types import ACTIONS, Report, RungOutcome, State, Verdict
+from modint_guard.report import Report, Verdict
+from modint_guard.types import ACTIONS, RungOutcome, State
 
 FILE = """
 [[policy]]

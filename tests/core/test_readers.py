@@ -449,15 +449,15 @@ GOOD = {"id": "good", "image": "red.png", "conversations": chat("<image>\nWhat?"
         ({"conversations": chat("<image><image>What?", "Red.")}, "has 2 <image> in its texts and 1 pictures"),
         ({"image": None}, "has 1 <image> in its texts and 0 pictures"),
         ({"conversations": chat("<image>?", "An <image>.")}, "an answer or system text holds <image>"),
-        ({"image": ["red.png", "blue.png"]}, "has 2 pictures: one a row is read"),
+        ({"image": ["red.png", "blue.png"]}, "has 2 pictures: only one per row is read"),
         ({"id": True}, "`id` must be a text or a number"),
         ({"modint": []}, "`modint` must be an object"),
-        ({"modint": {"famly": "vqa"}}, "`modint.famly` is no key of `modint`: did you mean `family`?"),
+        ({"modint": {"famly": "vqa"}}, "`modint.famly` is not a key of `modint`: did you mean `family`?"),
         ({"modint": {"family": "pictures"}}, "unknown family 'pictures': name one of image-heavy"),
         ({"modint": {"choices": ["Blue.", "Green."]}}, "the answer 'Red.' is not among the choices"),
         ({"modint": {"choices": ["Red.", 3]}}, "`modint.choices` must be a list of texts"),
         ({"modint": {"choices": "Red."}}, "`modint.choices` must be a list"),
-        ({"modint": {"choices": ["Red.", "Red."]}}, "a choice stands twice"),
+        ({"modint": {"choices": ["Red.", "Red."]}}, "a choice appears twice"),
         (
             {"modint": {"choices": ["Red.", "Blue."], "wrong": "Grey."}},
             "the lie claims 'Grey.', which is not",
@@ -478,7 +478,7 @@ GOOD = {"id": "good", "image": "red.png", "conversations": chat("<image>\nWhat?"
         ({"image": "../" * 3000}, "is not in"),
         ({"image": "https://example.org/a.png"}, "is an address, and nothing is fetched"),
         ({"image": "file:///a.png"}, "is an address, and nothing is fetched"),
-        ({"image": {"nothing": 3}}, "is no picture: give a path, a data URL or bytes"),
+        ({"image": {"nothing": 3}}, "is not a picture: give a path, a data URL or bytes"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: JSON, said: str) -> None:
@@ -533,7 +533,7 @@ def test_a_multiple_choice_row_that_cannot_be_used_is_named(tmp_path: Path, chan
         ({"messages": messages([{"type": "image"}])}, "has 1 <image> in its texts and 0 pictures"),
         ({"instruction": "What?", "history": "Hi"}, "`history` must be a list"),
         ({"instruction": "What?", "history": ["Hi"]}, "`history` must hold pairs of prompt and answer"),
-        ({"conversations": chat("What?"), "images": [3]}, "is no picture"),
+        ({"conversations": chat("What?"), "images": [3]}, "is not a picture"),
     ],
 )
 def test_other_rows_that_cannot_be_used_are_named(tmp_path: Path, row: JSON, said: str) -> None:
@@ -743,7 +743,18 @@ def test_what_is_written_as_llava_json_reads_back_equal(
 
 
 def test_hand_made_items_read_back_equal(tmp_path: Path) -> None:
-    made = [DIGIT, LETTERED, SUM, BOTH]
+    named = DIGIT.replace(
+        id="named",
+        form="free",
+        choices=(),
+        answer="three",
+        wrong="four",
+        replies=("It is three.",),
+        accepted=("three", "3"),
+        rejected=("four",),
+        truth="A three.",
+    )
+    made = [DIGIT, LETTERED, SUM, BOTH, named]
     made = [item.replace(source=item.id) for item in made]
     assert list(read_data(write_llava(made, tmp_path))) == made
 

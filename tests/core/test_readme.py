@@ -211,7 +211,7 @@ def test_every_make_target_named_exists(page: Path) -> None:
 
 @pages
 def test_every_recipe_named_exists(page: Path) -> None:
-    from modint_training.recipe import recipe_names
+    from modint_training.recipe_files import recipe_names
 
     called = [
         rest.split()[0]

@@ -8,7 +8,8 @@ from modint_guard.errors import EndpointError
 from modint_guard.examination import mitigate, probe
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import main_body, policy_of
-from modint_guard.types import JSON, Complete, Inspection, Report
+from modint_guard.report import Inspection, Report
+from modint_guard.types import JSON, Complete
 from tests.core.fakes import ask, completion, reads, sees_picture
 
 LIE = "The ball is blue."

@@ -140,9 +140,9 @@ async def test_cancelling_between_the_stages_leaves_no_task() -> None:
 
 
 def state_by(
-    score: Score, relevant: Relevant, thresholds: Thresholds = EARLY.thresholds, *, mends: bool = False
+    score: Score, relevant: Relevant, thresholds: Thresholds = EARLY.thresholds, *, corrects: bool = False
 ) -> str | None:
-    found = early_verdict(score, relevant, thresholds, mends=mends)
+    found = early_verdict(score, relevant, thresholds, corrects=corrects)
     return None if found is None else found.state.value
 
 
@@ -160,10 +160,10 @@ def test_the_first_cell_alone_settles_what_is_clear_and_what_a_calibration_flags
 def test_where_a_policy_mends_the_first_cell_passes_and_does_not_flag() -> None:
     by_risk = BY_RISK.thresholds
     moved = {"no_context": cell(FLIP)}
-    assert state_by(Score(moved, {}), Relevant.IMAGE, by_risk, mends=True) is None
-    assert state_by(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, by_risk, mends=True) == "pass"
+    assert state_by(Score(moved, {}), Relevant.IMAGE, by_risk, corrects=True) is None
+    assert state_by(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, by_risk, corrects=True) == "pass"
     each = Score({**moved, "neutral_image": cell(FLIP)}, {})
-    assert state_by(each, Relevant.IMAGE, by_risk, mends=True) == "flagged"  # by the risk alone
+    assert state_by(each, Relevant.IMAGE, by_risk, corrects=True) == "flagged"  # by the risk alone
 
 
 def test_where_both_decide_the_prior_alone_passes_what_it_does_not_give() -> None:

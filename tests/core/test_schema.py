@@ -10,8 +10,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from modint_guard import Guard, verdict
 from modint_guard.errors import EndpointError
+from modint_guard.report import Report, Verdict
 from modint_guard.schema import ModintObject, json_schema
-from modint_guard.types import JSON, Cause, ProbeOutcome, Report, State, Verdict
+from modint_guard.types import JSON, Cause, ProbeOutcome, State
 from tests.core.fakes import ask, completion, world
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "schema" / "modint-1.schema.json"

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from modint_guard.judging.risk import Thresholds, risk_of
 from modint_guard.judging.verdict import cells_needed, decide
-from modint_guard.types import CellScore, Relevant, Score, Verdict
+from modint_guard.report import Verdict
+from modint_guard.types import CellScore, Relevant, Score
 
 FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
 

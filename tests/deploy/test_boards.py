@@ -10,8 +10,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.dashboards.__main__ import made, main
-from deploy.dashboards.boards import BOARDS, VARIABLES, Board, Panel, Row, metrics_of, plain
+from deploy.dashboards.__main__ import generated, main
+from deploy.dashboards.boards import BOARDS, VARIABLES, Board, Panel, PanelRow, metrics_of, plain
 from deploy.dashboards.grafana import RUNBOOKS, dashboard
 from tests.deploy.test_rules import ROOT, unknown
 
@@ -38,7 +38,7 @@ def needs_samples(panel: Panel) -> bool:
     return any(mark in panel.expr for mark in (" / (", "histogram_quantile", ":ratio"))
 
 
-def counted(row: Row) -> list[tuple[Panel, Panel]]:
+def counted(row: PanelRow) -> list[tuple[Panel, Panel]]:
     """(panel, panel of its samples) of a row; KeyError where one has none."""
     beside = {panel.title: panel for panel in row.panels}
     return [(panel, beside[panel.samples or ""]) for panel in row.panels if needs_samples(panel)]
@@ -60,7 +60,7 @@ def renamed(document: dict[str, Any]) -> dict[str, set[str]]:
 
 
 def test_making_everything_anew_changes_nothing() -> None:
-    assert [str(path) for path, text in made(ROOT) if path.read_text("utf-8") != text] == []
+    assert [str(path) for path, text in generated(ROOT) if path.read_text("utf-8") != text] == []
 
 
 def test_making_writes_the_files(tmp_path: Path) -> None:

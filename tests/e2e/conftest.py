@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.demo.launch import Served, serving
+from modint_guard.demo.launch import RunningGateway, serving
 from modint_guard.errors import EngineError
 from modint_guard.models import ADAPTER
 from tests.e2e.engines import GAIN, STRAY, serving_whatever_it_tests, stray
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """`modint-guard serve` with the bundled base and robust-lora: its address, process and time to ready."""
     log = Path(tmp_path_factory.mktemp("serve")) / "serve.log"
     try:
@@ -23,7 +23,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def base_url(served: Served) -> str:
+def base_url(served: RunningGateway) -> str:
     """What the `openai` client takes as its base URL."""
     return f"{served.url}/v1"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.demo.launch import Served
+from modint_guard.demo.launch import RunningGateway
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.types import JSON
 from modint_server.adapters.doctor import Ask, Rules, Status, ask_vllm, examine, fix, rules_of
@@ -68,7 +68,7 @@ def test_the_shipped_adapter_is_applied_in_every_module(ask: Ask) -> None:
     assert {key.status.value for key in found.keys} <= {"matched", "renamed"}
 
 
-def test_the_served_adapter_passes_the_self_test(served: Served) -> None:
+def test_the_served_adapter_passes_the_self_test(served: RunningGateway) -> None:
     with urllib.request.urlopen(f"{served.url}/readyz", timeout=10) as answer:
         found = json.load(answer)["adapters"][ADAPTER]
     assert (found["ok"], found["problem"]) == (True, None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from transformers import LlavaProcessor
 
 import modint_guard
 from modint_guard.data.item import Item, Turn
@@ -15,7 +16,7 @@ from modint_guard.types import CELLS
 from modint_training.data.collate import encode
 from modint_training.loop.predict import first_logits
 from modint_training.models.loading import load_base
-from modint_training.tinyworld import language, suite
+from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED, Condition
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
@@ -134,7 +135,7 @@ def test_base_answers_are_the_same_beside_adapter_traffic(base_url: str) -> None
 
 
 def test_the_engine_reads_the_tokens_the_training_wrote(base_url: str) -> None:
-    processor = language.load_processor(bundled(BASE))
+    processor = LlavaProcessor.from_pretrained(bundled(BASE))
     items = [
         *captioned("misleading_description")[:4],
         *suite.items("text-heavy", "test", 4, seed=SEED),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.demo.launch import Served
+from modint_guard.demo.launch import RunningGateway
 from tests.deploy.expressions import Row, faulty, missing_from
 from tests.deploy.panels import HEALTHY, before_vllm
 from tests.deploy.test_boards import VLLM
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1", "prometheus")]
 
 
 @pytest.fixture(scope="module")
-def seen(served: Served, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], str]:
+def seen(served: RunningGateway, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], str]:
     folder = Path(tmp_path_factory.mktemp("prometheus"))
     return asyncio.run(before_vllm(folder, served.process.pid))
 

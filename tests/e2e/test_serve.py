@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.demo.launch import Served
+from modint_guard.demo.launch import RunningGateway
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
@@ -25,7 +25,7 @@ def get(url: str) -> dict[str, object]:
         return dict(json.load(answer))
 
 
-def test_base_and_adapter_are_served(served: Served) -> None:
+def test_base_and_adapter_are_served(served: RunningGateway) -> None:
     cards = get(f"{served.url}/v1/models")["data"]
     assert isinstance(cards, list)
     assert [(card["id"], card["parent"]) for card in cards] == [
@@ -34,7 +34,7 @@ def test_base_and_adapter_are_served(served: Served) -> None:
     ]
 
 
-def test_readiness_names_what_the_engine_can_do(served: Served) -> None:
+def test_readiness_names_what_the_engine_can_do(served: RunningGateway) -> None:
     assert get(f"{served.url}/readyz")["capabilities"] == {
         "models": ["tinyworld-base", "robust-lora"],
         "lora": ["robust-lora"],
@@ -45,7 +45,7 @@ def test_readiness_names_what_the_engine_can_do(served: Served) -> None:
     }
 
 
-def test_the_engine_is_reachable_from_this_machine_only(served: Served) -> None:
+def test_the_engine_is_reachable_from_this_machine_only(served: RunningGateway) -> None:
     """None of its processes listens on a TCP port beyond the loopback interface."""
     sockets = set()
     for pid in children(served.process.pid):
@@ -66,7 +66,7 @@ def _is_loopback(address: str) -> bool:
     return address.split(":")[0] in {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}
 
 
-def test_no_key_is_in_a_command_line(served: Served) -> None:
+def test_no_key_is_in_a_command_line(served: RunningGateway) -> None:
     for pid in children(served.process.pid):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         assert not [word for word in words if b"api-key" in word.lower()]

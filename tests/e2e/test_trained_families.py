@@ -14,18 +14,19 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import LlavaProcessor
 
 from modint_guard.data.item import Item
 from modint_guard.data.perturb import perturb
-from modint_guard.demo.launch import Served, serving
+from modint_guard.demo.launch import RunningGateway, serving
 from modint_guard.evaluation.runner import request_for
 from modint_guard.models import BASE, bundled
 from modint_training.data.collate import Encoded, collate, encode
 from modint_training.method.labels import IGNORED
 from modint_training.models.export import export_adapter, rename_vision_keys
 from modint_training.models.loading import load_base
-from modint_training.run_folder import run_record
-from modint_training.tinyworld import language, suite
+from modint_training.run_record import run_record
+from modint_training.tinyworld import suite
 from modint_training.tune import tune
 from tests.training.small import lora_recipe
 from tests.training.small_families import small_family
@@ -50,7 +51,7 @@ class Trained:
 
 def trained(name: str, home: Path) -> Trained:
     """A few steps on every part of a tiny checkpoint: language model, connector and vision tower."""
-    model, processor = small_family(name, language.load_processor(bundled(BASE)))
+    model, processor = small_family(name, LlavaProcessor.from_pretrained(bundled(BASE)))
     with torch.no_grad():
         model.lm_head.weight.mul_(PEAKED[name])
     model.save_pretrained(home / "base")
@@ -62,9 +63,10 @@ def trained(name: str, home: Path) -> Trained:
         "scope=[language, connector, vision]",
         *("lr=0.02", "steps=6", "quotas=[1, 1, 2]", "evaluate_items=1", "precision=fp32"),
     )
-    tuned, _, history = tune(recipe, home / "run")
-    assert all(tensor.abs().sum() > 0 for key, tensor in tuned.named_parameters() if "lora_B" in key)
-    export_adapter(tuned, home / TUNED, run_record(recipe, history, [], 1.0))
+    tuned = tune(recipe, home / "run")
+    parameters = tuned.model.named_parameters()
+    assert all(tensor.abs().sum() > 0 for key, tensor in parameters if "lora_B" in key)
+    export_adapter(tuned.model, home / TUNED, run_record(recipe, tuned.history, [], 1.0))
     return Trained(home / "base", home / TUNED)
 
 
@@ -76,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
 @pytest.fixture(scope="module")
 def engines(
     made: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Served]]:
+) -> Iterator[dict[str, RunningGateway]]:
     """An engine each, started beside each other: most of a start is spent on importing."""
     logs = tmp_path_factory.mktemp("engines")
     with ExitStack() as stack:
@@ -139,8 +141,7 @@ def probabilities(model: Any, processor: Any, item: Item, said: list[int]) -> Te
     row = encode(item, processor)
     prompt = row.ids[: -row.answer_length]
     ids = [*prompt, *said[:-1]]
-    inputs = collate([Encoded(ids, [IGNORED] * len(ids), row.image, text=row.text)], processor)
-    del inputs["labels"]
+    inputs = collate([Encoded(ids, [IGNORED] * len(ids), row.image, text=row.text)], processor).inputs
     with torch.no_grad():
         logits: Tensor = model.eval()(**inputs, use_cache=False).logits
     return logits[0, len(prompt) - 1 :].float().softmax(-1)
@@ -166,7 +167,7 @@ def with_adapter(folders: Trained, *, without: str | None = None) -> Any:
 
 @pytest.mark.parametrize("name", PEAKED)
 def test_vllm_answers_with_a_trained_adapter_as_transformers_does(
-    name: str, made: dict[str, Trained], engines: dict[str, Served]
+    name: str, made: dict[str, Trained], engines: dict[str, RunningGateway]
 ) -> None:
     base, processor = load_base(str(made[name].base))
     tuned, blind = with_adapter(made[name]), with_adapter(made[name], without=".vis")

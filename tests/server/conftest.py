@@ -1,4 +1,4 @@
-"""The gateway under a real uvicorn on a real socket, before a fake engine on another."""
+"""Runs the gateway in a real uvicorn on a real socket, in front of a fake engine on another."""
 
 import asyncio
 import base64
@@ -35,18 +35,18 @@ class Running:
     openai: AsyncOpenAI
     headers: dict[str, str] = field(default_factory=dict)
 
-    async def post(self, body: Any, path: str = "/v1/chat/completions", **headers: str) -> "Said":
+    async def post(self, body: Any, path: str = "/v1/chat/completions", **headers: str) -> "Response":
         """Sends a JSON document, or bytes as they are."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         named = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
         async with self.http.post(self.url + path, data=data, headers=named) as response:
-            return Said(
+            return Response(
                 response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
             )
 
-    async def get(self, path: str, **headers: str) -> "Said":
+    async def get(self, path: str, **headers: str) -> "Response":
         async with self.http.get(self.url + path, headers=headers) as response:
-            return Said(
+            return Response(
                 response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
             )
 
@@ -55,7 +55,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Said:
+class Response:
     """A response."""
 
     status: int
@@ -64,8 +64,8 @@ class Said:
 
     @property
     def json(self) -> JSON:
-        found: JSON = json.loads(self.body)
-        return found
+        document: JSON = json.loads(self.body)
+        return document
 
     @property
     def error(self) -> JSON:
@@ -82,22 +82,22 @@ class Said:
 async def serving(
     upstream_url: str, *, ready: bool = True, adapters: Sequence[Adapter] = (), **settings: Any
 ) -> AsyncIterator[Running]:
-    """A gateway with these settings; waits until it has attached, unless told otherwise."""
+    """A gateway with these settings; if `ready`, after it has attached to the engine."""
     registry = CollectorRegistry()
     fast: dict[str, Any] = {"upstream_poll_s": 0.05, "capability_timeout_s": 5.0}
     fast["adapter_selftest"] = "off"  # its requests would be among those that tests count
-    given = Settings(upstream_url=upstream_url, **{**fast, **settings})
-    app = create_app(given, registry=registry, adapters=adapters)
+    all_settings = Settings(upstream_url=upstream_url, **{**fast, **settings})
+    app = create_app(all_settings, registry=registry, adapters=adapters)
     gateway: Gateway = app.state.gateway
-    # asyncio turns Nagle's delay off only where the protocol is named: 40 ms an answer otherwise.
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as door:
-        door.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{door.getsockname()[1]}"
+    # asyncio turns Nagle's delay, 40 ms an answer, off only if the protocol is named.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         config = uvicorn.Config(
             app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=2
         )
         server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve(sockets=[door]))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started or (ready and not gateway.attachment.ready):
             assert not task.done()
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A scripted vLLM on a real socket: answers by a function of the body, faults on demand, everything seen."""
+"""A scripted vLLM on a real socket: a function of the body decides what it answers, faults included."""
 
 import asyncio
 import base64
@@ -18,8 +18,9 @@ BASE, ADAPTER = "tinyworld-base", "robust-lora"
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call is answered: a word, and the probabilities at its place; of a longer answer those at the
-    place of each word in `tops`.
+    """The answer to one call: its text, and the probabilities of words in its place (`top`).
+
+    For an answer of several words `tops` has them for each place.
     """
 
     text: str
@@ -34,12 +35,12 @@ Script = Callable[[JSON], Answer]
 
 def text_of(body: JSON) -> str:
     """All text of a conversation."""
-    found = []
+    texts = []
     for message in body["messages"]:
         content = message["content"]
         parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-        found += parts
-    return "\n".join(found)
+        texts += parts
+    return "\n".join(texts)
 
 
 def is_grey(body: JSON) -> bool:
@@ -66,25 +67,25 @@ def misled(body: JSON) -> Answer:
 
 
 def steady(body: JSON) -> Answer:
-    """A model that looks at the picture, whatever is said."""
+    """A model that looks at the picture, whatever the text says."""
     return Answer("red", {"red": 0.96, "blue": 0.02} if not is_grey(body) else {"red": 0.4, "blue": 0.35})
 
 
 def talkative(body: JSON) -> Answer:
     """`misled` in three words: the first two are the same under every view."""
-    said = misled(body)
-    last = {f" {word}": p for word, p in said.top.items()}
-    return Answer(f"It is {said.text}", tops=({"It": 0.95, "A": 0.05}, {" is": 0.95, " was": 0.05}, last))
+    answer = misled(body)
+    last = {f" {word}": p for word, p in answer.top.items()}
+    return Answer(f"It is {answer.text}", tops=({"It": 0.95, "A": 0.05}, {" is": 0.95, " was": 0.05}, last))
 
 
 def is_main(body: JSON) -> bool:
-    """Whether a call is the client's own: picture and caption are both still there."""
+    """Whether a call is the client's own request: it has both the picture and the caption."""
     return "caption" in text_of(body) and not is_grey(body)
 
 
 @dataclass
 class FakeUpstream:
-    """Start it with `running`. `script` decides; `calls` holds the chat bodies, `heads` the headers seen."""
+    """Start it with `running`. `script` answers chat bodies; `calls` keeps these, `heads` their headers."""
 
     script: Script = misled
     calls: list[JSON] = field(default_factory=list)
@@ -123,19 +124,19 @@ class FakeUpstream:
     url: str = ""
 
     def forget(self) -> None:
-        """Drops what was seen so far (the capability check's calls)."""
-        for seen in (self.calls, self.raw, self.heads, self.paths):
-            seen.clear()
+        """Drops what was received so far: the calls of the capability check."""
+        for received in (self.calls, self.raw, self.heads, self.paths):
+            received.clear()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._one(reader, writer):
+            while await self._answer(reader, writer):
                 pass
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.strip().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -208,16 +209,16 @@ class FakeUpstream:
     def _entry(self, body: JSON, token: str, top: dict[str, float]) -> JSON:
         ranked = sorted(top.items(), key=lambda item: -item[1])[: body.get("top_logprobs") or 0]
         listed = [{"token": t, "logprob": math.log(p), "bytes": list(t.encode())} for t, p in ranked]
-        own = math.log(top.get(token, 1e-9))
-        return {"token": token, "logprob": own, "bytes": None, "top_logprobs": listed}
+        logprob = math.log(top.get(token, 1e-9))
+        return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": listed}
 
     def _scored(self, body: JSON) -> JSON:
-        """The answer that ends the prompt, each of its words as this view sees it."""
-        given = _tokens(body["messages"][-1]["content"])
+        """The answer at the end of the prompt, each of its words as probable as after this body."""
+        words = _tokens(body["messages"][-1]["content"])
         view = self.script({**body, "messages": body["messages"][:-1]})
-        tops = view.tops if len(view.tops) == len(given) else (view.top,) * len(given)
-        entries = [_prompt_entry(*pair) for pair in zip(given, tops, strict=True)]
-        ids = [1, *map(_token_id, given)]
+        tops = view.tops if len(view.tops) == len(words) else (view.top,) * len(words)
+        entries = [_prompt_entry(*pair) for pair in zip(words, tops, strict=True)]
+        ids = [1, *map(_token_id, words)]
         return {
             **self._completion(body, Answer("!")),
             "prompt_logprobs": [None, *entries],
@@ -252,8 +253,8 @@ class FakeUpstream:
             self._chunk(body, {"content": answer.text[half:]}),
             self._chunk(body, last, finish="stop"),
         ]
-        for place, chunk in enumerate(frames):
-            if place == 2 and answer.fault:
+        for number, chunk in enumerate(frames):
+            if number == 2 and answer.fault:
                 await self._fail_midway(answer.fault, writer)
                 return False
             await self._frame(writer, json.dumps(chunk, separators=(", ", ": ")))
@@ -293,7 +294,7 @@ class FakeUpstream:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words with the blank before them."""
+    """Words, each with the blank in front of it."""
     first, *rest = text.split(" ")
     return [first, *(f" {word}" for word in rest)]
 
@@ -322,7 +323,7 @@ async def _whole(
 
 @asynccontextmanager
 async def running(upstream: FakeUpstream) -> AsyncIterator[FakeUpstream]:
-    """The fake on a free port of the loopback."""
+    """Runs the fake on a free port of the loopback interface."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

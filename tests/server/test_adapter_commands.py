@@ -19,8 +19,8 @@ POINT = EntryPoint("adapters", "modint_server.adapters.commands:adapters", GROUP
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as left:
         main(["adapters", *arguments], [POINT])
-    said = capsys.readouterr()
-    return int(left.value.code or 0), said.out, said.err
+    printed = capsys.readouterr()
+    return int(left.value.code or 0), printed.out, printed.err
 
 
 def test_the_list_names_where_each_is_from_and_why_one_is_not_loadable(
@@ -58,9 +58,9 @@ def test_inspecting_tells_what_an_adapter_is(capsys: pytest.CaptureFixture[str],
 def test_inspecting_what_is_not_there_is_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, out, said = run(capsys, "inspect", "nobody", "--adapter-dir", str(tmp_path))
+    code, out, errors = run(capsys, "inspect", "nobody", "--adapter-dir", str(tmp_path))
     assert (code, out) == (2, "")
-    assert "'nobody' is neither in" in said
+    assert "'nobody' is neither in" in errors
 
 
 def test_the_doctor_leaves_with_1_where_something_is_wrong(
@@ -77,8 +77,8 @@ def test_the_doctor_leaves_with_0_where_nothing_is_and_says_what_it_did_not_chec
 ) -> None:
     folder = adapter(tmp_path / "mine", pair(LANGUAGE))
     code, out, _ = run(capsys, "doctor", f"mine={folder}", "--json")
-    found = json.loads(out)
-    assert (code, found["healthy"], found["counts"]["unchecked"]) == (0, True, 2)
+    result = json.loads(out)
+    assert (code, result["healthy"], result["counts"]["unchecked"]) == (0, True, 2)
     assert "not everything was checked" in run(capsys, "doctor", f"mine={folder}")[1]
 
 
@@ -101,22 +101,22 @@ def test_nothing_to_fix_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 
 def test_a_model_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, said = run(capsys, "doctor", ADAPTER, "--model", "/no/such/model")
-    assert code == 2 and "no such folder" in said
+    code, _, errors = run(capsys, "doctor", ADAPTER, "--model", "/no/such/model")
+    assert code == 2 and "no such folder" in errors
 
 
-def lines(tmp_path: Path, tensors: dict[str, Any], **how: bool) -> list[str]:
+def lines(tmp_path: Path, tensors: dict[str, Any], **options: bool) -> list[str]:
     folder = adapter(tmp_path / "mine", tensors)
-    found = doctor.examine("mine", folder, str(base(tmp_path / "tiny")), ask=llava)
-    return list(lines_of(found, **how))
+    diagnosis = doctor.examine("mine", folder, str(base(tmp_path / "tiny")), ask=llava)
+    return list(lines_of(diagnosis, **options))
 
 
-def test_what_is_told_of_a_sound_adapter_is_two_lines(tmp_path: Path) -> None:
-    told = lines(tmp_path, pair(LANGUAGE))
-    assert told[:2] == ["mine: vLLM applies it", "  2 renamed"]
+def test_a_sound_adapter_is_shown_in_two_lines(tmp_path: Path) -> None:
+    shown = lines(tmp_path, pair(LANGUAGE))
+    assert shown[:2] == ["mine: vLLM applies it", "  2 renamed"]
 
 
-def test_what_is_not_applied_is_told_key_by_key_with_the_cure(tmp_path: Path) -> None:
+def test_what_is_not_applied_is_shown_key_by_key_with_the_repair(tmp_path: Path) -> None:
     text = "\n".join(lines(tmp_path, {**pair("model.layers.0.self_attn.q_proj"), **pair(PROJECTOR, 3, 4)}))
     assert "unmatched: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in text
     assert f"--fix would write base_model.model.{LANGUAGE}.lora_A.weight" in text
@@ -131,5 +131,5 @@ def test_many_keys_are_cut_unless_all_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_shipped_adapter_has_no_fault_of_its_own() -> None:
-    found = doctor.examine(ADAPTER, bundled(ADAPTER), None, ask=llava)
-    assert found.healthy and found.of(doctor.Status.RENAMED)
+    diagnosis = doctor.examine(ADAPTER, bundled(ADAPTER), None, ask=llava)
+    assert diagnosis.healthy and diagnosis.of(doctor.Status.RENAMED)

@@ -207,13 +207,13 @@ def test_a_baseline_that_is_no_share_is_refused(ratio: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "sentence"),
     [("{", r"cannot read .*run\.json"), ("[1]", "holds no JSON object: write one, or remove")],
 )
-def test_a_record_that_is_no_object_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_a_record_that_is_no_object_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "mine")
     (folder / "run.json").write_text(text, "utf-8")
-    with pytest.raises(AdapterError, match=said):
+    with pytest.raises(AdapterError, match=sentence):
         card(Adapter("mine", folder, 16, None))
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modint_guard.errors import EndpointError
 from modint_server.request.annotate import sanitised, split_finish
 from modint_server.request.intake import too_deep
 from modint_server.request.sse import MAX_EVENT_BYTES, BrokenStreamError, Splitter, chunk_of, data_of, frame
@@ -34,7 +35,7 @@ def test_data_lines_are_joined_and_comments_have_none() -> None:
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"5"])
 def test_data_that_is_no_object_breaks_the_stream(data: bytes) -> None:
-    with pytest.raises(BrokenStreamError):
+    with pytest.raises(EndpointError, match="the data of an event is no JSON"):
         chunk_of(data)
 
 

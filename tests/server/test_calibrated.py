@@ -56,13 +56,13 @@ async def test_one_made_for_another_model_keeps_the_gateway_from_being_ready(
         await gateway.gateway.attachment.look()
         said = await gateway.get("/readyz")
     assert said.status == 503
-    assert "was made for another, and served are" in said.body.decode()
+    assert "was made for another, but these are served" in said.body.decode()
 
 
 def test_a_damaged_one_stops_the_process_at_its_start(tmp_path: Path) -> None:
     file = written(tmp_path)
     file.write_text(file.read_text().replace("0.97", "0.99"))
-    with pytest.raises(ConfigError, match="does not fit its digest"):
+    with pytest.raises(ConfigError, match="does not match its digest"):
         create_app(Settings(calibrations=(file,)))
 
 
@@ -79,5 +79,5 @@ def test_a_file_beside_the_weights_is_used_where_its_model_is_served_by_that_nam
     assert shipped_with([tmp_path, tmp_path / "none"], {BASE: None}) == (beside,)
     assert shipped_with([tmp_path], {"renamed": None}) == ()
     beside.write_text(beside.read_text().replace("0.97", "0.99"))
-    with pytest.raises(ConfigError, match="does not fit its digest"):
+    with pytest.raises(ConfigError, match="does not match its digest"):
         shipped_with([tmp_path], {BASE: None})

@@ -27,26 +27,26 @@ def examined(
     return examine("mine", adapter(tmp_path / "mine", tensors, **config), str(tiny), tower=tower, ask=llava)
 
 
-def statuses(found: AdapterDiagnosis) -> list[str]:
-    return [key.status.value for key in found.keys]
+def statuses(diagnosis: AdapterDiagnosis) -> list[str]:
+    return [key.status.value for key in diagnosis.keys]
 
 
 def test_a_name_that_vllm_renames_itself_is_applied(tmp_path: Path, tiny: Path) -> None:
-    found = examined(tmp_path, tiny, pair(LANGUAGE))
-    assert statuses(found) == ["renamed", "renamed"]
-    assert found.keys[0].module == "language_model.model.layers.0.self_attn.q_proj"
-    assert (found.healthy, found.unchecked) == (True, ())
+    diagnosis = examined(tmp_path, tiny, pair(LANGUAGE))
+    assert statuses(diagnosis) == ["renamed", "renamed"]
+    assert diagnosis.keys[0].module == "language_model.model.layers.0.self_attn.q_proj"
+    assert (diagnosis.healthy, diagnosis.unchecked) == (True, ())
 
 
 def test_a_name_that_is_already_vllms_is_matched(tmp_path: Path, tiny: Path) -> None:
     assert statuses(examined(tmp_path, tiny, pair(ORIGINAL_LLAVA))) == ["matched", "matched"]
 
 
-def test_tower_and_projector_are_ignored_unless_the_engine_is_told(tmp_path: Path, tiny: Path) -> None:
+def test_tower_and_projector_are_ignored_unless_the_engine_applies_them(tmp_path: Path, tiny: Path) -> None:
     tensors = {**pair(LANGUAGE), **pair(PROJECTOR, into=3, out=4)}
-    found = examined(tmp_path, tiny, tensors)
-    assert statuses(found) == ["renamed", "renamed", "ignored", "ignored"]
-    assert "--enable-tower-connector-lora" in found.keys[2].why and found.healthy
+    diagnosis = examined(tmp_path, tiny, tensors)
+    assert statuses(diagnosis) == ["renamed", "renamed", "ignored", "ignored"]
+    assert "--enable-tower-connector-lora" in diagnosis.keys[2].why and diagnosis.healthy
     again = examine("mine", tmp_path / "mine", str(tiny), tower=True, ask=llava)
     assert statuses(again) == ["renamed"] * 4
 
@@ -54,15 +54,15 @@ def test_tower_and_projector_are_ignored_unless_the_engine_is_told(tmp_path: Pat
 def test_an_adapter_none_of_whose_modules_exists_is_a_fault_and_not_silence(
     tmp_path: Path, tiny: Path
 ) -> None:
-    found = examined(tmp_path, tiny, pair("model.layers.7.self_attn.q_proj"))
-    assert statuses(found) == ["unmatched", "unmatched"]
-    assert "never applies it" in found.keys[0].why and found.keys[0].fix is None
-    assert not found.healthy and "answer as the base, without a word" in found.faults[-1]
+    diagnosis = examined(tmp_path, tiny, pair("model.layers.7.self_attn.q_proj"))
+    assert statuses(diagnosis) == ["unmatched", "unmatched"]
+    assert "never applies it" in diagnosis.keys[0].why and diagnosis.keys[0].fix is None
+    assert not diagnosis.healthy and "answer as the base, without a word" in diagnosis.faults[-1]
 
 
 def test_an_adapter_of_ignored_modules_only_is_a_fault(tmp_path: Path, tiny: Path) -> None:
-    found = examined(tmp_path, tiny, pair(PROJECTOR, into=3, out=4))
-    assert not found.healthy and "answer as the base" in found.faults[-1]
+    diagnosis = examined(tmp_path, tiny, pair(PROJECTOR, into=3, out=4))
+    assert not diagnosis.healthy and "answer as the base" in diagnosis.faults[-1]
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_an_adapter_of_ignored_modules_only_is_a_fault(tmp_path: Path, tiny: Pat
 def test_a_name_with_parts_left_out_is_cured(
     written: str, sizes: tuple[int, int], meant: str, tmp_path: Path, tiny: Path
 ) -> None:
-    found = examined(tmp_path, tiny, pair(written, *sizes), tower=True)
-    assert statuses(found) == ["unmatched", "unmatched"]
+    diagnosis = examined(tmp_path, tiny, pair(written, *sizes), tower=True)
+    assert statuses(diagnosis) == ["unmatched", "unmatched"]
     before = (tmp_path / "mine" / "adapter_model.safetensors").read_bytes()
-    kept = fix(found)
+    original = fix(diagnosis)
     again = examine("mine", tmp_path / "mine", str(tiny), tower=True, ask=llava)
     assert again.healthy and [key.name for key in again.keys] == list(pair(meant))
-    assert kept.read_bytes() == before
+    assert original.read_bytes() == before
 
 
 def test_what_wrappers_leave_in_names_is_cured(tmp_path: Path, tiny: Path) -> None:
@@ -90,17 +90,17 @@ def test_what_wrappers_leave_in_names_is_cured(tmp_path: Path, tiny: Path) -> No
         f"base_model.model._orig_mod.{LANGUAGE}.lora_{side}.default.weight": tensor
         for side, tensor in zip("AB", pair(LANGUAGE).values(), strict=True)
     }
-    found = examined(tmp_path, tiny, tensors)
-    assert "vLLM refuses the file" in found.keys[0].why
-    fix(found)
+    diagnosis = examined(tmp_path, tiny, tensors)
+    assert "vLLM refuses the file" in diagnosis.keys[0].why
+    fix(diagnosis)
     assert examine("mine", tmp_path / "mine", str(tiny), ask=llava).healthy
 
 
 def test_a_name_that_may_mean_two_layers_is_left_alone(tmp_path: Path, tiny: Path) -> None:
-    found = examined(tmp_path, tiny, pair("self_attn.q_proj"))
-    assert found.fixes == {}
+    diagnosis = examined(tmp_path, tiny, pair("self_attn.q_proj"))
+    assert diagnosis.fixes == {}
     with pytest.raises(AdapterError, match="no rename would change"):
-        fix(found)
+        fix(diagnosis)
 
 
 def test_a_layer_that_the_engine_does_not_adapt_is_no_cure(tmp_path: Path, tiny: Path) -> None:
@@ -108,22 +108,22 @@ def test_a_layer_that_the_engine_does_not_adapt_is_no_cure(tmp_path: Path, tiny:
 
 
 def test_a_layer_unknown_by_its_last_name_makes_vllm_refuse_the_file(tmp_path: Path, tiny: Path) -> None:
-    found = examined(tmp_path, tiny, {**pair(LANGUAGE), **pair("model.language_model.layers.0.mlp.fc9")})
-    assert found.keys[2].why == "the base has no layer called fc9: vLLM refuses the file"
+    diagnosis = examined(tmp_path, tiny, {**pair(LANGUAGE), **pair("model.language_model.layers.0.mlp.fc9")})
+    assert diagnosis.keys[2].why == "the base has no layer called fc9: vLLM refuses the file"
 
 
 def test_weights_of_another_base_do_not_fit(tmp_path: Path, tiny: Path) -> None:
-    found = examined(tmp_path, tiny, pair(LANGUAGE, into=5))
-    assert [key.status for key in found.keys] == [Status.UNMATCHED, Status.RENAMED]  # B alone would fit
-    assert "does not fit the base's layer of 6 x 4" in found.keys[0].why
+    diagnosis = examined(tmp_path, tiny, pair(LANGUAGE, into=5))
+    assert [key.status for key in diagnosis.keys] == [Status.UNMATCHED, Status.RENAMED]  # B alone would fit
+    assert "does not fit the base's layer of 6 x 4" in diagnosis.keys[0].why
 
 
 def test_the_bases_own_embeddings_are_ignored(tmp_path: Path, tiny: Path) -> None:
     own = {
         "base_model.model.model.language_model.embed_tokens.base_layer.weight": np.ones((9, 4), np.float32)
     }
-    found = examined(tmp_path, tiny, {**pair(LANGUAGE), **own})
-    assert statuses(found)[2] == "ignored" and found.healthy
+    diagnosis = examined(tmp_path, tiny, {**pair(LANGUAGE), **own})
+    assert statuses(diagnosis)[2] == "ignored" and diagnosis.healthy
 
 
 # The file by itself
@@ -143,8 +143,8 @@ def test_half_a_module_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_rank_than_configured_are_a_fault(tmp_path: Path) -> None:
-    found = faults(tmp_path, pair(LANGUAGE, rank=4))
-    assert len(found) == 2 and "has rank 4, but adapter_config.json says 2" in found[0]
+    sentences = faults(tmp_path, pair(LANGUAGE, rank=4))
+    assert len(sentences) == 2 and "has rank 4, but adapter_config.json says 2" in sentences[0]
 
 
 def test_a_rank_pattern_is_read_as_peft_reads_it(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_an_adapter_that_was_never_trained_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers_are_a_fault(tmp_path: Path) -> None:
-    found = faults(tmp_path, pair(LANGUAGE, value=float("nan")))
-    assert len(found) == 2 and "infinite values or no numbers" in found[0]
+    sentences = faults(tmp_path, pair(LANGUAGE, value=float("nan")))
+    assert len(sentences) == 2 and "infinite values or no numbers" in sentences[0]
 
 
-def test_many_faults_of_a_kind_are_not_all_told(tmp_path: Path) -> None:
+def test_many_faults_of_a_kind_are_not_all_shown(tmp_path: Path) -> None:
     tensors = {
         key: value for layer in range(4) for key, value in pair(f"layers.{layer}.q_proj", rank=4).items()
     }
@@ -172,7 +172,7 @@ def test_many_faults_of_a_kind_are_not_all_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "sentence"),
     [
         ({"use_dora": True}, "use_dora=False"),
         ({"r": 600}, "rank 600 is above 512"),
@@ -180,9 +180,9 @@ def test_many_faults_of_a_kind_are_not_all_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_vllm_refuses_is_a_fault_with_the_way_out(
-    config: dict[str, Any], said: str, tmp_path: Path
+    config: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    assert any(said in fault for fault in faults(tmp_path, pair(LANGUAGE), **config))
+    assert any(sentence in fault for fault in faults(tmp_path, pair(LANGUAGE), **config))
 
 
 def test_a_rank_above_the_engines_default_is_noted_with_the_flag(tmp_path: Path) -> None:
@@ -196,23 +196,23 @@ def test_a_rank_above_the_engines_default_is_noted_with_the_flag(tmp_path: Path)
 
 
 def test_without_the_base_names_are_unchecked_and_that_is_said(tmp_path: Path) -> None:
-    found = examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), None, ask=llava)
-    assert statuses(found) == ["unchecked", "unchecked"] and found.healthy
-    assert found.unchecked == (
+    diagnosis = examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), None, ask=llava)
+    assert statuses(diagnosis) == ["unchecked", "unchecked"] and diagnosis.healthy
+    assert diagnosis.unchecked == (
         "names and sizes: the base is not on this machine; name its folder with --model",
     )
 
 
 def test_without_vllm_names_are_unchecked_and_that_is_said(tmp_path: Path, tiny: Path) -> None:
-    found = examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), str(tiny), ask=no_engine)
-    assert statuses(found) == ["unchecked", "unchecked"]
-    assert found.unchecked == ("names: no vLLM is installed here",)
+    diagnosis = examine("mine", adapter(tmp_path / "mine", pair(LANGUAGE)), str(tiny), ask=no_engine)
+    assert statuses(diagnosis) == ["unchecked", "unchecked"]
+    assert diagnosis.unchecked == ("names: no vLLM is installed here",)
 
 
 def test_a_base_without_safetensors_is_said(tmp_path: Path, tiny: Path) -> None:
     (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
-    found = examined(tmp_path, tiny, pair(LANGUAGE))
-    assert found.unchecked[0].endswith("has no safetensors to compare with")
+    diagnosis = examined(tmp_path, tiny, pair(LANGUAGE))
+    assert diagnosis.unchecked[0].endswith("has no safetensors to compare with")
 
 
 def test_a_base_without_an_architecture_is_said(tmp_path: Path, tiny: Path) -> None:

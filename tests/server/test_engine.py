@@ -1,4 +1,4 @@
-"""The engine's life: what the child is told, how it becomes ready, and what is said when it ends."""
+"""The engine: how the child is started, how it becomes ready, and what an error says when it ends."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ def stub(fault: str) -> tuple[str, ...]:
 
 def flags(config: EngineConfig) -> Mapping[str, list[str]]:
     """Each flag with the words up to the next one."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for word in arguments(config, Path("/run/engine.sock")):
         if word.startswith("--"):
-            found[word] = []
+            values[word] = []
         else:
-            found[list(found)[-1]].append(word)
-    return found
+            values[list(values)[-1]].append(word)
+    return values
 
 
 def alive(pid: int) -> bool:
@@ -42,7 +42,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-# What the child is told
+# How the child is started
 
 
 def test_the_engine_listens_on_a_socket_and_not_on_a_port() -> None:

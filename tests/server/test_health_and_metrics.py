@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboards.catalogue import LABELS
 from modint_server.adapters.folders import read, record_modules, revision
+from modint_server.engine.attachment import REFRESH_S
 from modint_server.logs import JsonLines
 from modint_server.metrics import Card, Metrics, Served
 from tests.server.adapter_folders import LANGUAGE, adapter, pair
@@ -35,9 +37,9 @@ async def series(gateway: Running) -> set[tuple[str, str]]:
 async def test_models_are_the_base_and_its_adapters_without_the_engines_paths(
     running_gateway: Running,
 ) -> None:
-    said = await running_gateway.get("/v1/models")
-    assert [(card["id"], card["parent"]) for card in said.json["data"]] == [(BASE, None), (ADAPTER, BASE)]
-    assert b"secret" not in said.body
+    response = await running_gateway.get("/v1/models")
+    assert [(card["id"], card["parent"]) for card in response.json["data"]] == [(BASE, None), (ADAPTER, BASE)]
+    assert b"secret" not in response.body
     listed = [model.id async for model in running_gateway.openai.models.list()]
     assert listed == [BASE, ADAPTER]
     assert (await running_gateway.openai.models.retrieve(ADAPTER)).id == ADAPTER
@@ -51,10 +53,10 @@ async def test_an_adapter_loaded_later_is_found_when_asked_for(upstream: FakeUps
 
 
 async def test_readiness_says_what_the_engine_can_do(running_gateway: Running) -> None:
-    said = await running_gateway.get("/readyz")
-    assert said.status == 200
+    response = await running_gateway.get("/readyz")
+    assert response.status == 200
     can = {"models": [BASE, ADAPTER], "lora": [ADAPTER], "logprobs": True, "images": True}
-    assert said.json["capabilities"] == {**can, "top_logprobs": 20, "teacher_forcing": False}
+    assert response.json["capabilities"] == {**can, "top_logprobs": 20, "teacher_forcing": False}
 
 
 @pytest.mark.parametrize(
@@ -65,10 +67,13 @@ async def test_the_engine_is_asked_how_many_logprobs_it_takes(
 ) -> None:
     upstream.max_logprobs = maximum
     async with serving(upstream.url) as gateway:
-        said = await gateway.get("/readyz")
-    assert (said.json["capabilities"]["top_logprobs"], said.json["capabilities"]["images"]) == (taken, True)
+        response = await gateway.get("/readyz")
+    assert (response.json["capabilities"]["top_logprobs"], response.json["capabilities"]["images"]) == (
+        taken,
+        True,
+    )
     assert len([body for body in upstream.calls if "prompt_logprobs" not in body]) == calls
-    assert len(said.json["notes"]) == (taken < 20)
+    assert len(response.json["notes"]) == (taken < 20)
 
 
 async def test_an_engine_that_cannot_see_or_tell_probabilities_is_ready_with_notes(
@@ -80,10 +85,13 @@ async def test_an_engine_that_cannot_see_or_tell_probabilities_is_ready_with_not
         blind if isinstance(body["messages"][0]["content"], list) else Answer("yes")
     )
     async with serving(upstream.url) as gateway:
-        said = await gateway.get("/readyz")
-    assert said.status == 200
-    assert (said.json["capabilities"]["logprobs"], said.json["capabilities"]["images"]) == (False, False)
-    assert len(said.json["notes"]) == 2
+        response = await gateway.get("/readyz")
+    assert response.status == 200
+    assert (response.json["capabilities"]["logprobs"], response.json["capabilities"]["images"]) == (
+        False,
+        False,
+    )
+    assert len(response.json["notes"]) == 2
 
 
 async def test_an_engine_that_asks_for_patience_is_not_taken_for_one_without_probabilities(
@@ -95,8 +103,8 @@ async def test_an_engine_that_asks_for_patience_is_not_taken_for_one_without_pro
         assert (await gateway.get("/readyz")).status == 503
         upstream.script = lambda body: Answer("yes", {"yes": 0.9})
         await gateway.gateway.attachment.look()
-        said = await gateway.get("/readyz")
-    assert (said.status, said.json["capabilities"]["top_logprobs"]) == (200, 20)
+        response = await gateway.get("/readyz")
+    assert (response.status, response.json["capabilities"]["top_logprobs"]) == (200, 20)
 
 
 async def test_counters_rise_before_the_client_has_its_answer(running_gateway: Running) -> None:
@@ -122,8 +130,8 @@ async def test_what_probes_cost_is_counted_where_the_answer_turns_out_to_be_skip
     running_gateway: Running, upstream: FakeUpstream
 ) -> None:
     upstream.script = lambda body: replace(misled(body), text="" if is_main(body) else "red")
-    said = await running_gateway.post(chat(modint=IMAGE))
-    assert said.json["modint"]["reason"] == "empty_answer"
+    response = await running_gateway.post(chat(modint=IMAGE))
+    assert response.json["modint"]["reason"] == "empty_answer"
     base = {"model": BASE, "adapter": "none"}
     assert running_gateway.value("modint_probe_tokens_total", **base) == 3 * 42
     undecided = {**base, "relevant": "image", "probe": "prior", "outcome": "undecided"}
@@ -145,41 +153,44 @@ async def test_every_child_of_a_closed_set_exists_before_its_first_event(running
     assert await series(running_gateway) == before
 
 
-def junk(place: int) -> JSON:
-    """A request with a made-up name in one of the places that a label could be made of."""
-    name = f"junk-{place}"
-    asked = ({"relevant": name}, {"probes": [name]}, {"action": name}, {"mode": name}, {name: name})
-    kind = place % 6
-    return chat(modint=IMAGE | asked[kind]) if kind < len(asked) else chat(model=name)
+def junk(number: int) -> JSON:
+    """A request with a made-up name in one of the six fields from which a label could be made."""
+    name = f"junk-{number}"
+    fields = ({"relevant": name}, {"probes": [name]}, {"action": name}, {"mode": name}, {name: name})
+    kind = number % 6
+    return chat(modint=IMAGE | fields[kind]) if kind < len(fields) else chat(model=name)
 
 
-async def test_a_flood_of_a_thousand_junk_names_keeps_the_series_as_they_were(
-    running_gateway: Running, upstream: FakeUpstream
-) -> None:
-    before, page = await series(running_gateway), (await running_gateway.get("/metrics")).body
-    for first in range(0, 1200, 60):
-        places = range(first, first + 60)
-        said = await asyncio.gather(*(running_gateway.post(junk(place)) for place in places))
-        assert {one.status for one in said} == {400, 404}
-        await asyncio.gather(*(running_gateway.get(f"/v1/junk-{place}") for place in places))
-        await asyncio.gather(*(running_gateway.get(f"/v1/models/junk-{place}") for place in places))
-    after = (await running_gateway.get("/metrics")).body
-    assert await series(running_gateway) == before
-    assert len(after.splitlines()) == len(page.splitlines())
-    assert b"junk" not in after
-    unknown = 1200 // 6 + 1200  # a sixth of the bodies, and every card asked for
-    assert running_gateway.value("modint_metric_label_overflow_total", label="model") == unknown
-    assert upstream.paths.count("/v1/models") < 50
+async def test_a_flood_of_a_thousand_junk_names_keeps_the_series_as_they_were(upstream: FakeUpstream) -> None:
+    """The engine is asked for its models once a second at most, however many unknown names come."""
+    async with serving(upstream.url, upstream_poll_s=600) as gateway:
+        upstream.forget()
+        before, page = await series(gateway), (await gateway.get("/metrics")).body
+        began = time.monotonic()
+        for first in range(0, 1200, 60):
+            numbers = range(first, first + 60)
+            responses = await asyncio.gather(*(gateway.post(junk(number)) for number in numbers))
+            assert {response.status for response in responses} == {400, 404}
+            await asyncio.gather(*(gateway.get(f"/v1/junk-{number}") for number in numbers))
+            await asyncio.gather(*(gateway.get(f"/v1/models/junk-{number}") for number in numbers))
+        asked = upstream.paths.count("/v1/models")
+        assert asked <= (time.monotonic() - began) / REFRESH_S + 1
+        after = (await gateway.get("/metrics")).body
+        assert await series(gateway) == before
+        assert len(after.splitlines()) == len(page.splitlines())
+        assert b"junk" not in after
+        unknown = 1200 // 6 + 1200  # a sixth of the bodies, and every request for a card
+        assert gateway.value("modint_metric_label_overflow_total", label="model") == unknown
 
 
 async def test_a_flood_of_a_thousand_adapters_shares_one_label(upstream: FakeUpstream) -> None:
-    upstream.model_list += [{"id": f"junk-{place}", "parent": BASE} for place in range(1000)]
+    upstream.model_list += [{"id": f"junk-{number}", "parent": BASE} for number in range(1000)]
     async with serving(upstream.url, max_adapter_labels=2) as gateway:
         before = await series(gateway)
-        said = await asyncio.gather(
-            *(gateway.post(chat(model=f"junk-{place}")) for place in range(0, 1000, 50))
+        responses = await asyncio.gather(
+            *(gateway.post(chat(model=f"junk-{number}")) for number in range(0, 1000, 50))
         )
-        assert {one.status for one in said} == {200}
+        assert {response.status for response in responses} == {200}
         assert await series(gateway) == before
         adapters = {json.loads(labels).get("adapter") for _, labels in before} - {None}
     assert adapters == {"none", ADAPTER, "junk-0", "other"}
@@ -198,7 +209,7 @@ async def test_calls_that_wait_for_a_slot_are_seen(upstream: FakeUpstream) -> No
 
 
 async def test_adapters_beyond_the_bound_share_a_label(upstream: FakeUpstream) -> None:
-    upstream.model_list += [{"id": f"lora-{place}", "parent": BASE} for place in range(5)]
+    upstream.model_list += [{"id": f"lora-{number}", "parent": BASE} for number in range(5)]
     async with serving(upstream.url, max_adapter_labels=2) as gateway:
         await gateway.post(chat(model="lora-4"))
         other = {"model": BASE, "adapter": "other", "route": "chat", "outcome": "ok"}
@@ -234,15 +245,15 @@ async def test_one_log_line_a_request_and_nothing_of_its_content(
 async def test_the_engines_own_metrics_are_passed_on_whole(
     running_gateway: Running, upstream: FakeUpstream
 ) -> None:
-    said = await running_gateway.get("/engine/metrics")
-    assert (said.status, said.body) == (200, upstream.page)
-    assert said.headers["content-type"].startswith("text/plain; version=")
+    response = await running_gateway.get("/engine/metrics")
+    assert (response.status, response.body) == (200, upstream.page)
+    assert response.headers["content-type"].startswith("text/plain; version=")
 
 
 async def test_the_metrics_of_an_engine_that_is_down_are_an_envelope() -> None:
     async with serving("http://127.0.0.1:9", ready=False) as gateway:
-        said = await gateway.get("/engine/metrics")
-        assert (said.status, said.error["code"]) == (502, "upstream_unreachable")
+        response = await gateway.get("/engine/metrics")
+        assert (response.status, response.error["code"]) == (502, "upstream_unreachable")
         assert (await gateway.get("/livez")).status == 200
 
 
@@ -286,8 +297,8 @@ def test_promtools_linter_has_nothing_to_say() -> None:
     metrics.examined(Served("base", "lora"), True, 0.2)
     metrics.mixed("base", True)
     page = generate_latest(metrics.registry)
-    said = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
-    assert (said.returncode, said.stdout + said.stderr) == (0, b"")
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 async def test_what_is_known_of_an_adapters_folder_is_labelled(

@@ -123,7 +123,7 @@ def test_patching_twice_scales_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "sentence"),
     [
         ({"eager": False}, "--enforce-eager is missing"),
         ({"stages": 2}, "pipeline stages"),
@@ -131,22 +131,22 @@ def test_patching_twice_scales_once() -> None:
         ({"kv_transfer_config": object()}, "cache is shared"),
     ],
 )
-def test_an_engine_in_which_it_would_not_hold_is_refused_at_its_start(
-    changed: dict[str, Any], said: str
+def test_an_engine_in_which_keys_would_not_be_scaled_is_refused_at_its_start(
+    changes: dict[str, Any], sentence: str
 ) -> None:
     _, runner = patched()
-    with pytest.raises(ConfigError, match=said):
-        runner(engine(**changed), [])
+    with pytest.raises(ConfigError, match=sentence):
+        runner(engine(**changes), [])
     check(engine())
 
 
-@pytest.mark.parametrize("said", ["much", "-1", "11", "nan"])
-def test_a_gain_that_is_none_is_refused(said: str) -> None:
+@pytest.mark.parametrize("value", ["much", "-1", "11", "nan"])
+def test_a_value_that_is_no_gain_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match="MODINT_IMAGE_ATTENTION is"):
-        gain_of({"MODINT_IMAGE_ATTENTION": said})
+        gain_of({"MODINT_IMAGE_ATTENTION": value})
 
 
-def test_a_gain_that_the_engine_would_never_hear_of_is_refused() -> None:
+def test_a_gain_without_an_installed_plugin_is_refused() -> None:
     check_registered(1.0, [])
     check_registered(0.5, ["other", PLUGIN])
     with pytest.raises(ConfigError, match="vLLM's plugin modint_image_attention is not installed"):
@@ -165,25 +165,26 @@ def test_without_the_variable_the_gain_is_one() -> None:
 # -- the gateway in front of it --------------------------------------------------------------------
 
 
-async def test_every_call_bears_the_gain_in_its_salt_and_every_verdict_and_readyz_say_so(
+async def test_every_call_has_the_gain_in_its_cache_salt_and_verdicts_and_readyz_say_so(
     upstream: FakeUpstream,
 ) -> None:
     async with serving(upstream.url, image_attention=0.5) as gateway:
         upstream.forget()
-        said = await gateway.post(chat(modint={"relevant": "image"}))
+        response = await gateway.post(chat(modint={"relevant": "image"}))
         off = await gateway.post(chat(modint={"mode": "off"}, cache_salt="mine"))
         ready = await gateway.get("/readyz")
     assert off.status == 200 and len(upstream.calls) == 5
     assert {call["cache_salt"] for call in upstream.calls} == {"image-attention-0.5"}
     assert "attention to pictures is scaled by 0.5 (experimental)" in ready.json["notes"]
     assert (
-        "The engine scales its attention to pictures by 0.5 (experimental)." in said.json["modint"]["notes"]
+        "The engine scales its attention to pictures by 0.5 (experimental)."
+        in response.json["modint"]["notes"]
     )
 
 
 async def test_without_a_gain_no_call_is_salted(upstream: FakeUpstream) -> None:
     async with serving(upstream.url) as gateway:
         upstream.forget()
-        said = await gateway.post(chat(modint={"relevant": "image"}))
+        response = await gateway.post(chat(modint={"relevant": "image"}))
     assert not any("cache_salt" in call for call in upstream.calls)
-    assert not any("attention" in note for note in said.json["modint"]["notes"])
+    assert not any("attention" in note for note in response.json["modint"]["notes"])

@@ -30,14 +30,14 @@ async def test_beside_adapters_no_answer_is_scored_as_a_whole() -> None:
 
 
 async def report_of(gateway: Running, *, stream: bool) -> dict[str, Any]:
-    said = await gateway.post(chat(modint=IMAGE, stream=stream))
-    assert said.status == 200
+    response = await gateway.post(chat(modint=IMAGE, stream=stream))
+    assert response.status == 200
     if not stream:
-        found: dict[str, Any] = said.json["modint"]
-        return found
-    (finish,) = (chunk for chunk in chunks(said.body) if "modint" in chunk)
-    held: dict[str, Any] = finish["modint"]
-    return held
+        report: dict[str, Any] = response.json["modint"]
+        return report
+    (finish,) = (chunk for chunk in chunks(response.body) if "modint" in chunk)
+    last: dict[str, Any] = finish["modint"]
+    return last
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -56,13 +56,13 @@ async def test_an_answer_that_follows_the_caption_in_its_last_word_is_flagged(
     assert not any(body.get("stream") for body in forced)
 
 
-async def test_token_ids_go_up_for_our_sake_and_do_not_come_back(scoring: FakeUpstream) -> None:
+async def test_token_ids_that_the_gateway_asks_for_do_not_reach_the_client(scoring: FakeUpstream) -> None:
     async with serving(scoring.url) as gateway:
         scoring.forget()
-        said = await gateway.post(chat(modint=IMAGE))
+        response = await gateway.post(chat(modint=IMAGE))
         asked = await gateway.post(chat(modint=IMAGE, return_token_ids=True))
     assert any(body.get("return_token_ids") and "prompt_logprobs" not in body for body in scoring.calls)
-    assert said.json["choices"][0]["token_ids"] is None
+    assert response.json["choices"][0]["token_ids"] is None
     assert len(asked.json["choices"][0]["token_ids"]) == 3
 
 

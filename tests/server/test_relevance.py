@@ -15,8 +15,8 @@ RULES = '[[rule]]\nrelevant = "text"\nmodel = "tinyworld-*"\nquestion = "colour"
 
 
 async def judged(gateway: Running, **modint: Any) -> dict[str, Any]:
-    found: dict[str, Any] = (await gateway.post(chat(modint=modint))).json["modint"]
-    return found
+    report: dict[str, Any] = (await gateway.post(chat(modint=modint))).json["modint"]
+    return report
 
 
 async def test_a_configured_rule_decides_and_the_client_comes_before_it(
@@ -26,9 +26,9 @@ async def test_a_configured_rule_decides_and_the_client_comes_before_it(
     file.write_text(RULES)
     async with serving(upstream.url, relevance_rules_file=file) as gateway:
         ruled = await judged(gateway)
-        said = await judged(gateway, relevant="image")
+        report = await judged(gateway, relevant="image")
     assert (ruled["relevant"], ruled["relevant_source"]) == ("text", "route")
-    assert (said["relevant"], said["relevant_source"]) == ("image", "request")
+    assert (report["relevant"], report["relevant_source"]) == ("image", "request")
 
 
 def test_a_bad_file_of_rules_stops_the_process_at_its_start(tmp_path: Path) -> None:

@@ -26,23 +26,23 @@ async def settled(gateway: Running) -> JSON:
     """`/readyz` once every adapter has been tested."""
     attachment = gateway.gateway.attachment
 
-    def done(said: JSON) -> bool:
+    def done(readiness: JSON) -> bool:
         names = {model.id for model in attachment.models if model.parent}
-        passed = any(one["ok"] for one in said["adapters"].values())
+        passed = any(result["ok"] for result in readiness["adapters"].values())
         mixed = attachment.selftest.mixed is not None or not passed
-        return bool(names) and set(said["adapters"]) == names and mixed
+        return bool(names) and set(readiness["adapters"]) == names and mixed
 
     return await until(gateway, done)
 
 
 async def until(gateway: Running, done: Callable[[JSON], bool]) -> JSON:
-    """`/readyz` as soon as it is as wanted."""
+    """`/readyz` as soon as `done` is true of it."""
     for _ in range(1000):
-        said: JSON = (await gateway.get("/readyz")).json
-        if done(said):
-            return said
+        readiness: JSON = (await gateway.get("/readyz")).json
+        if done(readiness):
+            return readiness
         await asyncio.sleep(0.01)
-    raise AssertionError(f"it stayed at {said}")
+    raise AssertionError(f"it stayed at {readiness}")
 
 
 def labels(adapter: str = ADAPTER) -> dict[str, str]:
@@ -52,14 +52,19 @@ def labels(adapter: str = ADAPTER) -> dict[str, str]:
 async def test_an_adapter_that_changes_answers_passes(upstream: FakeUpstream) -> None:
     upstream.script = adapted
     async with serving(upstream.url, adapter_selftest="require") as gateway:
-        said = await settled(gateway)
-        found = said["adapters"][ADAPTER]
-        assert (said["status"], found["ok"], found["problem"], said["notes"]) == ("ok", True, None, [])
+        readiness = await settled(gateway)
+        result = readiness["adapters"][ADAPTER]
+        assert (readiness["status"], result["ok"], result["problem"], readiness["notes"]) == (
+            "ok",
+            True,
+            None,
+            [],
+        )
         # (0.9, 0.05, tail 0.05) against (0.05, 0.9, tail 0.05): JS = 0.95 - 0.95 * H(0.9/0.95)
-        assert found["selftest_divergence"] == pytest.approx(0.95 - 0.95 * 0.29747, abs=1e-4)
+        assert result["selftest_divergence"] == pytest.approx(0.95 - 0.95 * 0.29747, abs=1e-4)
         assert gateway.value("modint_adapter_selftest_ok", **labels()) == 1
         assert gateway.value("modint_adapter_selftest_divergence_ratio", **labels()) == pytest.approx(
-            found["selftest_divergence"]
+            result["selftest_divergence"]
         )
         assert gateway.value("modint_base_beside_adapters_ok", model=BASE) == 1
 
@@ -76,9 +81,9 @@ async def test_what_it_costs_is_known(upstream: FakeUpstream) -> None:
 async def test_an_adapter_without_effect_keeps_the_gateway_from_being_ready(upstream: FakeUpstream) -> None:
     upstream.script = without_effect
     async with serving(upstream.url, ready=False, adapter_selftest="require") as gateway:
-        said = await settled(gateway)
-        assert said["status"] == "not ready"
-        (reason,) = said["reasons"]
+        readiness = await settled(gateway)
+        assert readiness["status"] == "not ready"
+        (reason,) = readiness["reasons"]
         assert reason.startswith(f"adapter '{ADAPTER}': it answers exactly as the base")
         assert "modint-guard adapters doctor" in reason
         assert gateway.value("modint_adapter_selftest_ok", **labels()) == 0
@@ -91,9 +96,9 @@ async def test_an_adapter_without_effect_keeps_the_gateway_from_being_ready(upst
 async def test_attached_it_is_ready_and_says_which_adapter_has_no_effect(upstream: FakeUpstream) -> None:
     upstream.script = without_effect
     async with serving(upstream.url, adapter_selftest="auto") as gateway:
-        said = await settled(gateway)
-        assert (said["status"], said["reasons"]) == ("ok", [])
-        assert said["notes"][0].startswith(f"adapter '{ADAPTER}': it answers exactly as the base")
+        readiness = await settled(gateway)
+        assert (readiness["status"], readiness["reasons"]) == ("ok", [])
+        assert readiness["notes"][0].startswith(f"adapter '{ADAPTER}': it answers exactly as the base")
         assert (await gateway.post(chat(model=ADAPTER))).status == 200
 
 
@@ -132,10 +137,10 @@ async def test_base_answers_taken_from_an_adapter_are_seen(upstream: FakeUpstrea
 
     upstream.script = mixed_up
     async with serving(upstream.url, adapter_selftest="report") as gateway:
-        said = await settled(gateway)
-        assert said["adapters"][ADAPTER]["ok"]
-        assert "base answers beside adapter traffic were an adapter's" in said["notes"][0]
-        assert "--max-loras" in said["notes"][0]
+        readiness = await settled(gateway)
+        assert readiness["adapters"][ADAPTER]["ok"]
+        assert "base answers beside adapter traffic were an adapter's" in readiness["notes"][0]
+        assert "--max-loras" in readiness["notes"][0]
         assert gateway.value("modint_base_beside_adapters_ok", model=BASE) == 0
 
 
@@ -146,11 +151,11 @@ async def test_an_adapter_that_the_engine_refuses_is_named_and_asked_again_later
         Answer("", fault="500") if body["model"] == ADAPTER else Answer("red", OURS)
     )
     async with serving(upstream.url, ready=False, adapter_selftest="require") as gateway:
-        said = await settled(gateway)
-        assert said["reasons"] == [f"adapter '{ADAPTER}': the engine answers 500 to a request for it"]
+        readiness = await settled(gateway)
+        assert readiness["reasons"] == [f"adapter '{ADAPTER}': the engine answers 500 to a request for it"]
         upstream.script = adapted
         gateway.gateway.attachment._retry_at = 0.0
-        await until(gateway, lambda said: said["status"] == "ok")
+        await until(gateway, lambda readiness: readiness["status"] == "ok")
 
 
 async def test_an_adapter_loaded_later_is_tested_and_one_unloaded_is_forgotten(
@@ -160,10 +165,10 @@ async def test_an_adapter_loaded_later_is_tested_and_one_unloaded_is_forgotten(
     async with serving(upstream.url, adapter_selftest="require") as gateway:
         await settled(gateway)
         upstream.model_list.append({"id": "late", "parent": BASE})
-        await until(gateway, lambda said: "late" in said["adapters"])
+        await until(gateway, lambda readiness: "late" in readiness["adapters"])
         assert gateway.value("modint_adapter_selftest_ok", **labels("late")) == 1
         del upstream.model_list[1:]
-        await until(gateway, lambda said: not said["adapters"])
+        await until(gateway, lambda readiness: not readiness["adapters"])
         assert gateway.value("modint_adapter_selftest_ok", **labels("late")) is None
         assert gateway.value("modint_requests_total", **labels("late"), route="chat", outcome="ok") == 0
 
@@ -173,8 +178,8 @@ async def test_without_log_probabilities_nothing_can_be_tested_and_nothing_is_cl
 ) -> None:
     upstream.logprobs = False
     async with serving(upstream.url, adapter_selftest="require") as gateway:
-        said = (await gateway.get("/readyz")).json
-        assert (said["status"], said["adapters"]) == ("ok", {})
+        readiness = (await gateway.get("/readyz")).json
+        assert (readiness["status"], readiness["adapters"]) == ("ok", {})
         assert gateway.value("modint_adapter_selftest_ok", **labels()) is None
 
 
@@ -183,7 +188,7 @@ async def test_an_engine_that_dies_in_the_self_test_is_an_engine_that_is_gone(up
         Answer("", fault="close") if body["model"] == ADAPTER else Answer("red", OURS)
     )
     async with serving(upstream.url, ready=False, adapter_selftest="require") as gateway:
-        await until(gateway, lambda said: "cannot be reached" in str(said["reasons"]))
+        await until(gateway, lambda readiness: "cannot be reached" in str(readiness["reasons"]))
 
 
 def test_shift_is_the_largest_change_of_a_shared_token() -> None:

@@ -212,7 +212,10 @@ def test_a_calibration_for_another_model_is_refused_before_the_engine_starts(
 ) -> None:
     file = written(tmp_path, model="another")
     sentence = refused("--model", str(model), "--calibration", str(file))
-    assert sentence == f"{file} was made for another, and served are {model.name}: calibrate this model."
+    assert (
+        sentence
+        == f"{file} was made for another, but these are served: {model.name}; calibrate the served model."
+    )
 
 
 def test_an_upstream_that_is_no_address_is_refused() -> None:

@@ -15,8 +15,8 @@ from tests.server.adapter_folders import save
 
 def test_names_shapes_and_metadata_are_read(tmp_path: Path) -> None:
     file = read_header(save(tmp_path / "x", {"a": np.ones((2, 3), np.float32)}, {"format": "pt"}))
-    (one,) = file.tensors.values()
-    assert (one.name, one.dtype, one.shape, one.start, one.end) == ("a", "F32", (2, 3), 0, 24)
+    (tensor,) = file.tensors.values()
+    assert (tensor.name, tensor.dtype, tensor.shape, tensor.start, tensor.end) == ("a", "F32", (2, 3), 0, 24)
     assert file.metadata == {"format": "pt"}
 
 
@@ -27,7 +27,7 @@ def test_zero_is_zero_of_either_sign_in_every_width(tmp_path: Path) -> None:
         "i": np.zeros(2, np.int64),
     }
     file = read_header(save(tmp_path / "x", {**zeros, "one": np.array([0, 1e-30], np.float32)}))
-    assert {name: file.is_zero(one) for name, one in file.tensors.items()} == {
+    assert {name: file.is_zero(tensor) for name, tensor in file.tensors.items()} == {
         "f32": True,
         "f16": True,
         "i": True,
@@ -35,11 +35,11 @@ def test_zero_is_zero_of_either_sign_in_every_width(tmp_path: Path) -> None:
     }
 
 
-def test_numbers_that_are_none_are_found(tmp_path: Path) -> None:
+def test_infinite_values_and_no_numbers_are_found(tmp_path: Path) -> None:
     largest = np.finfo(np.float32).max
-    held = {"fine": [1.0, largest], "inf": [1.0, np.inf], "nan": [np.nan, 1.0]}
-    file = read_header(save(tmp_path / "x", {name: np.array(v, np.float32) for name, v in held.items()}))
-    assert [file.is_finite(one) for one in file.tensors.values()] == [True, False, False]
+    values = {"fine": [1.0, largest], "inf": [1.0, np.inf], "nan": [np.nan, 1.0]}
+    file = read_header(save(tmp_path / "x", {name: np.array(v, np.float32) for name, v in values.items()}))
+    assert [file.is_finite(tensor) for tensor in file.tensors.values()] == [True, False, False]
 
 
 def header(text: bytes, data: bytes = b"") -> bytes:
@@ -50,7 +50,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "sentence"),
     [
         (b"", "no safetensors file"),
         (b"\xff" * 8, "no safetensors file"),
@@ -63,9 +63,9 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (header(json.dumps({"a": {"dtype": "F32"}}).encode()), "damaged header"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name(content: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(content)
-    with pytest.raises(AdapterError, match=said) as refused:
+    with pytest.raises(AdapterError, match=sentence) as refused:
         read_header(tmp_path / "weights")
     assert str(tmp_path / "weights") in str(refused.value)
 
@@ -76,16 +76,16 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_renaming_changes_names_and_nothing_else(tmp_path: Path) -> None:
-    held: dict[str, Any] = {"a": np.arange(6, dtype=np.float32), "b": np.arange(3, dtype=np.float16)}
-    path = save(tmp_path / "x.safetensors", held, {"format": "pt"})
+    tensors: dict[str, Any] = {"a": np.arange(6, dtype=np.float32), "b": np.arange(3, dtype=np.float16)}
+    path = save(tmp_path / "x.safetensors", tensors, {"format": "pt"})
     path.chmod(0o640)
     before = path.read_bytes()
-    kept = rename(read_header(path), {"a": "a much longer name"})
+    original = rename(read_header(path), {"a": "a much longer name"})
     after = read_header(path)
     assert list(after.tensors) == ["a much longer name", "b"]
-    assert path.read_bytes()[after.data_start :] == held["a"].tobytes() + held["b"].tobytes()
+    assert path.read_bytes()[after.data_start :] == tensors["a"].tobytes() + tensors["b"].tobytes()
     assert (after.data_start % 8, after.metadata, path.stat().st_mode & 0o777) == (0, {"format": "pt"}, 0o640)
-    assert kept.read_bytes() == before
+    assert original.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.safetensors", "x.safetensors.orig"]
 
 

@@ -63,8 +63,9 @@ def test_a_model_that_answered_nothing_has_no_line() -> None:
 async def test_a_running_gateway_is_read(running_gateway: Running) -> None:
     for model in (BASE, BASE, ADAPTER):
         await running_gateway.post(chat(model=model, modint={"relevant": "image"}))
-    found = {line.adapter: line for line in lines({}, await asyncio.to_thread(read, running_gateway.url))}
-    assert {name: (line.requests, line.flagged, line.flips) for name, line in found.items()} == {
+    page = await asyncio.to_thread(read, running_gateway.url)
+    by_adapter = {line.adapter: line for line in lines({}, page)}
+    assert {name: (line.requests, line.flagged, line.flips) for name, line in by_adapter.items()} == {
         "none": (2, 1.0, 1.0),
         ADAPTER: (1, 1.0, 1.0),
     }

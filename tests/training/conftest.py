@@ -7,13 +7,9 @@ from hypothesis import HealthCheck, settings
 
 from modint_training.tinyworld import language
 from tests.training import forked as forked_runs
-from tests.training.scores import SCORES
 
 settings.register_profile("modint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modint")
-# Its scores come from the real engine (`make bench-calibration`); a bundled calibration has to come with
-# them (test_calibrations.py).
-collect_ignore = [] if SCORES.exists() else ["test_coverage.py"]
 
 
 @pytest.fixture(scope="session")

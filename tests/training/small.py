@@ -9,9 +9,11 @@ from transformers import LlavaForConditionalGeneration
 
 from modint_training.data.batches import twin_batches
 from modint_training.method.batch import Batch
-from modint_training.recipe import PretrainRecipe, TuneRecipe, load_recipe
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 from modint_training.tinyworld.model import build_config
-from modint_training.tinyworld.source import tinyworld_source
+from modint_training.tinyworld.recipe import PretrainRecipe
+from modint_training.tinyworld.source import training_source
 
 WIDTH = 32
 
@@ -75,4 +77,4 @@ def tinyworld_batches(
     recipe: TuneRecipe, processor: Any, *, rank: int = 0, ranks: int = 1
 ) -> Callable[[int], list[Batch]]:
     """Batches of twins of TinyWorld's own items."""
-    return twin_batches(recipe, processor, tinyworld_source(recipe), rank=rank, ranks=ranks)
+    return twin_batches(recipe, processor, training_source(recipe), rank=rank, ranks=ranks)

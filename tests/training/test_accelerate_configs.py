@@ -3,7 +3,7 @@
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from modint_training.recipe import accelerate_config
+from modint_training.recipe_files import accelerate_config
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Attacks: inside the ball, under the mask, up the harm, and without a trace on the model."""
+"""Attacks: inside the ball, under the mask, up the objective, and without a trace on the model."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modint_training.method.attack import Attack, attack, climb, project, row_size, start, token_scale
-from modint_training.method.passes import Read
+from modint_training.method.attack import Attack, ascend, project, row_size, run_attack, start, token_scale
+from modint_training.method.passes import Outputs
 from modint_training.recipe import AttackKind, StepKind
 
 PGD = Attack("pgd", "normalised", epsilon=0.5, relative=False, alpha=0.2, steps=2)
@@ -23,18 +23,18 @@ EMBEDS = torch.linspace(-2, 2, 2 * 4 * 3).view(2, 4, 3)
 SEEDS = [11, 12]
 
 
-def linear(slope: Tensor) -> Callable[[Tensor], Read]:
+def linear(slope: Tensor) -> Callable[[Tensor], Outputs]:
     """A decoder whose one logit a row is the embeddings times a slope."""
-    return lambda embeds: Read(embeds, (embeds * slope).sum((1, 2)).unsqueeze(-1))
+    return lambda embeds: Outputs(embeds, (embeds * slope).sum((1, 2)).unsqueeze(-1))
 
 
-def harm(read: Read) -> Tensor:
-    return read.logits.sum()
+def objective(outputs: Outputs) -> Tensor:
+    return outputs.logits.sum()
 
 
 def attacked(how: Attack, *, slope: Tensor | None = None, mask: Tensor = MASK) -> Any:
     slope = torch.arange(24.0).view(2, 4, 3) - 7 if slope is None else slope
-    return attack(linear(slope), harm, EMBEDS, mask, SEEDS, how)
+    return run_attack(linear(slope), objective, EMBEDS, mask, SEEDS, how)
 
 
 # Ball and mask
@@ -90,7 +90,7 @@ def test_a_rows_start_depends_on_its_seed_and_its_own_tokens_alone() -> None:
 def stepped(step: StepKind, gradient: list[float], alpha: float = 0.25) -> list[float]:
     """Where a step from nought leads, in a ball that is large enough."""
     how = replace(PGD, step=step, alpha=alpha, epsilon=1e6)
-    z, skipped = climb(torch.zeros(1, 1, 2), torch.tensor([[gradient]]), torch.ones(1, 1).bool(), how)
+    z, skipped = ascend(torch.zeros(1, 1, 2), torch.tensor([[gradient]]), torch.ones(1, 1).bool(), how)
     assert skipped == 0
     return cast(list[float], z.flatten().tolist())
 
@@ -141,7 +141,7 @@ def test_the_attack_does_more_harm_than_its_start(kind: AttackKind, step: StepKi
     slope = torch.arange(24.0).view(2, 4, 3) - 7
     how = replace(PGD, kind=kind, step=step, alpha=0.05, steps=3)
     begun = EMBEDS + start(MASK, 3, SEEDS, how)
-    assert harm(linear(slope)(EMBEDS + attacked(how).delta)) > harm(linear(slope)(begun))
+    assert objective(linear(slope)(EMBEDS + attacked(how).delta)) > objective(linear(slope)(begun))
 
 
 def test_enough_steps_reach_the_worst_corner_of_the_ball() -> None:
@@ -154,8 +154,8 @@ def test_a_rows_noise_does_not_depend_on_the_rows_beside_it() -> None:
     # Defect 6 of the reference code: the loss was a mean over the batch: the larger, the smaller each step.
     how = replace(PGD, step="raw", alpha=1e-3)
     slope = torch.arange(24.0).view(2, 4, 3) - 7
-    both = attack(linear(slope), harm, EMBEDS, MASK, SEEDS, how).delta
-    alone = attack(linear(slope[1:]), harm, EMBEDS[1:], MASK[1:], SEEDS[1:], how).delta
+    both = run_attack(linear(slope), objective, EMBEDS, MASK, SEEDS, how).delta
+    alone = run_attack(linear(slope[1:]), objective, EMBEDS[1:], MASK[1:], SEEDS[1:], how).delta
     assert torch.allclose(both[1], alone[0])
 
 
@@ -163,9 +163,9 @@ def test_a_rows_noise_does_not_depend_on_the_rows_beside_it() -> None:
 
 
 def test_pgd_gives_one_pass_and_freelb_one_a_step() -> None:
-    assert len(attacked(replace(PGD, steps=3)).reads) == 1
-    assert len(attacked(replace(PGD, kind="freelb", steps=3)).reads) == 3
-    assert len(attacked(replace(PGD, kind="gaussian", steps=0)).reads) == 1
+    assert len(attacked(replace(PGD, steps=3)).passes) == 1
+    assert len(attacked(replace(PGD, kind="freelb", steps=3)).passes) == 3
+    assert len(attacked(replace(PGD, kind="gaussian", steps=0)).passes) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,14 +176,14 @@ def test_the_passes_that_count_carry_gradients_to_the_parameters_and_the_attack_
     frozen = torch.ones(2, 4, 3)
     calls: list[bool] = []
 
-    def forward(embeds: Tensor) -> Read:
+    def forward(embeds: Tensor) -> Outputs:
         calls.append(slope.requires_grad and not frozen.requires_grad)
-        return Read(embeds, (embeds * slope * frozen).sum((1, 2)).unsqueeze(-1))
+        return Outputs(embeds, (embeds * slope * frozen).sum((1, 2)).unsqueeze(-1))
 
     how = replace(PGD, kind=kind, steps=0 if kind == "gaussian" else 2)
-    found = attack(forward, harm, EMBEDS, MASK, SEEDS, how)
+    found = run_attack(forward, objective, EMBEDS, MASK, SEEDS, how)
     assert slope.grad is None and all(calls)
-    sum(harm(read) for read in found.reads).backward()
+    sum(objective(each) for each in found.passes).backward()
     assert slope.grad is not None and slope.grad.abs().sum() > 0
     assert not found.delta.requires_grad or kind == "freelb"
 
@@ -205,10 +205,10 @@ def test_delta_survives_embeddings_in_bf16() -> None:
     how = replace(PGD, epsilon=1e-3, alpha=1e-3)
     seen: list[Tensor] = []
 
-    def forward(given: Tensor) -> Read:
+    def forward(given: Tensor) -> Outputs:
         seen.append(given.detach())
-        return Read(given, given.sum((1, 2)).unsqueeze(-1))
+        return Outputs(given, given.sum((1, 2)).unsqueeze(-1))
 
-    attack(forward, harm, embeds, MASK, SEEDS, how)
+    run_attack(forward, objective, embeds, MASK, SEEDS, how)
     assert (embeds + torch.tensor(9e-4, dtype=torch.bfloat16) == embeds).all()
     assert all((given[MASK] != 0.75).all() and (given[~MASK] == 0.75).all() for given in seen)

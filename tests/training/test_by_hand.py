@@ -11,14 +11,21 @@ from torch import Tensor, nn
 
 from modint_training.data.batches import twin_batches
 from modint_training.data.collate import encode
-from modint_training.method.batch import counts
+from modint_training.method.batch import Batch, token_counts
 from modint_training.method.families import family_of
 from modint_training.method.labels import IGNORED, UNKNOWN
 from modint_training.method.masks import predicting_mask
-from modint_training.method.passes import Read
-from modint_training.method.step import Meter, Weights, log_line, shares, step_loss, twin_inconsistency
+from modint_training.method.passes import Outputs
+from modint_training.method.step import (
+    LossWeights,
+    StepMeter,
+    denominators,
+    log_line,
+    step_loss,
+    twin_inconsistency,
+)
 from modint_training.tinyworld import suite
-from modint_training.tinyworld.source import tinyworld_source
+from modint_training.tinyworld.source import training_source
 from tests.training.small import lora_recipe, small_model
 
 # What follows each of three words: the first of two answers with a probability of 1/4, 1/2 and 1/8.
@@ -53,25 +60,25 @@ class Lookup(nn.Module):
         return SimpleNamespace(logits=self.head(hidden))
 
 
-def batch_of(*rows: tuple[int, int, int]) -> dict[str, Tensor]:
+def batch_of(*rows: tuple[int, int, int]) -> Batch:
     """Rows of one word and its answer's label: (word, label, the row of its clean version or -1)."""
     labels = torch.tensor([[IGNORED, label] for _, label, _ in rows])
     clean_row = torch.tensor([clean for _, _, clean in rows])
     untouched = torch.zeros_like(labels, dtype=torch.bool)
-    return {
-        "input_ids": torch.tensor([[word, max(label, 0)] for word, label, _ in rows]),
-        "labels": labels,
-        "clean_row": clean_row,
-        "attackable": untouched,
-        "row_seeds": torch.zeros(len(rows), dtype=torch.long),
-        "counts": counts(labels, clean_row, untouched),
-    }
+    return Batch(
+        inputs={"input_ids": torch.tensor([[word, max(label, 0)] for word, label, _ in rows])},
+        labels=labels,
+        clean_row=clean_row,
+        attackable=untouched,
+        row_seeds=torch.zeros(len(rows), dtype=torch.long),
+        counts=token_counts(labels, clean_row, untouched),
+    )
 
 
-def measured(batch: dict[str, Tensor], weight: float = 1.0) -> tuple[dict[str, float], Tensor]:
+def measured(batch: Batch, weight: float = 1.0) -> tuple[dict[str, float], Tensor]:
     """The parts of the loss, and its gradient with respect to each word's logits."""
-    model, meter = Lookup(), Meter()
-    weights = Weights(task=1.0, adversarial=1.0, consistency=weight, kind="kl")
+    model, meter = Lookup(), StepMeter()
+    weights = LossWeights(task=1.0, adversarial=1.0, consistency=weight, kind="kl")
     step_loss(BY_HAND, weights, None, meter)(model, batch).backward()
     gradient = model.embed.weight.grad
     assert gradient is not None
@@ -100,7 +107,7 @@ def test_a_pair_without_a_label_pays_for_disagreeing_alone() -> None:
 def test_both_kinds_in_one_batch_count_each_where_they_are_known() -> None:
     second = [(word, label, clean if clean < 0 else 2) for word, label, clean in UNLABELLED]
     batch = batch_of(*LABELLED, *second)
-    assert batch["counts"].tolist() == [2, 0, 2]  # known answers; none attacked; twins' tokens
+    assert batch.counts.tolist() == [2, 0, 2]  # known answers; none attacked; twins' tokens
     found, _ = measured(batch, weight=0.5)
     assert found["sft"] == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-6)
     assert found["cons"] == pytest.approx((KL_QUARTER_HALF + KL_EIGHTH_HALF) / 2, rel=1e-6)
@@ -124,9 +131,9 @@ def test_lambda_means_the_same_for_any_answer_length_and_any_number_of_variants(
     clean_row = torch.tensor([-1] + [0] * variants)
     untouched = torch.zeros_like(labels, dtype=torch.bool)
     logits = NEXT[rows].repeat_interleave(length, 0)
-    weights = Weights(task=1.0, adversarial=0.0, consistency=1.0, kind="kl")
-    total = twin_inconsistency(Read(logits, logits), clean_row, predicting_mask(labels), weights)
-    mean = total / shares(counts(labels, clean_row, untouched))[2]
+    weights = LossWeights(task=1.0, adversarial=0.0, consistency=1.0, kind="kl")
+    total = twin_inconsistency(Outputs(logits, logits), clean_row, predicting_mask(labels), weights)
+    mean = total / denominators(token_counts(labels, clean_row, untouched))[2]
     assert mean.item() == pytest.approx(KL_QUARTER_HALF, rel=1e-6)
 
 
@@ -148,15 +155,15 @@ def test_rows_without_a_label_are_not_attacked_and_still_agree(processor: Any) -
         "attack={kind: pgd, step: normalised, epsilon: 0.2, relative: true, alpha: 0.2, steps: 1, mask: span"
     )
     recipe = lora_recipe("tinyworld-base", attack + ", weight: 1}", "quotas=[1, 1, 0]", "batch=4")
-    draw = tinyworld_source(recipe)
+    draw = training_source(recipe)
     source = lambda slot: draw(slot).replace(answer="") if slot.index % 2 else draw(slot)  # noqa: E731
     (batch,) = twin_batches(recipe, processor, source)(0)
-    known = (batch["labels"] != UNKNOWN).all(-1)
+    known = (batch.labels != UNKNOWN).all(-1)
     assert known.tolist() == [True, True, False, False] * 2  # each beside its twin
-    attacked = batch["attackable"].any(-1)
+    attacked = batch.attackable.any(-1)
     assert attacked.any() and not (attacked & ~known).any()
-    meter = Meter()
+    meter = StepMeter()
     model = small_model(processor)
-    weights = Weights(task=1.0, adversarial=1.0, consistency=1.0, kind="js")
+    weights = LossWeights(task=1.0, adversarial=1.0, consistency=1.0, kind="js")
     assert step_loss(family_of("llava"), weights, None, meter)(model, batch).isfinite()
     assert log_line(meter.take())["cons"] > 0

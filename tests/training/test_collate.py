@@ -9,8 +9,8 @@ from PIL import Image
 
 from modint_guard.data.item import FAMILIES, Item, prompt, reply_for
 from modint_guard.data.perturb import perturb
-from modint_training.data.collate import collate, encode, image_tokens, pixels
-from modint_training.method.families import chat_content
+from modint_training.data.collate import collate, encode
+from modint_training.method.families import chat_content, clip_pixels, vision_of
 from modint_training.method.labels import IGNORED
 from modint_training.tinyworld import suite
 
@@ -43,7 +43,7 @@ def test_the_worked_example(processor: Any) -> None:
         *("<|end|>", "<|assistant|>", "7", "<|end|>"),
     ]
     batch = collate([row], processor)
-    labels = batch["labels"][0]
+    labels = batch.labels[0]
     assert labels.tolist() == [IGNORED] * (len(row.ids) - 2) + row.ids[-2:]
     assert decoded(processor, labels[labels != IGNORED].tolist()) == ["7", "<|end|>"]
 
@@ -55,7 +55,7 @@ def test_a_lettered_item_is_labelled_with_its_letter(processor: Any) -> None:
 
 
 def test_a_picture_takes_26_positions(processor: Any) -> None:
-    assert image_tokens(processor) == 26
+    assert vision_of(processor).image_tokens(processor, RED) == 26
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert encode(DIGIT, processor).ids.count(image_id) == 26
     assert encode(SUM, processor).ids.count(image_id) == 0
@@ -69,28 +69,29 @@ def test_a_processor_that_drops_the_class_token_gives_25(processor: Any) -> None
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    assert image_tokens(dropped) == 25
+    assert vision_of(dropped).image_tokens(dropped, RED) == 25
 
 
 def test_shorter_rows_are_padded_on_the_right_and_never_labelled_there(processor: Any) -> None:
     rows = [encode(DIGIT, processor), encode(SUM, processor)]
     long, short = (len(row.ids) for row in rows)
     batch = collate(rows, processor)
-    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (2, long)
-    assert batch["input_ids"][1].tolist() == rows[1].ids + [processor.tokenizer.pad_token_id] * (long - short)
-    assert batch["attention_mask"].tolist() == [[1] * long, [1] * short + [0] * (long - short)]
-    assert batch["labels"][1, short:].tolist() == [IGNORED] * (long - short)
-    assert (batch["labels"] != IGNORED).sum(dim=1).tolist() == [2, 2]
+    ids, mask, padding = batch.inputs["input_ids"], batch.inputs["attention_mask"], long - short
+    assert ids.shape == batch.labels.shape == mask.shape == (2, long)
+    assert ids[1].tolist() == rows[1].ids + [processor.tokenizer.pad_token_id] * padding
+    assert mask.tolist() == [[1] * long, [1] * short + [0] * padding]
+    assert batch.labels[1, short:].tolist() == [IGNORED] * padding
+    assert (batch.labels != IGNORED).sum(dim=1).tolist() == [2, 2]
 
 
 def test_only_rows_with_a_picture_bring_one(processor: Any) -> None:
     rows = [encode(item, processor) for item in (SUM, DIGIT, SUM, DIGIT)]
-    assert collate(rows, processor)["pixel_values"].shape == (2, 3, 40, 40)
-    assert "pixel_values" not in collate(rows[:1], processor)
+    assert collate(rows, processor).inputs["pixel_values"].shape == (2, 3, 40, 40)
+    assert "pixel_values" not in collate(rows[:1], processor).inputs
 
 
 def test_pixels_lie_between_minus_one_and_one(processor: Any) -> None:
-    values = pixels([RED], processor)
+    values = clip_pixels([RED], processor)
     assert values.dtype == torch.float32
     # 255 -> 1, 0 -> -1, 51 -> 2 * 0.2 - 1
     assert values[0, :, 5, 9].tolist() == pytest.approx([1.0, -1.0, -0.6])
@@ -98,7 +99,7 @@ def test_pixels_lie_between_minus_one_and_one(processor: Any) -> None:
 
 def test_a_picture_without_colours_counts_as_grey(processor: Any) -> None:
     assert torch.equal(
-        pixels([Image.new("L", (40, 40), 51)], processor), torch.full((1, 3, 40, 40), 51 / 127.5 - 1)
+        clip_pixels([Image.new("L", (40, 40), 51)], processor), torch.full((1, 3, 40, 40), 51 / 127.5 - 1)
     )
 
 
@@ -122,7 +123,7 @@ def test_a_prompt_has_the_ids_and_pixels_that_the_processor_itself_makes(process
     assert row.ids[: -row.answer_length] == made["input_ids"][0].tolist()
     assert decoded(processor, row.ids[-row.answer_length :]) == [reply_for(item, item.answer), "<|end|>"]
     if item.image:
-        np.testing.assert_allclose(pixels([item.image], processor), made["pixel_values"], atol=1e-6)
+        np.testing.assert_allclose(clip_pixels([item.image], processor), made["pixel_values"], atol=1e-6)
 
 
 def test_context_and_question_in_two_parts_read_like_one_string(processor: Any) -> None:

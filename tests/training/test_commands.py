@@ -9,7 +9,7 @@ import pytest
 from modint_guard.cli import main
 from modint_guard.errors import AdapterError
 from modint_training.models.loading import adapter_folder
-from modint_training.recipe import recipe_names, recipe_schema
+from modint_training.recipe_files import recipe_names, recipe_schema
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -12,15 +12,9 @@ import yaml
 
 from modint_guard.errors import ConfigError
 from modint_training.data.twins import check_kinds
-from modint_training.recipe import (
-    PretrainRecipe,
-    ReadingConfig,
-    TuneRecipe,
-    load_recipe,
-    preset_names,
-    recipe_names,
-    recipe_schema,
-)
+from modint_training.recipe import ReadingConfig, TuneRecipe
+from modint_training.recipe_files import load_recipe, preset_names, recipe_names, recipe_schema
+from modint_training.tinyworld.recipe import PretrainRecipe
 from modint_training.tinyworld.suite import Mixture
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "recipe.schema.json"
@@ -328,7 +322,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         (
             "tinyworld-full",
             ["attack.steps=0"],
-            "attack.steps: pgd climbs: give steps of at least 1, step and",
+            "attack.steps: pgd follows the gradient: give steps of at least 1, step and",
         ),
         (
             "tinyworld-full",
@@ -345,14 +339,14 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         (
             "llava-1.5-7b",
             ["kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null"],
-            "weights: in bf16 most steps of kind: full round away and nothing is learnt; use weights: fp32",
+            "weights: in bf16 most steps of kind: full are rounded away and nothing is learned; use weights:",
         ),
         ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
         ("tinyworld-full", ["temperature=2", "consistency=mse"], "temperature: softens distributions, and"),
         (
             "tinyworld-full",
             ["targets=attention", "scope=[vision]"],
-            "targets: chooses among the language model's layers, and scope leaves it out",
+            "targets: selects layers of the language model, which scope leaves out",
         ),
         ("robust-lora", ["validation=mine.json"], "validation: data: tinyworld is measured on its own"),
         (
@@ -375,12 +369,17 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         ("tinyworld-full", ["epochs=1"], "steps: give steps or epochs, one of the two"),
         ("tinyworld-full", ["steps=null", "epochs=1"], "epochs: tinyworld has no end: give steps"),
         ("tinyworld-full", ["warmup_steps=3"], "warmup_steps: give warmup_steps or warmup_ratio"),
-        ("tinyworld-full", ["letter=null"], "letter: belongs to data: tinyworld, and to no other data"),
+        ("tinyworld-full", ["letter=null"], "letter: data: tinyworld needs it: give a share from 0 to 1"),
+        (
+            "qwen2.5-vl-7b",
+            ["letter=0.5"],
+            "letter: belongs to generated data, such as data: tinyworld: leave",
+        ),
         ("tinyworld-full", ["micro_batches=5"], "micro_batches: 5 does not divide batch: 32"),
         (
             "tinyworld-full",
             ["reading.family=vqa"],
-            "reading: says how rows of your own are read, and data: tinyworld has none",
+            "reading: says how the rows of a data set are read, and data: tinyworld has none",
         ),
         ("qwen2.5-vl-7b", ["reading.famly=vqa"], "unknown key 'reading.famly'; did you mean 'family'?"),
         (

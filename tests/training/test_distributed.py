@@ -59,5 +59,5 @@ def test_where_one_process_wants_to_save_all_do_and_old_checkpoints_are_removed_
 @pytest.mark.slow
 def test_where_one_process_is_told_to_stop_all_do_after_the_same_step(forked: Run, tmp_path: Path) -> None:
     said = forked(APART, (tmp_path, "stop"), tmp_path)
-    assert all("SIGTERM came after step 2 of 6; the checkpoint lies in" in out for out, _ in said)
+    assert all("stopped by SIGTERM after step 2 of 6; the checkpoint is in" in out for out, _ in said)
     assert rng_states(tmp_path) == {"checkpoint-2": {"0", "1"}}

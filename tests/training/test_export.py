@@ -18,23 +18,22 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from modint_guard.data import read_data, write_items
 from modint_guard.data.item import FAMILIES, prompt
 from modint_guard.errors import ConfigError
-from modint_training.loop.disk import written
+from modint_training.loop.disk import disk_errors_as_sentences
+from modint_training.loop.predict import FlipBaseline
+from modint_training.models.card import adapter_card, served_rank, tuned_card
 from modint_training.models.export import (
-    adapter_card,
-    base_card,
     check_target,
     export_adapter,
-    export_base,
-    export_tuned,
+    export_model,
     rename_indexed_keys,
     rename_vision_keys,
-    served_rank,
-    tuned_card,
 )
 from modint_training.models.loading import lora_config
-from modint_training.recipe import load_recipe
-from modint_training.run_folder import data_hash, run_record
+from modint_training.recipe_files import load_recipe
+from modint_training.run_record import run_record
 from modint_training.tinyworld import suite
+from modint_training.tinyworld.card import base_card
+from modint_training.world import data_digest
 from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
 
 
@@ -59,6 +58,10 @@ def run(recipe: Any = None) -> dict[str, Any]:
     return run_record(recipe or pretrain_recipe(), HISTORY, ROWS, 61.7)
 
 
+def export_base(model: Any, processor: Any, folder: Path) -> None:
+    export_model(model, processor, folder, run(), card=base_card)
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -71,7 +74,7 @@ def same_tensors(first: Any, second: Any) -> bool:
 @pytest.fixture(scope="module")
 def exported(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "base"
-    export_base(small_model(processor), processor, folder, run())
+    export_base(small_model(processor), processor, folder)
     return folder
 
 
@@ -84,17 +87,17 @@ def test_an_export_that_finds_the_disk_full_is_one_sentence_and_leaves_nothing(
         with pytest.raises(
             ConfigError, match=r"base cannot be written \(File too large\): make room, and export again: the"
         ):
-            export_base(small_model(processor), processor, tmp_path / "base", run())
+            export_base(small_model(processor), processor, tmp_path / "base")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_error_that_is_not_of_the_disk_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="share memory"), written("x", "y"):
+    with pytest.raises(RuntimeError, match="share memory"), disk_errors_as_sentences("x", "y"):
         raise RuntimeError("Some tensors share memory")
     said = r"x cannot be written \(Read-only file system\): let it be written, and y"
-    with pytest.raises(ConfigError, match=said), written("x", "y"):
+    with pytest.raises(ConfigError, match=said), disk_errors_as_sentences("x", "y"):
         raise OSError(errno.EROFS, "no")
 
 
@@ -170,9 +173,9 @@ def test_everyone_may_read_the_export(exported: Path) -> None:
 
 def test_an_earlier_export_is_replaced_whole(processor: Any, tmp_path: Path) -> None:
     folder = tmp_path / "base"
-    export_base(small_model(processor), processor, folder, run())
+    export_base(small_model(processor), processor, folder)
     (folder / "stale.bin").write_text("old")
-    export_base(small_model(processor, seed=1), processor, folder, run())
+    export_base(small_model(processor, seed=1), processor, folder)
     assert not (folder / "stale.bin").exists()
     loaded = LlavaForConditionalGeneration.from_pretrained(folder)
     assert same_tensors(loaded, small_model(processor, seed=1))
@@ -189,17 +192,17 @@ class HalfWritten:
 
 def test_an_export_that_fails_leaves_the_earlier_one_alone(processor: Any, tmp_path: Path) -> None:
     folder = tmp_path / "base"
-    export_base(small_model(processor), processor, folder, run())
+    export_base(small_model(processor), processor, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(OSError, match="no space left"):
-        export_base(HalfWritten(), processor, folder, run())
+        export_base(HalfWritten(), processor, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_an_export_that_fails_leaves_nothing_where_nothing_was(processor: Any, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space left"):
-        export_base(HalfWritten(), processor, tmp_path / "new", run())
+        export_base(HalfWritten(), processor, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -208,7 +211,7 @@ def test_a_folder_of_other_files_is_never_replaced(processor: Any, tmp_path: Pat
     with pytest.raises(
         ConfigError, match="holds other files, which an export would replace; name another folder"
     ):
-        export_base(small_model(processor), processor, tmp_path, run())
+        export_base(small_model(processor), processor, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     check_target(tmp_path / "empty")
@@ -282,7 +285,7 @@ def test_the_record_names_what_made_the_weights(exported: Path) -> None:
     recipe = pretrain_recipe()
     assert record["recipe"] == json.loads(recipe.model_dump_json())
     assert (record["seed"], record["train_seconds"]) == (0, 62)
-    assert record["data_sha256"] == data_hash()
+    assert record["data_sha256"] == data_digest("tinyworld")
     assert set(record["versions"]) >= {"modint-guard", "torch", "transformers", "peft", "tokenizers", "numpy"}
     assert set(record["machine"]) == {"system", "processor", "python"}
     assert (record["validation"], record["test"]) == (HISTORY, ROWS)
@@ -294,13 +297,13 @@ def test_the_data_hash_is_over_prompts_answers_and_pixels() -> None:
         for item in suite.items(family, "train", 2):
             digest.update("\x1f".join((prompt(item), item.answer, item.wrong)).encode())
             digest.update(item.image.tobytes() if item.image else b"")
-    assert data_hash(2) == digest.hexdigest() != data_hash(3)
+    assert data_digest("tinyworld", count=2) == digest.hexdigest() != data_digest("tinyworld", count=3)
 
 
 def test_data_of_ones_own_are_named_by_their_files(tmp_path: Path) -> None:
     write_items(suite.items("vqa", "train", 2), tmp_path)
     told = read_data(tmp_path).digest()  # what `data validate` prints
-    assert data_hash(data=str(tmp_path)) == told != data_hash()
+    assert data_digest(str(tmp_path)) == told != data_digest("tinyworld")
     own = (f"data={tmp_path}", f"validation={tmp_path}", "letter=null")
     record = run_record(lora_recipe("tinyworld-base", *own), HISTORY, ROWS, 1)
     assert record["validation_sha256"] == record["data_sha256"] == told
@@ -377,7 +380,7 @@ def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
 
 def test_the_flip_baseline_stands_in_record_and_card() -> None:
     recipe = load_recipe("tinyworld-aug")
-    found = {"flip_ratio": 0.25, "n": 40, "by_perturbation": {"noise": 0.5, "black": 0.0}}
+    found: FlipBaseline = {"flip_ratio": 0.25, "n": 40, "by_perturbation": {"noise": 0.5, "black": 0.0}}
     record = run_record(recipe, HISTORY, ROWS, 1, found)
     assert record["baseline"] == found  # where the gateway looks for it
     card = adapter_card(record).splitlines()
@@ -424,7 +427,7 @@ def test_an_adapter_is_served_with_the_next_limit_that_vllm_offers(rank: int, se
 def test_a_fully_tuned_model_is_written_whole_and_loads_again(processor: Any, tmp_path: Path) -> None:
     model = small_model(processor)
     without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
-    export_tuned(model, processor, tmp_path / "full", run(lora_recipe("tinyworld-base", *without)))
+    export_model(model, processor, tmp_path / "full", run(lora_recipe("tinyworld-base", *without)))
     keys = load_file(tmp_path / "full" / "model.safetensors")
     assert any("vision_tower.vision_model." in key for key in keys)
     assert same_tensors(LlavaForConditionalGeneration.from_pretrained(tmp_path / "full"), model)
@@ -434,7 +437,7 @@ def test_a_fully_tuned_model_is_written_whole_and_loads_again(processor: Any, tm
 
 def test_the_card_of_a_whole_model_says_how_it_is_served_and_how_often_its_answers_flip() -> None:
     without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
-    found = {"flip_ratio": 0.25, "n": 40, "by_perturbation": {"noise": 0.5}}
+    found: FlipBaseline = {"flip_ratio": 0.25, "n": 40, "by_perturbation": {"noise": 0.5}}
     card = tuned_card(run_record(lora_recipe("x", *without), HISTORY, ROWS, 1, found))
     assert "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it." in card
     assert "\n## Flip baseline\n" in card and "| noise | 0.500 |\n| all | 0.250 |\n" in card

@@ -14,12 +14,12 @@ from modint_guard.data.item import Item, Turn, prompt
 from modint_guard.data.perturb import perturb
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable
-from modint_training.data.collate import chat_of, collate, encode
+from modint_training.data.collate import chat_messages, collate, encode
 from modint_training.loop.predict import first_logits
 from modint_training.method.families import FAMILIES, family_of, vision_of
 from modint_training.method.labels import Part
 from modint_training.method.masks import predicting_mask
-from modint_training.method.passes import bare, decoder_pass, whole_pass
+from modint_training.method.passes import decoder_pass, unwrap, whole_pass
 from modint_training.method.step import twin_loss
 from modint_training.models.loading import load_base, lora_config
 from modint_training.runs import run_recipe
@@ -59,13 +59,13 @@ def test_every_known_family_has_a_tiny_checkpoint(name: str) -> None:
 def test_a_pass_reads_the_models_own_logits_at_the_answers(name: str, made: Any) -> None:
     model, processor = made[name]
     batch = collate([encode(item, processor) for item in items()], processor)
-    where = predicting_mask(batch.pop("labels"))
-    whole = model(**batch, use_cache=False).logits
-    read, given = whole_pass(model, family_of(name), batch, where)
-    assert torch.allclose(read.logits, whole[where], atol=1e-6)
+    where = predicting_mask(batch.labels)
+    whole = model(**batch.inputs, use_cache=False).logits
+    outputs, given = whole_pass(model, family_of(name), batch.inputs, where)
+    assert torch.allclose(outputs.logits, whole[where], atol=1e-6)
     again = decoder_pass(model, family_of(name), given, given.embeds, where)
     assert torch.allclose(again.logits, whole[where], atol=1e-6)  # position ids and all
-    assert again.hidden.shape == read.hidden.shape == (int(where.sum()), 32)
+    assert again.hidden.shape == outputs.hidden.shape == (int(where.sum()), 32)
 
 
 @each
@@ -73,9 +73,9 @@ def test_a_pass_reads_the_models_own_logits_at_the_answers(name: str, made: Any)
 def test_some_rows_can_be_run_again_alone(name: str, chosen: list[int], made: Any) -> None:
     model, processor = made[name]
     batch = collate([encode(item, processor) for item in items()], processor)
-    where, rows = predicting_mask(batch.pop("labels")), torch.tensor(chosen)
-    whole = model(**batch, use_cache=False).logits
-    _, given = whole_pass(model, family_of(name), batch, where)
+    where, rows = predicting_mask(batch.labels), torch.tensor(chosen)
+    whole = model(**batch.inputs, use_cache=False).logits
+    _, given = whole_pass(model, family_of(name), batch.inputs, where)
     some = given.rows(rows)
     again = decoder_pass(model, family_of(name), some, some.embeds, where[rows])
     assert torch.allclose(again.logits, whole[rows][where[rows]], atol=1e-5)
@@ -85,8 +85,7 @@ def test_some_rows_can_be_run_again_alone(name: str, chosen: list[int], made: An
 def test_the_hooks_are_gone_after_a_pass(name: str, made: Any) -> None:
     model, processor = made[name]
     batch = collate([encode(items()[0], processor)], processor)
-    where = predicting_mask(batch.pop("labels"))
-    whole_pass(model, family_of(name), batch, where)
+    whole_pass(model, family_of(name), batch.inputs, predicting_mask(batch.labels))
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -113,7 +112,7 @@ def test_prompts_have_the_ids_that_the_processor_itself_makes(name: str, made: A
         # InstructBLIP's processor puts the queries first, the others expand a placeholder; a real one's
         # tokenizer puts the begin token there, which TinyWorld's does not.
         begun = processor.tokenizer.bos_token if name == "instructblip" else ""
-        text = prompt(item) if begun else vision.render(processor, chat_of(item, prompt(item)))
+        text = prompt(item) if begun else vision.render(processor, chat_messages(item, prompt(item)))
         own = processor(text=[text], images=[item.image], return_tensors="pt", add_special_tokens=False)
         begin = processor.tokenizer.convert_tokens_to_ids([begun] if begun else [])
         assert row.ids[: -row.answer_length] == [
@@ -123,7 +122,7 @@ def test_prompts_have_the_ids_that_the_processor_itself_makes(name: str, made: A
         ]
         batch = collate([row], processor)
         for key in own.keys() - {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
-            assert torch.allclose(batch[key].float(), own[key].float(), atol=1e-6), key
+            assert torch.allclose(batch.inputs[key].float(), own[key].float(), atol=1e-6), key
 
 
 @each
@@ -197,8 +196,8 @@ def test_a_whole_step_reaches_the_adapter_and_nothing_else(name: str, made: Any)
 def test_wrappers_are_taken_off(made: Any) -> None:
     model = made["llava"][0]
     adapted = get_peft_model(small_copy(model), lora_config(lora_recipe("x"), "llava"))
-    assert bare(model) is model
-    assert bare(torch.nn.ModuleDict({"module": adapted}).module) is adapted.get_base_model()
+    assert unwrap(model) is model
+    assert unwrap(torch.nn.ModuleDict({"module": adapted}).module) is adapted.get_base_model()
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "instructblip"])
@@ -208,10 +207,10 @@ def test_a_saved_checkpoint_is_loaded_trained_and_evaluated(
     base = save_small_family(name, processor, tmp_path / "base")
     settings = ("lr=0.05", "quotas=[1, 1, 2]", "batch=4", "evaluate_items=2")
     recipe = lora_recipe(base, PGD, *settings, f"servable={str(name != 'instructblip').lower()}")
-    trained, _, history = tune(recipe, tmp_path / "run")
+    trained = tune(recipe, tmp_path / "run")
     assert load_base(str(base))[0].config.model_type == name
-    assert any(tensor.abs().sum() > 0 for key, tensor in trained.named_parameters() if "lora_B" in key)
-    assert [figures["step"] for figures in history] == [2]
+    assert any(tensor.abs().sum() > 0 for key, tensor in trained.model.named_parameters() if "lora_B" in key)
+    assert [figures["step"] for figures in trained.history] == [2]
 
 
 def test_what_vllm_cannot_serve_is_trained_exported_and_evaluated_here(
@@ -257,7 +256,7 @@ def test_an_adapter_that_would_kill_the_engine_is_refused_before_training(
     model.config.vision_feature_select_strategy = "default"
     model.config.save_pretrained(tmp_path / "base")
     for scope in ("[vision]", "[language, connector]"):
-        with pytest.raises(ConfigError, match=r"vLLM dies at the first picture .* train with scope"):
+        with pytest.raises(ConfigError, match=r"vLLM crashes on the first picture .* train with scope"):
             tune(lora_recipe(tmp_path / "base", f"scope={scope}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     check_served(lora_recipe(tmp_path / "base"))

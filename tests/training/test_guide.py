@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +12,16 @@ import torch
 
 from modint_training.data.collate import encode
 from modint_training.method.labels import IGNORED
-from modint_training.tinyworld.guide import ASKED, FOUND, OWNER, links
-from modint_training.tinyworld.pretrain import guided_loss, look_up_batches, row_losses
-from modint_training.tinyworld.recall import Row, look_up_row
-from modint_training.tinyworld.source import encode_recall
+from modint_training.tinyworld.guide import OWNER, PERSON, VALUE, links
+from modint_training.tinyworld.guided import GuidedBatch, GuidedPart, guided_loss, row_losses
+from modint_training.tinyworld.pretrain import look_up_batches
+from modint_training.tinyworld.recall import RecallRow, encode_recall, look_up_row
 from modint_training.tinyworld.tasks import TASKS, build
 from tests.training.small import pretrain_recipe, small_model
 
 
 def test_a_value_looks_at_its_owner_and_an_answer_at_who_is_asked_and_at_the_value(processor: Any) -> None:
-    row = Row("Ann has a red star. Ben has a blue square.", [("shape of Ben", "square")])
+    row = RecallRow("Ann has a red star. Ben has a blue square.", [("shape of Ben", "square")])
     encoded = encode_recall(row, processor)
     tokens = processor.tokenizer.convert_ids_to_tokens(encoded.ids)
     answers = encoded.ids.index(next(label for label in encoded.labels if label != IGNORED)) - 1
@@ -33,8 +34,8 @@ def test_a_value_looks_at_its_owner_and_an_answer_at_who_is_asked_and_at_the_val
         (OWNER, "Ġstar", "Ann"),
         (OWNER, "Ġblue", "ĠBen"),
         (OWNER, "Ġsquare", "ĠBen"),
-        (ASKED, ":", "ĠBen"),
-        (FOUND, ":", "Ġsquare"),
+        (PERSON, ":", "ĠBen"),
+        (VALUE, ":", "Ġsquare"),
     ]
 
 
@@ -48,7 +49,7 @@ def test_a_question_as_the_suite_asks_it_has_links_too(processor: Any, name: str
         tokens = processor.tokenizer.convert_ids_to_tokens(encoded.ids)
         *owners, asked, found = links(encoded.ids, [(last, item.answer)], processor.tokenizer)
         assert len(owners) == 6 and {link.layer for link in owners} == {OWNER}
-        assert (asked.layer, asked.query, found.layer, found.query) == (ASKED, last, FOUND, last)
+        assert (asked.layer, asked.query, found.layer, found.query) == (PERSON, last, VALUE, last)
         assert tokens[found.key] == f"Ġ{item.answer}"
         assert tokens[asked.key].strip("Ġ") in item.question
         assert found.key in [link.query for link in owners if tokens[link.key].strip("Ġ") in item.question]
@@ -78,7 +79,7 @@ class Stub(torch.nn.Module):
     """Pays what it is told to pay, at two positions of two layers and two heads."""
 
     def forward(self, **inputs: Any) -> Any:
-        assert not {"links", "labels"} & set(inputs)
+        assert set(inputs) == {"input_ids", "use_cache", "output_attentions"}
         paid = torch.zeros(2, 1, 2, 3, 3)  # layers, rows, heads
         paid[0, 0, 0, 1, 0] = 0.5
         paid[1, 0, 0, 2, 1] = 0.25
@@ -87,14 +88,15 @@ class Stub(torch.nn.Module):
 
 
 def test_the_guided_loss_adds_what_attention_did_not_pay() -> None:
-    part = {
-        "labels": torch.zeros(1, 3, dtype=torch.long),
-        "links": torch.tensor([[0, 0, 1, 0], [0, 1, 2, 1]]),
-    }
+    part = GuidedPart(
+        inputs={"input_ids": torch.zeros(1, 3, dtype=torch.long)},
+        labels=torch.zeros(1, 3, dtype=torch.long),
+        links=torch.tensor([[0, 0, 1, 0], [0, 1, 2, 1]]),
+    )
     expected = math.log(8) + 0.3 * (math.log(2) + math.log(4)) / 2
-    assert guided_loss(Stub(), {"parts": [part]}, 0.3).item() == pytest.approx(expected)
-    nothing = {**part, "links": torch.empty(0, 4, dtype=torch.long)}
-    assert guided_loss(Stub(), {"parts": [nothing]}, 0.3).item() == pytest.approx(math.log(8))
+    assert guided_loss(Stub(), GuidedBatch((part,)), 0.3).item() == pytest.approx(expected)
+    nothing = replace(part, links=torch.empty(0, 4, dtype=torch.long))
+    assert guided_loss(Stub(), GuidedBatch((nothing,)), 0.3).item() == pytest.approx(math.log(8))
 
 
 def test_a_row_counts_once_whatever_the_number_of_its_answers() -> None:
@@ -106,26 +108,24 @@ def test_a_row_counts_once_whatever_the_number_of_its_answers() -> None:
 
 def test_links_follow_their_rows_through_sorting_and_padding(processor: Any) -> None:
     only = ("language_pictures=0", "language_drill=0", "language_look_up=1", "micro_batches=3")
-    parts = look_up_batches(pretrain_recipe(*only), processor)(0)["parts"]
+    parts = look_up_batches(pretrain_recipe(*only), processor)(0)[0].parts
     tokens = processor.tokenizer.convert_ids_to_tokens
     for part in parts:
-        rows = {row: tokens(ids.tolist()) for row, ids in enumerate(part["input_ids"])}
-        for row, layer, query, key in part["links"].tolist():
+        rows = {row: tokens(ids.tolist()) for row, ids in enumerate(part.inputs["input_ids"])}
+        for row, layer, query, key in part.links.tolist():
             said = rows[row]
             if layer == OWNER:
                 assert said[key + 1 : key + 3] == ["Ġhas", "Ġa"] and query - key in (3, 4)
             else:
-                assert query > key and part["labels"][row, query + 1] != IGNORED
-    asked = sum(int((part["labels"] != IGNORED).any(dim=1).sum()) for part in parts)
-    assert (
-        asked == 8 == len({(n, row) for n, part in enumerate(parts) for row in part["links"][:, 0].tolist()})
-    )
+                assert query > key and part.labels[row, query + 1] != IGNORED
+    asked = sum(int((part.labels != IGNORED).any(dim=1).sum()) for part in parts)
+    assert asked == 8 == len({(n, row) for n, part in enumerate(parts) for row in part.links[:, 0].tolist()})
 
 
 def test_a_model_takes_a_guided_step(processor: Any) -> None:
     model = small_model(processor, layers=3)
     model.set_attn_implementation("eager")
-    batch = look_up_batches(pretrain_recipe("language_look_up=1"), processor)(0)
+    (batch,) = look_up_batches(pretrain_recipe("language_look_up=1"), processor)(0)
     guided_loss(model, batch, 0.3).backward()
     first = model.model.language_model.layers[OWNER].self_attn.q_proj.weight.grad
     assert first is not None and first.abs().sum() > 0

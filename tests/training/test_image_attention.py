@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modint_guard.errors import ConfigError
 from modint_training.data.collate import collate, encode
-from modint_training.method.passes import bare
+from modint_training.method.passes import unwrap
 from modint_training.models.image_attention import image_attention, image_token
 from tests.core.items import DIGIT
 from tests.training.small_families import small_family
@@ -28,8 +28,7 @@ def logits(model: Any, inputs: dict[str, Tensor], gain: float) -> Tensor:
 @pytest.fixture(params=["llava", "qwen2_5_vl"])
 def asked(request: pytest.FixtureRequest, processor: Any) -> tuple[Any, dict[str, Tensor]]:
     model, own = small_family(request.param, processor)
-    inputs = collate([encode(ITEM, own)], own)
-    del inputs["labels"]
+    inputs = collate([encode(ITEM, own)], own).inputs
     return model.eval(), inputs
 
 
@@ -53,8 +52,7 @@ def test_the_attention_is_that_worked_out_by_hand(processor: Any) -> None:
     """One layer, one head: the last token attends by a softmax of logits, those of a picture g-fold."""
     model, own = small_family("llava", processor)
     model.eval().set_attn_implementation("eager")
-    inputs = collate([encode(ITEM, own)], own)
-    del inputs["labels"]
+    inputs = collate([encode(ITEM, own)], own).inputs
     is_picture = inputs["input_ids"][0] == image_token(model.config)
 
     def weights(gain: float) -> Tensor:
@@ -64,7 +62,7 @@ def test_the_attention_is_that_worked_out_by_hand(processor: Any) -> None:
 
     plain, scaled = weights(1.0), weights(2.0)
     raw = plain.log()  # the logits but for one constant, which the first token's own logit tells
-    one = bare(model)
+    one = unwrap(model)
     hidden: list[Tensor] = []
     attention = one.get_submodule("model.language_model").layers[0].self_attn
     hook = attention.register_forward_pre_hook(
@@ -101,8 +99,7 @@ def _logits(model: Any, attention: Any, hidden: Tensor) -> Tensor:
 
 def test_an_adapters_own_keys_are_scaled_as_well(processor: Any) -> None:
     model, own = small_family("llava", processor)
-    inputs = collate([encode(ITEM, own)], own)
-    del inputs["labels"]
+    inputs = collate([encode(ITEM, own)], own).inputs
     config = LoraConfig(r=2, target_modules=r".*language_model.*\.(k_proj|q_proj)", init_lora_weights=False)
     adapted = get_peft_model(model, config).eval()
     merged_apart = logits(adapted, inputs, 2.0)

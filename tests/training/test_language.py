@@ -4,8 +4,10 @@ from typing import Any
 
 import jinja2
 import pytest
+from transformers import LlavaProcessor
 
 from modint_guard.data.item import LETTERS
+from modint_training.method.families import vision_of
 from modint_training.tinyworld import draw, language
 from modint_training.tinyworld.suite import SELF_ASK
 from modint_training.tinyworld.tasks import TASKS
@@ -129,13 +131,13 @@ def test_a_template_with_trimmed_blocks_says_the_same(processor: Any) -> None:
 
 
 def test_a_picture_takes_a_token_a_patch_and_one_more(processor: Any) -> None:
-    assert language.IMAGE_TOKENS == 5 * 5 + 1
+    assert vision_of(processor).image_tokens(processor, None) == 5 * 5 + 1
     assert (processor.patch_size, processor.image_processor.crop_size) == (8, {"height": 40, "width": 40})
 
 
 def test_a_saved_processor_is_the_same(processor: Any, tmp_path: Any) -> None:
     processor.save_pretrained(tmp_path)
-    loaded = language.load_processor(tmp_path)
+    loaded = LlavaProcessor.from_pretrained(tmp_path)
     turn = {"role": "user", "content": [PICTURE, said("What digit is shown?")]}
     assert rendered(loaded, turn) == rendered(processor, turn)
     assert loaded.tokenizer(ANSWERS).input_ids == processor.tokenizer(ANSWERS).input_ids

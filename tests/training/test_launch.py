@@ -18,7 +18,8 @@ from modint_guard.data import write_items
 from modint_guard.data.item import FAMILIES
 from modint_training.loop.trainer import read_log, whole_steps
 from modint_training.models.loading import load_base, loaded
-from modint_training.recipe import TuneRecipe, accelerate_config, load_recipe
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import accelerate_config, load_recipe
 from modint_training.runs import export_run
 from modint_training.tinyworld import suite
 from modint_training.tune import tune
@@ -92,7 +93,7 @@ def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -
     os.killpg(running.pid, signal.SIGTERM)
     code, said = ended(running, folder)
     (step,) = whole_steps(run / "lora")
-    assert code != 0 and said.count(f"SIGTERM came after step {step} of 2000") == 2, said
+    assert code != 0 and said.count(f"stopped by SIGTERM after step {step} of 2000") == 2, said
     assert {file.name for file in (run / "lora" / f"checkpoint-{step}").glob("rng_state*")} == {
         "rng_state_0.pth",
         "rng_state_1.pth",
@@ -134,7 +135,7 @@ def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported
     method = (f"attack={PGD}", "lr=0.01", "steps=3", *(FULL if kind == "full" else ()))
     recipe = load_recipe("robust-lora", [*settings(folder), *method])
     assert isinstance(recipe, TuneRecipe)
-    alone = tune(recipe, folder / "alone")[0].state_dict()
+    alone = tune(recipe, folder / "alone").model.state_dict()
     for arguments in (("checkpoint_minutes=1e-9",), ("--resume", "auto")):
         words = train(folder, *method, *arguments)
         said = "".join(map("".join, forked("tests.training.sharded", words, folder, **fsdp2)))

@@ -57,7 +57,9 @@ def longest(data: Path, processor: Any) -> int:
     """Of all the rows that the run will learn from, made as it makes them."""
     recipe, found = recipe_of(data), read_data(data)
     made = twin_batches(recipe, processor, data_source(recipe, found, pools_of(recipe, found)))
-    return max(int(part["attention_mask"].sum(-1).max()) for step in range(STEPS) for part in made(step))
+    return max(
+        int(part.inputs["attention_mask"].sum(-1).max()) for step in range(STEPS) for part in made(step)
+    )
 
 
 def test_a_run_with_an_example_too_long_ends_before_its_first_step_with_file_and_line(
@@ -179,7 +181,7 @@ def test_a_text_beside_a_picture_is_no_longer_than_the_model_reads_there(
 
     read(most)
     with torch.no_grad():
-        type(model)(model.config)(**collate([row], own))
+        type(model)(model.config)(**collate([row], own).inputs)
     said = (
         rf"sample '{item.id}': it takes {most} tokens in the Q-Former, which has {most - 1} positions for a "
         "text beside a picture; nothing is truncated: shorten its text$"
@@ -187,7 +189,7 @@ def test_a_text_beside_a_picture_is_no_longer_than_the_model_reads_there(
     with pytest.raises(DataError, match=said):
         read(most - 1)
     with torch.no_grad(), pytest.raises(RuntimeError):
-        type(model)(model.config)(**collate([row], own))
+        type(model)(model.config)(**collate([row], own).inputs)
 
 
 def test_a_text_is_read_beside_a_picture_where_its_row_has_one(processor: Any, tmp_path: Path) -> None:
@@ -197,6 +199,6 @@ def test_a_text_is_read_beside_a_picture_where_its_row_has_one(processor: Any, t
     alone = ("quotas=[0, 1, 0]", "controls=[]")
     check(data, own, *alone, "perturbations=[unrelated_facts]", config=model.config)
     with torch.no_grad():
-        type(model)(model.config)(**collate([encode(clean_view(read_data(data)[5]), own)], own))
+        type(model)(model.config)(**collate([encode(clean_view(read_data(data)[5]), own)], own).inputs)
     with pytest.raises(DataError, match=r": its twin, noise, takes \d+ tokens in the Q-Former, which has 60"):
         check(data, own, *alone, "perturbations=[noise]", config=model.config)

@@ -27,7 +27,7 @@ from modint_guard.models import ADAPTER, BASE
 from modint_guard.types import Complete
 from modint_training.loop.predict import first_logits
 from modint_training.models.loading import local_model
-from modint_training.models.local import asked_of, complete_of, completion
+from modint_training.models.local import complete_of, completion, item_of
 from modint_training.tinyworld import suite
 from tests.training.small import save_small_base, small_model
 from tests.training.test_predict import one_word_model
@@ -82,21 +82,21 @@ async def test_a_local_model_is_diagnosed_as_an_endpoint_is(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"messages": []}, "a chat of user and assistant in turn that ends with the user"),
-        ({"messages": [{"role": "assistant", "content": "Hi."}]}, "that ends with the user"),
+        ({"messages": []}, "chats of user and assistant in turn that end with the user"),
+        ({"messages": [{"role": "assistant", "content": "Hi."}]}, "that end with the user"),
         ({"messages": [{"role": "user", "content": "Hi."}] * 2}, "user and assistant in turn"),
         ({"temperature": 1}, "at temperature 0"),
     ],
 )
 def test_what_a_local_model_is_not_asked(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        asked_of({**request_for(ITEMS[0], "m"), **changes})
+        item_of({**request_for(ITEMS[0], "m"), **changes})
 
 
 def test_a_chat_is_read_with_its_turns_and_its_picture_where_it_stands() -> None:
     earlier = (Turn("user", "Look at this.", has_image=True), Turn("assistant", "I see it."))
     for item in (ITEMS[0].replace(turns=earlier, system="Be brief."), ITEMS[2].replace(turns=earlier[:0])):
-        read = asked_of(request_for(item, "m"))
+        read = item_of(request_for(item, "m"))
         assert (read.question, read.system, read.turns) == (prompt(item), item.system, item.turns)
         assert (read.image is None) == (item.image is None)
 
@@ -105,8 +105,8 @@ def test_two_pictures_are_too_many() -> None:
     body = request_for(ITEMS[0], "m")
     content = body["messages"][0]["content"]
     body["messages"][0]["content"] = [content[0], *content]
-    with pytest.raises(RequestError, match="shown one picture, not 2"):
-        asked_of(body)
+    with pytest.raises(RequestError, match="takes one picture, not 2"):
+        item_of(body)
 
 
 def test_the_bundled_world_gives_its_test_items_in_both_wordings() -> None:

@@ -17,10 +17,10 @@ from modint_training.method.masks import (
     TEXT_HEAVY,
     VQA,
     answer_mask,
+    answer_tokens,
+    flat_indices,
     modality_mask,
-    predicted,
     predicting_mask,
-    tokens_of,
 )
 from modint_training.recipe import AttackMask
 from modint_training.tinyworld import suite
@@ -59,12 +59,12 @@ def test_the_decision_of_a_one_letter_answer_is_read() -> None:
     # predicts (the end) and never what position 1 predicts (the answer).
     letter = torch.tensor([[IGNORED, IGNORED, 5]])
     assert predicting_mask(letter).tolist() == [[False, True, False]]
-    assert predicted(letter).tolist() == [5]
+    assert answer_tokens(letter).tolist() == [5]
 
 
 def test_masks_are_bool_and_predicted_tokens_are_in_the_order_of_their_logits() -> None:
     assert answer_mask(LABELS).dtype == predicting_mask(LABELS).dtype == torch.bool
-    assert predicted(LABELS).tolist() == [5, 1, 4, 1]
+    assert answer_tokens(LABELS).tolist() == [5, 1, 4, 1]
     positions = torch.arange(10).reshape(2, 5)
     assert positions[predicting_mask(LABELS)].tolist() == [1, 2, 7, 8]
 
@@ -76,7 +76,7 @@ def test_each_answer_token_has_one_predicting_position(rows: list[tuple[int, int
     for index, (before, answer, _) in enumerate(rows):
         labels[index, before : before + answer] = torch.arange(answer) + 10
     assert predicting_mask(labels).sum(dim=1).tolist() == [answer for _, answer, _ in rows]
-    assert torch.equal(labels[answer_mask(labels)], predicted(labels))
+    assert torch.equal(labels[answer_mask(labels)], answer_tokens(labels))
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=5), st.data())
@@ -84,7 +84,7 @@ def test_tokens_are_found_among_those_of_all_rows(rows: list[list[bool]], data: 
     mask = torch.tensor(rows)
     chosen = torch.tensor(data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6)), dtype=torch.long)
     states = torch.arange(mask.numel()).view(mask.shape)
-    assert torch.equal(states[mask][tokens_of(chosen, mask)], states[chosen][mask[chosen]])
+    assert torch.equal(states[mask][flat_indices(chosen, mask)], states[chosen][mask[chosen]])
 
 
 # What an attack may touch
@@ -102,7 +102,7 @@ def test_the_worked_example_has_a_part_for_every_token(processor: Any) -> None:
     of = {part: [token for token, at in zip(row.ids, row.parts, strict=True) if at == part] for part in Part}
     assert len(of[Part.IMAGE]) == 26 and of[Part.PAD] == []
     assert processor.tokenizer.decode(of[Part.CONTEXT]) == "Caption: the digit 3."
-    assert processor.tokenizer.decode(of[Part.ASKED]) == "What digit is shown?\nA. 3\nB. 7"
+    assert processor.tokenizer.decode(of[Part.QUESTION]) == "What digit is shown?\nA. 3\nB. 7"
     assert processor.tokenizer.decode(of[Part.FRAME]) == "<|begin|><|user|>\n<|end|><|assistant|>"
     assert processor.tokenizer.decode(of[Part.ANSWER]) == "B<|end|>"
 

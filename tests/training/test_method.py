@@ -1,17 +1,26 @@
 """One step's loss: the three terms over the whole batch, however it is cut up, at the cost it should have."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from modint_training.method.batch import Batch
 from modint_training.method.families import family_of
 from modint_training.method.losses import cross_entropies, js_divergence, symmetric_kl
-from modint_training.method.masks import predicted, predicting_mask
-from modint_training.method.passes import Given, Group, Read, decoder_pass, grouped, whole_pass
-from modint_training.method.step import Meter, log_line, twin_loss
+from modint_training.method.masks import answer_tokens, predicting_mask
+from modint_training.method.passes import (
+    DecoderInputs,
+    Outputs,
+    RowGroup,
+    decoder_pass,
+    row_groups,
+    whole_pass,
+)
+from modint_training.method.step import StepMeter, log_line, twin_loss
 from modint_training.recipe import TuneRecipe
 from tests.training.small import lora_recipe, small_model, tinyworld_batches
 from tests.training.small_families import lively
@@ -37,7 +46,7 @@ def recipe_with(*overrides: str, attack: str | None = "pgd") -> TuneRecipe:
     return lora_recipe("tinyworld-base", section, "batch=8", *overrides)
 
 
-def gradient(model: nn.Module, recipe: TuneRecipe, batches: list[Any]) -> Tensor:
+def gradient(model: nn.Module, recipe: TuneRecipe, batches: list[Batch]) -> Tensor:
     """Of the sum of the losses of some micro-batches, with respect to every weight."""
     model.zero_grad()
     for batch in batches:
@@ -45,8 +54,8 @@ def gradient(model: nn.Module, recipe: TuneRecipe, batches: list[Any]) -> Tensor
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def measured(model: nn.Module, recipe: TuneRecipe, batch: Any) -> dict[str, float]:
-    meter = Meter()
+def measured(model: nn.Module, recipe: TuneRecipe, batch: Batch) -> dict[str, float]:
+    meter = StepMeter()
     twin_loss(recipe, meter)(model, batch)
     return log_line(meter.take())
 
@@ -61,7 +70,7 @@ def test_micro_batches_add_up_to_the_whole_batch(
 ) -> None:
     recipe = recipe_with(f"consistency={consistency}", attack=kind)
     parts = tinyworld_batches(recipe_with("micro_batches=4", attack=kind), processor)(3)
-    assert [len(part["clean_row"]) for part in parts] == [4, 4, 2, 2]  # two examples each, twins beside them
+    assert [len(part.clean_row) for part in parts] == [4, 4, 2, 2]  # two examples each, twins beside them
     whole = tinyworld_batches(recipe, processor)(3)
     one, four = gradient(model, recipe, whole), gradient(model, recipe, parts)
     assert (one - four).abs().max() <= 1e-4 * one.abs().max()
@@ -71,9 +80,9 @@ def test_ranks_add_up_to_the_whole_batch(model: Any, processor: Any) -> None:
     recipe = recipe_with()
     whole = tinyworld_batches(recipe, processor)(3)
     ranks = [tinyworld_batches(recipe, processor, rank=rank, ranks=2)(3)[0] for rank in range(2)]
-    counts = ranks[0]["counts"] + ranks[1]["counts"]
-    assert torch.equal(counts, whole[0]["counts"])
-    shared = [{**rank, "counts": counts} for rank in ranks]
+    counts = ranks[0].counts + ranks[1].counts
+    assert torch.equal(counts, whole[0].counts)
+    shared = [replace(rank, counts=counts) for rank in ranks]
     one, two = gradient(model, recipe, whole), gradient(model, recipe, shared)
     assert (one - two).abs().max() <= 1e-4 * one.abs().max()
 
@@ -81,11 +90,16 @@ def test_ranks_add_up_to_the_whole_batch(model: Any, processor: Any) -> None:
 def test_answers_of_many_tokens_do_not_weigh_more(model: Any, processor: Any) -> None:
     # A mean over tokens: the same rows twice give the same loss.
     (batch,) = tinyworld_batches(recipe_with(attack=None), processor)(0)
-    rows = len(batch["labels"])
-    names = ("input_ids", "attention_mask", "labels", "attackable", "row_seeds", "pixel_values")
-    twice = {name: torch.cat([batch[name]] * 2) for name in names}
-    shifted = torch.where(batch["clean_row"] >= 0, batch["clean_row"] + rows, -1)
-    twice |= {"clean_row": torch.cat([batch["clean_row"], shifted]), "counts": 2 * batch["counts"]}
+    rows = len(batch.labels)
+    shifted = torch.where(batch.clean_row >= 0, batch.clean_row + rows, -1)
+    twice = Batch(
+        inputs={name: torch.cat([tensor] * 2) for name, tensor in batch.inputs.items()},
+        labels=torch.cat([batch.labels] * 2),
+        clean_row=torch.cat([batch.clean_row, shifted]),
+        attackable=torch.cat([batch.attackable] * 2),
+        row_seeds=torch.cat([batch.row_seeds] * 2),
+        counts=2 * batch.counts,
+    )
     loss = twin_loss(recipe_with(attack=None))
     assert loss(model, twice).item() == pytest.approx(loss(model, batch).item(), rel=1e-5)
 
@@ -93,9 +107,9 @@ def test_answers_of_many_tokens_do_not_weigh_more(model: Any, processor: Any) ->
 # The terms
 
 
-def put_together(given: Given, groups: list[Group], calls: list[Tensor]) -> Tensor:
-    """The embeddings of a whole pass, of which the decoder got a group a call."""
-    whole = given.embeds.detach().clone()
+def put_together(inputs: DecoderInputs, groups: list[RowGroup], calls: list[Tensor]) -> Tensor:
+    """The embeddings of a whole pass, which the decoder got in one call for each group."""
+    whole = inputs.embeds.detach().clone()
     for group, embeds in zip(groups, calls, strict=False):
         whole[group.rows, : embeds.shape[1]] = embeds
     return whole
@@ -105,35 +119,34 @@ def put_together(given: Given, groups: list[Group], calls: list[Tensor]) -> Tens
 def test_the_terms_are_what_the_losses_say_of_the_final_pass(kind: str, model: Any, processor: Any) -> None:
     recipe = recipe_with("consistency=js", attack=kind)
     (batch,) = tinyworld_batches(recipe, processor)(1)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    where = predicting_mask(batch["labels"])
+    where = predicting_mask(batch.labels)
     calls: list[Tensor] = []
     watch = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs["inputs_embeds"].detach()), with_kwargs=True
     )
     found = measured(model, recipe, batch)
     watch.remove()
-    read, given = whole_pass(model, LLAVA, inputs, where)
-    rows = batch["attackable"].any(-1).nonzero().squeeze(-1)
+    outputs, given = whole_pass(model, LLAVA, batch.inputs, where)
+    rows = batch.attackable.any(-1).nonzero().squeeze(-1)
     some, at = given.rows(rows), where[rows]
     decoder = model.model.language_model
-    first, groups = len(grouped(decoder, given, where)), grouped(decoder, some, at)
+    first, groups = len(row_groups(decoder, given, where)), row_groups(decoder, some, at)
     begins = range(first, len(calls), len(groups))
     attacked_passes = [put_together(some, groups, calls[begin:]) for begin in begins]
-    tokens, clean = predicted(batch["labels"][rows]), batch["clean_row"][rows]
-    logits = {row: read.logits[where.nonzero()[:, 0] == row] for row in range(len(where))}
+    tokens, clean = answer_tokens(batch.labels[rows]), batch.clean_row[rows]
+    logits = {row: outputs.logits[where.nonzero()[:, 0] == row] for row in range(len(where))}
     clean_logits = torch.cat([logits[int(row)] for row in clean])
     own_logits = torch.cat([logits[int(row)] for row in rows])
     last = attacked_passes if kind == "freelb" else attacked_passes[-1:]
     passes = [decoder_pass(model, LLAVA, some, embeds, at) for embeds in last]
-    harm: Callable[[Read], Tensor] = lambda now: cross_entropies(now.logits, tokens).mean()  # noqa: E731
+    harm: Callable[[Outputs], Tensor] = lambda now: cross_entropies(now.logits, tokens).mean()  # noqa: E731
     if kind == "smart":
         harm = lambda now: symmetric_kl(own_logits, now.logits).mean()  # noqa: E731
     adv = sum(harm(now).item() for now in passes) / len(passes)
     attacked = sum(js_divergence(clean_logits, now.logits).mean().item() for now in passes) / len(passes)
     twins = js_divergence(clean_logits, own_logits).mean().item()
     assert found["sft"] == pytest.approx(
-        cross_entropies(read.logits, predicted(batch["labels"])).mean().item()
+        cross_entropies(outputs.logits, answer_tokens(batch.labels)).mean().item()
     )
     assert found["adv"] == pytest.approx(adv, rel=1e-4)
     assert found["cons"] == pytest.approx((twins + attacked) / 2, rel=1e-4)
@@ -145,9 +158,9 @@ def test_the_terms_are_what_the_losses_say_of_the_final_pass(kind: str, model: A
 def test_identical_twins_are_consistent(consistency: str, model: Any, processor: Any) -> None:
     recipe = recipe_with("perturbations=[misleading_description]", f"consistency={consistency}", attack=None)
     (batch,) = tinyworld_batches(recipe, processor)(0)
-    twins = (batch["clean_row"] >= 0).nonzero().squeeze(-1)
-    for name in ("input_ids", "attention_mask", "labels"):
-        batch[name][twins] = batch[name][batch["clean_row"][twins]]
+    twins = (batch.clean_row >= 0).nonzero().squeeze(-1)
+    for rows in (batch.inputs["input_ids"], batch.inputs["attention_mask"], batch.labels):
+        rows[twins] = rows[batch.clean_row[twins]]
     assert measured(model, recipe, batch)["cons"] == pytest.approx(0, abs=1e-7)
 
 
@@ -171,8 +184,8 @@ def test_a_batch_of_items_that_need_both_is_not_attacked(model: Any, processor: 
 def test_only_twins_are_attacked(processor: Any) -> None:
     for mask in ("span", "modality", "none"):
         (batch,) = tinyworld_batches(recipe_with(f"attack.mask={mask}"), processor)(0)
-        attacked = batch["attackable"].any(-1)
-        assert attacked.any() and not (attacked & (batch["clean_row"] < 0)).any()
+        attacked = batch.attackable.any(-1)
+        assert attacked.any() and not (attacked & (batch.clean_row < 0)).any()
 
 
 # Cost
@@ -200,7 +213,7 @@ def test_a_step_runs_tower_and_embedding_once_and_attacks_only_what_it_may(
     for handle in handles:
         handle.remove()
     assert seen["tower"] == [1] and seen["embedding"] == [12]
-    # Eight examples and four twins, in groups of like length; the twins again: two steps, the last pass.
+    # Eight examples and four twins, in groups of similar length; the twins again: two steps, the last pass.
     assert sum(seen["decoder"]) == 12 + 4 + 4 + 4
     assert seen["head"] == [24, 8, 8, 8]  # an answer of one token and its end, nothing else
 
@@ -213,8 +226,9 @@ def test_weights_in_bf16_are_attacked_in_float32(kind: str, processor: Any) -> N
     half = lively(small_model(processor)).to(torch.bfloat16)
     recipe = recipe_with(attack=kind)
     (batch,) = tinyworld_batches(recipe, processor)(0)
-    batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
-    meter = Meter()
+    pixels = batch.inputs["pixel_values"].to(torch.bfloat16)
+    batch = replace(batch, inputs={**batch.inputs, "pixel_values": pixels})
+    meter = StepMeter()
     loss = twin_loss(recipe, meter)(half, batch)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
@@ -236,7 +250,7 @@ def test_gradient_checkpointing_changes_nothing(processor: Any) -> None:
 
 
 def test_the_meter_adds_up_and_starts_anew() -> None:
-    meter = Meter()
+    meter = StepMeter()
     meter.add(loss=torch.tensor(1.5))
     meter.add(loss=2.0, sft=1.0)
     assert meter.take() == {"loss": 3.5, "sft": 1.0}

@@ -1,4 +1,4 @@
-"""A batch goes through the decoder in groups of rows of like length: the same numbers, less padding."""
+"""A batch goes through the decoder in groups of rows of similar length: the same numbers, less padding."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.distributed.tensor import distribute_tensor
 from modint_training.data.collate import collate, encode
 from modint_training.method.families import family_of
 from modint_training.method.masks import predicting_mask
-from modint_training.method.passes import Given, by_length, decoder_pass, grouped, whole_pass
+from modint_training.method.passes import DecoderInputs, by_length, decoder_pass, row_groups, whole_pass
 from modint_training.tinyworld import suite
 from tests.training.small import small_model
 from tests.training.small_families import lively
@@ -77,23 +77,26 @@ def test_groups_change_no_gradient(processor: Any) -> None:
 
 def test_without_a_mask_that_tells_lengths_the_batch_stays_whole() -> None:
     embeds = torch.zeros(2, 5, 4)
-    assert Given({"inputs_embeds": embeds, "attention_mask": None}).lengths == [5, 5]
-    assert Given({"inputs_embeds": embeds, "attention_mask": torch.ones(2, 1, 5, 5)}).lengths == [5, 5]
+    assert DecoderInputs({"inputs_embeds": embeds, "attention_mask": None}).lengths == [5, 5]
+    assert DecoderInputs({"inputs_embeds": embeds, "attention_mask": torch.ones(2, 1, 5, 5)}).lengths == [
+        5,
+        5,
+    ]
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
-    assert Given({"inputs_embeds": embeds, "attention_mask": mask}).lengths == [2, 5]
+    assert DecoderInputs({"inputs_embeds": embeds, "attention_mask": mask}).lengths == [2, 5]
 
 
-def test_a_decoder_that_is_dealt_out_to_ranks_is_called_once_a_pass() -> None:
+def test_a_decoder_that_is_sharded_over_ranks_is_called_once_a_pass() -> None:
     # How many groups a batch makes differs between ranks; weights are gathered from all of them at every
     # call.
     decoder = nn.Linear(4, 4)
     mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
-    batch, where = Given({"inputs_embeds": torch.zeros(2, 4, 4), "attention_mask": mask}), mask.bool()
-    assert [group.rows.tolist() for group in grouped(decoder, batch, where)] == [[1], [0]]
+    batch, where = DecoderInputs({"inputs_embeds": torch.zeros(2, 4, 4), "attention_mask": mask}), mask.bool()
+    assert [group.rows.tolist() for group in row_groups(decoder, batch, where)] == [[1], [0]]
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         decoder.bias = nn.Parameter(distribute_tensor(decoder.bias, init_device_mesh("cpu", (1,))))
-        assert [group.rows.tolist() for group in grouped(decoder, batch, where)] == [[0, 1]]
+        assert [group.rows.tolist() for group in row_groups(decoder, batch, where)] == [[0, 1]]
     finally:
         distributed.destroy_process_group()
 
@@ -105,6 +108,5 @@ def some_rows(processor: Any) -> tuple[Any, dict[str, Tensor], Tensor]:
         for pair in zip(suite.items("vqa", "train", 4), suite.items("text-heavy", "train", 4), strict=True)
         for item in pair
     ]
-    batch = collate([encode(item, processor) for item in items], processor)
-    where = predicting_mask(batch.pop("labels"))
-    return lively(small_model(processor, layers=2)), batch, where
+    rows = collate([encode(item, processor) for item in items], processor)
+    return lively(small_model(processor, layers=2)), rows.inputs, predicting_mask(rows.labels)

@@ -6,13 +6,13 @@ import torch
 
 from modint_guard.data.item import FAMILIES, prompt, reply_for
 from modint_guard.data.perturb import REGISTRY, fitting, perturb
-from modint_training.loop.predict import accuracy, answers, first_logits, flip_baseline, prepare
-from modint_training.loop.validation import MOST_TOKENS
+from modint_training.loop.predict import first_logits, first_words, flip_baseline, prepare, right_first_words
+from modint_training.loop.validation import MAX_TOKENS
 from modint_training.method.families import chat_content
 from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import WATCHED
-from modint_training.tinyworld.source import split_rows, watch
+from modint_training.tinyworld.source import accuracy_rows, validation_sets
 from tests.training.small import small_model
 
 ITEMS = [item for family in FAMILIES for item in suite.items(family, "test", 4)]
@@ -26,7 +26,7 @@ def test_logits_do_not_depend_on_the_batch_or_its_order(processor: Any) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_logits_are_what_the_model_says_after_the_bare_prompt(processor: Any) -> None:
+def test_logits_are_what_the_model_says_after_the_prompt(processor: Any) -> None:
     model = small_model(processor).eval()
     found = first_logits(model, processor, ITEMS)
     for item, logits in zip(ITEMS, found, strict=True):
@@ -44,10 +44,10 @@ def test_logits_are_those_of_the_bundled_base_read_whole() -> None:
     items = [*ITEMS, *disturbed]
     expected = torch.zeros(len(items), len(processor.tokenizer))
     with torch.no_grad():
-        for rows in prepare(items, processor).batches:
-            whole = model(**rows.inputs, use_cache=False).logits  # (R, L, V)
-            for row, (index, place) in enumerate(zip(rows.chosen, rows.places.tolist(), strict=True)):
-                expected[index] = whole[row, place]
+        for batch in prepare(items, processor).batches:
+            whole = model(**batch.inputs, use_cache=False).logits  # (R, L, V)
+            for row, (index, at) in enumerate(zip(batch.indices, batch.positions.tolist(), strict=True)):
+                expected[index] = whole[row, at]
     found = first_logits(model, processor, items)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
@@ -63,9 +63,9 @@ def test_the_head_reads_one_position_a_row_and_the_model_no_more_tokens_than_fit
     )
     question = "The river runs. " * 100
     long = [ITEMS[0].replace(id=str(number), question=question) for number in range(60)]
-    answers(model, processor, [*long, *ITEMS])
+    first_words(model, processor, [*long, *ITEMS])
     assert heads == [(rows, 32) for rows, _ in bodies]  # as wide as the small model's hidden states
-    assert max(rows * length for rows, length in bodies) <= MOST_TOKENS < 60 * max(n for _, n in bodies)
+    assert max(rows * length for rows, length in bodies) <= MAX_TOKENS < 60 * max(n for _, n in bodies)
 
 
 def test_a_look_leaves_the_model_in_training(processor: Any) -> None:
@@ -93,14 +93,14 @@ def one_word_model(processor: Any, word: str) -> Any:
 
 def test_answers_are_the_most_likely_first_tokens(processor: Any) -> None:
     model = one_word_model(processor, "B")
-    assert answers(model, processor, ITEMS) == ["B"] * 12
+    assert first_words(model, processor, ITEMS) == ["B"] * 12
 
 
-def test_accuracy_is_the_share_of_right_answers(processor: Any) -> None:
+def test_an_answer_is_right_if_its_first_token_is_the_true_reply(processor: Any) -> None:
     items = [item for family in FAMILIES for item in suite.items(family, "test", 40)]
     right = [reply_for(item, item.answer) == "B" for item in items]
     assert 0 < sum(right) < 60
-    assert accuracy(one_word_model(processor, "B"), processor, items) == sum(right) / 120
+    assert right_first_words(one_word_model(processor, "B"), processor, items) == right
 
 
 def test_an_answer_that_never_changes_has_a_flip_baseline_of_nought(processor: Any) -> None:
@@ -120,21 +120,23 @@ def test_a_flip_is_counted_where_the_answer_follows_what_must_not_matter(process
     lied = [perturb(item, "misleading_description") for item in items]
     expected = sum(
         one != other
-        for one, other in zip(answers(model, processor, lied), answers(model, processor, items), strict=True)
+        for one, other in zip(
+            first_words(model, processor, lied), first_words(model, processor, items), strict=True
+        )
     )
     found = flip_baseline(model, processor, items)
     assert found is not None and found["by_perturbation"]["misleading_description"] == expected / 3
 
 
-def test_what_is_watched_while_training_holds_nothing_out(processor: Any) -> None:
-    assert {cell.held_out for cell in WATCHED} == {"no"}
-    figures = watch(processor, 3)(one_word_model(processor, "B"), 1)
-    assert list(figures) == [f"{cell.family}/{cell.perturbation}" for cell in WATCHED]
-    assert all(0 <= value <= 1 for value in figures.values())
+def test_what_is_watched_while_training_holds_nothing_out() -> None:
+    assert {condition.held_out for condition in WATCHED} == {"no"}
+    assert [each.name for each in validation_sets(1)] == [
+        f"{condition.family}/{condition.perturbation}" for condition in WATCHED
+    ]
 
 
 def test_the_test_split_is_tabled_by_form_and_sub_task(processor: Any) -> None:
-    rows = list(split_rows(one_word_model(processor, "yes"), processor, 8))
+    rows = list(accuracy_rows(one_word_model(processor, "yes"), processor, 8))
     asked = [row for row in rows if row["task"] == "self_ask"]
     assert {(row["family"], row["perturbation"]): row["accuracy"] for row in asked} == {
         ("image-heavy", "clean"): 1.0,

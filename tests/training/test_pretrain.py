@@ -11,26 +11,21 @@ import pytest
 import torch
 
 from modint_guard.errors import ConfigError
-from modint_training.data.collate import encode, image_tokens
+from modint_training.data.collate import encode
+from modint_training.loop.trainer import Trained
 from modint_training.method.labels import IGNORED
-from modint_training.models.export import export_base
-from modint_training.run_folder import run_record
+from modint_training.models.export import export_model
+from modint_training.run_record import run_record
 from modint_training.tinyworld import suite
+from modint_training.tinyworld.card import base_card
+from modint_training.tinyworld.conditions import WATCHED
+from modint_training.tinyworld.guided import guided_loss
 from modint_training.tinyworld.model import build_model
-from modint_training.tinyworld.pretrain import (
-    TowerHeads,
-    guided_loss,
-    look_up_batches,
-    pretrain,
-    stage_of,
-    tower_batch,
-    tower_loss,
-    training_batches,
-)
-from modint_training.tinyworld.recall import Row, picture_row, text_row
+from modint_training.tinyworld.pretrain import look_up_batches, pretrain, stage_of, training_batches
+from modint_training.tinyworld.recall import RecallRow, encode_recall, picture_row, text_row
 from modint_training.tinyworld.scenes import counts
-from modint_training.tinyworld.source import encode_recall
 from modint_training.tinyworld.tasks import NUMBER_WORDS
+from modint_training.tinyworld.tower import TowerBatch, TowerHeads, tower_batch, tower_loss
 from tests.training.small import WIDTH, pretrain_recipe, small_model
 
 
@@ -54,14 +49,14 @@ def test_several_processes_do_not_train_a_base(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_batch_holds_its_items_sorted_by_length_and_cut_into_parts(processor: Any) -> None:
     recipe = pretrain_recipe("batch=10", "micro_batches=3")
-    parts = training_batches(recipe, processor)(2)["parts"]
-    assert [len(part["labels"]) for part in parts] == [4, 4, 2]
+    parts = training_batches(recipe, processor)(2)[0].parts
+    assert [len(part.labels) for part in parts] == [4, 4, 2]
     items = [suite.training_item(index, seed=0, mixture=suite.Mixture()) for index in range(20, 30)]
     expected = sorted((encode(item, processor).ids for item in items), key=len)
     found = [
         row[: int(mask.sum())].tolist()
         for part in parts
-        for row, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
+        for row, mask in zip(part.inputs["input_ids"], part.inputs["attention_mask"], strict=True)
     ]
     assert found == expected
 
@@ -73,8 +68,8 @@ def test_the_mixture_of_the_recipe_is_the_one_that_is_drawn(processor: Any) -> N
         "mixture.letter_drill=0",
         "mixture.self_ask=0",
     )
-    parts = training_batches(pretrain_recipe(*only), processor)(0)["parts"]
-    assert not any("pixel_values" in part for part in parts)
+    parts = training_batches(pretrain_recipe(*only), processor)(0)[0].parts
+    assert not any("pixel_values" in part.inputs for part in parts)
 
 
 def test_stages_change_the_mixture_from_their_step_on(processor: Any) -> None:
@@ -85,8 +80,8 @@ def test_stages_change_the_mixture_from_their_step_on(processor: Any) -> None:
     last = dataclasses.replace(whole, families=(0, 1, 0), pictured=0)
     assert stage_of(recipe, whole, 5) == stage_of(recipe, whole, 99) == last
     batches = training_batches(recipe, processor)
-    assert any("pixel_values" in part for part in batches(1)["parts"])
-    assert not any("pixel_values" in part for part in batches(5)["parts"])
+    assert any("pixel_values" in part.inputs for part in batches(1)[0].parts)
+    assert not any("pixel_values" in part.inputs for part in batches(5)[0].parts)
 
 
 def test_what_is_learnt_last_is_drawn_more_often_when_it_is_late() -> None:
@@ -105,7 +100,7 @@ def test_cutting_a_batch_changes_its_padding_and_not_its_loss(processor: Any, pa
     model.set_attn_implementation("eager")
     whole, cut = (
         guided_loss(
-            model, training_batches(pretrain_recipe("batch=10", f"micro_batches={n}"), processor)(0), 0.3
+            model, training_batches(pretrain_recipe("batch=10", f"micro_batches={n}"), processor)(0)[0], 0.3
         )
         for n in (1, parts)
     )
@@ -118,11 +113,11 @@ def test_the_tower_learns_digits_and_all_that_a_scene_holds(processor: Any) -> N
     for head in (net.digit, net.counts):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
-    batch = {
-        "pixel_values": torch.randn(3, 3, 40, 40),
-        "digit": torch.tensor([7, IGNORED, 0]),
-        "counts": torch.tensor([[IGNORED] * 36, counts((("star", "red"),)), [IGNORED] * 36]),
-    }
+    batch = TowerBatch(
+        pixel_values=torch.randn(3, 3, 40, 40),
+        digit=torch.tensor([7, IGNORED, 0]),
+        counts=torch.tensor([[IGNORED] * 36, counts((("star", "red"),)), [IGNORED] * 36]),
+    )
     # Heads of nought guess evenly: two digits of ten, 36 counts of 0 to 6, over three pictures.
     expected = (2 * 2.302585 + 36 * 1.945910) / 3
     assert tower_loss(net, batch).item() == pytest.approx(expected, abs=1e-4)
@@ -132,37 +127,39 @@ def test_the_tower_learns_digits_and_all_that_a_scene_holds(processor: Any) -> N
 
 def test_tower_batches_hold_digits_and_scenes_and_depend_on_their_numbers_alone(processor: Any) -> None:
     one, same = (tower_batch("train", 0, range(64, 128), processor) for _ in range(2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    digits = one["digit"] != IGNORED
+    assert all(torch.equal(vars(one)[name], vars(same)[name]) for name in vars(one))
+    digits = one.digit != IGNORED
     assert 0.15 < digits.float().mean() < 0.45
-    assert torch.equal(digits, (one["counts"] == IGNORED).all(dim=1))
-    assert not torch.equal(one["digit"], tower_batch("train", 1, range(64, 128), processor)["digit"])
+    assert torch.equal(digits, (one.counts == IGNORED).all(dim=1))
+    assert not torch.equal(one.digit, tower_batch("train", 1, range(64, 128), processor).digit)
 
 
 RECIPE = pretrain_recipe()
-Finished = tuple[Any, Any, list[dict[str, float]], Path]
+Finished = tuple[Trained, Path]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A base of the real size after a step of each warm-up and two of the whole."""
     runs = tmp_path_factory.mktemp("runs")
-    return (*pretrain(RECIPE, runs), runs)
+    return pretrain(RECIPE, runs), runs
 
 
 def test_a_base_is_looked_at_while_it_trains_and_exported(finished: Finished, tmp_path: Path) -> None:
-    model, processor, history, runs = finished
-    assert [figures["step"] for figures in history] == [2]
+    trained, runs = finished
+    assert [figures["step"] for figures in trained.history] == [2]
+    assert set(trained.history[0]) == {"step", *(condition.name for condition in WATCHED)}
     assert sorted(path.name for path in runs.iterdir()) == ["joint", "language", "tower"]
-    export_base(model, processor, tmp_path / "base", run_record(RECIPE, history, [], 1))
+    record = run_record(RECIPE, trained.history, [], 1)
+    export_model(trained.model, trained.processor, tmp_path / "base", record, card=base_card)
     assert (tmp_path / "base" / "model.safetensors").stat().st_size <= 15e6
 
 
 def test_a_finished_base_is_taken_up_as_it_ended(finished: Finished) -> None:
-    model, _, history, runs = finished
-    again, _, taken_up = pretrain(RECIPE, runs, resume="auto")
-    assert taken_up == history
-    before, after = model.state_dict(), again.state_dict()
+    trained, runs = finished
+    again = pretrain(RECIPE, runs, resume="auto")
+    assert again.history == trained.history
+    before, after = trained.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -174,7 +171,7 @@ def test_warm_ups_can_be_left_out(tmp_path: Path) -> None:
 # The language warm-up
 
 
-def rows(make: Any, count: int = 400) -> list[Row]:
+def rows(make: Any, count: int = 400) -> list[RecallRow]:
     return [make(random.Random(seed)) for seed in range(count)]
 
 
@@ -228,7 +225,7 @@ def number_in(named: str) -> int:
 
 
 def test_only_what_is_wanted_is_a_label(processor: Any) -> None:
-    row = encode_recall(Row("A. 3\nB. red", [("B", "red"), ("3", "A")]), processor)
+    row = encode_recall(RecallRow("A. 3\nB. red", [("B", "red"), ("3", "A")]), processor)
     tokens = processor.tokenizer.convert_ids_to_tokens
     assert processor.tokenizer.decode(row.ids) == "<|begin|><|user|>A. 3\nB. red\nB:red\n3:A"
     # The tokens of whole answers, not those of words inside a sentence.
@@ -243,7 +240,7 @@ def test_a_picture_stands_before_what_is_asked_of_it(processor: Any) -> None:
     row = encode_recall(picture_row(random.Random(0)), processor)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert row.image is not None
-    assert row.ids[2 : 2 + image_tokens(processor)] == [image] * 26
+    assert row.ids[2 : 2 + 26] == [image] * 26
     assert row.ids.count(image) == 26
 
 
@@ -253,10 +250,12 @@ def test_look_up_batches_mix_their_rows_as_the_recipe_says(
 ) -> None:
     shares = (f"language_drill={drill}", f"language_pictures={pictures}", "language_look_up=0")
     recipe = pretrain_recipe(*shares, "micro_batches=2")
-    parts = look_up_batches(recipe, processor)(3)["parts"]
-    assert [len(part["labels"]) for part in parts] == [4, 4]
+    parts = look_up_batches(recipe, processor)(3)[0].parts
+    assert [len(part.labels) for part in parts] == [4, 4]
     eos = processor.tokenizer.eos_token_id
-    assert sum(int((part["labels"] == eos).sum()) for part in parts) == ends  # only drills end a turn
-    assert sum(len(part.get("pixel_values", ())) for part in parts) == shown
-    again = look_up_batches(recipe, processor)(3)["parts"]
-    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(parts, again, strict=True))
+    assert sum(int((part.labels == eos).sum()) for part in parts) == ends  # only drills end a turn
+    assert sum(len(part.inputs.get("pixel_values", ())) for part in parts) == shown
+    again = look_up_batches(recipe, processor)(3)[0].parts
+    assert all(
+        torch.equal(a.inputs["input_ids"], b.inputs["input_ids"]) for a, b in zip(parts, again, strict=True)
+    )

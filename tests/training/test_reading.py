@@ -8,13 +8,13 @@ import pytest
 
 from modint_guard.cli import main
 from modint_guard.data import read_data
-from modint_guard.data.item import asked, reply_for
+from modint_guard.data.item import question_text, reply_for
 from modint_guard.errors import DataError
 from modint_training.data.reading import read_examples
 from modint_training.recipe import ReadingConfig
-from modint_training.run_folder import data_hash
 from modint_training.tinyworld import suite
-from modint_training.tune import source_of
+from modint_training.tune import training_source
+from modint_training.world import data_digest
 from tests.training.small import lora_recipe, save_small_base
 
 OWN = ("letter=null", "quotas=[1, 0, 0]", "batch=4")
@@ -53,7 +53,7 @@ def plain(folder: Path, row: Any = llava, count: int = 6) -> Path:
     for item in suite.items("image-heavy", "train", count):
         assert item.image is not None
         item.image.save(folder / "images" / f"{item.id}.png")
-        rows.append(row(asked(item), f"{item.id}.png", reply_for(item, item.answer)))
+        rows.append(row(question_text(item), f"{item.id}.png", reply_for(item, item.answer)))
     (folder / "mine.json").write_text(json.dumps(rows), "utf-8")
     return folder / "mine.json"
 
@@ -103,13 +103,13 @@ def test_plain_rows_of_every_chat_format_are_drawn_from_once_their_family_is_nam
     mine = plain(tmp_path / "mine", row)
     own = (f"data={mine}", f"reading.image_root={mine.parent / 'images'}", *OWN)
     said = (
-        "holds no image-heavy examples to learn from, .*; set that quota to 0 or add some, or name that of "
+        "holds no image-heavy examples to train on, .*; set that quota to 0 or add some, or name that of "
         r"the 6 rows which do not say theirs \(reading\.family=…\)"
     )
     with pytest.raises(DataError, match=said):
-        source_of(lora_recipe(base, *own), None, processor)
+        training_source(lora_recipe(base, *own), None, processor)
     named = lora_recipe(base, *own, "reading.family=image-heavy", "steps=null", "epochs=2")
-    assert source_of(named, None, processor)[1] == 3
+    assert training_source(named, None, processor)[1] == 3
 
 
 def test_all_that_data_validate_can_be_told_can_stand_in_a_recipe(base: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_all_that_data_validate_can_be_told_can_stand_in_a_recipe(base: Path, tm
     found = read_examples(mine.parent, how)
     assert [item.id for item in found] == [f"train-{number}" for number in range(6)]
     assert {item.family for item in found} == {"image-heavy"}
-    assert data_hash(data=str(mine.parent), reading=how) == found.digest()
+    assert data_digest(str(mine.parent), how) == found.digest()
     # What is wrong without one of them says how a recipe names it.
     for key, said in {
         "split": "holds the splits test, train: say which with --split, or reading.split of a recipe",

@@ -19,16 +19,23 @@ from modint_guard.errors import ConfigError, DataError
 from modint_guard.evaluation.effects import Answered
 from modint_guard.evaluation.effects import shares as shares_of
 from modint_training.data.collate import collate, encode, parts_of
-from modint_training.method.attack import Attack, attack
-from modint_training.method.batch import counts
+from modint_training.method.attack import Attack, run_attack
+from modint_training.method.batch import token_counts
 from modint_training.method.families import family_of
 from modint_training.method.labels import IGNORED, Part
 from modint_training.method.losses import js_divergence
 from modint_training.method.masks import IMAGE_HEAVY, modality_mask, predicting_mask
-from modint_training.method.passes import Read, whole_pass
-from modint_training.method.step import Meter, Weights, log_line, shares, twin_inconsistency, twin_loss
+from modint_training.method.passes import Outputs, whole_pass
+from modint_training.method.step import (
+    LossWeights,
+    StepMeter,
+    denominators,
+    log_line,
+    twin_inconsistency,
+    twin_loss,
+)
 from modint_training.models.loading import lora_config
-from modint_training.recipe import load_recipe
+from modint_training.recipe_files import load_recipe
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import Condition
 from tests.training.small import lora_recipe, small_model, tinyworld_batches
@@ -51,7 +58,7 @@ def adapted(processor: Any) -> tuple[Any, Any]:
 
 
 def loss_of(model: Any, batch: Any, *overrides: str) -> tuple[torch.Tensor, dict[str, float]]:
-    meter = Meter()
+    meter = StepMeter()
     recipe = lora_recipe("tinyworld-base", f"attack={PGD}", "consistency=js", *overrides)
     return twin_loss(recipe, meter)(model, batch), log_line(meter.take())
 
@@ -60,10 +67,10 @@ def test_1_consistency_is_read_where_the_answer_is_decided(adapted: Any) -> None
     # The reference reads at t: for a one-letter answer that is the position behind the decision.
     assert predicting_mask(torch.tensor([[IGNORED, IGNORED, 5]])).tolist() == [[False, True, False]]
     _, batch = adapted
-    where = predicting_mask(batch["labels"])
+    where = predicting_mask(batch.labels)
     first = where & ~torch.roll(where, 1, dims=1)
     followed = torch.roll(first, 1, dims=1)
-    assert (batch["labels"][followed] != IGNORED).all() and int(first.sum()) == len(batch["labels"])
+    assert (batch.labels[followed] != IGNORED).all() and int(first.sum()) == len(batch.labels)
 
 
 def test_2_js_is_bounded_by_ln_2() -> None:
@@ -76,13 +83,13 @@ def test_3_lambda_means_the_same_for_any_number_of_twins_and_tokens() -> None:
     # A clean row with 1/4 and 3/4 for two answers, and twins with a half for either. The reference sums over
     # twins and tokens (`batchmean`): nine twins of five tokens would weigh 45 times one of one.
     by_hand = math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4
-    weights = Weights(task=1.0, adversarial=0.0, consistency=1.0, kind="kl")
+    weights = LossWeights(task=1.0, adversarial=0.0, consistency=1.0, kind="kl")
     for twins, tokens in ((1, 1), (9, 5)):
         labels = torch.tensor([[IGNORED, *[1] * tokens]] * (1 + twins))
         clean_row = torch.tensor([-1] + [0] * twins)
         logits = torch.tensor([[0.0, math.log(3)]] * tokens + [[0.0, 0.0]] * tokens * twins)
-        total = twin_inconsistency(Read(logits, logits), clean_row, predicting_mask(labels), weights)
-        share = shares(counts(labels, clean_row, torch.zeros_like(labels, dtype=torch.bool)))[2]
+        total = twin_inconsistency(Outputs(logits, logits), clean_row, predicting_mask(labels), weights)
+        share = denominators(token_counts(labels, clean_row, torch.zeros_like(labels, dtype=torch.bool)))[2]
         assert (total / share).item() == pytest.approx(by_hand, rel=1e-6)
 
 
@@ -104,14 +111,14 @@ def test_5_what_is_frozen_stays_frozen(adapted: Any) -> None:
 
 
 def test_6_a_step_does_not_shrink_with_the_batch_and_noise_survives_bf16() -> None:
-    def forward(embeds: torch.Tensor) -> Read:
-        return Read(embeds, (3.0 * embeds).sum((1, 2)).unsqueeze(-1))
+    def forward(embeds: torch.Tensor) -> Outputs:
+        return Outputs(embeds, (3.0 * embeds).sum((1, 2)).unsqueeze(-1))
 
     how = Attack("pgd", "raw", epsilon=1e-3, relative=False, alpha=1e-4, steps=1)
     embeds = torch.full((64, 2, 4), 0.75, dtype=torch.bfloat16)
     mask = torch.ones(64, 2, dtype=torch.bool)
-    many = attack(forward, lambda read: read.logits.sum(), embeds, mask, range(64), how).delta
-    one = attack(forward, lambda read: read.logits.sum(), embeds[:1], mask[:1], range(1), how).delta
+    many = run_attack(forward, lambda outputs: outputs.logits.sum(), embeds, mask, range(64), how).delta
+    one = run_attack(forward, lambda outputs: outputs.logits.sum(), embeds[:1], mask[:1], range(1), how).delta
     assert torch.equal(many[0], one[0])
     assert ((embeds + many) != embeds.float()).all()
     assert (embeds + many.bfloat16() == embeds).float().mean() > 0.5  # what bf16 would have lost
@@ -123,15 +130,15 @@ def test_7_instructblip_is_attacked_with_its_real_queries(processor: Any) -> Non
     shown = perturb(item, "contradicting_image")
     rows = [encode(shown, own)]
     batch = collate(rows, own)
-    labels = batch.pop("labels")
-    _, given = whole_pass(model, family_of("instructblip"), batch, predicting_mask(labels))
+    predicting = predicting_mask(batch.labels)
+    _, given = whole_pass(model, family_of("instructblip"), batch.inputs, predicting)
     queries = given.embeds[parts_of(rows) == Part.IMAGE]
     assert len(queries) == own.num_query_tokens
     assert queries.abs().sum(-1).min() > 0 and queries.std(0).sum() > 0
 
 
 def test_8_the_mask_leaves_system_prompt_question_options_and_padding_alone() -> None:
-    row = [Part.FRAME, Part.IMAGE, Part.CONTEXT, Part.FRAME, Part.ASKED, Part.FRAME, Part.ANSWER, Part.PAD]
+    row = [Part.FRAME, Part.IMAGE, Part.CONTEXT, Part.FRAME, Part.QUESTION, Part.FRAME, Part.ANSWER, Part.PAD]
     mask = modality_mask(torch.tensor([row]), torch.tensor([IMAGE_HEAVY]), "span")
     assert mask.tolist() == [[part == Part.CONTEXT for part in row]]
 

@@ -17,7 +17,7 @@ from modint_guard.errors import AdapterError, ConfigError
 from modint_training.loop.trainer import read_log
 from modint_training.models.loading import load_base, loaded, with_adapter
 from modint_training.recipe import TuneRecipe
-from modint_training.run_folder import RECORD, check_taken_up, recipe_of
+from modint_training.run_folder import RECORD, check_resumable, recipe_in
 from modint_training.runs import export_run, run_recipe
 from modint_training.tinyworld import suite
 from modint_training.tune import tune
@@ -56,8 +56,8 @@ def changed(base: Path, folder: Path) -> Path:
 
 
 def test_a_run_is_taken_up_by_its_own_recipe_and_may_go_on_for_longer(base: Path, run: Path) -> None:
-    check_taken_up(run, recipe_on(base, "steps=9", "checkpoint_minutes=5", "lr=0.01"))
-    assert recipe_of(run) == recipe_on(base)
+    check_resumable(run, recipe_on(base, "steps=9", "checkpoint_minutes=5", "lr=0.01"))
+    assert recipe_in(run) == recipe_on(base)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,9 @@ def test_a_run_is_taken_up_by_its_own_recipe_and_may_go_on_for_longer(base: Path
 def test_the_checkpoints_of_another_training_are_not_taken_up(
     base: Path, run: Path, override: str, said: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said + r": name this run otherwise \(name=…\), or begin anew"):
+    with pytest.raises(
+        ConfigError, match=said + r": give this run another name \(name=…\), or start from scratch"
+    ):
         tune(recipe_on(base, override), run, resume="auto")
 
 
@@ -131,17 +133,17 @@ def test_the_checkpoints_of_another_base_are_not_taken_up(base: Path, tmp_path: 
 def test_a_folder_that_says_nothing_of_itself_is_taken_up_and_not_exported(
     base: Path, tmp_path: Path
 ) -> None:
-    check_taken_up(tmp_path, recipe_on(base))
+    check_resumable(tmp_path, recipe_on(base))
     with pytest.raises(
         ConfigError, match=r"is no run's folder: it has no recipe\.json; give one such as runs"
     ):
         export_run(tmp_path)
     (tmp_path / RECORD).write_text('{"recipe"', "utf-8")
-    with pytest.raises(ConfigError, match=r"recipe\.json was cut off: begin anew"):
-        check_taken_up(tmp_path, recipe_on(base))
+    with pytest.raises(ConfigError, match=r"recipe\.json was cut off: start from scratch"):
+        check_resumable(tmp_path, recipe_on(base))
     (tmp_path / RECORD).write_text('{"recipe": {"kind": "lora"}}', "utf-8")
     with pytest.raises(ConfigError, match="is of another version"):
-        recipe_of(tmp_path)
+        recipe_in(tmp_path)
 
 
 # Exported
@@ -180,7 +182,7 @@ def test_what_was_typed_stands_in_record_and_card_of_a_run_and_of_its_checkpoint
 
 def test_a_fully_tuned_run_is_exported_too(base: Path, tmp_path: Path) -> None:
     without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "steps=1")
-    model = tune(recipe_on(base, *without), tmp_path / "run")[0]
+    model = tune(recipe_on(base, *without), tmp_path / "run").model
     folder = export_run(tmp_path / "run", test_items=2)
     held = load_base(str(folder))[0].state_dict()
     assert all(torch.equal(held[key], tensor) for key, tensor in model.state_dict().items())
@@ -227,7 +229,7 @@ def test_a_model_is_evaluated_and_exported_on_the_gpu_and_left_for_the_trainer_t
     base: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # There is none here: `meta` stands for it, which holds no numbers.
-    monkeypatch.setattr("modint_training.tune.fastest_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("modint_training.models.loading.fastest_device", lambda: torch.device("meta"))
     places = {
         "evaluated": loaded(str(base), None)[0],
         "trained": load_base(str(base), placed=False)[0],
@@ -241,7 +243,7 @@ def test_a_model_is_evaluated_and_exported_on_the_gpu_and_left_for_the_trainer_t
         asked.append("where")
         return torch.device("cpu")
 
-    monkeypatch.setattr("modint_training.tune.fastest_device", asking)
+    monkeypatch.setattr("modint_training.models.loading.fastest_device", asking)
     tune(recipe_on(base, "steps=1"), tmp_path / "run")
     assert not asked
     export_run(run, output=tmp_path / "export", test_items=2)

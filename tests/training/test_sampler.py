@@ -77,6 +77,6 @@ def test_what_is_picked_does_not_depend_on_what_was_picked_before() -> None:
 
 def test_a_batch_that_the_ranks_cannot_share_evenly_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="batch: 8 examples cannot be dealt out evenly to 3 processes; choose a"
+        ConfigError, match="batch: 8 examples cannot be shared out evenly to 3 processes; choose a"
     ):
         Quotas((2, 2, 4), 8, 0, 3)

@@ -14,11 +14,8 @@ import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_digits
 
-from bench.demo_items import KINDS, demo_items
-from modint_guard.data import read_items
 from modint_guard.data.item import FAMILIES, Family, Item, prompt
 from modint_guard.data.perturb import CLAIMS, FACTS, HELD_OUT_CLAIMS, NEUTRAL, applicable, perturb
-from modint_guard.demo.run import ITEMS
 from modint_training.tinyworld import draw, suite
 from modint_training.tinyworld.tasks import NUMBER_WORDS, TASKS, Task
 
@@ -437,25 +434,3 @@ def test_the_stream_sees_nothing_that_is_held_out(stream: list[Item]) -> None:
         claims += bool(trained_claims.search(caption))
     assert claims > 250  # enough to have seen a held-out one
     assert all(np.ptp(picture) > 30 for item in stream for picture in pictures(item))  # none is plain
-
-
-# The demo's items
-
-
-def test_the_demo_asks_sixteen_items_of_each_kind_from_the_test_split() -> None:
-    items = demo_items()
-    assert len(items) == 96 >= 80
-    assert len({item.id for item in items}) == 96
-    counted = [(item.family, item.perturbation) for item in items]
-    assert [(family, kind, counted.count((family, kind))) for family, kind, _ in KINDS] == list(KINDS)
-    test = {index for group in draw.digit_split("test").values() for index in group}
-    assert {int(item.source[6:]) for item in items if item.source.startswith("digit:")} <= test
-    assert {item.form for item in items} == {"word", "letter"}
-
-
-def test_the_packaged_items_are_the_ones_that_would_be_written_again() -> None:
-    packaged, made = read_items(ITEMS), demo_items()
-    assert [item.replace(agreeing=None) for item in packaged] == made
-    assert [item.image and item.image.tobytes() for item in packaged] == [
-        item.image and item.image.tobytes() for item in made
-    ]

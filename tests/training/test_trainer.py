@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from modint_guard.errors import ConfigError, TrainingStopped
-from modint_training.data.collate import collate, encode
+from modint_training.data.collate import Collated, collate, encode
 from modint_training.loop.plots import curve, draw_curves, smooth
 from modint_training.loop.trainer import (
     Evaluation,
@@ -34,8 +35,8 @@ from modint_training.loop.trainer import (
     Stream,
     fit,
     last_step,
-    only_units_it_has,
     read_log,
+    remove_missing_shard_units,
     seconds_trained,
     seed_everything,
     wants_bf16,
@@ -49,6 +50,14 @@ STEPS = 6
 ROOT = Path(__file__).parents[2]
 
 
+@dataclass(frozen=True)
+class Points:
+    """Points on a plane, the smallest batch."""
+
+    x: Tensor
+    y: Tensor
+
+
 class KilledError(Exception):
     """What ends a run in the middle."""
 
@@ -59,17 +68,18 @@ def line() -> nn.Module:
     return nn.Linear(3, 1)
 
 
-def line_batch(step: int) -> dict[str, Tensor]:
+def line_batch(step: int) -> Points:
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(8, 3, generator=generator)
-    return {"x": x, "y": x @ torch.tensor([[1.0], [-2.0], [0.5]])}
+    return Points(x, x @ torch.tensor([[1.0], [-2.0], [0.5]]))
 
 
-def line_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return (net(batch["x"]) - batch["y"]).square().mean()
+def line_loss(net: nn.Module, batch: Points) -> Tensor:
+    return (net(batch.x) - batch.y).square().mean()
 
 
 def train(net: nn.Module, loss: Any, batch: Any, folder: Path, **changes: Any) -> float:
+    """`batch(step)` gives one batch, or a list of micro-batches."""
     settings = {
         "steps": STEPS,
         "lr": 1e-2,
@@ -82,7 +92,12 @@ def train(net: nn.Module, loss: Any, batch: Any, folder: Path, **changes: Any) -
         "resume": "no",
     }
     seed_everything(0)
-    return fit(net, loss, batch, folder=folder, **{**settings, **changes})
+
+    def micro_batches(step: int) -> list[Any]:
+        found = batch(step)
+        return found if isinstance(found, list) else [found]
+
+    return fit(net, loss, micro_batches, folder=folder, **{**settings, **changes})
 
 
 def killed_after(steps: int, loss: Any) -> Callable[[nn.Module, Any], Tensor]:
@@ -116,16 +131,16 @@ def small_lora(processor: Any) -> nn.Module:
     return nn.Module.train(get_peft_model(base, lora_config(lora_recipe("tinyworld-base"), "llava")))
 
 
-def batches_of(processor: Any) -> Callable[[int], dict[str, Tensor]]:
-    def batch(step: int) -> dict[str, Tensor]:
+def batches_of(processor: Any) -> Callable[[int], Collated]:
+    def batch(step: int) -> Collated:
         items = (suite.training_item(4 * step + slot, seed=0, mixture=suite.Mixture()) for slot in range(4))
         return collate([encode(item, processor) for item in items], processor)
 
     return batch
 
 
-def answer_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return Tensor(net(**batch, use_cache=False).loss)
+def answer_loss(net: nn.Module, batch: Collated) -> Tensor:
+    return Tensor(net(**batch.inputs, labels=batch.labels, use_cache=False).loss)
 
 
 @pytest.mark.parametrize("make", [small_llava, small_lora])
@@ -284,7 +299,7 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_a_whole_checkpoint(tmp
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     steps, limits = 0, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def filling(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def filling(net: nn.Module, batch: Points) -> Tensor:
         nonlocal steps
         steps += 1
         if steps == 3:  # from here on no file may grow beyond 100 kB
@@ -321,7 +336,7 @@ def test_a_checkpoint_that_fails_for_another_reason_is_no_full_disk(tmp_path: Pa
 def test_a_log_that_finds_the_disk_full_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     log = logged(tmp_path)
 
-    def filling(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def filling(net: nn.Module, batch: Points) -> Tensor:
         if len(read_log(log.file)) == 2:
             log.file.unlink()
             log.file.symlink_to("/dev/full")
@@ -341,14 +356,14 @@ def test_without_checkpoints_or_without_asking_a_run_starts_at_nought(tmp_path: 
 
 
 def test_a_stream_goes_on_from_where_it_is_told() -> None:
-    stream = Stream(lambda step: {"x": torch.tensor(step)}, start=5)
-    assert [int(batch["x"]) for batch in islice(stream, 3)] == [5, 6, 7]
+    stream = Stream(lambda step: [torch.tensor(step)], start=5)
+    assert [int(batch) for batch in islice(stream, 3)] == [5, 6, 7]
 
 
 def test_several_workers_bring_the_steps_in_order() -> None:
-    stream = Stream(lambda step: {"x": torch.tensor(step)}, start=5)
+    stream = Stream(lambda step: [torch.tensor(step)], start=5)
     loader = DataLoader(stream, batch_size=None, num_workers=2)
-    assert [int(batch["x"]) for batch in islice(loader, 7)] == [5, 6, 7, 8, 9, 10, 11]
+    assert [int(batch) for batch in islice(loader, 7)] == [5, 6, 7, 8, 9, 10, 11]
 
 
 def test_only_auto_asks_what_the_processor_can_do() -> None:
@@ -368,11 +383,11 @@ def test_seeding_makes_every_generator_repeat_itself() -> None:
 
 
 def test_micro_batches_of_a_step_add_up(tmp_path: Path) -> None:
-    def halves(step: int) -> list[dict[str, Tensor]]:
+    def halves(step: int) -> list[Points]:
         whole = line_batch(step)
-        return [{name: value[half::2] for name, value in whole.items()} for half in (0, 1)]
+        return [Points(whole.x[half::2], whole.y[half::2]) for half in (0, 1)]
 
-    def half_loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def half_loss(net: nn.Module, batch: Points) -> Tensor:
         return line_loss(net, batch) / 2  # of the step's mean
 
     whole, cut = line(), line()
@@ -384,7 +399,7 @@ def test_micro_batches_of_a_step_add_up(tmp_path: Path) -> None:
 def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Path) -> None:
     seen = 0
 
-    def told(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def told(net: nn.Module, batch: Points) -> Tensor:
         nonlocal seen
         seen += 1
         if seen == 3:
@@ -397,7 +412,9 @@ def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_can_go_on(tmp_path: Pa
     before = signal.getsignal(signal.SIGTERM)
     whole, stopped, resumed = line(), line(), line()
     train(whole, line_loss, line_batch, tmp_path / "whole")
-    with pytest.raises(TrainingStopped, match=r"SIGTERM came after step 3 of 6; .* go on with --resume auto"):
+    with pytest.raises(
+        TrainingStopped, match=r"stopped by SIGTERM after step 3 of 6; .* go on with --resume auto"
+    ):
         train(stopped, told, line_batch, tmp_path / "run")
     assert steps_of(tmp_path / "run") == [3]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -420,8 +437,8 @@ def test_one_process_uses_one_gpu_of_several(
     monkeypatch.setattr(TrainingArguments, "_setup_devices", seen)
     kinds = set()
 
-    def watched(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        kinds.add((type(net), len(batch["x"])))
+    def watched(net: nn.Module, batch: Points) -> Tensor:
+        kinds.add((type(net), len(batch.x)))
         return line_loss(net, batch)
 
     train(line(), watched, line_batch, tmp_path)
@@ -501,7 +518,7 @@ def test_looking_is_no_part_of_the_next_step(tmp_path: Path) -> None:
         looked.append(time.monotonic())
         return {"loss": 1.0}
 
-    def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(net: nn.Module, batch: Points) -> Tensor:
         assert log.last >= looked[-1]  # from when on the step is timed
         return line_loss(net, batch)
 
@@ -569,5 +586,5 @@ def test_a_model_names_no_unit_for_fsdp_that_it_has_not(processor: Any) -> None:
     model = small_model(processor)
     there = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) - there  # CLIP's text side
-    only_units_it_has(model)
+    remove_missing_shard_units(model)
     assert model._no_split_modules and set(model._no_split_modules) <= there

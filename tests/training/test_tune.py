@@ -19,15 +19,16 @@ from modint_guard.data import write_items
 from modint_guard.data.item import Turn
 from modint_guard.data.perturb import HELD_OUT_CLAIMS
 from modint_guard.errors import ConfigError, DataError
-from modint_training.loop.trainer import last_step, read_log
+from modint_training.loop.trainer import Trained, last_step, read_log
+from modint_training.method.batch import Batch
 from modint_training.method.families import family_of
-from modint_training.method.losses import kl_divergence, task_loss
-from modint_training.method.masks import predicted, predicting_mask
+from modint_training.method.losses import cross_entropies, kl_divergence
+from modint_training.method.masks import answer_tokens, predicting_mask
 from modint_training.method.step import twin_loss
 from modint_training.models.export import export_adapter
 from modint_training.models.loading import load_base, lora_config, trainable
 from modint_training.recipe import TuneRecipe
-from modint_training.run_folder import run_record
+from modint_training.run_record import run_record
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.tasks import TASKS
 from modint_training.tune import check_device, tune
@@ -40,19 +41,21 @@ def base(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, Any, list[dict[str, float]], Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, runs: Path) -> Trained:
     """A run of two steps at a rate that is seen."""
-    folder = tmp_path_factory.mktemp("runs")
-    return (*tune(lora_recipe(base, "lr=0.05"), folder), folder)
+    return tune(lora_recipe(base, "lr=0.05"), runs)
 
 
 # Two steps
 
 
-def test_training_moves_every_adapter_of_the_language_model(trained: Any) -> None:
-    model = trained[0]
+def test_training_moves_every_adapter_of_the_language_model(trained: Trained) -> None:
+    model = trained.model
     moved = {name for name, tensor in model.named_parameters() if "lora_B" in name and tensor.abs().sum() > 0}
     assert len(moved) == 7  # B starts at nought; q, k, v, o, gate, up and down of the one layer
     assert all(".language_model." in name for name in moved)
@@ -69,12 +72,12 @@ def is_untouched(model: Any, base: Path) -> bool:
     return after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_training_leaves_the_base_bit_for_bit_as_it_was(trained: Any, base: Path) -> None:
-    assert is_untouched(trained[0], base)
+def test_training_leaves_the_base_bit_for_bit_as_it_was(trained: Trained, base: Path) -> None:
+    assert is_untouched(trained.model, base)
 
 
-def test_only_lora_can_be_trained_and_the_vision_tower_has_none(trained: Any) -> None:
-    model = trained[0]
+def test_only_lora_can_be_trained_and_the_vision_tower_has_none(trained: Trained) -> None:
+    model = trained.model
     trainable = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
     assert trainable == adapters
@@ -82,17 +85,17 @@ def test_only_lora_can_be_trained_and_the_vision_tower_has_none(trained: Any) ->
     assert not any("vision_tower" in name or "projector" in name for name in adapters)
 
 
-def test_the_saved_keys_all_belong_to_the_language_model(trained: Any, tmp_path: Path) -> None:
+def test_the_saved_keys_all_belong_to_the_language_model(trained: Trained, tmp_path: Path) -> None:
     recipe = lora_recipe("tinyworld-base")
-    export_adapter(trained[0], tmp_path / "lora", run_record(recipe, trained[2], [], 1.0))
+    export_adapter(trained.model, tmp_path / "lora", run_record(recipe, trained.history, [], 1.0))
     keys = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert len(keys) == 14
     assert all("language_model" in key for key in keys)
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["inference_mode"] is True
 
 
-def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: Any) -> None:
-    _, _, history, folder = trained
+def test_the_validation_split_is_measured_and_the_run_can_be_resumed(trained: Trained, runs: Path) -> None:
+    history = trained.history
     assert [figures["step"] for figures in history] == [2]
     assert set(history[0]) == {
         "step",
@@ -109,7 +112,7 @@ def test_the_validation_split_is_looked_at_and_the_run_can_be_taken_up(trained: 
         "text-heavy/agreeing_image/flips",
         "text-heavy/contradicting_image/flips",
     }
-    assert last_step(folder / "lora", "auto") == 2
+    assert last_step(runs / "lora", "auto") == 2
 
 
 def test_a_gradient_reaches_lora_and_nothing_else(processor: Any) -> None:
@@ -136,35 +139,41 @@ def steps_logged(run: Path) -> list[dict[str, float]]:
     return [line for line in read_log(run / "log.jsonl") if "loss" in line]
 
 
-def whole_batches(recipe: TuneRecipe, processor: Any) -> Callable[[int], dict[str, Any]]:
+def whole_batches(recipe: TuneRecipe, processor: Any) -> Callable[[int], Batch]:
     """The one micro-batch of each step."""
-    made = tinyworld_batches(recipe, processor)
+    micro_batches = tinyworld_batches(recipe, processor)
 
-    def batch(step: int) -> dict[str, Any]:
-        (whole,) = made(step)
+    def batch(step: int) -> Batch:
+        (whole,) = micro_batches(step)
         return whole
 
     return batch
 
 
-def texts(batch: dict[str, torch.Tensor], processor: Any) -> list[str]:
-    return [processor.tokenizer.decode(row) for row in batch["input_ids"].tolist()]
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    return {**batch.inputs, **{name: value for name, value in vars(batch).items() if name != "inputs"}}
 
 
-def answers(batch: dict[str, torch.Tensor]) -> list[list[int]]:
-    return [row[row != -100].tolist() for row in batch["labels"]]
+def texts(batch: Batch, processor: Any) -> list[str]:
+    return [processor.tokenizer.decode(row) for row in batch.inputs["input_ids"].tolist()]
+
+
+def answers(batch: Batch) -> list[list[int]]:
+    return [row[row != -100].tolist() for row in batch.labels]
 
 
 def test_a_batch_holds_the_quotas_and_each_twin_behind_its_clean_row(processor: Any) -> None:
     batch = whole_batches(lora_recipe("tinyworld-base"), processor)(0)
     # Eight examples as 2 image-heavy : 2 text-heavy : 4 vqa, of which the first four have a twin.
-    assert batch["clean_row"].tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, -1, -1, -1]
+    assert batch.clean_row.tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, -1, -1, -1]
     pictured = (
-        (batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any(dim=1).tolist()
+        (batch.inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>"))
+        .any(dim=1)
+        .tolist()
     )
     assert pictured[:5] == [True] * 4 + [False]  # image-heavy pairs, then a text-heavy clean row
     assert pictured[8:] == [True] * 4
-    assert len(batch["pixel_values"]) == sum(pictured)
+    assert len(batch.inputs["pixel_values"]) == sum(pictured)
 
 
 def test_a_twin_has_the_answer_of_its_clean_row(processor: Any) -> None:
@@ -172,7 +181,7 @@ def test_a_twin_has_the_answer_of_its_clean_row(processor: Any) -> None:
     for step in range(5):
         batch = batches(step)
         said = answers(batch)
-        for row, clean in enumerate(batch["clean_row"].tolist()):
+        for row, clean in enumerate(batch.clean_row.tolist()):
             assert clean < 0 or said[row] == said[clean]
 
 
@@ -180,8 +189,7 @@ def test_a_batch_depends_on_its_number_alone(processor: Any) -> None:
     first, second = (whole_batches(lora_recipe("tinyworld-base"), processor) for _ in range(2))
     first(0)
     one, other = first(3), second(3)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(torch.equal(tensor, tensors(other)[name]) for name, tensor in tensors(one).items())
     assert texts(first(4), processor) != texts(one, processor)
 
 
@@ -193,7 +201,7 @@ def test_training_sees_no_held_out_claim_wording_or_picture(processor: Any) -> N
     for step in range(4):
         batch = batches(step)
         prompts += texts(batch, processor)
-        assert not (batch["pixel_values"] == 1).flatten(1).all(dim=1).any()  # white
+        assert not (batch.inputs["pixel_values"] == 1).flatten(1).all(dim=1).any()  # white
     assert any("The picture shows the digit" in prompt for prompt in prompts)
     assert not any(start in prompt for start in starts for prompt in prompts)
     asked = {line for prompt in prompts for line in prompt.replace("<|end|>", "\n").split("\n")}
@@ -204,7 +212,7 @@ def test_training_sees_no_held_out_claim_wording_or_picture(processor: Any) -> N
 
 def test_a_family_without_a_quota_is_left_out(processor: Any) -> None:
     batch = whole_batches(lora_recipe("tinyworld-base", "quotas=[1, 0, 0]"), processor)(0)
-    assert batch["clean_row"].tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14]
+    assert batch.clean_row.tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14]
 
 
 # The loss
@@ -213,12 +221,11 @@ def test_a_family_without_a_quota_is_left_out(processor: Any) -> None:
 def test_the_loss_adds_task_and_weighted_consistency(processor: Any) -> None:
     recipe = lora_recipe("tinyworld-base", "task_weight=2.0", "consistency_weight=0.25", "consistency=kl")
     model, batch = small_model(processor).eval(), whole_batches(recipe, processor)(0)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    logits, where = model(**inputs, use_cache=False).logits, predicting_mask(batch["labels"])
-    twins = batch["clean_row"] >= 0
-    clean = batch["clean_row"][twins]
+    logits, where = model(**batch.inputs, use_cache=False).logits, predicting_mask(batch.labels)
+    twins = batch.clean_row >= 0
+    clean = batch.clean_row[twins]
     divergence = kl_divergence(logits[clean][where[clean]], logits[twins][where[twins]]).mean()
-    expected = 2.0 * task_loss(logits[where], predicted(batch["labels"])) + 0.25 * divergence
+    expected = 2.0 * cross_entropies(logits[where], answer_tokens(batch.labels)).mean() + 0.25 * divergence
     assert twin_loss(recipe)(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -239,7 +246,7 @@ PGD = (
 
 
 def test_a_run_of_the_whole_method_logs_its_parts_and_draws_its_curves(base: Path, tmp_path: Path) -> None:
-    model = tune(lora_recipe(base, f"attack={PGD}", "micro_batches=2"), tmp_path)[0]
+    model = tune(lora_recipe(base, f"attack={PGD}", "micro_batches=2"), tmp_path).model
     assert is_untouched(model, base)  # after attacks as well: nothing of it was unfrozen
     lines = steps_logged(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
@@ -253,7 +260,7 @@ def test_a_run_of_the_whole_method_logs_its_parts_and_draws_its_curves(base: Pat
 
 def test_step_k_plus_1_is_the_same_in_a_resumed_run(base: Path, tmp_path: Path) -> None:
     recipe = lora_recipe(base, f"attack={PGD}", "steps=3", "lr=0.01")
-    whole = tune(recipe, tmp_path / "whole")[0].state_dict()
+    whole = tune(recipe, tmp_path / "whole").model.state_dict()
     tune(recipe, tmp_path / "broken")
     # As if it had been killed after step 2: the batches and the noise of step 3 come again.
     checkpoints = tmp_path / "broken" / "lora"
@@ -261,7 +268,7 @@ def test_step_k_plus_1_is_the_same_in_a_resumed_run(base: Path, tmp_path: Path) 
     early = lora_recipe(base, f"attack={PGD}", "steps=3", "lr=0.01", "checkpoint_minutes=1e-9")
     tune(early, tmp_path / "broken")
     shutil.rmtree(checkpoints / "checkpoint-3")
-    resumed = tune(recipe, tmp_path / "broken", resume="auto")[0].state_dict()
+    resumed = tune(recipe, tmp_path / "broken", resume="auto").model.state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     lines = {run: steps_logged(tmp_path / run) for run in ("whole", "broken")}
     assert [line["loss"] for line in lines["whole"]] == [line["loss"] for line in lines["broken"]]
@@ -270,7 +277,7 @@ def test_step_k_plus_1_is_the_same_in_a_resumed_run(base: Path, tmp_path: Path) 
 def test_full_fine_tuning_trains_its_scope_alone(base: Path, tmp_path: Path) -> None:
     without = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null", "lr=0.01")
     before = load_base(str(base))[0].state_dict()
-    model = tune(lora_recipe(base, *without, "scope=[connector]"), tmp_path)[0]
+    model = tune(lora_recipe(base, *without, "scope=[connector]"), tmp_path).model
     after = model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all("multi_modal_projector" in name for name in moved)
@@ -296,7 +303,7 @@ def test_a_data_set_of_ones_own_is_trained_on_and_watched(base: Path, tmp_path: 
         "epochs=1",
         "evaluate_items=18",
     )
-    _, _, history = tune(recipe, tmp_path / "run")
+    history = tune(recipe, tmp_path / "run").history
     assert [figures["step"] for figures in history] == [2]  # 18 examples in batches of 8
     clean = {"image-heavy/clean", "text-heavy/clean", "vqa/clean"}
     kinds = {
@@ -337,7 +344,7 @@ def test_rows_without_a_label_are_taken_for_the_consistency_loss_and_counted(
     tune(lora_recipe(base, *own, "validation=null", "consistency=none"), tmp_path / "run")
     assert "4 examples; 5 are left out" in capsys.readouterr().err
     nothing = lora_recipe(base, *own, "consistency=none", "quotas=[1, 0, 1]", "batch=4")
-    with pytest.raises(DataError, match="holds no vqa examples to learn from"):
+    with pytest.raises(DataError, match="holds no vqa examples to train on"):
         tune(nothing, tmp_path / "run")
 
 
@@ -349,7 +356,7 @@ def test_a_picture_that_breaks_ends_the_run_with_its_place_and_its_workers(
     broken = sorted(data.rglob("*.png"))[0]
     broken.write_bytes(b"no picture")
     with pytest.raises(
-        DataError, match=r"cannot be used: .* \(mend it and go on with --resume auto\)"
+        DataError, match=r"cannot be used: .* \(correct it and go on with --resume auto\)"
     ) as ended:
         tune(lora_recipe(base, *own), tmp_path / "run")
     assert str(ended.value).startswith(f"{data / 'items.jsonl'}:")
@@ -374,7 +381,7 @@ def test_a_data_set_without_rows_is_refused(base: Path, tmp_path: Path, written:
 
 def test_a_quota_without_examples_is_refused(base: Path, tmp_path: Path) -> None:
     data = own_items(tmp_path / "data", ("image-heavy", "vqa"))
-    said = "holds no text-heavy examples to learn from, of which quotas: .* wants 2; set that quota to 0"
+    said = "holds no text-heavy examples to train on, of which quotas: .* wants 2; set that quota to 0"
     with pytest.raises(DataError, match=said):
         tune(lora_recipe(base, f"data={data}", "letter=null"), tmp_path / "run")
 
@@ -399,10 +406,10 @@ def test_a_place_to_report_to_that_is_not_installed_is_refused(base: Path, tmp_p
             8,
             2,
             8,
-            "batch: 8 examples cannot be dealt out evenly to 8 processes with micro_batches: 2 each; .* 16",
+            "batch: 8 examples cannot be shared out evenly to 8 processes with micro_batches: 2 each; .* 16",
         ),
-        (12, 4, 2, "batch: 12 examples cannot be dealt out evenly to 2 processes .* choose a multiple of 8"),
-        (8, 1, 3, "batch: 8 examples cannot be dealt out evenly to 3 processes"),
+        (12, 4, 2, "batch: 12 examples cannot be shared out evenly to 2 processes .* choose a multiple of 8"),
+        (8, 1, 3, "batch: 8 examples cannot be shared out evenly to 3 processes"),
     ],
 )
 def test_a_batch_that_processes_and_micro_batches_cannot_share_is_refused_before_anything_is_loaded(
@@ -426,7 +433,7 @@ def test_a_batch_that_processes_and_micro_batches_cannot_share_is_refused_before
 def test_one_step_of_eight_is_four_micro_batches_of_two(base: Path, tmp_path: Path) -> None:
     settings = (base, f"attack={PGD}", "lr=0.01", "batch=8")
     whole, cut = (
-        tune(lora_recipe(*settings, f"micro_batches={parts}"), tmp_path / str(parts))[0].state_dict()
+        tune(lora_recipe(*settings, f"micro_batches={parts}"), tmp_path / str(parts)).model.state_dict()
         for parts in (1, 4)
     )
     learnt = [name for name in whole if "lora_" in name]
@@ -475,7 +482,8 @@ def test_a_base_of_another_family_is_refused(tmp_path: Path) -> None:
 
 def test_rows_of_a_batch_are_padded_to_one_length(processor: Any) -> None:
     batch = whole_batches(lora_recipe("tinyworld-base"), processor)(1)
-    shapes = [batch[name].shape for name in ("input_ids", "attention_mask", "labels")]
+    rows = (batch.inputs["input_ids"], batch.inputs["attention_mask"], batch.labels, batch.attackable)
+    shapes = [tensor.shape for tensor in rows]
     assert all(one == other for one, other in pairwise(shapes))
 
 

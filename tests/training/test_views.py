@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,15 +10,25 @@ from modint_guard.data.item import Family, Item
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.errors import ConfigError
 from modint_training.data.twins import check_kinds, twin
+from modint_training.recipe import TuneRecipe
 from modint_training.tinyworld import suite
+from tests.training.small import lora_recipe
 
 TRAINED = ("misleading_description", "unrelated_facts", "contradicting_image", "noise", "black")
 CONTROLS = ("true_description", "agreeing_image", "neutral_text")
 
 
+def recipe(
+    perturbations: Sequence[str] = TRAINED, controls: Sequence[str] = CONTROLS, share: float = 0.0
+) -> TuneRecipe:
+    """The bundled recipe with these kinds."""
+    kinds = (f"perturbations=[{', '.join(perturbations)}]", f"controls=[{', '.join(controls)}]")
+    return lora_recipe("tinyworld-base", *kinds, f"control_share={share}")
+
+
 def twins(family: Family, share: float, count: int = 400) -> list[Item | None]:
-    rng = random.Random(0)
-    return [twin(item, TRAINED, CONTROLS, share, rng) for item in suite.items(family, "train", count)]
+    rng, mixed = random.Random(0), recipe(share=share)
+    return [twin(mixed, item, rng) for item in suite.items(family, "train", count)]
 
 
 def test_items_that_need_both_have_no_twin() -> None:
@@ -50,19 +61,22 @@ def test_the_share_of_harmless_twins_can_be_none_or_all(share: float, roles: set
 def test_without_controls_every_twin_is_harmful() -> None:
     rng = random.Random(0)
     (item,) = suite.items("image-heavy", "train", 1)
-    made = [twin(item, ["misleading_description"], (), 1.0, rng) for _ in range(20)]
+    harmful = recipe(["misleading_description"], (), 1.0)
+    made = [twin(harmful, item, rng) for _ in range(20)]
     assert {view.perturbation for view in made if view} == {"misleading_description"}
 
 
 def test_a_family_that_no_kind_fits_has_no_twin() -> None:
     (item,) = suite.items("text-heavy", "train", 1)
-    assert twin(item, ["misleading_description"], ["agreeing_image"], 0.5, random.Random(0)) is None
+    of_texts = recipe(["misleading_description"], ["agreeing_image"], 0.5)
+    assert twin(of_texts, item, random.Random(0)) is None
 
 
 def test_twins_of_one_item_differ_in_the_course_of_training() -> None:
     rng = random.Random(0)
     (item,) = suite.items("image-heavy", "train", 1)
-    assert len({view.context for _ in range(40) if (view := twin(item, TRAINED, (), 0, rng))}) > 10
+    harmful = recipe(controls=())
+    assert len({view.context for _ in range(40) if (view := twin(harmful, item, rng))}) > 10
 
 
 def test_the_twin_keeps_the_answer() -> None:

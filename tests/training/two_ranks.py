@@ -32,7 +32,7 @@ def main(base: str, folder: str) -> None:
             rows += len(kwargs["input_ids"])
 
     register_module_forward_hook(count, with_kwargs=True)
-    model, _, _ = tune(recipe, Path(folder))
+    model = tune(recipe, Path(folder)).model
     learnt = {name: value for name, value in model.state_dict().items() if "lora_" in name}
     torch.save(learnt, Path(folder) / f"rank{rank()}.pt")
     print(rows)

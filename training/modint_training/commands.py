@@ -10,17 +10,17 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dots go deeper.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value; dots lead into sections.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the model or adapter is written; default ./runs/NAME/export.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Checkpoints lie here.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="The folder of checkpoints.")] = Path("runs"),
     resume: Annotated[
         Literal["auto", "no"],
-        typer.Option(help="`auto` continues from the last checkpoint, `no` starts anew."),
+        typer.Option(help="`auto` continues from the last checkpoint, `no` starts from scratch."),
     ] = "no",
 ) -> None:
-    """Train a model or an adapter by a recipe, and export what vLLM loads."""
+    """Train a model or an adapter by a recipe, and export it as vLLM loads it."""
     from modint_training.runs import run_recipe
 
     if written := run_recipe(recipe, overrides or [], output=output, runs=runs, resume=resume):
@@ -34,7 +34,7 @@ def export(
     ] = None,
     step: Annotated[int | None, typer.Option(help="Which checkpoint; default: the last.")] = None,
 ) -> None:
-    """Export a run's checkpoint as vLLM loads it: of a run that was stopped, or of an earlier step."""
+    """Export a checkpoint as vLLM loads it: of a run that was stopped, or of an earlier step."""
     from modint_training.runs import export_run
 
     typer.echo(f"wrote {export_run(run, output=output, step=step)}")
@@ -49,8 +49,8 @@ def recipes(
         typer.Option(help="Print the path of a configuration for `accelerate launch` instead."),
     ] = None,
 ) -> None:
-    """List the bundled recipes, or print the schema that editors check recipes with."""
-    from modint_training.recipe import accelerate_config, recipe_names, recipe_schema, recipe_summary
+    """List the bundled recipes, or print the schema with which editors check recipes."""
+    from modint_training.recipe_files import accelerate_config, recipe_names, recipe_schema, recipe_summary
 
     if accelerate:
         typer.echo(accelerate_config(accelerate))
@@ -71,21 +71,21 @@ def export_tinyworld(
     count: Annotated[int, typer.Option(min=1, help="Items of each family.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the items.")] = 0,
     held_out_wordings: Annotated[
-        bool, typer.Option("--held-out-wordings", help="Ask in words that no recipe trains on.")
+        bool, typer.Option("--held-out-wordings", help="Ask in wordings that no recipe trains on.")
     ] = False,
 ) -> None:
-    """Write TinyWorld items in LLaVA's format, as data of your own to look at or to train on."""
+    """Write TinyWorld items in LLaVA's format, as a data set to look at or to train on."""
     from modint_guard.data import write_llava
     from modint_guard.data.item import FAMILIES
     from modint_guard.errors import ConfigError
     from modint_training.tinyworld import suite
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is there and not an empty folder: name another with --output")
-    families = [name for name in FAMILIES if family in ("all", name)]
-    made = [
+        raise ConfigError(f"{output} exists and is not an empty folder: name another with --output")
+    items = [
         item
-        for name in families
+        for name in FAMILIES
+        if family in ("all", name)
         for item in suite.items(name, split, count, seed=seed, held_out=held_out_wordings)
     ]
-    typer.echo(f"wrote {len(made)} items to {write_llava(made, output)}")
+    typer.echo(f"wrote {len(items)} items to {write_llava(items, output)}")

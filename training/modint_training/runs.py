@@ -1,4 +1,5 @@
-"""One run: a recipe from data to an exported folder with its figures, and the figures of such a folder."""
+"""One run, from its recipe to an exported folder with a record and a card; or the export of a run's
+checkpoint."""
 
 import sys
 from collections.abc import Sequence
@@ -14,22 +15,27 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.results import command_line
 from modint_training.data.reading import read_examples
 from modint_training.loop.predict import BASELINE_ITEMS, flip_baseline
-from modint_training.loop.trainer import figures_of, seconds_trained, whole_steps
-from modint_training.method.passes import dealt_out
-from modint_training.method.ranks import is_first_process, ranks
-from modint_training.models.export import check_target, export_adapter, export_base, export_tuned
+from modint_training.loop.trainer import Trained, figures_until, seconds_trained, whole_steps
+from modint_training.method.passes import is_sharded
+from modint_training.method.ranks import is_first_process, started_processes
+from modint_training.models.card import Run
+from modint_training.models.export import check_target, export_adapter, export_model
 from modint_training.models.loading import load_base, loading_of
-from modint_training.recipe import TINYWORLD, PretrainRecipe, Recipe, TuneRecipe, load_recipe
-from modint_training.run_folder import check_taken_up, command_of, recipe_of, rows_hash_in, run_record
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import Recipe, load_recipe
+from modint_training.run_folder import check_resumable, read_record, recipe_in
+from modint_training.run_record import run_record
+from modint_training.tinyworld.card import base_card
 from modint_training.tinyworld.pretrain import PHASES, pretrain
+from modint_training.tinyworld.recipe import PretrainRecipe
 from modint_training.tune import tune
 from modint_training.world import world_named
 
-TEST_ITEMS = 800  # a condition in a card's tables: 400 a form, 200 a sub-task
+TEST_ITEMS = 800  # for each condition in a card's tables: 400 a form, 200 a sub-task
 
 
 def run_recipe(
-    recipe: str,
+    name: str,
     overrides: Sequence[str],
     *,
     output: Path | None,
@@ -37,120 +43,119 @@ def run_recipe(
     resume: str,
     test_items: int = TEST_ITEMS,
 ) -> Path | None:
-    """Train by a recipe and export what vLLM loads; returns the folder written (default RUNS/NAME/export).
+    """Train by the recipe `name` and export what vLLM loads; returns the folder (default RUNS/NAME/export).
 
-    None where this process writes none: of several the first one does, and none while the weights are dealt
-    out to all of them (FSDP), which ends with the checkpoint. `test_items`: of TinyWorld, a condition in the
-    card's tables.
+    Returns None if this process writes none: of several processes only the first one exports, and none while
+    the weights are sharded over all of them (FSDP), in which case the run ends with its checkpoint.
+    `test_items`: TinyWorld's, for each condition in the card's tables.
     """
-    settings = load_recipe(recipe, overrides)
-    command = command_line("train", recipe, *overrides)
-    folder = runs / settings.name
+    recipe = load_recipe(name, overrides)
+    command = command_line("train", name, *overrides)
+    folder = runs / recipe.name
     target = output or folder / "export"
     check_target(target)
-    if isinstance(settings, PretrainRecipe):
-        model, processor, history = pretrain(settings, folder, resume=resume)
-        record = _record(settings, model, processor, history, folder, test_items, command)
-        export_base(model, processor, target, record)
-        return target
-    model, processor, history = tune(settings, folder, resume=resume, command=command)
-    if dealt_out(model):
-        if is_first_process():
-            print(
-                f"{settings.name} is trained, and its weights lie in shards on {ranks()} processes: one alone"
-                f" writes what vLLM loads with `modint-guard export {folder}`",
-                file=sys.stderr,
-                flush=True,
-            )
-        return None
+    if isinstance(recipe, PretrainRecipe):
+        trained = pretrain(recipe, folder, resume=resume)
+    else:
+        trained = tune(recipe, folder, resume=resume, command=command)
+        if is_sharded(trained.model):
+            _report_sharded(recipe, folder)
+            return None
     if not is_first_process():
         return None
-    record = _record(settings, model, processor, history, folder, test_items, command)
-    _export(settings, model, processor, target, record)
+    _export(recipe, trained, target, _record(recipe, trained, folder, test_items, command))
     return target
+
+
+def _report_sharded(recipe: TuneRecipe, folder: Path) -> None:
+    if is_first_process():
+        print(
+            f"{recipe.name} is trained, and its weights are sharded over {started_processes()} processes: "
+            f"`modint-guard export {folder}` writes what vLLM loads, in one process",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def export_run(
     run: Path, *, output: Path | None = None, step: int | None = None, test_items: int = TEST_ITEMS
 ) -> Path:
-    """Export a run's last checkpoint, or that of `step`, as the end of its training would have; returns the
-    folder written (default RUN/export). Raises ConfigError where there is no such run or checkpoint."""
-    settings = recipe_of(run)
+    """Export the last checkpoint of the run in folder `run`, or that of `step`, as the end of its training
+    would have; returns the folder written (default RUN/export). ConfigError without such a run or
+    checkpoint."""
+    recipe = recipe_in(run)
     target = output or run / "export"
     check_target(target)
-    check_taken_up(run, settings)  # the base may have changed since
-    checkpoint = _checkpoint(run / settings.kind, step)
-    if settings.kind == "full":
-        model, processor = load_base(settings.base, weights=checkpoint, **loading_of(settings))
+    check_resumable(run, recipe)  # the base may have changed since
+    checkpoint = _checkpoint(run / recipe.kind, step)
+    if recipe.kind == "full":
+        model, processor = load_base(recipe.base, weights=checkpoint, **loading_of(recipe))
     else:
-        net, processor = load_base(settings.base, **loading_of(settings))
-        model = PeftModel.from_pretrained(net, checkpoint)
-    history = figures_of(checkpoint)
-    record = _record(settings, model, processor, history, run, test_items, command_of(run))
-    _export(settings, model, processor, target, record)
+        base, processor = load_base(recipe.base, **loading_of(recipe))
+        model = PeftModel.from_pretrained(base, checkpoint)
+    trained = Trained(model, processor, figures_until(checkpoint))
+    started = read_record(run)
+    record = _record(recipe, trained, run, test_items, started.command if started else None)
+    _export(recipe, trained, target, record)
     return target
 
 
-def _export(settings: TuneRecipe, model: Any, processor: Any, target: Path, record: dict[str, Any]) -> None:
-    if settings.kind == "full":
-        export_tuned(model, processor, target, record)
+def _export(recipe: Recipe, trained: Trained, target: Path, record: Run) -> None:
+    if isinstance(recipe, PretrainRecipe):
+        export_model(trained.model, trained.processor, target, record, card=base_card)
+    elif recipe.kind == "full":
+        export_model(trained.model, trained.processor, target, record)
     else:
-        export_adapter(model, target, record)
+        export_adapter(trained.model, target, record)
 
 
 def _checkpoint(folder: Path, step: int | None) -> Path:
-    known = whole_steps(folder)
-    if not known:
+    steps = whole_steps(folder)
+    if not steps:
         raise ConfigError(f"{folder} holds no whole checkpoint: train first")
-    if step is not None and step not in known:
+    if step is not None and step not in steps:
         raise ConfigError(
-            f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, known))}: name one"
+            f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}: name one"
         )
-    return folder / f"checkpoint-{known[-1] if step is None else step}"
+    return folder / f"checkpoint-{steps[-1] if step is None else step}"
 
 
-def _record(
-    settings: Recipe,
-    model: Any,
-    processor: Any,
-    history: list[dict[str, float]],
-    folder: Path,
-    test_items: int,
-    command: str | None,
-) -> dict[str, Any]:
+def _record(recipe: Recipe, trained: Trained, folder: Path, test_items: int, command: str | None) -> Run:
     print("evaluating on test items", file=sys.stderr, flush=True)
-    rows = _rows(settings, model, processor, history, test_items)
-    asked = _typical(settings, test_items)
-    baseline = flip_baseline(model, processor, asked) if asked else None
-    phases = PHASES if isinstance(settings, PretrainRecipe) else (settings.kind,)
+    rows = _test_rows(recipe, trained, test_items)
+    items = _baseline_items(recipe, test_items)
+    baseline = flip_baseline(trained.model, trained.processor, items) if items else None
+    phases = PHASES if isinstance(recipe, PretrainRecipe) else (recipe.kind,)
     seconds = seconds_trained(*(folder / phase for phase in phases))
-    return run_record(settings, history, rows, seconds, baseline, rows_hash_in(folder), command=command)
+    started = read_record(folder)
+    rows_sha256 = started.data_sha256 if started else None
+    return run_record(recipe, trained.history, rows, seconds, baseline, rows_sha256, command=command)
 
 
-def _typical(settings: Recipe, test_items: int) -> list[Item]:
-    """What an adapter's flip baseline is measured on: a world's test split, or validation examples."""
-    if isinstance(settings, PretrainRecipe):
+def _baseline_items(recipe: Recipe, test_items: int) -> list[Item]:
+    """The items that an adapter's flip baseline is measured on: a world's test split, or validation
+    examples."""
+    if isinstance(recipe, PretrainRecipe):
         return []
     count = min(test_items, BASELINE_ITEMS)
-    if world := world_named(settings.data):
+    if world := world_named(recipe.data):
         return [item for family in FAMILIES[:2] for item in world.items(family, "test", count)]
-    if settings.validation is None:
+    if recipe.validation is None:
         return []
-    found = first_of_each(read_examples(settings.validation, settings.reading), count)
-    return [item for item in found if applicable(item.family)]
+    items = first_of_each(read_examples(recipe.validation, recipe.reading), count)
+    return [item for item in items if applicable(item.family)]
 
 
-def _rows(
-    settings: Recipe, model: Any, processor: Any, history: list[dict[str, float]], test_items: int
-) -> list[dict[str, Any]]:
-    """A world's test split; of a data set of one's own, the last look at its validation examples."""
-    world = world_named(TINYWORLD if isinstance(settings, PretrainRecipe) else settings.data)
+def _test_rows(recipe: Recipe, trained: Trained, test_items: int) -> list[dict[str, Any]]:
+    """Rows of accuracy on a world's test split; for a data set, those of the last evaluation of its
+    validation examples."""
+    world = world_named(recipe.data)
     if world is not None:
-        return list(world.test_rows(model, processor, test_items))
+        return list(world.test_rows(trained.model, trained.processor, test_items))
     whole = {"held_out": "no", "task": "all", "form": "all"}
-    seen = (history[-1] if history else {}).items()
+    figures = (trained.history[-1] if trained.history else {}).items()
     return [
         {**dict(zip(("family", "perturbation"), name.split("/"), strict=True)), **whole, "accuracy": value}
-        for name, value in seen
-        if name.count("/") == 1  # beside step, loss and flips
+        for name, value in figures
+        if name.count("/") == 1  # not step, loss and flips
     ]

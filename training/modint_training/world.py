@@ -1,9 +1,11 @@
-"""A generated world in place of a data set: what training asks of one, and how it is found.
+"""Generated worlds, which a recipe may train on instead of a data set: what a world offers, and how it is
+found.
 
-Worlds register themselves under the entry-point group `modint_training.worlds`, so that general training
-imports none of them. `data: NAME` in a recipe names one; every other value is a path.
+Worlds register under the entry-point group `modint_training.worlds`, so that general training imports none of
+them. `data: NAME` in a recipe names one; any other value is the path of a data set.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,16 +14,15 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from modint_guard.data.item import Family, Item
-from modint_training.data.sampler import Source
-from modint_training.loop.validation import Watched
-from modint_training.recipe import TuneRecipe
-
-GROUP = "modint_training.worlds"
+from modint_guard.data.item import FAMILIES, Family, Item, prompt
+from modint_training.data.reading import PLAIN, read_examples
+from modint_training.data.sampler import ItemSource
+from modint_training.loop.validation import ValidationSet
+from modint_training.recipe import WORLDS, ReadingConfig, TuneRecipe
 
 
 class Items(Protocol):
-    """`count` items of a family in a split ("train", "validation", "test"), the same at every call."""
+    """The first `count` items of a family in a split, the same at every call."""
 
     def __call__(
         self, family: Family, split: Literal["train", "validation", "test"], count: int, /
@@ -32,21 +33,40 @@ class Items(Protocol):
 class World:
     """An endless supply of labelled items.
 
-    source: training items for a recipe, one for each slot of a batch. watched: validation items, so many for
-    each condition that is measured during training. test_rows: rows of test accuracy of a model and its
-    processor, on so many items for each condition.
+    `source` gives the training items of a recipe, one for each slot of a batch. `validation(count)` gives the
+    items that are measured during training, `count` for each condition. `test_rows(model, processor, count)`
+    measures a model on `count` test items for each condition, and gives rows of accuracy.
     """
 
     items: Items
-    source: Callable[[TuneRecipe], Source]
-    watched: Callable[[int], list[Watched]]
+    source: Callable[[TuneRecipe], ItemSource]
+    validation: Callable[[int], list[ValidationSet]]
     test_rows: Callable[[nn.Module, Any, int], Iterator[dict[str, Any]]]
 
 
 @cache
 def world_named(name: str) -> World | None:
-    """The world of that name; None where there is none, and `name` is the path of a data set."""
-    for point in entry_points(group=GROUP, name=name):
+    """The world of that name; None if there is none, and `name` is therefore the path of a data set."""
+    for point in entry_points(group=WORLDS, name=name):
         world: World = point.load()
         return world
     return None
+
+
+def data_digest(data: str, reading: ReadingConfig = PLAIN, *, count: int = 300) -> str:
+    """The SHA-256 of what `data:` names, in hexadecimal: for a data set, of the files that hold its rows, as
+    `data validate` prints it; for a world, of prompts, answers and pixels of the first `count` training items
+    of each family."""
+    world = world_named(data)
+    if world is None:
+        return read_examples(data, reading, check=False).digest()
+    digest = hashlib.sha256()
+    for family in FAMILIES:
+        for item in world.items(family, "train", count):
+            digest.update(_bytes(item))
+    return digest.hexdigest()
+
+
+def _bytes(item: Item) -> bytes:
+    picture = item.image.tobytes() if item.image else b""
+    return "\x1f".join((prompt(item), item.answer, item.wrong)).encode() + picture

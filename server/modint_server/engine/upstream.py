@@ -152,14 +152,17 @@ class Upstream:
         return error
 
 
-def json_object(data: bytes) -> JSON:
-    """The JSON object in an answer. Raises EndpointError for anything else (HTML, half a document)."""
+def json_object(data: bytes, source: str = "the engine's answer") -> JSON:
+    """The JSON object in `data`. Raises EndpointError for anything else (HTML, half a document).
+
+    source: how the error calls the data.
+    """
     try:
         parsed = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
-        raise EndpointError("the engine's answer is no JSON") from exc
+        raise EndpointError(f"{source} is no JSON") from exc
     if not isinstance(parsed, dict):
-        raise EndpointError("the engine's answer is no JSON object")
+        raise EndpointError(f"{source} is no JSON object")
     return parsed
 
 

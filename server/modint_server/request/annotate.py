@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from modint_guard.types import ABSTAIN, JSON, Report
+from modint_guard.report import Report
+from modint_guard.types import ABSTAIN, JSON
 from modint_server.errors import Failure
 
 VERDICT_HEADER = "x-modint-verdict"

@@ -10,7 +10,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from modint_guard.types import JSON, Report
+from modint_guard.report import Report
+from modint_guard.types import JSON
 from modint_server.errors import Failure
 from modint_server.metrics import NOBODY, Served
 from modint_server.request.intake import ClientLeft

@@ -24,16 +24,8 @@ from modint_guard.judge import skipped, unscored
 from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import served
 from modint_guard.mitigation.policy import Policy
-from modint_guard.types import (
-    ANNOTATE,
-    JSON,
-    NOOP,
-    ModintOptions,
-    Plan,
-    Reply,
-    Report,
-    State,
-)
+from modint_guard.report import Report
+from modint_guard.types import ANNOTATE, JSON, NOOP, ModintOptions, Plan, Reply, State
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
 from modint_server.engine.upstream import CHAT, COMPLETIONS, Upstream, json_object
@@ -165,7 +157,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not examination.refused_ours(exc):
+            if wire.streaming or not examination.refused_additions(exc):
                 raise
             record.report = unscored(plan, "upstream_error")
             await self._plain(CHAT, incoming, record, wire, debug)

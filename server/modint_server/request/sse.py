@@ -7,6 +7,7 @@ import orjson
 
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON
+from modint_server.engine.upstream import json_object
 
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 8 * 2**20
@@ -14,7 +15,7 @@ _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class BrokenStreamError(EndpointError):
-    """The engine's stream is damaged: an event without an end, or with data that is no JSON object."""
+    """The engine's stream is damaged: an event that is too long, or an end before [DONE]."""
 
 
 class Splitter:
@@ -62,14 +63,8 @@ def is_done(event: bytes) -> bool:
 
 
 def chunk_of(data: bytes) -> JSON:
-    """The JSON object in an event's data; raises BrokenStreamError."""
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as exc:
-        raise BrokenStreamError("an event of the upstream holds no JSON") from exc
-    if not isinstance(chunk, dict):
-        raise BrokenStreamError("an event of the upstream holds no JSON object")
-    return chunk
+    """The JSON object in an event's data; raises EndpointError if it holds something else."""
+    return json_object(data, "the data of an event")
 
 
 def frame(chunk: JSON) -> bytes:

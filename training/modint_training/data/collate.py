@@ -1,19 +1,19 @@
 """From items to tensors: the prompt as the engine's chat template writes it, the answer as labels.
 
-Example: the one-word item "What digit is shown?" with a picture, the lying caption "Caption: the digit 3."
-and the answer 7 becomes, token by token with its label and its part,
+Example: the one-word item "What digit is shown?" with a picture, the false caption "Caption: the digit 3."
+and the answer 7 becomes, token by token with label and part,
 
     <|begin|> <|user|>                  no label   FRAME
     <image> x 26                        no label   IMAGE
     Caption : Ġthe Ġdigit Ġ3 .          no label   CONTEXT
     Ċ                                   no label   FRAME
-    What Ġdigit Ġis Ġshown ?            no label   ASKED
+    What Ġdigit Ġis Ġshown ?            no label   QUESTION
     <|end|> <|assistant|>               no label   FRAME
-    7 <|end|>                           themselves ANSWER
+    7 <|end|>                           their ids  ANSWER
 
 so that the position before `7` predicts the answer and the position of `7` predicts the end. Without a label
 the last line is one token, labelled UNKNOWN: the position before it, where an answer would begin, is compared
-between twins, and nothing is learnt as the answer.
+between twins, and no answer is learned.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,17 @@ from torch import Tensor
 
 from modint_guard.data.item import Item, prompt, reply_for
 from modint_guard.errors import DataError
-from modint_training.method.families import Message, chat_content, clip_pixels, image_token_id, vision_of
+from modint_training.method.batch import Inputs
+from modint_training.method.families import Message, chat_content, image_token_id, vision_of
 from modint_training.method.labels import IGNORED, UNKNOWN, Part
 
-_STAND_IN = "\x02text\x03"  # where the user's text goes in a rendered prompt
+_STAND_IN = "\x02text\x03"  # marks the place of the user's text in a rendered prompt
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, each position's label (IGNORED where no loss reads) and part, the picture, if any, and the
-    user's text. Rows that no mask is made of may leave `parts` empty."""
+    """One row: token ids, the label of each position (IGNORED where no loss reads), its part, the picture if
+    there is one, and the user's text. `parts` may be empty if no attack mask is made of the row."""
 
     ids: list[int]
     labels: list[int]
@@ -45,30 +46,40 @@ class Encoded:
 
     @property
     def answer_length(self) -> int:
-        """How many positions are answer tokens, end tokens included; without a label the one in their
-        place."""
+        """The number of answer tokens, end token included; 1 for a row without a label."""
         return sum(label != IGNORED for label in self.labels)
 
 
-def encode(item: Item, processor: Any) -> Encoded:
-    """Tokenise an item with the processor's own chat template, placeholders expanded as it would do.
+@dataclass(frozen=True)
+class Collated:
+    """Rows padded on the right to the longest of them."""
 
-    Raises DataError where the item's text holds the placeholder, where the template changes the text, and for
-    earlier turns or a system text where there is no template.
+    inputs: dict[
+        str, Tensor
+    ]  # `input_ids`, `attention_mask` (B, L) int64, and what the family's pictures bring
+    labels: Tensor  # (B, L) int64, IGNORED where no loss reads
+
+
+def encode(item: Item, processor: Any) -> Encoded:
+    """Tokenise an item with the processor's own chat template; picture placeholders are repeated as the
+    processor would repeat them.
+
+    Raises DataError if the item's text contains the placeholder, if the template changes the text, and for
+    earlier turns or a system text if the model has no chat template.
     """
     before, text, after = _rendered(item, processor)
     tokenizer = processor.tokenizer
-    prompted = tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
+    prompt_tokens = tokenizer(before + text + after, add_special_tokens=False, return_offsets_mapping=True)
     answer, labels = _answer(item, tokenizer)
     context = len(item.context) if item.context else 0
     spans = Spans(len(before), len(before) + context, len(before) + len(text))
     placeholder = image_token_id(processor)
     parts = [
         Part.IMAGE if token == placeholder else spans.part(*offset)
-        for token, offset in zip(prompted.input_ids, prompted.offset_mapping, strict=True)
+        for token, offset in zip(prompt_tokens.input_ids, prompt_tokens.offset_mapping, strict=True)
     ]
     return Encoded(
-        ids=prompted.input_ids + answer,
+        ids=prompt_tokens.input_ids + answer,
         labels=[IGNORED] * len(parts) + labels,
         image=item.image,
         parts=parts + [Part.ANSWER] * len(answer),
@@ -81,15 +92,15 @@ def _answer(item: Item, tokenizer: Any) -> tuple[list[int], list[int]]:
     the position before it is read."""
     if not item.labelled:
         return [tokenizer.eos_token_id], [UNKNOWN]
-    said = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
-    ids = [*said, tokenizer.eos_token_id]
+    reply = tokenizer(reply_for(item, item.answer), add_special_tokens=False).input_ids
+    ids = [*reply, tokenizer.eos_token_id]
     return ids, ids
 
 
 @dataclass(frozen=True)
 class Spans:
     """Where the user's text stands in a rendered prompt, in characters: its context from `start` to
-    `context_end`, the separator, then what is asked, to `end`."""
+    `context_end`, a separator, then the question up to `end`."""
 
     start: int
     context_end: int
@@ -99,76 +110,71 @@ class Spans:
         """The part of a token that covers the characters [first, last): CONTEXT if any of them is context."""
         if first < self.context_end and last > self.start:
             return Part.CONTEXT
-        asked = self.context_end + (self.context_end > self.start)  # one character, a newline, separates them
-        return Part.ASKED if first < self.end and last > asked else Part.FRAME
+        question = self.context_end + (self.context_end > self.start)  # after one separating newline
+        return Part.QUESTION if first < self.end and last > question else Part.FRAME
 
 
 def _rendered(item: Item, processor: Any) -> tuple[str, str, str]:
-    """The prompt before, in and after the user's last text, with a picture's placeholder repeated in the
-    first."""
+    """The prompt before, in and after the user's last text, with each picture's placeholder repeated in the
+    first of the three."""
     vision, text, token = vision_of(processor), prompt(item), str(processor.image_token)
-    if any(token in said for said in (text, item.system, *(turn.text for turn in item.turns))):
+    if any(token in part for part in (text, item.system, *(turn.text for turn in item.turns))):
         raise DataError(f"item {item.id}: its text holds the picture's placeholder {token!r}; remove it")
     if not vision.chats and (item.turns or item.system):
         raise DataError(
-            f"item {item.id}: a model without a chat template reads one question and no more: leave out "
-            "examples with earlier turns or a system text"
+            f"item {item.id}: a model without a chat template reads a single question: leave out examples "
+            "with earlier turns or a system text"
         )
-    before = vision.render(processor, chat_of(item, _STAND_IN)).partition(_STAND_IN)[0]
-    whole = vision.render(processor, chat_of(item, text))
+    before = vision.render(processor, chat_messages(item, _STAND_IN)).partition(_STAND_IN)[0]
+    whole = vision.render(processor, chat_messages(item, text))
     if not whole.startswith(before + text):
         raise DataError(
             f"item {item.id}: the chat template changes the user's text {text!r}, so that its tokens cannot "
             "be found; use a template that copies it"
         )
-    shown = vision.image_tokens(processor, item.image) if item.image is not None else 0
-    return before.replace(token, token * shown), text, whole[len(before) + len(text) :]
+    count = vision.image_tokens(processor, item.image) if item.image is not None else 0
+    return before.replace(token, token * count), text, whole[len(before) + len(text) :]
 
 
-def chat_of(item: Item, text: str) -> list[Message]:
-    """The chat that ends with `text`, as the engine is sent it (`runner.request_for`): system text, earlier
-    turns, the picture in the turn it belongs to."""
-    shown = not any(turn.has_image for turn in item.turns)
+def chat_messages(item: Item, text: str) -> list[Message]:
+    """The chat that ends with `text`, as the engine receives it (`runner.request_for`): system text, earlier
+    turns, and the picture in the turn that it belongs to."""
+    in_last_turn = not any(turn.has_image for turn in item.turns)
     system = [Message(role="system", content=chat_content(item.system, None))] if item.system else []
     before = [
         Message(role=turn.role, content=chat_content(turn.text, item.image if turn.has_image else None))
         for turn in item.turns
     ]
-    asked = Message(role="user", content=chat_content(text, item.image if shown else None))
-    return [*system, *before, asked]
+    last = Message(role="user", content=chat_content(text, item.image if in_last_turn else None))
+    return [*system, *before, last]
 
 
-def image_tokens(processor: Any, image: Image.Image | None = None) -> int:
-    """How many positions a picture takes; for CLIP the same for every picture."""
-    return vision_of(processor).image_tokens(processor, image)
-
-
-def pixels(images: Sequence[Image.Image], processor: Any) -> Tensor:
-    """Pictures of the model's own size as normalised values  # (N, 3, H, W)."""
-    return clip_pixels(images, processor)
-
-
-def collate(rows: Sequence[Encoded], processor: Any) -> dict[str, Tensor]:
-    """Pad to the longest row: `input_ids`, `attention_mask`, `labels`  # (B, L), and what the family's
-    pictures bring, such as `pixel_values`  # (images, 3, H, W)."""
+def collate(rows: Sequence[Encoded], processor: Any) -> Collated:
+    """Pad rows to the longest; the inputs of a model with CLIP include `pixel_values`  # (images, 3, H,
+    W)."""
     ids = _padded([row.ids for row in rows], processor.tokenizer.pad_token_id)
-    batch = {
+    images, texts = [row.image for row in rows], [row.text for row in rows]
+    inputs = {
         "input_ids": ids,
         "attention_mask": _padded([[1] * len(row.ids) for row in rows], 0),
-        "labels": _padded([row.labels for row in rows], IGNORED),
+        **vision_of(processor).tensors(processor, images, texts, ids),
     }
-    images, texts = [row.image for row in rows], [row.text for row in rows]
-    return {**batch, **vision_of(processor).tensors(processor, images, texts, ids)}
+    return Collated(inputs, labels=_padded([row.labels for row in rows], IGNORED))
+
+
+def on_device(inputs: Inputs, device: torch.device) -> dict[str, Tensor]:
+    """The same inputs on a device."""
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def parts_of(rows: Sequence[Encoded]) -> Tensor:
-    """The part of every position, PAD behind a row's end  # (B, L), int64."""
+    """The part of every position, PAD behind a row's end  # (B, L) int64."""
     return _padded([row.parts for row in rows], Part.PAD)
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """Rows of unequal length as one tensor, filled up on the right  # (B, L), int64."""
-    made = torch.full((len(rows), max(map(len, rows))), int(filler))
+    """Rows of unequal length as one tensor, filled up on the right  # (B, L) int64."""
+    padded = torch.full((len(rows), max(map(len, rows))), int(filler))
     for index, row in enumerate(rows):
-        made[index, : len(row)] = torch.tensor(row)
-    return made
+        padded[index, : len(row)] = torch.tensor(row)
+    return padded

@@ -1,4 +1,4 @@
-"""Whether every example of one's own can be read and is short enough, before the first step."""
+"""Whether every example of a data set can be read and is short enough, checked before the first step."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -12,7 +12,7 @@ from modint_guard.data.item import FAMILIES, Item
 from modint_guard.data.perturb import REGISTRY, applicable, clean_view, perturb
 from modint_guard.data.samples import Sample
 from modint_guard.errors import DataError
-from modint_training.data.batches import SOME_PICTURE, Pools, number_of, too_long, twin_rng
+from modint_training.data.batches import PLACEHOLDER, Pools, example_number, length_error, twin_rng
 from modint_training.data.collate import encode
 from modint_training.data.sampler import Quotas, Slot
 from modint_training.data.twins import fits, twin_kind
@@ -24,78 +24,79 @@ def check_lengths(
     recipe: TuneRecipe,
     config: Any,
     processor: Any,
-    found: DataSet,
+    data: DataSet,
     pools: Pools,
     steps: int,
     *,
     quiet: bool = False,
 ) -> None:
-    """Refuse an example of which a row would stop the run of a base with this `config`: its clean view, or a
-    twin of it that one of the `steps` will draw. No picture is decoded.
+    """Check the clean view of every example, and every twin that one of the `steps` will draw; `config` is
+    the base model's. No picture is decoded.
 
-    Raises DataError with file, line and sample id. Shows a bar where it takes more than two seconds.
+    Raises DataError, with file, line and sample id, for an example that would stop the run. Shows a progress
+    bar if it takes more than two seconds.
     """
     sized = vision_of(processor).sized
-    places = tqdm(
-        _places(recipe, pools, steps),
+    rows = tqdm(
+        _rows_to_check(recipe, pools, steps),
         "lengths",
-        sum(map(len, pools.values())) + sum(1 for _ in _twinned(recipe, steps)),
+        sum(map(len, pools.values())) + sum(1 for _ in _slots_with_twin(recipe, steps)),
         unit="row",
         leave=False,
         delay=2,
         disable=quiet,
     )
-    for number, slot in places:
-        sample = found.sample(number)
-        item = _stood_in(sample, sized=sized)
+    for number, slot in rows:
+        sample = data.sample(number)
+        item = _with_placeholders(sample, sized=sized)
         row = clean_view(item) if slot is None else _twin(recipe, slot, item)
         if row is not None:
             _check(recipe, config, processor, sample, row)
 
 
-def check_validation(recipe: TuneRecipe, config: Any, processor: Any, found: DataSet, count: int) -> None:
-    """The same of the first `count` labelled examples of each family that are looked at while training, and
-    measured for the card: clean, and under every registered kind that fits."""
+def check_validation(recipe: TuneRecipe, config: Any, processor: Any, data: DataSet, count: int) -> None:
+    """The same for the first `count` labelled examples of each family, which are measured while training and
+    for the card: clean, and under every registered perturbation that fits."""
     sized = vision_of(processor).sized
-    for sample in map(found.sample, numbers_of_each(found, count)):
-        item = _stood_in(sample, sized=sized)
+    for sample in map(data.sample, numbers_of_each(data, count)):
+        item = _with_placeholders(sample, sized=sized)
         twins = (perturb(item, name) for name in REGISTRY if fits(item, name))
         for row in (clean_view(item), *twins):
             _check(recipe, config, processor, sample, row)
 
 
-def _places(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:
-    """The number of every example, then that of each slot of the run with a twin, which it is about."""
+def _rows_to_check(recipe: TuneRecipe, pools: Pools, steps: int) -> Iterator[tuple[int, Slot | None]]:
+    """The number of every example, then the number of the example in each slot that has a twin, with that
+    slot."""
     return chain(
         ((number, None) for numbers in pools.values() for number in numbers),
-        ((number_of(slot, pools, recipe.seed), slot) for slot in _twinned(recipe, steps)),
+        ((example_number(slot, pools, recipe.seed), slot) for slot in _slots_with_twin(recipe, steps)),
     )
 
 
-def _twinned(recipe: TuneRecipe, steps: int) -> Iterator[Slot]:
+def _slots_with_twin(recipe: TuneRecipe, steps: int) -> Iterator[Slot]:
     """The slots of the run whose family the recipe perturbs."""
     quotas, kinds = Quotas(recipe.quotas, recipe.batch), set(recipe.perturbations)
     families = {family for family in FAMILIES if kinds & {kind.name for kind in applicable(family)}}
     return (slot for step in range(steps) for slot in quotas.slots(step) if slot.family in families)
 
 
-def _stood_in(sample: Sample, *, sized: bool) -> Item:
-    """The item with pictures that show nothing, of the same sizes where a picture's tokens depend on it."""
+def _with_placeholders(sample: Sample, *, sized: bool) -> Item:
+    """The item with placeholder pictures, of the real sizes if the number of picture tokens depends on
+    them."""
     pictures = {
-        name: Image.new("L", picture.size()) if sized else SOME_PICTURE
+        name: Image.new("L", picture.size()) if sized else PLACEHOLDER
         for name, picture in sample.pictures.items()
     }
     return sample.item.replace(**pictures)
 
 
 def _twin(recipe: TuneRecipe, slot: Slot, item: Item) -> Item | None:
-    drawn = twin_kind(
-        item, recipe.perturbations, recipe.controls, recipe.control_share, twin_rng(recipe, slot)
-    )
+    drawn = twin_kind(recipe, item, twin_rng(recipe, slot))
     if drawn is None:
         return None
     name, seed = drawn
-    # As many pixels of noise take their time, and only how many they are counts.
+    # Drawing noise takes time, and only the picture's size counts here.
     return perturb(item, "black" if name == "noise" else name, seed=seed).replace(perturbation=name)
 
 
@@ -104,9 +105,9 @@ def _check(recipe: TuneRecipe, config: Any, processor: Any, sample: Sample, row:
         encoded = encode(row, processor)
     except DataError as exc:
         raise sample.row.error(exc.problem.removeprefix(f"item {row.id}: "), row.id) from exc
-    said = too_long(encoded, recipe)
-    if said is None and row.image is not None:
-        said = vision_of(processor).unread(processor, config, encoded.text)
-    if said:
-        what = "it" if row.perturbation == sample.item.perturbation else f"its twin, {row.perturbation},"
-        raise sample.row.error(f"{what} {said}", row.id)
+    error = length_error(encoded, recipe)
+    if error is None and row.image is not None:
+        error = vision_of(processor).text_error(processor, config, encoded.text)
+    if error:
+        subject = "it" if row.perturbation == sample.item.perturbation else f"its twin, {row.perturbation},"
+        raise sample.row.error(f"{subject} {error}", row.id)

@@ -1,17 +1,17 @@
-"""Rows of one's own, read in one way by a training, its record and its export."""
+"""The user's own data set, read the same way by training, run record and export."""
 
 from pathlib import Path
 
 from modint_guard.data import DataSet, read_data
 from modint_training.recipe import ReadingConfig
 
-PLAIN = ReadingConfig()  # what the rows say of themselves
+PLAIN = ReadingConfig()  # no option: rows are read as they describe themselves
 
 
 def read_examples(path: Path | str, how: ReadingConfig = PLAIN, *, check: bool = True) -> DataSet:
-    """The examples of a data set of one's own, in any format of docs/data.md, each read when it is asked for.
+    """The examples of a data set in any format of docs/data.md; each is read when it is needed.
 
-    Raises DataError for what cannot be read; `check` false leaves rows unread until then.
+    Raises DataError for rows that cannot be read, at once if `check`, otherwise when they are needed.
     """
     return read_data(
         Path(path),

@@ -1,8 +1,8 @@
-"""Which examples a batch holds: fixed quotas of the three families, by the batch's number alone.
+"""Which examples a batch holds: fixed quotas of the three families, determined by the batch's number alone.
 
 Batch k of a run depends on k, the quotas and the seed, and on nothing that happened before: a resumed run
-sees the batches an unbroken one would have seen. The ranks of a distributed run deal one batch out among
-themselves, so that the whole batch is the same on any number of them.
+sees the batches that an uninterrupted run would have seen. The ranks of a distributed run share out each
+batch, so that the whole batch is the same for any number of ranks.
 
 Example: quotas 1 : 1 : 2 in batches of 4 are I T V V in every batch; rank 0 of 2 holds I V, rank 1 holds T V.
 """
@@ -19,21 +19,21 @@ from modint_guard.errors import ConfigError
 
 @dataclass(frozen=True)
 class Slot:
-    """One place of a batch: its number since the start of the run, its family, and how many of that family
-    went before."""
+    """One place of a batch: its number since the start of the run, its family, and how many slots of that
+    family came before it."""
 
     index: int
     family: Family
     turn: int
 
 
-Source = Callable[[Slot], Item]  # the example of a slot
+ItemSource = Callable[[Slot], Item]  # gives the example for a slot
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """`shares` image-heavy : text-heavy : vqa in batches of `batch` examples, dealt out to `ranks`
-    processes."""
+    """Batches of `batch` examples in the proportions `shares` (image-heavy : text-heavy : vqa), shared out to
+    `ranks` processes."""
 
     shares: tuple[int, int, int]
     batch: int
@@ -43,17 +43,17 @@ class Quotas:
     def __post_init__(self) -> None:
         if self.batch % self.ranks:
             raise ConfigError(
-                f"batch: {self.batch} examples cannot be dealt out evenly to {self.ranks} processes; "
+                f"batch: {self.batch} examples cannot be shared out evenly to {self.ranks} processes; "
                 f"choose a multiple of {self.ranks}"
             )
 
     def slots(self, step: int) -> list[Slot]:
-        """This rank's places of batch number `step`."""
+        """This rank's slots of batch number `step`."""
         first = step * self.batch
         return [self.slot(index) for index in range(first + self.rank, first + self.batch, self.ranks)]
 
     def slot(self, index: int) -> Slot:
-        """Place number `index` of the run: the families take turns in the order of their quotas."""
+        """Slot number `index` of the run: the families take turns in the order of their quotas."""
         wheel = [family for family, share in zip(FAMILIES, self.shares, strict=True) for _ in range(share)]
         rounds, place = divmod(index, len(wheel))
         family = wheel[place]
@@ -61,8 +61,8 @@ class Quotas:
 
 
 def pick(slot: Slot, size: int, seed: int) -> int:
-    """Which of `size` examples of its family a slot takes: every one once an epoch, in the epoch's own
-    order."""
+    """Which of the `size` examples of its family a slot takes: each one once an epoch, in an order drawn anew
+    for every epoch."""
     epoch, place = divmod(slot.turn, size)
     return _order(seed, slot.family, epoch, size)[place]
 

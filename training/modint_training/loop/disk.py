@@ -1,4 +1,4 @@
-"""A disk that cannot be written to, said in one sentence, whichever library met it."""
+"""Errors of writing to a disk as one sentence, whichever library raised them."""
 
 import errno
 import os
@@ -12,14 +12,14 @@ from modint_guard.errors import ConfigError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EEXIST, errno.ENOTDIR)
-# torch writes past Python, and says of a file that did not grow as it should:
+# torch writes without Python's files; its messages about a file that did not grow as it should:
 TORCH = ("inline_container", "PytorchStreamWriter", "iostream error", "No space left")
 
 
 @contextmanager
-def written(what: str, then: str) -> Iterator[None]:
-    """ConfigError where `what` cannot be written within the block, and what to do `then`; every other error
-    stays what it is."""
+def disk_errors_as_sentences(what: str, then: str) -> Iterator[None]:
+    """ConfigError if `what` cannot be written in the block; `then` is what to do once it can. Every other
+    error is raised unchanged."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as exc:
@@ -31,12 +31,12 @@ def written(what: str, then: str) -> Iterator[None]:
 
 
 def error_number(exc: BaseException | None) -> int | None:
-    """The system's number of the error that a library met when it wrote; None for errors of another kind."""
+    """The `errno` of an error of writing, whichever library raised it; None for errors of another kind."""
     if isinstance(exc, OSError):
         return exc.errno
     if isinstance(exc, SafetensorError):
-        told = re.search(r"\(os error (\d+)\)", str(exc))
-        return int(told[1]) if told else None
+        number = re.search(r"\(os error (\d+)\)", str(exc))
+        return int(number[1]) if number else None
     if isinstance(exc, RuntimeError) and any(words in str(exc) for words in TORCH):
         return error_number(exc.__cause__ or exc.__context__) or errno.ENOSPC
     return None

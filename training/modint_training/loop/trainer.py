@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,60 +31,83 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modint_guard.errors import ConfigError, TrainingStopped
-from modint_training.loop.disk import written
-from modint_training.method.passes import bare
-from modint_training.method.ranks import is_first_process, wanted_by_any
+from modint_training.loop.disk import disk_errors_as_sentences
+from modint_training.method.passes import unwrap
+from modint_training.method.ranks import any_rank, is_first_process
 
-SEEN = "eval_"  # the Trainer's own mark of what was seen on a validation split
-END_OF_WORK = signal.SIGUSR2  # from a training that ends to what feeds it
-Batch = dict[str, Any]  # tensors by name, or lists of such
-Loss = Callable[[nn.Module, Batch], Tensor]
-Evaluate = Callable[[nn.Module, int], dict[str, float]]
-
-
-Batches = Callable[[int], Batch | Sequence[Batch]]  # of step k: one batch, or its micro-batches
+VALIDATION = "eval_"  # the Trainer's own prefix for figures of a validation split
+STOP_WORKER = signal.SIGUSR2  # sent to the workers that make batches when the training ends
+Figures = dict[str, float]
+Evaluate = Callable[[nn.Module, int], Figures]  # model, step
+B = TypeVar("B")  # a batch: a record (dataclass) of tensors, mappings and tuples of such
 
 
-class Stream(IterableDataset[Batch]):
-    """Batches by number, without end: batch k depends on k alone, so a resumed run sees the same ones.
+class Stream(IterableDataset[B]):
+    """The batches of a run in order, without end, from `micro_batches(k)`, those of step k.
 
-    Of several workers each makes every n-th step; the loader takes from them in turn, so steps of one batch
-    come in order.
+    Step k depends on k alone, so a resumed run sees the same batches. With several workers each makes every
+    n-th step; the loader takes from them in turn, so steps of one batch come in order.
     """
 
-    def __init__(self, batch: Batches, start: int) -> None:
-        self.batch = batch
+    def __init__(self, micro_batches: Callable[[int], Sequence[B]], start: int) -> None:
+        self.micro_batches = micro_batches
         self.start = start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B]:
         worker = get_worker_info()
         step, stride = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
         while True:
-            made = self.batch(step)
-            yield from [made] if isinstance(made, dict) else made
+            yield from self.micro_batches(step)
             step += stride
 
 
-class LossTrainer(Trainer):
-    """`loss(model, batch)` and `batches` are what a recipe brings. Of the Trainer's own ways two more are
-    others: a checkpoint's weights are put back under whatever names they were saved, and a checkpoint that a
-    full disk cuts off is removed, and said. Everything else is the Trainer's."""
+class LossTrainer(Trainer, Generic[B]):
+    """A `Trainer` with a loss and a stream of batches of its own, which differs from the original in three
+    more ways: a batch is a record instead of a mapping; a checkpoint's weights are restored whatever names
+    they were saved under; and a checkpoint that a full disk cut off is removed and reported."""
 
     # The losses of micro-batches add up to the step's: the Trainer must not divide them by their number.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, loss: Loss, batches: Stream, workers: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        loss: Callable[[nn.Module, B], Tensor],
+        batches: Stream[B],
+        workers: int = 1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(train_dataset=batches, **kwargs)
         self._loss = loss
         self._workers = workers
 
+    # The Trainer expects batches to be mappings: it moves their tensors to the device, refuses empty ones and
+    # counts their labels and tokens. Here a batch is a record; of the counts only the estimate of operations
+    # is used, by the Trainer's own log.
+
+    def _prepare_input(self, data: Any) -> Any:
+        if is_dataclass(data) and not isinstance(data, type):
+            moved = {field.name: self._prepare_input(getattr(data, field.name)) for field in fields(data)}
+            return replace(data, **moved)
+        return super()._prepare_input(data)
+
+    def _prepare_inputs(self, inputs: B) -> B:
+        return self._prepare_input(inputs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[B], device: torch.device) -> None:
+        return None
+
+    def floating_point_ops(self, inputs: B) -> int:
+        model_inputs = getattr(inputs, "inputs", None)
+        return 0 if model_inputs is None else super().floating_point_ops(model_inputs)
+
     def restore(self, checkpoint: Path) -> None:
-        """Weights and figures of a finished run, without another step."""
+        """Restore weights and figures of a finished run, without another step."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The Trainer's own way skips in silence what has another name in the file, and a LLaVA is saved under
+        # The Trainer silently skips weights that have another name in the file, and a LLaVA is saved under
         # other names than its modules have: a resumed run would start from fresh weights.
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
             saved = type(self.model).from_pretrained(resume_from_checkpoint)
@@ -94,7 +118,7 @@ class LossTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step, folder = self.state.global_step, Path(self.args.output_dir)
         try:
-            with written(
+            with disk_errors_as_sentences(
                 f"the checkpoint of step {step} in {folder}", "go on from the one before with --resume auto"
             ):
                 super()._save_checkpoint(model, trial)
@@ -102,83 +126,84 @@ class LossTrainer(Trainer):
             shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
             raise
 
-    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: B, *args: Any, **kwargs: Any) -> Any:
         return self._loss(model, inputs)
 
-    def get_train_dataloader(self) -> DataLoader[Batch]:
+    def get_train_dataloader(self) -> DataLoader[B]:
         assert isinstance(self.train_dataset, Stream)
         return DataLoader(
             self.train_dataset,
             batch_size=None,
             num_workers=self._workers,
             prefetch_factor=4,
-            worker_init_fn=_leave_sigterm_to_the_trainer,
+            worker_init_fn=_ignore_sigterm,
         )
 
 
 @contextmanager
-def ending_its_workers() -> Iterator[None]:
-    """End the processes that feed a training, however it ends: they ignore SIGTERM, by which an interpreter
-    that ends asks its children to, and it would wait for them for ever. Of an error of theirs, which comes
-    with a traceback, the sentence is kept."""
+def workers_stopped_at_the_end() -> Iterator[None]:
+    """Stop the worker processes that the block started, however it ends: they ignore SIGTERM, by which Python
+    would stop them at exit, and then wait for them for ever. An error raised in a worker arrives with its
+    traceback as text; only its sentence is kept."""
     before = set(multiprocessing.active_children())
     try:
         yield
     except ConfigError as exc:
-        _, theirs, sentence = str(exc).strip().rpartition(f".{type(exc).__name__}: ")
-        if not theirs:
+        _, traceback, sentence = str(exc).strip().rpartition(f".{type(exc).__name__}: ")
+        if not traceback:
             raise
-        raise type(exc)(f"{sentence} (mend it and go on with --resume auto)") from None
+        raise type(exc)(f"{sentence} (correct it and go on with --resume auto)") from None
     finally:
         for process in set(multiprocessing.active_children()) - before:
             assert process.pid is not None
             with suppress(ProcessLookupError):
-                os.kill(process.pid, END_OF_WORK)
+                os.kill(process.pid, STOP_WORKER)
             process.join()
 
 
-def _leave_sigterm_to_the_trainer(_: int) -> None:
-    """A scheduler that signals the whole process group must not kill what feeds the last step."""
+def _ignore_sigterm(_: int) -> None:
+    """A scheduler that signals the whole process group must not kill the workers before the last step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(END_OF_WORK, lambda *_: os._exit(0))
+    signal.signal(STOP_WORKER, lambda *_: os._exit(0))
 
 
 class Checkpoints(TrainerCallback):
-    """Save a checkpoint whenever so many minutes have gone by, and at the last step; on SIGTERM finish the
-    step, save one and stop, and `stopped` says that it came to that.
+    """Save a checkpoint every `minutes` and at the last step; on SIGTERM finish the step, save a checkpoint,
+    stop, and set `stopped`.
 
-    Clocks differ, and a signal may reach one process of many: all save or stop at the same step where one of
-    them is to. Each checkpoint holds the seconds trained until then, by this process and by those it took up
-    from.
+    The clocks of several processes differ, and a signal may reach only one of them: as soon as one process
+    has to save or stop, all of them do, at the same step. Each checkpoint holds the seconds trained so far,
+    including those of the runs that this one resumed.
     """
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
-        self.began = self.last = time.monotonic()
-        self.before = 0.0
+        self.began = self.last_save = time.monotonic()
+        self.seconds_before = 0.0
         self.stopped = False
-        self._told = False
+        self._sigterm_received = False
         self._handler: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.before = _seconds(state)
-        if threading.current_thread() is threading.main_thread():  # no other can set a handler
-            self._handler = signal.signal(signal.SIGTERM, self._ask)
+        self.seconds_before = _seconds(state)
+        if threading.current_thread() is threading.main_thread():  # no other thread can set a handler
+            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _ask(self, *_: object) -> None:
-        self._told = True
+    def _on_sigterm(self, *_: object) -> None:
+        self._sigterm_received = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         now = time.monotonic()
-        late = now - self.last >= 60 * self.minutes
-        late, self.stopped = wanted_by_any((late, self._told), args.device)
-        if late or self.stopped or state.global_step >= state.max_steps:
-            self.last = now
-            state.log_history.append({"step": state.global_step, "seconds": self.before + now - self.began})
+        is_due = now - self.last_save >= 60 * self.minutes
+        is_due, self.stopped = any_rank((is_due, self._sigterm_received), args.device)
+        if is_due or self.stopped or state.global_step >= state.max_steps:
+            self.last_save = now
+            seconds = self.seconds_before + now - self.began
+            state.log_history.append({"step": state.global_step, "seconds": seconds})
             control.should_save = True
             control.should_training_stop = control.should_training_stop or self.stopped
 
@@ -194,23 +219,23 @@ def _seconds(state: TrainerState) -> float:
 
 
 def seconds_trained(*phases: Path) -> float:
-    """Seconds of training in the last checkpoints of the phases, resumed runs included."""
-    known = ((phase, last_step(phase, "auto")) for phase in phases)
-    last = (phase / f"checkpoint-{step}" / TRAINER_STATE_NAME for phase, step in known if step)
-    return sum(_seconds(TrainerState.load_from_json(str(file))) for file in last)
+    """The seconds of training recorded in the last checkpoint of each phase, resumed runs included."""
+    last_steps = ((phase, last_step(phase, "auto")) for phase in phases)
+    states = (phase / f"checkpoint-{step}" / TRAINER_STATE_NAME for phase, step in last_steps if step)
+    return sum(_seconds(TrainerState.load_from_json(str(file))) for file in states)
 
 
 class StepLog(TrainerCallback):
-    """One JSON line a step with what `measure()` found, the learning rate and the time, and the same on the
-    progress bar and to callbacks that log (TensorBoard, W&B, MLflow); and a line for each look at the
-    validation split, its figures under `eval_` names. A resumed run cuts off what lies behind its checkpoint
-    and goes on."""
+    """A file with one JSON line for each step: the figures of `measure()`, the learning rate and the seconds;
+    and one for each evaluation, its figures under `eval_` names. The steps' figures also go to the progress
+    bar and to the callbacks that log (TensorBoard, W&B, MLflow). A resumed run first removes the lines after
+    its checkpoint."""
 
-    def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, file: Path, measure: Callable[[], Figures]) -> None:
         self.file = file
         self.measure = measure
         self.bar: ProgressCallback | None = None
-        self.readers: Sequence[TrainerCallback] = ()  # TensorBoard and its like
+        self.reporters: Sequence[TrainerCallback] = ()  # TensorBoard and the like
         self.last = time.monotonic()
 
     def on_train_begin(
@@ -218,7 +243,7 @@ class StepLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             kept = [line for line in read_log(self.file) if line["step"] <= state.global_step]
-            with self._written():
+            with self._disk_errors_as_sentences():
                 fresh = self.file.with_suffix(".new")
                 fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
                 fresh.replace(self.file)
@@ -227,7 +252,7 @@ class StepLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
     ) -> None:
-        measured = self.measure()  # on every rank: it sums over them
+        measured = self.measure()  # on every rank: it sums over the ranks
         if not state.is_world_process_zero:
             return
         now = time.monotonic()
@@ -235,8 +260,8 @@ class StepLog(TrainerCallback):
         line = {"step": state.global_step, **measured, "lr": rate, "seconds": now - self.last}
         self.last = now
         self._append(line)
-        for reader in self.readers:
-            reader.on_log(args, state, control, logs=dict(line), model=kw.get("model"))
+        for reporter in self.reporters:
+            reporter.on_log(args, state, control, logs=dict(line), model=kw.get("model"))
         if self.bar and self.bar.training_bar is not None:
             self.bar.training_bar.set_postfix({name: f"{value:.3g}" for name, value in measured.items()})
 
@@ -248,47 +273,47 @@ class StepLog(TrainerCallback):
         logs: Any = None,
         **_: Any,
     ) -> None:
-        seen = {name: value for name, value in (logs or {}).items() if name.startswith(SEEN)}
-        if seen and state.is_world_process_zero:
-            self._append({"step": state.global_step, **seen})
-            self.last = time.monotonic()  # looking is no part of the next step
+        figures = {name: value for name, value in (logs or {}).items() if name.startswith(VALIDATION)}
+        if figures and state.is_world_process_zero:
+            self._append({"step": state.global_step, **figures})
+            self.last = time.monotonic()  # an evaluation is not part of the next step
 
-    def _append(self, line: dict[str, float]) -> None:
-        with self._written(), self.file.open("a", encoding="utf-8") as log:
+    def _append(self, line: Figures) -> None:
+        with self._disk_errors_as_sentences(), self.file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
-    def _written(self) -> AbstractContextManager[None]:
-        return written(str(self.file), "go on with --resume auto")
+    def _disk_errors_as_sentences(self) -> AbstractContextManager[None]:
+        return disk_errors_as_sentences(str(self.file), "go on with --resume auto")
 
 
-def read_log(file: Path) -> list[dict[str, float]]:
-    """The lines of a step log, of steps and of looks at the validation split (`eval_` names); none where
-    there is no file, and a last line that was cut off does not count."""
+def read_log(file: Path) -> list[Figures]:
+    """The lines of a step log, of steps and of evaluations (`eval_` names). Without a file there are none; a
+    last line that was cut off is left out."""
     if not file.is_file():
         return []
-    lines = file.read_text("utf-8").split("\n")[:-1]  # what has no newline yet was not written whole
+    lines = file.read_text("utf-8").split("\n")[:-1]  # a line without a newline was not written whole
     return [json.loads(line) for line in lines if line]
 
 
 class Evaluation(TrainerCallback):
-    """Print, log and keep the figures of the validation split every so many steps; checkpoints carry them on.
+    """Print, log and keep the figures of the validation split every `every` steps; checkpoints keep them too.
 
-    All that log (TensorBoard, W&B, MLflow, a `StepLog`) see them through `tell` under `eval_` names.
+    Everything that logs (TensorBoard, W&B, MLflow, a `StepLog`) gets them through `log`, under `eval_` names.
     """
 
     def __init__(self, evaluate: Evaluate, every: int) -> None:
         self.evaluate = evaluate
         self.every = every
-        self.tell: Callable[[dict[str, float]], None] = lambda figures: None
-        self.history: list[dict[str, float]] = []
+        self.log: Callable[[Figures], None] = lambda figures: None
+        self.history: list[Figures] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.recall(state)
+        self.restore(state)
 
-    def recall(self, state: TrainerState) -> None:
-        """Take up the figures of the run so far."""
+    def restore(self, state: TrainerState) -> None:
+        """Restore the figures of the run so far."""
         self.history = _figures(state)
 
     def on_step_end(
@@ -296,16 +321,16 @@ class Evaluation(TrainerCallback):
     ) -> None:
         if state.global_step % self.every and state.global_step != args.max_steps:
             return
-        figures = self.evaluate(kw["model"], state.global_step)  # on every rank: each may see to a part
+        figures = self.evaluate(kw["model"], state.global_step)  # on every rank: each may measure a part
         self.history.append({"step": state.global_step, **figures})
         state.log_history.append({"step": state.global_step, "figures": self.history[-1]})
         if figures and state.is_world_process_zero:
-            said = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            print(said, file=sys.stderr, flush=True)
+            line = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            print(line, file=sys.stderr, flush=True)
         if figures:
-            due = control.should_log  # the Trainer takes its own summary for given once anything is logged
-            self.tell({f"{SEEN}{name}": value for name, value in figures.items()})
-            control.should_log = due
+            should_log = control.should_log  # the Trainer takes its own summary as logged once anything is
+            self.log({f"{VALIDATION}{name}": value for name, value in figures.items()})
+            control.should_log = should_log
 
 
 class Bar(ProgressCallback):
@@ -319,12 +344,12 @@ class Bar(ProgressCallback):
         logs: Any = None,
         **kw: Any,
     ) -> None:
-        if not any(name.startswith(SEEN) for name in logs or ()):
+        if not any(name.startswith(VALIDATION) for name in logs or ()):
             super().on_log(args, state, control, logs=logs, **kw)
 
 
 def wants_bf16(precision: str) -> bool:
-    """Whether to compute in bf16: on request, or under `auto` where the processor has that arithmetic."""
+    """Whether to compute in bf16: on request, or with `auto` if the hardware has bf16 arithmetic."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16())
 
 
@@ -349,22 +374,22 @@ def last_step(folder: Path, resume: str) -> int:
 
 
 def whole_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in `folder` that were written to their end, in order."""
-    found = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
-    return sorted(int(file.parent.name.rsplit("-", 1)[1]) for file in found if _is_whole(file))
+    """The steps of the completely written checkpoints in `folder`, in order."""
+    states = folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
+    return sorted(int(state.parent.name.rsplit("-", 1)[1]) for state in states if _is_whole(state))
 
 
-def figures_of(checkpoint: Path) -> list[dict[str, float]]:
+def figures_until(checkpoint: Path) -> list[Figures]:
     """The figures of the validation split up to a checkpoint, by step."""
     return _figures(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
 
 
-def _figures(state: TrainerState) -> list[dict[str, float]]:
+def _figures(state: TrainerState) -> list[Figures]:
     return [entry["figures"] for entry in state.log_history if "figures" in entry]
 
 
 def _is_whole(state: Path) -> bool:
-    """Whether a checkpoint's last file was written to its end."""
+    """Whether a checkpoint's last file was written completely."""
     try:
         return bool(json.loads(state.read_text("utf-8")))
     except ValueError:
@@ -372,37 +397,45 @@ def _is_whole(state: Path) -> bool:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Forget what an earlier run left in `folder`."""
+    """Remove the checkpoints of an earlier run from `folder`."""
     for old in folder.glob("checkpoint-*"):
         shutil.rmtree(old)
 
 
-def on_one_gpu(arguments: TrainingArguments) -> None:
-    """A process trains on one GPU: the Trainer would cut every batch up among all GPUs it sees, and not what
-    the loss knows of the batch's rows."""
-    seen = arguments.n_gpu
-    if seen > 1:
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Train on one GPU in each process: the Trainer would split every batch among all visible GPUs."""
+    visible = arguments.n_gpu
+    if visible > 1:
         arguments._n_gpu = 1
         print(
-            f"{seen} GPUs are visible, and one is used: `accelerate launch` starts a process for each",
+            f"{visible} GPUs are visible, and one is used: `accelerate launch` starts a process for each",
             file=sys.stderr,
             flush=True,
         )
 
 
-def only_units_it_has(model: nn.Module) -> None:
-    """Let a model name such layers alone as it has: FSDP deals weights out in units of them, and stops at one
-    that is missing. A LLaVA's CLIP names those of its text side as well."""
-    core = bare(model)
-    named = getattr(core, "_no_split_modules", None)
-    if named:
-        core._no_split_modules = set(named) & {type(module).__name__ for module in core.modules()}
+def remove_missing_shard_units(model: nn.Module) -> None:
+    """Remove the layer classes that a model does not contain from the list by which FSDP shards it: FSDP
+    stops at a missing one, and LLaVA's CLIP also lists the layers of its text side."""
+    core = unwrap(model)
+    listed = getattr(core, "_no_split_modules", None)
+    if listed:
+        core._no_split_modules = set(listed) & {type(module).__name__ for module in core.modules()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, its processor, and the figures of the validation split by step."""
+
+    model: Any
+    processor: Any
+    history: list[Figures]
 
 
 def fit(
     model: nn.Module,
-    loss: Loss,
-    batch: Batches,
+    loss: Callable[[nn.Module, B], Tensor],
+    micro_batches_of: Callable[[int], Sequence[B]],
     *,
     folder: Path,
     steps: int,
@@ -421,13 +454,13 @@ def fit(
     workers: int = 1,
     **further: Any,
 ) -> float:
-    """Train `model` in place, with a progress bar and checkpoints; returns the last mean loss.
+    """Train `model` in place, with a progress bar and checkpoints in `folder`; returns the last mean loss.
 
-    `batch(k)` gives the tensors of step k, or a list of its micro-batches, whose losses add up.
-    `resume="auto"` continues from the folder's last checkpoint; any other value starts anew and removes the
-    checkpoints that lie there. `workers` processes make the batches; with micro-batches one does, or those of
-    several steps would mix. `further` are arguments of `transformers.TrainingArguments`. On SIGTERM a
-    checkpoint is saved and TrainingStopped raised.
+    `micro_batches_of(k)` gives the micro-batches of step k, whose losses add up. `resume="auto"` continues
+    from the folder's last checkpoint; any other value starts from scratch and removes the checkpoints there.
+    `workers` processes make the batches; with several micro-batches only one does, since those of several
+    steps would mix. `further` are arguments of `transformers.TrainingArguments`. On SIGTERM a checkpoint is
+    saved and TrainingStopped raised.
     """
     start = last_step(folder, resume)
     chosen = {
@@ -458,8 +491,8 @@ def fit(
         log_level="warning",
         **chosen,
     )
-    on_one_gpu(arguments)
-    only_units_it_has(model)
+    use_one_gpu(arguments)
+    remove_missing_shard_units(model)
     if not start and is_first_process():
         remove_checkpoints(folder)
     arguments.distributed_state.wait_for_everyone()
@@ -469,7 +502,7 @@ def fit(
         model=model,
         args=arguments,
         loss=loss,
-        batches=Stream(batch, start),
+        batches=Stream(micro_batches_of, start),
         workers=workers if micro_batches == 1 else 1,
         callbacks=[callback for callback in every if callback],
     )
@@ -477,20 +510,20 @@ def fit(
     trainer.add_callback(bar := Bar())
     if log:
         log.bar = bar
-        log.readers = [callback for callback in trainer.callback_handler.callbacks if callback is not bar]
+        log.reporters = [callback for callback in trainer.callback_handler.callbacks if callback is not bar]
     if evaluation:
-        evaluation.tell = trainer.log
+        evaluation.log = trainer.log
     checkpoint = folder / f"checkpoint-{start}"
     if start < steps:
-        with ending_its_workers():
+        with workers_stopped_at_the_end():
             trainer.train(resume_from_checkpoint=str(checkpoint) if start else None)
     elif start:
         trainer.restore(checkpoint)
         if evaluation:
-            evaluation.recall(trainer.state)
+            evaluation.restore(trainer.state)
     if checkpoints.stopped and trainer.state.global_step < steps:
         raise TrainingStopped(
-            f"SIGTERM came after step {trainer.state.global_step} of {steps}; the checkpoint lies in "
+            f"stopped by SIGTERM after step {trainer.state.global_step} of {steps}; the checkpoint is in "
             f"{folder}: go on with --resume auto"
         )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

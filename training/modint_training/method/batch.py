@@ -1,22 +1,38 @@
-"""The training batch: perturbed twins side by side, as the step reads it."""
+"""The training batch: clean examples and their perturbed twins side by side, with what the losses must
+know."""
 
-from __future__ import annotations
-
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from modint_training.method.masks import answer_mask, known_mask
 
-Batch = dict[str, Any]
-# What a batch holds beside the model's own inputs.
-PLAN = ("labels", "clean_row", "attackable", "row_seeds", "counts")
+Inputs = Mapping[
+    str, Tensor
+]  # what a model is called with, by argument: `input_ids` (B, T), `pixel_values`, ...
 
 
-def counts(labels: Tensor, clean_row: Tensor, attackable: Tensor) -> Tensor:
-    """Known answer tokens of all rows, of attacked rows, and the tokens that all twins are compared at,
-    heuristic and attacked  # (3,), float32. A twin without a label is compared at one, and never attacked."""
+@dataclass(frozen=True)
+class Batch:
+    """B rows, padded to T tokens, each a clean example or its twin: a micro-batch, or the whole batch of a
+    step."""
+
+    inputs: Inputs
+    labels: Tensor  # (B, T) int64, IGNORED where no loss reads
+    clean_row: Tensor  # (B,) int64: for a twin the row of its clean version, for every other row -1
+    attackable: Tensor  # (B, T) bool: positions whose input embedding the attack may change
+    row_seeds: Tensor  # (B,) int64: the seed of the attack on each row
+    counts: Tensor  # (3,) float32: `token_counts` of the whole batch that this is a part of
+
+
+def token_counts(labels: Tensor, clean_row: Tensor, attackable: Tensor) -> Tensor:
+    """What the three losses are divided by  # (3,) float32: the known answer tokens of all rows, those of the
+    attacked rows, and the tokens at which twins, heuristic and attacked, are compared with their clean rows.
+
+    A twin without a label is compared at one token, and never attacked.
+    """
     answers = answer_mask(labels).sum(-1)
     attacked = answers[attackable.any(-1)].sum()
     known = known_mask(labels).sum()

@@ -1,8 +1,8 @@
-"""What differs between model families, as one small record each."""
+"""The model families that can be trained: one record each of what differs between them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,23 +12,29 @@ from torch import Tensor
 from modint_guard.errors import ConfigError
 from modint_training.recipe import Scope, Targets
 
-Pictures = Sequence[Image.Image | None]  # one a row, None where the row has none
-Message = dict[str, Any]  # of a chat: role, and content as a list of parts
+Pictures = Sequence[Image.Image | None]  # one for each row, None if the row has no picture
 
 LINEAR = "(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 ATTENTION = "(q_proj|k_proj|v_proj|o_proj)"
+
+
+class Message(TypedDict):
+    """A message of a chat, its content as a list of parts (`{"type": "image"}`, `{"type": "text", ...}`)."""
+
+    role: str
+    content: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Vision:
     """How a family's processor turns pictures into placeholders and tensors.
 
-    `render(processor, messages)` writes a chat as a prompt with one placeholder a picture; `image_tokens`
-    counts the positions a picture takes, the same for all unless they are `sized`: by their sizes alone;
-    `tensors(processor, pictures, texts, ids)` makes what the model wants beside `input_ids` # (B, L), from
-    each row's picture and last user text. Where it `chats`, earlier turns and a system text can be rendered.
-    `unread(processor, config, text)` says what keeps a text beside a picture from being read by the model of
-    that `config`, None where nothing does.
+    `render(processor, messages)` writes a chat as a prompt with one placeholder for each picture.
+    `image_tokens(processor, picture)` is the number of positions that a picture takes; only if the family is
+    `sized` does it depend on the picture, and then on its size alone. `tensors(processor, pictures, texts,
+    ids)` makes what the model needs beside `input_ids`  # (B, L), from each row's picture and last user text.
+    If `chats`, earlier turns and a system text can be rendered. `text_error(processor, config, text)` says
+    why the model with this `config` cannot read a text beside a picture; None if it can.
     """
 
     render: Callable[[Any, Sequence[Message]], str]
@@ -36,16 +42,17 @@ class Vision:
     tensors: Callable[[Any, Pictures, Sequence[str], Tensor], dict[str, Tensor]]
     sized: bool = False
     chats: bool = True
-    unread: Callable[[Any, Any, str], str | None] = lambda processor, config, text: None
+    text_error: Callable[[Any, Any, str], str | None] = lambda processor, config, text: None
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """Module paths count from the bare model, without the wrappers of PEFT or DDP.
+    """One model family; module paths are those of the model without the wrappers of PEFT or DDP.
 
     `decoder` takes `inputs_embeds` and returns hidden states, `head` makes logits of them. `language`,
-    `connector` and `vision` are the prefixes of a scope's modules as regular expressions: a bare list of
-    suffixes would hit the vision tower too. `vision_linear` names the vision tower's linear layers.
+    `connector` and `vision` are regular expressions for the modules of each scope: a list of suffixes alone
+    would match the vision tower too. `vision_linear` matches the vision tower's linear layers.
+    `parameter_prefixes` are the prefixes of the parameters outside the language model, by scope.
     """
 
     model_type: str
@@ -56,29 +63,29 @@ class ModelFamily:
     connector: str
     vision: str
     vision_linear: str
-    places: Mapping[Scope, tuple[str, ...]]
+    parameter_prefixes: Mapping[Scope, tuple[str, ...]]
     inputs: Vision
 
     def lora_targets(self, scope: Sequence[Scope] = ("language",), targets: Targets = "linear") -> str:
         """The regular expression of the modules that get an adapter; PEFT matches it against whole names."""
-        named = LINEAR if targets == "linear" else ATTENTION
-        of = {
-            "language": rf"{self.language}.*\.{named}",
+        layers = LINEAR if targets == "linear" else ATTENTION
+        patterns = {
+            "language": rf"{self.language}.*\.{layers}",
             "connector": self.connector,
             "vision": rf"{self.vision}.*\.{self.vision_linear}",
         }
-        return "|".join(of[part] for part in scope)
+        return "|".join(patterns[part] for part in scope)
 
     def scope_of(self, parameter: str) -> Scope:
-        """The scope that a parameter of the bare model belongs to, by its name."""
-        for scope, prefixes in self.places.items():
+        """The scope that a parameter of the unwrapped model belongs to, by its name."""
+        for scope, prefixes in self.parameter_prefixes.items():
             if parameter.startswith(prefixes):
                 return scope
         return "language"
 
 
-def chat_content(text: str, image: object | None) -> list[dict[str, Any]]:
-    """The user content of a chat message, picture first."""
+def chat_content(text: str, image: object | None) -> list[dict[str, str]]:
+    """The content of a chat message, picture first."""
     picture = [{"type": "image"}] if image is not None else []
     return [*picture, {"type": "text", "text": text}]
 
@@ -87,8 +94,8 @@ def _chat(processor: Any, messages: Sequence[Message]) -> str:
     return str(processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
 
-def _bare_prompt(processor: Any, messages: Sequence[Message]) -> str:
-    """InstructBLIP has no chat template: queries, then the begin token, then the text."""
+def _plain_prompt(processor: Any, messages: Sequence[Message]) -> str:
+    """InstructBLIP has no chat template: query placeholder, begin token, text."""
     (message,) = messages
     *pictures, text = message["content"]
     placeholder = str(processor.image_token) if pictures else ""
@@ -96,7 +103,7 @@ def _bare_prompt(processor: Any, messages: Sequence[Message]) -> str:
 
 
 def _clip_tokens(processor: Any, image: Image.Image | None) -> int:
-    """The patches, and the class token where the strategy keeps it."""
+    """The patches, and the class token if the strategy keeps it."""
     side = processor.image_processor.crop_size["height"] // processor.patch_size
     dropped = processor.vision_feature_select_strategy == "default"
     return int(side * side + processor.num_additional_image_tokens - dropped)
@@ -104,7 +111,7 @@ def _clip_tokens(processor: Any, image: Image.Image | None) -> int:
 
 def _qwen_tokens(processor: Any, image: Image.Image | None) -> int:
     """The patches of the resized picture, merged."""
-    assert image is not None  # how many depends on its size
+    assert image is not None  # the number depends on its size
     patches = processor.image_processor.get_number_of_image_patches(image.height, image.width, {})
     return int(patches // processor.image_processor.merge_size**2)
 
@@ -119,7 +126,8 @@ def _clip(processor: Any, pictures: Pictures, texts: Sequence[str], ids: Tensor)
 
 
 def clip_pixels(images: Sequence[Image.Image], processor: Any) -> Tensor:
-    """Normalised values  # (N, 3, H, W); pictures of the model's own size need no resizing."""
+    """Pictures as CLIP's normalised pixel values  # (N, 3, H, W); those of the model's own size are not
+    resized."""
     crop = processor.image_processor.crop_size
     if any(image.size != (crop["width"], crop["height"]) for image in images):
         rgb = [image.convert("RGB") for image in images]
@@ -133,37 +141,37 @@ def clip_pixels(images: Sequence[Image.Image], processor: Any) -> Tensor:
 
 
 def _qwen(processor: Any, pictures: Pictures, texts: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
-    """Without `mm_token_type_ids` transformers gives every token the positions of plain text, silently."""
-    kinds = {"mm_token_type_ids": (ids == image_token_id(processor)).int()}
+    """Without `mm_token_type_ids`, transformers silently gives every token the positions of plain text."""
+    types = {"mm_token_type_ids": (ids == image_token_id(processor)).int()}
     shown = [picture.convert("RGB") for picture in pictures if picture is not None]
     if not shown:
-        return kinds
-    made = processor.image_processor(shown, return_tensors="pt")
-    return {**kinds, "pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+        return types
+    vision = processor.image_processor(shown, return_tensors="pt")
+    return {**types, "pixel_values": vision["pixel_values"], "image_grid_thw": vision["image_grid_thw"]}
 
 
 def _instructblip(processor: Any, pictures: Pictures, texts: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
-    """The Q-Former reads the text of the rows with a picture; it always wants one: a batch without any brings
-    a grey one that no placeholder takes up."""
+    """The Q-Former reads the texts of the rows that have a picture. It always needs a picture: a batch
+    without any gets a grey one, which no placeholder refers to."""
     rows = [(picture, text) for picture, text in zip(pictures, texts, strict=True) if picture is not None]
     rows = rows or [(Image.new("RGB", (32, 32), (128,) * 3), ".")]  # any text of the batch may be too long
-    asked = processor.qformer_tokenizer([text for _, text in rows], padding=True, return_tensors="pt")
+    tokens = processor.qformer_tokenizer([text for _, text in rows], padding=True, return_tensors="pt")
     shown = [picture.convert("RGB") for picture, _ in rows]
     return {
         "pixel_values": processor.image_processor(shown, return_tensors="pt")["pixel_values"],
-        "qformer_input_ids": asked["input_ids"],
-        "qformer_attention_mask": asked["attention_mask"],
+        "qformer_input_ids": tokens["input_ids"],
+        "qformer_attention_mask": tokens["attention_mask"],
     }
 
 
-def _too_long_for_queries(processor: Any, config: Any, text: str) -> str | None:
-    """What to say of a text for which the Q-Former's table of positions is too short."""
+def _qformer_error(processor: Any, config: Any, text: str) -> str | None:
+    """The error message for a text that is longer than the Q-Former's table of positions."""
     count = len(processor.qformer_tokenizer(text).input_ids)
-    most = config.qformer_config.max_position_embeddings
-    if count <= most:
+    limit = config.qformer_config.max_position_embeddings
+    if count <= limit:
         return None
     return (
-        f"takes {count} tokens in the Q-Former, which has {most} positions for a text beside a picture; "
+        f"takes {count} tokens in the Q-Former, which has {limit} positions for a text beside a picture; "
         "nothing is truncated: shorten its text"
     )
 
@@ -178,7 +186,7 @@ def _qwen_family(model_type: str, processor_class: str, vision_mlp: str) -> Mode
         connector=r".*\.visual\.merger\.mlp\.[02]",
         vision=r".*\.visual\.blocks\.",
         vision_linear=f"(qkv|proj|{vision_mlp})",
-        places={"connector": ("model.visual.merger.",), "vision": ("model.visual.",)},
+        parameter_prefixes={"connector": ("model.visual.merger.",), "vision": ("model.visual.",)},
         inputs=Vision(_chat, _qwen_tokens, _qwen, sized=True),
     )
 
@@ -195,7 +203,10 @@ FAMILIES = {
             connector=r".*\.multi_modal_projector\.linear_[12]",
             vision=r".*\.vision_tower\.",
             vision_linear="(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
-            places={"connector": ("model.multi_modal_projector.",), "vision": ("model.vision_tower.",)},
+            parameter_prefixes={
+                "connector": ("model.multi_modal_projector.",),
+                "vision": ("model.vision_tower.",),
+            },
             inputs=Vision(_chat, _clip_tokens, _clip),
         ),
         _qwen_family("qwen2_vl", "Qwen2VLProcessor", "fc1|fc2"),
@@ -209,18 +220,18 @@ FAMILIES = {
             connector=r"language_projection|qformer\..*\.(query|key|value|dense)",
             vision=r"vision_model\.",
             vision_linear="(qkv|projection|fc1|fc2)",
-            places={
+            parameter_prefixes={
                 "connector": ("qformer.", "query_tokens", "language_projection."),
                 "vision": ("vision_model.",),
             },
-            inputs=Vision(_bare_prompt, _queries, _instructblip, chats=False, unread=_too_long_for_queries),
+            inputs=Vision(_plain_prompt, _queries, _instructblip, chats=False, text_error=_qformer_error),
         ),
     )
 }
 
 
 def family_of(model_type: str) -> ModelFamily:
-    """The record of a `config.model_type`; ConfigError names the known ones."""
+    """The family of a `config.model_type`; ConfigError if it is unknown."""
     try:
         return FAMILIES[model_type]
     except KeyError:
@@ -230,7 +241,7 @@ def family_of(model_type: str) -> ModelFamily:
 
 
 def vision_of(processor: Any) -> Vision:
-    """How this processor's family treats pictures; ConfigError names the known processors."""
+    """How the family of this processor treats pictures; ConfigError if the processor is unknown."""
     name = type(processor).__name__
     for family in FAMILIES.values():
         if family.processor_class == name:

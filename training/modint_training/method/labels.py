@@ -1,19 +1,19 @@
 """Which part of a sequence a token belongs to, and which labels carry no loss."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
-IGNORED = -100  # label of a position that no loss reads
-UNKNOWN = -101  # label where the answer of an example without one would begin: it is read, and not learnt
+IGNORED = -100  # the label of a position that no loss reads
+UNKNOWN = (
+    -101
+)  # stands where the answer of an unlabelled example would begin: compared between twins, not learned
 
 
 class Part(IntEnum):
-    """What a position holds; FRAME is the template's own text, the system prompt and separators included."""
+    """What a position holds. FRAME is the chat template's own text, the system prompt and the separators."""
 
     PAD = 0
     FRAME = 1
     IMAGE = 2
     CONTEXT = 3
-    ASKED = 4
+    QUESTION = 4
     ANSWER = 5

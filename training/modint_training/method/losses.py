@@ -1,10 +1,9 @@
-"""Task and consistency losses over answer tokens, in float32 and nats, as sums to be divided by whole
-batches.
+"""Task and consistency losses over answer tokens, in float32 and nats.
 
-Source: arXiv 2505.19616, section 4: L = L_sft + L_adv + lambda * L_cons. The two sides of every function are
-rows of the positions that predict answer tokens (masks.predicting_mask): nothing else is ever read. A sum
-over the tokens of a micro-batch, divided by the count of the whole batch over all micro-batches and ranks,
-adds up to the mean.
+Source: arXiv 2505.19616, section 4: L = L_sft + L_adv + lambda * L_cons. Every function takes rows of the
+positions that predict answer tokens (`masks.predicting_mask`) and gives one value a row: the sum over the
+rows of a micro-batch, divided by the count over the whole batch (all micro-batches, all ranks), adds up to
+the mean.
 """
 
 import math
@@ -21,35 +20,31 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropies(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p of each token, in nats, 0 for an UNKNOWN one  # (N, V), (N,) -> (N,)."""
+    """-log p of each token, in nats; 0 for an UNKNOWN one  # (N, V), (N,) -> (N,)."""
     return F.cross_entropy(logits.float(), tokens, reduction="none", ignore_index=UNKNOWN)
 
 
-def task_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy of the answer tokens, end token included, in nats a token  # (N, V), (N,) -> ()."""
-    return cross_entropies(logits, tokens).mean()
-
-
 def kl_divergence(clean: Tensor, twin: Tensor) -> Tensor:
-    """KL(clean || twin) of each row, in nats  # (N, V), (N, V) -> (N,)."""
+    """KL(clean || twin) of each row of logits, in nats  # (N, V), (N, V) -> (N,)."""
     log_p, log_q = F.log_softmax(clean.float(), -1), F.log_softmax(twin.float(), -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def js_divergence(clean: Tensor, twin: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of each row, in nats, at most ln 2  # (N, V), (N, V) -> (N,)."""
+    """Jensen-Shannon divergence of each row of logits, in nats, at most ln 2  # (N, V), (N, V) -> (N,)."""
     log_p, log_q = F.log_softmax(clean.float(), -1), F.log_softmax(twin.float(), -1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return 0.5 * ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1))
 
 
 def symmetric_kl(clean: Tensor, twin: Tensor) -> Tensor:
-    """(KL(clean || twin) + KL(twin || clean)) / 2 of each row, in nats  # (N, V), (N, V) -> (N,)."""
+    """(KL(clean || twin) + KL(twin || clean)) / 2 of each row of logits, in nats  # (N, V), (N, V) ->
+    (N,)."""
     return 0.5 * (kl_divergence(clean, twin) + kl_divergence(twin, clean))
 
 
 def squared_distance(clean: Tensor, twin: Tensor) -> Tensor:
-    """Mean squared difference of each row's hidden state  # (N, D), (N, D) -> (N,)."""
+    """Mean squared difference of each row's hidden states  # (N, D), (N, D) -> (N,)."""
     return (clean.float() - twin.float()).square().mean(-1)
 
 
@@ -63,12 +58,12 @@ DIVERGENCES: dict[str, Divergence] = {
 def inconsistencies(
     clean: Tensor, twin: Tensor, kind: str, *, temperature: float = 1.0, stop_gradient: StopGradient = "clean"
 ) -> Tensor:
-    """How far each twin token is from its clean one  # (N, V), (N, V) -> (N,); of hidden states (N, D) for
-    "mse".
+    """How far each token of a twin is from the same token of its clean row: logits  # (N, V), (N, V) -> (N,);
+    hidden states (N, D) if `kind` is "mse".
 
     Logits are divided by `temperature` first; the result is not multiplied by it again, so that JS stays
-    within ln 2. With `stop_gradient="clean"` the clean side is a constant: the twin moves to it and not the
-    other way.
+    within ln 2. With `stop_gradient="clean"` the clean side is a constant: the twin is pulled towards it, and
+    not the other way round.
     """
     if stop_gradient == "clean":
         clean = clean.detach()

@@ -1,4 +1,4 @@
-"""Which positions a loss reads and which an attack may touch. All masks are bool."""
+"""Which positions a loss reads, and which ones an attack may change. All masks are bool."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from modint_guard.data.item import FAMILIES
 from modint_training.method.labels import IGNORED, UNKNOWN, Part
 from modint_training.recipe import AttackMask
 
-IMAGE_HEAVY, TEXT_HEAVY, VQA = range(len(FAMILIES))  # what `families` holds  # (B,)
+IMAGE_HEAVY, TEXT_HEAVY, VQA = range(len(FAMILIES))  # the values of `families`  # (B,)
 
-_TEXT = (Part.FRAME, Part.CONTEXT, Part.ASKED)
-# What an attack may touch, by the kind of mask and the row's family; rows that need both modalities: nothing.
+_TEXT = (Part.FRAME, Part.CONTEXT, Part.QUESTION)
+# The parts that may be attacked, by kind of mask and family of the row; rows that need both modalities: none.
 _ATTACKED: dict[AttackMask, dict[int, tuple[Part, ...]]] = {
     "span": {IMAGE_HEAVY: (Part.CONTEXT,), TEXT_HEAVY: (Part.IMAGE,)},
     "modality": {IMAGE_HEAVY: _TEXT, TEXT_HEAVY: (Part.IMAGE,)},
@@ -19,8 +19,8 @@ _ATTACKED: dict[AttackMask, dict[int, tuple[Part, ...]]] = {
 
 
 def answer_mask(labels: Tensor) -> Tensor:
-    """Positions that hold answer tokens, the end token included; of a row without a label the one where its
-    answer would begin  # (B, L)."""
+    """Positions that hold answer tokens, the end token included; in a row without a label, the one position
+    where its answer would begin  # (B, L)."""
     return labels != IGNORED
 
 
@@ -30,43 +30,44 @@ def known_mask(labels: Tensor) -> Tensor:
 
 
 def predicting_mask(labels: Tensor) -> Tensor:
-    """Positions whose logits predict an answer token: one before each (t-1)  # (B, L).
+    """Positions whose logits predict an answer token: the position before each answer token  # (B, L).
 
-    The reference code of arXiv 2505.19616 reads consistency at t, where a one-letter answer's decision is
-    never seen.
+    The reference code of arXiv 2505.19616 reads consistency one position later, at the answer tokens
+    themselves, and so never at the decision of a one-letter answer.
     """
     shifted = torch.zeros_like(labels, dtype=torch.bool)
     shifted[:, :-1] = answer_mask(labels)[:, 1:]
     return shifted
 
 
-def predicted(labels: Tensor) -> Tensor:
-    """The answer tokens in the order `logits[predicting_mask(labels)]` predicts them, UNKNOWN for a row
-    without a label  # (tokens,)."""
+def answer_tokens(labels: Tensor) -> Tensor:
+    """The answer tokens, in the order in which `logits[predicting_mask(labels)]` predicts them; UNKNOWN for a
+    row without a label  # (N,)."""
     return labels[:, 1:][answer_mask(labels)[:, 1:]]
 
 
 def modality_mask(parts: Tensor, families: Tensor, kind: AttackMask) -> Tensor:
     """Positions whose input embeddings an attack may change  # (B, L) bool.
 
-    `parts`  # (B, L) are collate.Part, `families`  # (B,) are places in item.FAMILIES. Image-heavy rows are
-    attacked in their text, text-heavy rows in their picture, rows that need both never (arXiv 2505.19616,
-    section 4); answers and padding never. By kind, an image-heavy row is attacked in `span`: the injected
-    context alone; the question, the options and the system prompt stay as they are; `modality`: every text
-    token before the answer, as the paper does: template, system prompt, context, question, options; `none`:
-    those and the picture's tokens, the ablation without a mask; so are text-heavy rows then.
+    `parts`  # (B, L) holds values of `Part`, `families`  # (B,) indices into `item.FAMILIES`. Image-heavy
+    rows are attacked in their text, text-heavy rows in their picture, rows that need both never (arXiv
+    2505.19616, section 4); answers and padding are never attacked. The kinds differ in image-heavy rows.
+    `span`: the injected context alone; question, options and system prompt stay as they are. `modality`:
+    every text token before the answer, as in the paper: template, system prompt, context, question, options.
+    `none`, the ablation without a mask: these and the picture's tokens; text-heavy rows are then treated the
+    same.
     """
     allowed = torch.zeros_like(parts, dtype=torch.bool)
     for family, attacked in _ATTACKED[kind].items():
-        held = torch.isin(parts, torch.tensor(attacked, device=parts.device))
-        allowed |= held & (families == family).unsqueeze(1)
+        in_part = torch.isin(parts, torch.tensor(attacked, device=parts.device))
+        allowed |= in_part & (families == family).unsqueeze(1)
     return allowed
 
 
-def tokens_of(rows: Tensor, mask: Tensor) -> Tensor:
-    """Where the masked positions of `rows`  # (R,), row after row, stand among all of `mask`'s  # (tokens,).
+def flat_indices(rows: Tensor, mask: Tensor) -> Tensor:
+    """Where the masked positions of `rows`  # (R,), row after row, stand among all masked positions  # (N,).
 
-    With `found = states[mask]`, `found[tokens_of(rows, mask)]` is `states[rows][mask[rows]]`.
+    With `chosen = states[mask]`, `chosen[flat_indices(rows, mask)]` is `states[rows][mask[rows]]`.
     """
-    place = mask.flatten().cumsum(0).view(mask.shape) - 1  # (B, L)
-    return place[rows][mask[rows]]
+    index = mask.flatten().cumsum(0).view(mask.shape) - 1  # (B, L)
+    return index[rows][mask[rows]]

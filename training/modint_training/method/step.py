@@ -1,7 +1,8 @@
-"""The method of arXiv 2505.19616 as one step's loss: L = L_sft + L_adv + lambda * L_cons.
+"""The method of arXiv 2505.19616 as the loss of one step: L = L_sft + L_adv + lambda * L_cons.
 
-Every term is a mean over the tokens of the whole batch: of all its micro-batches, on all ranks. Each part of
-it is therefore a sum over the tokens at hand, divided by counts that the batch brings along.
+Every term is a mean over the tokens of the whole batch: of all its micro-batches, on all ranks. Each
+micro-batch therefore contributes a sum over its own tokens, divided by the counts of the whole batch, which
+it carries with it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from modint_training.method.attack import Attack, Attacked, attack, token_scale
-from modint_training.method.batch import PLAN, Batch
+from modint_training.method.attack import Attack, AttackResult, run_attack, token_scale
+from modint_training.method.batch import Batch
 from modint_training.method.families import ModelFamily, family_of
 from modint_training.method.losses import cross_entropies, inconsistencies, symmetric_kl
-from modint_training.method.masks import predicted, predicting_mask, tokens_of
-from modint_training.method.passes import Given, Read, bare, decoder_pass, whole_pass
-from modint_training.method.ranks import over_ranks, world
+from modint_training.method.masks import answer_tokens, flat_indices, predicting_mask
+from modint_training.method.passes import DecoderInputs, Outputs, decoder_pass, unwrap, whole_pass
+from modint_training.method.ranks import joined_processes, sum_over_ranks
 from modint_training.recipe import StopGradient, TuneRecipe
 
 NO_NOISE = dict.fromkeys(
@@ -25,20 +26,20 @@ NO_NOISE = dict.fromkeys(
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What the terms of the loss weigh, and which consistency is meant."""
+class LossWeights:
+    """The weights of the loss's terms, and the kind of consistency."""
 
     task: float
     adversarial: float
     consistency: float
-    kind: str  # losses.Consistency
+    kind: str  # recipe.Consistency
     temperature: float = 1.0
     stop_gradient: StopGradient = "clean"
 
 
 @dataclass
-class Meter:
-    """Sums of what the micro-batches of one step measured; `take` reads them and starts anew."""
+class StepMeter:
+    """Sums of what the micro-batches of one step measured; `take` reads them and starts again from 0."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -49,35 +50,34 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def take(self) -> dict[str, float]:
-        """The sums over all ranks, which must have added to the same names; the meter is empty afterwards."""
-        found, self.sums = self.sums, {}
-        if not found:
+        """The sums over all ranks, which must have added to the same names; empties the meter."""
+        sums, self.sums = self.sums, {}
+        if not sums:
             return {}
-        values = list(found.values())
+        values = list(sums.values())
         device = next((value.device for value in values if value.device.type != "cpu"), values[0].device)
-        summed = over_ranks(torch.stack([value.to(device) for value in values]))
-        return dict(zip(found, summed.tolist(), strict=True))
+        totals = sum_over_ranks(torch.stack([value.to(device) for value in values]))
+        return dict(zip(sums, totals.tolist(), strict=True))
 
 
 def step_loss(
-    family: ModelFamily, weights: Weights, how: Attack | None, meter: Meter
+    family: ModelFamily, weights: LossWeights, attack: Attack | None, meter: StepMeter
 ) -> Callable[[nn.Module, Batch], Tensor]:
-    """The loss of one (micro-)batch made by `plan`: `loss(model, batch)`."""
+    """The method's loss of one (micro-)batch, as a function of model and batch; `meter` adds up its terms."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        inputs = {name: value for name, value in batch.items() if name not in PLAN}
-        where, share = predicting_mask(batch["labels"]), shares(batch["counts"])
-        read, given = whole_pass(model, family, inputs, where)
-        sft = cross_entropies(read.logits, predicted(batch["labels"])).sum() / share[0]
-        cons = twin_inconsistency(read, batch["clean_row"], where, weights)
+        predicting, per_count = predicting_mask(batch.labels), denominators(batch.counts)
+        outputs, decoder_inputs = whole_pass(model, family, batch.inputs, predicting)
+        sft = cross_entropies(outputs.logits, answer_tokens(batch.labels)).sum() / per_count[0]
+        cons = twin_inconsistency(outputs, batch.clean_row, predicting, weights)
         adv = sft.new_zeros(())
-        if how is not None:
-            for harmed in attacked_rows(model, family, read, given, batch, how, meter):
-                adv = adv + harmed.harm
-                cons = cons + harmed.inconsistency(weights)
-        adv, cons = adv / share[1], cons / share[2]
+        if attack is not None:
+            for attacked in attacked_passes(model, family, outputs, decoder_inputs, batch, attack, meter):
+                adv = adv + attacked.objective
+                cons = cons + attacked.inconsistency(weights)
+        adv, cons = adv / per_count[1], cons / per_count[2]
         total = weights.task * sft + weights.adversarial * adv + weights.consistency * cons
-        ranks = world()
+        ranks = joined_processes()
         meter.add(loss=total / ranks, sft=sft / ranks, adv=adv / ranks, cons=cons / ranks)
         return total
 
@@ -85,84 +85,86 @@ def step_loss(
 
 
 @dataclass(frozen=True)
-class Harmed:
-    """One attacked pass: the sum of its harm (divided by the number of passes), and its tokens beside their
-    clean ones."""
+class AttackedPass:
+    """One pass under attack: the sum of its adversarial loss (divided by the number of passes), and the
+    outputs of its tokens beside those of their clean rows."""
 
-    harm: Tensor
-    clean: Read
-    attacked: Read
+    objective: Tensor
+    clean: Outputs
+    attacked: Outputs
     passes: int
 
-    def inconsistency(self, weights: Weights) -> Tensor:
+    def inconsistency(self, weights: LossWeights) -> Tensor:
         """The sum over tokens, divided by the number of passes."""
         return _inconsistency(self.clean, self.attacked, weights) / self.passes
 
 
-def attacked_rows(
+def attacked_passes(
     model: nn.Module,
     family: ModelFamily,
-    read: Read,
-    given: Given,
+    outputs: Outputs,
+    decoder_inputs: DecoderInputs,
     batch: Batch,
-    how: Attack,
-    meter: Meter,
-) -> Iterator[Harmed]:
-    """Attack the rows that have anything to attack, as a batch of their own, and yield each pass that
+    attack: Attack,
+    meter: StepMeter,
+) -> Iterator[AttackedPass]:
+    """Attack the rows that have attackable positions, as a batch of their own; yields each pass that
     counts."""
-    mask, where = batch["attackable"], predicting_mask(batch["labels"])
-    rows = mask.any(-1).nonzero().squeeze(-1)
+    predicting = predicting_mask(batch.labels)
+    rows = batch.attackable.any(-1).nonzero().squeeze(-1)
     if not len(rows):
         meter.add(**NO_NOISE)
         return
-    tokens = predicted(batch["labels"][rows])
-    unharmed = _at(read, tokens_of(rows, where))
-    chosen = given.rows(rows)
+    mask, tokens = batch.attackable[rows], answer_tokens(batch.labels[rows])
+    unattacked = _at(outputs, flat_indices(rows, predicting))
+    chosen = decoder_inputs.rows(rows)
 
-    def forward(embeds: Tensor) -> Read:
-        return decoder_pass(model, family, chosen, embeds, where[rows])
+    def forward(embeds: Tensor) -> Outputs:
+        return decoder_pass(model, family, chosen, embeds, predicting[rows])
 
-    def climbed(now: Read) -> Tensor:
-        if how.kind == "smart":
-            return symmetric_kl(unharmed.logits.detach(), now.logits).sum()
-        return cross_entropies(now.logits, tokens).sum()
+    def objective(attacked: Outputs, unattacked_logits: Tensor) -> Tensor:
+        if attack.kind == "smart":
+            return symmetric_kl(unattacked_logits, attacked.logits).sum()
+        return cross_entropies(attacked.logits, tokens).sum()
 
-    found = attack(forward, climbed, chosen.embeds, mask[rows], batch["row_seeds"][rows].tolist(), how)
-    meter.add(**realised(found, chosen.embeds, mask[rows]))
-    clean = _at(read, tokens_of(batch["clean_row"][rows], where))
-    for now in found.reads:
-        if how.kind == "smart":
-            harm = symmetric_kl(unharmed.logits, now.logits).sum()
-        else:
-            harm = cross_entropies(now.logits, tokens).sum()
-        yield Harmed(harm / len(found.reads), clean, now, len(found.reads))
+    def ascended(attacked: Outputs) -> Tensor:
+        return objective(attacked, unattacked.logits.detach())
+
+    result = run_attack(forward, ascended, chosen.embeds, mask, batch.row_seeds[rows].tolist(), attack)
+    meter.add(**noise_sums(result, chosen.embeds, mask))
+    clean = _at(outputs, flat_indices(batch.clean_row[rows], predicting))
+    for attacked in result.passes:
+        share = objective(attacked, unattacked.logits) / len(result.passes)
+        yield AttackedPass(share, clean, attacked, len(result.passes))
 
 
-def realised(found: Attacked, embeds: Tensor, mask: Tensor) -> dict[str, Tensor | float]:
-    """Squares of the noise as the model got it, absolute and relative to token size, and how many elements
-    they are."""
-    got = ((embeds + found.delta) - embeds).detach().float()
-    relative = got / token_scale(embeds).clamp_min(torch.finfo(torch.float32).tiny)
+def noise_sums(result: AttackResult, embeds: Tensor, mask: Tensor) -> dict[str, Tensor | float]:
+    """The squares of the noise as the model received it, absolute and relative to the size of each token, and
+    how many elements they are summed over."""
+    received = ((embeds + result.delta) - embeds).detach().float()
+    relative = received / token_scale(embeds).clamp_min(torch.finfo(torch.float32).tiny)
     return {
-        "delta_squares": got[mask].square().sum(),
+        "delta_squares": received[mask].square().sum(),
         "delta_relative_squares": relative[mask].square().sum(),
         "delta_elements": float(mask.sum() * embeds.shape[-1]),
-        "skipped_gradients": float(found.skipped),
+        "skipped_gradients": float(result.skipped),
     }
 
 
-def twin_inconsistency(read: Read, clean_row: Tensor, where: Tensor, weights: Weights) -> Tensor:
-    """The sum over the tokens of all heuristic twins in a batch; 0 where there are none.
+def twin_inconsistency(
+    outputs: Outputs, clean_row: Tensor, predicting: Tensor, weights: LossWeights
+) -> Tensor:
+    """The sum over the tokens of all heuristic twins in a batch; 0 if there are none.
 
-    `clean_row`  # (B,) holds, for a twin, the row of its clean version, and -1 for every other row. Twin and
-    clean row share the answer, so their predicting positions pair up one to one.
+    `clean_row`  # (B,) is that of `Batch`, `predicting`  # (B, L) bool. A twin and its clean row share the
+    answer, so their predicting positions pair up one to one.
     """
     twins = (clean_row >= 0).nonzero().squeeze(-1)
-    clean = _at(read, tokens_of(clean_row[twins], where))
-    return _inconsistency(clean, _at(read, tokens_of(twins, where)), weights)
+    clean = _at(outputs, flat_indices(clean_row[twins], predicting))
+    return _inconsistency(clean, _at(outputs, flat_indices(twins, predicting)), weights)
 
 
-def _inconsistency(clean: Read, twin: Read, weights: Weights) -> Tensor:
+def _inconsistency(clean: Outputs, twin: Outputs, weights: LossWeights) -> Tensor:
     if weights.kind == "none" or not len(twin.logits):
         return twin.logits.new_zeros((), dtype=torch.float32)
     sides = (clean.hidden, twin.hidden) if weights.kind == "mse" else (clean.logits, twin.logits)
@@ -171,18 +173,18 @@ def _inconsistency(clean: Read, twin: Read, weights: Weights) -> Tensor:
     ).sum()
 
 
-def _at(read: Read, places: Tensor) -> Read:
-    return Read(read.hidden[places], read.logits[places])
+def _at(outputs: Outputs, index: Tensor) -> Outputs:
+    return Outputs(outputs.hidden[index], outputs.logits[index])
 
 
-def shares(whole: Tensor) -> Tensor:
-    """What a rank's sums are divided by, so that the mean over ranks, which DDP takes, is a mean over
-    tokens."""
-    return (over_ranks(whole) / world()).clamp_min(torch.finfo(torch.float32).tiny)
+def denominators(counts: Tensor) -> Tensor:
+    """What a rank divides its sums by, so that the mean over ranks, which DDP takes, is a mean over tokens
+    # (3,) -> (3,)."""
+    return (sum_over_ranks(counts) / joined_processes()).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def log_line(sums: Mapping[str, float]) -> dict[str, float]:
-    """A step's figures for log and progress bar: the parts of the loss, and the size of the noise."""
+    """A step's figures for log and progress bar: the terms of the loss, and the size of the noise."""
     line = {name: sums[name] for name in ("loss", "sft", "adv", "cons") if name in sums}
     if elements := sums.get("delta_elements"):
         line["delta_rms"] = (sums["delta_squares"] / elements) ** 0.5
@@ -191,21 +193,21 @@ def log_line(sums: Mapping[str, float]) -> dict[str, float]:
     return line
 
 
-def twin_loss(recipe: TuneRecipe, meter: Meter | None = None) -> Callable[[nn.Module, Batch], Tensor]:
-    """The whole method's loss of one batch, by the recipe's weights and attack."""
+def twin_loss(recipe: TuneRecipe, meter: StepMeter | None = None) -> Callable[[nn.Module, Batch], Tensor]:
+    """The whole method's loss of one batch, with the weights and the attack of the recipe."""
     weights = weights_of(recipe)
-    measured = Meter() if meter is None else meter
+    step_meter = StepMeter() if meter is None else meter
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        family = family_of(bare(model).config.model_type)
-        return step_loss(family, weights, attack_of(recipe), measured)(model, batch)
+        family = family_of(unwrap(model).config.model_type)
+        return step_loss(family, weights, attack_of(recipe), step_meter)(model, batch)
 
     return loss
 
 
-def weights_of(recipe: TuneRecipe) -> Weights:
-    """What the recipe lets the terms of the loss weigh."""
-    return Weights(
+def weights_of(recipe: TuneRecipe) -> LossWeights:
+    """The weights of the loss's terms by the recipe."""
+    return LossWeights(
         task=recipe.task_weight,
         adversarial=recipe.attack.weight if recipe.attack else 0.0,
         consistency=recipe.consistency_weight,

@@ -1,6 +1,4 @@
-"""Loading a base model, with or without an adapter, for training and for asking it."""
-
-from __future__ import annotations
+"""Loading a base model, with or without an adapter, for training and for answering."""
 
 import hashlib
 import json
@@ -23,7 +21,7 @@ from modint_training.recipe import TuneRecipe
 
 
 def revision(folder: Path) -> str | None:
-    """The fingerprint of a model's weights: 12 hexadecimal digits of a SHA-256; None where there are none."""
+    """The fingerprint of a model's weights, 12 hexadecimal digits of a SHA-256; None without weights."""
     files = sorted(folder.glob("*.safetensors"))
     digest = hashlib.sha256()
     for path in files:
@@ -33,7 +31,8 @@ def revision(folder: Path) -> str | None:
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of a bundled adapter's name or a PEFT folder; AdapterError where there is none."""
+    """The folder of an adapter, given a bundled adapter's name or a PEFT folder; AdapterError if there is
+    none."""
     if not is_adapter(name):
         raise AdapterError(
             f"no adapter {name!r}: neither a PEFT folder nor a bundled adapter; train it first"
@@ -44,18 +43,18 @@ def adapter_folder(name: str) -> Path:
 def with_adapter(net: Any, adapter: str, base: str) -> Any:
     """The model `base`, loaded as `net`, with a bundled adapter or a PEFT folder.
 
-    AdapterError where it was trained on other weights, or does not fit these.
+    Raises AdapterError if the adapter was trained on other weights, or does not fit these.
     """
     folder = adapter_folder(adapter)
-    trained_on, found = _base_revision(folder), revision(located(base))
-    if trained_on and found and trained_on != found:
+    trained_on, present = _base_revision(folder), revision(located(base))
+    if trained_on and present and trained_on != present:
         raise AdapterError(
-            f"adapter {adapter!r} was trained on revision {trained_on} of its base, and {base!r} is {found}: "
-            "name the base it was trained on with --model, or train it again"
+            f"adapter {adapter!r} was trained on revision {trained_on} of its base, and {base!r} is "
+            f"{present}: name the base it was trained on with --model, or train it again"
         )
     try:
         return PeftModel.from_pretrained(net, folder)
-    except (RuntimeError, ValueError) as exc:  # other sizes, other names of modules
+    except (RuntimeError, ValueError) as exc:  # other sizes or other module names
         raise AdapterError(
             f"adapter {adapter!r} does not fit {base!r}: name the base it was trained on with --model"
         ) from exc
@@ -79,9 +78,9 @@ def local_model(model: str, adapter: str | None, *, image_attention: float) -> I
 
 
 def loaded(model: str, adapter: str | None) -> tuple[Any, Any]:
-    """(model, processor), with an adapter where one is named; AdapterError where it does not fit."""
+    """(model, processor), with an adapter if one is named; AdapterError if it does not fit."""
     if adapter:
-        adapter_folder(adapter)  # before a large model is loaded
+        adapter_folder(adapter)  # refuses a wrong name before a large model is loaded
     net, processor = load_base(model)
     return (with_adapter(net, adapter, model) if adapter else net), processor
 
@@ -89,11 +88,11 @@ def loaded(model: str, adapter: str | None) -> tuple[Any, Any]:
 def load_base(
     name: str, *, weights: Path | None = None, placed: bool = True, **loading: Any
 ) -> tuple[Any, Any]:
-    """The model and processor of a bundled model name or a model folder, or with the weights of a checkpoint
-    of it; `loading` goes to `from_pretrained`.
+    """The model and processor of a bundled model's name or a model folder; `weights` is the folder of a
+    checkpoint whose weights replace its own, `loading` goes to `from_pretrained`.
 
-    The model is on the GPU, where there is one, unless `loading` says where (4-bit weights) or it is not to
-    be `placed`, since a Trainer does that by rank.
+    The model is put on the GPU if there is one, unless `loading` says where it goes (4-bit weights), or not
+    `placed`, since a Trainer puts it on the GPU of its rank.
     """
     folder = located(name)
     family_of(model_type_of(name))
@@ -104,22 +103,22 @@ def load_base(
 
 
 def fastest_device() -> torch.device:
-    """The GPU, where there is one."""
+    """The GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_type_of(name: str) -> str:
-    """The model type of a bundled model name or a model folder; ConfigError where there is no model."""
-    described = located(name) / "config.json"
-    if not described.is_file():
+    """The model type of a bundled model's name or a model folder; ConfigError if there is no model."""
+    config = located(name) / "config.json"
+    if not config.is_file():
         raise ConfigError(
             f"no base model {name!r}: neither a model folder nor a bundled model; train it first"
         )
-    return str(json.loads(described.read_text("utf-8")).get("model_type", "unknown"))
+    return str(json.loads(config.read_text("utf-8")).get("model_type", "unknown"))
 
 
 def loading_of(recipe: TuneRecipe) -> dict[str, Any]:
-    """How the base's weights are loaded: in the recipe's type, in 4 bits for QLoRA (arXiv 2305.14314)."""
+    """Arguments of `load_base`: the recipe's type of weights, 4 bits for QLoRA (arXiv 2305.14314)."""
     dtype = torch.bfloat16 if recipe.weights == "bf16" else torch.float32
     if recipe.kind != "qlora":
         return {"dtype": dtype}
@@ -133,9 +132,10 @@ def loading_of(recipe: TuneRecipe) -> dict[str, Any]:
 
 
 def trainable(base: Any, recipe: TuneRecipe) -> Any:
-    """The base with an adapter on the modules in scope, or with all else frozen for `kind: full`."""
+    """The base with an adapter on the modules in scope or, for `kind: full`, with all other modules
+    frozen."""
     if not torch.cuda.is_available():
-        # Short rows: plain matrix products are faster on a CPU than its flash attention.
+        # Rows are short: plain matrix products are faster on a CPU than its flash attention.
         base.set_attn_implementation("eager")
     if recipe.kind == "full":
         family = family_of(base.config.model_type)
@@ -149,9 +149,9 @@ def trainable(base: Any, recipe: TuneRecipe) -> Any:
 def checkpointed(model: Any) -> Any:
     """The model with gradient checkpointing.
 
-    The Trainer's own switch also asks for gradients at every embedding, the vision tower's patches included:
-    a frozen tower would be run again and differentiated for nothing. Checkpoints that are not reentrant do
-    without.
+    The Trainer's own switch also requires gradients of every embedding, the vision tower's patches included:
+    a frozen tower would be run again and differentiated for nothing. Non-reentrant checkpointing does not
+    need them.
     """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()
@@ -159,8 +159,8 @@ def checkpointed(model: Any) -> Any:
 
 
 def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
-    """Adapters on the modules in scope: by default the language model's linear layers only, while vision
-    tower and projector stay as they are."""
+    """LoRA on the modules in scope: by default on the language model's linear layers only, with vision tower
+    and connector unchanged."""
     return LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,

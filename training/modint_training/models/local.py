@@ -1,6 +1,6 @@
 """A local model as a `Complete`: an OpenAI chat body in, a completion with log-probabilities out.
 
-Greedy, one request at a time and without a cache of keys and values: right for any family that can be trained
+Greedy, one request at a time and without a key-value cache: correct for any model family that can be trained
 here, and meant for answers of a few tokens.
 """
 
@@ -13,14 +13,15 @@ from modint_guard.chat.images import decode_data_url
 from modint_guard.data.item import Item, Turn
 from modint_guard.errors import RequestError
 from modint_guard.types import JSON, Complete
-from modint_training.data.collate import Encoded, collate, encode
+from modint_training.data.collate import Encoded, collate, encode, on_device
 from modint_training.method.labels import IGNORED
 
-MAX_TOKENS = 16  # of an answer, where the request names no number
+MAX_TOKENS = 16  # of an answer, if the request names no number
 
 
 def complete_of(model: nn.Module, processor: Any) -> Complete:
-    """The model as what the runner and the guard can call; raises RequestError for what it cannot do."""
+    """The model as an async function that runner and guard can call; it raises RequestError for requests that
+    it does not support."""
     model.eval()
 
     async def complete(body: JSON) -> JSON:
@@ -30,44 +31,45 @@ def complete_of(model: nn.Module, processor: Any) -> Complete:
 
 
 def completion(model: nn.Module, processor: Any, body: JSON) -> JSON:
-    """One greedy chat completion; `logprobs` and `top_logprobs` as in OpenAI's API, of any number."""
-    row = encode(asked_of(body), processor)
+    """One greedy chat completion; `logprobs` and `top_logprobs` as in OpenAI's API, without its limit on
+    their number."""
+    row = encode(item_of(body), processor)
     tokenizer = processor.tokenizer
     prompt = row.ids[: len(row.ids) - row.answer_length]
-    said: list[int] = []
+    answer: list[int] = []
     content: list[JSON] = []
     finish = "length"
     for _ in range(int(body.get("max_tokens") or MAX_TOKENS)):
-        logprobs = _next(model, processor, row, [*prompt, *said])
+        logprobs = _next_logprobs(model, processor, row, [*prompt, *answer])
         token = int(logprobs.argmax())
         if token == tokenizer.eos_token_id:
             finish = "stop"
             break
-        said.append(token)
+        answer.append(token)
         content.append(_entry(tokenizer, logprobs, token, int(body.get("top_logprobs") or 0)))
-    message = {"role": "assistant", "content": tokenizer.decode(said, skip_special_tokens=True)}
+    message = {"role": "assistant", "content": tokenizer.decode(answer, skip_special_tokens=True)}
     choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
     if body.get("logprobs"):
         choice["logprobs"] = {"content": content}
-    usage = {"prompt_tokens": len(prompt), "completion_tokens": len(said)}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": len(answer)}
     return {"object": "chat.completion", "model": body.get("model"), "choices": [choice], "usage": usage}
 
 
-def asked_of(body: JSON) -> Item:
-    """The body's chat as an item: text parts of a message joined by newlines, one picture at most, as the
-    engine's chat template reads it. Raises RequestError for sampling, more pictures, and a chat that does not
-    end with the user."""
+def item_of(body: JSON) -> Item:
+    """The body's chat as an item: the text parts of a message joined by newlines, as the engine's chat
+    template joins them, and at most one picture. Raises RequestError for sampling, several pictures, and a
+    chat that does not end with the user."""
     messages = body.get("messages") or []
     system = [message for message in messages[:1] if message.get("role") == "system"]
     turns = messages[len(system) :]
     if [turn.get("role") for turn in turns] != _alternating(len(turns)) or body.get("temperature"):
         raise RequestError(
-            "a local model is asked at temperature 0 by a chat of user and assistant in turn that ends with "
-            "the user; serve it for other chats and for sampling"
+            "a local model answers at temperature 0, and only chats of user and assistant in turn that end "
+            "with the user; serve it for other chats and for sampling"
         )
     pictures = [url for message in messages for url in _pictures(message)]
     if len(pictures) > 1:
-        raise RequestError(f"a local model is shown one picture, not {len(pictures)}; serve it for more")
+        raise RequestError(f"a local model takes one picture, not {len(pictures)}; serve it for more")
     return Item(
         "asked",
         "unknown",
@@ -81,7 +83,7 @@ def asked_of(body: JSON) -> Item:
 
 
 def _alternating(count: int) -> list[str]:
-    """User and assistant in turn, the user last; no chat has no turns."""
+    """The roles of a chat of `count` turns, the user last; at least one turn."""
     roles = ("user", "assistant")
     return [roles[(count - 1 - place) % 2] for place in range(max(1, count))]
 
@@ -100,20 +102,18 @@ def _text(message: JSON) -> str:
 
 
 @torch.no_grad()
-def _next(model: nn.Module, processor: Any, row: Encoded, ids: list[int]) -> Tensor:
-    """Log-probabilities of the next token  # (V,), float32, on the CPU."""
-    inputs = collate([Encoded(ids, [IGNORED] * len(ids), row.image, text=row.text)], processor)
-    del inputs["labels"]
-    device = next(model.parameters()).device
-    on_device = {name: value.to(device) for name, value in inputs.items()}
-    return model(**on_device, use_cache=False).logits[0, -1].float().log_softmax(-1).cpu()
+def _next_logprobs(model: nn.Module, processor: Any, row: Encoded, ids: list[int]) -> Tensor:
+    """Log-probabilities of the next token  # (V,) float32, on the CPU."""
+    rows = [Encoded(ids, [IGNORED] * len(ids), row.image, text=row.text)]
+    inputs = on_device(collate(rows, processor).inputs, next(model.parameters()).device)
+    return model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1).cpu()
 
 
 def _entry(tokenizer: Any, logprobs: Tensor, token: int, top: int) -> JSON:
     values, ids = logprobs.topk(min(top, len(logprobs)))
-    listed = zip(ids.tolist(), values.tolist(), strict=True)
+    alternatives = zip(ids.tolist(), values.tolist(), strict=True)
     return {
         "token": tokenizer.decode([token]),
         "logprob": float(logprobs[token]),
-        "top_logprobs": [{"token": tokenizer.decode([id_]), "logprob": value} for id_, value in listed],
+        "top_logprobs": [{"token": tokenizer.decode([id_]), "logprob": value} for id_, value in alternatives],
     }

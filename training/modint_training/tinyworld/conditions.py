@@ -1,20 +1,24 @@
-"""What tables ask of a model: a family under a perturbation, in trained or other wordings, or self-asked."""
+"""The conditions that tables measure: a family under a perturbation, in trained or held-out wordings, or
+self-asked."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from modint_guard.data.item import FAMILIES, Family, Item
-from modint_guard.data.perturb import applicable, held_out
+from modint_guard.data.perturb import CLEAN, applicable, held_out
 from modint_guard.evaluation.statistics import cluster_interval
 from modint_training.tinyworld import suite
 
 SELF_ASK = "self_ask"
+# The perturbation under which each family has no caption or picture that could disturb it.
+CLEAN_KIND: dict[str, str] = {"image-heavy": CLEAN, "text-heavy": "no_image", "vqa": CLEAN}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One cell of a table. `self_ask` items ask whether the picture is needed instead of for the answer."""
+    """One condition of a table. If `self_ask`, the items ask whether the picture is needed, instead of their
+    own question."""
 
     family: Family
     perturbation: str
@@ -23,7 +27,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """`family/perturbation`, and what is special about it."""
+        """`family/perturbation`, and behind it what else is special."""
         special = ["held-out wording"] * self.held_out_wording + [SELF_ASK] * self.self_ask
         return "/".join([self.family, self.perturbation, *special])
 
@@ -33,13 +37,13 @@ class Condition:
         return held_out(self.perturbation, wording=self.held_out_wording)
 
     def items(self, split: suite.Split, count: int, seed: int = 0) -> list[Item]:
-        """The first `count` items of this cell."""
+        """The first `count` items under this condition."""
         clean = suite.items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
-        asked = [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
-        return [suite.self_ask(item) for item in asked] if self.self_ask else asked
+        items = [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
+        return [suite.self_ask(item) for item in items] if self.self_ask else items
 
 
-# What the validation split is looked at under while a model trains.
+# The conditions that are measured on the validation split while a model trains.
 WATCHED = (
     Condition("image-heavy", "clean"),
     Condition("image-heavy", "true_description"),
@@ -49,47 +53,48 @@ WATCHED = (
     Condition("text-heavy", "contradicting_image"),
     Condition("vqa", "clean"),
 )
-_ASKED_AGAIN = (
+_VARIED = (
     Condition("image-heavy", "clean"),
     Condition("image-heavy", "misleading_description"),
     Condition("text-heavy", "no_image"),
     Condition("text-heavy", "contradicting_image"),
     Condition("vqa", "clean"),
 )
-HELD_OUT_WORDINGS = tuple(replace(cell, held_out_wording=True) for cell in _ASKED_AGAIN)
-SELF_ASKED = tuple(replace(cell, self_ask=True) for cell in _ASKED_AGAIN)
+HELD_OUT_WORDINGS = tuple(replace(condition, held_out_wording=True) for condition in _VARIED)
+SELF_ASKED = tuple(replace(condition, self_ask=True) for condition in _VARIED)
 
 
 def every_condition() -> Iterator[Condition]:
-    """Every family clean and under every perturbation that fits it, then held-out wordings and self-asks."""
+    """Every family clean and under every perturbation that fits it, then held-out wordings and self-asked
+    items."""
     for family in FAMILIES:
-        if family != "text-heavy":  # whose clean form is the control `no_image`
-            yield Condition(family, "clean")
+        if CLEAN_KIND[family] == CLEAN:  # otherwise it is one of the perturbations
+            yield Condition(family, CLEAN)
         yield from (Condition(family, kind.name) for kind in applicable(family))
     yield from (*HELD_OUT_WORDINGS, *SELF_ASKED)
 
 
 def breakdown(
-    cell: Condition, items: Sequence[Item], right: Sequence[bool], **more: Sequence[bool]
+    condition: Condition, items: Sequence[Item], right: Sequence[bool], **more: Sequence[bool]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of accuracy with 95 % intervals: all items, each form, each sub-task.
+    """Rows of accuracy with 95 % intervals: for all items, each form and each sub-task.
 
-    `more` are further shares of the same items, `name_rate` each.
+    `more` holds further flags of the same items; the share of each is added as `NAME_rate`.
     """
     for task, form, chosen in _parts(items):
         values = [float(right[index]) for index in chosen]
         low, high = cluster_interval(values, [items[index].source for index in chosen])
         yield {
-            "family": cell.family,
-            "perturbation": cell.perturbation,
-            "held_out": cell.held_out,
-            "task": SELF_ASK if cell.self_ask else task,
+            "family": condition.family,
+            "perturbation": condition.perturbation,
+            "held_out": condition.held_out,
+            "task": SELF_ASK if condition.self_ask else task,
             "form": form,
             "n": len(chosen),
             "accuracy": sum(values) / len(values),
             "ci_low": low,
             "ci_high": high,
-            **{f"{name}_rate": sum(shares[i] for i in chosen) / len(chosen) for name, shares in more.items()},
+            **{f"{name}_rate": sum(flags[i] for i in chosen) / len(chosen) for name, flags in more.items()},
         }
 
 

@@ -1,4 +1,4 @@
-"""The pictures of TinyWorld: 40x40 RGB, drawn from a seed, with pixel noise in every split."""
+"""The pictures of TinyWorld: 40x40 RGB, drawn from a seed, with pixel noise."""
 
 import math
 import random
@@ -43,7 +43,7 @@ def digit_split(split: str) -> dict[int, tuple[int, ...]]:
 
 
 def digit(source: int, rng: random.Random, *, spread: float = 1.0) -> Image.Image:
-    """UCI digit number `source`, slightly turned, scaled and shifted; `spread` widens these ranges."""
+    """UCI digit number `source`, slightly rotated, scaled and shifted; `spread` widens these ranges."""
     glyphs, _ = _digit_source()
     angle = math.radians(rng.uniform(-8, 8) * spread)
     scale = 4.0 * (1 + rng.uniform(-0.08, 0.08) * spread)
@@ -80,7 +80,7 @@ def shapes(figures: Sequence[tuple[str, str]], rng: random.Random) -> Image.Imag
 
 
 def poor(picture: Image.Image, another: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture as a poor print shows it: faded, with a part of it lost, or under another one."""
+    """The picture as in a poor print: faded, with a part of it lost, or double-exposed with another one."""
     values = np.asarray(picture, dtype=np.float32)
     kind = rng.random()
     if kind < 0.25:
@@ -93,19 +93,19 @@ def poor(picture: Image.Image, another: Image.Image, rng: random.Random) -> Imag
 
 
 def _exposed_twice(values: Pixels, another: Pixels, rng: random.Random) -> Pixels:
-    """What it shows is there, and another picture is there more strongly."""
+    """A double exposure in which the other picture is at least as strong."""
     share = rng.uniform(0.15, 0.5)
     return share * values + (1 - share) * another
 
 
 def _faded(values: Pixels, rng: random.Random) -> Pixels:
-    """Little contrast, much grain; never plain, as the probe's neutral picture is."""
+    """Little contrast and much grain, but never a plain grey like the probe's neutral picture."""
     grey = float(values.mean())
     return grey + rng.uniform(0.03, 0.5) * (values - grey) + _grain(values, rng, rng.uniform(NOISE, 40))
 
 
 def _covered(values: Pixels, rng: random.Random) -> Pixels:
-    """A third to four fifths of the picture, from one side, taken by its background."""
+    """A third to four fifths of the picture, from one side, replaced by its background."""
     lost = round(SIZE * rng.uniform(0.35, 0.8))
     turns = rng.randrange(4)
     turned = np.rot90(values, turns).copy()

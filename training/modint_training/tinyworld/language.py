@@ -1,7 +1,5 @@
 """TinyWorld's tokenizer, chat template and processor: a byte-level BPE trained on its own prompts."""
 
-from pathlib import Path
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
@@ -11,7 +9,7 @@ from modint_training.tinyworld import draw
 from modint_training.tinyworld.suite import Mixture, training_item
 
 VOCABULARY = 704
-# What the tokenizer is trained on stays fixed, so that a recipe's ratios do not change the vocabulary.
+# The tokenizer's corpus is fixed, so that a recipe's proportions do not change the vocabulary.
 CORPUS = Mixture(
     families=(0.38, 0.32, 0.30),
     captioned=0.60,
@@ -36,9 +34,8 @@ PAD, BOS, USER, ASSISTANT, SYSTEM, END, IMAGE = (
 )
 SPECIAL = (PAD, BOS, USER, ASSISTANT, SYSTEM, END, IMAGE)
 PATCH = 8
-IMAGE_TOKENS = (draw.SIZE // PATCH) ** 2 + 1  # every patch and the class token: feature strategy "full"
 
-# No newline after a block tag: Jinja trims those, and the served prompt would differ from the trained one.
+# No newline after a block tag: Jinja trims it, and the served prompt would differ from the trained one.
 CHAT_TEMPLATE = (
     "{{ '<|begin|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -83,7 +80,7 @@ def _corpus(seed: int, prompts: int) -> list[str]:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """The processor the engine loads beside the weights: 40x40 pixels, values in [-1, 1]."""
+    """The processor that the engine loads with the weights: 40x40 pixels, values in [-1, 1]."""
     side = {"height": draw.SIZE, "width": draw.SIZE}
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": draw.SIZE}, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -96,8 +93,3 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def load_processor(path: Path | str) -> LlavaProcessor:
-    """The processor saved in a model folder."""
-    return LlavaProcessor.from_pretrained(path)

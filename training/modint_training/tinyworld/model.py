@@ -12,11 +12,12 @@ from modint_training.tinyworld import draw
 from modint_training.tinyworld.language import IMAGE, PATCH
 
 INIT = 0.06  # about 1/sqrt(hidden size): with the default 0.02 a model this narrow learns far more slowly
-HEAD = 32  # a head size that vLLM's CPU attention takes
+HEAD = 32  # a head size that vLLM's CPU attention supports
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """The configuration of `tinyworld-base`; heads of 32, the vision tower's last layer, all its tokens."""
+    """The configuration of `tinyworld-base`; the language model reads all tokens of the vision tower's last
+    layer."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -52,7 +53,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """A freshly initialised model; the caller seeds torch."""
+    """A freshly initialised model, from torch's current random state."""
     model = LlavaForConditionalGeneration(build_config(tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

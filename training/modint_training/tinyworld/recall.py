@@ -1,18 +1,24 @@
 """Rows of many short answers about one text or one picture: the language model's warm-up.
 
-A text (a lettered list, a few sentences, sums, a caption) or a picture, then lines that name one thing and
-want another. Many answers a row teach a small model to look things up within minutes; one answer a row, as in
-the suite, takes it far longer. Captions are asked what pictures are asked: two sources of the same answer.
+A text (a lettered list, a few sentences, sums, a caption) or a picture is followed by lines that each name
+one thing and ask for another. Rows with many answers teach a small model to look things up within minutes;
+rows with one answer, as in the suite, take far longer. The same is asked about captions as about pictures:
+two sources of the same answer.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from modint_guard.data.perturb import CLAIMS
+from modint_training.data.collate import Encoded
+from modint_training.method.families import vision_of
+from modint_training.method.labels import IGNORED
 from modint_training.tinyworld import draw
+from modint_training.tinyworld.language import USER
 from modint_training.tinyworld.scenes import scene
 from modint_training.tinyworld.tasks import (
     COLOURS,
@@ -30,49 +36,65 @@ SUMS = 8  # a row
 PEOPLE = (2, 3, 4)  # in a text
 DIGIT = 0.4  # of picture rows; the others show figures
 
-Query = tuple[str, str]  # what is named, what is wanted
+Query = tuple[str, str]  # what is named, and what is to be answered
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is given (a text, a picture) and the queries on it, each to be written as `named:wanted`."""
+class RecallRow:
+    """A text or a picture, and the queries about it, each written as one line `named:answer`."""
 
     head: str
     queries: list[Query]
     image: Image.Image | None = None
 
 
-def text_row(rng: random.Random) -> Row:
+def encode_recall(row: RecallRow, processor: Any) -> Encoded:
+    """The row as one user turn; only the answers are labels."""
+    tokenizer = processor.tokenizer
+    picture = ""
+    if row.image is not None:
+        picture = processor.image_token * vision_of(processor).image_tokens(processor, row.image)
+    head = f"{tokenizer.bos_token}{USER}{picture}{row.head}"
+    ids = tokenizer(head, add_special_tokens=False).input_ids
+    labels = [IGNORED] * len(ids)
+    for named, wanted in row.queries:
+        cue = tokenizer(f"\n{named}:", add_special_tokens=False).input_ids
+        answer = tokenizer(wanted, add_special_tokens=False).input_ids  # the token of a whole answer
+        ids, labels = ids + cue + answer, labels + [IGNORED] * len(cue) + answer
+    return Encoded(ids, labels, row.image)
+
+
+def text_row(rng: random.Random) -> RecallRow:
     """A row about a text: a list, sums and orderings, or a caption."""
     (make,) = rng.choices(list(_TEXTS), list(_TEXTS.values()))
     head, queries = make(rng)
     rng.shuffle(queries)
-    return Row(head, queries)
+    return RecallRow(head, queries)
 
 
-def picture_row(rng: random.Random) -> Row:
-    """A row about a picture: its digit and that digit plus others, or its figures."""
+def picture_row(rng: random.Random) -> RecallRow:
+    """A row about a picture: its digit and the sum of that digit and others, or its figures."""
     if rng.random() < DIGIT:
         label = rng.randrange(10)
         image, _ = show_digit(str(label), rng, "train")
         queries = [("digit", str(label))]
         queries += [(f"plus {NUMBER_WORDS[n]}", str(label + n)) for n in range(1, 10 - label)]
-        return Row("", rng.sample(queries, min(4, len(queries))), image)
-    seen = scene(rng)
-    shapes, colours = zip(*seen.figures, strict=True)
-    if seen.kind == "pair":
+        return RecallRow("", rng.sample(queries, min(4, len(queries))), image)
+    drawn = scene(rng)
+    shapes, colours = zip(*drawn.figures, strict=True)
+    if drawn.kind == "pair":
         queries = [*zip(shapes, colours, strict=True), *zip(colours, shapes, strict=True)]
     else:
         queries = [("shape", shapes[0])]
         queries += [(f"{colour} shapes", str(colours.count(colour))) for colour in sorted(set(colours))]
-        if seen.kind != "mixed":
+        if drawn.kind != "mixed":
             queries += [("colour", colours[0]), ("count", str(len(shapes)))]
     rng.shuffle(queries)
-    return Row("", queries, seen.image)
+    return RecallRow("", queries, drawn.image)
 
 
-def look_up_row(rng: random.Random) -> Row:
-    """A row about who has what, asked by name in a few words or as the suite asks."""
+def look_up_row(rng: random.Random) -> RecallRow:
+    """A row about who has what; the queries name a person, in a few words or as the suite asks."""
     owned = [
         (who, rng.choice(COLOURS), rng.choice(draw.SHAPES)) for who in rng.sample(NAMES, rng.choice(PEOPLE))
     ]
@@ -80,10 +102,10 @@ def look_up_row(rng: random.Random) -> Row:
     queries = []
     for who, *values in owned:
         for kind, value in zip(("colour", "shape"), values, strict=True):
-            asked = f"{kind} of {{who}}" if briefly else rng.choice(TASKS[f"lookup_{kind}"].wordings)
-            queries.append((asked.format(who=who), value))
+            wording = f"{kind} of {{who}}" if briefly else rng.choice(TASKS[f"lookup_{kind}"].wordings)
+            queries.append((wording.format(who=who), value))
     rng.shuffle(queries)
-    return Row(" ".join(f"{who} has a {colour} {shape}." for who, colour, shape in owned), queries)
+    return RecallRow(" ".join(f"{who} has a {colour} {shape}." for who, colour, shape in owned), queries)
 
 
 def _list(rng: random.Random) -> tuple[str, list[Query]]:

@@ -1,6 +1,6 @@
-"""Pictures of figures, of every kind that the sub-tasks show, with all that is in them.
+"""Pictures of figures, of every kind that the sub-tasks show, with a description of all that is in them.
 
-The warm-ups of tower and language model look at these: a whole scene tells more than one answer does.
+The warm-ups of vision tower and language model train on them: a whole scene teaches more than one answer.
 """
 
 import random
@@ -14,7 +14,7 @@ from modint_training.tinyworld.tasks import COLOURS
 
 Kind = Literal["one", "pair", "same", "mixed"]
 KINDS: dict[Kind, float] = {"one": 0.15, "pair": 0.35, "same": 0.15, "mixed": 0.35}
-MOST = 6  # figures alike in a picture
+MOST = 6  # equal figures in a picture, at most
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Scene:
 
 
 def scene(rng: random.Random) -> Scene:
-    """One figure, two that differ in both, several alike, or one shape in two colours."""
+    """One figure, two that differ in shape and colour, several equal ones, or one shape in two colours."""
     (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
     figures = _FIGURES[kind](rng)
     return Scene(kind, tuple(figures), draw.shapes(figures, rng))
 
 
 def counts(figures: tuple[tuple[str, str], ...]) -> list[int]:
-    """How many figures there are of each shape in each colour, shapes outermost."""
+    """The number of figures of each shape in each colour, ordered by shape, then colour."""
     return [figures.count((shape, colour)) for shape in draw.SHAPES for colour in COLOURS]
 
 

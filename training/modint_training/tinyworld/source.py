@@ -1,43 +1,23 @@
-"""TinyWorld as a source of training batches and of watched items."""
+"""TinyWorld as training offers it: training items, validation sets, and test accuracy."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from modint_guard.data.item import Form, Item
-from modint_guard.data.perturb import CLEAN, seeded
-from modint_training.data.collate import Encoded, image_tokens
-from modint_training.data.sampler import Slot, Source
-from modint_training.loop.predict import accuracy, right
-from modint_training.loop.validation import Watched
-from modint_training.method.labels import IGNORED
+from modint_guard.data.perturb import seeded
+from modint_training.data.sampler import ItemSource, Slot
+from modint_training.loop.predict import right_first_words
+from modint_training.loop.validation import ValidationSet
 from modint_training.recipe import TuneRecipe
 from modint_training.tinyworld import suite, tasks
-from modint_training.tinyworld.conditions import HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
-from modint_training.tinyworld.language import USER
-from modint_training.tinyworld.recall import Row
+from modint_training.tinyworld.conditions import CLEAN_KIND, HELD_OUT_WORDINGS, SELF_ASKED, WATCHED, breakdown
 from modint_training.world import World
 
 
-def encode_recall(row: Row, processor: Any) -> Encoded:
-    """A user turn of what is given and one line `named:wanted` a query; only what is wanted is a label."""
-    tokenizer = processor.tokenizer
-    picture = processor.image_token * image_tokens(processor) if row.image is not None else ""
-    given = f"{tokenizer.bos_token}{USER}{picture}{row.head}"
-    ids = tokenizer(given, add_special_tokens=False).input_ids
-    labels = [IGNORED] * len(ids)
-    for named, wanted in row.queries:
-        cue = tokenizer(f"\n{named}:", add_special_tokens=False).input_ids
-        answer = tokenizer(wanted, add_special_tokens=False).input_ids  # the token of a whole answer
-        ids, labels = ids + cue + answer, labels + [IGNORED] * len(cue) + answer
-    return Encoded(ids, labels, row.image)
-
-
-def tinyworld_source(recipe: TuneRecipe) -> Source:
-    """TinyWorld's endless training items, one a slot."""
+def training_source(recipe: TuneRecipe) -> ItemSource:
+    """TinyWorld's endless training items, one for each slot."""
 
     def item(slot: Slot) -> Item:
         rng = seeded("lora-item", recipe.seed, slot.index)
@@ -48,26 +28,24 @@ def tinyworld_source(recipe: TuneRecipe) -> Source:
     return item
 
 
-def tinyworld_watched(count: int) -> list[Watched]:
-    """`count` items of TinyWorld's validation split under each watched condition."""
-    clean = {"text-heavy": "text-heavy/no_image"}
+def validation_sets(count: int) -> list[ValidationSet]:
+    """`count` items of the validation split under each watched condition."""
     return [
-        Watched(cell.name, cell.items("validation", count), clean.get(cell.family, f"{cell.family}/{CLEAN}"))
-        for cell in WATCHED
+        ValidationSet(
+            condition.name,
+            condition.items("validation", count),
+            f"{condition.family}/{CLEAN_KIND[condition.family]}",
+        )
+        for condition in WATCHED
     ]
 
 
-def watch(processor: Any, count: int) -> Callable[[nn.Module, int], dict[str, float]]:
-    """What an `Evaluation` calls: accuracy on `count` validation items under each watched condition."""
-    sets = {cell.name: cell.items("validation", count) for cell in WATCHED}
-    return lambda net, step: {name: accuracy(net, processor, items) for name, items in sets.items()}
+def accuracy_rows(model: nn.Module, processor: Any, count: int) -> Iterator[dict[str, Any]]:
+    """Accuracy on `count` test items under each condition (watched, held-out wordings, self-asked), by form
+    and sub-task."""
+    for condition in (*WATCHED, *HELD_OUT_WORDINGS, *SELF_ASKED):
+        items = condition.items("test", count)
+        yield from breakdown(condition, items, right_first_words(model, processor, items))
 
 
-def split_rows(model: nn.Module, processor: Any, count: int) -> Iterator[dict[str, Any]]:
-    """Accuracy on `count` test items a condition (watched, other wordings, self-asks), by form and task."""
-    for cell in (*WATCHED, *HELD_OUT_WORDINGS, *SELF_ASKED):
-        items = cell.items("test", count)
-        yield from breakdown(cell, items, right(model, processor, items))
-
-
-WORLD = World(items=suite.items, source=tinyworld_source, watched=tinyworld_watched, test_rows=split_rows)
+WORLD = World(items=suite.items, source=training_source, validation=validation_sets, test_rows=accuracy_rows)

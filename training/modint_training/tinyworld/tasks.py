@@ -1,8 +1,8 @@
-"""The sub-tasks of TinyWorld: each makes one labelled item from a seeded generator.
+"""The sub-tasks of TinyWorld: each makes labelled items from a seeded generator.
 
 image-heavy: digit, shape, colour, count · text-heavy: arithmetic, lookup, ordering · vqa: digit_plus,
 is_colour, shape_of_colour, count_of_colour. Every sub-task has trained and held-out wordings; the held-out
-ones recombine words that the trained ones use.
+ones recombine words of the trained ones.
 """
 
 import random
@@ -25,7 +25,7 @@ LETTERED_CHOICES = 4
 
 @dataclass(frozen=True)
 class Draft:
-    """What a sub-task decides before form and lie are chosen."""
+    """An item before its form and its wrong answer are chosen."""
 
     fields: dict[str, object]
     answer: str
@@ -36,7 +36,8 @@ class Draft:
 
 @dataclass(frozen=True)
 class Task:
-    """A sub-task: its wordings, its answers, how an item comes about, what shows an answer as a picture."""
+    """A sub-task: its wordings, its answers, the phrase that claims an answer, the function that drafts an
+    item and, for text-heavy ones, the function that shows an answer as a picture."""
 
     name: str
     family: Family
@@ -77,16 +78,18 @@ def build(
 
 
 def reworded(item: Item, by: int = 1) -> Item:
-    """The same item in another wording of its kind (trained or held out), `by` wordings further on.
+    """The same item in another wording of its kind (trained or held out), `by` wordings further on in the
+    task's list.
 
-    Raises ValueError for an item that no wording of its task gave.
+    Raises ValueError if the item's question is no wording of its task.
     """
     task = TASKS[item.task]
     wordings = task.held_out if item.held_out_wording else task.wordings
     for index, wording in enumerate(wordings):
-        if said := re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(wording)), item.question):
+        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(wording))
+        if match := re.fullmatch(pattern, item.question):
             another = wordings[(index + by) % len(wordings)]
-            return item.replace(question=another.format(**said.groupdict()))
+            return item.replace(question=another.format(**match.groupdict()))
     raise ValueError(f"item {item.id} asks {item.question!r}, which is no wording of {item.task}")
 
 
@@ -102,7 +105,7 @@ def _choices(
 
 
 def show_digit(choice: str, rng: random.Random, split: str) -> tuple[Image.Image, str]:
-    """A picture of the digit and its source; training pictures vary more."""
+    """A picture of the digit, and its source; training pictures vary more."""
     source = rng.choice(draw.digit_split(split)[int(choice)])
     return draw.digit(source, rng, spread=1.5 if split == "train" else 1.0), f"digit:{source}"
 

@@ -8,10 +8,10 @@ import pytest
 from bench.calibrations import (
     LIES,
     PARTS,
-    Fits,
-    Scored,
+    ModelFits,
+    ScoredAnswers,
     fit_model,
-    kept,
+    outcome,
     read_scores,
     rows,
     twins,
@@ -21,8 +21,8 @@ from bench.calibrations import (
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.calibration import CALIBRATION, Labelled
 from modint_guard.models import BASE, bundled
+from tests.bench.scores import SCORES
 from tests.core.test_calibration import answers, made
-from tests.training.scores import SCORES
 
 FITTED = made().fitted["image"]  # sigmoid(4 js - 1), flagged from 0.2 on: js of about -0.1 and more
 
@@ -48,7 +48,7 @@ def test_held_out_kinds_and_wordings_are_parts_of_their_own() -> None:
 
 def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
     exact = [Labelled({"js": 0.25, "margin": -0.5}, False, True, "digit:3")]
-    found = [Scored("m", "validation", {"image": exact}), Scored("m", "test", {"text": exact})]
+    found = [ScoredAnswers("m", "validation", {"image": exact}), ScoredAnswers("m", "test", {"text": exact})]
     write_scores(tmp_path / "scores.jsonl", found)
     assert read_scores(tmp_path / "scores.jsonl") == found
     (first, _) = (tmp_path / "scores.jsonl").read_text().splitlines()
@@ -64,7 +64,7 @@ def test_what_a_threshold_keeps_by_hand() -> None:
         *[one(0.3, right=True), one(-0.5, right=True), one(-0.9, right=True)],  # one of three flagged
         *[one(0.9, right=False, clean=False), one(0.9, right=True, clean=False)],
     ]
-    assert kept(FITTED, given) == {
+    assert outcome(FITTED, given) == {
         "positives": 3,
         "negatives": 3,
         "wrong_on_both": 1,
@@ -73,17 +73,17 @@ def test_what_a_threshold_keeps_by_hand() -> None:
         "error": pytest.approx(1 / 3),  # the miss among three that passed
         "probes": 3.0,  # no early stop there
     }
-    assert kept(FITTED, [])["miss_rate"] is None
+    assert outcome(FITTED, [])["miss_rate"] is None
     early = FITTED.model_copy(update={"flag_at": 0.45, "clear_below": 0.2})
-    assert kept(early, given)["probes"] == pytest.approx(1 + 2 * 1 / 6)  # sigmoid(-0.6) = 0.35 goes on
-    assert kept(None, given) == {
+    assert outcome(early, given)["probes"] == pytest.approx(1 + 2 * 1 / 6)  # sigmoid(-0.6) = 0.35 goes on
+    assert outcome(None, given) == {
         **{"positives": 3, "negatives": 3, "wrong_on_both": 1},
         **dict.fromkeys(("miss_rate", "flagged_of_negatives", "error", "probes")),
     }
 
 
 def test_a_row_for_every_part_and_modality() -> None:
-    found = [Scored("m", part, {"image": answers(200, seed=n)}) for n, part in enumerate(PARTS)]
+    found = [ScoredAnswers("m", part, {"image": answers(200, seed=n)}) for n, part in enumerate(PARTS)]
     fits = {"m": fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)}
     table = list(rows(found, fits))
     assert [row["part"] for row in table] == list(PARTS)
@@ -92,18 +92,18 @@ def test_a_row_for_every_part_and_modality() -> None:
 
 
 def test_too_few_positives_leave_that_modality_out_and_say_so() -> None:
-    found = [Scored("m", "validation", {"image": answers(200), "text": answers(20)})]
+    found = [ScoredAnswers("m", "validation", {"image": answers(200), "text": answers(20)})]
     fits = fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)
     assert set(fits.fitted) == {"image"}
     assert fits.refused["text"].startswith("2 positives are too few for a miss rate of 0.2")
     image, text = rows(found, {"m": fits})
     assert image["refused"] is None and text["refused"] == fits.refused["text"]
     assert (text["flag_at"], text["miss_rate"], text["positives"]) == (None, None, 6)
-    assert next(rows(found, {"m": Fits({}, {})}))["flag_at"] is None
+    assert next(rows(found, {"m": ModelFits({}, {})}))["flag_at"] is None
 
 
 def test_where_positives_are_too_few_for_the_promise_a_weaker_one_is_made() -> None:
-    found = [Scored("m", "validation", {"image": answers(40)})]
+    found = [ScoredAnswers("m", "validation", {"image": answers(40)})]
     fits = fit_model(found, "m", alpha=0.1, probes=1.6, seed=0)
     assert fits.refused == {} and fits.fitted["image"].promises[0].alpha == 0.2
 

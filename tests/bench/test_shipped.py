@@ -9,8 +9,9 @@ import pytest
 from bench.ablation.measure import ADAPTERS, MAX_SECONDS, RECIPES, SEEDS, check_size, is_current
 from modint_guard.judging.risk import Thresholds
 from modint_guard.models import ADAPTER, BASE, bundled
-from modint_training.recipe import TuneRecipe, load_recipe
-from modint_training.run_folder import data_hash
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
+from modint_training.world import data_digest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -52,7 +53,7 @@ def test_the_weights_were_made_by_the_recipe_and_the_data_that_ship_with_them(na
     made = type(recipe).model_validate(run["recipe"])  # a key that came later had its default then
     # Into how many parts a step is cut does not change what is learnt, and a GPU needs no parts.
     assert made.model_copy(update={"micro_batches": recipe.micro_batches}) == recipe
-    assert run["data_sha256"] == data_hash()
+    assert run["data_sha256"] == data_digest("tinyworld")
 
 
 def test_every_ablation_is_committed_is_small_and_kept_its_budget() -> None:

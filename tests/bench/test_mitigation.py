@@ -1,5 +1,6 @@
 """The tables of mitigation: items, controls, what is fitted, what a row counts, without an engine."""
 
+import asyncio
 import json
 import math
 from collections import Counter
@@ -13,17 +14,17 @@ import pytest
 from bench.mitigation import fit, tables, tokens
 from bench.mitigation.answers import (
     CONTROLS,
-    Asked,
-    Outcome,
-    Recorded,
+    ItemAnswers,
+    ServedAnswer,
     ask_item,
+    asked_once,
     neutral_body,
     plausible,
-    shipped,
+    shipped_policies,
     with_constant,
 )
 from bench.mitigation.measure import (
-    LEARNT,
+    FITTED,
     PAGE,
     Run,
     chosen_line,
@@ -37,12 +38,14 @@ from modint_guard.chat.reply import reply_of
 from modint_guard.config import GuardConfig
 from modint_guard.data.item import RELEVANT, Item
 from modint_guard.errors import ConfigError
+from modint_guard.evaluation.journal import Journal
 from modint_guard.evaluation.results import END
 from modint_guard.evaluation.runner import request_for
 from modint_guard.guard import Guard
-from modint_guard.mitigation import fitted as learnt
+from modint_guard.mitigation import fitted
 from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, table_of
-from modint_guard.types import JSON, Cause, Relevant, Report, State, Verdict
+from modint_guard.report import Report, Verdict
+from modint_guard.types import JSON, Cause, Relevant, State
 from tests.core.fakes import completion
 from tests.core.items import BLUE, DIGIT, LETTERED, SUM
 
@@ -64,8 +67,8 @@ async def misled(body: JSON, sure: float = 0.9995) -> JSON:
     return completion(said, [{said: sure, other: 0.99 - sure if sure < 0.99 else 0.0001}])
 
 
-async def served(item: Item, **asked: Any) -> Asked:
-    return await ask_item(item, RELEVANT[item.family], "base", misled, shipped(), GUARD, **asked)
+async def served(item: Item, **asked: Any) -> ItemAnswers:
+    return await ask_item(item, RELEVANT[item.family], "base", misled, shipped_policies(), GUARD, **asked)
 
 
 GUARD = Guard(GuardConfig())
@@ -168,7 +171,7 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
 
 
 async def test_where_the_client_names_nothing_only_a_trusting_ladder_gives_another_answer() -> None:
-    asked = await ask_item(LIE, "auto", "base", misled, shipped(), GUARD)
+    asked = await ask_item(LIE, "auto", "base", misled, shipped_policies(), GUARD)
     assert {name for name, one in asked.served.items() if one.right and name not in CONTROLS} == {
         "ladder_trusting"
     }
@@ -201,21 +204,36 @@ async def test_a_call_is_made_once_and_a_run_goes_on_where_it_was_stopped(tmp_pa
         return completion("3")
 
     path = tmp_path / "runs" / "raw.jsonl"
-    first = Recorded(counted, path)
-    assert await first({"model": "m", "a": 1}) == await first({"a": 1, "model": "m"}) == completion("3")
+    with Journal(path, {}) as journal:
+        first = asked_once(counted, journal)
+        assert await first({"model": "m", "a": 1}) == await first({"a": 1, "model": "m"}) == completion("3")
     with path.open("a") as file:
         file.write('{"key": "cut sho')
-    again = Recorded(counted, path)
-    await again({"model": "m", "a": 1})
-    await again({"model": "m", "a": 2})
-    assert len(calls) == 2
-    assert [json.loads(line)["model"] for line in path.read_text().splitlines()] == ["m", "m"]
+    with Journal(path, {}) as journal:
+        again = asked_once(counted, journal)
+        await again({"model": "m", "a": 1})
+        await again({"model": "m", "a": 2})
+    assert [body["a"] for body in calls] == [1, 2]
+
+
+async def test_two_calls_with_one_body_at_the_same_time_are_made_once(tmp_path: Path) -> None:
+    calls: list[JSON] = []
+
+    async def slow(body: JSON) -> JSON:
+        calls.append(body)
+        await asyncio.sleep(0)
+        return completion("3")
+
+    with Journal(tmp_path / "raw.jsonl", {}) as journal:
+        ask = asked_once(slow, journal)
+        one, other = await asyncio.gather(ask({"model": "m"}), ask({"model": "m"}))
+    assert one == other and one is not other and len(calls) == 1
 
 
 def test_answers_of_other_weights_are_never_taken_for_these() -> None:
     run = Run("test", 4, 0, 1, 1)
-    assert run.kept.name.startswith("mitigation-test-") and len(run.kept.stem.split("-")) == 4
-    assert Run("test", 4, 0, 1, 1, Path("here.jsonl")).kept == Path("here.jsonl")
+    assert run.journal.name.startswith("mitigation-test-") and len(run.journal.stem.split("-")) == 4
+    assert Run("test", 4, 0, 1, 1, Path("here.jsonl")).journal == Path("here.jsonl")
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -223,19 +241,19 @@ def test_answers_of_other_weights_are_never_taken_for_these() -> None:
 
 def outcome(
     text: str = "3", right: bool = True, abstained: bool = False, tokens: int = 40, settled: bool = False
-) -> Outcome:
-    return Outcome(text, right, abstained, tokens, 40, settled)
+) -> ServedAnswer:
+    return ServedAnswer(text, right, abstained, tokens, 40, settled)
 
 
 WRONG = outcome("7", False)
 REPLIES = [(DIGIT, reply_of(completion("3", [{"3": 0.5, "7": 0.25}])))]
 
 
-def asked(item: Item, flagged: bool = False, form: Form = "word", /, **served: Outcome) -> Asked:
+def asked(item: Item, flagged: bool = False, form: Form = "word", /, **served: ServedAnswer) -> ItemAnswers:
     cause = Cause.TEXT if flagged else None
     verdict = Verdict(State.FLAGGED if flagged else State.PASS, cause=cause)
     report = Report(verdict, relevant=Relevant(RELEVANT[item.family]))
-    return Asked(item, reply_of(completion("3", [{"3": 0.5, "7": 0.25}])), report, form, served)
+    return ItemAnswers(item, reply_of(completion("3", [{"3": 0.5, "7": 0.25}])), report, form, served)
 
 
 def test_a_row_counts_the_gap_that_was_closed_and_what_it_cost() -> None:
@@ -271,7 +289,9 @@ def test_without_a_gap_there_is_none_to_close() -> None:
 SPENT = {"model": "m", "policy": "ladder", "setting": "s", "n": 2, "main_tokens": 50.0, "cells": 1.0}
 
 
-def every_setting(lying: Mapping[str, Outcome], else_: Mapping[str, Outcome]) -> dict[str, list[Asked]]:
+def every_setting(
+    lying: Mapping[str, ServedAnswer], else_: Mapping[str, ServedAnswer]
+) -> dict[str, list[ItemAnswers]]:
     """Ten answers a setting, all alike; those under a lie apart."""
     return {
         each.name: [
@@ -330,18 +350,18 @@ def test_the_tokens_of_a_request_are_those_of_all_its_calls_and_the_cached_apart
     rungs = [{"rung": "neutralise", "outcome": "mended", "tokens": 70, "cached_tokens": 64}]
     made = completion("3")
     made["modint"] = {"verdict": "flagged", "probes": probes, "mitigation": {"rungs": rungs}}
-    found = tokens.spent(made)
+    found = tokens.tokens_of(made)
     assert (found.main, found.every, found.cached, found.cells) == (31, 31 + 180, 16 + 96, 2)
     made["modint"] = {"verdict": "pass", "probes": probes[:1], "mitigation": None}
-    (row, flagged) = tokens.rows_of("m", "ladder", "short", "s", [found, tokens.spent(made)])
+    (row, flagged) = tokens.rows_of("m", "ladder", "short", "s", [found, tokens.tokens_of(made)])
     assert (row["ratio"], row["flagged"], row["cells"]) == (pytest.approx(81 / 31), False, 1.0)
     assert flagged["computed"] == pytest.approx((211 - 112) / 31)
     assert (row["rungs"], flagged["rungs"]) == (None, "neutralise mended: 1")
 
 
 def test_the_ways_that_rungs_went_are_counted() -> None:
-    once = tokens.Spent(True, 2, 10, 30, 0, "neutralise mended")
-    twice = tokens.Spent(True, 2, 10, 90, 0, "neutralise unsure, escalate mended")
+    once = tokens.RequestTokens(True, 2, 10, 30, 0, "neutralise mended")
+    twice = tokens.RequestTokens(True, 2, 10, 90, 0, "neutralise unsure, escalate mended")
     (row,) = tokens.rows_of("m", "ladder", "padded", "s", [once, twice, twice])
     assert row["rungs"] == "neutralise unsure, escalate mended: 2; neutralise mended: 1"
 
@@ -385,21 +405,21 @@ def test_padded_prompts_share_a_beginning_with_their_own_probes_alone() -> None:
 # -- what validation chooses -----------------------------------------------------------------------
 
 
-def tried(*, right: set[str], settled: set[str], form: Form = "options") -> Asked:
+def tried(*, right: set[str], settled: set[str], form: Form = "options") -> ItemAnswers:
     names = (*fit.grid(), "annotate")
     each = {name: outcome(right=name in right, settled=name in settled) for name in names}
     each["escalate"] = outcome(right="escalate" in right, settled="escalate" in settled, tokens=100)
     return asked(LETTER_LIE, True, form, **each)
 
 
-NEUTRAL = {f"neutralise accept_at={v:g}" for v in fit.SURENESSES}
+NEUTRAL = {f"neutralise accept_at={v:g}" for v in fit.CONFIDENCES}
 
 
 def test_an_orders_answer_is_that_of_its_first_rung_that_settles() -> None:
     one = tried(right={"escalate"}, settled={"escalate", "debias lambda=1"})
-    assert fit.climbed([one], ("neutralise", "escalate"), 0.5, 1.0) == fit.Tally(1, 60)
-    assert fit.climbed([one], ("debias", "escalate"), 0.5, 1.0) == fit.Tally(0, 0)
-    assert fit.climbed([one], (), 0.5, 1.0) == fit.Tally(0, 0)
+    assert fit.tried_in([one], ("neutralise", "escalate"), 0.5, 1.0) == fit.Tally(1, 60)
+    assert fit.tried_in([one], ("debias", "escalate"), 0.5, 1.0) == fit.Tally(0, 0)
+    assert fit.tried_in([one], (), 0.5, 1.0) == fit.Tally(0, 0)
 
 
 def test_the_best_order_is_the_rightest_then_the_cheapest_then_none_then_the_longest() -> None:
@@ -435,7 +455,7 @@ def test_validation_chooses_weight_sureness_and_orders_and_the_code_is_written_f
     assert table["options"] == ("neutralise", "escalate", "debias")
     assert table["word"] == REASONED[Cause.TEXT, Relevant.IMAGE]["word"]
     made: dict[str, Any] = {}
-    exec(fit.source(chosen), made)
+    exec(fit.fitted_source(chosen), made)
     assert (made["DEBIAS_LAMBDA"], made["ACCEPT_AT"], made["ORDERS"]) == (0.5, 0.7, chosen.orders)
 
 
@@ -459,7 +479,7 @@ def test_the_test_split_wants_what_validation_chose(tmp_path: Path) -> None:
 
 
 def committed(name: str) -> list[dict[str, Any]]:
-    """The rows of a result file."""
+    """The rows of a committed result file."""
     rows: list[dict[str, Any]] = json.loads((RESULTS / name).read_text("utf-8"))["rows"]
     return rows
 
@@ -472,13 +492,13 @@ def block(name: str) -> str:
 
 def test_the_code_holds_what_the_committed_validation_chose() -> None:
     chosen = fit.read_fit(RESULTS / "mitigation_validation.json", "tinyworld-base")
-    assert (ROOT / LEARNT).read_text("utf-8") == fit.source(chosen)
+    assert (ROOT / FITTED).read_text("utf-8") == fit.fitted_source(chosen)
     assert block("chosen") == chosen_line(chosen)
 
 
 def test_the_page_shows_the_rungs_of_the_code() -> None:
     assert block("rungs") == rungs_table(TABLE)
-    assert table_of(learnt.ORDERS) == TABLE
+    assert table_of(fitted.ORDERS) == TABLE
 
 
 def test_the_committed_page_shows_the_committed_rows_in_short() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.base import base_notes, base_table, collect_base
 from bench.thresholds import (
-    CHOSEN,
+    FITTED_ON,
     GRID,
-    Guess,
-    Sample,
+    GuessSample,
+    RiskSample,
     choose_confident,
     choose_flag_at,
     constants,
@@ -20,7 +21,7 @@ from bench.thresholds import (
     guessed_of_right,
     outcomes,
 )
-from bench.tinyworld import base_notes, base_table, collect_base, side_by_side, table_rows, tinyworld_notes
+from bench.tinyworld import side_by_side, table_rows, tinyworld_notes
 from modint_guard.data.item import FAMILIES, reply_for
 from modint_guard.data.perturb import REGISTRY, applicable
 from modint_guard.errors import ConfigError
@@ -224,15 +225,15 @@ def test_the_committed_page_shows_the_committed_rows_in_short(
 # Default thresholds
 
 
-def sample(divergence: float, *, wrong: bool, flip: bool = True) -> Sample:
-    return Sample(divergence=divergence, margin=0.0, flip=flip, wrong=wrong)
+def sample(divergence: float, *, wrong: bool, flip: bool = True) -> RiskSample:
+    return RiskSample(divergence=divergence, margin=0.0, flip=flip, wrong=wrong)
 
 
 SAMPLES = [sample(0.9, wrong=True)] * 20 + [sample(0.1, wrong=False)] * 20
 
 
 def test_thresholds_are_chosen_on_nothing_that_is_held_out() -> None:
-    for family, name in CHOSEN:
+    for family, name in FITTED_ON:
         kind = REGISTRY[name]
         assert kind.role != "held_out"
         assert kind in applicable(family)
@@ -281,16 +282,19 @@ def test_without_such_a_threshold_the_strictest_is_taken() -> None:
 
 
 def test_the_risk_never_falls_as_the_answer_moves_further() -> None:
-    apart = [Sample(0.9, 0.9, True, False), Sample(0.1, 0.8, True, True)] * 20  # the divergence misleads here
-    near = [Sample(0.5, -0.9, False, False)] * 20
+    apart = [
+        RiskSample(0.9, 0.9, True, False),
+        RiskSample(0.1, 0.8, True, True),
+    ] * 20  # the divergence misleads here
+    near = [RiskSample(0.5, -0.9, False, False)] * 20
     assert constants(fit([*apart, *near]), 0.5)["weight_js"] == 0.0
 
 
 def test_an_answer_is_called_a_guess_where_hardly_any_right_one_would_be() -> None:
-    sure = [Guess(0.9995, wrong=False)] * 2
-    unsure = [Guess(0.5, wrong=False)] * 198
+    sure = [GuessSample(0.9995, wrong=False)] * 2
+    unsure = [GuessSample(0.5, wrong=False)] * 198
     assert choose_confident([*sure, *unsure]) == 0.9  # 2 of 200 are 1 %
     assert choose_confident([*sure, *unsure[2:]]) == 0.9999  # 2 of 198 are more
-    assert choose_confident([Guess(1.0, wrong=False)]) == 0.99999
-    assert guessed_of_right([Guess(0.95, wrong=True), Guess(0.95, wrong=False)], 0.9) == 1.0
+    assert choose_confident([GuessSample(1.0, wrong=False)]) == 0.99999
+    assert guessed_of_right([GuessSample(0.95, wrong=True), GuessSample(0.95, wrong=False)], 0.9) == 1.0
     assert guessed_of_right([], 0.9) == 0.0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.step_cost.stepping import recipe_of
+from bench.step_cost.stepping import tune_recipe
 from bench.step_cost.training_gpu import FULL, RECIPE, TINY, main, model_of, processor_of
 
 METHODS = ["sft", "cons", "full", "full-t2"]
@@ -44,7 +44,7 @@ def test_plain_sft_has_the_clean_rows_and_the_attack_only_what_it_may_touch(
 
 
 def test_at_full_size_it_is_a_llava_of_seven_billion_with_the_adapter_of_the_paper() -> None:
-    model = model_of(FULL, processor_of(FULL), recipe_of(RECIPE, ()), torch.device("meta"))
+    model = model_of(FULL, processor_of(FULL), tune_recipe(RECIPE, ()), torch.device("meta"))
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     frozen = [parameter.numel() for parameter in model.parameters() if not parameter.requires_grad]
     # Llama 2 7B with 64 more tokens, CLIP ViT-L/14-336, two projector layers: 7.06 billion.
@@ -54,6 +54,6 @@ def test_at_full_size_it_is_a_llava_of_seven_billion_with_the_adapter_of_the_pap
 
 
 def test_frozen_weights_are_bf16_and_the_adapter_is_float32() -> None:
-    model = model_of(TINY, processor_of(TINY), recipe_of(RECIPE, ()), torch.device("cpu"))
+    model = model_of(TINY, processor_of(TINY), tune_recipe(RECIPE, ()), torch.device("cpu"))
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

@@ -10,21 +10,21 @@ import pytest
 from bench.latency import (
     ANSWERS,
     AT_ONCE,
-    CLOSED,
+    FULL_LOAD,
+    FULL_REQUESTS,
     LONG,
     ONE,
     SHIPPED,
-    UNDER_WAY,
     Arm,
     arrivals,
-    bodies,
-    closed,
     figures,
+    full_load,
     goal,
     in_turns,
-    measured,
+    measure,
     open_loop,
     ratio_interval,
+    request_pool,
     stopping,
 )
 from bench.mitigation.tokens import PADDING
@@ -53,13 +53,13 @@ def test_requests_come_at_their_rate_and_the_same_for_both_arms() -> None:
 
 
 def test_no_item_comes_twice() -> None:
-    found = list(islice(bodies(0), 500))
+    found = list(islice(request_pool(0), 500))
     assert len({str(body["messages"]) for body in found}) == 500
     assert {body["modint"]["relevant"] for body in found} == {"image", "text", "both"}
 
 
 def test_a_padded_prompt_begins_with_words_of_its_own_and_asks_the_same() -> None:
-    short, padded = list(islice(bodies(0), 100)), list(islice(bodies(0, padded=True), 100))
+    short, padded = list(islice(request_pool(0), 100)), list(islice(request_pool(0, padded=True), 100))
     assert [body["messages"] for body in short] == [body["messages"][1:] for body in padded]
     assert len({body["messages"][0]["content"][:200] for body in padded}) == 100
     assert {len(body["messages"][0]["content"].split()) for body in padded} == {PADDING}
@@ -104,8 +104,8 @@ async def test_a_full_engine_has_so_many_under_way_and_no_more() -> None:
         return {}
 
     found = Arm()
-    assert await closed([{}] * 100, complete, found) > 0.0
-    assert len(found.ms) == 100 and most == UNDER_WAY
+    assert await full_load([{}] * 100, complete, found) > 0.0
+    assert len(found.ms) == 100 and most == FULL_LOAD
 
 
 async def test_in_open_loop_a_slow_answer_keeps_no_other_waiting() -> None:
@@ -132,10 +132,10 @@ async def test_a_kind_of_answer_is_measured_below_its_capacity_and_at_it() -> No
         await asyncio.sleep(0.001)
         return {} if body["modint"].get("mode") == "off" else {"modint": {"probes": PROBES}}
 
-    below, full = await measured(LONG, bodies(0), complete, 0.01, 2, 0)
+    below, full = await measure(LONG, request_pool(0), complete, 0.01, 2, 0)
     assert (below["load"], full["load"], full["rate_per_s"]) == ("open", "full", None)
     assert below["rate_per_s"] == pytest.approx(0.3 * below["capacity_per_s"])
-    assert (below["probes"], full["n"]) == (2.0, CLOSED[LONG])
+    assert (below["probes"], full["n"]) == (2.0, FULL_REQUESTS[LONG])
     assert all(body["min_tokens"] == 32 for body in asked)
     guarded = [body for body in asked if body["modint"].get("mode") != "off"]
     assert len(guarded) == below["n"] + full["n"]

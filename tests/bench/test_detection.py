@@ -14,22 +14,22 @@ from bench.detection.inputs import (
     KINDS,
     NEEDED,
     SETTINGS,
-    Case,
+    DetectionCase,
     cases,
-    hardly_giving_way,
     pilot,
+    rarely_misled,
 )
 from bench.detection.measure import (
     PILOT,
-    first_look,
     judged_by,
     key_of,
-    looked,
+    pilot_result_of,
     record,
+    run_pilot,
     served_cost,
     write_tables,
 )
-from bench.detection.report import Rows, goals
+from bench.detection.report import ModelRows, goals
 from bench.detection.table import (
     Answer,
     Cost,
@@ -100,8 +100,8 @@ def test_the_pilot_shares_no_item_with_the_cases_and_thins_by_its_answers() -> N
     assert not set(map(content, first)) & set(map(content, asked))
     wrong = {"arithmetic": [True] * 6 + [False] * 4, "ordering": [True] + [False] * 9}
     steady = {"lookup_colour": [False] * 10}
-    assert hardly_giving_way({**wrong, **steady}) == {"lookup_colour"}
-    assert hardly_giving_way(steady) == frozenset()
+    assert rarely_misled({**wrong, **steady}) == {"lookup_colour"}
+    assert rarely_misled(steady) == frozenset()
 
 
 def test_a_clean_twin_asks_the_same_in_other_words() -> None:
@@ -165,7 +165,7 @@ def gateway(says: str, clean: str) -> tuple[Any, list[JSON]]:
     return complete, asked
 
 
-def lying() -> Case:
+def lying() -> DetectionCase:
     return next(c for c in cases("test", 1, 0) if (c.setting, c.kind) == ("text-driven", "lying"))
 
 
@@ -238,7 +238,7 @@ def test_records_of_other_verdicts_are_not_taken_up(tmp_path: Path, monkeypatch:
 
 async def test_a_model_that_states_no_confidence_is_not_asked_for_one() -> None:
     complete, asked = gateway("3", "7")
-    found = await record(lying(), "m", complete, seed=0, states=False)
+    found = await record(lying(), "m", complete, seed=0, states_confidence=False)
     assert found["stated"] is None and all(len(body["messages"]) == 1 for body in asked)
 
 
@@ -262,10 +262,10 @@ async def test_the_first_look_is_kept_and_settles_what_is_asked(tmp_path: Path) 
         return completion("80" if len(body["messages"]) > 1 else "nothing")
 
     with Journal(tmp_path / "raw.jsonl", {}) as journal:
-        assert looked(journal.records, 0) is None
-        found = await first_look(complete, journal, 0, 4)
-        assert found == looked(journal.records, 0) == await first_look(complete, journal, 0, 4)
-    assert found.thinned == frozenset() and found.able == {BASE, ADAPTER}  # all wrong, all state a number
+        assert pilot_result_of(journal.records, 0) is None
+        found = await run_pilot(complete, journal, 0, 4)
+        assert found == pilot_result_of(journal.records, 0) == await run_pilot(complete, journal, 0, 4)
+    assert found.thinned == frozenset() and found.state_confidence == {BASE, ADAPTER}
     assert len(asked) == 4 * PILOT + 2 * PILOT  # once
     base, adapter = (found.cases(model, 4, 0) for model in (BASE, ADAPTER))
     assert len(base) == 2 * len(adapter) and {c.key for c in adapter} < {c.key for c in base}
@@ -449,7 +449,7 @@ def test_a_setting_that_cannot_be_fitted_has_no_rows_and_meets_no_goal() -> None
     found = list(rows(known, resamples=20))
     assert {row["setting"] for row in found} == {"text-driven"}
     assert {row["setting"] for row in flag_rows(known)} == {"text-driven"}
-    met = {line["goal"]: line for line in goals(Rows(found))}
+    met = {line["goal"]: line for line in goals(ModelRows(found))}
     assert met["AUROC image-driven at least 0.90"] == {
         **{"goal": "AUROC image-driven at least 0.90", "figure": "–", "met": "no"}
     }
@@ -474,10 +474,10 @@ def test_each_goal_is_met_by_its_figure() -> None:
     ]
     made += [row("risk_early_stop", "both"), row("vauq", "text-driven", auroc=0.97)]
     worse = [{**each, "gain": -0.1, "gain_low": -0.15} for each in made]
-    assert {line["goal"]: (line["figure"], line["met"]) for line in goals(Rows(worse))}[
+    assert {line["goal"]: (line["figure"], line["met"]) for line in goals(ModelRows(worse))}[
         "text-driven above the best other detector"
     ] == ("-0.100, at least -0.150 (vauq)", "no")
-    said = {line["goal"]: (line["figure"], line["met"]) for line in goals(Rows(made))}
+    said = {line["goal"]: (line["figure"], line["met"]) for line in goals(ModelRows(made))}
     assert said == {
         "AUROC text-driven at least 0.95": ("0.960 [0.940, 0.980]", "yes"),
         "text-driven above the best other detector": ("+0.100, at least +0.050 (vauq)", "yes"),

@@ -14,7 +14,7 @@ from bench.detection.baselines import (
     stated_confidence,
     vauq,
 )
-from modint_guard.data.item import choice_of, same_as
+from modint_guard.data.item import answer_key, choice_of
 from tests.core.items import DIGIT, LETTERED
 
 
@@ -68,6 +68,6 @@ def test_blur_grows_and_leaves_items_without_a_picture_alone() -> None:
 
 
 def test_replies_are_the_same_where_they_name_one_option() -> None:
-    assert choice_of(LETTERED, " c.") == "3" == same_as(LETTERED, "C")
+    assert choice_of(LETTERED, " c.") == "3" == answer_key(LETTERED, "C")
     assert choice_of(DIGIT, "five") is None
-    assert same_as(DIGIT, "Five.") == same_as(DIGIT, " five") == "five"
+    assert answer_key(DIGIT, "Five.") == answer_key(DIGIT, " five") == "five"

@@ -13,13 +13,13 @@ from itertools import count, islice
 import numpy as np
 import pytest
 
-from bench.calibrations import fit_model, kept, read_scores, weights_of
+from bench.calibrations import fit_model, outcome, read_scores, weights_of
 from modint_guard.data.perturb import seeded
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.fit_calibration import calibrate
 from modint_guard.judging.calibration import CALIBRATION, Labelled, read_calibration
 from modint_guard.models import ADAPTER, BASE, bundled
-from tests.training.scores import SCORES
+from tests.bench.scores import SCORES
 
 RESAMPLES = 500
 REFUSED = 500  # draws that may be refused
@@ -50,7 +50,7 @@ def miss_rates(pooled: list[Labelled]) -> Iterator[float]:
             refused += 1
             assert refused <= REFUSED
             continue
-        rate = kept(fitted, new)["miss_rate"]
+        rate = outcome(fitted, new)["miss_rate"]
         assert rate is not None
         yield rate
 

@@ -16,31 +16,32 @@ from bench.ablation.measure import (
     MAX_BYTES,
     RECIPES,
     check_size,
-    found_in,
     measure_ablation,
     missing_of,
+    models_in,
     train_ablation,
 )
 from bench.ablation.table import (
     COMPONENTS,
     GROUPS,
     MARGIN,
-    Measured,
-    cells_of,
+    MeasuredModel,
     clean_of,
     gains_of,
     goal_rows,
     notes,
     rows_of,
     summary,
+    table_conditions,
     verdict,
-    verdicts,
+    verdict_lines,
 )
 from modint_guard.data.item import reply_for
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.effects import Answered, sources
-from modint_training.recipe import TuneRecipe, load_recipe
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 from modint_training.tinyworld.conditions import Condition
 from tests.training.small import save_small_base
 
@@ -134,7 +135,7 @@ def test_the_table_has_base_and_ablations_under_every_condition_and_their_cost(
     assert list(dict.fromkeys(row["name"] for row in rows)) == ["tinyworld-base", *TWO]
     for name in ("tinyworld-base", *TWO):
         mine = [row for row in rows if row["name"] == name]
-        assert len(mine) == len(cells_of()) + 1
+        assert len(mine) == len(table_conditions()) + 1
         assert [row["perturbation"] for row in mine][-1] == "cost"
         assert all(0 <= row["accuracy"] <= 1 and row["n"] == 4 for row in mine[:-1])
         clean = [row["js"] for row in mine[:-1] if row["perturbation"] in ("clean", "no_image")]
@@ -164,7 +165,7 @@ def test_an_adapter_in_the_table_answers_as_it_does_alone(home: Path, processor:
     from modint_training.loop.predict import first_logits
     from modint_training.models.loading import load_base
 
-    measured = found_in(home / "adapters", home / "base", None)
+    measured = models_in(home / "adapters", home / "base", None)
     net = ablation.with_adapters(load_base(str(home / "base"))[0], measured)
     items = Condition("vqa", "clean").items("test", 2)
     for each in measured[1:]:
@@ -178,10 +179,10 @@ def test_an_adapter_in_the_table_answers_as_it_does_alone(home: Path, processor:
 
 def test_a_table_of_nothing_or_of_another_base_is_refused(home: Path, tmp_path: Path, processor: Any) -> None:
     with pytest.raises(ConfigError, match="holds no adapters: train them first, `make bench-train-ablation`"):
-        found_in(tmp_path, home / "base", None)
+        models_in(tmp_path, home / "base", None)
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="was trained on other weights of the base"):
-        found_in(home / "adapters", tmp_path / "other", None)
+        models_in(home / "adapters", tmp_path / "other", None)
 
 
 def test_a_table_of_adapters_of_different_steps_is_refused(home: Path, tmp_path: Path) -> None:
@@ -191,11 +192,11 @@ def test_a_table_of_adapters_of_different_steps_is_refused(home: Path, tmp_path:
     record["recipe"]["steps"] += 1
     file.write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="holds adapters of different steps: train them again"):
-        found_in(tmp_path / "adapters", home / "base", None)
+        models_in(tmp_path / "adapters", home / "base", None)
 
 
 def test_every_condition_is_compared_with_its_clean_one_in_the_same_wordings() -> None:
-    cells = cells_of()
+    cells = table_conditions()
     assert all(clean_of(cell) in cells[: cells.index(cell) + 1] for cell in cells)
     assert clean_of(Condition("text-heavy", "black", True)) == Condition("text-heavy", "no_image", True)
 
@@ -204,7 +205,7 @@ def test_a_condition_counts_to_the_groups_that_its_kind_and_wording_say() -> Non
     def groups(*cell: Any) -> list[str]:
         return [name for name, is_in in GROUPS.items() if is_in(Condition(*cell))]
 
-    assert all(groups(cell.family, cell.perturbation, cell.held_out_wording) for cell in cells_of())
+    assert all(groups(cell.family, cell.perturbation, cell.held_out_wording) for cell in table_conditions())
     assert groups("image-heavy", "clean") == groups("text-heavy", "no_image") == ["clean"]
     assert groups("image-heavy", "misleading_description") == ["trained", "misleading_description"]
     assert groups("text-heavy", "contradicting_image") == ["trained", "contradicting_image"]
@@ -216,7 +217,7 @@ def test_a_condition_counts_to_the_groups_that_its_kind_and_wording_say() -> Non
     assert {kind.role for kind in REGISTRY.values()} == {"trained", "held_out", "control"}
 
 
-def made(name: str, seed: int, lies: int) -> tuple[Measured, dict[Condition, list[Answered]]]:
+def made(name: str, seed: int, lies: int) -> tuple[MeasuredModel, dict[Condition, list[Answered]]]:
     """Ten image-heavy items: all right when clean, `lies` of them wrong under a lie."""
     cell = Condition("image-heavy", "misleading_description")
     found = {}
@@ -227,7 +228,7 @@ def made(name: str, seed: int, lies: int) -> tuple[Measured, dict[Condition, lis
             for index, item in enumerate(items)
         ]
     record = {"train_seconds": 60, "recipe": {"steps": 600}}
-    return Measured(name, seed, Path("nowhere"), record), found
+    return MeasuredModel(name, seed, Path("nowhere"), record), found
 
 
 def test_rows_tell_flips_and_cost(tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_a_component_is_judged_by_its_interval_and_every_seed() -> None:
     assert helped["gain"] == pytest.approx((9 + 8) / 20)
     assert (helped["gain_least"], helped["gain_most"]) == pytest.approx((0.8, 0.9))
     assert [gain["verdict"] for gain in gains.values()] == ["no difference shown", "helps", "helps"]
-    assert list(verdicts(list(gains.values()))) == [
+    assert list(verdict_lines(list(gains.values()))) == [
         "perturbed twins (+AUG) (tinyworld-sft → tinyworld-aug): helps trained (+0.850), "
         "misleading_description (+0.850); no difference shown in 1 of 3 groups"
     ]

@@ -1,0 +1,110 @@
+"""`python -m bench picturebook`: the picture-book's base and an adapter through vLLM and the gateway."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from modint_guard.demo.launch import serving
+from modint_guard.endpoint import Endpoint
+from modint_guard.evaluation.journal import Journal
+from modint_guard.evaluation.results import write_results
+from modint_guard.evaluation.runner import Row, run
+from modint_guard.types import JSON
+from modint_training.picturebook.conditions import Condition, breakdown, every_condition
+from modint_training.picturebook.documents import documents
+
+NOTES = """\
+Greedy answers through vLLM and the gateway; the client names `relevant`. Intervals: 95 %, bootstrap clustered
+by thing. `flagged_rate` is the share of all answers flagged, right or wrong; text-heavy items without a
+picture and image-heavy ones without a caption have little or nothing to probe. `held_out` says what no
+training has seen: `wording` of questions, `captions` in other words, `style` of drawing, `things`,
+`placement` of the caption, `perturbation`, or `no`. `placement` is where the caption stands: `before` the
+question as a text of its own, `above` it in the same text, `after` it, `within` its sentence, in an `earlier`
+turn or in the `system` text. Rows of the task
+`self_ask` ask whether the picture is needed. Rows with the placement `document` show a receipt, a letter, a
+chart or a screen, whose text is in the picture: this base cannot read it, and nothing misleads there, so that
+`flagged_rate` alone counts, and every flag is wrongful."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is measured: a model, perhaps with an adapter, on `count` items under each condition."""
+
+    model: str
+    adapter: str | None
+    count: int
+    seed: int
+    concurrency: int
+
+
+def measure_picturebook(output: Path, raw: Path, setup: Run) -> None:
+    """Base and adapter on the test split under every condition. The rows of each condition are kept in `raw`
+    as they come, and the same call goes on from them."""
+    options = ["--model", setup.model, *(["--adapter", setup.adapter] if setup.adapter else [])]
+    made_by: JSON = {"run": "picturebook", **asdict(setup), "concurrency": None}
+    with Journal(raw, made_by) as journal, serving(options) as served:
+        rows = asyncio.run(_ask(served.url, setup, journal))
+    adapter = f" --adapter {setup.adapter}" if setup.adapter else ""
+    write_results(
+        output,
+        command=f"python -m bench picturebook --model {setup.model}{adapter} --count {setup.count} "
+        f"--seed {setup.seed}",
+        seeds=[setup.seed],
+        rows=rows,
+        title="Picture-book: accuracy and flags by condition",
+        notes=NOTES,
+    )
+
+
+async def _ask(url: str, setup: Run, journal: Journal) -> list[dict[str, Any]]:
+    conditions = [*every_condition(), None]  # None: documents
+    async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
+        names = [str(listed["id"]) for listed in await endpoint.models()]
+        jobs = [(name, condition) for name in names for condition in conditions]
+        for name, condition in tqdm(jobs, unit="condition"):
+            key = f"{name}: {condition.name if condition else 'documents'}"
+            if key not in journal.records:
+                journal.write(key, {"rows": await _rows(endpoint, name, condition, setup)})
+    return [row for record in journal.records.values() for row in record["rows"]]
+
+
+async def _rows(
+    endpoint: Endpoint, name: str, condition: Condition | None, setup: Run
+) -> list[dict[str, Any]]:
+    if condition is None:
+        items = documents("test", setup.count, seed=setup.seed)
+    else:
+        items = condition.items("test", setup.count, setup.seed)
+    answered = await run(items, endpoint.complete, name, concurrency=setup.concurrency)
+    return list(table_rows(name, condition, answered) if condition else document_rows(name, answered))
+
+
+def table_rows(model: str, condition: Condition, answered: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Rows for all items and each sub-task."""
+    flagged = [row.flagged for row in answered]
+    right = [row.right for row in answered]
+    for row in breakdown(condition, [row.item for row in answered], right, flagged=flagged):
+        yield {"model": model, **row}
+
+
+def document_rows(model: str, answered: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Rows of documents, by the words beside them: flags alone, no accuracy."""
+    by_words = sorted(answered, key=lambda row: row.item.perturbation)
+    for beside, group in itertools.groupby(by_words, key=lambda row: row.item.perturbation):
+        condition = Condition("image-heavy", beside)
+        unread = {"placement": "document", "accuracy": None, "ci_low": None, "ci_high": None}
+        yield from ({**row, **unread} for row in table_rows(model, condition, list(group)))
+
+
+def print_bars(model: str, adapter: str | None, count: int) -> None:
+    """Print the figures by which a base is chosen, from a local model, as they come."""
+    from modint_training.models.loading import loaded
+    from modint_training.picturebook.source import bars
+
+    for name, accuracy in bars(*loaded(model, adapter), count):
+        print(f"{accuracy:5.2f}  {name}", flush=True)

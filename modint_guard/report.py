@@ -1,0 +1,189 @@
+"""The records of the `modint` object: what a report says about one answer, and how it is written as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from modint_guard.types import (
+    ANNOTATE,
+    FIRST_TOKEN,
+    JSON,
+    Cause,
+    ProbeOutcome,
+    Relevant,
+    RelevantSource,
+    RungOutcome,
+    State,
+)
+
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision on an answer.
+
+    cause: set for FLAGGED only. risk: in [0, 1]; None if it is not known. reason: from UNSCORED_REASONS or
+    SKIPPED_REASONS, set for these states only. calibrated: whether the risk has the guarantee of a
+    calibration.
+    """
+
+    state: State
+    cause: Cause | None = None
+    risk: float | None = None
+    reason: str | None = None
+    calibrated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One row of the report's `probes`: a view compared with the served answer."""
+
+    name: str
+    outcome: ProbeOutcome
+    divergence: float | None = None  # Jensen-Shannon, base 2
+    exact: bool = False  # over all options; otherwise a lower bound from top-k lists
+    coverage: float | None = None  # how much of both distributions their top-k lists hold, in [0, 1]
+    flip: bool | None = None  # None: undecided, or not known
+    delta_logprob: float | None = None  # log p(y) of the answer minus that under the view, nats
+    answer: str | None = None
+    tokens: int = 0
+    cached_tokens: int = 0
+    ms: float = 0.0
+
+    def to_json(self) -> JSON:
+        """The row as it stands in the `modint` object."""
+        return {
+            "name": self.name,
+            "outcome": self.outcome.value,
+            "divergence": self.divergence,
+            "exact": self.exact,
+            "coverage": self.coverage,
+            "flip": self.flip,
+            "delta_logprob": self.delta_logprob,
+            "answer": self.answer,
+            "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
+            "ms": round(self.ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """One row of the mitigation's `rungs`: what a rung came to, its answer if it has one, and its cost."""
+
+    rung: str
+    outcome: RungOutcome
+    answer: str | None = None
+    tokens: int = 0  # of all its calls, prompts included
+    cached_tokens: int = 0
+    ms: float = 0.0
+
+    def to_json(self) -> JSON:
+        """The row as it stands in the `modint` object."""
+        return {
+            "rung": self.rung,
+            "outcome": self.outcome.value,
+            "answer": self.answer,
+            "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
+            "ms": round(self.ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Mitigation:
+    """What was tried about a flagged answer.
+
+    asked: the action that the request or the policy asked for. action: what was done. answer: served in place
+    of `original`; None if the original stands. finish_reason: of the new answer. correction: whether the
+    original text had already been sent.
+    """
+
+    asked: str
+    action: str
+    original: str = field(repr=False)
+    answer: str | None = field(default=None, repr=False)
+    finish_reason: str | None = None
+    rungs: tuple[RungResult, ...] = ()
+    correction: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all rungs together, prompts included."""
+        return sum(rung.tokens for rung in self.rungs)
+
+    @property
+    def ms(self) -> float:
+        """The time of all rungs together, in milliseconds."""
+        return sum(rung.ms for rung in self.rungs)
+
+    def to_json(self) -> JSON:
+        """The `mitigation` of the `modint` object."""
+        return {
+            "asked": self.asked,
+            "original": self.original,
+            "answer": self.answer,
+            "correction": self.correction,
+            "rungs": [rung.to_json() for rung in self.rungs],
+            "tokens": self.tokens,
+            "ms": round(self.ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The content of the `modint` object. Influences, synergy and noise are those of `Score`."""
+
+    verdict: Verdict
+    relevant: Relevant = Relevant.UNKNOWN
+    relevant_source: RelevantSource = "none"
+    examined: tuple[str, ...] = ()
+    influence_text: float | None = None
+    influence_image: float | None = None
+    synergy: float | None = None
+    relative_entropy: float | None = None
+    noise: float | None = None
+    image_only: str | None = None
+    text_only: str | None = None
+    probes: tuple[ProbeResult, ...] = ()
+    notes: tuple[str, ...] = ()
+    method: str = FIRST_TOKEN
+    action: str = ANNOTATE  # what was done, one of TAKEN_ACTIONS
+    mitigation: Mitigation | None = None
+    schema: str = SCHEMA_VERSION
+
+    def to_json(self) -> JSON:
+        """The `modint` object (docs/schema/modint-1.schema.json)."""
+        return {
+            "schema": self.schema,
+            "verdict": self.verdict.state.value,
+            "cause": self.verdict.cause.value if self.verdict.cause else None,
+            "risk": self.verdict.risk,
+            "calibrated": self.verdict.calibrated,
+            "reason": self.verdict.reason,
+            "relevant": self.relevant.value,
+            "relevant_source": self.relevant_source,
+            "examined": list(self.examined),
+            "influence": {
+                "text": self.influence_text,
+                "image": self.influence_image,
+                "synergy": self.synergy,
+            },
+            "relative_entropy": self.relative_entropy,
+            "noise": self.noise,
+            "answers": {"image_only": self.image_only, "text_only": self.text_only},
+            "probes": [probe.to_json() for probe in self.probes],
+            "method": self.method,
+            "notes": list(self.notes),
+            "action": self.action,
+            "mitigation": self.mitigation.to_json() if self.mitigation else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A completion with the `modint` object in it, and the same as a typed report."""
+
+    completion: JSON
+    report: Report

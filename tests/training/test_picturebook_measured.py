@@ -1,0 +1,95 @@
+"""The picture-book as a world to train on and to measure: slots, watched items, whole replies, rows."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.picturebook import document_rows, table_rows
+from modint_guard.data.item import reply_for
+from modint_guard.evaluation.runner import Row
+from modint_training.data.sampler import Quotas
+from modint_training.loop.predict import first_words
+from modint_training.models.loading import load_base
+from modint_training.picturebook.conditions import Condition
+from modint_training.picturebook.documents import documents
+from modint_training.picturebook.replies import replies, right
+from modint_training.picturebook.source import WORLD
+from modint_training.recipe import TuneRecipe
+from modint_training.tinyworld import suite as tinyworld
+from tests.training.small import lora_recipe
+
+KEYS = (
+    *("model", "family", "perturbation", "held_out", "placement", "task"),
+    *("n", "accuracy", "ci_low", "ci_high", "flagged_rate"),
+)
+
+
+def recipe(**settings: Any) -> TuneRecipe:
+    return lora_recipe(Path("base")).model_copy(update=settings)
+
+
+def test_a_slot_gives_the_same_item_of_its_family_at_every_call() -> None:
+    slots = Quotas((2, 1, 1), 8).slots(3)
+    first, second = ([WORLD.source(recipe())(slot) for slot in slots] for _ in range(2))
+    assert first == second
+    assert [item.family for item in first] == [slot.family for slot in slots]
+    assert all(item.id.startswith("train-") and not item.held_out_wording for item in first)
+
+
+@pytest.mark.parametrize("letter", [0.0, 1.0])
+def test_as_many_questions_about_pictures_are_lettered_as_the_recipe_says(letter: float) -> None:
+    source = WORLD.source(recipe(letter=letter))
+    slots = Quotas((1, 0, 0), 30).slots(0)
+    assert {source(slot).form == "letter" for slot in slots} == {letter == 1.0}
+
+
+def test_every_watched_item_is_compared_with_its_clean_self() -> None:
+    watched = {each.name: each for each in WORLD.validation(11)}
+    assert len(watched) == 7
+    for each in watched.values():
+        assert [item.id for item in each.items] == [item.id for item in watched[each.clean].items]
+
+
+def test_whole_replies_are_those_of_a_model_read_token_by_token() -> None:
+    model, processor = load_base("tinyworld-base")
+    items = [item for family in ("image-heavy", "text-heavy") for item in tinyworld.items(family, "test", 10)]
+    assert [text.split()[0] for text in replies(model, processor, items)] == first_words(
+        model, processor, items
+    )
+    assert sum(right(model, processor, items)) > 15
+
+
+def answered(cell: Condition) -> list[Row]:
+    """Rows of which the first five are right and the last two flagged."""
+    items = cell.items("test", 8)
+    texts = [reply_for(item, item.answer if index < 5 else item.wrong) for index, item in enumerate(items)]
+    states = ["pass"] * 6 + ["flagged"] * 2
+    return [
+        Row(item, "base", text, right=index < 5, modint={"verdict": state})
+        for index, (item, text, state) in enumerate(zip(items, texts, states, strict=True))
+    ]
+
+
+def test_rows_count_all_items_and_each_sub_task() -> None:
+    cell = Condition("image-heavy", "misleading_description")
+    rows = list(table_rows("base", cell, answered(cell)))
+    assert {tuple(row) for row in rows} == {KEYS}
+    counted = {row["task"]: (row["n"], row["accuracy"], row["flagged_rate"]) for row in rows}
+    assert counted["all"] == (8, 0.625, 0.25)
+    assert counted["open"] == (3, 1.0, 0.0)
+    assert counted["yes_no"] == (2, 1.0, 0.0)
+    assert counted["lettered"] == (2, 0.0, 0.5)
+    assert all(row["ci_low"] <= row["accuracy"] <= row["ci_high"] for row in rows)
+
+
+def test_documents_are_counted_by_flags_alone() -> None:
+    items = documents("test", 24)
+    found = [Row(item, "base", "?", right=False, modint={"verdict": "flagged"}) for item in items]
+    rows = list(document_rows("base", found))
+    assert {tuple(row) for row in rows} == {KEYS}
+    assert {(row["placement"], row["accuracy"]) for row in rows} == {("document", None)}
+    whole = [row for row in rows if row["task"] == "all"]
+    assert Counter(row["n"] for row in whole) == {8: 3}
+    assert {row["flagged_rate"] for row in rows} == {1.0}
