@@ -14,8 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Fixtures of tests/e2e: an engine each that the whole session shares.
-ENGINES = ("served", "scaled_url")
+# What a whole session shares: an engine each, and a process from which others are forked.
+SHARED = ("served", "scaled_url", "forked")
 
 
 def _in_ci() -> bool:
@@ -36,14 +36,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _group(item: pytest.Item) -> str:
-    """The session's engine that a test asks, or its file."""
+    """What a test shares with other files, or its own file."""
     fixtures = getattr(item, "fixturenames", ())
-    return next((engine for engine in ENGINES if engine in fixtures), str(item.path))
+    return next((name for name in SHARED if name in fixtures), str(item.path))
 
 
 def _rank(item: pytest.Item) -> int:
     """How early a test begins: after a long one at the end, all other processes would have to wait."""
-    early = (_group(item) in ENGINES, *map(item.get_closest_marker, ("e2e", "slow")))
+    early = (_group(item) in SHARED, *map(item.get_closest_marker, ("e2e", "slow")))
     return next((rank for rank, sign in enumerate(early) if sign), len(early))
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from modint_training.tinyworld import language
+from tests.training import forked as forked_runs
 
 settings.register_profile("modint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modint")
@@ -15,3 +16,9 @@ settings.load_profile("modint")
 def processor() -> Any:
     """The processor that ships with the base."""
     return language.build_processor(language.train_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def forked() -> forked_runs.Run:
+    """Runs several processes of a program; what they import is imported once for all that ask for this."""
+    return forked_runs.run

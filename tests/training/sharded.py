@@ -2,14 +2,13 @@
 its processes, which talk by gloo, are such as it shards over. It would leave FSDP out on a CPU."""
 
 import os
-import sys
 from typing import Any
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
 
-from modint_guard.cli import main
+from modint_guard.cli import main as modint_guard
 
 
 def backend(self: PartialState, *_: Any) -> tuple[str, DistributedType]:
@@ -17,8 +16,9 @@ def backend(self: PartialState, *_: Any) -> tuple[str, DistributedType]:
     return "gloo", DistributedType.MULTI_GPU
 
 
-if __name__ == "__main__":
+def main(*words: str) -> None:
+    """`modint-guard WORDS`."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     distributed.init_process_group("gloo")
     PartialState._prepare_backend = backend
-    main(sys.argv[1:])
+    modint_guard(words)

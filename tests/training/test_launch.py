@@ -1,5 +1,5 @@
 """The documented way to several processes: `accelerate launch` with a shipped configuration, broken off by a
-signal to all of them, taken up, and exported by the first."""
+signal to all of them, taken up, and exported by the first; and sharded as it says to its processes."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from modint_training.recipe_files import accelerate_config, load_recipe
 from modint_training.runs import export_run
 from modint_training.tinyworld import suite
 from modint_training.tune import tune
+from tests.training.forked import Run
 from tests.training.small import save_small_base
 
 ROOT = Path(__file__).parents[2]
@@ -38,19 +39,24 @@ def settings(folder: Path) -> tuple[str, ...]:
     )
 
 
-def launched(
-    config: str, folder: Path, *arguments: str, program: str = "modint_guard.cli"
-) -> subprocess.Popen[str]:
+def train(folder: Path, *arguments: str) -> tuple[str, ...]:
+    """The words after `modint-guard`."""
+    return ("train", "robust-lora", *settings(folder), *arguments, "--runs", str(folder / "runs"))
+
+
+def launch(config: str, *words: str) -> list[str]:
+    """`accelerate launch --config_file … WORDS`."""
+    program = str(Path(sys.executable).with_name("accelerate"))
+    file = str(accelerate_config(config))
+    return [program, "launch", "--config_file", file, "--main_process_port", "0", *words]
+
+
+def launched(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`accelerate launch --config_file … -m modint_guard.cli train robust-lora …` in a process group of its
     own; what it says goes to `folder`/said."""
     with (folder / "said").open("w") as said:
         return subprocess.Popen(
-            [
-                *(str(Path(sys.executable).with_name("accelerate")), "launch"),
-                *("--config_file", str(accelerate_config(config)), "--main_process_port", "0"),
-                *("-m", program, "train", "robust-lora", *settings(folder), *arguments),
-                *("--runs", str(folder / "runs")),
-            ],
+            launch("ddp-cpu", "-m", "modint_guard.cli", *train(folder, *arguments)),
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -79,7 +85,7 @@ def folder(processor: Any, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -> None:
     run = folder / "runs" / "mine"
-    running = launched("ddp-cpu", folder, "steps=2000")
+    running = launched(folder, "steps=2000")
     deadline = time.monotonic() + PATIENCE_S
     while len(read_log(run / "log.jsonl")) < 3:
         assert running.poll() is None and time.monotonic() < deadline, (folder / "said").read_text("utf-8")
@@ -94,7 +100,7 @@ def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -
     }
     assert (run / "curves.png").is_file() and not (run / "export").exists()
 
-    code, said = ended(launched("ddp-cpu", folder, f"steps={step + 2}", "--resume", "auto"), folder)
+    code, said = ended(launched(folder, f"steps={step + 2}", "--resume", "auto"), folder)
     assert (code, said.count("wrote ")) == (0, 1), said
     record = json.loads((run / "export" / "run.json").read_text("utf-8"))
     assert [figures["step"] for figures in record["validation"]] == [step + 2]
@@ -107,10 +113,23 @@ PGD = (
 FULL = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
 
 
+@pytest.fixture(scope="module")
+def fsdp2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What `accelerate launch` says to the processes of fsdp2.yaml, in their environment; but not that it
+    watches over them, for it only starts others here."""
+    folder = Path(tmp_path_factory.mktemp("fsdp2"))
+    command = launch("fsdp2", "--no_python", "sh", "-c", f"env > {folder}/$RANK")
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+    said = dict(line.partition("=")[::2] for line in (folder / "1").read_text("utf-8").splitlines())
+    said = {name: value for name, value in said.items() if name not in os.environ}
+    assert (said["RANK"], said["WORLD_SIZE"], said["ACCELERATE_USE_FSDP"]) == ("1", "2", "true")
+    return {name: value for name, value in said.items() if not name.startswith("TORCHELASTIC_")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported(
-    folder: Path, kind: str
+    forked: Run, fsdp2: dict[str, str], folder: Path, kind: str
 ) -> None:
     run = folder / "runs" / "mine"
     method = (f"attack={PGD}", "lr=0.01", "steps=3", *(FULL if kind == "full" else ()))
@@ -118,9 +137,9 @@ def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported
     assert isinstance(recipe, TuneRecipe)
     alone = tune(recipe, folder / "alone").model.state_dict()
     for arguments in (("checkpoint_minutes=1e-9",), ("--resume", "auto")):
-        sharded = launched("fsdp2", folder, *method, *arguments, program="tests.training.sharded")
-        code, said = ended(sharded, folder)
-        assert (code, said.count(f"`modint-guard export {run}`"), said.count("wrote ")) == (0, 1, 0), said
+        words = train(folder, *method, *arguments)
+        said = "".join(map("".join, forked("tests.training.sharded", words, folder, **fsdp2)))
+        assert (said.count(f"`modint-guard export {run}`"), said.count("wrote ")) == (1, 0), said
         assert whole_steps(run / kind)[-2:] == [2, 3]
         if arguments[0] != "--resume":
             shutil.rmtree(run / kind / "checkpoint-3")  # as if it had been broken off before
