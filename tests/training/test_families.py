@@ -133,7 +133,7 @@ def test_earlier_turns_and_a_system_text_stand_before_the_question(name: str, ma
     chat = perturb(item, "misleading_description").replace(turns=earlier, system="Be brief.")
     if name == "instructblip":
         with pytest.raises(
-            ConfigError, match=f"^item {chat.id}: a model without a chat template reads one question and no"
+            ConfigError, match=f"^item {chat.id}: a model without a chat template reads a single question"
         ):
             encode(chat, processor)
         return
