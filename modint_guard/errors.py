@@ -17,6 +17,8 @@ ModintError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -113,3 +115,11 @@ class EngineError(ModintError):
 
 class TrainingStopped(ModintError):  # noqa: N818 - nothing is wrong
     """A training stopped on SIGTERM after saving a checkpoint; the message says how to resume it."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like a misspelt one, for messages that ask "did you mean …?".
+
+    known: one or more names.
+    """
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from modint_guard.chat.options import parse_options
 from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.request import parse
 from modint_guard.config import GuardConfig
-from modint_guard.errors import RequestError
+from modint_guard.errors import RequestError, nearest
 from modint_guard.judging import verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.text_match import MAX_TOKENS
@@ -198,7 +197,7 @@ def _token_options(body: JSON) -> TokenOptions:
 
 
 def _unknown_probe(name: str, known: tuple[str, ...]) -> RequestError:
-    near = difflib.get_close_matches(name[:40], known, n=1, cutoff=0.0)[0]
+    near = nearest(name[:40], known)
     return RequestError(
         f"`modint.probes` names {name[:40]!r}, which is no probe here: did you mean {near!r}?",
         param="modint.probes",

@@ -35,10 +35,8 @@ from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, RUNGS, Complete, Plan, Replies, Reply, RungOutcome, State
 
 PLAUSIBLE = 0.1  # of the best answer's probability
-PATIENT: dict[str, Any] = {
-    "max_tokens": 10_000_000,
-    "deadline_s": 600.0,
-}  # without limits: the table compares answers, not deadlines
+# Without limits: the table compares answers, not deadlines.
+PATIENT: dict[str, Any] = {"max_tokens": 10_000_000, "deadline_s": 600.0}
 CONTROLS = ("greedy", "constant_bias", "plausibility_only", "always_neutralise", "always_escalate")
 _SETTLING = (RungOutcome.MENDED, RungOutcome.CONFIRMED, RungOutcome.ABSTAINED)
 

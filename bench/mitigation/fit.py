@@ -252,6 +252,7 @@ from collections.abc import Mapping
 
 DEBIAS_LAMBDA = {debias_lambda}
 ACCEPT_AT = {accept_at}
-# The ladder's rungs by cause, relevant modality and form of the answer, where enough answers were flagged.
+# The ladder's rungs by cause, relevant modality and form of the answer, for kinds with enough flagged
+# answers.
 ORDERS: Mapping[tuple[str, str, str], tuple[str, ...]] = {orders}
 '''

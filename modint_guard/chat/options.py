@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, cast
 
-from modint_guard.errors import RequestError
+from modint_guard.errors import RequestError, nearest
 from modint_guard.types import ACTIONS, MAX_DEADLINE_S, ModintOptions, Relevant
 
 MODE_HEADER = "x-modint-mode"
@@ -47,7 +46,7 @@ def _header(headers: Mapping[str, str] | None, name: str) -> str | None:
 
 def _unknown_key(key: Any) -> RequestError:
     shown = str(key)[:40]
-    near = difflib.get_close_matches(shown, OPTION_KEYS, n=1, cutoff=0.0)[0]
+    near = nearest(shown, OPTION_KEYS)
     return RequestError(
         f"`modint.{shown}` is not a key of `modint`: did you mean `{near}`? Known: {', '.join(OPTION_KEYS)}.",
         param=f"modint.{shown}",

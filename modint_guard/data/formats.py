@@ -6,7 +6,6 @@ A format is a function of one row. What is the same for all of them (options, th
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from modint_guard.data.item import Item, Turn
 from modint_guard.data.rows import excerpt
+from modint_guard.errors import nearest
 from modint_guard.types import JSON
 
 MARK = "<image>"
@@ -66,7 +66,7 @@ class Columns:
         known = [field.name for field in fields(self)]
         for key in names:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                near = nearest(key, known)
                 raise ValueError(f"no column {key!r}: did you mean {near!r}? Known: {', '.join(known)}")
         return replace(self, **names)
 
@@ -301,7 +301,7 @@ def items(row: JSON, columns: Columns) -> Draft:
             raise ValueError(f"has no {name!r}: an item needs {', '.join(_ITEM_NEEDS)}")
     for name in row:
         if name not in _ITEM_FIELDS:
-            near = difflib.get_close_matches(name, _ITEM_FIELDS, n=1, cutoff=0.0)[0]
+            near = nearest(name, _ITEM_FIELDS)
             raise ValueError(f"{name!r} is not a field of an item: did you mean {near!r}?")
     question = Turn("user", _text(row["question"], "question"))
     return Draft((question,), None, id=_id(row), pictures=_pictures(row, "image"), extra=row)

@@ -7,7 +7,6 @@ alone.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from modint_guard.data.item import FAMILIES, LETTERS, Family, Form, Item, Turn, 
 from modint_guard.data.perturb import seeded
 from modint_guard.data.pictures import Picture, locate_picture
 from modint_guard.data.rows import Row, excerpt
+from modint_guard.errors import nearest
 from modint_guard.types import JSON
 
 Choices = tuple[tuple[str, str], ...]  # (label, text) of each
@@ -194,7 +194,7 @@ def _checked(extra: Mapping[str, Any]) -> Mapping[str, Any]:
     kinds = {**dict.fromkeys(_LISTS, list), "held_out_wording": bool}
     for key, value in extra.items():
         if key not in EXTRA_KEYS:
-            near = difflib.get_close_matches(key, EXTRA_KEYS, n=1, cutoff=0.0)[0]
+            near = nearest(key, EXTRA_KEYS)
             raise ValueError(f"`modint.{key}` is not a key of `modint`: did you mean `{near}`?")
         kind = kinds.get(key, str)
         if key not in DONORS and not isinstance(value, kind):

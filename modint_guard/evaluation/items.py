@@ -22,7 +22,7 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A JSON, JSONL, Parquet or Arrow file, a folder, or a generated world (tinyworld).",
+        help="A JSON, JSONL, Parquet or Arrow file, a folder, or a generated world such as tinyworld.",
     ),
 ]
 Limit = Annotated[

@@ -176,8 +176,8 @@ def check_for(
     base model itself. probes: the names of the probes that run.
     """
     name, base = calibration.served_name, calibration.model
-    fits = name in models and (models[name] == base if calibration.adapter else models[name] is None)
-    if not fits:
+    is_served = name in models and (models[name] == base if calibration.adapter else models[name] is None)
+    if not is_served:
         made_for = f"{base} with the adapter {name}" if calibration.adapter else base
         served = ", ".join(sorted(models)) or "nothing"
         raise ConfigError(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 DEBIAS_LAMBDA = 1.0
 ACCEPT_AT = 0.99
-# The ladder's rungs by cause, relevant modality and form of the answer, where enough answers were flagged.
+# The ladder's rungs by cause, relevant modality and form of the answer, for kinds with enough flagged
+# answers.
 ORDERS: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("text", "image", "options"): ("neutralise", "escalate", "debias"),
     ("text", "image", "word"): ("neutralise", "escalate", "debias"),

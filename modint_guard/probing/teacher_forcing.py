@@ -8,6 +8,7 @@ split into the same tokens again: token ids are compared, or the tokens' texts i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from modint_guard.chat.reply import answer_positions, reply_of, token_text
@@ -55,17 +56,7 @@ def forced_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
         scored = _positions(completion, answer_positions(answer))
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise EndpointError("The upstream's answer holds no log-probabilities of the prompt.") from exc
-    return Reply(
-        text=answer.text,
-        finish_reason=reply.finish_reason,
-        token=None,
-        top=None,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        cached_tokens=reply.cached_tokens,
-        ms=ms,
-        forced=scored,
-    )
+    return replace(reply, text=answer.text, token=None, top=None, skip=None, positions=(), forced=scored)
 
 
 def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Position, ...]:

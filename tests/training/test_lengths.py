@@ -15,7 +15,7 @@ from modint_guard.data.perturb import clean_view
 from modint_guard.errors import DataError
 from modint_training.data.batches import data_source, pools_of, twin_batches
 from modint_training.data.collate import collate, encode
-from modint_training.data.lengths import check_lengths
+from modint_training.data.lengths import check_lengths, check_validation
 from modint_training.recipe import TuneRecipe
 from modint_training.tinyworld import suite
 from modint_training.tune import tune
@@ -87,6 +87,20 @@ def test_a_validation_example_too_long_ends_the_run_before_its_first_step_too(
         tune(recipe_of(data, f"base={base}", f"validation={seen}", "max_length=120"), tmp_path / "run")
     assert (refused.value.file, refused.value.line is None) == (str(seen), False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_heavy_validation_example_with_a_picture_is_checked_under_every_perturbation(
+    processor: Any, tmp_path: Path
+) -> None:
+    pictured = [item.replace(image=item.agreeing) for item in suite.items("text-heavy", "validation", 2)]
+    data = write_llava(pictured, tmp_path / "data")
+    recipe = recipe_of(data)
+    check_validation(recipe, None, processor, read_data(data), 2)
+    short = recipe.model_copy(
+        update={"max_length": 30}
+    )  # the texts alone are shorter; a picture takes 26 tokens
+    with pytest.raises(DataError, match=r": its twin, \w+, takes \d\d tokens, more than max_length: 30"):
+        check_validation(short, None, processor, read_data(data), 2)
 
 
 def test_a_validation_example_that_is_measured_for_the_card_alone_is_held_to_it_too(

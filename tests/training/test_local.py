@@ -62,16 +62,15 @@ def test_an_answer_ends_with_the_end_token_or_at_its_limit(processor: Any) -> No
     assert silent["choices"][0]["message"]["content"] == ""
 
 
-def declared(group: str) -> EntryPoint:
-    """The entry point that `pyproject.toml` declares in this group."""
+def declared(group: str) -> list[EntryPoint]:
+    """The entry points that `pyproject.toml` declares in this group."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
-    ((name, value),) = project["entry-points"][group].items()
-    return EntryPoint(name, value, group)
+    return [EntryPoint(name, value, group) for name, value in project["entry-points"][group].items()]
 
 
 async def test_a_local_model_is_diagnosed_as_an_endpoint_is(tmp_path: Path) -> None:
     variants = variants_of(suite.items("image-heavy", "test", 2), ["misleading_description"], [5], 0)
-    reach = local_reach(load([declared(LOCAL)], "--local"), 1.0)
+    reach = local_reach(load(declared(LOCAL), "--local"), 1.0)
     with Journal(tmp_path / "answers.jsonl", {}) as journal:
         (answers,) = await ask_all([Target(BASE, ADAPTER)], variants, journal, reach=reach)
     assert len(answers) == 4 and {answer.method for answer in answers} == {"first_token"}
@@ -109,9 +108,17 @@ def test_two_pictures_are_too_many() -> None:
         item_of(body)
 
 
-def test_the_bundled_world_gives_its_test_items_in_both_wordings() -> None:
-    worlds = [declared(WORLDS)]
-    items = items_of("tinyworld", ReadingOptions(), limit=2, seed=5, split="test", worlds=worlds)
+@pytest.mark.parametrize("world", [point.name for point in declared(WORLDS)])
+def test_every_bundled_world_gives_each_family_in_both_wordings(world: str) -> None:
+    items = items_of(world, ReadingOptions(), limit=2, seed=5, split="test", worlds=declared(WORLDS))
+    assert [(item.family, item.held_out_wording) for item in items[::2]] == [
+        (family, held_out) for family in ("image-heavy", "text-heavy", "vqa") for held_out in (False, True)
+    ]
+    assert variants_of(items, [], [5], 0)
+
+
+def test_the_items_of_a_world_are_those_of_its_test_split_and_of_the_seed() -> None:
+    items = items_of("tinyworld", ReadingOptions(), limit=2, seed=5, split="test", worlds=declared(WORLDS))
     assert [item.id for item in items[::2]] == [
         f"test-5-{wording}-{family}-0"
         for family in ("image-heavy", "text-heavy", "vqa")

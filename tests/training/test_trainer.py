@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from modint_training.data.collate import Collated, collate, encode
 from modint_training.loop.plots import curve, draw_curves, smooth
 from modint_training.loop.trainer import (
     Evaluation,
+    LossTrainer,
     StepLog,
     Stream,
     fit,
@@ -358,6 +360,39 @@ def test_without_checkpoints_or_without_asking_a_run_starts_at_nought(tmp_path: 
 def test_a_stream_goes_on_from_where_it_is_told() -> None:
     stream = Stream(lambda step: [torch.tensor(step)], start=5)
     assert [int(batch) for batch in islice(stream, 3)] == [5, 6, 7]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A record of records, as the base's language training has them."""
+
+    parts: tuple[Points, ...]
+    inputs: dict[str, Tensor]
+
+
+def nested(step: int) -> Nested:
+    return Nested((line_batch(step), line_batch(step + 1)), {"ids": torch.tensor([step])})
+
+
+def test_a_record_reaches_the_loss_as_the_worker_made_it(tmp_path: Path) -> None:
+    seen: list[Nested] = []
+
+    def loss(net: nn.Module, batch: Nested) -> Tensor:
+        seen.append(batch)
+        return line_loss(net, batch.parts[0])
+
+    train(line(), loss, nested, tmp_path)
+    assert [batch.inputs["ids"].tolist() for batch in seen] == [[step] for step in range(STEPS)]
+    for step, batch in enumerate(seen):
+        assert all(torch.equal(part.x, line_batch(step + at).x) for at, part in enumerate(batch.parts))
+
+
+def test_every_tensor_of_a_record_moves_to_the_trainers_device() -> None:
+    trainer: Any = LossTrainer.__new__(LossTrainer)
+    trainer.args, trainer.is_deepspeed_enabled = SimpleNamespace(device=torch.device("meta")), False
+    moved = trainer._prepare_inputs(nested(0))
+    tensors = [moved.inputs["ids"], *(tensor for part in moved.parts for tensor in (part.x, part.y))]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 5
 
 
 def test_several_workers_bring_the_steps_in_order() -> None:

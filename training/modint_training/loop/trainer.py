@@ -32,13 +32,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modint_guard.errors import ConfigError, TrainingStopped
 from modint_training.loop.disk import disk_errors_as_sentences
+from modint_training.loop.validation import Evaluate, Figures
 from modint_training.method.passes import unwrap
 from modint_training.method.ranks import any_rank, is_first_process
 
 VALIDATION = "eval_"  # the Trainer's own prefix for figures of a validation split
 STOP_WORKER = signal.SIGUSR2  # sent to the workers that make batches when the training ends
-Figures = dict[str, float]
-Evaluate = Callable[[nn.Module, int], Figures]  # model, step
 B = TypeVar("B")  # a batch: a record (dataclass) of tensors, mappings and tuples of such
 
 

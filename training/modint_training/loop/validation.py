@@ -18,7 +18,8 @@ from modint_training.method.masks import answer_tokens, known_mask, predicting_m
 from modint_training.method.passes import is_sharded, unwrap, whole_pass
 from modint_training.method.ranks import gather_over_ranks, joined_processes, rank
 
-Figures = Callable[[nn.Module, int], dict[str, float]]  # model, step -> figures by name
+Figures = dict[str, float]  # by name
+Evaluate = Callable[[nn.Module, int], Figures]  # of a model at a step
 
 MAX_ROWS, MAX_TOKENS = 64, 16_384  # of a batch, padding included
 
@@ -57,13 +58,13 @@ def validation_sets(data: DataSet, count: int, kinds: Sequence[str]) -> list[Val
     return sets
 
 
-def validation_figures(sets: Sequence[ValidationSet], processor: Any) -> Figures:
+def validation_figures(sets: Sequence[ValidationSet], processor: Any) -> Evaluate:
     """The figures that an `Evaluation` keeps: `loss`, the mean cross-entropy of all true answers in nats a
     token; the accuracy in each condition; and `condition/flips`, the share of items whose first token differs
     from that in the clean condition. No figures without sets. With several ranks each measures a part of the
     items, and all get the figures of the whole."""
 
-    def figures(model: nn.Module, step: int) -> dict[str, float]:
+    def figures(model: nn.Module, step: int) -> Figures:
         measured = _measure_sets(model, processor, sets)
         every = [answer for answers in measured.values() for answer in answers]
         return {
@@ -77,7 +78,7 @@ def validation_figures(sets: Sequence[ValidationSet], processor: Any) -> Figures
     return figures if sets else lambda model, step: {}
 
 
-def accuracy_figures(sets: Sequence[ValidationSet], processor: Any) -> Figures:
+def accuracy_figures(sets: Sequence[ValidationSet], processor: Any) -> Evaluate:
     """The accuracies of `validation_figures` alone."""
     return lambda model, step: _accuracies(_measure_sets(model, processor, sets))
 

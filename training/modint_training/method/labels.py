@@ -3,9 +3,8 @@
 from enum import IntEnum
 
 IGNORED = -100  # the label of a position that no loss reads
-UNKNOWN = (
-    -101
-)  # stands where the answer of an unlabelled example would begin: compared between twins, not learned
+# The label at which the answer of an unlabelled example would begin: compared between twins, and not learned.
+UNKNOWN = -101
 
 
 class Part(IntEnum):

@@ -21,7 +21,7 @@ made to show modality interference honestly, not to be useful: it knows 12 sub-t
 
 {origin(run)}
 
-## What it learnt from
+## Training data
 
 Labels follow the picture or the text that ought to decide, never a lie.
 

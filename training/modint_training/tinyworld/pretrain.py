@@ -24,7 +24,7 @@ from modint_training.loop.trainer import (
     remove_checkpoints,
     seed_everything,
 )
-from modint_training.loop.validation import accuracy_figures
+from modint_training.loop.validation import Figures, accuracy_figures
 from modint_training.method.families import clip_pixels
 from modint_training.method.labels import IGNORED
 from modint_training.method.ranks import started_processes
@@ -72,7 +72,7 @@ def pretrain(recipe: PretrainRecipe, folder: Path, *, resume: str = "no") -> Tra
 
 def train_jointly(
     model: Any, processor: Any, recipe: PretrainRecipe, folder: Path, resume: str
-) -> list[dict[str, float]]:
+) -> list[Figures]:
     """Train the whole model on answers; returns the validation figures by step."""
     watched = validation_sets(recipe.evaluate_items)
     evaluation = Evaluation(accuracy_figures(watched, processor), recipe.evaluate_steps)

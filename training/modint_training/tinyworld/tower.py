@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modint_guard.data.perturb import seeded
-from modint_training.loop.validation import Figures
+from modint_training.loop.validation import Evaluate, Figures
 from modint_training.method.families import clip_pixels
 from modint_training.method.labels import IGNORED
 from modint_training.tinyworld import draw, suite
@@ -74,12 +74,12 @@ def tower_batch(split: suite.Split, seed: int, indices: range, processor: Any) -
     return TowerBatch(clip_pixels(pictures, processor), torch.tensor(digits), torch.tensor(cells))
 
 
-def tower_accuracy(processor: Any, count: int) -> Figures:
+def tower_accuracy(processor: Any, count: int) -> Evaluate:
     """Shares of validation pictures whose digit, or all of whose counts, are right; of `count` pictures."""
     batch = tower_batch("validation", 0, range(count), processor)
 
     @torch.no_grad()
-    def figures(net: nn.Module, step: int) -> dict[str, float]:
+    def figures(net: nn.Module, step: int) -> Figures:
         device = next(net.parameters()).device
         digit, cells = (logits.argmax(-1).cpu() for logits in net(batch.pixel_values.to(device)))
         is_digit = batch.digit != IGNORED
