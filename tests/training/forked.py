@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 PATIENCE_S = 500
@@ -22,17 +23,29 @@ SERVER.set_forkserver_preload(
     ]
 )
 
+Environment = Mapping[str, str]
+NOTHING_MORE: Environment = MappingProxyType({})
+
 
 class Run(Protocol):
     """`run`, as tests are given it."""
 
     def __call__(
-        self, program: str, arguments: Sequence[object], folder: Path, ranks: int = 2, **environment: str
+        self,
+        program: str,
+        arguments: Sequence[object],
+        folder: Path,
+        ranks: int = 2,
+        environment: Environment = NOTHING_MORE,
     ) -> list[tuple[str, str]]: ...
 
 
 def run(
-    program: str, arguments: Sequence[object], folder: Path, ranks: int = 2, **environment: str
+    program: str,
+    arguments: Sequence[object],
+    folder: Path,
+    ranks: int = 2,
+    environment: Environment = NOTHING_MORE,
 ) -> list[tuple[str, str]]:
     """What each process of `program` prints, out and aside, each as a launcher starts it; its `main` is given
     the arguments as text. All must end well, and none may wait for another for ever."""

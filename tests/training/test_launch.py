@@ -138,7 +138,7 @@ def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported
     alone = tune(recipe, folder / "alone").model.state_dict()
     for arguments in (("checkpoint_minutes=1e-9",), ("--resume", "auto")):
         words = train(folder, *method, *arguments)
-        said = "".join(map("".join, forked("tests.training.sharded", words, folder, **fsdp2)))
+        said = "".join(map("".join, forked("tests.training.sharded", words, folder, environment=fsdp2)))
         assert (said.count(f"`modint-guard export {run}`"), said.count("wrote ")) == (1, 0), said
         assert whole_steps(run / kind)[-2:] == [2, 3]
         if arguments[0] != "--resume":
