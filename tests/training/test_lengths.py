@@ -163,9 +163,7 @@ def test_a_chat_for_a_model_without_a_template_is_refused_with_its_place(
     item = suite.items("text-heavy", "train", 1)[0]
     write_items([item, item.replace(id="x", **more)], tmp_path)
     model, own = small_family("instructblip", processor)
-    said = (
-        r"items\.jsonl:2: sample 'x': a model without a chat template reads a single question: leave"
-    )
+    said = r"items\.jsonl:2: sample 'x': a model without a chat template reads a single question: leave"
     with pytest.raises(DataError, match=said):
         check(tmp_path, own, "quotas=[0, 1, 0]", config=model.config)
 
