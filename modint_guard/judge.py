@@ -39,6 +39,9 @@ NOTE_TOO_LONG = "Without log-probabilities only short answers are compared, by g
 NOTE_UNLISTED = (
     "Neither the model nor a view has the answer's first word among its likely ones: nothing to compare."
 )
+NOTE_NOT_PREFERRED = (
+    "The request itself does not clearly prefer this answer (drawn by chance, or given): no view changed one."
+)
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
@@ -67,8 +70,10 @@ class Judge:
         assert score is not None
         thresholds, is_fitted = self._thresholds(plan, score)
         decided = verdict.decide(score, plan.relevant, thresholds, has_context=_has_context(plan.chat))
-        # The guarantee of a calibration holds for answers of one token, and for answers scored as a whole.
-        calibrated = is_fitted and not score.partial and decided.risk is not None
+        # The guarantee of a calibration holds for answers of one token, and for answers scored as a whole,
+        # that are the most probable ones.
+        covered = not score.partial and not _is_not_preferred(score)
+        calibrated = is_fitted and covered and decided.risk is not None
         return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
 
     def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
@@ -167,6 +172,7 @@ class Judge:
             notes=(
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
+                *((NOTE_NOT_PREFERRED,) if _is_not_preferred(score) else ()),
                 *_saved(plan, replies),
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
             ),
@@ -207,6 +213,11 @@ def _row(name: str, answer: Reply, reply: Reply | Failure, plan: Plan, threshold
 
 def _has_context(chat: Chat) -> bool:
     return chat.context is not None
+
+
+def _is_not_preferred(score: Score) -> bool:
+    """Whether no view that was compared found the answer to be the one that the request prefers."""
+    return bool(score.cells) and not any(cell.preferred for cell in score.cells.values())
 
 
 def _saved(plan: Plan, replies: Replies) -> tuple[str, ...]:

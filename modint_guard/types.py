@@ -259,13 +259,14 @@ class CellScore:
     exact: bool  # over all options; otherwise a lower bound from top-k lists
     coverage: float  # how much of both distributions their top-k lists hold, in [0, 1]
     flip: bool | None  # None: undecided
-    margin: float  # p(view's top answer) - p(y) under the view, in [-1, 1]; negative if y is the top answer
+    margin: float  # p(best other answer) - p(y), view against request if another leads there too, in [-1, 1]
     confidence: float  # the probability of the view's top answer
     p_answer: float  # p(y) under the view
     reproduces: bool  # whether y is the view's top answer
     delta_logprob: float  # log p(y) of the answer minus that under the view, nats
     entropy: float  # of the view, bits, the tail counted as one symbol
     answer: str  # the view's own
+    preferred: bool = True  # whether the request itself prefers y: what it does not, no view can change
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,10 @@ All distributions are those of the first content position: the first generated t
 space. Server, training and evaluation import these functions, so that "divergence", "flip" and "influence"
 mean the same everywhere. Log-probabilities are natural.
 
+A view can only change an answer that the request itself prefers. One that was drawn by chance, or that comes
+from elsewhere, may be led by the same other answer with and without a modality: that is no flip, and its
+margin is what the view adds to that lead.
+
 A flip needs a lead above the noise floor, which is `flip_margin`, or twice the noise if that is more. The
 noise is the largest change of a probability when the same input was asked again (`noop`). It counts twice
 because a lead is the difference of two probabilities, and each of them may have moved by as much.
@@ -106,18 +110,21 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     y = word if exact else word.casefold()
     best = max(view_p, key=view_p.__getitem__)
     p_y = view_p.get(y, 0.0)
+    lead, request_lead = _lead_over(view_p, y), _lead_over(exact[0] if exact else p, y)
+    preferred = request_lead < -thresholds.flip_margin
     return CellScore(
         divergence=js_divergence(*exact) if exact else js_lower_bound(answer.top, view.top),
         exact=exact is not None,
         coverage=coverage(answer.top, view.top),
-        flip=_flip(best == y, view_p[best] - p_y, thresholds),
-        margin=view_p[best] - p_y if best != y else _runner_up(view_p, y) - p_y,
+        flip=_flip(best == y, lead, thresholds) if preferred or best == y else None,
+        margin=_added(lead, request_lead),
         confidence=min(1.0, view_p[best]),
         p_answer=min(1.0, p_y),
         reproduces=best == y,
         delta_logprob=_log(_p_of(p, word), thresholds) - _log(_p_of(q, word), thresholds),
         entropy=entropy(view_p),
         answer=_answer_text(view, best),
+        preferred=preferred,
     )
 
 
@@ -145,7 +152,7 @@ def compare_forced(
         exact=False,
         coverage=coverage(full[deciding].top, view[deciding].top),
         flip=_flip(lead < 0.0, lead, thresholds) if decided else None,
-        margin=lead,
+        margin=_added(lead, _lead(full[deciding])),
         confidence=p_answer if lead < 0.0 else min(1.0, view_p[best]),
         p_answer=p_answer,
         reproduces=lead < 0.0,
@@ -155,14 +162,24 @@ def compare_forced(
         ),
         entropy=entropy(view_p),
         answer=answer.text.strip() if lead < 0.0 else best,
+        preferred=decided,
     )
 
 
 def _lead(position: Position) -> float:
     """p(the best other token) - p(y_t), in [-1, 1]."""
-    words = word_distribution(position.top)
-    y = token_text(position.token).casefold()
-    return _runner_up(words, y) - words.get(y, 0.0)
+    return _lead_over(word_distribution(position.top), token_text(position.token).casefold())
+
+
+def _lead_over(distribution: Distribution, y: str) -> float:
+    """p(the best other answer) - p(y), in [-1, 1]."""
+    best_other = max((p for key, p in distribution.items() if key != y), default=0.0)
+    return best_other - distribution.get(y, 0.0)
+
+
+def _added(lead: float, request_lead: float) -> float:
+    """What a view adds to the lead that another answer has over y in the request, if it has one there."""
+    return max(-1.0, lead - max(0.0, request_lead))
 
 
 def comparable(answer: Reply, replies: Replies) -> Replies:
@@ -374,10 +391,6 @@ def _flip(is_same: bool, lead: float, thresholds: Thresholds) -> bool | None:
     if is_same:
         return False
     return True if lead > thresholds.flip_margin else None
-
-
-def _runner_up(distribution: Distribution, y: str) -> float:
-    return max((p for key, p in distribution.items() if key != y), default=0.0)
 
 
 def _p_of(words: Distribution, word: str) -> float:

@@ -14,10 +14,11 @@ unknown   conflict     the image alone and the text alone give different answers
 
 If a longer answer is judged at its first word, it is never flagged as prior, because every view may begin
 with "The". A flag as text or image is withdrawn if y also flipped under a control that ran (benign,
-permuted_options, question_first): such an answer moves with any change. With the thresholds of a calibration
-(by_risk_alone), text and image are flagged by the risk alone, unstable or not, because the calibration's
-guarantee holds for that rule. Any other answer passes; for both and unknown the report then states influences
-only.
+permuted_options, question_first): such an answer moves with any change. An answer that the request itself
+does not prefer, because it was drawn by chance or comes from elsewhere, is never flagged as text or image.
+With the thresholds of a calibration (by_risk_alone), text and image are flagged by the risk alone, unstable
+or not, because the calibration's guarantee holds for that rule. Any other answer passes; for both and unknown
+the report then states influences only.
 
 Without a context, only neutral_image is used for relevant=text and both. For relevant=image there is no
 irrelevant modality to examine, and the request is skipped as "no_context", unless the neutral image gives y
@@ -103,7 +104,12 @@ def early_verdict(
     if asked == {first}:
         if risk < thresholds.clear_below:
             return Verdict(State.PASS, risk=risk)
-        flagged = thresholds.by_risk_alone and risk >= thresholds.flag_at and not corrects
+        flagged = (
+            thresholds.by_risk_alone
+            and risk >= thresholds.flag_at
+            and score.cells[first].preferred
+            and not corrects
+        )
     else:
         both_asked = asked == {NO_CONTEXT, NEUTRAL_IMAGE}
         flagged = both_asked and _interferes(score.cells, relevant, risk, thresholds)
@@ -112,6 +118,8 @@ def early_verdict(
 
 def _interferes(cells: Cells, relevant: Relevant, risk: float, thresholds: Thresholds) -> bool:
     """Whether the irrelevant modality is flagged at this risk."""
+    if not cells[WITHOUT_IRRELEVANT[relevant]].preferred:
+        return False
     follows_it = (
         cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
         if relevant is Relevant.IMAGE

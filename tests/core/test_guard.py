@@ -13,7 +13,7 @@ from modint_guard.chat.rebuild import rebuild
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
-from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_UNLISTED
+from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED, NOTE_UNLISTED
 from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
 from modint_guard.report import Report
 from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, State
@@ -63,6 +63,26 @@ async def test_a_sum_answered_from_the_picture_beside_it_is_flagged_image() -> N
     assert [row["name"] for row in said["probes"]] == ["neutral_image"]
     assert said["examined"] == ["image"]
     assert said["notes"] == [NOTE_IMAGE_ONLY]
+
+
+@pytest.mark.parametrize("by_risk_alone", [False, True])
+@pytest.mark.parametrize("relevant", ["text", "image"])
+async def test_an_answer_drawn_by_chance_is_not_flagged_where_no_view_changes_anything(
+    relevant: str, by_risk_alone: bool
+) -> None:
+    async def model(body: JSON) -> JSON:
+        sampled = "max_tokens" not in body  # the request at temperature 1; every view is greedy
+        drawn = completion("green" if sampled else "red", [{"red": 0.6, "blue": 0.28, "green": 0.12}])
+        if sampled:
+            drawn["choices"][0]["logprobs"]["content"][0] |= {"token": "green", "logprob": math.log(0.12)}
+        return drawn
+
+    guard = Guard(GuardConfig(thresholds=Thresholds(by_risk_alone=by_risk_alone)))
+    body = ask(f"{LIE}\n{QUESTION}", temperature=1, modint={"relevant": relevant})
+    found = (await guard.inspect(body, model)).report
+    assert (found.verdict.state, found.notes) == (State.PASS, (NOTE_NOT_PREFERRED,))
+    assert found.verdict.risk is not None and found.verdict.risk < guard.config.thresholds.flag_at
+    assert {row.outcome for row in found.probes} == {ProbeOutcome.UNDECIDED}
 
 
 async def test_an_answer_that_needs_neither_is_flagged_prior() -> None:
@@ -419,13 +439,13 @@ def test_a_given_answer_is_judged_at_its_own_first_word() -> None:
     own = reply("blue", blue=0.95, red=0.04)
     assert judged("**Blue**", own, **BELIEVES).verdict.cause == "text"
     said = judged("red like fire", own, **BELIEVES)
-    assert (said.verdict.state, said.notes) == ("pass", (NOTE_FIRST_TOKEN,))
+    assert (said.verdict.state, said.notes) == ("pass", (NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED))
     assert said.probes[0].delta_logprob == pytest.approx(math.log(0.04 / 0.97))
 
 
 def test_a_given_word_that_only_a_view_lists_is_at_most_as_likely_as_the_models_tail() -> None:
     said = judged("blue", reply("red", red=0.7, green=0.29), **BELIEVES)
-    assert said.verdict.cause == "text"
+    assert (said.verdict.state, said.notes) == ("pass", (NOTE_NOT_PREFERRED,))  # the request prefers red
     assert said.probes[1].delta_logprob == pytest.approx(math.log(0.01 / 0.9))
 
 

@@ -68,6 +68,20 @@ def test_a_lead_within_the_noise_is_undecided() -> None:
     assert (found.flip, found.reproduces, found.margin) == (None, False, pytest.approx(0.04))
 
 
+def test_of_an_answer_that_the_request_does_not_prefer_the_margin_is_what_the_view_adds() -> None:
+    drawn = reply("green", red=0.5, blue=0.3, green=0.2)
+    same = cell(drawn, reply("red", red=0.5, blue=0.3, green=0.2))
+    assert (same.preferred, same.flip, same.margin, same.divergence) == (False, None, 0.0, 0.0)
+    moved = cell(drawn, reply("red", red=0.9, green=0.1))
+    assert (moved.flip, moved.margin) == (None, pytest.approx(0.8 - 0.3))
+    kept = cell(drawn, reply("green", red=0.1, green=0.9))
+    assert (kept.flip, kept.reproduces, kept.margin) == (False, True, -1.0)
+    # A lead within the noise is no preference: the request might as well have said the other word.
+    assert not cell(reply("red", red=0.51, blue=0.49), reply("blue", blue=0.9, red=0.1)).preferred
+    labels = cell(reply("A", A=0.3, B=0.6, The=0.1), reply("B", A=0.3, B=0.6, The=0.1), "AB")
+    assert (labels.exact, labels.preferred, labels.flip, labels.margin) == (True, False, None, 0.0)
+
+
 def test_a_word_the_view_does_not_list_counts_as_its_tail_at_most() -> None:
     found = cell(reply("red", red=0.9, blue=0.1), reply("blue", blue=0.97, green=0.02))
     assert found.p_answer == 0.0
