@@ -267,6 +267,14 @@ class CellScore:
     entropy: float  # of the view, bits, the tail counted as one symbol
     answer: str  # the view's own
     preferred: bool = True  # whether the request itself prefers y: what it does not, no view can change
+    at: int = 0  # the position of the answer that all of this was read at
+    leads: tuple[float, ...] = ()  # p(the best other token) - p(y_t) under the view, of a whole answer
+
+    def gives(self, at: int) -> bool:
+        """Whether y's token is the view's top one at this position; one view without positions gives y or
+        does not.
+        """
+        return self.leads[at] < 0.0 if self.leads else self.reproduces
 
 
 @dataclass(frozen=True, slots=True)

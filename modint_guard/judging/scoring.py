@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist, fmean, median
 from typing import NamedTuple
 
 from modint_guard.chat.reply import answer_positions, log_sum, token_text
@@ -57,6 +58,10 @@ from modint_guard.types import (
     Reply,
     Score,
 )
+
+_CHANCE = 0.01  # the share of answers of any length in which noise alone moves a position that far
+_LOGIT_NOISE = 1.0  # nats: the least standard deviation of a logit under a change that means nothing
+_ENOUGH_POSITIONS = 10  # from here on an answer's own positions tell how far its words move
 
 
 class Influence(NamedTuple):
@@ -134,36 +139,72 @@ def compare_forced(
     """One view compared over the whole answer.
 
     full, view: the same tokens y_t, one or more, as the request itself and the view score them, with
-    alternatives. Only positions at which the request prefers y_t by more than the noise floor can decide. The
-    deciding one is that at which another token leads y_t by most under the view. The divergence is the
-    largest of all positions, `p_answer` the smallest p(y_t) of those that can decide, and `delta_logprob` the
-    mean over all positions (pointwise mutual information), in nats per token.
+    alternatives. Only positions at which the request prefers y_t by more than the noise floor can decide, and
+    of these only such as moved further than chance moves one of so many (`_moved`). The deciding one is that
+    at which another token leads y_t by most under the view. The divergence is the largest of the positions
+    that moved; if none did, margin and divergence are means, which do not grow with the length of an answer.
+    `p_answer` is the smallest p(y_t) of the positions that can decide, and `delta_logprob` the mean over all
+    positions (pointwise mutual information), in nats per token.
     """
     leads = [_lead(position) for position in view]
-    certain = [t for t, position in enumerate(full) if _lead(position) < -thresholds.flip_margin]
-    certain = [t for t in certain if token_text(full[t].token)] or list(range(len(full)))
-    decided = _lead(full[deciding := max(certain, key=leads.__getitem__)]) < -thresholds.flip_margin
+    added = [_added(lead, _lead(position)) for lead, position in zip(leads, full, strict=True)]
+    divergences = [js_lower_bound(p.top, q.top) for p, q in zip(full, view, strict=True)]
+    preferred = [t for t, position in enumerate(full) if _lead(position) < -thresholds.flip_margin]
+    certain = [t for t in preferred if token_text(full[t].token)]
+    moved = _moved(full, view, certain, thresholds)
+    able = certain or list(range(len(full)))
+    deciding = max(moved or able, key=leads.__getitem__)
     view_p = word_distribution(view[deciding].top)
-    lead = leads[deciding]
     best = max(view_p, key=view_p.__getitem__)
-    p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in certain))
+    p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in able))
+    reproduces = all(leads[t] < 0.0 for t in able)
+    flips = bool(moved) and leads[deciding] > thresholds.flip_margin
     return CellScore(
-        divergence=max(js_lower_bound(p.top, q.top) for p, q in zip(full, view, strict=True)),
+        divergence=max(divergences[t] for t in moved) if moved else fmean(divergences),
         exact=False,
         coverage=coverage(full[deciding].top, view[deciding].top),
-        flip=_flip(lead < 0.0, lead, thresholds) if decided else None,
-        margin=_added(lead, _lead(full[deciding])),
-        confidence=p_answer if lead < 0.0 else min(1.0, view_p[best]),
+        flip=True if flips else False if certain and reproduces else None,
+        margin=added[deciding] if moved else fmean(added[t] for t in able),
+        confidence=p_answer if reproduces else min(1.0, view_p[best]),
         p_answer=p_answer,
-        reproduces=lead < 0.0,
+        reproduces=reproduces,
         delta_logprob=pointwise_mutual_information(
             [max(position.logprob, math.log(thresholds.min_probability)) for position in full],
             [max(position.logprob, math.log(thresholds.min_probability)) for position in view],
         ),
         entropy=entropy(view_p),
-        answer=answer.text.strip() if lead < 0.0 else best,
-        preferred=decided,
+        answer=answer.text.strip() if leads[deciding] < 0.0 else best,
+        preferred=bool(certain),
+        at=deciding,
+        leads=tuple(leads),
     )
+
+
+def _moved(
+    full: Sequence[Position], view: Sequence[Position], certain: Sequence[int], thresholds: Thresholds
+) -> list[int]:
+    """The positions among `certain` at which the view moves y_t further than chance would move the furthest
+    of them.
+
+    What moves are the log-odds of y_t against the best other token. If nothing but noise does, one of n
+    positions moves further than the normal quantile of 1 - _CHANCE / n with probability _CHANCE (Bonferroni),
+    however many there are. The noise is that of _LOGIT_NOISE in each of the two logits, or the spread of the
+    answer's own positions (median absolute deviation) if that is more and there are enough to tell.
+    """
+    shifts = [_log_odds(full[t], thresholds) - _log_odds(view[t], thresholds) for t in certain]
+    if not shifts:
+        return []
+    spread = _LOGIT_NOISE * math.sqrt(2)
+    if len(shifts) >= _ENOUGH_POSITIONS:
+        spread = max(spread, median(map(abs, shifts)) / NormalDist().inv_cdf(0.75))
+    bound = spread * NormalDist().inv_cdf(1.0 - _CHANCE / len(shifts))
+    return [t for t, shift in zip(certain, shifts, strict=True) if shift > bound]
+
+
+def _log_odds(position: Position, thresholds: Thresholds) -> float:
+    """log p(y_t) - log p(the best other token), in nats."""
+    words, y = word_distribution(position.top), token_text(position.token).casefold()
+    return _log(words.get(y, 0.0), thresholds) - _log(_best_other(words, y), thresholds)
 
 
 def _lead(position: Position) -> float:
@@ -173,8 +214,11 @@ def _lead(position: Position) -> float:
 
 def _lead_over(distribution: Distribution, y: str) -> float:
     """p(the best other answer) - p(y), in [-1, 1]."""
-    best_other = max((p for key, p in distribution.items() if key != y), default=0.0)
-    return best_other - distribution.get(y, 0.0)
+    return _best_other(distribution, y) - distribution.get(y, 0.0)
+
+
+def _best_other(distribution: Distribution, y: str) -> float:
+    return max((p for key, p in distribution.items() if key != y), default=0.0)
 
 
 def _added(lead: float, request_lead: float) -> float:

@@ -4,7 +4,7 @@ y is the served answer. The views are no_context (the image alone), neutral_imag
 (neither).
 
 relevant  flagged as   if
-image     text         y flips without the context, the text alone reproduces y, and risk >= flag_at
+image     text         y flips without the context, the text alone gives what flipped, and risk >= flag_at
 image     prior        text alone and prior both give y with confidence, and the image alone gives y too
 text      image        y flips with a neutral image, and risk >= flag_at. What the image alone answers is no
                        evidence here: without its text the question has no answer to reproduce
@@ -121,7 +121,7 @@ def _interferes(cells: Cells, relevant: Relevant, risk: float, thresholds: Thres
     if not cells[WITHOUT_IRRELEVANT[relevant]].preferred:
         return False
     follows_it = (
-        cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].reproduces
+        cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].gives(cells[NO_CONTEXT].at)
         if relevant is Relevant.IMAGE
         else cells[NEUTRAL_IMAGE].flip
     )
