@@ -135,7 +135,7 @@ class Judge:
             return replace(report, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
         compared = replies if plan.schedule.method == REGENERATED else regenerate.whole_replies(replies)
         score = score_words(answer, compared, plan.chat)
-        lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0)
+        lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0, sure=0.0)
         decided = verdict.decide(score, plan.relevant, lenient, has_context=_has_context(plan.chat))
         if decided.state is State.FLAGGED and NOOP in score.missing:
             decided = Verdict(State.UNSCORED, reason=score.missing[NOOP])

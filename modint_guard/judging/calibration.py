@@ -95,7 +95,9 @@ class Fitted(_Record):
 
     def thresholds(self, base: Thresholds) -> Thresholds:
         """The constants of a verdict: the fitted ones, and those of `base` for all others."""
-        kept = {field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass")}
+        kept = {
+            field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass", "sure")
+        }
         weights = {f"weight_{name}": self.weights.get(name, 0.0) for name in FEATURES}
         return Thresholds(
             bias=self.bias,

@@ -33,8 +33,9 @@ class Thresholds:
     Jensen-Shannon divergence between the answer and the view. margin = p(top answer) - p(y) under the view,
     in [-1, 1]. PMI = log p(y) of the served answer minus log p(y) under the view, in nats per token. H is the
     entropy of the served answer at its first position, in bits. An answer is flagged `text` or `image` if the
-    view flips and risk >= flag_at; with `by_risk_alone`, which a calibration sets, by the risk alone. The
-    first three constants, flag_at and confident were fitted by `python -m bench thresholds` on TinyWorld's
+    view flips and risk >= flag_at, and if what ought to decide, alone, gives another answer with at least the
+    probability `sure`; with `by_risk_alone`, which a calibration sets, by the risk alone. The first three
+    constants, flag_at and confident were fitted by `python -m bench thresholds` on TinyWorld's
     validation split (bench/results/thresholds.md); the others are set by hand.
     """
 
@@ -46,13 +47,16 @@ class Thresholds:
     flag_at: float = 0.2
     by_risk_alone: bool = False
     clear_below: float = 0.0  # an answer with a lower risk after the first view passes; 0: no early stop
+    sure: float = (
+        0.99  # from which what ought to decide contradicts an answer; below, it may have needed help
+    )
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
     confident: float = 0.9999  # the probability from which a unimodal answer is certain (prior, conflict)
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
     min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
 
     def __post_init__(self) -> None:
-        for name in ("flag_at", "flip_margin", "confident", "min_option_mass", "clear_below"):
+        for name in ("flag_at", "flip_margin", "confident", "min_option_mass", "clear_below", "sure"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")

@@ -4,13 +4,18 @@ y is the served answer. The views are no_context (the image alone), neutral_imag
 (neither).
 
 relevant  flagged as   if
-image     text         y flips without the context, the text alone gives what flipped, and risk >= flag_at
+image     text         y flips without the context, the image alone is sure of another answer, the text alone
+                       gives what flipped, and risk >= flag_at
 image     prior        text alone and prior both give y with confidence, and the image alone gives y too
-text      image        y flips with a neutral image, and risk >= flag_at. What the image alone answers is no
-                       evidence here: without its text the question has no answer to reproduce
+text      image        y flips with a neutral image, the text alone is sure of another answer, and risk >=
+                       flag_at. What the image alone answers is no evidence here: without its text the
+                       question has no answer to reproduce
 text      prior        y still comes with confidence without the context, and without both
 both      prior        every view gives y with confidence
 unknown   conflict     the image alone and the text alone give different answers, both with confidence
+
+What ought to decide, alone, must be sure of another answer: a model that sees badly and was helped by its
+caption was not led astray by it.
 
 If a longer answer is judged at its first word, it is never flagged as prior, because every view may begin
 with "The". A flag as text or image is withdrawn if y also flipped under a control that ran (benign,
@@ -118,14 +123,13 @@ def early_verdict(
 
 def _interferes(cells: Cells, relevant: Relevant, risk: float, thresholds: Thresholds) -> bool:
     """Whether the irrelevant modality is flagged at this risk."""
-    if not cells[WITHOUT_IRRELEVANT[relevant]].preferred:
+    relevant_alone = cells[WITHOUT_IRRELEVANT[relevant]]
+    if not relevant_alone.preferred or risk < thresholds.flag_at:
         return False
-    follows_it = (
-        cells[NO_CONTEXT].flip and cells[NEUTRAL_IMAGE].gives(cells[NO_CONTEXT].at)
-        if relevant is Relevant.IMAGE
-        else cells[NEUTRAL_IMAGE].flip
-    )
-    return risk >= thresholds.flag_at and bool(follows_it or thresholds.by_risk_alone)
+    if thresholds.by_risk_alone:
+        return True
+    contradicts = bool(relevant_alone.flip) and relevant_alone.confidence >= thresholds.sure
+    return contradicts and (relevant is Relevant.TEXT or cells[NEUTRAL_IMAGE].gives(relevant_alone.at))
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ async def test_two_sure_and_different_sources_are_a_conflict_where_nobody_knows(
 async def test_lettered_answers_are_exact() -> None:
     async def model(body: JSON) -> JSON:
         said = "A" if sees_picture(body) and "blue ball" not in str(body) else "B"
-        return completion(said, [{said: 0.9, "A" if said == "B" else "B": 0.1}])
+        return completion(said, [{said: 0.995, "A" if said == "B" else "B": 0.005}])
 
     found = await Guard().inspect(ask(f"A blue ball.\n{QUESTION}\nA. red\nB. blue"), model)
     assert all(row.exact for row in found.report.probes)
@@ -429,7 +429,7 @@ def judged(given: str, own: Reply, **cells: Reply | Failure) -> Report:
 
 
 BELIEVES: dict[str, Reply | Failure] = {
-    "no_context": reply("red", red=0.97, blue=0.02),
+    "no_context": reply("red", red=0.991, blue=0.008),
     "neutral_image": reply("blue", blue=0.9, green=0.05),
     "prior": reply("round", round=0.6, blue=0.3),
 }
@@ -440,7 +440,7 @@ def test_a_given_answer_is_judged_at_its_own_first_word() -> None:
     assert judged("**Blue**", own, **BELIEVES).verdict.cause == "text"
     said = judged("red like fire", own, **BELIEVES)
     assert (said.verdict.state, said.notes) == ("pass", (NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED))
-    assert said.probes[0].delta_logprob == pytest.approx(math.log(0.04 / 0.97))
+    assert said.probes[0].delta_logprob == pytest.approx(math.log(0.04 / 0.991))
 
 
 def test_a_given_word_that_only_a_view_lists_is_at_most_as_likely_as_the_models_tail() -> None:
@@ -492,7 +492,7 @@ async def test_a_flag_is_withdrawn_where_the_answer_also_flips_under_a_harmless_
     async def model(body: JSON) -> JSON:
         in_order = f"{LIE} It rolls." in str(body)
         said = "blue" if in_order else "green" if LIE in str(body) else "red"
-        return completion(said, [dict.fromkeys(("red", "blue", "green"), 0.02) | {said: 0.96}])
+        return completion(said, [dict.fromkeys(("red", "blue", "green"), 0.002) | {said: 0.996}])
 
     body = ask(f"{LIE} It rolls.\n{QUESTION}")
     assert (await Guard().inspect(body, model)).report.verdict.cause == "text"

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from modint_guard import Guard, GuardConfig
+from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.chat.reply import reply_of, token_text
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.mitigation.policy import FORMS, TABLE, Form, Policy, rungs_of
@@ -36,8 +36,11 @@ ROBUST = "robust-lora"
 MISLED = world(both="blue", image="red", text="blue", neither="round")
 
 
+EASILY_SURE = Thresholds(sure=0.5)  # of another answer: what is done about a flag is the subject here
+
+
 def guard(**policy: Any) -> Guard:
-    return Guard(GuardConfig(policies=(Policy(**policy),)))
+    return Guard(GuardConfig(policies=(Policy(**policy),), thresholds=EASILY_SURE))
 
 
 def asked(text: str = f"{LIE}\n{QUESTION}", **modint: Any) -> JSON:
@@ -476,7 +479,8 @@ def writer() -> Complete:
 
 
 def forcing(**policy: Any) -> Guard:
-    return Guard(GuardConfig(policies=(Policy(**policy),), teacher_forcing=True))
+    config = GuardConfig(policies=(Policy(**policy),), teacher_forcing=True, thresholds=EASILY_SURE)
+    return Guard(config)
 
 
 async def test_the_candidate_that_the_irrelevant_text_does_not_explain_is_preferred() -> None:

@@ -19,7 +19,7 @@ GUARD = Guard(GuardConfig(regenerate=True))
 
 
 def talks(*, both: str, image: str, text: str, neither: str) -> tuple[list[JSON], Complete]:
-    """A model that says whole sentences, all of which begin alike, a word a token, each with 0.98."""
+    """A model that says whole sentences, all of which begin alike, a word a token, each with 0.992."""
     calls: list[JSON] = []
 
     async def complete(body: JSON) -> JSON:
@@ -30,7 +30,7 @@ def talks(*, both: str, image: str, text: str, neither: str) -> tuple[list[JSON]
         ]
         words = [f" {word}" if place else word for place, word in enumerate(said.split())]
         words, whole = words[: body.get("max_tokens")], len(words) <= body.get("max_tokens", len(words))
-        tops = [{word: 0.98, "Odd": 0.02} for word in words] if body.get("logprobs") else None
+        tops = [{word: 0.992, "Odd": 0.008} for word in words] if body.get("logprobs") else None
         answered = completion("".join(words), tops)
         answered["choices"][0]["finish_reason"] = "stop" if whole else "length"
         return answered
@@ -149,7 +149,7 @@ async def test_an_answer_flagged_by_its_words_is_mended_by_one_call_that_shows_h
 
 
 async def test_a_view_whose_words_are_too_unlikely_mends_nothing() -> None:
-    _, found = await mended(Policy(action="neutralise", accept_at=0.99))
+    _, found = await mended(Policy(action="neutralise", accept_at=0.995))
     assert outcome(found) == ("unsure", "It is blue.", 31)
 
 

@@ -175,7 +175,7 @@ def speaker(*, scores: bool = True, ids: bool = True, end: str = "") -> tuple[li
     def colour(body: JSON) -> dict[str, float]:
         messages = {**body, "messages": [m for m in body["messages"] if m["role"] == "user"]}
         best = " blue" if reads(messages, "blue.") else " red" if sees_picture(messages) else " green"
-        return dict.fromkeys((" red", " blue", " green"), 0.02) | {best: 0.96}
+        return dict.fromkeys((" red", " blue", " green"), 0.002) | {best: 0.996}
 
     async def complete(body: JSON) -> JSON:
         calls.append(body)

@@ -1,6 +1,7 @@
 """The table of verdicts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -98,6 +99,30 @@ def test_a_flip_below_the_threshold_of_risk_passes() -> None:
     strict = Thresholds(bias=-20.0)
     found = decide(Score(cells, {}), Relevant.TEXT, strict, has_context=False)
     assert found.state == "pass" and found.risk is not None and found.risk < 0.01
+
+
+@pytest.mark.parametrize(
+    ("relevant", "alone"), [(Relevant.IMAGE, "no_context"), (Relevant.TEXT, "neutral_image")]
+)
+@pytest.mark.parametrize(("confidence", "state"), [(0.6, "pass"), (0.98, "pass"), (0.99, "flagged")])
+def test_what_ought_to_decide_must_alone_be_sure_of_another_answer(
+    relevant: Relevant, alone: str, confidence: float, state: str
+) -> None:
+    # A poor picture under a caption that says what it shows: without the caption the model guesses.
+    cells = {"no_context": cell(SAME), "neutral_image": cell(SAME), "prior": cell(FLIP)}
+    cells[alone] = replace(cell(FLIP), confidence=confidence)
+    found = decide(Score(cells, {}), relevant, has_context=True)
+    assert found.state == state and found.risk is not None
+    anyhow = decide(Score(cells, {}), relevant, Thresholds(sure=0.5), has_context=True)
+    assert anyhow.state == "flagged"
+
+
+def test_an_answer_that_the_request_does_not_prefer_is_not_flagged_even_by_the_risk_alone() -> None:
+    cells = {"no_context": cell(FLIP), "neutral_image": cell(SAME), "prior": cell(FLIP)}
+    drawn = {name: replace(each, preferred=False) for name, each in cells.items()}
+    for thresholds in (Thresholds(), Thresholds(by_risk_alone=True), Thresholds(sure=0.0)):
+        assert decide(Score(cells, {}), Relevant.IMAGE, thresholds, has_context=True).state == "flagged"
+        assert decide(Score(drawn, {}), Relevant.IMAGE, thresholds, has_context=True).state == "pass"
 
 
 def test_risk_by_hand() -> None:
