@@ -62,7 +62,7 @@ def misled(body: JSON) -> Answer:
     if context:
         return Answer("blue", {"blue": 0.95, "red": 0.04})
     if picture:
-        return Answer("red", {"red": 0.97, "blue": 0.02})
+        return Answer("red", {"red": 0.991, "blue": 0.008})
     return Answer("blue", {"blue": 0.5, "red": 0.5})
 
 
