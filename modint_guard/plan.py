@@ -32,6 +32,7 @@ from modint_guard.types import (
     ModintOptions,
     Plan,
     Relevant,
+    RelevantSource,
     Schedule,
     TokenOptions,
     View,
@@ -66,9 +67,8 @@ def make_plan(
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
     early_stop = _stops_early(policy_of(chat, options, config))
     skip = why_skipped(chat, options)
-    if early_stop and relevant is Relevant.IMAGE and chat.context is None:
-        # Nothing could be corrected, so nothing is asked, unless the request names probes besides `noop`.
-        skip = skip or (None if set(options.probes or ()) - {NOOP} else "no_context")
+    if skip is None and not set(options.probes or ()) - {NOOP}:
+        skip = "no_context" if _is_settled(chat, relevant, source, early_stop=early_stop) else None
     regenerate = not top and config.regenerate
     names = () if skip or not (top or regenerate) else _probe_names(chat, options, config, makers)
     if regenerate and names and NOOP not in names:
@@ -130,6 +130,17 @@ def view_body(body: JSON, top_logprobs: int, config: GuardConfig) -> JSON:
 def policy_of(chat: Chat, options: ModintOptions, config: GuardConfig) -> Policy:
     """The policy for this request: what is done about its answer if that is flagged."""
     return policy_for(config.policies, str(chat.body.get("model")), chat.question, options.action)
+
+
+def _is_settled(chat: Chat, relevant: Relevant, source: RelevantSource, *, early_stop: bool) -> bool:
+    """Whether no view could change the verdict: there is no context to remove, and the picture is not known
+    to be irrelevant. If the request or a route names the picture, an answer that comes without it is flagged;
+    but nothing could be corrected then (`early_stop`).
+    """
+    if chat.context is not None or relevant is Relevant.TEXT:
+        return False
+    is_named = source in ("request", "header", "route")
+    return not is_named or (early_stop and relevant is Relevant.IMAGE)
 
 
 def _stops_early(policy: Policy) -> bool:

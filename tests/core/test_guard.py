@@ -10,6 +10,7 @@ import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
 from modint_guard.chat.rebuild import rebuild
+from modint_guard.chat.relevance_rules import RelevanceRule
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
@@ -22,6 +23,7 @@ from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
 SUM = "What is 2 plus 3?"
+ABOUT_THE_PICTURE = ask(QUESTION, modint={"relevant": "image"})
 
 
 def others() -> set[asyncio.Task[object]]:
@@ -89,15 +91,42 @@ async def test_an_answer_that_needs_neither_is_flagged_prior() -> None:
     model = world(both="red", image="red", text="red", neither="red")
     found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
     assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
-    found = await Guard().inspect(ask(QUESTION), model)
+    found = await Guard().inspect(ABOUT_THE_PICTURE, model)
     assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
 
 
 async def test_a_question_about_the_picture_without_a_context_is_skipped_for_want_of_one() -> None:
     model = world(both="red", image="red", text="green", neither="green")
-    found = await Guard().inspect(ask(QUESTION), model)
+    found = await Guard().inspect(ABOUT_THE_PICTURE, model)
     assert (found.report.verdict.state, found.report.verdict.reason) == ("skipped", "no_context")
     assert (found.report.text_only, len(found.report.probes)) == ("green", 1)
+
+
+@pytest.mark.parametrize(
+    ("question", "relevant"), [(QUESTION, "image"), ("Is it so?", "unknown"), (f"{SUM} {QUESTION}", "both")]
+)
+async def test_views_that_cannot_change_the_verdict_are_not_sent(question: str, relevant: str) -> None:
+    sent: list[JSON] = []
+
+    async def model(body: JSON) -> JSON:
+        sent.append(body)
+        return completion("red", [{"red": 1.0}])
+
+    for body in (ask(question), ask(question, modint={"probes": ["noop"]})):
+        found = (await Guard(GuardConfig(self_ask="auto")).inspect(body, model)).report
+        assert (found.verdict.state, found.verdict.reason) == ("skipped", "no_context")
+        assert (found.relevant, found.probes) == (relevant, ())
+    assert sent == [ask(question)] * 2
+    asked = (await Guard().inspect(ask(question, modint={"probes": ["neutral_image"]}), model)).report
+    assert [row.name for row in asked.probes] == ["neutral_image"]
+
+
+@pytest.mark.parametrize("field", [{"relevant": "text"}, {"relevant": "image"}, {"relevant": "both"}])
+def test_where_the_client_names_what_ought_to_decide_the_picture_is_taken_out(field: JSON) -> None:
+    plan = Guard().plan(ask("Is it so?", modint=field))
+    assert [view.name for view in plan.views] == ["neutral_image"]
+    route = GuardConfig(relevance_rules=(RelevanceRule(Relevant(field["relevant"])),))
+    assert [view.name for view in Guard(route).plan(ask("Is it so?")).views] == ["neutral_image"]
 
 
 async def test_two_sure_and_different_sources_are_a_conflict_where_nobody_knows() -> None:
@@ -190,10 +219,10 @@ async def test_log_probabilities_that_the_client_asked_for_itself_are_refused_to
 
 def test_a_plan_asks_for_what_the_upstream_takes() -> None:
     guard = Guard()
-    plan = guard.plan(ask(QUESTION), max_top_logprobs=5)
+    plan = guard.plan(ABOUT_THE_PICTURE, max_top_logprobs=5)
     assert {body["top_logprobs"] for body in (main_body(plan), *(v.body for v in plan.views))} == {5}
-    assert guard.plan(ask(QUESTION), max_top_logprobs=50).schedule.top_logprobs == 20
-    none = guard.plan(ask(QUESTION), max_top_logprobs=0)
+    assert guard.plan(ABOUT_THE_PICTURE, max_top_logprobs=50).schedule.top_logprobs == 20
+    none = guard.plan(ABOUT_THE_PICTURE, max_top_logprobs=0)
     assert (none.views, main_body(none)) == ((), ask(QUESTION))
     assert guard.judge.report(none, reply("red", red=1.0), {}).verdict.reason == "no_logprobs"
 
@@ -334,7 +363,7 @@ def test_requests_with_other_media_are_skipped_by_name(kind: str, reason: str) -
     "harmless", [{"tools": []}, {"n": None}, {"n": 1}, {"response_format": {"type": "text"}}]
 )
 def test_harmless_fields_do_not_stop_the_guard(harmless: JSON) -> None:
-    assert Guard().plan(ask(QUESTION, **harmless)).skip is None
+    assert Guard().plan({**ABOUT_THE_PICTURE, **harmless}).skip is None
 
 
 @pytest.mark.parametrize(
@@ -470,7 +499,7 @@ def test_a_given_answer_cannot_be_judged_without_log_probabilities() -> None:
 
 def test_judging_is_pure() -> None:
     guard = Guard()
-    plan = guard.plan(ask(QUESTION))
+    plan = guard.plan(ABOUT_THE_PICTURE)
     answer = Reply("red", "stop", "red", {"red": 0.0})
     assert guard.judge.report(plan, answer, {}) == guard.judge.report(plan, answer, {})
     assert guard.judge.report(plan, answer, {}).verdict.reason == "incomplete"
