@@ -176,8 +176,8 @@ class Option:
 class Chat:
     """One chat body, split into images, context and question, with what is needed to rebuild it.
 
-    body: the client's own, without its `modint` field; never changed. turn: the index of the last user
-    message, which holds the question; -1 without one. context: None if there is none. context_spans,
+    body: the client's own, without its `modint` field; never changed. turn: the index of the user message
+    that holds the question; -1 without one. context: None if there is none. context_spans,
     question_spans: their places in the messages, in order.
     """
 

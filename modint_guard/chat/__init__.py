@@ -3,6 +3,7 @@
 body.py             the check of a body's shape and of the media in it
 request.py          splits a body into images, context and question
 question.py         splits one text into question and context
+asides.py           finds what a question states within its own sentence
 option_block.py     finds the options of a question
 system_prompt.py    finds the facts that a system prompt states
 images.py           reads data URLs; makes the neutral image

@@ -8,7 +8,10 @@ rest is context: captions, passages, OCR, claims. The rules, in this order:
     the last imperative ("Name the colour."), or an unfinished last line ("The colour is"). If there is none,
     there is no question to be found. Sentences in quotation marks or below a heading such as "Passage:" count
     only if no other sentence asks.
- 4. "Look at the picture.", "Answer with one word." and "Answer:" belong to the question.
+ 4. "Look at the picture.", "Answer with one word.", "Just the number.", "Thanks!" and "Answer:" belong to the
+    question.
+ 5. What the question states within its own sentence is context (`asides`), and so is a statement with a tag
+    ("It is blue, isn't it?") if another sentence asks.
 Sentence ends are known for English, Spanish, Greek, Arabic, Hindi, Chinese and Japanese; imperatives and
 headings for English, the commonest of them also for some other languages.
 If no question is found, the whole text is the question and there is no context.
@@ -22,6 +25,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modint_guard.chat.asides import asides_in, is_tagged
 from modint_guard.chat.option_block import OptionBlock, inline_options, is_choice_list, option_block
 from modint_guard.types import Option, Piece
 
@@ -45,7 +49,7 @@ _LOOK_BACK = 80  # characters before a full stop that can matter
 _CLOSING = "\"'”’)]»」』）】》*_"
 _ASKING = "?？؟፧\u037e⁇⁈⁉"
 _SENTENCE_END = re.compile(
-    r"(?:[.!?…][\"'”’)\]»*]*\s+(?=[\"'“‘„«(\[¿¡*]?[^\Wa-z_]|[\"'“‘„«(\[¿¡])"
+    r"(?:[.!?…][\"'”’)\]»*]*\s+(?=[\"'“‘„«(\[¿¡*]?[^\Wa-z_]|[\"'“‘„«(\[¿¡])|\?\s+(?=[a-z]|[-–—]\s)"
     r"|[。！？｡؟۔।॥።፧\u037e][\"'”’)\]»」』）】》。！？]*\s*)"
 )
 _ABBREVIATION = re.compile(
@@ -90,6 +94,43 @@ _ANSWER_HOW_ELSEWHERE = re.compile(
     r"(?:请[^。]{0,20}|只?(?:用|从|以)[^。]{0,15})(?:回答|作答|选择)|[^。]{0,20}(?:答えて|選んで)(?:ください|下さい)",
     re.IGNORECASE,
 )
+_NOUNS_OF_AN_ANSWER = (
+    r"(?:names?|numbers?|letters?|words?|answers?|colou?rs?|dates?|totals?|values?|amounts?|sums?|digits?|options?|labels?|"
+    r"codes?|titles?|years?|facts?|results?|figures?|sentences?|lines?|lists?|yes\s+or\s+no|basics|essentials|json|markdown|"
+    r"text|nouns?|verbs?|adjectives?|count|city|country|time|price|unit)"
+)
+_ASIDE_FROM_THE_TASK = re.compile(  # what a person says around a question, and how short the answer should be
+    r"(?:(?:and|so|then|ok(?:ay)?|please|but|also)[\s,]+)*(?:"
+    rf"(?:just|only|simply|merely)\s+(?:(?:give|tell|write|say|return)\s+(?:me\s+)?)?(?:\w+\s+){{0,3}}?{_NOUNS_OF_AN_ANSWER}"
+    rf"|(?:the\s+)?(?:\w+\s+)?{_NOUNS_OF_AN_ANSWER}\s+(?:only|alone|will\s+do|is\s+enough|suffices?)"
+    r"|(?:keep|make)\s+(?:it|this|that|(?:the|your)\s+(?:answer|reply|response))\s+[^.?!:]{1,60}"
+    r"|(?:be|stay)\s+(?:\w+\s+)?(?:brief|short|concise|precise|exact|quick|specific|honest|terse|succinct|polite|careful)\b"
+    r"[^.?!]{0,80}"
+    r"|(?:yes\s*(?:or|/)\s*no|true\s*(?:or|/)\s*false)(?:\s+only)?"
+    r"|(?:(?:many|no)\s+)?(?:thanks|thank\s+you|thx|cheers|ta)\b[^.?!:]{0,60}"
+    r"|(?:no|without|don't\s+\w+|do\s+not\s+\w+|skip|avoid|never\s+mind)\s+(?:\w+\s+){0,3}?(?:explanations?|explaining|markdown|"
+    r"fences?|comments?|commentary|preamble|punctuation|reasoning|units?|text|sentences?|extras?|formatting|prose|caveats?|"
+    r"details?|essays?|words?|steps?|introduction|fluff)\b[^.?!:]{0,60}"
+    r"|(?:(?:in|with|as|at\s+most|up\s+to|max(?:imum)?)\s+)?(?:an?|one|two|three|four|five|ten|few|single|\d{1,3})\s+(?:\w+\s+)?"
+    r"(?:(?:or|to)\s+\w+\s+)?(?:words?|letters?|sentences?|numbers?|lines?|digits?|bullets?)\b[^.?!:]{0,30}"
+    r"|(?:short|brief|one-word|quick|concise)\s+(?:answer|reply|response)s?\b[^.?!:]{0,30}"
+    r"|(?:in|as)\s+(?:english|german|french|spanish|italian|portuguese|chinese|japanese|plain\s+\w+|json|csv|yaml|html|"
+    r"lower\s*case|upper\s*case|capitals)\b[^.?!:]{0,30}"
+    r"|(?:hi|hello|hey|good\s+(?:morning|afternoon|evening|day)|dear)\b[^.?!:]{0,40}"
+    r"|(?:i|we)(?:'m|'d|\s+am|\s+would)?\s+(?:need|want|like|trying|working|looking|writing|preparing|have\s+to|am\s+in|can't|"
+    r"cannot|in\s+a\s+hurry|curious|colou?r-?blind|just\s+curious)\b[^.?!:]{0,120}"
+    r"|you\s+are\s+(?:an?|the|my)\s+[^.?!:]{1,120}"
+    rf"|here(?:'s|\s+is|\s+are|\s+comes)\s+(?:\w+\s+){{0,3}}{_IMAGE_NOUN}(?:\s+(?:i|we|from|for|that\s+i)\b[^.?!:]{{0,60}})?"
+    r"|(?:nur|bitte\s+nur|solo|sólo|seulement|uniquement|juste|soltanto|apenas|somente)(?:\s+\w+){1,4}"
+    r"|(?:danke|merci|gracias|grazie|obrigad[oa]|спасибо|谢谢|ありがとう)\b[^.?!:]{0,40}"
+    r")(?:[\s,]*(?:please|thanks|thank\s+you|bitte|por\s+favor|s'il\s+vous\s+plaît))?\s*[.!:]*\Z",
+    re.IGNORECASE,
+)
+_UNFINISHED = re.compile(
+    r"(?:[:：=_…-]|\b(?:is|are|was|were|be|the|an?|of|in|on|at|by|to|with|from|called|named|reads|says|shows))\s*\Z",
+    re.I,
+)
+_LABELLED = re.compile(r"[#*_>\s]{0,6}[^\W\d_][\w'’/ .-]{0,40}[:：]\s*\S[^\n]*\Z")
 _MARKS = r"[#*_>\[<(\s]{0,8}"  # of Markdown or a tag, before a heading
 _COLON = r"[*_\]>)\s]{0,8}(?:[:：]|(?<=[\]>]))[*_]{0,4}(?:(?=\s|\Z)|(?<=[：\]>]))"
 _QUESTION_WORDS = (
@@ -98,7 +139,8 @@ _QUESTION_WORDS = (
 )
 _CONTEXT_WORDS = (
     r"(?:(?:\w{1,20}\s{1,4})?(?:context|passage|caption|facts?|document|background|article|paragraph|notes?|ocr|text|"
-    r"description|knowledge|references?|evidence|story|information|hints?|excerpt|transcript)(?:\s{1,4}text)?(?:\s{1,4}\d{1,4})?|"
+    r"description|knowledge|references?|evidence|story|information|hints?|excerpt|transcript(?:ion)?|file\s?names?|titles?|"
+    r"alt|tags?|keywords?|metadata|labels?|subject|headline)(?:\s{1,4}text)?(?:\s{1,4}\d{1,4})?|"
     r"contexto|pasaje|texto|kontext|contexte|texte|контекст|текст|السياق|النص|上下文|背景|说明|文本|文脈|本文)"
 )
 _QUESTION_HEADER = re.compile(rf"{_MARKS}{_QUESTION_WORDS}(?:\s{{1,4}}\d{{1,4}})?{_COLON}", re.IGNORECASE)
@@ -129,11 +171,13 @@ def split_text(text: str) -> TextSplit:
         whole = _trimmed(text, 0, len(text))
         return _text_split(text, (whole,) if whole else (), (), block)
     chain = range(_first_of_chain(text, units, asking), asking + 1)
-    is_question = [
-        index in chain or _belongs_to_question(text, units, index, asking, block)
-        for index in range(len(units))
-    ]
-    question, context = (_merged(units, is_question, wanted=wanted) for wanted in (True, False))
+    pieces: list[tuple[Piece, bool]] = []  # and whether each belongs to the question
+    for index, unit in enumerate(units):
+        if index in chain:
+            pieces.extend(_without_asides(text, unit))
+        else:
+            pieces.append((unit, _belongs_to_question(text, units, index, asking, block)))
+    question, context = (_merged(pieces, wanted=wanted) for wanted in (True, False))
     return _text_split(text, question, context, block)
 
 
@@ -154,6 +198,17 @@ def asks(text: str) -> bool:
 def is_latin(text: str) -> bool:
     """Whether a text is in Latin letters: a sentence without a question mark is then a statement."""
     return bool(_LATIN.search(text))
+
+
+def is_labelled(text: str) -> bool:
+    """Whether a text is a value behind its label ("File name: cat.png", "OCR: Koala") and does not ask."""
+    headed = _QUESTION_HEADER.match(text) or _ANSWER_HEADER.match(text) or _is_instruction(text)
+    return bool(_LABELLED.match(text)) and not headed
+
+
+def is_left_open(text: str) -> bool:
+    """Whether a text is unfinished, for the model to complete: "The colour is", "Answer:"."""
+    return bool(_UNFINISHED.search(text.rstrip()))
 
 
 def says_how(text: str) -> bool:
@@ -244,12 +299,9 @@ def _asking_unit(text: str, units: list[Piece], block: OptionBlock | None) -> in
     texts = [text[a:b] for a, b in units]
     options_at = next((i for i, (start, _) in enumerate(units) if block and start == block.start), None)
     headed = _under_last_heading(texts)
-    if headed is None and options_at is not None:
-        before = options_at - 1
-        while before > 0 and _is_instruction(texts[before]) and not _asks(texts[before]):
-            before -= 1
-        if before >= 0 and not texts[before].endswith((".", "!", "。")):
-            return before
+    before = None if headed or options_at is None else _before_options(text, texts, units, options_at)
+    if before is not None:
+        return before
     everywhere = [i for i in (range(len(units)) if headed is None else headed) if i != options_at]
     passages, quotes = _passages(text, units), _quotes(text)
     unquoted = [i for i in everywhere if i not in passages and not _is_quoted(text, units[i], quotes)]
@@ -261,14 +313,35 @@ def _asking_unit(text: str, units: list[Piece], block: OptionBlock | None) -> in
     return None if options_at is None else max(options_at - 1, 0)
 
 
+def _before_options(text: str, texts: list[str], units: list[Piece], options_at: int) -> int | None:
+    """The unit before the options that they answer; None if it cannot be told. What lies further back behind
+    "Pick the option that fits." is the question only if it asks or is left open.
+    """
+    before = options_at - 1
+    while before > 0 and _is_instruction(texts[before]) and not _asks(texts[before]):
+        before -= 1
+    if before < 0 or texts[before].endswith((".", "!", "。")):
+        return None
+    is_next = before == options_at - 1
+    if is_next or _asks(texts[before]) or _commands(texts[before]):
+        return before if before not in _passages(text, units) else None
+    if _UNFINISHED.search(texts[before]) or not is_latin(texts[before]):
+        return before
+    return options_at - 1
+
+
 def _last_that_asks(texts: list[str], candidates: list[int], everywhere: list[int]) -> int | None:
-    """The last unit with a question mark at its end, else the last command, else an unfinished last line."""
-    tests: tuple[Callable[[str], bool], ...] = (_asks, _commands)
+    """The last unit with a question mark at its end, else the last command, else an unfinished last line,
+    else the last statement that asks for assent.
+    """
+    tests: tuple[Callable[[str], bool], ...] = (_asks_openly, _commands)
     for test in tests:
         if hits := [i for i in candidates if test(texts[i])]:
             return hits[-1]
     last = everywhere[-1] if everywhere else None
-    return last if last is not None and last in candidates and _is_open(texts[last]) else None
+    if last is not None and last in candidates and _is_open(texts[last]):
+        return last
+    return next((i for i in reversed(candidates) if _asks(texts[i])), None)
 
 
 def _under_last_heading(texts: list[str]) -> range | None:
@@ -315,8 +388,17 @@ def _asks(sentence: str) -> bool:
     return end.endswith(tuple(_ASKING)) or (end.endswith(";") and bool(_GREEK.search(end)))
 
 
+def _asks_openly(sentence: str) -> bool:
+    return _asks(sentence) and not is_tagged(sentence)
+
+
 def _commands(sentence: str) -> bool:
-    return bool(_IMPERATIVE.match(sentence))
+    """Whether a sentence begins with a command, behind what it states before that."""
+    if _IMPERATIVE.match(sentence):
+        return True
+    asides = asides_in(sentence)
+    rest = sentence[asides[0][1] :].lstrip() if asides and asides[0][0] == 0 else ""
+    return bool(_IMPERATIVE.match(rest))
 
 
 def _announces(line: str) -> bool:
@@ -326,7 +408,8 @@ def _announces(line: str) -> bool:
 
 
 def _states(sentence: str) -> bool:
-    return sentence.rstrip(_CLOSING).endswith((".", "!")) and not _asks(sentence) and not _commands(sentence)
+    is_said = sentence.rstrip(_CLOSING).endswith((".", "!")) or is_labelled(sentence)
+    return is_said and not _asks(sentence) and not _commands(sentence)
 
 
 def _is_open(sentence: str) -> bool:
@@ -336,7 +419,8 @@ def _is_open(sentence: str) -> bool:
 
 def _is_instruction(sentence: str) -> bool:
     return len(sentence) <= _MAX_INSTRUCTION_CHARACTERS and any(
-        pattern.match(sentence) for pattern in (_LOOK, _ANSWER_HOW, _ANSWER_AMONG, _ANSWER_HOW_ELSEWHERE)
+        pattern.match(sentence)
+        for pattern in (_LOOK, _ANSWER_HOW, _ANSWER_AMONG, _ANSWER_HOW_ELSEWHERE, _ASIDE_FROM_THE_TASK)
     )
 
 
@@ -348,7 +432,7 @@ def _first_of_chain(text: str, units: list[Piece], asking: int) -> int:
     if headed is not None and asking in headed:
         return headed.start
     first = asking
-    while first > 0 and _asks(text[slice(*units[first - 1])]):
+    while first > 0 and _asks_openly(text[slice(*units[first - 1])]):
         if "\n" in text[units[first - 1][1] : units[first][0]]:
             break
         first -= 1
@@ -368,14 +452,27 @@ def _belongs_to_question(
     return _is_instruction(sentence)
 
 
-def _merged(units: list[Piece], is_question: list[bool], *, wanted: bool) -> tuple[Piece, ...]:
-    """The units that are question (or, if not `wanted`, context), neighbouring ones as one piece."""
-    pieces: list[Piece] = []
-    for index, (start, end) in enumerate(units):
-        if is_question[index] is not wanted:
+def _without_asides(text: str, unit: Piece) -> list[tuple[Piece, bool]]:
+    """The pieces of a unit that asks, in order, and whether each belongs to the question: asides do not."""
+    pieces: list[tuple[Piece, bool]] = []
+    at, (start, end) = unit[0], unit
+    for a, b in [*asides_in(text[start:end]), (end - start, end - start)]:
+        if between := _trimmed(text, at, start + a):
+            pieces.append((between, True))
+        if a < b:
+            pieces.append(((start + a, start + b), False))
+        at = start + b
+    return pieces
+
+
+def _merged(pieces: list[tuple[Piece, bool]], *, wanted: bool) -> tuple[Piece, ...]:
+    """The pieces that are question (or, if not `wanted`, context), neighbouring ones as one."""
+    merged: list[Piece] = []
+    for index, ((start, end), is_question) in enumerate(pieces):
+        if is_question is not wanted:
             continue
-        if pieces and index and is_question[index - 1] is wanted:
-            pieces[-1] = (pieces[-1][0], end)
+        if merged and index and pieces[index - 1][1] is wanted:
+            merged[-1] = (merged[-1][0], end)
         else:
-            pieces.append((start, end))
-    return tuple(pieces)
+            merged.append((start, end))
+    return tuple(merged)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from modint_guard.types import JSON, Chat, ImagePart, Span
 
+_CLOSING_MARKS = tuple("?!.,;:？！。，；：")
+
 
 def with_question_after(chat: Chat, question: str) -> JSON:
     """The body with one more question, on a line below its own; used to ask the model about the request."""
@@ -129,6 +131,8 @@ def _cut(text: str, start: int, end: int) -> str:
         return after.lstrip()
     if not after.strip():
         return before.rstrip()
+    if after.lstrip().startswith(_CLOSING_MARKS):
+        return before.rstrip() + after.lstrip()
     left, right = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
     between = right if right.count("\n") > left.count("\n") else left or right
     return before.rstrip() + between + after.lstrip()

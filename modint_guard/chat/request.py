@@ -1,10 +1,11 @@
 """Reads an OpenAI chat body: splits it into images, context and question.
 
-Images may be in any user message. The question is in the last user message. What separates it from its
-context is, in this order: `modint.context` or `modint.question` if the request names them; the text parts of
-the message, of which the last one that asks is the question; in a single string, the last sentence that asks
-or the option block (`question`). What earlier user messages state is context too, and so is what a system
-prompt says about the picture or below a heading such as "Context:" (`system_prompt`).
+Images may be in any user message. The question is in the last user message that has text or, if several
+follow each other, in the one of them that asks: a picture and its question may come in two messages. What
+separates it from its context is, in this order: `modint.context` or `modint.question` if the request names
+them; the text parts of the message, of which the last one that asks is the question; in a single string, the
+last sentence that asks or the option block (`question`). What the other user messages state is context too,
+and so is what a system prompt says about the picture or below a heading such as "Context:" (`system_prompt`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
-from modint_guard.chat.question import asks, is_latin, says_how, split_text, states
+from modint_guard.chat.question import asks, is_latin, is_left_open, says_how, split_text, states
 from modint_guard.chat.system_prompt import facts_in
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import (
@@ -34,6 +35,7 @@ _IMAGE_LABEL = re.compile(
     r"[#*(<\[]*(?:(?:image|picture|photo|figure|fig)\.?\s*)?(?:\d{1,3}|[a-z])?[>*)\].:]*", re.I
 )
 _MAX_IMAGE_LABEL = 24  # characters
+_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,13 @@ def parse(
     messages = messages_of(body)
     check_types(messages)
     image_parts = _images(messages, limits or ImageLimits(), decode=decode)
-    turn = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+    turn = _turn(messages, options.question)
     texts = _texts(messages, turn)
     if options.context is not None or options.question is not None:
         context, question, choices = _explicit(texts, _others(messages, turn), options)
     else:
         context, question, choices = _split(texts)
-        context = (*_stated_elsewhere(messages, turn), *context)
+        context = _in_order((*_stated_elsewhere(messages, turn), *context))
     everything = (*_others(messages, turn), *texts)
     return Chat(
         body={key: value for key, value in body.items() if key != "modint"},
@@ -114,9 +116,26 @@ def _texts(messages: Sequence[JSON], index: int) -> tuple[TextPart, ...]:
 
 
 def _others(messages: Sequence[JSON], turn: int) -> tuple[TextPart, ...]:
-    """The texts of system prompts and user messages before the message `turn`."""
-    earlier = [i for i in range(max(turn, 0)) if messages[i]["role"] in (*_PROMPTS, "user")]
-    return tuple(text for index in earlier for text in _texts(messages, index))
+    """The texts of system prompts and user messages except for the message `turn`; none without one."""
+    others = [i for i, m in enumerate(messages) if i != turn >= 0 and m["role"] in (*_PROMPTS, "user")]
+    return tuple(text for index in others for text in _texts(messages, index))
+
+
+def _turn(messages: Sequence[JSON], question: str | None) -> int:
+    """The index of the user message that holds the question; -1 if there is no user message.
+
+    question: its words, if the request names them.
+    """
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    last = next((index for index in reversed(users) if _texts(messages, index)), max(users, default=-1))
+    first = last
+    while first > 0 and messages[first - 1]["role"] == "user":
+        first -= 1
+    texts = [text for index in range(first, last + 1) for text in _texts(messages, index)]
+    if question:
+        holding = (text.message for text in reversed(texts) if question.strip() in text.text)
+        return next(holding, last)
+    return texts[_asking_parts(tuple(texts))[0]].message if texts else last
 
 
 def _images(messages: list[JSON], limits: ImageLimits, *, decode: bool) -> tuple[ImagePart, ...]:
@@ -143,6 +162,10 @@ def _image(message: int, index: int, part: JSON, limits: ImageLimits, *, decode:
 
 
 # -- separating context and question ---------------------------------------------------------------
+
+
+def _in_order(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    return tuple(sorted(spans, key=lambda span: (span.message, span.part or 0, span.start)))
 
 
 def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, ...], tuple[Option, ...]]:
@@ -174,9 +197,14 @@ def _asking_parts(texts: tuple[TextPart, ...]) -> tuple[int, ...]:
     earlier = next((place for place in reversed(range(last)) if asks(texts[place].text)), None)
     if earlier is None or (asks(last_text) and not only_how):
         return (last,)
-    if only_how or states(last_text):
+    if only_how or states(last_text) or _is_fragment(last_text):
         return (earlier,)
     return (last,) if is_latin(last_text) else (earlier, last)
+
+
+def _is_fragment(text: str) -> bool:
+    """Whether a part is no more than a name or a caption without a full stop: "a koala on a tree"."""
+    return is_latin(text) and not asks(text) and not is_left_open(text)
 
 
 def _is_image_label(text: str) -> bool:
@@ -185,7 +213,7 @@ def _is_image_label(text: str) -> bool:
 
 
 def _stated_elsewhere(messages: Sequence[JSON], turn: int) -> tuple[Span, ...]:
-    """What earlier user messages state, and what system prompts state (`facts_in`)."""
+    """What the other user messages state, and what system prompts state (`facts_in`)."""
     spans: list[Span] = []
     for text in _others(messages, turn):
         if messages[text.message]["role"] in _PROMPTS:
@@ -275,4 +303,7 @@ def _within(inner: Span, outer: Span) -> bool:
 
 def _read(texts: tuple[TextPart, ...], spans: tuple[Span, ...]) -> str:
     by_place = {(text.message, text.part): text.text for text in texts}
-    return "\n".join(by_place[s.message, s.part][s.start : s.end].strip() for s in spans)
+    pieces = [by_place[s.message, s.part][s.start : s.end].strip() for s in spans]
+    return "".join(
+        piece if i == 0 or not _WORD.search(piece) else f"\n{piece}" for i, piece in enumerate(pieces)
+    )
