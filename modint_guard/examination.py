@@ -27,7 +27,7 @@ from modint_guard.mitigation import ladder
 from modint_guard.mitigation.policy import Policy
 from modint_guard.mitigation.rungs import FlaggedAnswer
 from modint_guard.plan import main_body, policy_of, view_body
-from modint_guard.probing import regenerate, schedule
+from modint_guard.probing import reasoning, regenerate, schedule
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, State
@@ -193,8 +193,13 @@ async def probe(
     corrects = policy_of(plan.chat, plan.options, config).action != ANNOTATE
     settles = partial(judge.settles, plan, corrects=corrects)
     replies = await schedule.ask(plan.schedule, complete, settles=settles, future_answer=future_answer)
-    answer = await asyncio.shield(future_answer) if future_answer is not None and config.regenerate else None
+    answer = await asyncio.shield(future_answer) if future_answer is not None else None
     if answer is None:
+        return replies
+    if answer.reasoning:
+        can_be_asked = not answer.skip and reasoning.can_be_asked(plan)
+        return await reasoning.ask(plan, complete, answer, replies) if can_be_asked else replies
+    if not config.regenerate:
         return replies
     plan = judge.informed(plan, replies)
     is_open = partial(regenerate.should_regenerate, plan, answer, partial(judge.score, plan, answer, replies))

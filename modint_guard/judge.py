@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from modint_guard.chat.reply import behind_reasoning
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.text_match import is_short, score_words, words_result
-from modint_guard.probing import regenerate
+from modint_guard.probing import reasoning, regenerate
 from modint_guard.report import ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
@@ -21,6 +22,7 @@ from modint_guard.types import (
     NOOP,
     REGENERATED,
     SELF_ASKED,
+    UNREASONED,
     Chat,
     Failure,
     Plan,
@@ -42,6 +44,7 @@ NOTE_UNLISTED = (
 NOTE_NOT_PREFERRED = (
     "The request itself does not clearly prefer this answer (drawn by chance, or given): no view changed one."
 )
+NOTE_REASONING = "The model reasoned first: request and views were compared as they answer without reasoning."
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
@@ -57,15 +60,26 @@ class Judge:
 
     def report(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Compare the replies of the views with the answer, and decide."""
+        return replace(self._judged(plan, answer, replies), reasoning=answer.reasoning)
+
+    def _judged(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         if reason := plan.skip or answer.skip:
             return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if plan.schedule.method == REGENERATED and plan.views:
+            if answer.reasoning:
+                return unjudged(plan, Verdict(State.SKIPPED, reason="reasoning"), replies)
             return self._by_words(plan, answer, replies)
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs", replies=None)
         plan = self.informed(plan, replies)
+        if answer.reasoning:
+            return self._behind_reasoning(plan, answer, replies)
         if regenerate.whole_replies(replies) and (report := self._by_whole_views(plan, answer, replies)):
             return report
+        return self._scored(plan, answer, replies)
+
+    def _scored(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
+        """Judge by probabilities."""
         score = self.score(plan, answer, replies)
         assert score is not None
         thresholds, is_fitted = self._thresholds(plan, score)
@@ -83,6 +97,7 @@ class Judge:
         a word like a view, which gives the distribution of the request. The report is unscored if neither
         this reply nor a view lists that word.
         """
+        given = behind_reasoning(given) if behind_reasoning(given).strip() else given
         word = scoring.first_word(given, [option.label for option in plan.chat.options])
         skip = None if reply.skip == "empty_answer" else reply.skip
         report = self.report(plan, replace(reply, text=given, token=word, skip=skip), replies)
@@ -101,6 +116,10 @@ class Judge:
 
     def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
         """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
+        if (
+            answer.reasoning
+        ):  # these views reasoned too: others are asked in their place (`probing.reasoning`)
+            return True
         plan = self.informed(plan, replies)
         score = None if answer.skip else self.score(plan, answer, replies)
         if score is None:
@@ -127,6 +146,16 @@ class Judge:
         if plan.schedule.early_stop:  # below flag_at nothing is flagged as text or image
             thresholds = replace(thresholds, clear_below=thresholds.flag_at)
         return thresholds, fitted is not None
+
+    def _behind_reasoning(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
+        """Judge what follows the reasoning, by what request and views answer without it."""
+        request = replies.get(UNREASONED)
+        if request is None:
+            return unjudged(plan, Verdict(State.SKIPPED, reason="reasoning"), replies)
+        if isinstance(request, Failure) or not (request.top or request.forced) or answer.token is None:
+            reason = request.reason if isinstance(request, Failure) else "no_logprobs"
+            return unscored(plan, reason, replies)
+        return self._scored(plan, reasoning.as_unreasoned(answer, request), replies)
 
     def _by_words(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Judge by the texts of answers that were generated again; the verdict has no risk."""
@@ -172,6 +201,7 @@ class Judge:
             notes=(
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
+                *((NOTE_REASONING,) if answer.reasoning else ()),
                 *((NOTE_NOT_PREFERRED,) if _is_not_preferred(score) else ()),
                 *_saved(plan, replies),
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),

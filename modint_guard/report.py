@@ -151,6 +151,7 @@ class Report:
     method: str = FIRST_TOKEN
     action: str = ANNOTATE  # what was done, one of TAKEN_ACTIONS
     mitigation: Mitigation | None = None
+    reasoning: bool = False
     schema: str = SCHEMA_VERSION
 
     def to_json(self) -> JSON:
@@ -175,6 +176,7 @@ class Report:
             "answers": {"image_only": self.image_only, "text_only": self.text_only},
             "probes": [probe.to_json() for probe in self.probes],
             "method": self.method,
+            "reasoning": self.reasoning,
             "notes": list(self.notes),
             "action": self.action,
             "mitigation": self.mitigation.to_json() if self.mitigation else None,

@@ -116,6 +116,9 @@ class ModintObject(_Record):
     answers: Answers
     probes: tuple[ProbeObject, ...]
     method: Literal["first_token", "teacher_forced", "regenerated"]
+    reasoning: bool = Field(
+        default=False, description="the model reasoned first; what follows its reasoning was judged"
+    )
     notes: tuple[str, ...]
     action: str = Field(description="what was done about it", json_schema_extra={"enum": [*TAKEN_ACTIONS]})
     mitigation: MitigationObject | None = Field(

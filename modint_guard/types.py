@@ -30,6 +30,7 @@ PERMUTED_OPTIONS = "permuted_options"
 QUESTION_FIRST = "question_first"
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 CONTROLS = (BENIGN, PERMUTED_OPTIONS, QUESTION_FIRST)  # harmless: an answer that flips under one is unstable
+UNREASONED = "unreasoned"  # not a view: the request itself, answered without reasoning
 SELF_ASKED = "self_ask"  # not a view: the request with one more question, whether it needs the picture
 
 # What is done about a flagged answer. A rung is one way to another answer, or to none; `ladder` tries
@@ -222,7 +223,8 @@ class Reply:
     gave none. ms: the duration of the call in milliseconds. skip: the reason from SKIPPED_REASONS if such an
     answer cannot be judged. positions: all generated tokens that have alternatives. forced: the tokens of the
     answer that was given, as this view scores them. whole: whether the view also generated a whole answer
-    (`probing.regenerate`), which is then its text.
+    (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
+    and positions are those of the answer behind it.
     """
 
     text: str
@@ -237,6 +239,7 @@ class Reply:
     positions: tuple[Position, ...] = ()
     forced: tuple[Position, ...] = ()
     whole: bool = False
+    reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Read a completion: its text, its tokens, and the alternatives at its first content position.
 
+What a model wrote between <think> and </think>, or in its field for reasoning, is no part of the answer.
+
 The first content position is that of the first generated token that is more than white space. A view is asked
 for a token or two only, so it shows no more than the first word of a longer answer.
 """
@@ -13,6 +15,8 @@ from typing import Any, NamedTuple
 
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
+
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
@@ -32,9 +36,10 @@ def _read(completion: JSON, ms: float) -> Reply:
     entries = (choice.get("logprobs") or {}).get("content")
     token, top = _first_content(entries)
     text = _text(message.get("content"))
-    skip = "multiple_choices" if len(choices) > 1 else _skip(message) or _empty(text)
+    skip = "multiple_choices" if len(choices) > 1 else _skip(message)
     reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
-    return replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
+    reply = replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
+    return _behind_reasoning(reply, apart=_has_reasoning(message))
 
 
 class StreamReply:
@@ -48,6 +53,7 @@ class StreamReply:
         self._finish_reason: str | None = None
         self._usage = Usage()
         self._skip: str | None = None
+        self._reasons_apart = False
 
     def feed(self, chunk: JSON) -> None:
         """Add one `chat.completion.chunk` object."""
@@ -60,6 +66,7 @@ class StreamReply:
             delta = choice.get("delta") or {}
             self._text.append(_text(delta.get("content")))
             self._skip = self._skip or _skip(delta)
+            self._reasons_apart = self._reasons_apart or _has_reasoning(delta)
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
             entries = (choice.get("logprobs") or {}).get("content")
             self._positions.extend(_positions(entries, choice.get("token_ids")))
@@ -69,9 +76,8 @@ class StreamReply:
     def reply(self, ms: float = 0.0) -> Reply:
         """The reply as far as the chunks go, with `ms` milliseconds as its duration."""
         text = "".join(self._text)
-        skip = self._skip or _empty(text)
-        reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)
-        return replace(reply, positions=tuple(self._positions))
+        reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, self._skip)
+        return _behind_reasoning(replace(reply, positions=tuple(self._positions)), apart=self._reasons_apart)
 
 
 class Usage(NamedTuple):
@@ -161,15 +167,52 @@ def _skip(message: Mapping[str, Any]) -> str | None:
     """The reason from SKIPPED_REASONS for an answer that is not plain text; None for one that is."""
     if message.get("tool_calls") or message.get("function_call"):
         return "tool_calls"
-    if message.get("reasoning_content") or message.get("reasoning"):
-        return "reasoning"
     if message.get("refusal"):
         return "refusal"
     return "audio" if message.get("audio") else None
 
 
-def _empty(text: str) -> str | None:
-    return None if text.strip() else "empty_answer"
+def behind_reasoning(text: str) -> str:
+    """A text without the reasoning that it begins with; empty if it is nothing else."""
+    _, ended, behind = text.rpartition(_THOUGHT_ENDS)
+    return behind if ended or not text.lstrip().startswith(_THOUGHT_BEGINS) else ""
+
+
+def _has_reasoning(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("reasoning_content") or message.get("reasoning"))
+
+
+def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
+    """The reply without its reasoning; one that is nothing else, or empty, is to be skipped.
+
+    apart: whether the reasoning came in a field of its own, so that the text is the answer's alone.
+    """
+    text = reply.text if apart else behind_reasoning(reply.text)
+    if not apart and text == reply.text:
+        return reply if text.strip() else replace(reply, skip=reply.skip or "empty_answer")
+    positions = _last_positions(reply.positions, text)
+    first = next((each for each in positions if token_text(each.token)), None)
+    return replace(
+        reply,
+        text=text if apart else text.lstrip(),
+        token=first.token if first else None,
+        top=first.top if first else None,
+        positions=positions,
+        skip=reply.skip or (None if text.strip() else "reasoning"),
+        reasoning=True,
+    )
+
+
+def _last_positions(positions: tuple[Position, ...], text: str) -> tuple[Position, ...]:
+    """The positions from the last occurrence of a text on; empty if it begins within a token."""
+    joined = "".join(position.token for position in positions)
+    start, at = joined.rfind(text.strip()), 0
+    for index, position in enumerate(positions):
+        behind = at + len(position.token)
+        if text.strip() and at <= start < behind:
+            return positions[index:] if not joined[at:start].strip() else ()
+        at = behind
+    return ()
 
 
 def _text(content: Any) -> str:

@@ -75,7 +75,8 @@ async def _forced(
     answer = await asyncio.shield(
         future_answer
     )  # others wait for it too: cancelling this task must not cancel it
-    size = len(answer_positions(answer)) if answer and not answer.skip else 0
+    is_scored = answer and not answer.skip and not answer.reasoning  # with reasoning: `reasoning.ask`
+    size = len(answer_positions(answer)) if answer and is_scored else 0
     if answer is None or not 1 < size <= schedule.max_forced_tokens:
         return {}
     text, top = answer_text(answer), schedule.forced_logprobs

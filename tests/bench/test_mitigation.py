@@ -42,6 +42,7 @@ from modint_guard.evaluation.journal import Journal
 from modint_guard.evaluation.results import END
 from modint_guard.evaluation.runner import request_for
 from modint_guard.guard import Guard
+from modint_guard.judging.risk import Thresholds
 from modint_guard.mitigation import fitted
 from modint_guard.mitigation.policy import REASONED, TABLE, Form, Policy, table_of
 from modint_guard.report import Report, Verdict
@@ -180,7 +181,8 @@ async def test_where_the_client_names_nothing_only_a_trusting_ladder_gives_anoth
 
 async def test_validation_lets_every_rung_see_every_cell() -> None:
     unsure = partial(misled, sure=0.9)
-    asked = await ask_item(LIE, "image", "base", unsure, fit.grid(), GUARD, whole=True)
+    easily_sure = Guard(GuardConfig(thresholds=Thresholds(sure=0.5)))  # so that the answer is flagged
+    asked = await ask_item(LIE, "image", "base", unsure, fit.grid(), easily_sure, whole=True)
     assert {one.tokens // 31 for name, one in asked.served.items() if name.startswith("debias")} == {4}
     assert asked.served["neutralise accept_at=0.9"].settled
     assert not asked.served["neutralise accept_at=0.99"].settled

@@ -370,7 +370,7 @@ def test_harmless_fields_do_not_stop_the_guard(harmless: JSON) -> None:
     ("message", "reason"),
     [
         ({"tool_calls": [{"id": "1"}]}, "tool_calls"),
-        ({"reasoning_content": "Hm."}, "reasoning"),
+        ({"reasoning_content": "Hm.", "content": None}, "reasoning"),
         ({"refusal": "No."}, "refusal"),
     ],
 )
