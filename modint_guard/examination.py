@@ -30,7 +30,7 @@ from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import reasoning, regenerate, schedule
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.report import Report
-from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, State
+from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
 logger = logging.getLogger(__name__)
@@ -246,4 +246,8 @@ async def _examined(judge: Judge, plan: Plan, complete: Complete) -> tuple[Reply
 
 
 def _is_to_be_corrected(report: Report, policy: Policy) -> bool:
-    return policy.action != ANNOTATE and report.verdict.state is State.FLAGGED
+    """Whether a policy does something about this answer. Neglect is no interference: to leave another
+    modality out does not help, so such an answer is only annotated.
+    """
+    is_interference = report.verdict.state is State.FLAGGED and report.verdict.cause is not Cause.NEGLECT
+    return policy.action != ANNOTATE and is_interference

@@ -17,6 +17,7 @@ from modint_guard.report import ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
+    NAMED_SOURCES,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
@@ -83,7 +84,13 @@ class Judge:
         score = self.score(plan, answer, replies)
         assert score is not None
         thresholds, is_fitted = self._thresholds(plan, score)
-        decided = verdict.decide(score, plan.relevant, thresholds, has_context=_has_context(plan.chat))
+        decided = verdict.decide(
+            score,
+            plan.relevant,
+            thresholds,
+            has_context=_has_context(plan.chat),
+            is_named=plan.relevant_source in NAMED_SOURCES,
+        )
         # The guarantee of a calibration holds for answers of one token, and for answers scored as a whole,
         # that are the most probable ones.
         covered = not score.partial and not _is_not_preferred(score)

@@ -22,6 +22,7 @@ from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
     JSON,
+    NAMED_SOURCES,
     NEUTRAL_IMAGE,
     NOOP,
     PRIOR,
@@ -139,8 +140,7 @@ def _is_settled(chat: Chat, relevant: Relevant, source: RelevantSource, *, early
     """
     if chat.context is not None or relevant is Relevant.TEXT:
         return False
-    is_named = source in ("request", "header", "route")
-    return not is_named or (early_stop and relevant is Relevant.IMAGE)
+    return source not in NAMED_SOURCES or (early_stop and relevant is Relevant.IMAGE)
 
 
 def _stops_early(policy: Policy) -> bool:

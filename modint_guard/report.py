@@ -25,7 +25,8 @@ class Verdict:
 
     cause: set for FLAGGED only. risk: in [0, 1]; None if it is not known. reason: from UNSCORED_REASONS or
     SKIPPED_REASONS, set for these states only. calibrated: whether the risk has the guarantee of a
-    calibration.
+    calibration. neglect: how little what is needed influenced the answer, in nats (`verdict.neglect_of`);
+    None if it is not known.
     """
 
     state: State
@@ -33,6 +34,7 @@ class Verdict:
     risk: float | None = None
     reason: str | None = None
     calibrated: bool = False
+    neglect: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class Report:
             "cause": self.verdict.cause.value if self.verdict.cause else None,
             "risk": self.verdict.risk,
             "calibrated": self.verdict.calibrated,
+            "neglect": self.verdict.neglect,
             "reason": self.verdict.reason,
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,

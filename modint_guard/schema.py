@@ -89,11 +89,17 @@ class ModintObject(_Record):
 
     schema_version: str = Field(alias="schema")
     verdict: Literal["pass", "flagged", "unscored", "skipped"]
-    cause: Literal["text", "image", "prior", "conflict"] | None = Field(description="set when flagged")
+    cause: Literal["text", "image", "prior", "conflict", "neglect"] | None = Field(
+        description="set when flagged"
+    )
     risk: float | None = Field(
         ge=0.0, le=1.0, description="null when unscored, or where no modality is known to be irrelevant"
     )
     calibrated: bool
+    neglect: float | None = Field(
+        default=None,
+        description="how little what is needed influenced the answer: minus its influence on log-odds, nats",
+    )
     reason: str | None = Field(
         description="set when unscored or skipped",
         json_schema_extra={"enum": [*UNSCORED_REASONS, *SKIPPED_REASONS, None]},

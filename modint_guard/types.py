@@ -64,6 +64,7 @@ SKIPPED_REASONS = (
 )
 
 RelevantSource = Literal["request", "header", "route", "rules", "self_ask", "none"]
+NAMED_SOURCES: tuple[RelevantSource, ...] = ("request", "header", "route")  # all others guess
 
 
 class Relevant(StrEnum):
@@ -85,12 +86,13 @@ class State(StrEnum):
 
 
 class Cause(StrEnum):
-    """What decided a flagged answer in place of the relevant modality."""
+    """What decided a flagged answer in place of the relevant modality; NEGLECT: that one had no influence."""
 
     TEXT = "text"
     IMAGE = "image"
     PRIOR = "prior"
     CONFLICT = "conflict"
+    NEGLECT = "neglect"
 
 
 class ProbeOutcome(StrEnum):
@@ -270,6 +272,7 @@ class CellScore:
     entropy: float  # of the view, bits, the tail counted as one symbol
     answer: str  # the view's own
     preferred: bool = True  # whether the request itself prefers y: what it does not, no view can change
+    shift: float = 0.0  # log-odds of y against the best other answer, request minus view, nats
     at: int = 0  # the position of the answer that all of this was read at
     leads: tuple[float, ...] = ()  # p(the best other token) - p(y_t) under the view, of a whole answer
 

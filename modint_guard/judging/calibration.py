@@ -22,6 +22,8 @@ from modint_guard.types import CELLS, Relevant
 SCHEMA = "modint-calibration-1"
 CALIBRATION = "calibration.json"  # beside a model's weights: `serve` uses it if no other file is named
 
+_NOT_FITTED = ("flip_margin", "confident", "min_option_mass", "sure", "negligible")
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
@@ -95,9 +97,7 @@ class Fitted(_Record):
 
     def thresholds(self, base: Thresholds) -> Thresholds:
         """The constants of a verdict: the fitted ones, and those of `base` for all others."""
-        kept = {
-            field: getattr(base, field) for field in ("flip_margin", "confident", "min_option_mass", "sure")
-        }
+        kept = {name: getattr(base, name) for name in _NOT_FITTED}
         weights = {f"weight_{name}": self.weights.get(name, 0.0) for name in FEATURES}
         return Thresholds(
             bias=self.bias,

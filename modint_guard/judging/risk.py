@@ -50,6 +50,7 @@ class Thresholds:
     sure: float = (
         0.99  # from which what ought to decide contradicts an answer; below, it may have needed help
     )
+    negligible: float = 0.5  # nats: a smaller influence of what is needed, on the log-odds of y, is none
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
     confident: float = 0.9999  # the probability from which a unimodal answer is certain (prior, conflict)
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
@@ -64,6 +65,8 @@ class Thresholds:
             raise ConfigError(
                 f"thresholds.clear_below is {self.clear_below}: it must not exceed flag_at, {self.flag_at}."
             )
+        if self.negligible < 0.0:
+            raise ConfigError(f"thresholds.negligible is {self.negligible}: it must be at least 0.")
         if not 0.0 < self.min_probability < 1.0:
             raise ConfigError(
                 f"thresholds.min_probability is {self.min_probability}: it must lie above 0 and below 1."

@@ -130,6 +130,7 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
         entropy=entropy(view_p),
         answer=_answer_text(view, best),
         preferred=preferred,
+        shift=_log_odds(exact[0] if exact else p, y, thresholds) - _log_odds(view_p, y, thresholds),
     )
 
 
@@ -151,8 +152,9 @@ def compare_forced(
     divergences = [js_lower_bound(p.top, q.top) for p, q in zip(full, view, strict=True)]
     preferred = [t for t, position in enumerate(full) if _lead(position) < -thresholds.flip_margin]
     certain = [t for t in preferred if token_text(full[t].token)]
-    moved = _moved(full, view, certain, thresholds)
     able = certain or list(range(len(full)))
+    shifts = {t: _log_odds_at(full[t], thresholds) - _log_odds_at(view[t], thresholds) for t in able}
+    moved = _moved({t: shifts[t] for t in certain})
     deciding = max(moved or able, key=leads.__getitem__)
     view_p = word_distribution(view[deciding].top)
     best = max(view_p, key=view_p.__getitem__)
@@ -175,36 +177,39 @@ def compare_forced(
         entropy=entropy(view_p),
         answer=answer.text.strip() if leads[deciding] < 0.0 else best,
         preferred=bool(certain),
+        shift=max(shifts[t] for t in moved) if moved else fmean(shifts.values()),
         at=deciding,
         leads=tuple(leads),
     )
 
 
-def _moved(
-    full: Sequence[Position], view: Sequence[Position], certain: Sequence[int], thresholds: Thresholds
-) -> list[int]:
-    """The positions among `certain` at which the view moves y_t further than chance would move the furthest
-    of them.
+def _moved(shifts: Mapping[int, float]) -> list[int]:
+    """The positions that a view moves further than chance would move the furthest of them.
 
-    What moves are the log-odds of y_t against the best other token. If nothing but noise does, one of n
-    positions moves further than the normal quantile of 1 - _CHANCE / n with probability _CHANCE (Bonferroni),
-    however many there are. The noise is that of _LOGIT_NOISE in each of the two logits, or the spread of the
-    answer's own positions (median absolute deviation) if that is more and there are enough to tell.
+    shifts: by position, the log-odds of y_t against the best other token, request minus view. If nothing but
+    noise moves them, one of n moves further than the normal quantile of 1 - _CHANCE / n with probability
+    _CHANCE (Bonferroni), however many there are. The noise is that of _LOGIT_NOISE in each of the two logits,
+    or the spread of the answer's own positions (median absolute deviation) if that is more and there are
+    enough to tell.
     """
-    shifts = [_log_odds(full[t], thresholds) - _log_odds(view[t], thresholds) for t in certain]
     if not shifts:
         return []
     spread = _LOGIT_NOISE * math.sqrt(2)
     if len(shifts) >= _ENOUGH_POSITIONS:
-        spread = max(spread, median(map(abs, shifts)) / NormalDist().inv_cdf(0.75))
+        spread = max(spread, median(map(abs, shifts.values())) / NormalDist().inv_cdf(0.75))
     bound = spread * NormalDist().inv_cdf(1.0 - _CHANCE / len(shifts))
-    return [t for t, shift in zip(certain, shifts, strict=True) if shift > bound]
+    return [t for t, shift in shifts.items() if shift > bound]
 
 
-def _log_odds(position: Position, thresholds: Thresholds) -> float:
+def _log_odds_at(position: Position, thresholds: Thresholds) -> float:
     """log p(y_t) - log p(the best other token), in nats."""
-    words, y = word_distribution(position.top), token_text(position.token).casefold()
-    return _log(words.get(y, 0.0), thresholds) - _log(_best_other(words, y), thresholds)
+    y = token_text(position.token).casefold()
+    return _log_odds(word_distribution(position.top), y, thresholds)
+
+
+def _log_odds(distribution: Distribution, y: str, thresholds: Thresholds) -> float:
+    """log p(y) - log p(the best other answer), in nats."""
+    return _log(distribution.get(y, 0.0), thresholds) - _log(_best_other(distribution, y), thresholds)
 
 
 def _lead(position: Position) -> float:
@@ -312,7 +317,18 @@ def influence(cells: Mapping[str, CellScore], *, has_context: bool) -> Influence
     Each cell enters by its difference to f(image, context). Without a context the image is the only player,
     and its value is f(image) - f(neutral image).
     """
-    lost = {name: cell.delta_logprob for name, cell in cells.items()}
+    return _influence({name: cell.delta_logprob for name, cell in cells.items()}, has_context=has_context)
+
+
+def influence_on_odds(cells: Mapping[str, CellScore], *, has_context: bool) -> Influence:
+    """The same for f = the log-odds of y against the best other answer. Probabilities near 1 do not hide it:
+    whoever raises p(y) from 0.95 to 0.99 has influence.
+    """
+    return _influence({name: cell.shift for name, cell in cells.items()}, has_context=has_context)
+
+
+def _influence(lost: Mapping[str, float], *, has_context: bool) -> Influence:
+    """lost: what f loses under each cell, in nats."""
     if not has_context:
         return Influence(None, lost.get(NEUTRAL_IMAGE), None)
     if any(name not in lost for name in CELLS):

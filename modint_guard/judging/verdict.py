@@ -14,6 +14,9 @@ text      prior        y still comes with confidence without the context, and wi
 both      prior        every view gives y with confidence
 unknown   conflict     the image alone and the text alone give different answers, both with confidence
 
+any but     neglect    the client or a route named what ought to decide, no other rule holds, and it had no
+unknown                influence: its Shapley value for the log-odds of y is below `negligible`
+
 What ought to decide, alone, must be sure of another answer: a model that sees badly and was helped by its
 caption was not led astray by it.
 
@@ -45,8 +48,10 @@ is null.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Thresholds, risk_of
+from modint_guard.judging.scoring import influence_on_odds
 from modint_guard.report import Verdict
 from modint_guard.types import (
     CELLS,
@@ -67,13 +72,47 @@ _INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # the c
 
 
 def decide(
-    score: Score, relevant: Relevant, thresholds: Thresholds | None = None, *, has_context: bool
+    score: Score,
+    relevant: Relevant,
+    thresholds: Thresholds | None = None,
+    *,
+    has_context: bool,
+    is_named: bool = False,
 ) -> Verdict:
     """The verdict on one scored answer, by the rules at the top of this file.
 
-    relevant: the modality that ought to decide. has_context: whether the request has a context.
+    relevant: the modality that ought to decide. has_context: whether the request has a context. is_named:
+    whether the client or a route named that modality, so that neglecting it can be flagged.
     """
     thresholds = thresholds or Thresholds()
+    verdict = _decided(score, relevant, thresholds, has_context=has_context)
+    if verdict.state is State.UNSCORED or score.partial:
+        return verdict
+    neglect = neglect_of(score, relevant, has_context=has_context)
+    verdict = replace(verdict, neglect=neglect)
+    if not is_named or verdict.state is State.FLAGGED or neglect is None:
+        return verdict
+    preferred = all(cell.preferred for cell in score.cells.values())
+    if neglect <= -thresholds.negligible or not preferred:
+        return verdict
+    return replace(verdict, state=State.FLAGGED, cause=Cause.NEGLECT, reason=None)
+
+
+def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:
+    """How little what is needed influenced the answer: minus the least influence of a needed modality on the
+    log-odds of y, in nats. The larger, the less. None if it is not known what is needed or what it did.
+    """
+    on_odds = influence_on_odds(score.cells, has_context=has_context)
+    needed = {
+        Relevant.IMAGE: (on_odds.image,),
+        Relevant.TEXT: (on_odds.text,),
+        Relevant.BOTH: (on_odds.image, on_odds.text),
+    }.get(relevant, ())
+    return max((-each for each in needed if each is not None), default=None)
+
+
+def _decided(score: Score, relevant: Relevant, thresholds: Thresholds, *, has_context: bool) -> Verdict:
+    """The verdict by the rules for each relevance."""
     verdict = early_verdict(score, relevant, thresholds) if has_context else None
     if verdict is None:
         needed = cells_needed(relevant, has_context=has_context)

@@ -15,6 +15,7 @@ from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED, NOTE_UNLISTED
+from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
 from modint_guard.report import Report
 from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, State
@@ -529,6 +530,53 @@ async def test_a_flag_is_withdrawn_where_the_answer_also_flips_under_a_harmless_
     assert (found.report.verdict.state, found.report.verdict.cause) == ("pass", None)
     assert found.report.verdict.risk is not None
     assert any("(benign)" in note for note in found.report.notes)
+
+
+IGNORED = world(both="red", image="red", text="green", neither="green")  # the caption changes nothing
+
+
+@pytest.mark.parametrize("source", ["request", "route"])
+async def test_a_needed_caption_without_influence_is_flagged_as_neglect(source: str) -> None:
+    rules = (RelevanceRule(Relevant.BOTH),) if source == "route" else ()
+    field = {"relevant": "both"} if source == "request" else {}
+    guard = Guard(GuardConfig(relevance_rules=rules))
+    said = (await guard.inspect(ask(f"{LIE}\nIs it so?", modint=field), IGNORED)).report.to_json()
+    assert (said["verdict"], said["cause"], said["relevant_source"]) == ("flagged", "neglect", source)
+    assert said["neglect"] == pytest.approx(0.0, abs=1e-9) and said["risk"] is None
+
+
+async def test_neglect_is_only_reported_where_nobody_named_what_is_needed() -> None:
+    said = (await Guard().inspect(ask(f"{LIE}\n{SUM} {QUESTION}"), IGNORED)).report.to_json()
+    assert (said["verdict"], said["relevant"], said["relevant_source"]) == ("pass", "both", "rules")
+    assert said["neglect"] == pytest.approx(0.0, abs=1e-9)
+
+
+async def test_a_needed_caption_that_decides_and_a_lie_that_is_ignored_are_no_neglect() -> None:
+    both = ask(f"{LIE}\nIs it so?", modint={"relevant": "both"})
+    needed = world(both="blue", image="red", text="green", neither="green")
+    told = (await Guard().inspect(both, needed)).report
+    # Only caption and picture together say blue: both lead by log(0.99996 / 0.00001), half of it twice.
+    assert (told.verdict.state, told.verdict.neglect) == ("pass", pytest.approx(-math.log(99996), abs=1e-3))
+    picture = ask(f"{LIE}\n{QUESTION}", modint={"relevant": "image"})
+    ignored = (await Guard().inspect(picture, IGNORED)).report
+    assert ignored.verdict.state == "pass" and (ignored.verdict.neglect or 0.0) < -5
+    misled = world(both="blue", image="red", text="blue", neither="round")
+    followed = (await Guard().inspect(picture, misled)).report
+    assert followed.verdict.cause == "text"  # interference comes first
+
+
+async def test_a_named_picture_that_changes_nothing_is_neglected_without_a_context_too() -> None:
+    blind = world(both="red", image="red", text="red", neither="red", sure=0.7)
+    found = (await Guard().inspect(ABOUT_THE_PICTURE, blind)).report
+    assert (found.verdict.cause, found.verdict.neglect) == ("neglect", pytest.approx(0.0, abs=1e-9))
+    seeing = world(both="red", image="red", text="green", neither="green", sure=0.7)
+    assert (await Guard().inspect(ABOUT_THE_PICTURE, seeing)).report.verdict.reason == "no_context"
+
+
+async def test_a_policy_only_notes_an_answer_that_neglects_what_is_needed() -> None:
+    guard = Guard(GuardConfig(policies=(Policy("abstain", early_stop=False),)))
+    found = (await guard.inspect(ask(f"{LIE}\nIs it so?", modint={"relevant": "both"}), IGNORED)).report
+    assert (found.verdict.cause, found.action, found.mitigation) == ("neglect", "annotate", None)
 
 
 def test_a_probe_that_does_not_fit_is_left_out_and_said() -> None:

@@ -14,6 +14,7 @@ from modint_guard.judging.scoring import (
     compare,
     first_word,
     influence,
+    influence_on_odds,
     is_listed,
     noise_of,
     pointwise_mutual_information,
@@ -226,6 +227,22 @@ def test_synergy_by_hand() -> None:
     assert found == pytest.approx((math.log(8) / 2, math.log(8) / 2, math.log(8)))
     # They say the same: each alone gives it all.
     assert shapley(high, first=high, second=high, neither=low).synergy == pytest.approx(-math.log(8))
+
+
+def test_influence_on_the_odds_is_not_hidden_by_probabilities_near_one() -> None:
+    chat = parse(ask("The ball is blue.\nWhat colour is it?"))
+    views = {
+        "no_context": reply("blue", blue=0.99, red=0.01),
+        "neutral_image": reply("blue", blue=0.95, red=0.05),
+        "prior": reply("blue", blue=0.95, red=0.05),
+    }
+    found = score(reply("blue", blue=0.99, red=0.01), views, chat)
+    shift = math.log(99) - math.log(19)
+    assert found.cells["prior"].shift == pytest.approx(shift)
+    on_odds = influence_on_odds(found.cells, has_context=True)
+    assert on_odds == pytest.approx((0.0, shift, 0.0), abs=1e-9)
+    assert found.influence_image == pytest.approx(math.log(0.99 / 0.95))
+    assert influence_on_odds({}, has_context=True) == (None, None, None)
 
 
 LOGPROBS = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
