@@ -9,6 +9,7 @@ from modint_guard.chat.reply import behind_reasoning
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
 from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.explanation import explained
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.text_match import is_short, score_words, words_result
@@ -193,6 +194,7 @@ class Judge:
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
+            explanation=explained(decided, plan.relevant, plan.relevant_source, score),
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
             examined=_examined(score),
@@ -233,6 +235,7 @@ def unjudged(plan: Plan, decided: Verdict, replies: Replies | None = None) -> Re
     """The report on an answer that was not compared; it lists the probes that ran with their cost."""
     return Report(
         verdict=decided,
+        explanation=explained(decided, plan.relevant, plan.relevant_source, None),
         relevant=plan.relevant,
         relevant_source=plan.relevant_source,
         probes=tuple(scoring.unjudged_result(name, reply) for name, reply in (replies or {}).items()),

@@ -154,6 +154,7 @@ class Report:
     action: str = ANNOTATE  # what was done, one of TAKEN_ACTIONS
     mitigation: Mitigation | None = None
     reasoning: bool = False
+    explanation: str = ""  # one sentence on the verdict
     schema: str = SCHEMA_VERSION
 
     def to_json(self) -> JSON:
@@ -166,6 +167,7 @@ class Report:
             "calibrated": self.verdict.calibrated,
             "neglect": self.verdict.neglect,
             "reason": self.verdict.reason,
+            "explanation": self.explanation,
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
             "examined": list(self.examined),

@@ -104,6 +104,7 @@ class ModintObject(_Record):
         description="set when unscored or skipped",
         json_schema_extra={"enum": [*UNSCORED_REASONS, *SKIPPED_REASONS, None]},
     )
+    explanation: str = Field(default="", description="the verdict as one sentence for a person")
     relevant: Literal["image", "text", "both", "unknown"] = Field(
         description="which modality ought to decide"
     )

@@ -7,4 +7,5 @@ self_ask.py     reads what the model itself says about which modality it needs
 risk.py         the risk of an answer, and the constants of a verdict
 calibration.py  risk and threshold fitted for one model, and the file that holds them
 verdict.py      from scores to a verdict
+explanation.py  a verdict as one sentence
 """

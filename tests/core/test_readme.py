@@ -428,7 +428,11 @@ def test_the_whole_example_of_a_verdict_is_one() -> None:
     assert {key for probe in whole["probes"] for key in probe} == set(ProbeObject.model_fields)
 
 
-SINCE_THE_PICTURE = {"reasoning", "neglect"}  # fields of the object that the picture does not know
+SINCE_THE_PICTURE = {
+    "reasoning",
+    "neglect",
+    "explanation",
+}  # fields of the object that the picture does not know
 
 
 def rounded(value: Any) -> Any:
