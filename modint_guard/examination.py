@@ -33,6 +33,7 @@ from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
+STEPS = ("reading", "probing", "judging", "correcting")  # of an examination; each may fail by itself
 logger = logging.getLogger(__name__)
 
 
@@ -74,11 +75,12 @@ class Examination:
         policy: Policy | None = None,
         budget: Budget | None = None,
         given: str | None = None,
+        on_failure: Callable[[str], None] = lambda step: None,
     ) -> None:
         """complete: sends the bodies of views and rungs to the engine. policy: None for that of the
         configuration. budget: None for one without a limit. given: an answer from elsewhere; `body` then asks
         for the first words of the model's own answer only, all views are sent at once, and nothing is
-        corrected.
+        corrected. on_failure: called with the step, one of STEPS, that failed.
         """
         self.plan = plan
         self.policy = policy or policy_of(plan.chat, plan.options, judge.config)
@@ -91,6 +93,7 @@ class Examination:
         self._complete, self._judge = complete, judge
         self._budget = budget or Unlimited()
         self.given = given
+        self._on_failure = on_failure
         self._future_answer: FutureAnswer | None = None
         self._probing: asyncio.Task[Replies] | None = None
 
@@ -132,8 +135,8 @@ class Examination:
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
         try:
             return read()
-        except Exception:
-            logger.exception("the answer could not be read")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("reading", "the answer could not be read")
             return None
 
     async def _replies(self) -> Replies:
@@ -141,8 +144,8 @@ class Examination:
             return {}
         try:
             return await self._probing
-        except Exception:
-            logger.exception("the probes failed")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("probing", "the probes failed")
             return {}
 
     def _judged(self, replies: Replies) -> Report:
@@ -153,8 +156,8 @@ class Examination:
             if self.given is not None:
                 return self._judge.report_on_given(self.plan, self.given, self.answer, replies)
             return self._judge.report(self.plan, self.answer, replies)
-        except Exception:
-            logger.exception("the answer could not be judged")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("judging", "the answer could not be judged")
             return unscored(self.plan, "incomplete", replies)
 
     async def _corrected(self, report: Report, replies: Replies) -> Report:
@@ -174,11 +177,15 @@ class Examination:
                 max_tokens=granted,
             )
             unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
-        except Exception:
-            logger.exception("the correction failed")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("correcting", "the correction failed")
         finally:
             self._budget.give_back(unspent)
         return report
+
+    def _failed(self, step: str, sentence: str) -> None:
+        logger.exception(sentence)
+        self._on_failure(step)
 
 
 async def probe(

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
+MAX_TOKENS = 2**31  # of one call; an engine that reports more is wrong
+
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
     """The first choice of a whole chat completion that took `ms` milliseconds. Raises EndpointError if the
@@ -83,13 +85,22 @@ class Usage(NamedTuple):
 
 
 def usage_of(completion: JSON) -> Usage:
-    """The tokens that a completion or chunk reports; 0 for those that it does not."""
-    usage = completion.get("usage") or {}
+    """The tokens that a completion or chunk reports; 0 for missing numbers and for those no call can cost."""
+    usage = _object(completion.get("usage"))
     return Usage(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        prompt_tokens=_tokens(usage.get("prompt_tokens")),
+        completion_tokens=_tokens(usage.get("completion_tokens")),
+        cached_tokens=_tokens(_object(usage.get("prompt_tokens_details")).get("cached_tokens")),
     )
+
+
+def _object(value: Any) -> JSON:
+    return value if isinstance(value, dict) else {}
+
+
+def _tokens(value: Any) -> int:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value <= MAX_TOKENS else 0
 
 
 def strip_added(completion: JSON, wanted: TokenOptions) -> JSON:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from modint_guard.errors import EndpointError, RequestError
 from modint_server import errors
+from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
 from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
@@ -89,28 +90,35 @@ class Gateway:
         record.closed = True
         record.outcome = record.outcome or outcome
         record.status = record.status or status
-        count(self.metrics, record)
-        report = record.report
-        verdict = report.verdict if report else None
-        event(
-            "request",
-            request_id=record.request_id,
-            route=record.route,
-            model=record.served.model,
-            adapter=record.served.adapter,
-            stream=record.stream,
-            outcome=record.outcome,
-            status=record.status,
-            code=record.code,
-            images=record.images,
-            verdict=verdict.state.value if verdict else None,
-            cause=verdict.cause.value if verdict and verdict.cause else None,
-            reason=verdict.reason if verdict else None,
-            risk=verdict.risk if verdict else None,
-            action=report.action if report else None,
-            probes=len(report.probes) if report else 0,
-            ms=round(record.elapsed_s() * 1000, 1),
-        )
+        with boundary(self.metrics, "counting"):
+            count(self.metrics, record)
+        with boundary(self.metrics, "logging"):
+            log(record)
+
+
+def log(record: Record) -> None:
+    """Writes one line about a finished request."""
+    report = record.report
+    verdict = report.verdict if report else None
+    event(
+        "request",
+        request_id=record.request_id,
+        route=record.route,
+        model=record.served.model,
+        adapter=record.served.adapter,
+        stream=record.stream,
+        outcome=record.outcome,
+        status=record.status,
+        code=record.code,
+        images=record.images,
+        verdict=verdict.state.value if verdict else None,
+        cause=verdict.cause.value if verdict and verdict.cause else None,
+        reason=verdict.reason if verdict else None,
+        risk=verdict.risk if verdict else None,
+        action=report.action if report else None,
+        probes=len(report.probes) if report else 0,
+        ms=round(record.elapsed_s() * 1000, 1),
+    )
 
 
 def count(metrics: Metrics, record: Record) -> None:
