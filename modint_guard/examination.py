@@ -117,8 +117,12 @@ class Examination:
         return refused and error.status not in _NOT_OURS and self.body != self.plan.body
 
     def strip(self, document: JSON) -> JSON:
-        """A completion or chunk without what the client did not ask for."""
-        return strip_added(document, self.plan.token_options)
+        """A completion or chunk without what the client did not ask for; as it is if it cannot be read."""
+        try:
+            return strip_added(document, self.plan.token_options)
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("reading", "an answer could not be freed of what the guard had asked for")
+            return document
 
     async def report_on(self, read: Callable[[], Reply]) -> Report:
         """The report on the engine's answer, which must be complete. Raises nothing but CancelledError.

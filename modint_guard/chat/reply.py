@@ -17,13 +17,16 @@ from modint_guard.types import JSON, Position, Reply, TokenOptions
 MAX_TOKENS = 2**31  # of one call; an engine that reports more is wrong
 
 
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
     """The first choice of a whole chat completion that took `ms` milliseconds. Raises EndpointError if the
     object is not a chat completion.
     """
     try:
         return _read(completion, ms)
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+    except _UNREADABLE as exc:
         raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.") from exc
 
 
@@ -50,9 +53,16 @@ class StreamReply:
         self._finish_reason: str | None = None
         self._usage = Usage()
         self._skip: str | None = None
+        self._problem: Exception | None = None
 
     def feed(self, chunk: JSON) -> None:
-        """Add one `chat.completion.chunk` object."""
+        """Add one `chat.completion.chunk` object. One that cannot be read makes `reply` raise."""
+        try:
+            self._feed(chunk)
+        except _UNREADABLE as exc:
+            self._problem = exc
+
+    def _feed(self, chunk: JSON) -> None:
         if chunk.get("usage"):
             self._usage = usage_of(chunk)
         for choice in chunk.get("choices") or ():
@@ -69,7 +79,13 @@ class StreamReply:
                 self._token, self._top = _first_content(entries)
 
     def reply(self, ms: float = 0.0) -> Reply:
-        """The reply as far as the chunks go, with `ms` milliseconds as its duration."""
+        """The reply as far as the chunks go, with `ms` milliseconds as its duration. Raises EndpointError if a
+        chunk had another shape than OpenAI's.
+        """
+        if self._problem is not None:
+            raise EndpointError(
+                "A chunk of the upstream's has another shape than OpenAI's."
+            ) from self._problem
         text = "".join(self._text)
         skip = self._skip or _empty(text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)

@@ -102,6 +102,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         guard=Guard(guard_config(settings), calibrations=calibrations.values()),
         upstream=upstream,
         attachment=attachment,
+        metrics=metrics,
         settings=settings,
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),

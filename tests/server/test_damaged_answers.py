@@ -58,3 +58,52 @@ async def test_an_odd_usage_of_a_rung_costs_no_answer(
     reply = await running_gateway.post(chat(modint={"relevant": "image", "action": "escalate"}))
     assert reply.status == 200
     assert json.loads(reply.body)["choices"][0]["message"]["content"] == "blue"
+
+
+def entry(**fields: Any) -> JSON:
+    """The log-probabilities of an answer whose one token has these fields."""
+    listed = [{"token": "blue", "logprob": -0.1}]
+    return {"content": [{"token": "blue", "logprob": -0.1, "bytes": None, "top_logprobs": listed, **fields}]}
+
+
+LOGPROBS: dict[str, Any] = {
+    "null": entry(top_logprobs=[{"token": "blue", "logprob": None}]),
+    "in words": entry(top_logprobs=[{"token": "blue", "logprob": "likely"}]),
+    "without a token": {"content": [{"logprob": -0.1, "top_logprobs": [{"logprob": -0.1}]}]},
+    "above every number": entry(logprob=1e308, top_logprobs=[{"token": "blue", "logprob": 1e308}]),
+    "a sentence": "none",
+    "a list": [1],
+    "of numbers": {"content": [1, 2]},
+    "deep": {"content": json.loads("[" * 300 + "]" * 300)},
+}
+
+
+def in_choices(**fields: Any) -> Any:
+    """Damage: these fields in every choice of the main answer that has log-probabilities."""
+
+    def damage(body: JSON, answer: JSON) -> JSON:
+        if not is_main(body):
+            return answer
+        damaged = [{**c, **fields} if c["logprobs"] else c for c in answer["choices"]]
+        return {**answer, "choices": damaged}
+
+    return damage
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", LOGPROBS)
+async def test_odd_log_probabilities_cost_no_answer(
+    running_gateway: Running, upstream: FakeUpstream, name: str, stream: bool
+) -> None:
+    upstream.damage = in_choices(logprobs=LOGPROBS[name])
+    assert await answered(running_gateway, stream=stream) == "blue"
+
+
+async def test_what_failed_beside_an_answer_is_counted(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.damage = in_choices(logprobs=LOGPROBS["null"])
+    reply = await running_gateway.post(chat(stream=True, modint={"relevant": "image"}))
+    report = chunks(reply.body)[-1]["modint"]
+    assert (report["verdict"], report["reason"]) == ("unscored", "incomplete")
+    assert running_gateway.value("modint_step_failures_total", step="reading") == 1

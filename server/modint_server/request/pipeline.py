@@ -26,10 +26,11 @@ from modint_guard.mitigation.ladder import served
 from modint_guard.mitigation.policy import Policy
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, NOOP, ModintOptions, Plan, Reply, State
+from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
 from modint_server.engine.upstream import CHAT, COMPLETIONS, Upstream, json_object
-from modint_server.logs import LOGGER
+from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
@@ -57,6 +58,7 @@ class Pipeline:
     guard: Guard
     upstream: Upstream
     attachment: Attachment
+    metrics: Metrics
     settings: Settings
     noise: NoiseFloor
     budget: TokenBudget
@@ -106,7 +108,8 @@ class Pipeline:
                     code="invalid_value",
                 )
             report = record.report = await self._checked(plan, answer, record)
-            await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
+            data = orjson.dumps({"modint": report.to_json()})
+            await wire.respond(_json(data, annotate.headers_of(report)))
 
     # The stages.
 
@@ -164,14 +167,17 @@ class Pipeline:
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
-            completion = json_object(await self.upstream.post(CHAT, orjson.dumps(examination.body)))
+            data = await self.upstream.post(CHAT, orjson.dumps(examination.body))
+        completion = json_object(data)
         record.usage = completion.get("usage")
         report = await self._report_on(examination, partial(reply_of, completion), record)
         record.report = report
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
         shown = served(examination.strip(completion), report.mitigation)
-        await wire.respond(_json(annotate.annotated(shown, report), annotate.headers_of(report, debug=debug)))
+        with boundary(self.metrics, "annotating"):
+            data = orjson.dumps(annotate.annotated(shown, report))
+        await wire.respond(_json(data, annotate.headers_of(report, debug=debug)))
 
     async def _guarded_stream(
         self, examination: Examination, record: Record, wire: Wire, debug: bool
@@ -214,19 +220,18 @@ class Pipeline:
             usable=self.attachment.usable,
             budget=self.budget.of(record.key_digest),
             given=given,
+            on_failure=self.metrics.step_failed,
         )
 
     async def _report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
         report = await examination.report_on(read)
         answer = examination.answer
-        try:
+        with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
                 record.coverage = 1.0 - tail(probabilities(answer.top))
             if report.noise is not None and examination.given is None:
                 self.noise.measured(examination.plan.body["model"], report.noise)
-        except Exception:  # noqa: BLE001 - the answer comes first
-            LOGGER.exception("measuring_failed")
         return report
 
     async def _release(
@@ -258,8 +263,9 @@ class Pipeline:
         completion = json_object(data)
         record.usage = completion.get("usage")
         if report is not None and mark:
-            data = orjson.dumps(annotate.annotated(completion, report))
-        await wire.respond(Response(data, 200, headers, "application/json"))
+            with boundary(self.metrics, "annotating"):
+                data = orjson.dumps(annotate.annotated(completion, report))
+        await wire.respond(_json(data, headers))
 
     async def _relay(
         self,
@@ -286,14 +292,20 @@ class Pipeline:
                         continue
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
-                        await wire.write(event if shown == chunk else frame(shown))
+                        await wire.write(self._event(event, chunk, shown))
                         continue
                     text, finish = annotate.split_finish(shown)
                     if text is not None:
                         await wire.write(frame(text))
-                    await wire.write(frame(await judge(finish)))
+                    await wire.write(self._event(frame(finish), finish, await judge(finish)))
                     judge = None
         await wire.end(event)
+
+    def _event(self, event: bytes, chunk: JSON, shown: JSON) -> bytes:
+        """The event of a chunk, written anew if another is shown in its place and can be written."""
+        with boundary(self.metrics, "annotating"):
+            return event if shown == chunk else frame(shown)
+        return event
 
     def _read_event(self, event: bytes, record: Record) -> JSON | None:
         """The chunk in an event, noted in the record; None for a comment. Raises EndpointError."""
@@ -357,5 +369,5 @@ def _error_in(chunk: JSON, data: bytes) -> EndpointError:
     return EndpointError("the engine reported an error in the stream", status=status, body=data)
 
 
-def _json(document: JSON, headers: dict[str, str]) -> Response:
-    return Response(orjson.dumps(document), 200, headers, "application/json")
+def _json(data: bytes, headers: dict[str, str]) -> Response:
+    return Response(data, 200, headers, "application/json")
