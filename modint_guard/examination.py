@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from modint_guard.chat.reply import reply_of, strip_added
-from modint_guard.errors import EndpointError
+from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.judge import Judge, unscored
 from modint_guard.judging import scoring
 from modint_guard.mitigation import ladder
@@ -33,6 +33,7 @@ from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Complete, Plan, Replies, Reply, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
+_BROKEN = (None, 500, 502)  # of an engine that fails at a body, or answers it with what is no JSON
 STEPS = ("reading", "probing", "judging", "correcting")  # of an examination; each may fail by itself
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,19 @@ class Examination:
     def refused_additions(self, error: EndpointError) -> bool:
         """Whether the engine refused `body`, possibly for what the guard added to the client's own."""
         refused = error.status is not None and 400 <= error.status < 500
-        return refused and error.status not in _NOT_OURS and self.body != self.plan.body
+        return refused and error.status not in _NOT_OURS and self._has_additions
+
+    def failed_on_additions(self, error: EndpointError) -> bool:
+        """Whether the engine failed at `body`, possibly for what the guard added: it broke, or wrote no JSON.
+
+        An engine that is late, gone or overloaded would be so without them, too.
+        """
+        absent = isinstance(error, EndpointTimeout | EndpointUnreachable)
+        return error.status in _BROKEN and not absent and self._has_additions
+
+    @property
+    def _has_additions(self) -> bool:
+        return self.body != self.plan.body
 
     def strip(self, document: JSON) -> JSON:
         """A completion or chunk without what the client did not ask for; as it is if it cannot be read."""

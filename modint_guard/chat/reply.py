@@ -79,13 +79,11 @@ class StreamReply:
                 self._token, self._top = _first_content(entries)
 
     def reply(self, ms: float = 0.0) -> Reply:
-        """The reply as far as the chunks go, with `ms` milliseconds as its duration. Raises EndpointError if a
-        chunk had another shape than OpenAI's.
+        """The reply as far as the chunks go, with `ms` milliseconds as its duration. Raises EndpointError for
+        a chunk of another shape than OpenAI's.
         """
         if self._problem is not None:
-            raise EndpointError(
-                "A chunk of the upstream's has another shape than OpenAI's."
-            ) from self._problem
+            raise EndpointError("A chunk of the answer is not of OpenAI's shape.") from self._problem
         text = "".join(self._text)
         skip = self._skip or _empty(text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)

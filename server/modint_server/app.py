@@ -27,6 +27,7 @@ from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.second_tries import SecondTries
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
 
@@ -106,6 +107,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         settings=settings,
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
+        second_tries=SecondTries(),
         probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )

@@ -1,12 +1,13 @@
 """Whatever an engine puts beside its answer, the client gets the answer."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.server.conftest import Running, chat
-from tests.server.fake_upstream import FakeUpstream, is_main
+from tests.server.fake_upstream import Answer, FakeUpstream, is_main, misled
 from tests.server.test_mitigation import chunks, text_of
 
 JSON = dict[str, Any]
@@ -107,3 +108,54 @@ async def test_what_failed_beside_an_answer_is_counted(
     report = chunks(reply.body)[-1]["modint"]
     assert (report["verdict"], report["reason"]) == ("unscored", "incomplete")
     assert running_gateway.value("modint_step_failures_total", step="reading") == 1
+
+
+def refusing_logprobs(fault: str | None) -> Any:
+    """A model that fails, for the client's own request, as soon as it is asked for log-probabilities."""
+
+    def script(body: JSON) -> Answer:
+        answer = misled(body)
+        return replace(answer, fault=fault) if is_main(body) and body.get("logprobs") else answer
+
+    return script
+
+
+def nan(body: JSON, answer: JSON) -> JSON:
+    """Damage: NaN, which is no JSON, beside every log-probability."""
+    return {**answer, "x": float("nan")} if body.get("logprobs") else answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", ["500", "html", "html 200", "NaN"])
+async def test_what_breaks_on_our_additions_is_asked_without_them(
+    running_gateway: Running, upstream: FakeUpstream, fault: str, stream: bool
+) -> None:
+    if fault == "NaN" and not stream:
+        upstream.damage = nan
+    else:
+        upstream.script = refusing_logprobs("500" if fault == "NaN" else fault)
+    reply = await running_gateway.post(chat(stream=stream, modint={"relevant": "image"}))
+    assert reply.status == 200
+    report = chunks(reply.body)[-1]["modint"] if stream else reply.json["modint"]
+    assert (report["verdict"], report["reason"]) == ("unscored", "upstream_error")
+    assert sum(is_main(body) for body in upstream.calls) == 2
+
+
+@pytest.mark.parametrize("fault", ["429", "close"])
+async def test_what_is_no_fault_of_our_additions_is_not_asked_again(
+    running_gateway: Running, upstream: FakeUpstream, fault: str
+) -> None:
+    upstream.script = refusing_logprobs(fault)
+    reply = await running_gateway.post(chat(modint={"relevant": "image"}))
+    assert reply.status in (429, 502)
+    assert sum(is_main(body) and "logprobs" not in body for body in upstream.calls) == 0
+
+
+async def test_a_broken_engine_is_asked_again_for_a_twentieth_of_the_traffic(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="500" if is_main(body) else None)
+    for _ in range(40):
+        await running_gateway.post(chat(modint={"relevant": "image"}))
+    asked = sum(is_main(body) for body in upstream.calls)
+    assert asked == 40 + 5 + 1  # five in a row, and after them a twentieth of 35

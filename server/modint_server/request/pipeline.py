@@ -35,6 +35,7 @@ from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import Incoming, read_chat, read_completion
+from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.settings import Settings
 
@@ -62,6 +63,7 @@ class Pipeline:
     settings: Settings
     noise: NoiseFloor
     budget: TokenBudget
+    second_tries: SecondTries
     probe_slots: asyncio.Semaphore
     images: Executor
 
@@ -151,7 +153,8 @@ class Pipeline:
             ) from exc
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
-        """The request and its probes; unguarded, once, if the engine refuses what we added to it."""
+        """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
+        self.second_tries.earn()
         examination = self._examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
@@ -160,10 +163,16 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not examination.refused_additions(exc):
+            if wire.streaming or not self._may_ask_again(examination, exc):
                 raise
             record.report = unscored(plan, "upstream_error")
             await self._plain(CHAT, incoming, record, wire, debug)
+
+    def _may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+        """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
+        if examination.refused_additions(exc):
+            return True
+        return examination.failed_on_additions(exc) and self.second_tries.take()
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
