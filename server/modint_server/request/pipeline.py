@@ -73,7 +73,7 @@ class Pipeline:
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await self._plan(incoming, headers)
+            plan = await self._plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
@@ -101,7 +101,7 @@ class Pipeline:
             if key not in ("answer", "stream", "stream_options")
         }
         async with self.attachment.serving(asked["model"]) as record.served:
-            plan = await self._plan(replace(incoming, body=asked), headers, always=True)
+            plan = await self._plan(replace(incoming, body=asked), headers, record, always=True)
             assert plan is not None
             if plan.options.action not in (None, ANNOTATE):
                 raise RequestError(
@@ -116,7 +116,7 @@ class Pipeline:
     # The stages.
 
     async def _plan(
-        self, incoming: Incoming, headers: Mapping[str, str], *, always: bool = False
+        self, incoming: Incoming, headers: Mapping[str, str], record: Record, *, always: bool = False
     ) -> Plan | None:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
@@ -128,7 +128,9 @@ class Pipeline:
         if always and options.action is None:
             options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy
         model = incoming.body["model"]
-        if incoming.images and options.mode == "on" and self.noise.is_due(model):
+        if incoming.images and options.mode == "on" and not always:
+            record.measures_noise = self.noise.is_due(record.key_digest, model)
+        if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
         forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
@@ -138,7 +140,7 @@ class Pipeline:
             options,
             max_top_logprobs=top,
             forcing=forcing,
-            noise=self.noise.of(model),
+            noise=self.noise.of(record.key_digest, model),
         )
         return await self._decode(work) if incoming.images else work()
 
@@ -239,8 +241,8 @@ class Pipeline:
         with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
                 record.coverage = 1.0 - tail(probabilities(answer.top))
-            if report.noise is not None and examination.given is None:
-                self.noise.measured(examination.plan.body["model"], report.noise)
+            if report.noise is not None and record.measures_noise:
+                self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
         return report
 
     async def _release(
