@@ -76,12 +76,14 @@ class Examination:
         policy: Policy | None = None,
         budget: Budget | None = None,
         given: str | None = None,
+        correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
     ) -> None:
-        """complete: sends the bodies of views and rungs to the engine. policy: None for that of the
-        configuration. budget: None for one without a limit. given: an answer from elsewhere; `body` then asks
-        for the first words of the model's own answer only, all views are sent at once, and nothing is
-        corrected. on_failure: called with the step, one of STEPS, that failed.
+        """complete: sends the bodies of views to the engine. policy: None for that of the configuration.
+        budget: None for one without a limit. given: an answer from elsewhere; `body` then asks for the first
+        words of the model's own answer only, all views are sent at once, and nothing is corrected. correct:
+        sends the bodies of rungs; None for `complete`. on_failure: called with the step, one of STEPS, that
+        failed.
         """
         self.plan = plan
         self.policy = policy or policy_of(plan.chat, plan.options, judge.config)
@@ -92,6 +94,7 @@ class Examination:
         )
         self.answer: Reply | None = None
         self._complete, self._judge = complete, judge
+        self._correct = correct or complete
         self._budget = budget or Unlimited()
         self.given = given
         self._on_failure = on_failure
@@ -189,7 +192,7 @@ class Examination:
                 self.answer,
                 replies,
                 report,
-                self._complete,
+                self._correct,
                 policy=self.policy,
                 max_tokens=granted,
             )

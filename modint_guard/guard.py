@@ -108,18 +108,26 @@ class Guard:
         usable: Callable[[str], bool] = lambda adapter: True,
         budget: Budget | None = None,
         given: str | None = None,
+        correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
     ) -> Examination:
         """The examination of one request, to be used in `async with`.
 
-        complete: sends the bodies of views and rungs to the engine. usable: whether an adapter can be asked;
-        one that cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an
-        answer from elsewhere, to be judged in place of the model's own. on_failure: called with a step that
-        failed and cost no answer, one of `examination.STEPS`.
+        complete: sends the bodies of views to the engine. usable: whether an adapter can be asked; one that
+        cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an answer from
+        elsewhere, to be judged in place of the model's own. correct: sends the bodies of rungs; None for
+        `complete`. on_failure: called with a step that failed and cost no answer, one of `examination.STEPS`.
         """
         policy = policy_of(plan.chat, plan.options, self.config)
         if not usable(policy.robust):
             policy = replace(policy, robust="")
         return Examination(
-            plan, complete, self.judge, policy=policy, budget=budget, given=given, on_failure=on_failure
+            plan,
+            complete,
+            self.judge,
+            policy=policy,
+            budget=budget,
+            given=given,
+            correct=correct,
+            on_failure=on_failure,
         )

@@ -27,6 +27,7 @@ from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
@@ -108,10 +109,18 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
         second_tries=SecondTries(),
-        probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
+        probe_slots=_shared(settings.max_probes_in_flight, settings),
+        rung_slots=_shared(settings.max_rungs_in_flight, settings),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )
-    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+    places = _shared(settings.max_in_flight, settings)
+    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)), places)
+
+
+def _shared(total: int, settings: Settings) -> Places:
+    """Places of which each client may have its share; all of them where there is one client only."""
+    several = len(client_keys(settings)) > 1
+    return Places(total, max(1, int(total * settings.max_share_per_key)) if several else total)
 
 
 @asynccontextmanager

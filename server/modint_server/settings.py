@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     # Limits of all requests together.
     max_in_flight: int = Field(default=256, gt=0)
     max_probes_in_flight: int = Field(default=64, gt=0)
+    max_rungs_in_flight: int = Field(default=32, gt=0)
+    max_share_per_key: float = Field(default=0.5, gt=0, le=1)  # of all of these, if there are several keys
     max_adapter_labels: int = Field(default=64, gt=0)
 
     # The self-test of adapters. "auto": "require" for an engine that `serve` starts, else "report".

@@ -19,6 +19,7 @@ from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
 from modint_server.request.intake import ClientLeft, Keys, read_body
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.places import Places
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
@@ -33,8 +34,13 @@ class Gateway:
     attachment: Attachment
     pipeline: Pipeline
     keys: Keys
+    places: Places
     draining: bool = False
-    in_flight: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being answered."""
+        return self.places.held
 
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
         """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
@@ -43,7 +49,7 @@ class Gateway:
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
             record.key_digest = self.keys.check(headers)
-            with self._admitted():
+            with self._admitted(record.key_digest):
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
         except ClientLeft:
@@ -66,18 +72,18 @@ class Gateway:
             self._close(record, "internal_error", 500)
 
     @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self, key_digest: str) -> Iterator[None]:
         if self.draining:
             self.metrics.rejected("draining")
             raise errors.unavailable("the gateway is shutting down: try again", "draining")
-        if self.in_flight >= self.settings.max_in_flight:
-            self.metrics.rejected("in_flight")
+        if not self.places.may_take(key_digest):
+            self.metrics.rejected("in_flight" if self.places.is_full() else "key_share")
             raise errors.unavailable("too many requests in flight: try again", "overloaded")
-        self.in_flight += 1
+        self.places.take(key_digest)
         try:
             yield
         finally:
-            self.in_flight -= 1
+            self.places.give_back(key_digest)
 
     async def _fail(self, record: Record, wire: Wire, failure: errors.Failure, outcome: str) -> None:
         record.outcome, record.status, record.code = outcome, failure.status, failure.code

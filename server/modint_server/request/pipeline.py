@@ -4,9 +4,8 @@ A request that is probed is an `Examination`; whole answers, streams and the che
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -25,7 +24,7 @@ from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import served
 from modint_guard.mitigation.policy import Policy
 from modint_guard.report import Report
-from modint_guard.types import ANNOTATE, JSON, NOOP, ModintOptions, Plan, Reply, State
+from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
 from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
@@ -35,6 +34,7 @@ from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import Incoming, read_chat, read_completion
+from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
 from modint_server.settings import Settings
@@ -64,7 +64,8 @@ class Pipeline:
     noise: NoiseFloor
     budget: TokenBudget
     second_tries: SecondTries
-    probe_slots: asyncio.Semaphore
+    probe_slots: Places
+    rung_slots: Places
     images: Executor
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
@@ -224,10 +225,11 @@ class Pipeline:
             return await self._report_on(examination, partial(reply_of, completion), record)
 
     def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
-        """Views and rungs go through the probe slots; corrections are paid for by the request's key."""
+        """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
-            self._probe_call,
+            self._calling(self.probe_slots, record.key_digest),
+            correct=self._calling(self.rung_slots, record.key_digest),
             usable=self.attachment.usable,
             budget=self.budget.of(record.key_digest),
             given=given,
@@ -331,19 +333,18 @@ class Pipeline:
             record.token_seen()
         return chunk
 
-    async def _probe_call(self, body: JSON) -> JSON:
-        async with self._slot(body["model"]):
-            return await self.upstream.complete(body)
+    def _calling(self, slots: Places, key_digest: str) -> Complete:
+        """Calls of the engine that need a slot; who waits for one is seen in `modint_queue_depth`."""
 
-    @asynccontextmanager
-    async def _slot(self, model: str) -> AsyncIterator[None]:
-        """One of the slots that probes and rungs share; who waits for one is seen in `modint_queue_depth`."""
-        with self.attachment.queueing(model):
-            await self.probe_slots.acquire()
-        try:
-            yield
-        finally:
-            self.probe_slots.release()
+        async def complete(body: JSON) -> JSON:
+            with self.attachment.queueing(body["model"]):
+                await slots.wait(key_digest)
+            try:
+                return await self.upstream.complete(body)
+            finally:
+                slots.give_back(key_digest)
+
+        return complete
 
 
 def _delivered(report: Report, held: HeldWire | None) -> Report:
