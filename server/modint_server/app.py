@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -29,6 +28,7 @@ from modint_server.request.intake import Keys, request_id
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
+from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
 
@@ -73,7 +73,9 @@ def upstream_of(settings: Settings) -> Upstream:
 
 def guard_config(settings: Settings) -> GuardConfig:
     """The guard's part of the settings; raises ConfigError for a bad file of relevance rules or policies."""
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
+    limits = ImageLimits(
+        settings.max_image_bytes, settings.max_image_pixels, settings.max_images, settings.max_request_pixels
+    )
     rules, policies = settings.relevance_rules_file, settings.policies_file
     return GuardConfig(
         deadline_s=settings.probe_deadline_s,
@@ -111,7 +113,9 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         second_tries=SecondTries(),
         probe_slots=_shared(settings.max_probes_in_flight, settings),
         rung_slots=_shared(settings.max_rungs_in_flight, settings),
-        images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
+        workers=Workers(
+            settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
+        ),
     )
     places = _shared(settings.max_in_flight, settings)
     return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)), places)
@@ -135,7 +139,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-            gateway.pipeline.images.shutdown(wait=False, cancel_futures=True)
+            gateway.pipeline.workers.close()
 
 
 class RequestIds:

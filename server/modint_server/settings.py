@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     max_images: int = Field(default=16, gt=0)
     max_image_bytes: int = Field(default=20 * 2**20, gt=0)
     max_image_pixels: int = Field(default=20_000_000, gt=0)
+    max_request_pixels: int = Field(default=64_000_000, gt=0)
+    max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
     image_threads: int = Field(default=2, gt=0)
     max_n: int = Field(default=16, gt=0)

@@ -3,12 +3,9 @@
 A request that is probed is an `Examination`; whole answers, streams and the check are short users of it.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -37,10 +34,13 @@ from modint_server.request.intake import Incoming, read_chat, read_completion
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.workers import Workers
 from modint_server.settings import Settings
 
-T = TypeVar("T")
+QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
+QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
+Reader = Callable[[bytes, Settings], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
 
 
@@ -66,11 +66,11 @@ class Pipeline:
     second_tries: SecondTries
     probe_slots: Places
     rung_slots: Places
-    images: Executor
+    workers: Workers
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = read_chat(raw, self.settings)
+        incoming = await self._read(read_chat, raw, record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
@@ -86,14 +86,14 @@ class Pipeline:
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = read_completion(raw, self.settings)
+        incoming = await self._read(read_completion, raw, record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
-        incoming = read_chat(raw, self.settings)
+        incoming = await self._read(read_chat, raw, record)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
         asked = {
@@ -143,17 +143,13 @@ class Pipeline:
             forcing=forcing,
             noise=self.noise.of(record.key_digest, model),
         )
-        return await self._decode(work) if incoming.images else work()
+        is_quick = not incoming.images and incoming.size <= QUICK_TEXT
+        return work() if is_quick else await self.workers.run(record.key_digest, work)
 
-    async def _decode(self, work: Callable[[], T]) -> T:
-        """Decoding must not hold up the other requests: a picture of 60 kB may hold 20 million pixels."""
-        try:
-            async with asyncio.timeout(self.settings.image_timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(self.images, work)
-        except TimeoutError as exc:
-            raise RequestError(
-                "the images took too long to decode: send smaller ones", code="image_timeout"
-            ) from exc
+    async def _read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
+        """The request; a large one is parsed in a thread."""
+        work = partial(read, raw, self.settings)
+        return work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
