@@ -98,6 +98,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         metrics,
         calibrations=calibrations,
         poll_s=settings.upstream_poll_s,
+        poll_timeout_s=settings.upstream_poll_timeout_s,
         capability_timeout_s=settings.capability_timeout_s,
         max_adapters=settings.max_adapter_labels,
         testing="report" if settings.adapter_selftest == "auto" else settings.adapter_selftest,

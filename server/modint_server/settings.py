@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(default=300.0, gt=0)  # the longest pause within an answer, not all of it
     capability_timeout_s: float = Field(default=120.0, gt=0)  # the first logprobs on a new machine take 30 s
     upstream_poll_s: float = Field(default=2.0, gt=0)  # between two looks at whether it is up
+    upstream_poll_timeout_s: float = Field(default=10.0, gt=0)  # later than this, it hangs
 
     # Keys of clients. Without one, anybody who reaches the port may call.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()

@@ -114,6 +114,7 @@ class FakeUpstream:
             },
         ]
     )
+    models_delay_s: float = 0.0
     logprobs: bool = True
     scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
@@ -146,6 +147,7 @@ class FakeUpstream:
         self.heads.append(headers)
         self.paths.append(path)
         if path == "/v1/models":
+            await asyncio.sleep(self.models_delay_s)
             return await _whole(writer, json.dumps({"object": "list", "data": self.model_list}).encode())
         if path == "/metrics":
             return await _whole(writer, self.page, kind="text/plain; version=0.0.4")
