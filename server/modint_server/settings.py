@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     image_timeout_s: float = Field(default=10.0, gt=0)
     image_threads: int = Field(default=2, gt=0)
     max_n: int = Field(default=16, gt=0)
+    max_prompts: int = Field(default=128, gt=0)  # of a plain completion, each counted `n` times
     max_prompt_logprobs: int = Field(default=20, ge=0)
 
     # Limits of all requests together.

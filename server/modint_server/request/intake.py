@@ -23,13 +23,16 @@ STRIPPED = frozenset(
     {
         "cache_salt",
         "priority",
+        "request_id",
         "kv_transfer_params",
+        "ec_transfer_params",
         "vllm_xargs",
         "mm_processor_kwargs",
         "media_io_kwargs",
         "logits_processors",
     }
 )
+MAX_DRAINED = 64 * 2**20
 STRIPPED_PREFIXES = ("chat_template",)
 
 
@@ -97,20 +100,24 @@ async def read_body(receive: Receive, headers: Mapping[str, str], settings: Sett
             code="compressed_body",
             status=415,
         )
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > settings.max_body_bytes:
-        raise _too_large(settings.max_body_bytes)
+    declared, limit = headers.get("content-length", ""), settings.max_body_bytes
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            return await _counted(receive, settings.max_body_bytes)
+            if not declared.isdigit() or int(declared) <= limit:
+                body = await _counted(receive, limit)
+                if body is not None:
+                    return body
+            await _drain(receive)
+            raise _too_large(limit)
     except TimeoutError as exc:
-        limit = f"{settings.body_timeout_s:g} s"
+        within = f"{settings.body_timeout_s:g} s"
         raise RequestError(
-            f"the request body did not arrive within {limit}", code="body_timeout", status=408
+            f"the request body did not arrive within {within}", code="body_timeout", status=408
         ) from exc
 
 
-async def _counted(receive: Receive, limit: int) -> bytes:
+async def _counted(receive: Receive, limit: int) -> bytes | None:
+    """The body; None as soon as it is longer than `limit`. Raises ClientLeft."""
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -120,10 +127,23 @@ async def _counted(receive: Receive, limit: int) -> bytes:
         piece = message.get("body", b"")
         size += len(piece)
         if size > limit:
-            raise _too_large(limit)
+            return None
         pieces.append(piece)
         if not message.get("more_body", False):
             return b"".join(pieces)
+
+
+async def _drain(receive: Receive) -> None:
+    """Reads what is left of a body, up to `MAX_DRAINED` bytes, and drops it.
+
+    A client that is still sending sees no answer.
+    """
+    size = 0
+    while size <= MAX_DRAINED:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 class ClientLeft(Exception):  # noqa: N818 - an event, not an error
@@ -198,8 +218,28 @@ def read_completion(raw: bytes, settings: Settings) -> Incoming:
     """A plain completion request: the same limits, no images."""
     body = read_document(raw, settings)
     _check_fields(body, settings)
+    _check_prompts(body, settings)
     cleaned, changed = _stripped(body)
     return Incoming(cleaned, None if changed else raw, 0, len(raw))
+
+
+def _check_prompts(body: JSON, settings: Settings) -> None:
+    """Raises RequestError for embeddings in place of a prompt, and for too many answers at once."""
+    if any("embeds" in key for key in body):
+        raise RequestError(
+            "embeddings in place of a prompt are refused", param="prompt_embeds", code="embeds_refused"
+        )
+    prompt = body.get("prompt")
+    several = isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt)
+    answers = (len(prompt) if isinstance(prompt, list) and several else 1) * max(
+        value for key in ("n", "best_of") if isinstance(value := body.get(key) or 1, int)
+    )
+    if answers > settings.max_prompts:
+        raise RequestError(
+            f"prompt and n ask for {answers} answers: this gateway takes {settings.max_prompts}",
+            param="prompt",
+            code="over_limit",
+        )
 
 
 def _check_fields(body: JSON, settings: Settings) -> None:
