@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +31,7 @@ from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, models
+from modint_server.routes.pages import Page
 from modint_server.settings import Settings, client_keys, secret
 
 
@@ -53,6 +55,8 @@ def create_app(
     gateway = build(settings, upstream or upstream_of(settings), metrics)
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.gateway = gateway
+    app.state.metrics_page = Page(partial(asyncio.to_thread, generate_latest, metrics.registry))
+    app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics)
     for route in (chat, completions, models, guard, health):
         app.include_router(route.router)
     app.add_middleware(RequestIds)
