@@ -150,7 +150,10 @@ class Examination:
             self._future_answer.set_result(self.answer)
         replies = await self._replies()
         report = self._judged(replies)
-        return report if self.given is not None else await self._corrected(report, replies)
+        if self.given is not None:
+            return report
+        original = self.answer.text if self.answer else ""
+        return ladder.fail_closed(await self._corrected(report, replies), self.policy, original)
 
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
         try:

@@ -116,14 +116,14 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
         second_tries=SecondTries(),
+        places=_shared(settings.max_in_flight, settings),
         probe_slots=_shared(settings.max_probes_in_flight, settings),
         rung_slots=_shared(settings.max_rungs_in_flight, settings),
         workers=Workers(
             settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
         ),
     )
-    places = _shared(settings.max_in_flight, settings)
-    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)), places)
+    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
 
 
 def _shared(total: int, settings: Settings) -> Places:

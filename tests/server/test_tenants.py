@@ -55,7 +55,7 @@ async def test_a_noop_that_a_client_asks_for_measures_nothing(upstream: FakeUpst
 async def test_rungs_of_one_key_that_take_long_leave_room_for_the_verdicts_of_another(
     upstream: FakeUpstream,
 ) -> None:
-    settings = {
+    settings: JSON = {
         "api_keys": KEYS,
         "max_probes_in_flight": 8,
         "max_rungs_in_flight": 8,

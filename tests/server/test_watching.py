@@ -15,7 +15,7 @@ OURS, THEIRS = {"red": 0.9, "blue": 0.05}, {"red": 0.05, "blue": 0.9}
 
 def is_test(body: JSON) -> bool:
     """Whether a call belongs to the self-test of an adapter."""
-    return body["model"] != BASE and body["max_tokens"] == 2
+    return bool(body["model"] != BASE and body["max_tokens"] == 2)
 
 
 async def sees_that_the_engine_is_gone(gateway: Running, upstream: FakeUpstream) -> bool:

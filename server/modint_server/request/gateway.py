@@ -19,7 +19,6 @@ from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
 from modint_server.request.intake import ClientLeft, Keys, read_body
 from modint_server.request.pipeline import Pipeline
-from modint_server.request.places import Places
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
@@ -34,13 +33,12 @@ class Gateway:
     attachment: Attachment
     pipeline: Pipeline
     keys: Keys
-    places: Places
     draining: bool = False
 
     @property
     def in_flight(self) -> int:
         """How many requests are being answered."""
-        return self.places.held
+        return self.pipeline.places.held
 
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
         """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
@@ -49,7 +47,7 @@ class Gateway:
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
             record.key_digest = self.keys.check(headers)
-            with self._admitted(record.key_digest):
+            with self._admitted(record):
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
         except ClientLeft:
@@ -72,18 +70,21 @@ class Gateway:
             self._close(record, "internal_error", 500)
 
     @contextlib.contextmanager
-    def _admitted(self, key_digest: str) -> Iterator[None]:
+    def _admitted(self, record: Record) -> Iterator[None]:
+        key_digest = record.key_digest
         if self.draining:
             self.metrics.rejected("draining")
             raise errors.unavailable("the gateway is shutting down: try again", "draining")
-        if not self.places.may_take(key_digest):
-            self.metrics.rejected("in_flight" if self.places.is_full() else "key_share")
+        places = self.pipeline.places
+        if not places.may_take(key_digest):
+            self.metrics.rejected("in_flight" if places.is_full() else "key_share")
             raise errors.unavailable("too many requests in flight: try again", "overloaded")
-        self.places.take(key_digest)
+        places.take(key_digest)
+        record.is_busy = places.held > max(1, self.settings.max_in_flight * self.settings.shed_probes_at)
         try:
             yield
         finally:
-            self.places.give_back(key_digest)
+            places.give_back(key_digest)
 
     async def _fail(self, record: Record, wire: Wire, failure: errors.Failure, outcome: str) -> None:
         record.outcome, record.status, record.code = outcome, failure.status, failure.code

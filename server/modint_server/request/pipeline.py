@@ -18,8 +18,9 @@ from modint_guard.examination import Examination
 from modint_guard.guard import Guard
 from modint_guard.judge import skipped, unscored
 from modint_guard.judging.divergence import probabilities, tail
-from modint_guard.mitigation.ladder import served
+from modint_guard.mitigation.ladder import fail_closed, served
 from modint_guard.mitigation.policy import Policy
+from modint_guard.plan import policy_of
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
 from modint_server.boundary import boundary
@@ -33,7 +34,7 @@ from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import Incoming, read_chat, read_completion
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
-from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of, frame, is_done
 from modint_server.request.workers import Workers
 from modint_server.settings import Settings
 
@@ -64,6 +65,7 @@ class Pipeline:
     noise: NoiseFloor
     budget: TokenBudget
     second_tries: SecondTries
+    places: Places
     probe_slots: Places
     rung_slots: Places
     workers: Workers
@@ -79,8 +81,10 @@ class Pipeline:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif not plan.views:
-                record.report = unscored(plan, "no_logprobs")
-                await self._plain(CHAT, incoming, record, wire, debug)
+                await self._unexamined(plan, "no_logprobs", incoming, record, wire, debug)
+            elif record.is_busy:
+                self.metrics.probes_shed.labels(record.served.model).inc()
+                await self._unexamined(plan, "budget", incoming, record, wire, debug)
             else:
                 await self._guarded(plan, incoming, record, wire, debug)
 
@@ -164,14 +168,25 @@ class Pipeline:
         except EndpointError as exc:
             if wire.streaming or not self._may_ask_again(examination, exc):
                 raise
-            record.report = unscored(plan, "upstream_error")
+            await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
+
+    async def _unexamined(
+        self, plan: Plan, reason: str, incoming: Incoming, record: Record, wire: Wire, debug: bool
+    ) -> None:
+        """The request without probes, unless its policy serves no answer that could not be judged."""
+        policy = policy_of(plan.chat, plan.options, self.guard.config)
+        report = record.report = fail_closed(unscored(plan, reason), policy)
+        if report.mitigation is not None:
+            await wire.respond(annotate.withheld(report, debug=debug))
+        else:
             await self._plain(CHAT, incoming, record, wire, debug)
 
     def _may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
         if examination.refused_additions(exc):
             return True
-        return examination.failed_on_additions(exc) and self.second_tries.take()
+        broke = examination.failed_on_additions(exc) and not isinstance(exc, BrokenStreamError)
+        return broke and self.second_tries.take()
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
