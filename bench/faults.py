@@ -22,7 +22,7 @@ def measure_faults(output: Path, *, limit: int | None) -> None:
         rows=[asdict(row) for row in rows],
         title="Faults of the engine",
         shown=_by_stage(rows),
-        notes="An answer is intact if the client reads, with status 200, the answer of the engine or of a policy.",
+        notes="An answer is intact if the client reads, with status 200, the engine's or a policy's answer.",
     )
 
 
