@@ -116,6 +116,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
         second_tries=SecondTries(),
+        caches_by_key=settings.cache_by_key == "auto" and len(client_keys(settings)) > 1,
         places=_shared(settings.max_in_flight, settings),
         probe_slots=_shared(settings.max_probes_in_flight, settings),
         rung_slots=_shared(settings.max_rungs_in_flight, settings),

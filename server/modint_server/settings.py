@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     # Keys of clients. Without one, anybody who reaches the port may call.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_keys_file: Path | None = None
+    cache_by_key: Literal["auto", "off"] = "auto"  # a prefix cache for each key, if there are several
     metrics_need_key: bool = False  # also for the pages of metrics
 
     # Limits of a request.

@@ -118,3 +118,24 @@ async def test_a_key_alone_may_use_every_place(upstream: FakeUpstream) -> None:
         await until(lambda: gateway.gateway.in_flight == 4)
         for writer in writers:
             writer.close()
+
+
+async def test_each_key_has_a_prefix_cache_of_its_own(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, api_keys=KEYS) as gateway:
+        upstream.forget()
+        salts = []
+        for key in ("key-one", "key-two", "key-one"):
+            await ask(gateway, key)
+            salts.append({body["cache_salt"] for body in upstream.calls})
+            upstream.forget()
+    assert [len(of_a_request) for of_a_request in salts] == [1, 1, 1]
+    assert salts[0] == salts[2] != salts[1]
+    assert not any("key" in salt for salt in set().union(*salts))
+
+
+@pytest.mark.parametrize("settings", [{"api_keys": "key-one"}, {"api_keys": KEYS, "cache_by_key": "off"}])
+async def test_a_key_alone_needs_no_salt(upstream: FakeUpstream, settings: JSON) -> None:
+    async with serving(upstream.url, **settings) as gateway:
+        upstream.forget()
+        await ask(gateway, "key-one")
+    assert not any("cache_salt" in body for body in upstream.calls)

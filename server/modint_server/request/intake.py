@@ -53,6 +53,12 @@ class Incoming:
         """The client's own bytes, or the cleaned document where something had to go."""
         return orjson.dumps(self.body) if self.raw is None else self.raw
 
+    def salted(self, key_digest: str) -> "Incoming":
+        """With a cache identity of the client's own: it finds no other client's prompt in the cache."""
+        salt = sha256(f"cache of {key_digest}".encode()).hexdigest()[:32]
+        whole = "-".join(filter(None, (self.body.get("cache_salt"), salt)))
+        return replace(self, body={**self.body, "cache_salt": whole}, raw=None)
+
     def without_modint(self) -> "Incoming":
         """The engine never sees our own field."""
         if "modint" not in self.body:

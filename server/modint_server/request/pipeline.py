@@ -65,6 +65,7 @@ class Pipeline:
     noise: NoiseFloor
     budget: TokenBudget
     second_tries: SecondTries
+    caches_by_key: bool
     places: Places
     probe_slots: Places
     rung_slots: Places
@@ -153,7 +154,8 @@ class Pipeline:
     async def _read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
         """The request; a large one is parsed in a thread."""
         work = partial(read, raw, self.settings)
-        return work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
+        incoming = work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
+        return incoming.salted(record.key_digest) if self.caches_by_key else incoming
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
