@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -27,6 +26,9 @@ from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.places import Places
+from modint_server.request.second_tries import SecondTries
+from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
 
@@ -71,7 +73,9 @@ def upstream_of(settings: Settings) -> Upstream:
 
 def guard_config(settings: Settings) -> GuardConfig:
     """The guard's part of the settings; raises ConfigError for a bad file of relevance rules or policies."""
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
+    limits = ImageLimits(
+        settings.max_image_bytes, settings.max_image_pixels, settings.max_images, settings.max_request_pixels
+    )
     rules, policies = settings.relevance_rules_file, settings.policies_file
     return GuardConfig(
         deadline_s=settings.probe_deadline_s,
@@ -102,13 +106,25 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         guard=Guard(guard_config(settings), calibrations=calibrations.values()),
         upstream=upstream,
         attachment=attachment,
+        metrics=metrics,
         settings=settings,
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
-        probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
-        images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
+        second_tries=SecondTries(),
+        probe_slots=_shared(settings.max_probes_in_flight, settings),
+        rung_slots=_shared(settings.max_rungs_in_flight, settings),
+        workers=Workers(
+            settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
+        ),
     )
-    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+    places = _shared(settings.max_in_flight, settings)
+    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)), places)
+
+
+def _shared(total: int, settings: Settings) -> Places:
+    """Places of which each client may have its share; all of them where there is one client only."""
+    several = len(client_keys(settings)) > 1
+    return Places(total, max(1, int(total * settings.max_share_per_key)) if several else total)
 
 
 @asynccontextmanager
@@ -123,7 +139,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-            gateway.pipeline.images.shutdown(wait=False, cancel_futures=True)
+            gateway.pipeline.workers.close()
 
 
 class RequestIds:

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     max_images: int = Field(default=16, gt=0)
     max_image_bytes: int = Field(default=20 * 2**20, gt=0)
     max_image_pixels: int = Field(default=20_000_000, gt=0)
+    max_request_pixels: int = Field(default=64_000_000, gt=0)
+    max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
     image_threads: int = Field(default=2, gt=0)
     max_n: int = Field(default=16, gt=0)
@@ -50,6 +52,8 @@ class Settings(BaseSettings):
     # Limits of all requests together.
     max_in_flight: int = Field(default=256, gt=0)
     max_probes_in_flight: int = Field(default=64, gt=0)
+    max_rungs_in_flight: int = Field(default=32, gt=0)
+    max_share_per_key: float = Field(default=0.5, gt=0, le=1)  # of all of these, if there are several keys
     max_adapter_labels: int = Field(default=64, gt=0)
 
     # The self-test of adapters. "auto": "require" for an engine that `serve` starts, else "report".

@@ -120,6 +120,7 @@ class FakeUpstream:
     finish_with_text: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
+    damage: Callable[[JSON, JSON], JSON] = lambda body, answer: answer  # of completions and chunks
     page: bytes = b'# HELP vllm:x One.\nvllm:x{a="b"} 1.0\n' * 20_000  # its own metrics
     url: str = ""
 
@@ -197,7 +198,8 @@ class FakeUpstream:
             return await _whole(writer, json.dumps(self._scored(body)).encode())
         if body.get("stream"):
             return await self._stream(body, answer, writer)
-        return await _whole(writer, json.dumps(self._completion(body, answer)).encode())
+        completion = self.damage(body, self._completion(body, answer))
+        return await _whole(writer, json.dumps(completion).encode())
 
     def _logprobs(self, body: JSON, answer: Answer) -> JSON | None:
         if not body.get("logprobs") or not self.logprobs:
@@ -257,10 +259,11 @@ class FakeUpstream:
             if number == 2 and answer.fault:
                 await self._fail_midway(answer.fault, writer)
                 return False
-            await self._frame(writer, json.dumps(chunk, separators=(", ", ": ")))
+            await self._frame(writer, json.dumps(self.damage(body, chunk), separators=(", ", ": ")))
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
-            await self._frame(writer, json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}))
+            last_chunk = self.damage(body, {"id": "chatcmpl-1", "choices": [], "usage": usage})
+            await self._frame(writer, json.dumps(last_chunk))
         await self._frame(writer, "[DONE]")
         return False
 

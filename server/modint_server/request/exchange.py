@@ -39,6 +39,7 @@ class Record:
     code: str | None = None
     key_digest: str = ""  # of the key shown; never logged
     images: int = 0
+    measures_noise: bool = False  # whether the gateway itself asks the request twice
     usage: Any = None
     report: Report | None = None
     coverage: float | None = None  # probability held by the tokens listed at the first content position

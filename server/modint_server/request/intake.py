@@ -40,6 +40,7 @@ class Incoming:
     body: JSON
     raw: bytes | None
     images: int
+    size: int  # bytes of the body as it came
 
     @property
     def stream(self) -> bool:
@@ -137,6 +138,7 @@ def _too_large(limit: int) -> RequestError:
 
 def read_document(raw: bytes, settings: Settings) -> JSON:
     """The one parse of a request; raises RequestError."""
+    _check_values(raw, settings.max_json_values)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -149,6 +151,15 @@ def read_document(raw: bytes, settings: Settings) -> JSON:
             f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
         )
     return body
+
+
+def _check_values(raw: bytes, limit: int) -> None:
+    """Raises RequestError for a body of too many values: an empty list takes thirty times its bytes."""
+    if len(raw) > limit and sum(raw.count(sign) for sign in (b",", b"[", b"{")) > limit:
+        raise RequestError(
+            f"the request body holds more than {limit} commas and opening brackets: send less",
+            code="too_many_values",
+        )
 
 
 def too_deep(document: object, limit: int) -> bool:
@@ -180,7 +191,7 @@ def read_chat(raw: bytes, settings: Settings) -> Incoming:
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
     if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
         cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
-    return Incoming(cleaned, None if changed or stripped_uuid else raw, images)
+    return Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
 
 
 def read_completion(raw: bytes, settings: Settings) -> Incoming:
@@ -188,7 +199,7 @@ def read_completion(raw: bytes, settings: Settings) -> Incoming:
     body = read_document(raw, settings)
     _check_fields(body, settings)
     cleaned, changed = _stripped(body)
-    return Incoming(cleaned, None if changed else raw, 0)
+    return Incoming(cleaned, None if changed else raw, 0, len(raw))
 
 
 def _check_fields(body: JSON, settings: Settings) -> None:
