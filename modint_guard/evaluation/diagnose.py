@@ -71,7 +71,7 @@ JOURNAL = "answers.jsonl"
 DataOrCheckup = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DATA]",
+        metavar="DATA",
         help=f"{KINDS_OF_DATA} Default: the check-up.",
     ),
 ]
