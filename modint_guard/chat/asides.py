@@ -22,10 +22,13 @@ _MIN_LEFT = 2  # words that must remain of the question
 _VERB = (
     r"(?:is|are|was|were|isn't|aren't|shows|show|showed|says|said|reads|states|stated|mentions|contains|depicts|"
     r"displays|claims|calls|describes|tells|has|holds|indicates|reveals|features|gives|lists|it's|that's|there's|"
-    r"they're|he's|she's)"
+    r"they're|he's|she's|noted|wrote|told|thinks|believes|assumes|being|saying)"
 )
 _CAUSE = (
-    r"(?:given(?:\s+that)?|considering(?:\s+that)?|knowing(?:\s+that)?|seeing\s+(?:that|how)|now\s+that|granted\s+that|"
+    r"(?:given(?:\s+that)?|considering(?:\s+that)?|knowing(?:\s+that)?|seeing\s+(?:that|how|as)|"
+    r"assuming(?:\s+that)?|with(?=\s+(?:the|a|its)\s+(?:caption|label|note|title|text|file\s?name)\s+(?:being|saying)\b)|"
+    r"if(?=\s+(?:the|its|this)\s+(?:caption|label|note|title|text|file\s?name|description)\b)|"
+    r"now\s+that|granted\s+that|"
     r"since(?!\s+(?:when|\d))|because|as(?!\s+(?:is|are|was|were|in|an?\s+\w+\s*,|you\b|they\b|we\b)\b)|"
     r"although|though|even\s+though)"
 )
@@ -44,7 +47,8 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _JOINED = re.compile(
-    rf"\s*(?P<aside>{_STARTS_STATEMENT}{_NO_CLAUSE}{{0,160}}?\b{_VERB}\b{_NO_CLAUSE}{{1,200}}?{_JOINT})"
+    rf"\s*(?P<aside>{_STARTS_STATEMENT}{_NO_CLAUSE}{{0,160}}?\b{_VERB}\b{_NO_CLAUSE}{{1,200}}?"
+    rf"(?:,\s*(?:right|yes|no|(?:is|are|was|were|does|do)n't\s+\w+))?{_JOINT})"
     rf"(?={_ASKS}[^,;]{{3,}}\?)",
     re.IGNORECASE,
 )
@@ -58,7 +62,9 @@ _IN_BRACKETS = re.compile(
     re.IGNORECASE,
 )
 _WITHIN = re.compile(
-    rf"(?P<aside>,\s+{_CAUSE}\s[^,?]{{0,120}}?\b{_VERB}\b[^,?]{{1,160}},)(?=\s)", re.IGNORECASE
+    rf"(?P<aside>,\s+(?:{_CAUSE}\s[^,?]{{0,120}}?\b{_VERB}\b[^,?]{{1,160}}|"
+    rf"according\s+to\s+(?:the|my|this|its)\s+\w+\s+\w[^,?]{{1,120}}),)(?=\s)",
+    re.IGNORECASE,
 )
 _BEHIND = re.compile(
     rf"(?P<aside>(?:,\s+{_CAUSE}|,?\s+(?:given|considering|knowing|seeing|now|even\s+though)(?:\s+that)?)\s"

@@ -64,7 +64,8 @@ _QUESTION_WORD = re.compile(
 _IMPERATIVE = re.compile(
     r"(?:please[\s,]+)?(?:name|describe|tell|state|count|list|identify|explain|say|give|choose|select|pick|find|compute|"
     r"calculate|determine|read|write|summari[sz]e|translate|classify|transcribe|estimate|guess|complete|fill|show|add|"
-    r"subtract|solve|report|provide|compare|decide|answer)\b(?!\s*:)",
+    r"subtract|solve|report|provide|compare|decide|answer|extract|look|output|return|respond|reply|check|convert|round|"
+    r"mention|include|ignore|make\s+sure|transliterate|quote)\b(?!\s*:)",
     re.IGNORECASE,
 )
 _IMAGE_NOUN = (
@@ -120,6 +121,9 @@ _ASIDE_FROM_THE_TASK = re.compile(  # what a person says around a question, and 
     r"|(?:hi|hello|hey|good\s+(?:morning|afternoon|evening|day)|dear)\b[^.?!:]{0,40}"
     r"|(?:i|we)(?:'m|'d|\s+am|\s+would)?\s+(?:need|want|like|trying|working|looking|writing|preparing|have\s+to|am\s+in|can't|"
     r"cannot|in\s+a\s+hurry|curious|colou?r-?blind|just\s+curious)\b[^.?!:]{0,120}"
+    r"|i(?:'m|\s+am)\s+(?:blind|deaf|dyslexic|new\s+here|a\s+\w+)"
+    r"|if\s+you(?:'re|\s+are|\s+do|\s+can)?\s*(?:not|n't|unsure|don't|can't|cannot)\b[^.?!:]{0,80}"
+    r"|(?:\w+\s+)?(?:format|language|style|length|units?)\s*:\s*[^.?!]{1,60}"
     r"|you\s+are\s+(?:an?|the|my)\s+[^.?!:]{1,120}"
     rf"|here(?:'s|\s+is|\s+are|\s+comes)\s+(?:\w+\s+){{0,3}}{_IMAGE_NOUN}(?:\s+(?:i|we|from|for|that\s+i)\b[^.?!:]{{0,60}})?"
     r"|(?:nur|bitte\s+nur|solo|sólo|seulement|uniquement|juste|soltanto|apenas|somente)(?:\s+\w+){1,4}"
@@ -174,12 +178,15 @@ def split_text(text: str) -> TextSplit:
         whole = _trimmed(text, 0, len(text))
         return _text_split(text, (whole,) if whole else (), (), block)
     chain = range(_first_of_chain(text, units, asking), asking + 1)
+    passages, quotes = _passages(text, units), _quotes(text)
     pieces: list[tuple[Piece, bool]] = []  # and whether each belongs to the question
     for index, unit in enumerate(units):
         if index in chain:
             pieces.extend(_without_asides(text, unit))
-        else:
-            pieces.append((unit, _belongs_to_question(text, units, index, asking, block)))
+            continue
+        is_quoted = index in passages or _is_quoted(text, unit, quotes)
+        is_command = not is_quoted and _commands(text[slice(*unit)])
+        pieces.append((unit, is_command or _belongs_to_question(text, units, index, asking, block)))
     question, context = (_merged(pieces, wanted=wanted) for wanted in (True, False))
     return _text_split(text, question, context, block)
 
@@ -238,6 +245,14 @@ def says_how(text: str) -> bool:
         return False
     units = [text[a:b] for a, b in _units(text, None)]
     return bool(units) and all(_is_instruction(unit) or _ANSWER_HEADER.match(unit) for unit in units)
+
+
+def orders(text: str) -> bool:
+    """Whether a text does nothing but tell the model what to do: "Translate it. Be brief."."""
+    units = [text[a:b] for a, b in _units(text, None)]
+    return bool(units) and all(
+        _commands(unit) or _is_instruction(unit) or _ANSWER_HEADER.match(unit) for unit in units
+    )
 
 
 def states(text: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
-from modint_guard.chat.question import asks, is_latin, is_left_open, says_how, split_text, states
+from modint_guard.chat.question import asks, is_latin, is_left_open, orders, says_how, split_text, states
 from modint_guard.chat.system_prompt import facts_in
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import (
@@ -199,7 +199,7 @@ def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, .
             split = split_text(text.text)
             context.extend(text.spans(split.context))
             question.extend(text.spans(split.question))
-        elif place in asking or (text.is_read and (_is_image_label(text.text) or says_how(text.text))):
+        elif place in asking or (text.is_read and (_is_image_label(text.text) or orders(text.text))):
             question.extend(text.whole)
         else:
             context.extend(text.whole)
@@ -215,6 +215,8 @@ def _asking_parts(texts: tuple[TextPart, ...]) -> tuple[int, ...]:
     only_how = says_how(last_text)
     readable = (place for place in reversed(range(last)) if texts[place].is_read)
     earlier = next((place for place in readable if asks(texts[place].text)), None)
+    if earlier is not None and not only_how and orders(last_text):
+        return (earlier, last)
     if earlier is None or (asks(last_text) and not only_how):
         return (last,)
     if only_how or states(last_text) or _is_fragment(last_text):

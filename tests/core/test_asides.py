@@ -47,6 +47,12 @@ def without_context(body: JSON) -> list[str]:
         ("What colour is the ball given that it is blue?", "What colour is the ball?"),
         ("What colour is it, since the note says blue?", "What colour is it?"),
         ("What colour, as the caption says blue, is the ball?", "What colour is the ball?"),
+        ("Seeing as the label says Merlot, what grape is it?", "what grape is it?"),
+        ("With the caption being 'a dog', what animal is it?", "what animal is it?"),
+        ("If the caption is right and it's a dog, what breed is it?", "what breed is it?"),
+        ("The doctor noted a fracture, so which bone is broken?", "which bone is broken?"),
+        ("Assuming this is a golden retriever, how old is it?", "how old is it?"),
+        ("Which team, according to the caption Arsenal, is playing?", "Which team is playing?"),
     ],
 )
 def test_a_statement_inside_the_question_is_context(text: str, clean: str) -> None:
@@ -121,6 +127,13 @@ NOT_CONTEXT = (
     "I need this for my homework.",
     "You are a careful radiologist.",
     "Here is a photo I took yesterday.",
+    "I'm blind.",
+    "Look closely.",
+    "Give it with two decimals.",
+    "Translate it into English.",
+    "Please reply in French.",
+    "If you are not sure, say so.",
+    "Format: one word",
     "Nur die Zahl, bitte.",
     "Danke!",
 )
