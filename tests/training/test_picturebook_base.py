@@ -1,5 +1,6 @@
 """The picture-book's base: pages of questions, the tower's losses, the LoRA, and its recipe."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from modint_training.picturebook.augment import plain, varied
 from modint_training.picturebook.card import picturebook_card
 from modint_training.picturebook.pages import (
     Page,
-    PageBatch,
     Turn,
     collate_pages,
     page_mask,
@@ -55,13 +55,13 @@ def test_a_pages_turns_go_on_from_the_shared_beginning() -> None:
 
 
 def test_a_turn_attends_to_the_beginning_and_to_itself() -> None:
-    seen = page_mask(torch.tensor([[0, 1, 1, 2, -1]]))[0, 0] == 0
+    seen = page_mask(torch.tensor([[0, 0, 0, 0, -1]]), torch.tensor([[0, 1, 1, 2, -1]]))[0, 0] == 0
     expected = [
         [True, False, False, False, False],
         [True, True, False, False, False],
         [True, True, True, False, False],
         [True, False, False, True, False],  # not the turn before
-        [True, False, False, False, True],  # padding sees the beginning and itself; nothing sees it
+        [False, False, False, False, True],  # padding sees itself alone, and nothing sees it
     ]
     assert seen.tolist() == expected
 
@@ -104,12 +104,23 @@ def test_a_page_gives_the_logits_of_its_questions_asked_one_by_one() -> None:
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
+def test_short_pages_share_a_row_and_give_the_logits_that_they_give_alone() -> None:
+    net = speaker(small_language())
+    short = [Page([9], [Turn([3], [2])]), Page([], [Turn([6, 3], [4])])]
+    batch = collate_pages([short[0], two_turns(), short[1]], Tokens)
+    assert batch.input_ids.tolist() == [[7, 8, 1, 2, 3, 4, 5, 6], [9, 3, 2, 6, 3, 4, 0, 0]]
+    assert batch.pages.tolist() == [[0] * 8, [0, 0, 0, 1, 1, 1, -1, -1]]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 1, 2, 2, 2, -1, -1]]
+    assert batch.position_ids[1].tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+    alone = [net(collate_pages([page], Tokens)) for page in (two_turns(), *short)]
+    assert torch.allclose(net(batch), torch.cat(alone), atol=1e-5)
+
+
 def test_a_picture_takes_the_places_of_its_tokens() -> None:
     net = speaker(small_language())
     page = collate_pages([Page([7, *[15] * VISUAL_TOKENS, 8], [Turn([1], [2])])], Tokens)
     first, second = (
-        net(PageBatch(page.input_ids, page.position_ids, page.segments, page.labels, pixels))
-        for pixels in (torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64))
+        net(replace(page, pixels=pixels)) for pixels in (torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64))
     )
     assert first.shape == (1, 16)
     assert not torch.allclose(first, second)

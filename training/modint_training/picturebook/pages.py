@@ -2,7 +2,7 @@
 
 A picture and the words around it are half of a short question's tokens. Shared, they are computed once, and
 the numbers are those of separate rows: positions start again behind the shared beginning, and attention is
-masked.
+masked. Short pages stand behind each other in one row, so that little of a batch is padding.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from modint_training.method.families import clip_pixels
 from modint_training.method.labels import IGNORED
 from modint_training.picturebook.augment import SIZE
 
-PAD = -1  # the segment of padding
+PAD = -1  # the page and segment of padding
 
 
 @dataclass(frozen=True)
@@ -63,53 +63,77 @@ def _page(rows: Sequence[Encoded]) -> Page:
 
 @dataclass(frozen=True)
 class PageBatch:
-    """Pages as rows, padded at the end to L tokens."""
+    """Rows of one or more pages, padded at the end to L tokens."""
 
     input_ids: Tensor  # (B, L) int64
     position_ids: Tensor  # (B, L) int64: each turn's go on from the shared beginning's
-    segments: Tensor  # (B, L) int64: 0 in the shared beginning, then 1, 2, ... by turn; -1: padding
+    pages: Tensor  # (B, L) int64: which page of its row a token is on: 0, 1, ...; -1: padding
+    segments: Tensor  # (B, L) int64: 0 in a shared beginning, then 1, 2, ... by turn of the row; -1: padding
     labels: Tensor  # (B, L) int64: IGNORED where a token is not of an answer
     pixels: Tensor  # (pictures, 3, 64, 64): the pages' pictures in order
 
 
 def collate_pages(pages: Sequence[Page], processor: Any) -> PageBatch:
-    """Pages in one batch; pixels as the processor makes them."""
-    length = max(page.length for page in pages)
-    rows = [_row(page) for page in pages]
-    fills = (processor.tokenizer.pad_token_id, 0, PAD, IGNORED)
+    """Pages in one batch, in rows no longer than the longest page; pixels as the processor makes them."""
+    packed = rows_of_pages(pages)
+    rows = [_row(row) for row in packed]
+    length = max(len(columns[0]) for columns in rows)
+    fills = (processor.tokenizer.pad_token_id, 0, PAD, PAD, IGNORED)
     padded = [
         torch.tensor([column + [fill] * (length - len(column)) for column in columns])
         for columns, fill in zip(zip(*rows, strict=True), fills, strict=True)
     ]
-    pictures = [page.picture for page in pages if page.picture is not None]
+    pictures = [page.picture for row in packed for page in row if page.picture is not None]
     pixels = clip_pixels(pictures, processor) if pictures else torch.empty(0, 3, SIZE, SIZE)
-    ids, positions, segments, labels = padded
-    return PageBatch(ids, positions, segments, labels, pixels)
+    return PageBatch(*padded, pixels=pixels)
 
 
-def _row(page: Page) -> tuple[list[int], list[int], list[int], list[int]]:
-    start = len(page.beginning)
-    ids, positions = list(page.beginning), list(range(start))
-    segments, labels = [0] * start, [IGNORED] * start
-    for number, turn in enumerate(page.turns, 1):
-        size = len(turn.question) + len(turn.answer)
-        ids += [*turn.question, *turn.answer]
-        positions += range(start, start + size)
-        segments += [number] * size
-        labels += [IGNORED] * len(turn.question) + list(turn.answer)
-    return ids, positions, segments, labels
+def rows_of_pages(pages: Sequence[Page]) -> list[list[Page]]:
+    """The pages in rows no longer than the longest page: the longest first, each in the first row that has
+    room for it."""
+    longest = max(page.length for page in pages)
+    rows: list[list[Page]] = []
+    for page in sorted(pages, key=lambda page: page.length, reverse=True):
+        with_room = (row for row in rows if sum(other.length for other in row) + page.length <= longest)
+        row = next(with_room, None)
+        if row is None:
+            rows.append(row := [])
+        row.append(page)
+    return rows
 
 
-def page_mask(segments: Tensor) -> Tensor:
-    """What each token attends to: itself and what stands before it, in the shared beginning or its own turn.
-    `segments`  # (B, L), to an additive mask  # (B, 1, L, L), float32"""
+def _row(pages: Sequence[Page]) -> tuple[list[int], ...]:
+    """Token ids, positions, pages, segments and labels of a row."""
+    ids: list[int] = []
+    positions: list[int] = []
+    numbers: list[int] = []
+    segments: list[int] = []
+    labels: list[int] = []
+    turns = 0
+    for number, page in enumerate(pages):
+        start = len(page.beginning)
+        ids += page.beginning
+        positions += range(start)
+        segments += [0] * start
+        labels += [IGNORED] * start
+        for turn in page.turns:
+            turns += 1
+            size = len(turn.question) + len(turn.answer)
+            ids += [*turn.question, *turn.answer]
+            positions += range(start, start + size)
+            segments += [turns] * size
+            labels += [IGNORED] * len(turn.question) + list(turn.answer)
+        numbers += [number] * page.length
+    return ids, positions, numbers, segments, labels
+
+
+def page_mask(pages: Tensor, segments: Tensor) -> Tensor:
+    """What each token attends to: itself and what stands before it, in its page's shared beginning or its own
+    turn. `pages` and `segments`  # (B, L), to an additive mask  # (B, 1, L, L), float32"""
     length = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
-    seen = ((key == query) | (key == 0)) & (key != PAD)
+    seen = ((key == query) | (key == 0)) & (pages[:, :, None] == pages[:, None, :])
     seen &= torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen |= torch.eye(
-        length, dtype=torch.bool, device=segments.device
-    )  # padding sees itself: no row is empty
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
 
 

@@ -39,7 +39,7 @@ class Speaker(nn.Module):
             words = words.masked_scatter(places, visual.to(words.dtype))
         states = self.language(
             inputs_embeds=words,
-            attention_mask=page_mask(batch.segments).to(words.dtype),
+            attention_mask=page_mask(batch.pages, batch.segments).to(words.dtype),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
