@@ -223,15 +223,21 @@ def test_a_wrong_recipe_is_refused(override: str, sentence: str) -> None:
         load_recipe("picturebook-base", [override])
 
 
-def test_the_card_names_the_ratios_and_both_hashes() -> None:
+def test_the_card_names_the_ratios_both_hashes_and_the_accuracies() -> None:
     recipe = load_recipe("picturebook-base")
     assert isinstance(recipe, PicturebookRecipe)
     run: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         "data_sha256": "d" * 64,
         "weights_sha256": "a" * 64,
-        "test": [],
+        "test": [
+            {
+                **{"family": "image-heavy", "perturbation": "clean", "held_out": "style", "task": "all"},
+                **{"n": 8, "accuracy": 0.75, "ci_low": 0.5, "ci_high": 1.0},
+            }
+        ],
     }
     card = picturebook_card(run)
     assert "| true | captions | 90% |" in card and "| lying | captions | 0% |" in card
     assert "a" * 64 in card and "bcc81830d10c" in card
+    assert "| image-heavy | clean | style | all | 8 | 0.75 | [0.50, 1.00] |" in card
