@@ -147,7 +147,8 @@ def _decode_q8_0(blocks: Blocks) -> Floats:
 def _decode_q4_1(blocks: Blocks) -> Floats:
     """A float16 scale and minimum, then 16 bytes: low halves are elements 0-15, high halves 16-31."""
     codes = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1)
-    return _halves(blocks[:, :2]) * codes + _halves(blocks[:, 2:4])
+    values: Floats = _halves(blocks[:, :2]) * codes + _halves(blocks[:, 2:4])
+    return values
 
 
 KINDS = {

@@ -85,7 +85,8 @@ def collate_pages(pages: Sequence[Page], processor: Any) -> PageBatch:
     ]
     pictures = [page.picture for row in packed for page in row if page.picture is not None]
     pixels = clip_pixels(pictures, processor) if pictures else torch.empty(0, 3, SIZE, SIZE)
-    return PageBatch(*padded, pixels=pixels)
+    ids, positions, numbers, segments, labels = padded
+    return PageBatch(ids, positions, numbers, segments, labels, pixels)
 
 
 def rows_of_pages(pages: Sequence[Page]) -> list[list[Page]]:
