@@ -139,6 +139,15 @@ def test_only_the_lora_of_the_upper_layers_is_trained_and_saved() -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+def test_a_checkpoint_holds_all_that_is_trained_and_the_rest_is_not_missed() -> None:
+    net, other = speaker(small_language(), first=1), speaker(small_language(), first=1)
+    loaded = other.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+    assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
+    assert all(torch.equal(other.state_dict()[name], value + 1) for name, value in net.state_dict().items())
+    (name, *others) = net.state_dict()
+    assert other.load_state_dict({key: net.state_dict()[key] for key in others}).missing_keys == [name]
+
+
 def test_the_merged_model_speaks_as_the_trained_one() -> None:
     gguf = Gguf(small_gguf(), "small")
 

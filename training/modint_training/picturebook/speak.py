@@ -52,7 +52,11 @@ class Speaker(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        """Load the LoRA; the frozen language model, which is not in a checkpoint, is not missed."""
+        loaded = super().load_state_dict(state_dict, strict=False, assign=assign)
+        trained = {name for name, value in self.named_parameters() if value.requires_grad}
+        loaded.missing_keys[:] = [name for name in loaded.missing_keys if name in trained]
+        return loaded
 
 
 def _before_answers(labels: Tensor) -> Tensor:
