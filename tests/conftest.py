@@ -39,6 +39,7 @@ class ByFile(LoadScopeScheduling):
         return _group(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist nothing runs in parallel
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     """The files in the order of collection, in which the long ones come first."""
     config.option.loadscopereorder = False
