@@ -37,6 +37,18 @@ def tinyworld(
 
 
 @app.command()
+def faults(
+    output: Output = Path("bench/results/faults.json"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Cases; all by default.")] = None,
+) -> None:
+    """Every fault of the engine at every stage of a request: is the answer lost, is anything left behind?"""
+    from bench.faults import measure_faults
+
+    measure_faults(output, limit=limit)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def base(
     runs: Annotated[
         list[Path] | None,

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from modint_guard.chat.reply import reply_of, strip_added
-from modint_guard.errors import EndpointError
+from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.judge import Judge, unscored
 from modint_guard.judging import scoring
 from modint_guard.mitigation import ladder
@@ -33,6 +33,8 @@ from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
 
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
+_BROKEN = (None, 500, 502)  # of an engine that fails at a body, or answers it with what is no JSON
+STEPS = ("reading", "probing", "judging", "correcting")  # of an examination; each may fail by itself
 logger = logging.getLogger(__name__)
 
 
@@ -74,11 +76,14 @@ class Examination:
         policy: Policy | None = None,
         budget: Budget | None = None,
         given: str | None = None,
+        correct: Complete | None = None,
+        on_failure: Callable[[str], None] = lambda step: None,
     ) -> None:
-        """complete: sends the bodies of views and rungs to the engine. policy: None for that of the
-        configuration. budget: None for one without a limit. given: an answer from elsewhere; `body` then asks
-        for the first words of the model's own answer only, all views are sent at once, and nothing is
-        corrected.
+        """complete: sends the bodies of views to the engine. policy: None for that of the configuration.
+        budget: None for one without a limit. given: an answer from elsewhere; `body` then asks for the first
+        words of the model's own answer only, all views are sent at once, and nothing is corrected. correct:
+        sends the bodies of rungs; None for `complete`. on_failure: called with the step, one of STEPS, that
+        failed.
         """
         self.plan = plan
         self.policy = policy or policy_of(plan.chat, plan.options, judge.config)
@@ -89,8 +94,10 @@ class Examination:
         )
         self.answer: Reply | None = None
         self._complete, self._judge = complete, judge
+        self._correct = correct or complete
         self._budget = budget or Unlimited()
         self.given = given
+        self._on_failure = on_failure
         self._future_answer: FutureAnswer | None = None
         self._probing: asyncio.Task[Replies] | None = None
 
@@ -111,11 +118,27 @@ class Examination:
     def refused_additions(self, error: EndpointError) -> bool:
         """Whether the engine refused `body`, possibly for what the guard added to the client's own."""
         refused = error.status is not None and 400 <= error.status < 500
-        return refused and error.status not in _NOT_OURS and self.body != self.plan.body
+        return refused and error.status not in _NOT_OURS and self._has_additions
+
+    def failed_on_additions(self, error: EndpointError) -> bool:
+        """Whether the engine failed at `body`, possibly for what the guard added: it broke, or wrote no JSON.
+
+        An engine that is late, gone or overloaded would be so without them, too.
+        """
+        absent = isinstance(error, EndpointTimeout | EndpointUnreachable)
+        return error.status in _BROKEN and not absent and self._has_additions
+
+    @property
+    def _has_additions(self) -> bool:
+        return self.body != self.plan.body
 
     def strip(self, document: JSON) -> JSON:
-        """A completion or chunk without what the client did not ask for."""
-        return strip_added(document, self.plan.token_options)
+        """A completion or chunk without what the client did not ask for; as it is if it cannot be read."""
+        try:
+            return strip_added(document, self.plan.token_options)
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("reading", "an answer could not be freed of what the guard had asked for")
+            return document
 
     async def report_on(self, read: Callable[[], Reply]) -> Report:
         """The report on the engine's answer, which must be complete. Raises nothing but CancelledError.
@@ -127,13 +150,16 @@ class Examination:
             self._future_answer.set_result(self.answer)
         replies = await self._replies()
         report = self._judged(replies)
-        return report if self.given is not None else await self._corrected(report, replies)
+        if self.given is not None:
+            return report
+        original = self.answer.text if self.answer else ""
+        return ladder.fail_closed(await self._corrected(report, replies), self.policy, original)
 
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
         try:
             return read()
-        except Exception:
-            logger.exception("the answer could not be read")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("reading", "the answer could not be read")
             return None
 
     async def _replies(self) -> Replies:
@@ -141,8 +167,8 @@ class Examination:
             return {}
         try:
             return await self._probing
-        except Exception:
-            logger.exception("the probes failed")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("probing", "the probes failed")
             return {}
 
     def _judged(self, replies: Replies) -> Report:
@@ -153,8 +179,8 @@ class Examination:
             if self.given is not None:
                 return self._judge.report_on_given(self.plan, self.given, self.answer, replies)
             return self._judge.report(self.plan, self.answer, replies)
-        except Exception:
-            logger.exception("the answer could not be judged")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("judging", "the answer could not be judged")
             return unscored(self.plan, "incomplete", replies)
 
     async def _corrected(self, report: Report, replies: Replies) -> Report:
@@ -169,16 +195,20 @@ class Examination:
                 self.answer,
                 replies,
                 report,
-                self._complete,
+                self._correct,
                 policy=self.policy,
                 max_tokens=granted,
             )
             unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
-        except Exception:
-            logger.exception("the correction failed")
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("correcting", "the correction failed")
         finally:
             self._budget.give_back(unspent)
         return report
+
+    def _failed(self, step: str, sentence: str) -> None:
+        logger.exception(sentence)
+        self._on_failure(step)
 
 
 async def probe(

@@ -55,9 +55,9 @@ class Guard:
         sends a chat body somewhere and returns the completion, such as `Endpoint.complete`. options: replace
         the body's `modint` field. Returns the completion with the `modint` object in it, and the same as a
         typed `Report`. A flagged answer is corrected if the policy or `modint.action` asks for it. If the
-        engine refuses the log-probabilities, the body is sent again as it was given, and the answer is
-        unscored. Raises RequestError for a bad body, and whatever `complete` raises for the request itself. A
-        failing probe raises nothing and leaves the answer unscored.
+        engine refuses the log-probabilities or breaks on them, the body is sent again as it was given, and
+        the answer is unscored. Raises RequestError for a bad body, and whatever `complete` raises for the
+        request itself. A failing probe raises nothing and leaves the answer unscored.
         """
         plan = self.plan(body, options)
         examination = self.examine(plan, complete)
@@ -67,7 +67,7 @@ class Guard:
                 answer = reply_of(completion)
                 report = await examination.report_on(lambda: answer)
         except EndpointError as exc:
-            if not examination.refused_additions(exc):
+            if not (examination.refused_additions(exc) or examination.failed_on_additions(exc)):
                 raise
             completion, report = await complete(plan.body), unscored(plan, "upstream_error")
         completion = served(examination.strip(completion), report.mitigation)
@@ -108,14 +108,26 @@ class Guard:
         usable: Callable[[str], bool] = lambda adapter: True,
         budget: Budget | None = None,
         given: str | None = None,
+        correct: Complete | None = None,
+        on_failure: Callable[[str], None] = lambda step: None,
     ) -> Examination:
         """The examination of one request, to be used in `async with`.
 
-        complete: sends the bodies of views and rungs to the engine. usable: whether an adapter can be asked;
-        one that cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an
-        answer from elsewhere, to be judged in place of the model's own.
+        complete: sends the bodies of views to the engine. usable: whether an adapter can be asked; one that
+        cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an answer from
+        elsewhere, to be judged in place of the model's own. correct: sends the bodies of rungs; None for
+        `complete`. on_failure: called with a step that failed and cost no answer, one of `examination.STEPS`.
         """
         policy = policy_of(plan.chat, plan.options, self.config)
         if not usable(policy.robust):
             policy = replace(policy, robust="")
-        return Examination(plan, complete, self.judge, policy=policy, budget=budget, given=given)
+        return Examination(
+            plan,
+            complete,
+            self.judge,
+            policy=policy,
+            budget=budget,
+            given=given,
+            correct=correct,
+            on_failure=on_failure,
+        )

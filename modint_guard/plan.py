@@ -40,7 +40,10 @@ from modint_guard.types import (
 )
 
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
-NOTE_UNFIT = "The probe {name} does not fit this request: it needs a block of labelled options."
+NOTE_UNFIT = (
+    "The probe {name} does not fit this request: it needs a block of labelled options, other texts, or "
+    "pictures of another size."
+)
 NOTE_GAIN = "The engine scales its attention to pictures by {gain:g} (experimental)."
 
 

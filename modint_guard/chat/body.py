@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from modint_guard.chat.images import ImageLimits, check_data_url
+from modint_guard.chat.images import ImageLimits, check_data_url, check_total
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import JSON
 
@@ -91,9 +91,8 @@ def check_media(part: JSON) -> None:
 
 def check_image_headers(body: JSON, limits: ImageLimits) -> None:
     """Checks every image by its header alone, for a request that is not examined. Raises ImageError."""
-    for part in parts_of(body["messages"]):
-        if "image_url" in part:
-            check_data_url(url_of(part["image_url"]), limits, whole=False)
+    parts = (part for part in parts_of(body["messages"]) if "image_url" in part)
+    check_total((check_data_url(url_of(part["image_url"]), limits, whole=False) for part in parts), limits)
 
 
 def url_of(value: Any) -> str:

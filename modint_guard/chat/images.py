@@ -11,6 +11,7 @@ import binascii
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
@@ -36,9 +37,10 @@ class ImageLimits:
     max_bytes: int = 20 * 1024 * 1024  # of one image, decoded from base64
     max_pixels: int = 20_000_000  # of one image
     max_images: int = 16  # in one request
+    max_request_pixels: int = 64_000_000  # of all images of one request
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_images"):
+        for name in ("max_bytes", "max_pixels", "max_images", "max_request_pixels"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"image limit {name} is {getattr(self, name)}: it must be at least 1.")
 
@@ -78,6 +80,18 @@ def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool =
     limits = limits or ImageLimits()
     image = _open(io.BytesIO(_payload(url, limits)), limits)
     return _load(image).size if whole else image.size
+
+
+def check_total(sizes: Iterable[tuple[int, int]], limits: ImageLimits) -> None:
+    """Raises ImageError if the images of a request, each (width, height), have too many pixels together."""
+    total = sum(width * height for width, height in sizes)
+    if total > limits.max_request_pixels:
+        raise ImageError(
+            f"The images measure {total} pixels together, the limit is {limits.max_request_pixels}: send "
+            "smaller ones or fewer.",
+            code="image_too_large",
+            status=413,
+        )
 
 
 def png_data_url(image: Image.Image) -> str:

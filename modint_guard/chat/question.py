@@ -43,6 +43,7 @@ class TextSplit:
     option_texts: tuple[Piece, ...] = ()
 
 
+MAX_CHARACTERS = 100_000  # of a text that are split, from its end; what stands before them is context
 _MAX_INSTRUCTION_CHARACTERS = 300
 _MAX_QUOTE_CHARACTERS = 2000
 _LOOK_BACK = 80  # characters before a full stop that can matter
@@ -108,7 +109,7 @@ _ASIDE_FROM_THE_TASK = re.compile(  # what a person says around a question, and 
     r"|(?:be|stay)\s+(?:\w+\s+)?(?:brief|short|concise|precise|exact|quick|specific|honest|terse|succinct|polite|careful)\b"
     r"[^.?!]{0,80}"
     r"|(?:yes\s*(?:or|/)\s*no|true\s*(?:or|/)\s*false)(?:\s+only)?"
-    r"|(?:(?:many|no)\s+)?(?:thanks|thank\s+you|thx|cheers|ta)\b[^.?!:]{0,60}"
+    r"|(?:(?:many|no)\s+)?(?:thanks|thank\s+you|thx|cheers)\b[^.?!:]{0,60}"
     r"|(?:no|without|don't\s+\w+|do\s+not\s+\w+|skip|avoid|never\s+mind)\s+(?:\w+\s+){0,3}?(?:explanations?|explaining|markdown|"
     r"fences?|comments?|commentary|preamble|punctuation|reasoning|units?|text|sentences?|extras?|formatting|prose|caveats?|"
     r"details?|essays?|words?|steps?|introduction|fluff)\b[^.?!:]{0,60}"
@@ -168,6 +169,8 @@ _GREEK = re.compile(r"[\u0370-\u03ff]")
 
 def split_text(text: str) -> TextSplit:
     """Question, context and options of one string. If no question is found, all of it is the question."""
+    if len(text) > MAX_CHARACTERS:
+        return _split_end(text, len(text) - MAX_CHARACTERS)
     block = options_in(text)
     units = _units(text, block)
     asking = _asking_unit(text, units, block)
@@ -188,10 +191,28 @@ def split_text(text: str) -> TextSplit:
     return _text_split(text, question, context, block)
 
 
+def _split_end(text: str, cut: int) -> TextSplit:
+    """The split of a long text: what stands before `cut`, or before the line there, is context."""
+    cut = max(cut, text.find("\n", cut) + 1)
+    split = split_text(text[cut:])
+    question, context, option_texts = (
+        tuple((start + cut, end + cut) for start, end in pieces)
+        for pieces in (split.question, split.context, split.option_texts)
+    )
+    before = _trimmed(text, 0, cut)
+    return TextSplit(question, ((before,) if before else ()) + context, split.options, option_texts)
+
+
+def _end(text: str) -> str:
+    """As much of a text as is looked at, from its end."""
+    return text[-MAX_CHARACTERS:]
+
+
 def asks(text: str) -> bool:
     """Whether a text asks something: it holds options, or a question or command that is neither quoted nor
     below the heading of a passage.
     """
+    text = _end(text)
     block = options_in(text)
     units = _units(text, block)
     passages, quotes = _passages(text, units), _quotes(text)
@@ -220,6 +241,8 @@ def is_left_open(text: str) -> bool:
 
 def says_how(text: str) -> bool:
     """Whether a text says nothing but how to answer: "Answer with one word.", "Answer:"."""
+    if len(text) > MAX_CHARACTERS:
+        return False
     units = [text[a:b] for a, b in _units(text, None)]
     return bool(units) and all(_is_instruction(unit) or _ANSWER_HEADER.match(unit) for unit in units)
 
@@ -236,6 +259,7 @@ def states(text: str) -> bool:
     """Whether a text is known to make statements only: sentences that end in a full stop or passages below a
     heading, with no question and no command among them. Never so for text without Latin letters.
     """
+    text = _end(text)
     units = _units(text, None)
     passages, quotes = _passages(text, units), _quotes(text)
     return (
@@ -250,6 +274,8 @@ def states(text: str) -> bool:
 
 def options_in(question: str) -> OptionBlock | None:
     """The block of options that a question lists, whatever its style; None if it lists none."""
+    if len(question) > MAX_CHARACTERS:
+        return None
     return option_block(question, _announces)
 
 

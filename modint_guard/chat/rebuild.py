@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from modint_guard.types import JSON, Chat, ImagePart, Span
 
 _CLOSING_MARKS = tuple("?!.,;:？！。，；：")
+ByPlace = dict[tuple[int, int | None], list[Span]]  # the index of a message and of its part -> spans
 
 
 def with_question_after(chat: Chat, question: str) -> JSON:
@@ -50,8 +51,9 @@ def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | N
     if images is not None:
         _replace_images(messages, chat.images, images)
     if context is not None and chat.turn >= 0 and (context or chat.context_spans):
+        places = _by_place(chat.context_spans)
         for index in {span.message for span in chat.context_spans} or {chat.turn}:
-            messages[index] = _with_text(messages[index], index, chat, context)
+            messages[index] = _with_text(messages[index], index, chat, places, context)
     return {**chat.body, "messages": messages}
 
 
@@ -67,15 +69,17 @@ def _replace_images(messages: list[JSON], parts: tuple[ImagePart, ...], urls: Se
         messages[image.message] = {**message, "content": content}
 
 
-def _with_text(message: JSON, index: int, chat: Chat, context: str) -> JSON:
+def _with_text(message: JSON, index: int, chat: Chat, places: ByPlace, context: str) -> JSON:
+    """A message with the new context in its texts. places: the spans of the old context."""
+    changed = places or _by_place(chat.question_spans[:1])
     content = message.get("content")
     if isinstance(content, str):
-        return {**message, "content": _edited(content, index, chat, None, context)}
+        return {**message, "content": _edited(content, chat, places.get((index, None), []), context)}
     parts: list[JSON] = []
     for place, part in enumerate(content or []):
-        if part["type"] != "text" or not _is_changed(chat, index, place):
+        if part["type"] != "text" or (index, place) not in changed:
             parts.append(part)
-        elif text := _edited(part["text"], index, chat, place, context):
+        elif text := _edited(part["text"], chat, places.get((index, place), []), context):
             parts.append({**part, "text": text})
     if context and not chat.context_spans and not chat.question_spans:
         parts.append({"type": "text", "text": context})
@@ -97,20 +101,26 @@ def _with_texts(message: JSON, edit: Callable[[int | None, str], str]) -> JSON:
     return {**message, "content": parts}
 
 
-def _is_changed(chat: Chat, message: int, part: int | None) -> bool:
-    spans = chat.context_spans or chat.question_spans[:1]
-    return any((span.message, span.part) == (message, part) for span in spans)
+def _by_place(spans: Sequence[Span]) -> ByPlace:
+    """The spans of each text, in order."""
+    places: ByPlace = {}
+    for span in spans:
+        places.setdefault((span.message, span.part), []).append(span)
+    return places
 
 
-def _edited(text: str, message: int, chat: Chat, part: int | None, context: str) -> str:
-    """One text with the new context in place of the old one: at the first span, the other spans removed."""
+def _edited(text: str, chat: Chat, spans: Sequence[Span], context: str) -> str:
+    """One text with the new context in place of the old one: at the first span, the other spans removed.
+
+    spans: those of the context in this text.
+    """
     if not chat.context_spans:
         if not context or not chat.question_spans:
             return context or text
         start = chat.question_spans[0].start
         return f"{text[:start]}{context}\n{text[start:]}"
-    first = _span_for_context(chat)
-    for span in reversed([s for s in chat.context_spans if (s.message, s.part) == (message, part)]):
+    first = _span_for_context(chat) if context else None
+    for span in reversed(spans):
         if context and span == first:
             text = text[: span.start] + context + text[span.end :]
         else:

@@ -17,6 +17,10 @@ from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
+MAX_TOKENS = 2**31  # of one call; an engine that reports more is wrong
+
+
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
@@ -25,7 +29,7 @@ def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
     """
     try:
         return _read(completion, ms)
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+    except _UNREADABLE as exc:
         raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.") from exc
 
 
@@ -54,9 +58,16 @@ class StreamReply:
         self._usage = Usage()
         self._skip: str | None = None
         self._reasons_apart = False
+        self._problem: Exception | None = None
 
     def feed(self, chunk: JSON) -> None:
-        """Add one `chat.completion.chunk` object."""
+        """Add one `chat.completion.chunk` object. One that cannot be read makes `reply` raise."""
+        try:
+            self._feed(chunk)
+        except _UNREADABLE as exc:
+            self._problem = exc
+
+    def _feed(self, chunk: JSON) -> None:
         if chunk.get("usage"):
             self._usage = usage_of(chunk)
         for choice in chunk.get("choices") or ():
@@ -74,7 +85,11 @@ class StreamReply:
                 self._token, self._top = _first_content(entries)
 
     def reply(self, ms: float = 0.0) -> Reply:
-        """The reply as far as the chunks go, with `ms` milliseconds as its duration."""
+        """The reply as far as the chunks go, with `ms` milliseconds as its duration. Raises EndpointError for
+        a chunk of another shape than OpenAI's.
+        """
+        if self._problem is not None:
+            raise EndpointError("A chunk of the answer is not of OpenAI's shape.") from self._problem
         text = "".join(self._text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, self._skip)
         return _behind_reasoning(replace(reply, positions=tuple(self._positions)), apart=self._reasons_apart)
@@ -89,13 +104,22 @@ class Usage(NamedTuple):
 
 
 def usage_of(completion: JSON) -> Usage:
-    """The tokens that a completion or chunk reports; 0 for those that it does not."""
-    usage = completion.get("usage") or {}
+    """The tokens that a completion or chunk reports; 0 for missing numbers and for those no call can cost."""
+    usage = _object(completion.get("usage"))
     return Usage(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        prompt_tokens=_tokens(usage.get("prompt_tokens")),
+        completion_tokens=_tokens(usage.get("completion_tokens")),
+        cached_tokens=_tokens(_object(usage.get("prompt_tokens_details")).get("cached_tokens")),
     )
+
+
+def _object(value: Any) -> JSON:
+    return value if isinstance(value, dict) else {}
+
+
+def _tokens(value: Any) -> int:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value <= MAX_TOKENS else 0
 
 
 def strip_added(completion: JSON, wanted: TokenOptions) -> JSON:

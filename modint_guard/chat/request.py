@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
@@ -36,6 +36,7 @@ _IMAGE_LABEL = re.compile(
 )
 _MAX_IMAGE_LABEL = 24  # characters
 _WORD = re.compile(r"\w")
+_MAX_READ = 400_000  # characters of a request that are split into question and context, the newest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class TextPart:
     message: int
     part: int | None
     text: str
+    is_read: bool = True  # False: beyond what is split of a request; such a text is context as a whole
 
     def spans(self, pieces: Sequence[Piece]) -> tuple[Span, ...]:
         """These pieces of the text as places in the body."""
@@ -74,13 +76,13 @@ def parse(
     check_types(messages)
     image_parts = _images(messages, limits or ImageLimits(), decode=decode)
     turn = _turn(messages, options.question)
-    texts = _texts(messages, turn)
+    texts, others = _bounded(_texts(messages, turn), _others(messages, turn))
     if options.context is not None or options.question is not None:
-        context, question, choices = _explicit(texts, _others(messages, turn), options)
+        context, question, choices = _explicit(texts, others, options)
     else:
         context, question, choices = _split(texts)
-        context = _in_order((*_stated_elsewhere(messages, turn), *context))
-    everything = (*_others(messages, turn), *texts)
+        context = _in_order((*_stated_elsewhere(messages, others), *context))
+    everything = (*others, *texts)
     return Chat(
         body={key: value for key, value in body.items() if key != "modint"},
         turn=turn,
@@ -131,11 +133,26 @@ def _turn(messages: Sequence[JSON], question: str | None) -> int:
     first = last
     while first > 0 and messages[first - 1]["role"] == "user":
         first -= 1
-    texts = [text for index in range(first, last + 1) for text in _texts(messages, index)]
+    texts, _ = _bounded(
+        tuple(text for index in range(first, last + 1) for text in _texts(messages, index)), ()
+    )
     if question:
         holding = (text.message for text in reversed(texts) if question.strip() in text.text)
         return next(holding, last)
-    return texts[_asking_parts(tuple(texts))[0]].message if texts else last
+    return texts[_asking_parts(texts)[0]].message if texts else last
+
+
+def _bounded(
+    texts: tuple[TextPart, ...], others: tuple[TextPart, ...]
+) -> tuple[tuple[TextPart, ...], tuple[TextPart, ...]]:
+    """The same texts, marked as not read where too many characters come after them."""
+    left = _MAX_READ
+    bounded: list[TextPart] = []
+    for text in reversed((*others, *texts)):
+        bounded.append(text if left > 0 else replace(text, is_read=False))
+        left -= len(text.text)
+    bounded.reverse()
+    return tuple(bounded[len(others) :]), tuple(bounded[: len(others)])
 
 
 def _images(messages: list[JSON], limits: ImageLimits, *, decode: bool) -> tuple[ImagePart, ...]:
@@ -146,7 +163,9 @@ def _images(messages: list[JSON], limits: ImageLimits, *, decode: bool) -> tuple
         if part["type"] == "image_url"
     ]
     check_image_count(len(places), limits.max_images)
-    return tuple(_image(m, p, part, limits, decode=decode) for m, p, part in places)
+    by_header = tuple(_image(m, p, part, limits, decode=False) for m, p, part in places)
+    images.check_total((image.size for image in by_header), limits)
+    return tuple(_image(m, p, part, limits, decode=True) for m, p, part in places) if decode else by_header
 
 
 def _image(message: int, index: int, part: JSON, limits: ImageLimits, *, decode: bool) -> ImagePart:
@@ -180,7 +199,7 @@ def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, .
             split = split_text(text.text)
             context.extend(text.spans(split.context))
             question.extend(text.spans(split.question))
-        elif place in asking or _is_image_label(text.text) or orders(text.text):
+        elif place in asking or (text.is_read and (_is_image_label(text.text) or orders(text.text))):
             question.extend(text.whole)
         else:
             context.extend(text.whole)
@@ -194,7 +213,8 @@ def _asking_parts(texts: tuple[TextPart, ...]) -> tuple[int, ...]:
     last = len(texts) - 1
     last_text = texts[last].text
     only_how = says_how(last_text)
-    earlier = next((place for place in reversed(range(last)) if asks(texts[place].text)), None)
+    readable = (place for place in reversed(range(last)) if texts[place].is_read)
+    earlier = next((place for place in readable if asks(texts[place].text)), None)
     if earlier is not None and not only_how and orders(last_text):
         return (earlier, last)
     if earlier is None or (asks(last_text) and not only_how):
@@ -214,11 +234,14 @@ def _is_image_label(text: str) -> bool:
     return len(text.strip()) <= _MAX_IMAGE_LABEL and bool(_IMAGE_LABEL.fullmatch(text.strip()))
 
 
-def _stated_elsewhere(messages: Sequence[JSON], turn: int) -> tuple[Span, ...]:
+def _stated_elsewhere(messages: Sequence[JSON], others: tuple[TextPart, ...]) -> tuple[Span, ...]:
     """What the other user messages state, and what system prompts state (`facts_in`)."""
     spans: list[Span] = []
-    for text in _others(messages, turn):
-        if messages[text.message]["role"] in _PROMPTS:
+    for text in others:
+        is_prompt = messages[text.message]["role"] in _PROMPTS
+        if not text.is_read:
+            spans.extend(() if is_prompt else text.whole)
+        elif is_prompt:
             spans.extend(text.spans(facts_in(text.text)))
         elif not _is_image_label(text.text):
             spans.extend(text.whole if _only_states(text.text) else text.spans(split_text(text.text).context))
@@ -257,13 +280,19 @@ def _find(texts: tuple[TextPart, ...], wanted: str | None, key: str) -> tuple[Sp
     if not wanted:
         return ()
     for text in reversed(texts):
-        if (start := text.text.rfind(wanted)) >= 0:
+        if (start := _last_place(text.text, wanted)) >= 0:
             return text.spans([(start, start + len(wanted))])
     where = "the last user message" if key == "question" else "any message of the user or the system"
     raise RequestError(
         f"`modint.{key}` is not in {where}: repeat its words exactly as they are written there.",
         param=f"modint.{key}",
     )
+
+
+def _last_place(text: str, wanted: str) -> int:
+    """As `text.rfind(wanted)`, which takes quadratic time; `find` does not, so both are read backwards."""
+    from_end = text[::-1].find(wanted[::-1])
+    return -1 if from_end < 0 else len(text) - from_end - len(wanted)
 
 
 def _rest(texts: tuple[TextPart, ...], taken: tuple[Span, ...]) -> tuple[Span, ...]:
@@ -291,12 +320,20 @@ def _options(text: TextPart) -> tuple[Option, ...]:
 
 def _options_of(texts: tuple[TextPart, ...], question: tuple[Span, ...]) -> tuple[Option, ...]:
     """The options within question spans that the request named."""
+    by_part = _by_place(question)
     for text in texts:
-        spans = [span for span in question if span.part == text.part]
+        spans = by_part.get((text.message, text.part), [])
         options = _options(text) if spans else ()
         if options and all(o.span is None or any(_within(o.span, span) for span in spans) for o in options):
             return options
     return split_text(_read(texts, question)).options
+
+
+def _by_place(spans: tuple[Span, ...]) -> dict[tuple[int, int | None], list[Span]]:
+    by_place: dict[tuple[int, int | None], list[Span]] = {}
+    for span in spans:
+        by_place.setdefault((span.message, span.part), []).append(span)
+    return by_place
 
 
 def _within(inner: Span, outer: Span) -> bool:

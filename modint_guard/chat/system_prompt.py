@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 
-from modint_guard.chat.question import passages_in, sentences_in
+from modint_guard.chat.question import MAX_CHARACTERS, passages_in, sentences_in
 from modint_guard.types import Piece
 
 _TAGS = "context|document|documents|facts|passage|caption|ocr|background|knowledge|description|notes|article"
-_TAG = re.compile(rf"<({_TAGS})>", re.IGNORECASE)
+_TAG = re.compile(rf"<(?P<slash>/?)(?P<name>{_TAGS})>", re.IGNORECASE)
 _OF_THE_PICTURE = re.compile(
     r"(?:(?:the|this|that|each)\s+)?(?:(?:attached|given|uploaded|user's)\s+)?"
     r"(?:image|picture|photo|photograph|drawing|figure|screenshot|caption|scene)s?\s+"
@@ -33,7 +33,11 @@ _INSTRUCTS = re.compile(
 
 
 def facts_in(text: str) -> tuple[Piece, ...]:
-    """The characters of a system prompt that state facts, in order and without overlap."""
+    """The characters of a system prompt that state facts, in order and without overlap. Of a long one only
+    the end is read.
+    """
+    if (cut := len(text) - MAX_CHARACTERS) > 0:
+        return tuple((start + cut, end + cut) for start, end in facts_in(text[cut:]))
     headed = [
         (start, end)
         for start, end in passages_in(text)
@@ -45,11 +49,15 @@ def facts_in(text: str) -> tuple[Piece, ...]:
 
 def _tagged(text: str) -> list[Piece]:
     """From each opening tag to the closing tag that follows it."""
-    lower = text.lower()
-    tags = (
-        (tag.start(), lower.find(f"</{tag[1].lower()}>", tag.end()), tag[1]) for tag in _TAG.finditer(text)
-    )
-    return [(start, close + len(name) + 3) for start, close, name in tags if close >= 0]
+    closing: dict[str, int] = {}  # by name, the end of the next closing tag: the text is read backwards
+    pieces: list[Piece] = []
+    for tag in reversed(list(_TAG.finditer(text))):
+        name = tag["name"].lower()
+        if tag["slash"]:
+            closing[name] = tag.end()
+        elif name in closing:
+            pieces.append((tag.start(), closing[name]))
+    return pieces
 
 
 def _joined(text: str, pieces: list[Piece]) -> tuple[Piece, ...]:

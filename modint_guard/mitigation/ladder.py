@@ -23,10 +23,11 @@ from modint_guard.errors import EndpointTimeout
 from modint_guard.mitigation import rungs
 from modint_guard.mitigation.policy import Policy, may_replace, rungs_of
 from modint_guard.mitigation.rungs import Attempt, Examine, FlaggedAnswer
-from modint_guard.report import Mitigation, RungResult
-from modint_guard.types import ABSTAIN, ANNOTATE, JSON, Complete, RungOutcome
+from modint_guard.report import Mitigation, Report, RungResult
+from modint_guard.types import ABSTAIN, ANNOTATE, JSON, Complete, RungOutcome, State
 
 Clock = Callable[[], float]
+UNSCORED_TEXT = "No answer is given: it could not be judged."
 logger = logging.getLogger(__name__)
 
 
@@ -59,6 +60,24 @@ async def climb(
         tried.append(RungResult(ABSTAIN, attempt.outcome, attempt.text))
         return _mitigation(flagged, policy, tried, attempt)
     return _mitigation(flagged, policy, tried, None)
+
+
+def fail_closed(report: Report, policy: Policy, original: str = "") -> Report:
+    """The report with an abstention, if the policy serves no answer without a verdict and there is none.
+
+    original: the text of the engine's answer; "" if it was not asked.
+    """
+    if report.verdict.state is not State.UNSCORED or policy.unscored != ABSTAIN:
+        return report
+    withheld = Mitigation(
+        asked=policy.action,
+        action=ABSTAIN,
+        original=original,
+        answer=UNSCORED_TEXT,
+        finish_reason="content_filter",
+        rungs=(RungResult(ABSTAIN, RungOutcome.ABSTAINED, UNSCORED_TEXT),),
+    )
+    return replace(report, action=ABSTAIN, mitigation=withheld)
 
 
 def served(completion: JSON, mitigation: Mitigation | None) -> JSON:

@@ -12,6 +12,7 @@ replaces its action:
     question = "how many"    # a regular expression searched in the question, ignoring case; any if left out
     order = ["neutralise"]   # the ladder's rungs, in place of those of the table
     otherwise = "abstain"    # if no rung settles the answer; "original" serves the flagged answer
+    unscored = "abstain"     # if there is no verdict; "original" serves the answer all the same
     stream = "release"       # stream at once and correct in the finish chunk; "buffer" holds until judged
     abstain_as = "error"     # a 422 envelope; "content_filter" answers 200 with that finish_reason
     robust = "robust-lora"   # the adapter that `escalate` asks
@@ -103,6 +104,7 @@ class Policy:
     question: str = ""
     order: tuple[str, ...] = ()
     otherwise: Literal["original", "abstain"] = "original"
+    unscored: Literal["original", "abstain"] = "original"
     stream: Literal["buffer", "release"] = "buffer"
     abstain_as: Literal["content_filter", "error"] = "content_filter"
     robust: str = "robust-lora"
@@ -137,6 +139,7 @@ class Policy:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "action": ACTIONS,
     "otherwise": ("original", "abstain"),
+    "unscored": ("original", "abstain"),
     "stream": ("buffer", "release"),
     "abstain_as": ("content_filter", "error"),
 }

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from PIL import Image, ImageFilter
 
 from modint_guard.chat.images import decode_data_url, neutral_image, png_data_url
-from modint_guard.chat.question import sentences_in
+from modint_guard.chat.question import MAX_CHARACTERS, sentences_in
 from modint_guard.chat.rebuild import rebuild, with_texts_at
 from modint_guard.data.item import Item, normalised
 from modint_guard.data.perturb import REGISTRY, Perturbation, seeded
@@ -41,6 +41,8 @@ from modint_guard.types import (
 ViewMaker = Callable[[Chat], JSON | None]  # a chat -> its changed body, None if the view does not fit it
 BLUR = 0.01  # radius of the blur in `benign`, as a share of the image's shorter side
 _MIN_BLUR = 0.5  # pixels
+_MIN_SIDE = 8  # pixels: nothing can be drawn on a smaller picture
+_MAX_PIXELS = 4_000_000  # of all images of a request, where each is changed: a body of 16 MB at most
 # Fields of a client's body that our own calls must not repeat: how answers are delivered, and how many.
 _DELIVERY = frozenset(
     {
@@ -79,10 +81,12 @@ def full_body(body: JSON) -> JSON:
     return {key: value for key, value in body.items() if key not in _DELIVERY}
 
 
-def benign(chat: Chat) -> JSON:
+def benign(chat: Chat) -> JSON | None:
     """A control that must not change the answer: the images slightly blurred, the context's sentences shifted
-    by one. Decodes every image.
+    by one. Decodes every image. None if these are large.
     """
+    if not _can_change_images(chat):
+        return None
     blurred = [_blurred(image.url) for image in chat.images]
     return rebuild(chat, context=_reordered(chat.context) if chat.context else None, images=blurred)
 
@@ -118,7 +122,8 @@ def from_registry(name: str) -> ViewMaker:
     """A registered perturbation as a view, seeded by the request's own words.
 
     A perturbation that claims a wrong answer claims one of the options, and gives None for a request with
-    fewer than two of them. Raises KeyError for an unknown name.
+    fewer than two of them; one of the picture gives None for tiny and for large pictures. Raises KeyError for
+    an unknown name.
     """
     kind = REGISTRY[name]
     return lambda chat: _perturbed(chat, kind)
@@ -132,8 +137,15 @@ def _perturbed(chat: Chat, kind: Perturbation) -> JSON | None:
     rng = seeded("view", kind.name, _fingerprint(chat))
     if kind.modality == "text":
         return rebuild(chat, context=kind.apply(item, rng).context or "")
+    if not _can_change_images(chat) or any(min(image.size) < _MIN_SIDE for image in chat.images):
+        return None
     pictures = (kind.apply(item.replace(image=Image.new("RGB", i.size)), rng).image for i in chat.images)
     return rebuild(chat, images=[png_data_url(picture) for picture in pictures if picture is not None])
+
+
+def _can_change_images(chat: Chat) -> bool:
+    """Whether the images are small enough to be drawn, encoded and sent once more."""
+    return sum(width * height for width, height in (image.size for image in chat.images)) <= _MAX_PIXELS
 
 
 _NO_CHOICES = Item("request", "image-heavy", "request", "word", "", ("yes", "no"), "yes", "no")
@@ -161,7 +173,9 @@ def _blurred(url: str) -> str:
 
 
 def _reordered(context: str) -> str:
-    """The sentences of a context, the first one last; a single sentence stays as it is."""
+    """The sentences of a context, the first one last; a single sentence and a long text stay as they are."""
+    if len(context) > MAX_CHARACTERS:
+        return context
     sentences = [context[a:b] for a, b in sentences_in(context)]
     return "\n".join([*sentences[1:], *sentences[:1]]) if len(sentences) > 1 else context
 

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,7 +27,11 @@ from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.places import Places
+from modint_server.request.second_tries import SecondTries
+from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, models
+from modint_server.routes.pages import Page
 from modint_server.settings import Settings, client_keys, secret
 
 
@@ -51,6 +55,8 @@ def create_app(
     gateway = build(settings, upstream or upstream_of(settings), metrics)
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.gateway = gateway
+    app.state.metrics_page = Page(partial(asyncio.to_thread, generate_latest, metrics.registry))
+    app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics)
     for route in (chat, completions, models, guard, health):
         app.include_router(route.router)
     app.add_middleware(RequestIds)
@@ -71,7 +77,9 @@ def upstream_of(settings: Settings) -> Upstream:
 
 def guard_config(settings: Settings) -> GuardConfig:
     """The guard's part of the settings; raises ConfigError for a bad file of relevance rules or policies."""
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_images)
+    limits = ImageLimits(
+        settings.max_image_bytes, settings.max_image_pixels, settings.max_images, settings.max_request_pixels
+    )
     rules, policies = settings.relevance_rules_file, settings.policies_file
     return GuardConfig(
         deadline_s=settings.probe_deadline_s,
@@ -94,6 +102,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         metrics,
         calibrations=calibrations,
         poll_s=settings.upstream_poll_s,
+        poll_timeout_s=settings.upstream_poll_timeout_s,
         capability_timeout_s=settings.capability_timeout_s,
         max_adapters=settings.max_adapter_labels,
         testing="report" if settings.adapter_selftest == "auto" else settings.adapter_selftest,
@@ -102,13 +111,26 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         guard=Guard(guard_config(settings), calibrations=calibrations.values()),
         upstream=upstream,
         attachment=attachment,
+        metrics=metrics,
         settings=settings,
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
-        probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
-        images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
+        second_tries=SecondTries(),
+        caches_by_key=settings.cache_by_key == "auto" and len(client_keys(settings)) > 1,
+        places=_shared(settings.max_in_flight, settings),
+        probe_slots=_shared(settings.max_probes_in_flight, settings),
+        rung_slots=_shared(settings.max_rungs_in_flight, settings),
+        workers=Workers(
+            settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
+        ),
     )
     return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+
+
+def _shared(total: int, settings: Settings) -> Places:
+    """Places of which each client may have its share; all of them where there is one client only."""
+    several = len(client_keys(settings)) > 1
+    return Places(total, max(1, int(total * settings.max_share_per_key)) if several else total)
 
 
 @asynccontextmanager
@@ -123,7 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-            gateway.pipeline.images.shutdown(wait=False, cancel_futures=True)
+            gateway.pipeline.workers.close()
 
 
 class RequestIds:

@@ -8,6 +8,8 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from modint_guard.chat.reply import usage_of
+from modint_guard.examination import STEPS as EXAMINATION_STEPS
 from modint_guard.probing.views import VIEWS
 from modint_guard.report import Report
 from modint_guard.types import (
@@ -28,7 +30,8 @@ UNKNOWN = "unknown"  # the model of a request that names none that is served
 OTHER = "other"  # the adapters beyond the largest number of label values
 ROUTES = ("chat", "completions", "guard_check")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
-REJECTIONS = ("in_flight", "draining")
+REJECTIONS = ("in_flight", "key_share", "draining")
+STEPS = (*EXAMINATION_STEPS, "measuring", "annotating", "counting", "logging", "watching")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
 ACTIONS = TAKEN_ACTIONS
 PROBES = (*VIEWS, SELF_ASKED, UNREASONED)  # the probes that a request of the gateway can have
@@ -125,6 +128,9 @@ class Metrics:
         self.in_flight = gauge("requests_in_flight", "Requests being answered.", ("model",))
         self.queue = gauge("queue_depth", "Probes and rungs that wait for a slot.", ("model",))
         self.rejections = counter("admission_rejections_total", "Requests turned away.", ("reason",))
+        self.step_failures = counter(
+            "step_failures_total", "Steps beside the answer that failed and cost no answer.", ("step",)
+        )
         self.upstream_up = gauge("upstream_up", "1 while the engine answers.", ("upstream",))
         self.upstream_errors = counter(
             "upstream_errors_total", "Failed calls of the engine.", ("upstream", "kind")
@@ -154,6 +160,9 @@ class Metrics:
         self.probe_tokens = counter("probe_tokens_total", "Tokens that probes cost.", ma)
         self.probe_cached = counter("probe_cached_tokens_total", "Of these, found in the prefix cache.", ma)
         self.probe_skipped = counter("probe_skipped_total", "Requests not probed.", ("model", "reason"))
+        self.probes_shed = counter(
+            "probes_shed_total", "Requests answered without probes, as too many were in flight.", ("model",)
+        )
         self.actions = counter("policy_actions_total", "What was done about a verdict.", (*ma, "action"))
         self.rungs = counter(
             "mitigation_rungs_total", "Attempts at a better answer.", (*ma, "rung", "outcome")
@@ -203,6 +212,10 @@ class Metrics:
         """Counts a request that was turned away; `reason` is one of REJECTIONS."""
         self.rejections.labels(reason).inc()
 
+    def step_failed(self, step: str) -> None:
+        """Counts a step that failed beside the answer; `step` is one of STEPS."""
+        self.step_failures.labels(step).inc()
+
     def upstream_failed(self, kind: str) -> None:
         """Counts a failed call of the engine; `kind` is one of UPSTREAM_ERRORS."""
         self.upstream_errors.labels(self._upstream, kind).inc()
@@ -213,10 +226,11 @@ class Metrics:
 
     def used(self, served: Served, usage: object) -> None:
         """Counts the tokens of an OpenAI `usage` object; anything else counts nothing."""
-        if isinstance(usage, dict):
-            for direction, key in (("input", "prompt_tokens"), ("output", "completion_tokens")):
-                if isinstance(tokens := usage.get(key), int):
-                    self.tokens.labels(served.model, served.adapter, direction).inc(tokens)
+        if usage is None:
+            return
+        tokens = usage_of({"usage": usage})
+        for direction, number in (("input", tokens.prompt_tokens), ("output", tokens.completion_tokens)):
+            self.tokens.labels(served.model, served.adapter, direction).inc(number)
 
     def examined(self, served: Served, ok: bool, divergence: float | None) -> None:
         """Sets the self-test's result for one adapter; before its first test it has no children here."""
@@ -265,6 +279,8 @@ class Metrics:
     def _children_of_closed_sets(self) -> None:
         for reason in REJECTIONS:
             self.rejections.labels(reason)
+        for step in STEPS:
+            self.step_failures.labels(step)
         for kind in UPSTREAM_ERRORS:
             self.upstream_errors.labels(self._upstream, kind)
         for route in ROUTES:
@@ -280,7 +296,7 @@ class Metrics:
 
     def _children_of(self, served: Served) -> None:
         ma = (served.model, served.adapter)
-        for by_model in (self.in_flight, self.queue, self.noise, self.coverage):
+        for by_model in (self.in_flight, self.queue, self.noise, self.coverage, self.probes_shed):
             by_model.labels(served.model)
         if served.adapter not in (NONE, OTHER):
             self._introduce(ma, self._cards.get(served.adapter, NO_CARD))

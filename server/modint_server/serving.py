@@ -29,6 +29,7 @@ from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable
 from modint_guard.types import CELLS
 from modint_server.adapters.folders import Adapter, checked_model, loadable, resolve_all
 from modint_server.app import create_app
+from modint_server.connections import BoundedConnection
 from modint_server.engine.child import VLLM, Engine, Progress
 from modint_server.engine.config import EngineConfig, check_vllm_options, installed_device
 from modint_server.engine.image_attention import GROUP, check_registered
@@ -253,6 +254,7 @@ async def _serve(
 def _uvicorn(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=BoundedConnection,
         log_config=None,  # the gateway writes its own JSON lines
         access_log=False,
         lifespan="on",

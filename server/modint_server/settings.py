@@ -29,10 +29,13 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(default=300.0, gt=0)  # the longest pause within an answer, not all of it
     capability_timeout_s: float = Field(default=120.0, gt=0)  # the first logprobs on a new machine take 30 s
     upstream_poll_s: float = Field(default=2.0, gt=0)  # between two looks at whether it is up
+    upstream_poll_timeout_s: float = Field(default=10.0, gt=0)  # later than this, it hangs
 
     # Keys of clients. Without one, anybody who reaches the port may call.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_keys_file: Path | None = None
+    cache_by_key: Literal["auto", "off"] = "auto"  # a prefix cache for each key, if there are several
+    metrics_need_key: bool = False  # also for the pages of metrics
 
     # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
@@ -42,14 +45,20 @@ class Settings(BaseSettings):
     max_images: int = Field(default=16, gt=0)
     max_image_bytes: int = Field(default=20 * 2**20, gt=0)
     max_image_pixels: int = Field(default=20_000_000, gt=0)
+    max_request_pixels: int = Field(default=64_000_000, gt=0)
+    max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
     image_threads: int = Field(default=2, gt=0)
     max_n: int = Field(default=16, gt=0)
+    max_prompts: int = Field(default=128, gt=0)  # of a plain completion, each counted `n` times
     max_prompt_logprobs: int = Field(default=20, ge=0)
 
     # Limits of all requests together.
     max_in_flight: int = Field(default=256, gt=0)
     max_probes_in_flight: int = Field(default=64, gt=0)
+    max_rungs_in_flight: int = Field(default=32, gt=0)
+    max_share_per_key: float = Field(default=0.5, gt=0, le=1)  # of all of these, if there are several keys
+    shed_probes_at: float = Field(default=0.75, gt=0, le=1)  # of max_in_flight: more are not probed
     max_adapter_labels: int = Field(default=64, gt=0)
 
     # The self-test of adapters. "auto": "require" for an engine that `serve` starts, else "report".

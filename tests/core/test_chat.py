@@ -330,3 +330,18 @@ def test_messages_without_text_or_user_are_read_all_the_same() -> None:
     chat = parse({"messages": [{"role": "user", "content": None}]})
     assert (chat.question, chat.context, chat.images) == ("", None, ())
     assert rebuild(chat, context="") == chat.body
+
+
+def test_texts_before_the_newest_400_000_characters_are_context_as_a_whole() -> None:
+    old = "What is this? It is red."
+    newer = "The ball is blue. " * 25_000
+    body = {"messages": [{"role": "user", "content": text} for text in (old, newer, "What colour is it?")]}
+    chat = parse(body)
+    assert chat.question == "What colour is it?"
+    assert chat.context is not None and chat.context.startswith(f"{old}\nThe ball")
+
+
+def test_the_last_place_of_a_named_context_is_taken() -> None:
+    body = {"messages": [{"role": "user", "content": "red blue red red? Which is it?"}]}
+    chat = parse(body, ModintOptions(context="red"))
+    assert [(span.start, span.end) for span in chat.context_spans] == [(13, 16)]

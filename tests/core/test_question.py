@@ -293,3 +293,10 @@ def test_a_long_hostile_text_is_split_all_the_same(piece: str) -> None:
     assert bool(split.question) == bool(text.strip())
     assert says_how(text) in (True, False) and states(text) in (True, False)
     assert all(a < b for a, b in facts_in(text))
+
+
+def test_of_a_long_text_the_end_is_searched_and_the_rest_is_context() -> None:
+    passage, question = "The ball is blue.\n" * 10_000, "What colour is the ball?"
+    split = split_text(passage + question)
+    assert split.question == ((len(passage), len(passage) + len(question)),)
+    assert (split.context[0][0], split.context[-1][1]) == (0, len(passage) - 1)

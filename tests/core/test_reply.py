@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from modint_guard.chat.reply import StreamReply, reply_of, strip_added
+from modint_guard.chat.reply import StreamReply, reply_of, strip_added, usage_of
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, TokenOptions
 from tests.core.fakes import completion
@@ -82,9 +82,7 @@ def test_empty_and_several_answers_name_why() -> None:
     assert reply_of(several).skip == "multiple_choices"
 
 
-@pytest.mark.parametrize(
-    "bad", [{"choices": ["red"]}, {"choices": [{"message": "red"}]}, {"choices": 3}, {"usage": 3}]
-)
+@pytest.mark.parametrize("bad", [{"choices": ["red"]}, {"choices": [{"message": "red"}]}, {"choices": 3}])
 def test_what_is_no_completion_is_refused(bad: JSON) -> None:
     with pytest.raises(EndpointError, match="not a chat completion"):
         reply_of(bad)
@@ -131,3 +129,11 @@ def test_nothing_to_take_out_gives_the_same_object_back() -> None:
     plain = completion("red")
     assert strip_added(plain, TokenOptions()) is plain
     assert strip_added({"choices": []}, TokenOptions()) == {"choices": []}
+
+
+@pytest.mark.parametrize("odd", [-1, 10**20, 1e308, "many", [3], None, True])
+def test_tokens_that_no_call_can_cost_are_not_counted(odd: object) -> None:
+    usage = {"prompt_tokens": odd, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": odd}}
+    assert usage_of({"usage": usage}) == (0, 2, 0)
+    assert usage_of({"usage": odd}) == (0, 0, 0)
+    assert usage_of({"usage": {"prompt_tokens_details": odd}}) == (0, 0, 0)

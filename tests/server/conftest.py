@@ -39,7 +39,7 @@ class Running:
         """Sends a JSON document, or bytes as they are."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         named = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        async with self.http.post(self.url + path, data=data, headers=named) as response:
+        async with self.http.post(self.url + path, data=io.BytesIO(data), headers=named) as response:
             return Response(
                 response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
             )

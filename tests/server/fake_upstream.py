@@ -114,12 +114,14 @@ class FakeUpstream:
             },
         ]
     )
+    models_delay_s: float = 0.0
     logprobs: bool = True
     scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
+    damage: Callable[[JSON, JSON], JSON] = lambda body, answer: answer  # of completions and chunks
     page: bytes = b'# HELP vllm:x One.\nvllm:x{a="b"} 1.0\n' * 20_000  # its own metrics
     url: str = ""
 
@@ -129,10 +131,12 @@ class FakeUpstream:
             received.clear()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._answer(reader, writer):
-                pass
-        writer.close()
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._answer(reader, writer):
+                    pass
+        finally:
+            writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
 
@@ -145,6 +149,7 @@ class FakeUpstream:
         self.heads.append(headers)
         self.paths.append(path)
         if path == "/v1/models":
+            await asyncio.sleep(self.models_delay_s)
             return await _whole(writer, json.dumps({"object": "list", "data": self.model_list}).encode())
         if path == "/metrics":
             return await _whole(writer, self.page, kind="text/plain; version=0.0.4")
@@ -197,7 +202,8 @@ class FakeUpstream:
             return await _whole(writer, json.dumps(self._scored(body)).encode())
         if body.get("stream"):
             return await self._stream(body, answer, writer)
-        return await _whole(writer, json.dumps(self._completion(body, answer)).encode())
+        completion = self.damage(body, self._completion(body, answer))
+        return await _whole(writer, json.dumps(completion).encode())
 
     def _logprobs(self, body: JSON, answer: Answer) -> JSON | None:
         if not body.get("logprobs") or not self.logprobs:
@@ -257,10 +263,11 @@ class FakeUpstream:
             if number == 2 and answer.fault:
                 await self._fail_midway(answer.fault, writer)
                 return False
-            await self._frame(writer, json.dumps(chunk, separators=(", ", ": ")))
+            await self._frame(writer, json.dumps(self.damage(body, chunk), separators=(", ", ": ")))
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
-            await self._frame(writer, json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}))
+            last_chunk = self.damage(body, {"id": "chatcmpl-1", "choices": [], "usage": usage})
+            await self._frame(writer, json.dumps(last_chunk))
         await self._frame(writer, "[DONE]")
         return False
 

@@ -299,7 +299,7 @@ async def test_an_engine_that_refuses_what_we_added_gets_the_clients_own_request
     assert running_gateway.value("modint_requests_total", **base, route="chat", outcome="ok") == 1
 
 
-@pytest.mark.parametrize(("fault", "status", "mains"), [("400", 400, 2), ("401", 502, 1), ("500", 500, 1)])
+@pytest.mark.parametrize(("fault", "status", "mains"), [("400", 400, 2), ("401", 502, 1), ("500", 500, 2)])
 async def test_a_refusal_that_has_another_cause_reaches_the_client(
     running_gateway: Running, upstream: FakeUpstream, fault: str, status: int, mains: int
 ) -> None:

@@ -9,20 +9,20 @@ IMAGE = {"relevant": "image"}
 
 def test_one_request_in_so_many_is_due_apart_for_every_model() -> None:
     floor = NoiseFloor(3)
-    assert [floor.is_due("a") for _ in range(6)] == [False, False, True, False, False, True]
-    assert [floor.is_due("b") for _ in range(3)] == [False, False, True]
-    assert not any(NoiseFloor(0).is_due("a") for _ in range(10))
+    assert [floor.is_due("k", "a") for _ in range(6)] == [False, False, True, False, False, True]
+    assert [floor.is_due("k", "b") for _ in range(3)] == [False, False, True]
+    assert not any(NoiseFloor(0).is_due("k", "a") for _ in range(10))
 
 
 def test_the_largest_of_the_last_measurements_counts() -> None:
     floor = NoiseFloor(1)
-    assert floor.of("a") == 0.0
-    floor.measured("a", 0.3)
-    floor.measured("a", 0.1)
-    assert (floor.of("a"), floor.of("b")) == (0.3, 0.0)
+    assert floor.of("k", "a") == 0.0
+    floor.measured("k", "a", 0.3)
+    floor.measured("k", "a", 0.1)
+    assert (floor.of("k", "a"), floor.of("k", "b")) == (0.3, 0.0)
     for _ in range(KEPT - 1):
-        floor.measured("a", 0.05)
-    assert floor.of("a") == 0.1
+        floor.measured("k", "a", 0.05)
+    assert floor.of("k", "a") == 0.1
 
 
 async def test_a_gateway_measures_noise_and_then_asks_more_of_a_flip(upstream: FakeUpstream) -> None:

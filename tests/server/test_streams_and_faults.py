@@ -82,13 +82,14 @@ async def test_an_engine_that_dies_mid_stream_ends_in_an_error_frame_and_done(
     assert running_gateway.value("modint_requests_total", **interrupted) == 1
 
 
-async def test_a_frame_that_nobody_understands_ends_in_an_error_frame_too(
+async def test_a_frame_that_nobody_understands_is_passed_on(
     running_gateway: Running, upstream: FakeUpstream
 ) -> None:
     upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="odd frame")
     said = await running_gateway.post(chat(stream=True))
-    *_, error, done = [data_of(event) or b"" for event in Splitter().feed(said.body)]
-    assert json.loads(error)["error"]["code"] == "internal_error"
+    *_, odd, error, done = [data_of(event) or b"" for event in Splitter().feed(said.body)]
+    assert json.loads(odd) == {"choices": ["neither", "is an object"]}
+    assert json.loads(error)["error"]["code"] == "upstream_protocol"  # the engine ended before [DONE]
     assert done == b"[DONE]"
 
 

@@ -3,14 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from modint_guard.errors import ConfigError, EndpointError, RequestError
+from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, RequestError
 from modint_guard.judging.calibration import Calibration, check_for
 from modint_guard.types import CELLS
+from modint_server.boundary import boundary
 from modint_server.engine.capabilities import Capabilities, Model, check_capabilities, models_of
 from modint_server.engine.selftest import RETRY_S, SelfTest
 from modint_server.engine.upstream import Upstream
@@ -18,6 +19,7 @@ from modint_server.errors import of_endpoint, unavailable
 from modint_server.logs import event
 from modint_server.metrics import NOBODY, NONE, OTHER, Metrics, Served
 
+REFRESH_TIMEOUT_S = 2.0  # that a client with an unknown name waits for the engine's list
 REFRESH_S = 1.0  # at most this often is the engine asked for its models because of an unknown name
 Testing = Literal["require", "report", "off"]  # what follows if an adapter fails the self-test
 
@@ -25,7 +27,8 @@ Testing = Literal["require", "report", "off"]  # what follows if an adapter fail
 class Attachment:
     """Watches one engine. Questions are answered from memory; only an unknown model name asks the engine.
 
-    poll_s: between two looks at the engine. max_adapters: label values for adapters in the metrics.
+    poll_s: between two looks at the engine. poll_timeout_s: for its list of models; later, it hangs.
+    max_adapters: label values for adapters in the metrics.
     testing: "require" refuses requests to an adapter that failed the self-test, "report" only says so.
     """
 
@@ -35,6 +38,7 @@ class Attachment:
         metrics: Metrics,
         *,
         poll_s: float,
+        poll_timeout_s: float = 10.0,
         capability_timeout_s: float,
         max_adapters: int,
         calibrations: Mapping[Path, Calibration] | None = None,
@@ -51,7 +55,8 @@ class Attachment:
         self._max_adapters = max_adapters
         self._calibrations = calibrations or {}
         self._testing = testing
-        self._retry_at = float("-inf")
+        self._poll_timeout_s = poll_timeout_s
+        self._retry_at = self._halted_until = float("-inf")
         self._served: dict[str, Served] = {}
         self._refreshed = float("-inf")
         self._begun = asyncio.Event()
@@ -100,24 +105,48 @@ class Attachment:
         self._begun.set()
 
     async def watch(self) -> None:
-        """Looks at the engine every `poll_s` seconds until cancelled."""
+        """Looks at the engine, and tests its adapters, every `poll_s` seconds until cancelled.
+
+        Both go on by themselves: a test that takes long does not hide that the engine is gone.
+        """
         await self._begun.wait()
-        while True:
-            await self.look()
-            await asyncio.sleep(self._poll_s)
+        async with asyncio.TaskGroup() as tasks:
+            for step in (self._poll, self._test_adapters):
+                tasks.create_task(self._repeat(step))
 
     async def look(self) -> None:
         """Asks the engine for its models, and after an outage what it can do; tests adapters that are new."""
+        await self._once(self._poll)
+        await self._once(self._test_adapters)
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self._once(step)
+            await asyncio.sleep(self._poll_s)
+
+    async def _once(self, step: Callable[[], Awaitable[None]]) -> None:
+        """One look or test. A fault of ours in it is logged and counted, and the next one follows."""
+        with boundary(self._metrics, "watching"):
+            try:
+                await step()
+            except EndpointError as exc:
+                self._lost(exc)
+            except ConfigError as exc:
+                self._unsuitable(str(exc))
+
+    async def _poll(self) -> None:
+        if self.problem is None:
+            self._know(await self._listed(self._poll_timeout_s))
+        else:
+            await self._attach()
+
+    async def _listed(self, timeout_s: float) -> tuple[Model, ...]:
+        """The engine's models. Raises EndpointError, also if the list does not come in time."""
         try:
-            if self.problem is None:
-                self._know(models_of(await self._upstream.models()))
-            else:
-                await self._attach()
-            await self._test_adapters()
-        except EndpointError as exc:
-            self._lost(exc)
-        except ConfigError as exc:
-            self._unsuitable(str(exc))
+            async with asyncio.timeout(timeout_s):
+                return models_of(await self._upstream.models())
+        except TimeoutError as exc:
+            raise EndpointTimeout(f"the engine did not list its models within {timeout_s:g} s") from exc
 
     async def served(self, name: str) -> Served:
         """The label values of a model. Raises RequestError: 404 for an unknown name, 503 while not ready."""
@@ -163,7 +192,7 @@ class Attachment:
             raise unavailable(f"adapter {name!r}: {result.problem}", "not_ready")
 
     async def _attach(self) -> None:
-        self._check_calibrations(models_of(await self._upstream.models()))
+        self._check_calibrations(await self._listed(self._poll_timeout_s))
         self.selftest.forget()
         capabilities = await check_capabilities(self._upstream, timeout_s=self._capability_timeout_s)
         self._know(capabilities.models)
@@ -178,7 +207,12 @@ class Attachment:
             check_for(calibration, path, models=served, probes=CELLS)
 
     async def _test_adapters(self) -> None:
-        """Tests new adapters, and from time to time those that could not be tested. Raises EndpointError."""
+        """Tests new adapters, and from time to time those that could not be tested.
+
+        Raises EndpointError if the engine fails and adapters have to be tested.
+        """
+        if self.problem is not None or time.monotonic() < self._halted_until:
+            return
         names = self._adapters()
         self.selftest.keep(names)
         due = self.selftest.missing(names)
@@ -188,12 +222,22 @@ class Attachment:
             return
         self._retry_at = time.monotonic() + RETRY_S
         base = next(model.id for model in self.models if model.parent is None)
-        top, images = self.capabilities.top_logprobs, self.capabilities.images
-        await self.selftest.examine(base, due, top=top, images=images)
-        self._report_tests(base, due)
+        capabilities = self.capabilities
+        try:
+            await self.selftest.examine(base, due, top=capabilities.top_logprobs, images=capabilities.images)
+        except EndpointError as exc:
+            if self._testing == "require":
+                raise
+            self._halted_until = time.monotonic() + RETRY_S
+            event("adapters_not_tested", level=logging.WARNING, problem=str(exc))
+            return
+        if self.capabilities is capabilities:
+            self._report_tests(base, due)
+        else:
+            self.selftest.forget()  # meanwhile it has become another engine
 
     def _report_tests(self, base: str, names: list[str]) -> None:
-        for name in names:
+        for name in self._served.keys() & set(names):  # others were unloaded during the test
             result = self.selftest.adapters[name]
             self._metrics.examined(self._served[name], result.ok, result.divergence)
             level = logging.INFO if result.ok else logging.WARNING
@@ -213,7 +257,7 @@ class Attachment:
     async def _refresh(self) -> None:
         self._refreshed = time.monotonic()
         try:
-            self._know(models_of(await self._upstream.models()))
+            self._know(await self._listed(min(REFRESH_TIMEOUT_S, self._poll_timeout_s)))
         except EndpointError as exc:
             event("models_unknown", problem=str(exc))
 

@@ -12,7 +12,6 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, EndpointTimeout
@@ -89,7 +88,7 @@ class SelfTest:
             for name, result in {**self.adapters, **results}.items()
             if result.ok and name in self._adapter_alone
         ]
-        mixed = await self._mix(base, bodies, passed) if passed else None
+        mixed = await self._mix_all(base, bodies, passed) if passed else None
         self.adapters.update(results)
         self.mixed = mixed
 
@@ -122,14 +121,22 @@ class SelfTest:
         """The change of a log-probability, nats, that is more than noise."""
         return max(LEAST_SHIFT, NOISE_MARGIN * self._noise)
 
+    async def _mix_all(self, base: str, bodies: Sequence[JSON], adapters: Sequence[str]) -> SelfTestResult:
+        """The result of `_mix` for `AT_ONCE` adapters at a time, up to the first fault."""
+        result = SelfTestResult()
+        for first in range(0, len(adapters), AT_ONCE):
+            result = await self._mix(base, bodies, adapters[first : first + AT_ONCE])
+            if not result.ok:
+                break
+        return result
+
     async def _mix(self, base: str, bodies: Sequence[JSON], adapters: Sequence[str]) -> SelfTestResult:
         """Base requests at once with those of adapters: none may come back as an adapter's answer.
 
         The request is the one in which base and adapters differ most.
         """
         number = max(range(len(bodies)), key=lambda n: self._least_distance(n, adapters))
-        others = [adapters[n % len(adapters)] for n in range(max(AT_ONCE, len(adapters)))]
-        models = [name for pair in zip_longest([base] * AT_ONCE, others) for name in pair if name is not None]
+        models = [name for n in range(AT_ONCE) for name in (base, adapters[n % len(adapters)])]
         try:
             async with _one_task_group() as group:
                 calls = [group.create_task(self._ask(model, bodies[number])) for model in models]
@@ -199,7 +206,7 @@ def distance(one: Top, other: Top) -> float:
 
 
 def _p(top: Top, token: str) -> float:
-    return math.exp(top[token]) if token in top else 0.0
+    return math.exp(min(0.0, top[token])) if token in top else 0.0
 
 
 @contextlib.asynccontextmanager

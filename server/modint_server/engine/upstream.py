@@ -1,8 +1,8 @@
 """The HTTP client that calls the engine: pooled connections, a limit to every wait, errors by their kind."""
 
+import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -138,13 +138,15 @@ class Upstream:
         assert self._sessions, "use the upstream inside `async with`"
         headers = {"content-type": "application/json"} if body is not None else None
         url = self.base_url + path
-        on_kept_connection, on_fresh_connection = (
-            partial(session.request, method, url, data=body, headers=headers, allow_redirects=False)
-            for session in self._sessions
-        )
+
+        async def on(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
+            data = io.BytesIO(body) if body is not None else None  # sent in pieces: other requests go on
+            return await session.request(method, url, data=data, headers=headers, allow_redirects=False)
+
+        kept_connections, fresh_connections = self._sessions
         with suppress(*_CLOSED):
-            return await on_kept_connection()
-        return await on_fresh_connection()
+            return await on(kept_connections)
+        return await on(fresh_connections)
 
     def failed(self, error: EndpointError) -> EndpointError:
         """Tells `on_failure` of an error, and returns it so that the caller can raise it."""

@@ -39,6 +39,8 @@ class Record:
     code: str | None = None
     key_digest: str = ""  # of the key shown; never logged
     images: int = 0
+    is_busy: bool = False  # whether so many were in flight when it came that it is not probed
+    measures_noise: bool = False  # whether the gateway itself asks the request twice
     usage: Any = None
     report: Report | None = None
     coverage: float | None = None  # probability held by the tokens listed at the first content position

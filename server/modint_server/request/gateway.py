@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from modint_guard.errors import EndpointError, RequestError
 from modint_server import errors
+from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
 from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
@@ -33,7 +34,11 @@ class Gateway:
     pipeline: Pipeline
     keys: Keys
     draining: bool = False
-    in_flight: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being answered."""
+        return self.pipeline.places.held
 
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
         """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
@@ -42,7 +47,7 @@ class Gateway:
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
             record.key_digest = self.keys.check(headers)
-            with self._admitted():
+            with self._admitted(record):
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
         except ClientLeft:
@@ -65,18 +70,21 @@ class Gateway:
             self._close(record, "internal_error", 500)
 
     @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self, record: Record) -> Iterator[None]:
+        key_digest = record.key_digest
         if self.draining:
             self.metrics.rejected("draining")
             raise errors.unavailable("the gateway is shutting down: try again", "draining")
-        if self.in_flight >= self.settings.max_in_flight:
-            self.metrics.rejected("in_flight")
+        places = self.pipeline.places
+        if not places.may_take(key_digest):
+            self.metrics.rejected("in_flight" if places.is_full() else "key_share")
             raise errors.unavailable("too many requests in flight: try again", "overloaded")
-        self.in_flight += 1
+        places.take(key_digest)
+        record.is_busy = places.held > max(1, self.settings.max_in_flight * self.settings.shed_probes_at)
         try:
             yield
         finally:
-            self.in_flight -= 1
+            places.give_back(key_digest)
 
     async def _fail(self, record: Record, wire: Wire, failure: errors.Failure, outcome: str) -> None:
         record.outcome, record.status, record.code = outcome, failure.status, failure.code
@@ -89,28 +97,35 @@ class Gateway:
         record.closed = True
         record.outcome = record.outcome or outcome
         record.status = record.status or status
-        count(self.metrics, record)
-        report = record.report
-        verdict = report.verdict if report else None
-        event(
-            "request",
-            request_id=record.request_id,
-            route=record.route,
-            model=record.served.model,
-            adapter=record.served.adapter,
-            stream=record.stream,
-            outcome=record.outcome,
-            status=record.status,
-            code=record.code,
-            images=record.images,
-            verdict=verdict.state.value if verdict else None,
-            cause=verdict.cause.value if verdict and verdict.cause else None,
-            reason=verdict.reason if verdict else None,
-            risk=verdict.risk if verdict else None,
-            action=report.action if report else None,
-            probes=len(report.probes) if report else 0,
-            ms=round(record.elapsed_s() * 1000, 1),
-        )
+        with boundary(self.metrics, "counting"):
+            count(self.metrics, record)
+        with boundary(self.metrics, "logging"):
+            log(record)
+
+
+def log(record: Record) -> None:
+    """Writes one line about a finished request."""
+    report = record.report
+    verdict = report.verdict if report else None
+    event(
+        "request",
+        request_id=record.request_id,
+        route=record.route,
+        model=record.served.model,
+        adapter=record.served.adapter,
+        stream=record.stream,
+        outcome=record.outcome,
+        status=record.status,
+        code=record.code,
+        images=record.images,
+        verdict=verdict.state.value if verdict else None,
+        cause=verdict.cause.value if verdict and verdict.cause else None,
+        reason=verdict.reason if verdict else None,
+        risk=verdict.risk if verdict else None,
+        action=report.action if report else None,
+        probes=len(report.probes) if report else 0,
+        ms=round(record.elapsed_s() * 1000, 1),
+    )
 
 
 def count(metrics: Metrics, record: Record) -> None:

@@ -23,13 +23,16 @@ STRIPPED = frozenset(
     {
         "cache_salt",
         "priority",
+        "request_id",
         "kv_transfer_params",
+        "ec_transfer_params",
         "vllm_xargs",
         "mm_processor_kwargs",
         "media_io_kwargs",
         "logits_processors",
     }
 )
+MAX_DRAINED = 64 * 2**20
 STRIPPED_PREFIXES = ("chat_template",)
 
 
@@ -40,6 +43,7 @@ class Incoming:
     body: JSON
     raw: bytes | None
     images: int
+    size: int  # bytes of the body as it came
 
     @property
     def stream(self) -> bool:
@@ -48,6 +52,12 @@ class Incoming:
     def bytes(self) -> bytes:
         """The client's own bytes, or the cleaned document where something had to go."""
         return orjson.dumps(self.body) if self.raw is None else self.raw
+
+    def salted(self, key_digest: str) -> "Incoming":
+        """With a cache identity of the client's own: it finds no other client's prompt in the cache."""
+        salt = sha256(f"cache of {key_digest}".encode()).hexdigest()[:32]
+        whole = "-".join(filter(None, (self.body.get("cache_salt"), salt)))
+        return replace(self, body={**self.body, "cache_salt": whole}, raw=None)
 
     def without_modint(self) -> "Incoming":
         """The engine never sees our own field."""
@@ -96,20 +106,24 @@ async def read_body(receive: Receive, headers: Mapping[str, str], settings: Sett
             code="compressed_body",
             status=415,
         )
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > settings.max_body_bytes:
-        raise _too_large(settings.max_body_bytes)
+    declared, limit = headers.get("content-length", ""), settings.max_body_bytes
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            return await _counted(receive, settings.max_body_bytes)
+            if not declared.isdigit() or int(declared) <= limit:
+                body = await _counted(receive, limit)
+                if body is not None:
+                    return body
+            await _drain(receive)
+            raise _too_large(limit)
     except TimeoutError as exc:
-        limit = f"{settings.body_timeout_s:g} s"
+        within = f"{settings.body_timeout_s:g} s"
         raise RequestError(
-            f"the request body did not arrive within {limit}", code="body_timeout", status=408
+            f"the request body did not arrive within {within}", code="body_timeout", status=408
         ) from exc
 
 
-async def _counted(receive: Receive, limit: int) -> bytes:
+async def _counted(receive: Receive, limit: int) -> bytes | None:
+    """The body; None as soon as it is longer than `limit`. Raises ClientLeft."""
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -119,10 +133,23 @@ async def _counted(receive: Receive, limit: int) -> bytes:
         piece = message.get("body", b"")
         size += len(piece)
         if size > limit:
-            raise _too_large(limit)
+            return None
         pieces.append(piece)
         if not message.get("more_body", False):
             return b"".join(pieces)
+
+
+async def _drain(receive: Receive) -> None:
+    """Reads what is left of a body, up to `MAX_DRAINED` bytes, and drops it.
+
+    A client that is still sending sees no answer.
+    """
+    size = 0
+    while size <= MAX_DRAINED:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 class ClientLeft(Exception):  # noqa: N818 - an event, not an error
@@ -137,6 +164,7 @@ def _too_large(limit: int) -> RequestError:
 
 def read_document(raw: bytes, settings: Settings) -> JSON:
     """The one parse of a request; raises RequestError."""
+    _check_values(raw, settings.max_json_values)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -149,6 +177,15 @@ def read_document(raw: bytes, settings: Settings) -> JSON:
             f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
         )
     return body
+
+
+def _check_values(raw: bytes, limit: int) -> None:
+    """Raises RequestError for a body of too many values: an empty list takes thirty times its bytes."""
+    if len(raw) > limit and sum(raw.count(sign) for sign in (b",", b"[", b"{")) > limit:
+        raise RequestError(
+            f"the request body holds more than {limit} commas and opening brackets: send less",
+            code="too_many_values",
+        )
 
 
 def too_deep(document: object, limit: int) -> bool:
@@ -180,15 +217,35 @@ def read_chat(raw: bytes, settings: Settings) -> Incoming:
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
     if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
         cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
-    return Incoming(cleaned, None if changed or stripped_uuid else raw, images)
+    return Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
 
 
 def read_completion(raw: bytes, settings: Settings) -> Incoming:
     """A plain completion request: the same limits, no images."""
     body = read_document(raw, settings)
     _check_fields(body, settings)
+    _check_prompts(body, settings)
     cleaned, changed = _stripped(body)
-    return Incoming(cleaned, None if changed else raw, 0)
+    return Incoming(cleaned, None if changed else raw, 0, len(raw))
+
+
+def _check_prompts(body: JSON, settings: Settings) -> None:
+    """Raises RequestError for embeddings in place of a prompt, and for too many answers at once."""
+    if any("embeds" in key for key in body):
+        raise RequestError(
+            "embeddings in place of a prompt are refused", param="prompt_embeds", code="embeds_refused"
+        )
+    prompt = body.get("prompt")
+    several = isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt)
+    answers = (len(prompt) if isinstance(prompt, list) and several else 1) * max(
+        value for key in ("n", "best_of") if isinstance(value := body.get(key) or 1, int)
+    )
+    if answers > settings.max_prompts:
+        raise RequestError(
+            f"prompt and n ask for {answers} answers: this gateway takes {settings.max_prompts}",
+            param="prompt",
+            code="over_limit",
+        )
 
 
 def _check_fields(body: JSON, settings: Settings) -> None:

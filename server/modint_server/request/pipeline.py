@@ -3,13 +3,9 @@
 A request that is probed is an `Examination`; whole answers, streams and the check are short users of it.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -22,23 +18,30 @@ from modint_guard.examination import Examination
 from modint_guard.guard import Guard
 from modint_guard.judge import skipped, unscored
 from modint_guard.judging.divergence import probabilities, tail
-from modint_guard.mitigation.ladder import served
+from modint_guard.mitigation.ladder import fail_closed, served
 from modint_guard.mitigation.policy import Policy
+from modint_guard.plan import policy_of
 from modint_guard.report import Report
-from modint_guard.types import ANNOTATE, JSON, NOOP, ModintOptions, Plan, Reply, State
+from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
+from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
 from modint_server.engine.upstream import CHAT, COMPLETIONS, Upstream, json_object
-from modint_server.logs import LOGGER
+from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import Incoming, read_chat, read_completion
-from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.places import Places
+from modint_server.request.second_tries import SecondTries
+from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.workers import Workers
 from modint_server.settings import Settings
 
-T = TypeVar("T")
+QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
+QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
+Reader = Callable[[bytes, Settings], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
 
 
@@ -57,38 +60,45 @@ class Pipeline:
     guard: Guard
     upstream: Upstream
     attachment: Attachment
+    metrics: Metrics
     settings: Settings
     noise: NoiseFloor
     budget: TokenBudget
-    probe_slots: asyncio.Semaphore
-    images: Executor
+    second_tries: SecondTries
+    caches_by_key: bool
+    places: Places
+    probe_slots: Places
+    rung_slots: Places
+    workers: Workers
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = read_chat(raw, self.settings)
+        incoming = await self._read(read_chat, raw, record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await self._plan(incoming, headers)
+            plan = await self._plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif not plan.views:
-                record.report = unscored(plan, "no_logprobs")
-                await self._plain(CHAT, incoming, record, wire, debug)
+                await self._unexamined(plan, "no_logprobs", incoming, record, wire, debug)
+            elif record.is_busy:
+                self.metrics.probes_shed.labels(record.served.model).inc()
+                await self._unexamined(plan, "budget", incoming, record, wire, debug)
             else:
                 await self._guarded(plan, incoming, record, wire, debug)
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = read_completion(raw, self.settings)
+        incoming = await self._read(read_completion, raw, record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
-        incoming = read_chat(raw, self.settings)
+        incoming = await self._read(read_chat, raw, record)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
         asked = {
@@ -97,7 +107,7 @@ class Pipeline:
             if key not in ("answer", "stream", "stream_options")
         }
         async with self.attachment.serving(asked["model"]) as record.served:
-            plan = await self._plan(replace(incoming, body=asked), headers, always=True)
+            plan = await self._plan(replace(incoming, body=asked), headers, record, always=True)
             assert plan is not None
             if plan.options.action not in (None, ANNOTATE):
                 raise RequestError(
@@ -106,12 +116,13 @@ class Pipeline:
                     code="invalid_value",
                 )
             report = record.report = await self._checked(plan, answer, record)
-            await wire.respond(_json({"modint": report.to_json()}, annotate.headers_of(report)))
+            data = orjson.dumps({"modint": report.to_json()})
+            await wire.respond(_json(data, annotate.headers_of(report)))
 
     # The stages.
 
     async def _plan(
-        self, incoming: Incoming, headers: Mapping[str, str], *, always: bool = False
+        self, incoming: Incoming, headers: Mapping[str, str], record: Record, *, always: bool = False
     ) -> Plan | None:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
@@ -123,7 +134,9 @@ class Pipeline:
         if always and options.action is None:
             options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy
         model = incoming.body["model"]
-        if incoming.images and options.mode == "on" and self.noise.is_due(model):
+        if incoming.images and options.mode == "on" and not always:
+            record.measures_noise = self.noise.is_due(record.key_digest, model)
+        if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
         forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
@@ -133,22 +146,20 @@ class Pipeline:
             options,
             max_top_logprobs=top,
             forcing=forcing,
-            noise=self.noise.of(model),
+            noise=self.noise.of(record.key_digest, model),
         )
-        return await self._decode(work) if incoming.images else work()
+        is_quick = not incoming.images and incoming.size <= QUICK_TEXT
+        return work() if is_quick else await self.workers.run(record.key_digest, work)
 
-    async def _decode(self, work: Callable[[], T]) -> T:
-        """Decoding must not hold up the other requests: a picture of 60 kB may hold 20 million pixels."""
-        try:
-            async with asyncio.timeout(self.settings.image_timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(self.images, work)
-        except TimeoutError as exc:
-            raise RequestError(
-                "the images took too long to decode: send smaller ones", code="image_timeout"
-            ) from exc
+    async def _read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
+        """The request; a large one is parsed in a thread."""
+        work = partial(read, raw, self.settings)
+        incoming = work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
+        return incoming.salted(record.key_digest) if self.caches_by_key else incoming
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
-        """The request and its probes; unguarded, once, if the engine refuses what we added to it."""
+        """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
+        self.second_tries.earn()
         examination = self._examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
@@ -157,21 +168,41 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not examination.refused_additions(exc):
+            if wire.streaming or not self._may_ask_again(examination, exc):
                 raise
-            record.report = unscored(plan, "upstream_error")
+            await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
+
+    async def _unexamined(
+        self, plan: Plan, reason: str, incoming: Incoming, record: Record, wire: Wire, debug: bool
+    ) -> None:
+        """The request without probes, unless its policy serves no answer that could not be judged."""
+        policy = policy_of(plan.chat, plan.options, self.guard.config)
+        report = record.report = fail_closed(unscored(plan, reason), policy)
+        if report.mitigation is not None:
+            await wire.respond(annotate.withheld(report, debug=debug))
+        else:
             await self._plain(CHAT, incoming, record, wire, debug)
+
+    def _may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+        """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
+        if examination.refused_additions(exc):
+            return True
+        broke = examination.failed_on_additions(exc) and not isinstance(exc, BrokenStreamError)
+        return broke and self.second_tries.take()
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
-            completion = json_object(await self.upstream.post(CHAT, orjson.dumps(examination.body)))
+            data = await self.upstream.post(CHAT, orjson.dumps(examination.body))
+        completion = json_object(data)
         record.usage = completion.get("usage")
         report = await self._report_on(examination, partial(reply_of, completion), record)
         record.report = report
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
         shown = served(examination.strip(completion), report.mitigation)
-        await wire.respond(_json(annotate.annotated(shown, report), annotate.headers_of(report, debug=debug)))
+        with boundary(self.metrics, "annotating"):
+            data = orjson.dumps(annotate.annotated(shown, report))
+        await wire.respond(_json(data, annotate.headers_of(report, debug=debug)))
 
     async def _guarded_stream(
         self, examination: Examination, record: Record, wire: Wire, debug: bool
@@ -207,26 +238,26 @@ class Pipeline:
             return await self._report_on(examination, partial(reply_of, completion), record)
 
     def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
-        """Views and rungs go through the probe slots; corrections are paid for by the request's key."""
+        """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
-            self._probe_call,
+            self._calling(self.probe_slots, record.key_digest),
+            correct=self._calling(self.rung_slots, record.key_digest),
             usable=self.attachment.usable,
             budget=self.budget.of(record.key_digest),
             given=given,
+            on_failure=self.metrics.step_failed,
         )
 
     async def _report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
         report = await examination.report_on(read)
         answer = examination.answer
-        try:
+        with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
                 record.coverage = 1.0 - tail(probabilities(answer.top))
-            if report.noise is not None and examination.given is None:
-                self.noise.measured(examination.plan.body["model"], report.noise)
-        except Exception:  # noqa: BLE001 - the answer comes first
-            LOGGER.exception("measuring_failed")
+            if report.noise is not None and record.measures_noise:
+                self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
         return report
 
     async def _release(
@@ -258,8 +289,9 @@ class Pipeline:
         completion = json_object(data)
         record.usage = completion.get("usage")
         if report is not None and mark:
-            data = orjson.dumps(annotate.annotated(completion, report))
-        await wire.respond(Response(data, 200, headers, "application/json"))
+            with boundary(self.metrics, "annotating"):
+                data = orjson.dumps(annotate.annotated(completion, report))
+        await wire.respond(_json(data, headers))
 
     async def _relay(
         self,
@@ -286,14 +318,20 @@ class Pipeline:
                         continue
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
-                        await wire.write(event if shown == chunk else frame(shown))
+                        await wire.write(self._event(event, chunk, shown))
                         continue
                     text, finish = annotate.split_finish(shown)
                     if text is not None:
                         await wire.write(frame(text))
-                    await wire.write(frame(await judge(finish)))
+                    await wire.write(self._event(frame(finish), finish, await judge(finish)))
                     judge = None
         await wire.end(event)
+
+    def _event(self, event: bytes, chunk: JSON, shown: JSON) -> bytes:
+        """The event of a chunk, written anew if another is shown in its place and can be written."""
+        with boundary(self.metrics, "annotating"):
+            return event if shown == chunk else frame(shown)
+        return event
 
     def _read_event(self, event: bytes, record: Record) -> JSON | None:
         """The chunk in an event, noted in the record; None for a comment. Raises EndpointError."""
@@ -308,19 +346,18 @@ class Pipeline:
             record.token_seen()
         return chunk
 
-    async def _probe_call(self, body: JSON) -> JSON:
-        async with self._slot(body["model"]):
-            return await self.upstream.complete(body)
+    def _calling(self, slots: Places, key_digest: str) -> Complete:
+        """Calls of the engine that need a slot; who waits for one is seen in `modint_queue_depth`."""
 
-    @asynccontextmanager
-    async def _slot(self, model: str) -> AsyncIterator[None]:
-        """One of the slots that probes and rungs share; who waits for one is seen in `modint_queue_depth`."""
-        with self.attachment.queueing(model):
-            await self.probe_slots.acquire()
-        try:
-            yield
-        finally:
-            self.probe_slots.release()
+        async def complete(body: JSON) -> JSON:
+            with self.attachment.queueing(body["model"]):
+                await slots.wait(key_digest)
+            try:
+                return await self.upstream.complete(body)
+            finally:
+                slots.give_back(key_digest)
+
+        return complete
 
 
 def _delivered(report: Report, held: HeldWire | None) -> Report:
@@ -357,5 +394,5 @@ def _error_in(chunk: JSON, data: bytes) -> EndpointError:
     return EndpointError("the engine reported an error in the stream", status=status, body=data)
 
 
-def _json(document: JSON, headers: dict[str, str]) -> Response:
-    return Response(orjson.dumps(document), 200, headers, "application/json")
+def _json(data: bytes, headers: dict[str, str]) -> Response:
+    return Response(data, 200, headers, "application/json")

@@ -2,12 +2,12 @@
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from modint_guard.errors import EndpointError
 from modint_server.errors import of_endpoint
 from modint_server.request.gateway import Gateway
+from modint_server.routes.pages import Page
 
 router = APIRouter()
 
@@ -41,18 +41,28 @@ def _gain_notes(gateway: Gateway) -> list[str]:
     return [] if gain == 1.0 else [f"attention to pictures is scaled by {gain:g} (experimental)"]
 
 
+def _check_key(gateway: Gateway, request: Request) -> None:
+    """Raises RequestError 401 if the pages of metrics ask for a key and none is shown."""
+    if gateway.settings.metrics_need_key:
+        gateway.keys.check(request.headers)
+
+
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    return Response(generate_latest(gateway.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+    _check_key(gateway, request)
+    page: Page = request.app.state.metrics_page
+    return Response(await page.get(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/engine/metrics")
 async def engine_metrics(request: Request) -> Response:
     """vLLM's own metrics: no scraper reaches the private socket of an engine that `serve` started."""
     gateway: Gateway = request.app.state.gateway
+    _check_key(gateway, request)
     try:
-        page = await gateway.pipeline.upstream.metrics()
+        page: Page = request.app.state.engine_metrics_page
+        text = await page.get()
     except EndpointError as exc:
         return of_endpoint(exc).response()
-    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

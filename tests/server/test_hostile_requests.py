@@ -1,0 +1,144 @@
+"""Requests that mean harm: what of them reaches the engine, and what their sender is told."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from modint_server.connections import BoundedConnection
+from tests.server.conftest import Running, chat, serving
+from tests.server.fake_upstream import BASE, FakeUpstream
+
+JSON = dict[str, Any]
+
+
+@pytest.mark.parametrize("field", ["ec_transfer_params", "request_id", "kv_transfer_params", "cache_salt"])
+async def test_fields_that_the_engine_trusts_reach_neither_request_nor_probes(
+    running_gateway: Running, upstream: FakeUpstream, field: str
+) -> None:
+    assert (await running_gateway.post(chat(**{field: "x"}))).status == 200
+    assert (
+        await running_gateway.post({"model": BASE, "prompt": "two and", field: "x"}, "/v1/completions")
+    ).status == 200
+    assert not any(field.encode() in raw for raw in upstream.raw)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": ["a"] * 129}, "over_limit"),
+        ({"prompt": ["a"] * 20, "n": 16}, "over_limit"),
+        ({"prompt": "a", "best_of": 1000}, "over_limit"),
+        ({"prompt_embeds": "AAAA"}, "embeds_refused"),
+    ],
+)
+async def test_a_plain_completion_asks_for_a_bounded_number_of_answers(
+    running_gateway: Running, upstream: FakeUpstream, fields: JSON, code: str
+) -> None:
+    reply = await running_gateway.post({"model": BASE, **fields}, "/v1/completions")
+    assert (reply.status, reply.error["code"], upstream.raw) == (400, code, [])
+
+
+async def test_a_prompt_of_many_tokens_is_one_prompt(running_gateway: Running) -> None:
+    body = {"model": BASE, "prompt": list(range(1000))}
+    assert (await running_gateway.post(body, "/v1/completions")).status == 200
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_client_that_is_still_sending_sees_the_413(upstream: FakeUpstream, declared: bool) -> None:
+    """As plain clients do: the whole body first, and only then the answer."""
+    size = 1_500_000
+    async with serving(upstream.url, max_body_bytes=1_000_000) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        length = f"content-length: {size}" if declared else "transfer-encoding: chunked"
+        writer.write(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{length}\r\n\r\n".encode())
+        for _ in range(size // 100_000):
+            writer.write(b"x" * 100_000 if declared else b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.write(b"" if declared else b"0\r\n\r\n")
+        reply = await reader.read()
+        writer.close()
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413") and json.loads(body)["error"]["code"] == "body_too_large"
+
+
+@contextlib.asynccontextmanager
+async def bounded(connection: type[BoundedConnection] = BoundedConnection) -> AsyncIterator[int]:
+    """A server whose connections are bounded as those of `serve`; the port."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    config = uvicorn.Config(app, http=connection, port=0, lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def answer_to(port: int, *pieces: bytes) -> bytes:
+    """What comes back until the server closes the connection, or ends its first answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        reply = await reader.read(200)
+        writer.close()
+        return reply
+    writer.close()
+    return b""
+
+
+async def test_headers_without_end_are_refused() -> None:
+    async with bounded() as port:
+        head = b"GET / HTTP/1.1\r\nhost: x\r\n"
+        assert (await answer_to(port, head, b"\r\n")).startswith(b"HTTP/1.1 200")
+        filler = [b"x-%d: %s\r\n" % (n, b"y" * 8000) for n in range(12)]
+        assert b"200 OK" not in await answer_to(port, head, *filler, b"\r\n")
+
+
+async def test_a_long_body_is_no_long_head() -> None:
+    async with bounded() as port:
+        post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000
+        assert (await answer_to(port, post)).startswith(b"HTTP/1.1 200")
+
+
+class Hasty(BoundedConnection):
+    """A connection with little patience."""
+
+    head_s = 0.2
+
+
+async def test_headers_that_come_too_late_end_the_connection() -> None:
+    async with bounded(Hasty) as port, asyncio.timeout(5):
+        assert await answer_to(port, b"GET / HTTP/1.1\r\nhost") == b""
+        assert await answer_to(port) == b""
+
+
+async def test_pages_of_metrics_may_ask_for_a_key(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, api_keys="key-one", metrics_need_key=True) as gateway:
+        for path in ("/metrics", "/engine/metrics"):
+            assert (await gateway.get(path)).status == 401
+            assert (await gateway.get(path, authorization="Bearer key-one")).status == 200
+
+
+async def test_many_who_ask_for_the_engines_page_cost_it_two(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    pages = await asyncio.gather(*(running_gateway.get("/engine/metrics") for _ in range(50)))
+    assert {page.status for page in pages} == {200}
+    assert upstream.paths.count("/metrics") < 10

@@ -1,0 +1,130 @@
+"""No body keeps the other requests waiting: the loop goes on, and the work on a body ends."""
+
+import asyncio
+import base64
+import json
+import struct
+import time
+import zlib
+from typing import Any
+
+import pytest
+
+from modint_guard import Guard
+from tests.server.conftest import Running, chat, serving, with_image
+from tests.server.fake_upstream import FakeUpstream
+
+JSON = dict[str, Any]
+
+
+def large(width: int = 4472, height: int = 4472) -> str:
+    """A data URL of a black picture: 20 million pixels in 3 kB."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * ((width + 7) // 8 + 1) * height, 9)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def about(text: str, *, picture: bool = True, **modint: Any) -> bytes:
+    """A request with this text in place of the caption."""
+    body = chat(modint=modint)
+    content = body["messages"][0]["content"]
+    content[1]["text"] = text
+    body["messages"][0]["content"] = content if picture else content[1:]
+    return json.dumps(body).encode()
+
+
+async def longest_wait(gateway: Running, *bodies: bytes) -> float:
+    """The most work in seconds that the loop's thread did while one /livez waited and these bodies were sent.
+
+    It is counted as CPU time: on a busy machine the thread itself may have to wait.
+    """
+    sent = asyncio.gather(*(gateway.post(body) for body in bodies))
+    longest = 0.0
+    while not sent.done():
+        began = time.thread_time()
+        assert (await gateway.get("/livez")).status == 200
+        longest = max(longest, time.thread_time() - began)
+        await asyncio.sleep(0.005)
+    assert {reply.status for reply in await sent} <= {200, 400, 413}
+    return longest
+
+
+BODIES = {
+    "a context that is nearly there": about("a" * 600_000, context="ab" + "a" * 300_000),
+    "many short lines": about("- a\n" * 250_000, picture=False),
+    "many short lines about a picture": about("- a\n" * 250_000),
+    "many empty lists": b'{"model":"m","messages":[' + b"[]," * 3_000_000 + b"[]]}",
+    "many sentences": about("It is so. " * 100_000),
+    "many tags": json.dumps(
+        {**chat(), "messages": [{"role": "system", "content": "<context>" * 40_000}, *chat()["messages"]]}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_no_body_stalls_the_loop(running_gateway: Running, name: str) -> None:
+    assert await longest_wait(running_gateway, BODIES[name]) < 0.3
+
+
+def test_many_parts_are_read_in_linear_time() -> None:
+    body = chat()
+    content = body["messages"][0]["content"]
+    body["messages"][0]["content"] = [content[0], *[content[1]] * 12_800, content[2]]
+    began = time.process_time()
+    plan = Guard().plan(body)
+    assert len(plan.views) == 3 and time.process_time() - began < 3.0
+
+
+async def test_pictures_that_are_small_one_by_one_are_counted_together(running_gateway: Running) -> None:
+    body = with_image({"url": large()})
+    body["messages"][0]["content"] = [body["messages"][0]["content"][0]] * 4 + body["messages"][0]["content"]
+    reply = await running_gateway.post(body)
+    assert (reply.status, reply.error["code"]) == (413, "image_too_large")
+    reply = await running_gateway.post(body, x_modint_mode="off")
+    assert reply.status == 413
+
+
+async def test_a_probe_that_would_draw_a_huge_picture_does_not_fit(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    body = with_image({"url": large()}) | {"modint": {"relevant": "image", "probes": ["noise", "benign"]}}
+    report = (await running_gateway.post(body)).json["modint"]
+    assert [probe["name"] for probe in report["probes"]] == ["no_context", "neutral_image", "prior"]
+    assert sum("does not fit" in note for note in report["notes"]) == 2
+    assert max(map(len, upstream.raw)) < 1_000_000
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (6, 6), (3, 100)])
+@pytest.mark.parametrize("probe", ["irrelevant_image", "screenshot", "noise", "benign", "black"])
+async def test_a_tiny_picture_fails_no_probe(
+    running_gateway: Running, probe: str, size: tuple[int, int]
+) -> None:
+    body = with_image({"url": large(*size)}) | {"modint": {"relevant": "image", "probes": [probe]}}
+    assert (await running_gateway.post(body)).status == 200
+
+
+async def test_pictures_of_one_key_leave_a_thread_for_another(upstream: FakeUpstream) -> None:
+    one = with_image({"url": large()})
+    one["messages"][0]["content"] = [one["messages"][0]["content"][0]] * 3 + one["messages"][0]["content"][1:]
+    async with serving(upstream.url, api_keys="key-one,key-two", image_timeout_s=60) as gateway:
+        attacks = [
+            asyncio.ensure_future(gateway.post(one, authorization="Bearer key-one")) for _ in range(30)
+        ]
+        await asyncio.sleep(0.2)
+        began = time.perf_counter()
+        reply = await gateway.post(chat(), authorization="Bearer key-two")
+        assert reply.status == 200
+        assert time.perf_counter() - began < 5.0 and not all(attack.done() for attack in attacks)
+        for attack in attacks:
+            attack.cancel()
+
+
+async def test_pictures_that_are_not_read_in_time_may_be_sent_again(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, image_timeout_s=0.0001) as gateway:
+        reply = await gateway.post(chat())
+    assert (reply.status, reply.error["code"], reply.headers["retry-after"]) == (503, "image_timeout", "1")
