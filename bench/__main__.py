@@ -253,6 +253,14 @@ def demo_items() -> None:
     typer.echo(f"wrote {rewrite_demo_items()}")
 
 
+@app.command("checkup-items")
+def checkup_items() -> None:
+    """Rewrite the items that are packaged for the check-up of `diagnose`."""
+    from bench.checkup_items import rewrite_checkup_items
+
+    typer.echo(f"wrote {rewrite_checkup_items()}")
+
+
 @app.command()
 def picture(
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("docs/flagged.png"),

@@ -145,7 +145,21 @@ def _with_context(context: Callable[[Item, random.Random], str]) -> Callable[[It
 def _with_image(
     picture: Callable[[tuple[int, int], random.Random], Image.Image],
 ) -> Callable[[Item, random.Random], Item]:
-    return lambda item, rng: item.replace(image=picture(_size(item), rng))
+    return lambda item, rng: item.replace(image=_drawn(picture, _size(item), rng))
+
+
+def _drawn(
+    picture: Callable[[tuple[int, int], random.Random], Image.Image],
+    size: tuple[int, int],
+    rng: random.Random,
+) -> Image.Image:
+    """A picture of that size; one too small to draw in, such as a stand-in of 1 x 1, is cut from a larger."""
+    width, height = size
+    drawn = picture((max(MIN_SIDE, width), max(MIN_SIDE, height)), rng)
+    return drawn if drawn.size == size else drawn.crop((0, 0, width, height))
+
+
+MIN_SIDE = 8  # pixels that drawings need
 
 
 def _size(item: Item) -> tuple[int, int]:

@@ -23,18 +23,39 @@ _FIELDS = [field for field in fields(Item) if field.name not in PICTURES]
 _OPTIONAL = ("lie", "replies", "system", "turns", "truth", "accepted", "rejected")  # only if an item has them
 
 
-def write_items(items: Sequence[Item], folder: Path) -> None:
-    """Write `items.jsonl` and one PNG per item into `folder`; their other pictures are not written."""
+def write_items(
+    items: Sequence[Item],
+    folder: Path,
+    *,
+    pictures: Sequence[str] = ("image",),
+    webp_quality: int | None = None,
+) -> None:
+    """Write `items.jsonl` into `folder`, and each item's pictures of these names (of `PICTURES`), as PNG, or
+    as lossy WebP of a quality in [1, 100].
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for item in items:
         record = {field.name: _value(item, field.name) for field in _FIELDS}
         record = {name: value for name, value in record.items() if value or name not in _OPTIONAL}
-        if item.image is not None:
-            record["image"] = f"{item.id}.png"
-            item.image.save(folder / record["image"], optimize=True)
+        for name in pictures:
+            if (picture := getattr(item, name)) is not None:
+                record[name] = _compressed(picture, _file_name(item, name), folder, webp_quality)
         lines.append(json.dumps(record))
     (folder / ITEMS).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _file_name(item: Item, name: str) -> str:
+    return item.id if name == "image" else f"{item.id}.{name}"
+
+
+def _compressed(picture: Image.Image, name: str, folder: Path, webp_quality: int | None) -> str:
+    """Save a picture; gives the name of its file."""
+    if webp_quality is None:
+        picture.save(folder / f"{name}.png", optimize=True)
+        return f"{name}.png"
+    picture.save(folder / f"{name}.webp", quality=webp_quality, method=6)
+    return f"{name}.webp"
 
 
 def _value(item: Item, name: str) -> Any:

@@ -43,7 +43,8 @@ def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) 
     Raises EngineError if it ends, or is not ready within five minutes.
     """
     port = free_port()
-    serve = [sys.executable, "-m", "modint_guard.cli", "serve"]
+    # In float32 on every processor: the published figures are of that precision.
+    serve = [sys.executable, "-m", "modint_guard.cli", "serve", "--dtype", "float32"]
     command = [*serve, "--host", "127.0.0.1", "--port", str(port), *arguments]
     began = time.monotonic()
     environment = {"MODINT_LOG_LEVEL": "warning", **os.environ}

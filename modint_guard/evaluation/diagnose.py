@@ -1,8 +1,8 @@
 """`modint-guard diagnose`: how a model answers a data set clean and under interference, as a report.
 
 Any endpoint or local model, on any data set or generated world; with a second model, side by side. Every
-variant of every item is asked with the guard's views of it. Each answer is kept as it comes, so that the same
-call goes on after a kill.
+variant of every item is asked with the guard's views of it. Without data the check-up's items are asked, and
+nothing but these. Each answer is kept as it comes, so that the same call goes on after a kill.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,8 +28,11 @@ from modint_guard.data.perturb import CLEAN
 from modint_guard.data.severity import FULL
 from modint_guard.endpoint import TOP_LOGPROBS, read_key
 from modint_guard.errors import ConfigError, EndpointError
+from modint_guard.evaluation.checkup import NAME as CHECKUP
+from modint_guard.evaluation.checkup import checkup_variants
+from modint_guard.evaluation.diagnosis import diagnosis_of
 from modint_guard.evaluation.extensions import LOCAL, load
-from modint_guard.evaluation.items import Data, Limit, items_of
+from modint_guard.evaluation.items import KINDS_OF_DATA, Limit, items_of
 from modint_guard.evaluation.journal import Journal, collect
 from modint_guard.evaluation.page import write_report
 from modint_guard.evaluation.results import command_line
@@ -65,15 +68,22 @@ from modint_guard.types import (
 )
 
 JOURNAL = "answers.jsonl"
+DataOrCheckup = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DATA",
+        help=f"{KINDS_OF_DATA} Default: the check-up.",
+    ),
+]
 AGREEING = ("true_description", "agreeing_image")
 
 
 def command(
-    data: Data,
     model: Annotated[
         str, typer.Option(help="The model's name at the endpoint; with --local a bundled one or a folder.")
     ],
     output: Annotated[Path, typer.Option(help="The folder of answers and report; the same call goes on.")],
+    data: DataOrCheckup = None,
     adapter: Annotated[
         str | None, typer.Option(help="The adapter on the model: its name there; with --local also a folder.")
     ] = None,
@@ -110,7 +120,10 @@ def command(
     column: Column = None,
     number_rows: NumberRows = False,
 ) -> None:
-    """How a model's answers change under interference: tables, figures, and a report to read."""
+    """How a model's answers change under interference: tables, figures, and a report to read.
+
+    Without DATA a check-up: about 200 packaged questions, answered by three sentences and a page.
+    """
     if against_url and not against:
         raise ConfigError("--against-url names the endpoint of a second model: name it with --against")
     if output.exists() and not output.is_dir():
@@ -124,8 +137,13 @@ def command(
         if local
         else endpoint_reach(read_key(api_key_file))
     )
-    items = items_of(data, how, limit=limit, seed=seed, split="test")
-    variants = variants_of(items, perturbation or [], sorted(set(severity or [FULL])), seed)
+    if data is None:
+        of_data = {**how.typed, "image_root": image_root}
+        _check_of_data(**of_data, perturbation=perturbation, severity=severity)
+        variants = checkup_variants(limit, seed=seed)
+    else:
+        items = items_of(data, how, limit=limit, seed=seed, split="test")
+        variants = variants_of(items, perturbation or [], sorted(set(severity or [FULL])), seed)
     made_by = {"run": "diagnose", "data": fingerprint(variants), "seed": seed, "models": names_of(targets)}
     made_by |= differing_from_usual(targets, image_attention, logprobs)
     with Journal(output / JOURNAL, made_by) as journal:
@@ -136,14 +154,15 @@ def command(
                 journal,
                 reach=reach,
                 logprobs=logprobs,
+                views=data is not None,
                 concurrency=concurrency,
                 per_second=per_second,
             )
         )
-    name, alike = Path(data).name, have_one_name(targets)
+    words, alike = [Path(data).name] if data is not None else [], have_one_name(targets)
     typed = command_line(
         "diagnose",
-        name,
+        *words,
         model=model,
         adapter=adapter,
         url=without_user(first.url) if alike and first.url else None,
@@ -159,7 +178,10 @@ def command(
         seed=seed,
     )
     by_model = dict(zip(labels_of(targets), answers, strict=True))
-    files = write_report(output, by_model, command=typed, seed=seed, data=name)
+    diagnosis = diagnosis_of(by_model, data=" ".join(words) or CHECKUP, is_checkup=data is None)
+    files = write_report(output, diagnosis, command=typed, seed=seed)
+    if data is None:
+        typer.echo("\n".join(diagnosis.finding))
     typer.echo(f"wrote {', '.join(str(file) for file in files)}")
 
 
@@ -172,6 +194,15 @@ def _check_local(local: bool, image_attention: float, **of_endpoints: object) ->
         raise ConfigError(
             f"--image-attention {image_attention:g} scales a model that runs here: add --local; of a served"
             " one MODINT_IMAGE_ATTENTION of its engine says it"
+        )
+
+
+def _check_of_data(**of_data: object) -> None:
+    """Raises ConfigError for options that say how a data set is read or disturbed."""
+    if named := [name for name, value in of_data.items() if value]:
+        raise ConfigError(
+            f"--{named[0].replace('_', '-')} says how a data set is read or disturbed, and the check-up has"
+            " its own items: name DATA, or leave it out"
         )
 
 
@@ -208,12 +239,14 @@ async def ask_all(
     *,
     reach: Reach,
     logprobs: bool = True,
+    views: bool = True,
     concurrency: int = 8,
     per_second: float | None = None,
 ) -> list[list[Answer]]:
     """The answers of every model, in the variants' order; one model is let go before the next is reached.
 
-    logprobs: whether to ask for them. per_second: calls that may begin in a second; None for any number.
+    logprobs: whether to ask for them. views: whether to ask the guard's views as well; without these no
+    log-probabilities are asked for. per_second: calls that may begin in a second; None for any number.
     Raises EndpointError.
     """
 
@@ -227,6 +260,7 @@ async def ask_all(
                 journal,
                 name=str(number),
                 tried=target.top_logprobs if logprobs else (),
+                views=views,
                 concurrency=concurrency,
                 done=partial(_advance, progress, bar),
             )
@@ -248,19 +282,22 @@ async def ask_each_variant(
     *,
     name: str = "0",
     tried: Sequence[int] = TOP_LOGPROBS,
+    views: bool = True,
     concurrency: int = 8,
     done: Callable[[str], None] = lambda key: None,
 ) -> list[Answer]:
     """What a model answers to every variant; what the journal holds is not asked again.
 
-    name: the model's, in the journal. tried: as in `top_logprobs_of`. Raises EndpointError.
+    name: the model's, in the journal. tried: as in `top_logprobs_of`. views: as in `ask_all`. Raises
+    EndpointError.
     """
     keys = [f"{name}/{variant.key}" for variant in variants]
     missing = any(key not in journal.records for key in keys)
-    top = await top_logprobs_of(complete, model, variants[0].item, tried) if missing else 0
+    top = await top_logprobs_of(complete, model, variants[0].item, tried) if missing and views else 0
     subject = Subject(model, complete, top)
     guard = Guard(GuardConfig(regenerate=not top))
-    jobs = {key: partial(ask, subject, guard, variant) for key, variant in zip(keys, variants, strict=True)}
+    one = partial(ask, subject, guard) if views else partial(ask_alone, subject)
+    jobs = {key: partial(one, variant) for key, variant in zip(keys, variants, strict=True)}
     records = await collect(jobs, journal, concurrency=concurrency, done=done)
     return [Answer.from_json(variant, records[key]) for key, variant in zip(keys, variants, strict=True)]
 
@@ -290,9 +327,8 @@ async def top_logprobs_of(
     """
     for top in (*tried, 0):
         fields: JSON = {"logprobs": True, "top_logprobs": top} if top else {}
-        body = {key: value for key, value in request_for(item, model, **fields).items() if key != "modint"}
         try:
-            reply = reply_of(await complete(body))
+            reply = reply_of(await complete(_bare_request(item, model, **fields)))
         except EndpointError as exc:
             if exc.status is None or not 400 <= exc.status < 500 or exc.status in (401, 408, 429) or not top:
                 raise
@@ -300,6 +336,17 @@ async def top_logprobs_of(
         if not top or reply.top:
             return top
     return 0
+
+
+def _bare_request(item: Item, model: str, **fields: Any) -> JSON:
+    """The request for an item without a word of what is relevant."""
+    return {key: value for key, value in request_for(item, model, **fields).items() if key != "modint"}
+
+
+async def ask_alone(subject: Subject, variant: Variant) -> JSON:
+    """One answer without views, as `Answer` holds it. Raises EndpointError if the question fails."""
+    reply = reply_of(await subject.complete(_bare_request(variant.whole(), subject.model)))
+    return {"text": reply.text, "method": "none", "skip": reply.skip}
 
 
 async def ask(subject: Subject, guard: Guard, variant: Variant) -> JSON:

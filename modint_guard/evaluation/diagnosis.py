@@ -13,6 +13,7 @@ from modint_guard.chat.images import png_data_url
 from modint_guard.data.item import question_text
 from modint_guard.data.perturb import CLEAN, REGISTRY
 from modint_guard.data.severity import FULL
+from modint_guard.evaluation.checkup_verdict import NOTES, checkup_finding, kind_rows
 from modint_guard.evaluation.effects import direction
 from modint_guard.evaluation.results import ResultRow
 from modint_guard.evaluation.tables import (
@@ -42,7 +43,8 @@ class Diagnosis:
 
     data: str
     models: tuple[str, ...]
-    finding: tuple[str, str]
+    finding: tuple[str, ...]
+    kinds: Sequence[ResultRow]
     rows: Sequence[ResultRow]
     doses: Sequence[ResultRow]
     comparison: Sequence[ResultRow]
@@ -52,8 +54,13 @@ class Diagnosis:
     notes: Sequence[str]
 
 
-def diagnosis_of(answers: Mapping[str, Sequence[Answer]], *, data: str) -> Diagnosis:
-    """All tables and figures, from the answers of one or two models, by the model's name."""
+def diagnosis_of(
+    answers: Mapping[str, Sequence[Answer]], *, data: str, is_checkup: bool = False
+) -> Diagnosis:
+    """All tables and figures, from the answers of one or two models, by the model's name.
+
+    is_checkup: whether they are answers to the check-up, of which finding and `kinds` then speak.
+    """
     models = tuple(answers)
     rows = [row for model, of_model in answers.items() for row in rows_of(model, of_model)]
     comparison = [
@@ -65,15 +72,21 @@ def diagnosis_of(answers: Mapping[str, Sequence[Answer]], *, data: str) -> Diagn
     return Diagnosis(
         data=data,
         models=models,
-        finding=finding(models, rows, comparison),
+        finding=_checkup_finding(answers) if is_checkup else finding(models, rows, comparison),
+        kinds=[row for each in answers.items() for row in kind_rows(*each)] if is_checkup else [],
         rows=rows,
         doses=list(dose_response(rows)),
         comparison=comparison,
         consistency=[{"model": model, **known} for model, known in same.items()],
         radar={model: radar(model, rows, same.get(model)) for model in models},
         worst=worst[:WORST],
-        notes=(*LIMITS, *_notes(answers)),
+        notes=(*(NOTES if is_checkup else ()), *LIMITS, *_notes(answers)),
     )
+
+
+def _checkup_finding(answers: Mapping[str, Sequence[Answer]]) -> tuple[str, ...]:
+    """Three sentences a model."""
+    return tuple(sentence for each in answers.items() for sentence in checkup_finding(*each))
 
 
 def finding(

@@ -114,6 +114,14 @@ def binomial_upper(successes: int, n: int, delta: float) -> float:
     return high
 
 
+def exact_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The two-sided Clopper-Pearson interval of a share; (0, 1) if none were drawn."""
+    if not n:
+        return 0.0, 1.0
+    tail = (1 - level) / 2
+    return 1.0 - binomial_upper(n - successes, n, tail), binomial_upper(successes, n, tail)
+
+
 def _share(name: str, value: float) -> float:
     if not 0.0 < value < 1.0:
         raise ConfigError(f"{name} is {value}: it must lie above 0 and below 1.")

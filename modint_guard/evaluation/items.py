@@ -18,13 +18,8 @@ from modint_guard.evaluation.extensions import SPLITS, WORLDS, World, WorldSplit
 
 OF_A_WORLD = 100  # items of each family, unless --limit says how many
 
-Data = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="A JSON, JSONL, Parquet or Arrow file, a folder, or a generated world such as tinyworld.",
-    ),
-]
+KINDS_OF_DATA = "A JSON, JSONL, Parquet or Arrow file, a folder, or a generated world such as tinyworld."
+Data = Annotated[str, typer.Argument(metavar="DATA", help=KINDS_OF_DATA)]
 Limit = Annotated[
     int | None,
     typer.Option(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from modint_guard.evaluation.diagnosis import Diagnosis, diagnosis_of, probability
+from modint_guard.evaluation.diagnosis import Diagnosis, probability
 from modint_guard.evaluation.results import ResultRow, recorded, table
-from modint_guard.evaluation.tables import Answer
 from modint_guard.types import JSON
 
 TURNED = "Answers that turned wrong, the furthest moved first"  # their heading
@@ -35,13 +34,8 @@ class Table:
     by: tuple[str, ...] = ()
 
 
-def write_report(
-    folder: Path, answers: Mapping[str, Sequence[Answer]], *, command: str, seed: int, data: str
-) -> list[Path]:
-    """Write the three files into `folder`, from the answers by model; gives their paths. Without jinja2 there
-    is no HTML.
-    """
-    diagnosis = diagnosis_of(answers, data=data)
+def write_report(folder: Path, diagnosis: Diagnosis, *, command: str, seed: int) -> list[Path]:
+    """Write the three files into `folder`; gives their paths. Without jinja2 there is no HTML."""
     record = recorded(command, [seed], diagnosis.rows)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "report.json", folder / "report.md"]
@@ -60,6 +54,7 @@ def as_json(record: JSON, diagnosis: Diagnosis) -> JSON:
         "data": diagnosis.data,
         "models": list(diagnosis.models),
         "finding": list(diagnosis.finding),
+        "kinds": list(diagnosis.kinds),
         "doses": list(diagnosis.doses),
         "comparison": list(diagnosis.comparison),
         "consistency": list(diagnosis.consistency),
@@ -75,6 +70,7 @@ def markdown(record: JSON, diagnosis: Diagnosis) -> str:
     axes = _axes(diagnosis)
     radar = [{"model": m, **{axis: v.get(axis) for axis in axes}} for m, v in diagnosis.radar.items()]
     for each in (
+        _kinds(diagnosis),
         Table("At a glance", radar),
         Table("By perturbation", diagnosis.rows),
         *_further(diagnosis),
@@ -84,6 +80,17 @@ def markdown(record: JSON, diagnosis: Diagnosis) -> str:
             parts += [f"## {each.heading}", table(each.rows), *[each.note] * bool(each.note)]
     parts += ["## Limits", "\n".join(f"- {note}" for note in diagnosis.notes) + "\n"]
     return "\n\n".join(parts)
+
+
+def _kinds(diagnosis: Diagnosis) -> Table:
+    """The check-up's first table; empty if another data set was asked."""
+    return Table(
+        "By kind and condition",
+        diagnosis.kinds,
+        "right: answers that state the truth, with the exact 95 % interval of their share; says lie: those"
+        " that state what the caption claims or the picture shows.",
+        ("model", "kind"),
+    )
 
 
 def _further(diagnosis: Diagnosis) -> tuple[Table, ...]:
@@ -141,6 +148,7 @@ def html(record: JSON, diagnosis: Diagnosis) -> str:
         diagnosis=diagnosis,
         record=record,
         columns=_columns(diagnosis),
+        kinds=_kinds(diagnosis),
         further=_further(diagnosis),
         turned=TURNED,
         heat=HEAT,
@@ -159,9 +167,12 @@ def html(record: JSON, diagnosis: Diagnosis) -> str:
 
 
 def _columns(diagnosis: Diagnosis) -> list[str]:
-    """Those of the page's first table; whether the wording is held out only if some is."""
+    """Those of the page's table by perturbation; whether the wording is held out only if some is, and only
+    what is known of some row.
+    """
     reworded = any(row["held_out"] == "wording" for row in diagnosis.rows)
-    return ["perturbation", *["held_out"] * reworded, "severity", "n", *HEAT]
+    known = [name for name in HEAT if any(row[name] is not None for row in diagnosis.rows)]
+    return ["perturbation", *["held_out"] * reworded, "severity", "n", *known]
 
 
 def _title(diagnosis: Diagnosis) -> str:

@@ -175,7 +175,9 @@ def compare_forced(
             [max(position.logprob, math.log(thresholds.min_probability)) for position in view],
         ),
         entropy=entropy(view_p),
-        answer=answer.text.strip() if leads[deciding] < 0.0 else best,
+        answer=answer.text.strip()
+        if leads[deciding] < 0.0
+        else _begun(full[:deciding], view[deciding].top) + best,
         preferred=bool(certain),
         shift=max(shifts[t] for t in moved) if moved else fmean(shifts.values()),
         at=deciding,
@@ -470,5 +472,26 @@ def _relative_entropy(cells: Mapping[str, CellScore]) -> float | None:
 
 
 def _answer_text(view: Reply, best: str) -> str:
+    """What a view says: a whole text, or the first word of one that was cut off. A word that may itself have
+    been cut ends in "…": most names are several tokens."""
     text = view.text.strip()
-    return text if view.finish_reason == "stop" and text else token_text(view.token or best)
+    if view.finish_reason == "stop" and text:
+        return text
+    if (word := _FIRST_WORD.match(text)) is None:
+        return token_text(view.token or best)
+    is_whole = word.end() < len(text) and text[word.end()] not in "-'’"
+    return word[0] if is_whole else f"{text}…"
+
+
+def _begun(before: Sequence[Position], top: Mapping[str, float]) -> str:
+    """What the answer has of a word that the likeliest token goes on with: "c" before "at", to show "cat";
+    nothing if that token begins a word."""
+    likeliest = max(top, key=top.__getitem__)
+    if not likeliest[:1].isalnum() or likeliest != token_text(likeliest):  # a blank, or a mark for one
+        return ""
+    begun = _LAST_WORD.search("".join(position.token for position in before))
+    return begun[0].casefold() if begun else ""
+
+
+_FIRST_WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+_LAST_WORD = re.compile(r"\w+$")

@@ -234,7 +234,7 @@ def _confident_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
 
 
 def _word(answer: str) -> str:
-    return answer.casefold().rstrip(".").strip()
+    return answer.casefold().rstrip(".…").strip()
 
 
 def _why_missing(score: Score, needed: tuple[str, ...]) -> str:

@@ -1,9 +1,10 @@
-"""The bundled models: the base model `tinyworld-base` and the adapter `robust-lora`, a folder each."""
+"""Models by name: `tinyworld-base` and `robust-lora` are bundled, `picturebook-base` is fetched."""
 
 import json
 from pathlib import Path
 
 from modint_guard.errors import ConfigError
+from modint_guard.models import picturebook
 
 FOLDER = Path(__file__).parent
 BASE = "tinyworld-base"
@@ -12,8 +13,8 @@ NOT_SERVED = frozenset({"instructblip"})  # model types that can be trained here
 
 
 def bundled(name: str) -> Path:
-    """The folder of the bundled model or adapter of this name; it need not exist."""
-    return FOLDER / name
+    """The folder of the bundled or fetched model or adapter of this name; it need not exist."""
+    return picturebook.fetched_folder() if name == picturebook.NAME else FOLDER / name
 
 
 def check_servable(model_type: str) -> None:

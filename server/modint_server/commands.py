@@ -1,7 +1,7 @@
 """`modint-guard serve`: the command's options, and the choice between starting an engine and attaching."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,7 +20,8 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A model folder or hub id. Default: the bundled tinyworld-base.", show_default=False
+            help="A model folder, a hub id, or picturebook-base, which is fetched. Default: tinyworld-base.",
+            show_default=False,
         ),
     ] = None,
     adapter: Annotated[
@@ -51,6 +52,10 @@ def serve(
             help="Thresholds written by `modint-guard calibrate`, one file a model; may be repeated.",
         ),
     ] = None,
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        typer.Option(help="What the engine computes in. auto: bf16 if the processor has it natively."),
+    ] = "auto",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
@@ -67,6 +72,7 @@ def serve(
         serving.start(
             *(model, adapter or [], adapter_dir, host, port),
             calibrations=calibration or [],
+            dtype=dtype,
             vllm_options=vllm_options or [],
         )
         return
@@ -74,6 +80,11 @@ def serve(
         raise ConfigError(
             f"--upstream attaches to an engine that runs already: start that engine with {vllm_options[0]}, "
             "and drop what stands behind `--`"
+        )
+    if dtype != "auto":
+        raise ConfigError(
+            f"--upstream attaches to an engine that runs already: start that engine with --dtype {dtype}, "
+            "and drop it here"
         )
     if model is not None or adapter:
         raise ConfigError(

@@ -25,13 +25,15 @@ from rich.markup import escape
 
 from modint_guard.errors import ConfigError, EngineError
 from modint_guard.judging.calibration import CALIBRATION, check_for, read_calibration
-from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable
+from modint_guard.models import BASE, FOLDER, bundled, check_tower_servable, picturebook
+from modint_guard.models.fetch import say
 from modint_guard.types import CELLS
 from modint_server.adapters.folders import Adapter, checked_model, loadable, resolve_all
 from modint_server.app import create_app
 from modint_server.connections import BoundedConnection
 from modint_server.engine.child import VLLM, Engine, Progress
-from modint_server.engine.config import EngineConfig, check_vllm_options, installed_device
+from modint_server.engine.config import Device, EngineConfig, check_vllm_options, installed_device
+from modint_server.engine.dtype import Dtype, cpu_dtype, has_native_bf16
 from modint_server.engine.image_attention import GROUP, check_registered
 from modint_server.logs import configure_logs
 from modint_server.request.gateway import Gateway
@@ -50,12 +52,14 @@ def start(
     port: int,
     *,
     calibrations: Sequence[Path] = (),
+    dtype: Dtype = "auto",
     vllm_options: Sequence[str] = (),
     command: Sequence[str] = VLLM,
 ) -> None:
     """Starts an engine, and serves it until a signal comes.
 
-    model: folder or hub id; None: the bundled base. adapters: `NAME` or `NAME=PATH`. vllm_options: further
+    model: folder, hub id or name of a fetched model, which is fetched if need be; None: the bundled base.
+    dtype: what the engine computes in. adapters: `NAME` or `NAME=PATH`. vllm_options: further
     words of vLLM's command line. command: the engine's program and first words.
     Raises ConfigError or AdapterError before anything is started, EngineError if the engine ends by itself.
     """
@@ -69,12 +73,14 @@ def start(
     if settings.adapter_selftest == "auto":  # who names an adapter here wants its answers, not the base's
         settings = settings.model_copy(update={"adapter_selftest": "require"})
     check_registered(settings.image_attention, (each.name for each in entry_points(group=GROUP)))
-    folder = checked_model(model if model is not None else str(bundled(BASE)))
+    folder = checked_model(_folder_of(model))
+    device = installed_device()
     config = EngineConfig(
         model=folder,
         served_name=served_name(folder),
         adapters=resolve_all(adapters, adapter_dir, FOLDER),
-        device=installed_device(),
+        device=device,
+        dtype=cpu_dtype(dtype, native_bf16=has_native_bf16()) if device is Device.CPU else dtype,
         max_images=settings.max_images,
         options=tuple(vllm_options),
     )
@@ -93,6 +99,14 @@ def start(
         check_for(read_calibration(path), path, models=models, probes=CELLS)
     with bound(host, port) as listener:
         asyncio.run(_start(config, command, settings, listener))
+
+
+def _folder_of(model: str | None) -> str:
+    """What to serve: the bundled base by default, a fetched model by its name, else what was named."""
+    if model is None:
+        return str(bundled(BASE))
+    is_fetched_model = model == picturebook.NAME and not Path(model).exists()
+    return str(picturebook.fetch(say=say)) if is_fetched_model else model
 
 
 def shipped_with(folders: Sequence[Path], models: Mapping[str, str | None]) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from modint_guard.errors import ConfigError
+from modint_guard.models.picturebook import CACHE_VARIABLE
 from modint_guard.types import MAX_DEADLINE_S, MAX_IMAGE_ATTENTION
 
 ENV_PREFIX = "MODINT_"
@@ -152,7 +153,7 @@ def _lines(file: Path) -> tuple[str, ...]:
 
 
 def _refuse_unknown(names: list[str]) -> None:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CACHE_VARIABLE}
     for name in names:
         if name.startswith(ENV_PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name, known, n=1)

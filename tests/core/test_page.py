@@ -109,7 +109,7 @@ def test_texts_of_the_data_stay_texts() -> None:
 
 
 def test_three_files_are_written_and_the_json_holds_no_pictures(tmp_path: Path) -> None:
-    written = write_report(tmp_path, {"m": believing(4, 3)}, command="made", seed=2, data="d")
+    written = write_report(tmp_path, diagnosis_of({"m": believing(4, 3)}, data="d"), command="made", seed=2)
     assert [path.name for path in written] == ["report.json", "report.md", "report.html"]
     report = json.loads(written[0].read_text("utf-8"))
     assert (report["command"], report["seeds"], len(report["rows"])) == ("made", [2], 2)
@@ -124,7 +124,7 @@ def test_the_same_fact_as_picture_and_as_text_stands_in_all_three_files(tmp_path
 
     given = [clean(0), clean(1), clean(2), clean(3, "7")]
     given += [captioned(number, text) for number, text in enumerate(("3", "3", "7", "7"))]
-    write_report(tmp_path, {"m": given}, command="made", seed=0, data="d")
+    write_report(tmp_path, diagnosis_of({"m": given}, data="d"), command="made", seed=0)
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     # Alike are the first two and the last; the last is wrong both times.
     assert report["consistency"] == [{"model": "m", "n": 4, "same": 0.75, "both_right": 0.5}]

@@ -26,6 +26,7 @@ from modint_guard.cli import GROUP, build_app
 from modint_guard.config import GuardConfig
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.risk import Thresholds
+from modint_guard.models.picturebook import CACHE_VARIABLE
 from modint_guard.schema import ModintObject, ProbeObject
 from modint_guard.types import CELLS, SKIPPED_REASONS, UNSCORED_REASONS, Cause, ProbeOutcome, State
 from modint_server.request.intake import STRIPPED, STRIPPED_PREFIXES
@@ -225,7 +226,7 @@ def test_every_recipe_named_exists(page: Path) -> None:
 
 @pages
 def test_every_setting_and_metric_named_exists(page: Path) -> None:
-    settings = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    settings = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CACHE_VARIABLE}
     assert set(re.findall(rf"\b{ENV_PREFIX}[A-Z_]+\b", text(page))) <= settings
     named = set(
         re.findall(r"\bmodint_\w+_(?:total|seconds|ratio|flight|up|ok|depth|info|modules)\b", text(page))

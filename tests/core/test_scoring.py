@@ -175,6 +175,22 @@ def test_of_a_longer_answer_a_view_shows_the_first_word() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("turkey", "turkey…"),
+        ("cow.", "cow"),
+        ("T-shirt and", "T-shirt"),
+        ("T-", "T-…"),
+        ("A. red", "A"),
+        ("?", "tur"),
+    ],
+)
+def test_a_word_that_may_have_been_cut_off_says_so(text: str, shown: str) -> None:
+    cut = Reply(text, "length", "tur", logs(tur=0.9, c=0.1))
+    assert cell(reply("c", c=0.9, tur=0.1), cut).answer == shown
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         (" blue.", "blue"),

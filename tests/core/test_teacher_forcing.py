@@ -126,6 +126,15 @@ def test_a_whole_answer_is_compared_by_hand() -> None:
     assert found.divergence == pytest.approx(js_lower_bound(OWN[2].top, view[2].top))
 
 
+@pytest.mark.parametrize(
+    ("second", "shown"), [({"ow": 0.1, "at": 0.9}, "cat"), ({"ow": 0.1, " dog": 0.9}, "dog")]
+)
+def test_a_piece_of_a_word_is_shown_with_what_stands_before_it(second: dict[str, float], shown: str) -> None:
+    own = (position("c", c=0.9), position("ow", ow=0.9))
+    view = (position("c", c=0.9), Position("ow", math.log(0.1), {t: math.log(p) for t, p in second.items()}))
+    assert compare_forced(answer(*own), own, view, THRESHOLDS).answer == shown
+
+
 def test_a_view_that_gives_the_same_words_reproduces_the_answer() -> None:
     found = compare_forced(answer(*OWN), OWN, OWN, THRESHOLDS)
     assert (found.flip, found.reproduces, found.answer, found.divergence) == (False, True, "It is blue", 0.0)

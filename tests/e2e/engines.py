@@ -43,7 +43,8 @@ def serving_whatever_it_tests(
     Raises EngineError if it ends before, or has not come so far within five minutes.
     """
     port = free_port()
-    command = [sys.executable, "-m", "modint_guard.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "modint_guard.cli", "serve", "--dtype", "float32"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {"MODINT_LOG_LEVEL": "warning", **os.environ}
     with subprocess.Popen([*command, *arguments], stdout=output, stderr=output, env=environment) as process:
         try:

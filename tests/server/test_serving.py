@@ -244,6 +244,13 @@ def test_options_for_an_engine_that_runs_already_are_refused() -> None:
     )
 
 
+def test_a_precision_for_an_engine_that_runs_already_is_refused() -> None:
+    assert refused("--upstream", "http://127.0.0.1:9", "--dtype", "bfloat16") == (
+        "--upstream attaches to an engine that runs already: start that engine with --dtype bfloat16, "
+        "and drop it here"
+    )
+
+
 def test_an_unknown_host_is_refused() -> None:
     assert "--host no.such.host.invalid" in refused(
         "--upstream", "http://x", "--host", "no.such.host.invalid"

@@ -48,6 +48,11 @@ def test_an_unknown_variable_of_ours_stops_the_start(monkeypatch: pytest.MonkeyP
         load_settings()
 
 
+def test_the_folder_of_fetched_models_is_no_setting_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODINT_CACHE", "anywhere")
+    load_settings()
+
+
 def test_a_url_may_end_in_v1() -> None:
     assert load_settings(upstream_url="http://host:8000/v1/").upstream_url == "http://host:8000"
 

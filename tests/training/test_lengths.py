@@ -214,3 +214,11 @@ def test_a_text_is_read_beside_a_picture_where_its_row_has_one(processor: Any, t
         type(model)(model.config)(**collate([encode(clean_view(read_data(data)[5]), own)], own).inputs)
     with pytest.raises(DataError, match=r": its twin, noise, takes \d+ tokens in the Q-Former, which has 60"):
         check(data, own, *alone, "perturbations=[noise]", config=model.config)
+
+
+def test_text_heavy_validation_examples_that_bring_pictures_are_checked(
+    processor: Any, tmp_path: Path
+) -> None:
+    data = write_llava(suite.items("text-heavy", "validation", 2), tmp_path / "seen")
+    found = read_data(data)
+    check_validation(recipe_of(data), None, processor, found, 2)

@@ -12,12 +12,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from modint_guard.data import FORMATS
 from modint_guard.errors import ConfigError
+from modint_training.picturebook.recipe import PagesConfig, PicturebookRecipe
 from modint_training.recipe import AttackConfig, ReadingConfig, TuneRecipe
 from modint_training.tinyworld.recipe import MixtureConfig, PretrainRecipe, StageConfig
 
-Recipe = PretrainRecipe | TuneRecipe
-_KINDS: dict[str, type[PretrainRecipe] | type[TuneRecipe]] = {
+Recipe = PretrainRecipe | PicturebookRecipe | TuneRecipe
+_KINDS: dict[str, type[PretrainRecipe] | type[PicturebookRecipe] | type[TuneRecipe]] = {
     "pretrain": PretrainRecipe,
+    "picturebook": PicturebookRecipe,
     "lora": TuneRecipe,
     "qlora": TuneRecipe,
     "full": TuneRecipe,
@@ -126,7 +128,7 @@ def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe file, for editors. Few keys are required, since a preset may supply those
     that a file leaves out."""
-    schema = TypeAdapter(Annotated[PretrainRecipe | TuneRecipe, Field(discriminator="kind")]).json_schema()
+    schema = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")]).json_schema()
     schema["$defs"]["TuneRecipe"]["required"] = ["kind", "name"]
     schema["$defs"]["AttackConfig"]["required"] = []
     schema["$defs"]["TuneRecipe"]["properties"]["preset"]["enum"] = [*preset_names(), None]
@@ -191,7 +193,9 @@ def _explain(exc: ValidationError, file: str, text: str, schema: type[BaseModel]
     line = _line(text, path)
     place = f"{file}:{line}" if line else file
     if error["type"] == "extra_forbidden":
-        known = (schema if len(keys) == 1 else _SECTIONS[keys[0]]).model_fields
+        own: dict[str, type[BaseModel]] = {"mixture": PagesConfig} if schema is PicturebookRecipe else {}
+        sections = {**_SECTIONS, **own}
+        known = (schema if len(keys) == 1 else sections[keys[0]]).model_fields
         nearest = difflib.get_close_matches(keys[-1], list(known), n=1)
         return f"{place}: unknown key {'.'.join(keys)!r}" + (
             f"; did you mean {nearest[0]!r}?" if nearest else ""

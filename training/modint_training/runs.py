@@ -21,6 +21,8 @@ from modint_training.method.ranks import is_first_process, started_processes
 from modint_training.models.card import Run
 from modint_training.models.export import check_target, export_adapter, export_model
 from modint_training.models.loading import load_base, loading_of
+from modint_training.picturebook import base as picturebook
+from modint_training.picturebook.recipe import PicturebookRecipe
 from modint_training.recipe import TuneRecipe
 from modint_training.recipe_files import Recipe, load_recipe
 from modint_training.run_folder import check_resumable, read_record, recipe_in
@@ -31,6 +33,7 @@ from modint_training.tinyworld.recipe import PretrainRecipe
 from modint_training.tune import tune
 from modint_training.world import world_named
 
+_PHASES = {"pretrain": PHASES, "picturebook": picturebook.STAGES}
 TEST_ITEMS = 800  # for each condition in a card's tables: 400 a form, 200 a sub-task
 
 
@@ -56,6 +59,8 @@ def run_recipe(
     check_target(target)
     if isinstance(recipe, PretrainRecipe):
         trained = pretrain(recipe, folder, resume=resume)
+    elif isinstance(recipe, PicturebookRecipe):
+        trained = picturebook.train_base(recipe, folder, resume=resume)
     else:
         trained = tune(recipe, folder, resume=resume, command=command)
         if is_sharded(trained.model):
@@ -63,7 +68,11 @@ def run_recipe(
             return None
     if not is_first_process():
         return None
-    _export(recipe, trained, target, _record(recipe, trained, folder, test_items, command))
+    record = _record(recipe, trained, folder, test_items, command)
+    if isinstance(recipe, PicturebookRecipe):
+        picturebook.export_base(folder, target, record)
+    else:
+        _export(recipe, trained, target, record)
     return target
 
 
@@ -100,7 +109,7 @@ def export_run(
     return target
 
 
-def _export(recipe: Recipe, trained: Trained, target: Path, record: Run) -> None:
+def _export(recipe: PretrainRecipe | TuneRecipe, trained: Trained, target: Path, record: Run) -> None:
     if isinstance(recipe, PretrainRecipe):
         export_model(trained.model, trained.processor, target, record, card=base_card)
     elif recipe.kind == "full":
@@ -125,7 +134,7 @@ def _record(recipe: Recipe, trained: Trained, folder: Path, test_items: int, com
     rows = _test_rows(recipe, trained, test_items)
     items = _baseline_items(recipe, test_items)
     baseline = flip_baseline(trained.model, trained.processor, items) if items else None
-    phases = PHASES if isinstance(recipe, PretrainRecipe) else (recipe.kind,)
+    phases = _PHASES.get(recipe.kind, (recipe.kind,))
     seconds = seconds_trained(*(folder / phase for phase in phases))
     started = read_record(folder)
     rows_sha256 = started.data_sha256 if started else None
@@ -135,7 +144,7 @@ def _record(recipe: Recipe, trained: Trained, folder: Path, test_items: int, com
 def _baseline_items(recipe: Recipe, test_items: int) -> list[Item]:
     """The items that an adapter's flip baseline is measured on: a world's test split, or validation
     examples."""
-    if isinstance(recipe, PretrainRecipe):
+    if not isinstance(recipe, TuneRecipe):
         return []
     count = min(test_items, BASELINE_ITEMS)
     if world := world_named(recipe.data):
@@ -151,7 +160,8 @@ def _test_rows(recipe: Recipe, trained: Trained, test_items: int) -> list[dict[s
     validation examples."""
     world = world_named(recipe.data)
     if world is not None:
-        return list(world.test_rows(trained.model, trained.processor, test_items))
+        count = min(test_items, picturebook.CARD_ITEMS) if recipe.kind == "picturebook" else test_items
+        return list(world.test_rows(trained.model, trained.processor, count))
     whole = {"held_out": "no", "task": "all", "form": "all"}
     figures = (trained.history[-1] if trained.history else {}).items()
     return [

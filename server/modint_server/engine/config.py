@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modint_guard.errors import ConfigError
 from modint_server.adapters.folders import Adapter, max_lora_rank
+from modint_server.engine.dtype import Dtype
 from modint_server.engine.options import MIN_LOGPROBS, check_options, read_options
 
 Options = dict[str, tuple[str, ...]]  # an option of vLLM -> the words of its value
@@ -34,6 +35,7 @@ class EngineConfig:
     adapters: tuple[Adapter, ...] = ()
     device: Device = Device.CPU
     max_images: int = 16
+    dtype: Dtype = "float32"  # "auto" leaves the choice to vLLM
     options: tuple[str, ...] = ()  # further words for vLLM's command line, which the user answers for
     ready_timeout_s: float = 1800.0  # a large model is read from disk, or downloaded
 
@@ -96,8 +98,10 @@ def _lora(adapters: Sequence[Adapter]) -> Options:
 def _defaults(config: EngineConfig) -> Options:
     """The options that a user may set otherwise."""
     options: Options = {"--max-logprobs": (str(MIN_LOGPROBS),), "--disable-uvicorn-access-log": ()}
+    if config.dtype != "auto":
+        options["--dtype"] = (config.dtype,)
     if config.device is Device.CPU:
-        options |= {"--dtype": ("float32",), "--enforce-eager": ()}
+        options["--enforce-eager"] = ()
         options |= {"--max-num-seqs": ("16",), "--block-size": ("32",)}
     return options
 

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
@@ -107,49 +107,46 @@ async def read_body(receive: Receive, headers: Mapping[str, str], settings: Sett
             status=415,
         )
     declared, limit = headers.get("content-length", ""), settings.max_body_bytes
+    body = _Body(limit, is_too_large=declared.isdigit() and int(declared) > limit)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            if not declared.isdigit() or int(declared) <= limit:
-                body = await _counted(receive, limit)
-                if body is not None:
-                    return body
-            await _drain(receive)
-            raise _too_large(limit)
+            await body.read(receive)
     except TimeoutError as exc:
-        within = f"{settings.body_timeout_s:g} s"
-        raise RequestError(
-            f"the request body did not arrive within {within}", code="body_timeout", status=408
-        ) from exc
+        if not body.is_too_large:
+            within = f"{settings.body_timeout_s:g} s"
+            raise RequestError(
+                f"the request body did not arrive within {within}", code="body_timeout", status=408
+            ) from exc
+    if body.is_too_large:
+        raise _too_large(limit)
+    return b"".join(body.pieces)
 
 
-async def _counted(receive: Receive, limit: int) -> bytes | None:
-    """The body; None as soon as it is longer than `limit`. Raises ClientLeft."""
-    pieces: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
-            return None
-        pieces.append(piece)
-        if not message.get("more_body", False):
-            return b"".join(pieces)
+@dataclass
+class _Body:
+    """A body as it arrives; of one that is longer than `limit` the rest is read and dropped.
 
-
-async def _drain(receive: Receive) -> None:
-    """Reads what is left of a body, up to `MAX_DRAINED` bytes, and drops it.
-
-    A client that is still sending sees no answer.
+    A client that is still sending would not see the answer. More than `MAX_DRAINED` bytes are not read.
     """
-    size = 0
-    while size <= MAX_DRAINED:
-        message = await receive()
-        size += len(message.get("body", b""))
-        if not message.get("more_body", False):
-            return
+
+    limit: int
+    is_too_large: bool
+    pieces: list[bytes] = field(default_factory=list)
+
+    async def read(self, receive: Receive) -> None:
+        """Reads to the end of the body. Raises ClientLeft."""
+        size, more = 0, True
+        while more and size <= self.limit + MAX_DRAINED:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            size += len(piece)
+            self.is_too_large = self.is_too_large or size > self.limit
+            if self.is_too_large:
+                self.pieces.clear()
+            else:
+                self.pieces.append(piece)
 
 
 class ClientLeft(Exception):  # noqa: N818 - an event, not an error

@@ -31,9 +31,9 @@ def export_model(
             for file in to.glob("*.safetensors"):
                 rename_vision_keys(file)
             rename_indexed_keys(to / "model.safetensors.index.json")
-        _describe(to, run, card(run))
+        describe(to, run, card(run))
 
-    _replace(folder, write)
+    replace_folder(folder, write)
 
 
 def export_adapter(model: Any, folder: Path, run: Run) -> None:
@@ -48,9 +48,9 @@ def export_adapter(model: Any, folder: Path, run: Run) -> None:
             halve(to / "adapter_model.safetensors")
         if model.config.model_type == "llava":  # PEFT reads the vision tower's weights under either name
             rename_vision_keys(to / "adapter_model.safetensors")
-        _describe(to, run, adapter_card(run))
+        describe(to, run, adapter_card(run))
 
-    _replace(folder, write)
+    replace_folder(folder, write)
 
 
 def _check_servable(model: Any, run: Run) -> None:
@@ -88,7 +88,8 @@ def _vision_key(key: str) -> str:
     return key if not tower or after.startswith("vision_model.") else f"{before}{tower}vision_model.{after}"
 
 
-def _describe(folder: Path, run: Run, card: str) -> None:
+def describe(folder: Path, run: Run, card: str) -> None:
+    """Write the run record and the card beside the weights."""
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", "utf-8")
     (folder / "README.md").write_text(card, "utf-8")
 
@@ -99,13 +100,15 @@ def check_target(folder: Path) -> None:
         raise ConfigError(f"{folder} holds other files, which an export would replace; name another folder")
 
 
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """`write` a folder that then takes the place of `folder`, complete or not at all. ConfigError if no
+    export wrote the folder that is there."""
     check_target(folder)
     with disk_errors_as_sentences(str(folder), "export again: the run's checkpoints are kept"):
         _write_complete(folder, write)
 
 
-def _write_complete(folder: Path, write: Callable[[Path], None]) -> None:
+def _write_complete(folder: Path, write: Callable[[Path], object]) -> None:
     """Write into a temporary folder beside `folder`, which then takes its place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -144,7 +144,7 @@ def _mask(name: str, x: float, y: float, radius: float, turn: float) -> Pixels:
         box = tuple(_OVERSAMPLE * value for value in (x - radius, y - radius, x + radius, y + radius))
         draw.ellipse(box, fill=255)
     else:
-        corners = [(r * radius, a + turn) for r, a in _OUTLINES[name]]
+        corners = [(r * radius, a + turn) for r, a in OUTLINES[name]]
         draw.polygon(
             [(_OVERSAMPLE * (x + r * math.sin(a)), _OVERSAMPLE * (y - r * math.cos(a))) for r, a in corners],
             fill=255,
@@ -160,7 +160,7 @@ def _cross() -> tuple[tuple[float, float], ...]:
 
 
 # Corners as (radius, angle clockwise from the top).
-_OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
+OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
     "square": tuple((1.1, math.pi * (0.25 + 0.5 * k)) for k in range(4)),
     "triangle": tuple((1.15, math.tau * k / 3) for k in range(3)),
     "star": tuple((1.2 if k % 2 == 0 else 0.48, math.tau * k / 10) for k in range(10)),

