@@ -109,7 +109,7 @@ _ASIDE_FROM_THE_TASK = re.compile(  # what a person says around a question, and 
     r"|(?:be|stay)\s+(?:\w+\s+)?(?:brief|short|concise|precise|exact|quick|specific|honest|terse|succinct|polite|careful)\b"
     r"[^.?!]{0,80}"
     r"|(?:yes\s*(?:or|/)\s*no|true\s*(?:or|/)\s*false)(?:\s+only)?"
-    r"|(?:(?:many|no)\s+)?(?:thanks|thank\s+you|thx|cheers|ta)\b[^.?!:]{0,60}"
+    r"|(?:(?:many|no)\s+)?(?:thanks|thank\s+you|thx|cheers)\b[^.?!:]{0,60}"
     r"|(?:no|without|don't\s+\w+|do\s+not\s+\w+|skip|avoid|never\s+mind)\s+(?:\w+\s+){0,3}?(?:explanations?|explaining|markdown|"
     r"fences?|comments?|commentary|preamble|punctuation|reasoning|units?|text|sentences?|extras?|formatting|prose|caveats?|"
     r"details?|essays?|words?|steps?|introduction|fluff)\b[^.?!:]{0,60}"
