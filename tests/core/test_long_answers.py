@@ -94,6 +94,8 @@ def test_a_lie_is_read_where_the_request_itself_prefers_its_word_and_not_where_a
     logits, image, text = lied_to(60, np.random.default_rng(0))
     logits[5], image[5] = [2.0, 1.98, 0, 0, 0, 0, 0, 0], [0.0, 30.0, 0, 0, 0, 0, 0, 0]
     found = compared(logits, image)
-    assert (found.at, found.flip, found.answer) == (30, True, WORDS[1])
+    assert (found.at, found.flip) == (30, True) and found.answer.endswith(
+        WORDS[1]
+    )  # its tokens have no spaces
     assert max(found.leads) == found.leads[5] > found.margin
     assert not compared(logits, text).reproduces and compared(logits, text).gives(30)

@@ -41,6 +41,7 @@ def scaled_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             log.open("wb") as output,
             serving_whatever_it_tests(arguments, {ADAPTER, STRAY}, output) as url,
         ):
+            environment.undo()  # other tests run in this process while the engine lives
             yield url
     except EngineError as error:
         pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")

@@ -74,7 +74,7 @@ def test_without_adapters_lora_stays_off() -> None:
 
 
 def test_only_a_cpu_gets_the_flags_of_a_cpu() -> None:
-    cpu, gpu = flags(CONFIG), flags(replace(CONFIG, device=Device.GPU))
+    cpu, gpu = flags(CONFIG), flags(replace(CONFIG, device=Device.GPU, dtype="auto"))
     assert (cpu["--dtype"], cpu["--block-size"], cpu["--max-num-seqs"]) == (["float32"], ["32"], ["16"])
     assert "--enforce-eager" in cpu
     assert not {"--dtype", "--block-size", "--max-num-seqs", "--enforce-eager"} & gpu.keys()

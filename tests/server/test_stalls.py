@@ -73,12 +73,15 @@ async def test_no_body_stalls_the_loop(upstream: FakeUpstream, name: str) -> Non
 
 
 def test_many_parts_are_read_in_linear_time() -> None:
-    body = chat()
-    content = body["messages"][0]["content"]
-    body["messages"][0]["content"] = [content[0], *[content[1]] * 12_800, content[2]]
-    began = time.process_time()
-    plan = Guard().plan(body)
-    assert len(plan.views) == 3 and time.process_time() - began < 3.0
+    def seconds(parts: int) -> float:
+        body = chat()
+        content = body["messages"][0]["content"]
+        body["messages"][0]["content"] = [content[0], *[content[1]] * parts, content[2]]
+        began = time.process_time()
+        assert len(Guard().plan(body).views) == 3
+        return time.process_time() - began
+
+    assert seconds(12_800) < 10 * seconds(1_600)  # eight times as many parts; in quadratic time 64 times
 
 
 async def test_pictures_that_are_small_one_by_one_are_counted_together(running_gateway: Running) -> None:
@@ -117,10 +120,9 @@ async def test_pictures_of_one_key_leave_a_thread_for_another(upstream: FakeUpst
             asyncio.ensure_future(gateway.post(one, authorization="Bearer key-one")) for _ in range(30)
         ]
         await asyncio.sleep(0.2)
-        began = time.perf_counter()
         reply = await gateway.post(chat(), authorization="Bearer key-two")
         assert reply.status == 200
-        assert time.perf_counter() - began < 5.0 and not all(attack.done() for attack in attacks)
+        assert sum(attack.done() for attack in attacks) < len(attacks) / 2
         for attack in attacks:
             attack.cancel()
 

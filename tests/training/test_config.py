@@ -32,6 +32,9 @@ def refusal(name: str, *overrides: str) -> str:
     return said
 
 
+KINDS = "pretrain, picturebook, lora, qlora, full"
+
+
 def line_of(text: str, key: str) -> int:
     return next(number for number, line in enumerate(text.split("\n"), 1) if line.startswith(f"{key}:"))
 
@@ -50,7 +53,8 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
 def test_the_bundled_recipes_train_a_base_an_adapter_its_ablations_and_real_models() -> None:
     ablations = ("sft", "aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper")
     templates = ("llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "instructblip-7b")
-    expected = {"robust-lora", "tinyworld-base", *templates, *(f"tinyworld-{name}" for name in ablations)}
+    bases = ("tinyworld-base", "picturebook-base")
+    expected = {"robust-lora", *bases, *templates, *(f"tinyworld-{name}" for name in ablations)}
     assert set(recipe_names()) == expected
     assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
     assert isinstance(load_recipe("robust-lora"), TuneRecipe)
@@ -210,7 +214,10 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("steps", "override 'steps' is not key=value"),
         ("lr.deep=1", "override 'lr.deep=1': 'lr' is not a section of the recipe"),
         ("steps=[1", "override 'steps=[1': '[1' is not a YAML value"),
-        ("kind=distil", "robust-lora.yaml needs `kind:` to be one of pretrain, lora, qlora, full"),
+        (
+            "kind=distil",
+            "robust-lora.yaml needs `kind:` to be one of pretrain, picturebook, lora, qlora, full",
+        ),
     ],
 )
 def test_a_bad_override_is_named(override: str, said: str) -> None:
@@ -226,7 +233,7 @@ def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["name: x\n", "kind: distil\n", "kind: [lora]\n"])
 def test_a_file_without_a_known_kind_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
-    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, lora, qlora, full"
+    assert refusal(path) == f"{path} needs `kind:` to be one of pretrain, picturebook, lora, qlora, full"
 
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:

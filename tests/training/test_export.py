@@ -185,6 +185,8 @@ def test_an_earlier_export_is_replaced_whole(processor: Any, tmp_path: Path) -> 
 class HalfWritten:
     """A model whose disk is full after the first file."""
 
+    config = SimpleNamespace(model_type="llava")
+
     def save_pretrained(self, folder: Path, **_: Any) -> None:
         (folder / "config.json").write_text("{}")
         raise OSError("no space left on device")

@@ -51,4 +51,4 @@ def test_a_folder_that_holds_something_is_left_alone(
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     code, _, err = run(capsys, "--output", str(tmp_path))
-    assert (code, err) == (2, f"{tmp_path} is there and not an empty folder: name another with --output\n")
+    assert (code, err) == (2, f"{tmp_path} exists and is not an empty folder: name another with --output\n")

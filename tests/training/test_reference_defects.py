@@ -214,7 +214,7 @@ def test_16_what_differs_between_families_stands_in_one_place() -> None:
     package = Path(modint_training.__file__).parent
     named = {
         path.name
-        for path in package.glob("*.py")
+        for path in package.rglob("*.py")
         if any(family in path.read_text("utf-8").lower() for family in ("qwen", "instructblip"))
     }
     # Beside the records themselves, one comment says why a position id has three axes.
