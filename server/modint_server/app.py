@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modint_guard.chat.images import ImageLimits
@@ -29,6 +30,21 @@ from modint_server.request.intake import Keys, request_id
 from modint_server.request.pipeline import Pipeline
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.settings import Settings, client_keys, secret
+
+# What scripts of web pages may read of an answer, besides its body.
+READABLE_HEADERS = (
+    "x-request-id",
+    "x-modint-verdict",
+    "x-modint-risk",
+    "x-modint-reason",
+    "x-modint-schema",
+    "x-modint-action",
+    "x-modint-rungs",
+    "x-modint-mitigation-tokens",
+    "x-modint-detail",
+    "retry-after",
+    "x-should-retry",
+)
 
 
 def create_app(
@@ -53,6 +69,14 @@ def create_app(
     app.state.gateway = gateway
     for route in (chat, completions, models, guard, health):
         app.include_router(route.router)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=READABLE_HEADERS,
+        )
     app.add_middleware(RequestIds)
     errors.install(app)
     return app

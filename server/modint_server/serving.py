@@ -230,7 +230,7 @@ async def _serve(
     """Runs the gateway until `stop` is set, or until `engine_end` returns an error, which is then raised."""
     gateway: Gateway = app.state.gateway
     configure_logs(gateway.settings.log_level)
-    server = _Server(_uvicorn(app))
+    server = _Server(server_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(engine_end)
     try:
@@ -250,10 +250,17 @@ async def _serve(
         raise EngineError("the gateway ended by itself: see the lines above")
 
 
-def _uvicorn(app: FastAPI) -> uvicorn.Config:
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the app. h11 reads bodies behind an offer of HTTP/2 (Java's client makes one with
+    every plain request) and frames streams to HTTP/1.0 clients by the connection's end; httptools does not.
+    """
+    gateway: Gateway = app.state.gateway
     return uvicorn.Config(
         app,
+        http="h11",
+        timeout_keep_alive=gateway.settings.keep_alive_s,
         log_config=None,  # the gateway writes its own JSON lines
+        log_level="error",  # no warning for every offer of HTTP/2
         access_log=False,
         lifespan="on",
         ws="none",
