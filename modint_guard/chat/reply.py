@@ -7,12 +7,25 @@ for a token or two only, so it shows no more than the first word of a longer ans
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
+
+_THINKS = re.compile(
+    r"\s*(?:<(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|longcat_think)>"
+    r"|\[THINK\]|◁think▷|<\|(?:START_THINKING|begin_of_thought|think|channel)\|>|<\|channel>"
+    r"|Here(?:'s| is) my thought process:)",
+    re.I,
+)
+_THOUGHT = re.compile(
+    r"</(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|scratchpad|longcat_think)>"
+    r"|\[/THINK\]|◁/think▷|<\|(?:END_THINKING|end_of_thought)\|>",
+    re.I,
+)
 
 
 def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
@@ -32,7 +45,7 @@ def _read(completion: JSON, ms: float) -> Reply:
     entries = (choice.get("logprobs") or {}).get("content")
     token, top = _first_content(entries)
     text = _text(message.get("content"))
-    skip = "multiple_choices" if len(choices) > 1 else _skip(message) or _empty(text)
+    skip = "multiple_choices" if len(choices) > 1 else _skip(message) or _unjudged(text)
     reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
     return replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
 
@@ -69,7 +82,7 @@ class StreamReply:
     def reply(self, ms: float = 0.0) -> Reply:
         """The reply as far as the chunks go, with `ms` milliseconds as its duration."""
         text = "".join(self._text)
-        skip = self._skip or _empty(text)
+        skip = self._skip or _unjudged(text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, skip)
         return replace(reply, positions=tuple(self._positions))
 
@@ -168,8 +181,15 @@ def _skip(message: Mapping[str, Any]) -> str | None:
     return "audio" if message.get("audio") else None
 
 
-def _empty(text: str) -> str | None:
-    return None if text.strip() else "empty_answer"
+def _unjudged(text: str) -> str | None:
+    """The reason for a text that holds no answer, or whose first words are the model's thoughts.
+
+    Engines without a reasoning parser leave the thoughts in the text, some without the mark that begins them,
+    because the template has written it.
+    """
+    if not text.strip():
+        return "empty_answer"
+    return "reasoning" if _THINKS.match(text) or _THOUGHT.search(text) else None
 
 
 def _text(content: Any) -> str:

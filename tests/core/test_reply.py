@@ -74,6 +74,36 @@ def test_answers_that_are_not_plain_text_name_why(message: JSON, reason: str | N
     assert stream.reply().skip == reason
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>The caption says blue.</think>red",
+        "\n<think>cut off",
+        "The caption says blue.\n</think>\nred",
+        "[THINK]Hm[/THINK]red",
+        "◁think▷Hm◁/think▷red",
+        "<seed:think>Hm</seed:think>red",
+        "<|channel|>analysis<|message|>Hm",
+        "<mm:think>Hm",
+        "<|START_THINKING|>Hm<|END_THINKING|>red",
+        "Here's my thought process: Hm. Here's my response: red",
+    ],
+)
+def test_thoughts_in_the_text_are_no_answer(text: str) -> None:
+    assert reply_of(completion(text, [{"red": 1.0}])).skip == "reasoning"
+    stream = StreamReply()
+    for letter in text:
+        stream.feed(chunk(letter, {letter: 1.0}))
+    assert stream.reply().skip == "reasoning"
+
+
+@pytest.mark.parametrize(
+    "text", ["I think red.", "<thin line>", "Here is my answer: red", "The tag is <think>."]
+)
+def test_a_word_about_thinking_is_an_answer(text: str) -> None:
+    assert reply_of(completion(text)).skip is None
+
+
 def test_empty_and_several_answers_name_why() -> None:
     assert reply_of(completion(" \n")).skip == "empty_answer"
     several = completion("red")
