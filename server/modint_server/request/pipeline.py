@@ -34,7 +34,7 @@ from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import Incoming, read_chat, read_completion
-from modint_server.request.sse import chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.sse import DONE, Choices, chunk_of, data_of, events_of, frame, is_done
 from modint_server.settings import Settings
 
 T = TypeVar("T")
@@ -273,17 +273,20 @@ class Pipeline:
         headers: dict[str, str] | None = None,
     ) -> None:
         """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        choices, last = Choices(), None
         with record.waiting():
             async with self.upstream.stream(path, body) as pieces:
                 async for event in events_of(pieces):
                     if not wire.streaming:
                         await wire.start(headers)
                     if is_done(event):
-                        continue  # the last one: sent once the engine's stream is closed
+                        last = event  # sent once the engine's stream is closed
+                        continue
                     chunk = self._read_event(event, record)
                     if chunk is None:
                         await wire.write(event)
                         continue
+                    choices.feed(chunk)
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
                         await wire.write(event if shown == chunk else frame(shown))
@@ -293,7 +296,9 @@ class Pipeline:
                         await wire.write(frame(text))
                     await wire.write(frame(await judge(finish)))
                     judge = None
-        await wire.end(event)
+        if last is None:
+            choices.check_ended()
+        await wire.end(last or DONE)
 
     def _read_event(self, event: bytes, record: Record) -> JSON | None:
         """The chunk in an event, noted in the record; None for a comment. Raises EndpointError."""
@@ -301,7 +306,7 @@ class Pipeline:
         if data is None:
             return None
         chunk = chunk_of(data)
-        if "error" in chunk:
+        if chunk.get("error"):
             raise self.upstream.failed(_error_in(chunk, data))
         record.usage = chunk.get("usage") or record.usage
         if annotate.has_text(chunk):
