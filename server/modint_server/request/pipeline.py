@@ -164,7 +164,9 @@ class Pipeline:
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
-            completion = json_object(await self.upstream.post(CHAT, orjson.dumps(examination.body)))
+            completion = json_object(
+                await self.upstream.post(CHAT, orjson.dumps(examination.body), record.upstream_headers())
+            )
         record.usage = completion.get("usage")
         report = await self._report_on(examination, partial(reply_of, completion), record)
         record.report = report
@@ -203,14 +205,14 @@ class Pipeline:
             return unscored(plan, "no_logprobs")
         async with self._examine(plan, record, given=answer) as examination:
             with record.waiting():
-                completion = await self.upstream.complete(examination.body)
+                completion = await self.upstream.complete(examination.body, record.upstream_headers())
             return await self._report_on(examination, partial(reply_of, completion), record)
 
     def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
         """Views and rungs go through the probe slots; corrections are paid for by the request's key."""
         return self.guard.examine(
             plan,
-            self._probe_call,
+            partial(self._probe_call, record=record),
             usable=self.attachment.usable,
             budget=self.budget.of(record.key_digest),
             given=given,
@@ -254,7 +256,7 @@ class Pipeline:
             await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
             return
         with record.waiting():
-            data = await self.upstream.post(path, body)
+            data = await self.upstream.post(path, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
         if report is not None and mark:
@@ -275,7 +277,7 @@ class Pipeline:
         """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
         choices, last = Choices(), None
         with record.waiting():
-            async with self.upstream.stream(path, body) as pieces:
+            async with self.upstream.stream(path, body, record.upstream_headers()) as pieces:
                 async for event in events_of(pieces):
                     if not wire.streaming:
                         await wire.start(headers)
@@ -313,9 +315,11 @@ class Pipeline:
             record.token_seen()
         return chunk
 
-    async def _probe_call(self, body: JSON) -> JSON:
+    async def _probe_call(self, body: JSON, record: Record) -> JSON:
         async with self._slot(body["model"]):
-            return await self.upstream.complete(body)
+            return await self.upstream.complete(
+                body, record.upstream_headers(f"-probe-{next(record.probes)}")
+            )
 
     @asynccontextmanager
     async def _slot(self, model: str) -> AsyncIterator[None]:
