@@ -2,8 +2,9 @@
 
 import asyncio
 import hmac
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -34,6 +35,7 @@ STRIPPED = frozenset(
     }
 )
 STRIPPED_PREFIXES = ("chat_template",)
+TEMPLATE_OPTIONS = "chat_template_kwargs"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
     if not TRACEPARENT.fullmatch(parent):
         return {}
     return {"traceparent": parent} | ({"tracestate": state} if TRACESTATE.fullmatch(state) else {})
+
+
+DefaultModel = Callable[[], str]  # raises RequestError if a request has to name its model
 
 
 class Keys:
@@ -162,6 +167,19 @@ def read_document(raw: bytes, settings: Settings) -> JSON:
     return body
 
 
+def utf8(raw: bytes) -> bytes:
+    """A JSON text in UTF-8 without a byte order mark: Windows' writers send one, or UTF-16, and vLLM reads
+    both. The bytes themselves if they are so already, or cannot be read.
+    """
+    encoding = json.detect_encoding(raw[:4])
+    if encoding == "utf-8":
+        return raw
+    try:
+        return raw.decode(encoding).encode()
+    except UnicodeError:
+        return raw
+
+
 def too_deep(document: object, limit: int) -> bool:
     """Whether containers are nested more than `limit` levels; a string counts as none."""
     level: list[Any] = [document]
@@ -177,8 +195,12 @@ def too_deep(document: object, limit: int) -> bool:
     return True
 
 
-def read_chat(raw: bytes, settings: Settings) -> Incoming:
-    """A chat request, checked and cleaned; raises RequestError."""
+def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A chat request, checked and cleaned; raises RequestError.
+
+    default_model: what serves a request that names no model.
+    """
+    raw = utf8(raw)
     body = read_document(raw, settings)
     sent = messages_of(body, max_messages=settings.max_messages)
     messages = in_one_form(sent)
@@ -188,7 +210,7 @@ def read_chat(raw: bytes, settings: Settings) -> Incoming:
     check_image_count(images, settings.max_images)
     for part in parts:
         check_media(part)
-    cleaned, changed = _stripped(body)
+    cleaned, changed = _cleaned(body, settings, default_model)
     if messages is not sent:
         cleaned, changed = {**cleaned, "messages": messages}, True
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
@@ -197,17 +219,22 @@ def read_chat(raw: bytes, settings: Settings) -> Incoming:
     return Incoming(cleaned, None if changed or stripped_uuid else raw, images)
 
 
-def read_completion(raw: bytes, settings: Settings) -> Incoming:
-    """A plain completion request: the same limits, no images."""
+def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A plain completion request: the same limits, no images. default_model: as for `read_chat`."""
+    raw = utf8(raw)
     body = read_document(raw, settings)
     _check_fields(body, settings)
-    cleaned, changed = _stripped(body)
+    cleaned, changed = _cleaned(body, settings, default_model)
     return Incoming(cleaned, None if changed else raw, 0)
 
 
 def _check_fields(body: JSON, settings: Settings) -> None:
+    if any("prompt_embeds" in key and value is not None for key, value in body.items()):
+        raise RequestError(
+            "embeddings in place of a prompt are refused", param="prompt_embeds", code="embeds_refused"
+        )
     model = body.get("model")
-    if not isinstance(model, str) or not model:
+    if model is not None and (not isinstance(model, str) or not model):
         raise RequestError(
             "model must name one of the served models: see /v1/models", param="model", code="invalid_model"
         )
@@ -225,9 +252,29 @@ def _check_fields(body: JSON, settings: Settings) -> None:
             )
 
 
-def _stripped(body: JSON) -> tuple[JSON, bool]:
-    kept = {key: value for key, value in body.items() if not _is_stripped(key)}
-    return kept, len(kept) != len(body)
+def _cleaned(body: JSON, settings: Settings, default_model: DefaultModel) -> tuple[JSON, bool]:
+    """The body as the engine may see it, with a model; and whether it differs."""
+    options, is_cut = _template_options(body, settings)
+    kept = {key: value for key, value in body.items() if not _is_stripped(key)} | options
+    changed = is_cut or len(kept) != len(body)
+    return (kept, changed) if kept.get("model") else ({**kept, "model": default_model()}, True)
+
+
+def _template_options(body: JSON, settings: Settings) -> tuple[JSON, bool]:
+    """Options of the engine's chat template that may be set; whether one was left out."""
+    options = body.get(TEMPLATE_OPTIONS)
+    if options is None:
+        return {}, TEMPLATE_OPTIONS in body
+    if not isinstance(options, dict):
+        raise RequestError(
+            f"{TEMPLATE_OPTIONS} must be an object", param=TEMPLATE_OPTIONS, code="invalid_type"
+        )
+    kept = {
+        name: value
+        for name, value in options.items()
+        if name in settings.chat_template_kwargs and isinstance(value, bool | int | float | str)
+    }
+    return ({TEMPLATE_OPTIONS: kept} if kept else {}), len(kept) != len(options)
 
 
 def _is_stripped(key: str) -> bool:

@@ -65,7 +65,7 @@ class Pipeline:
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = read_chat(raw, self.settings)
+        incoming = read_chat(raw, self.settings, self.attachment.only_base)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
@@ -81,14 +81,14 @@ class Pipeline:
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = read_completion(raw, self.settings)
+        incoming = read_completion(raw, self.settings, self.attachment.only_base)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
-        incoming = read_chat(raw, self.settings)
+        incoming = read_chat(raw, self.settings, self.attachment.only_base)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
         asked = {
