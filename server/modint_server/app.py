@@ -27,8 +27,9 @@ from modint_server.metrics import Metrics
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
+from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
-from modint_server.routes import chat, completions, guard, health, models
+from modint_server.routes import chat, completions, guard, health, models, passing
 from modint_server.settings import Settings, client_keys, secret
 
 # What scripts of web pages may read of an answer, besides its body.
@@ -69,6 +70,7 @@ def create_app(
     app.state.gateway = gateway
     for route in (chat, completions, models, guard, health):
         app.include_router(route.router)
+    app.include_router(passing.router_of(settings.pass_routes))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -132,7 +134,8 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         probe_slots=asyncio.Semaphore(settings.max_probes_in_flight),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )
-    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+    passing_on = Passing(upstream, attachment, settings, pipeline.guard.config.image_limits)
+    return Gateway(settings, metrics, attachment, pipeline, passing_on, Keys(client_keys(settings)))
 
 
 @asynccontextmanager

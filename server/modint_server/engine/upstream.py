@@ -112,6 +112,15 @@ class Upstream:
                 raise self.failed(EndpointError(f"a stream was asked for and {response.content_type} came"))
             yield self._pieces(response)
 
+    @asynccontextmanager
+    async def passed(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+        """The content type of an answer, and its bytes as they come; an error is an EndpointError."""
+        async with self._opened(method, path, body, headers) as response:
+            kind = response.headers.get("content-type", "application/octet-stream")
+            yield kind, self._pieces(response)
+
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         try:
             return await response.read()

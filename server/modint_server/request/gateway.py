@@ -17,8 +17,9 @@ from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
 from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
+from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
-from modint_server.settings import Settings
+from modint_server.settings import PASSED_GET, Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
 
@@ -31,6 +32,7 @@ class Gateway:
     metrics: Metrics
     attachment: Attachment
     pipeline: Pipeline
+    passing: Passing
     keys: Keys
     draining: bool = False
     in_flight: int = 0
@@ -41,7 +43,8 @@ class Gateway:
         record = Record(route, scope["state"]["request_id"], trace_of(headers))
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
-            record.key_digest = self.keys.check(headers)
+            if scope["path"] not in PASSED_GET:  # balancers look at the engine's health without a key
+                record.key_digest = self.keys.check(headers)
             with self._admitted():
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))

@@ -219,8 +219,8 @@ def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> In
     return Incoming(cleaned, None if changed or stripped_uuid else raw, images)
 
 
-def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
-    """A plain completion request: the same limits, no images. default_model: as for `read_chat`."""
+def read_unjudged(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A request that is not judged: the same limits. default_model: as for `read_chat`."""
     raw = utf8(raw)
     body = read_document(raw, settings)
     _check_fields(body, settings)

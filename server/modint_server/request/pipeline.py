@@ -33,7 +33,7 @@ from modint_server.logs import LOGGER
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import Incoming, read_chat, read_completion
+from modint_server.request.intake import Incoming, read_chat, read_unjudged
 from modint_server.request.sse import DONE, Choices, chunk_of, data_of, events_of, frame, is_done
 from modint_server.settings import Settings
 
@@ -81,7 +81,7 @@ class Pipeline:
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = read_completion(raw, self.settings, self.attachment.only_base)
+        incoming = read_unjudged(raw, self.settings, self.attachment.only_base)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
