@@ -29,7 +29,8 @@ from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
-from modint_server.routes import chat, completions, guard, health, models, passing
+from modint_server.request.responses import Responses
+from modint_server.routes import chat, completions, guard, health, models, passing, responses
 from modint_server.settings import Settings, client_keys, secret
 
 # What scripts of web pages may read of an answer, besides its body.
@@ -68,7 +69,7 @@ def create_app(
     gateway = build(settings, upstream or upstream_of(settings), metrics)
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.gateway = gateway
-    for route in (chat, completions, models, guard, health):
+    for route in (chat, completions, responses, models, guard, health):
         app.include_router(route.router)
     app.include_router(passing.router_of(settings.pass_routes))
     if settings.cors_origins:
@@ -135,7 +136,9 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
     )
     passing_on = Passing(upstream, attachment, settings, pipeline.guard.config.image_limits)
-    return Gateway(settings, metrics, attachment, pipeline, passing_on, Keys(client_keys(settings)))
+    return Gateway(
+        settings, metrics, attachment, pipeline, Responses(pipeline), passing_on, Keys(client_keys(settings))
+    )
 
 
 @asynccontextmanager

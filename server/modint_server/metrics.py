@@ -25,7 +25,7 @@ from modint_guard.types import (
 NONE = "none"  # the adapter of a base; the cause of a verdict that has none
 UNKNOWN = "unknown"  # the model of a request that names none that is served
 OTHER = "other"  # the adapters beyond the largest number of label values
-ROUTES = ("chat", "completions", "guard_check", "passed")
+ROUTES = ("chat", "completions", "guard_check", "responses", "passed")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "draining")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")

@@ -6,6 +6,7 @@ wherever they stand, and the fields that the engine trusts are taken out.
 
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from modint_server.request.exchange import Record, Wire
 from modint_server.request.intake import STRIPPED, Incoming, read_unjudged
 from modint_server.settings import PASSED_GET, Settings
 
+# Schemas of tools and answers, in which `image_url` is but a name.
+_NO_CONTENT = frozenset({"parameters", "input_schema", "schema", "json_schema", "properties", "metadata"})
 # Fields of a form, by which files are sent, that the engine trusts.
 _TRUSTED_FIELD = re.compile(
     rb'name="?(%s|chat_template\w*)"?\s*[\r;]' % b"|".join(map(str.encode, sorted(STRIPPED)))
@@ -58,13 +61,7 @@ class Passing:
 
     def _read(self, raw: bytes) -> Incoming:
         incoming = read_unjudged(raw, self.settings, self.attachment.only_base)
-        parts = list(media_in(incoming.body))
-        for part in parts:
-            check_media(part)
-        pictures = [part["image_url"] for part in parts if "image_url" in part]
-        check_image_count(len(pictures), self.limits.max_images)
-        for picture in pictures:
-            check_data_url(url_of(picture), self.limits, whole=False)
+        check_media_in(incoming.body, self.limits)
         return incoming
 
     async def _forward(
@@ -76,7 +73,7 @@ class Passing:
         record: Record,
         wire: Wire,
     ) -> None:
-        try:
+        with known_to_the_engine(path):
             with record.waiting():
                 async with self.upstream.passed(
                     method, path, body, {**record.upstream_headers(), **headers}
@@ -90,15 +87,33 @@ class Passing:
                     async for piece in pieces:
                         await wire.write(piece)
             await wire.end(b"")
-        except EndpointError as exc:
-            if exc.status == 404 and b'"error"' not in exc.body:
-                raise unknown_route(path) from exc
-            raise
 
 
-def unknown_route(path: str) -> RequestError:
-    """The refusal for a route that the engine itself has not."""
-    return RequestError(f"unknown route {path}: the engine has none", code="unknown_route", status=404)
+@contextmanager
+def known_to_the_engine(path: str) -> Iterator[None]:
+    """Raises RequestError in place of the engine's own error for a route that it has not."""
+    try:
+        yield
+    except EndpointError as exc:
+        if exc.status == 404 and b'"error"' not in exc.body:
+            raise RequestError(
+                f"unknown route {path}: the engine has none", code="unknown_route", status=404
+            ) from exc
+        raise
+
+
+def check_media_in(document: JSON, limits: ImageLimits) -> int:
+    """The number of pictures in a document, all of whose media are within it and within the limits. Raises
+    RequestError or ImageError otherwise.
+    """
+    parts = list(media_in(document))
+    for part in parts:
+        check_media(part)
+    pictures = [part["image_url"] for part in parts if "image_url" in part]
+    check_image_count(len(pictures), limits.max_images)
+    for picture in pictures:
+        check_data_url(url_of(picture), limits, whole=False)
+    return len(pictures)
 
 
 def media_in(document: object) -> Iterator[JSON]:
@@ -108,8 +123,9 @@ def media_in(document: object) -> Iterator[JSON]:
         names = [name for name, value in document.items() if value is not None]
         if any(name.endswith("_url") or "embeds" in name for name in names) or "embeds" in str(kind):
             yield {name: document[name] for name in names}
-        for value in document.values():
-            yield from media_in(value)
+        for name, value in document.items():
+            if name not in _NO_CONTENT:
+                yield from media_in(value)
     elif isinstance(document, list):
         for value in document:
             yield from media_in(value)

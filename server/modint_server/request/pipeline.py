@@ -69,7 +69,7 @@ class Pipeline:
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await self._plan(incoming, headers)
+            plan = await self.plan(incoming, headers)
             if plan is None or plan.skip is not None:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
@@ -97,7 +97,7 @@ class Pipeline:
             if key not in ("answer", "stream", "stream_options")
         }
         async with self.attachment.serving(asked["model"]) as record.served:
-            plan = await self._plan(replace(incoming, body=asked), headers, always=True)
+            plan = await self.plan(replace(incoming, body=asked), headers, always=True)
             assert plan is not None
             if plan.options.action not in (None, ANNOTATE):
                 raise RequestError(
@@ -110,8 +110,8 @@ class Pipeline:
 
     # The stages.
 
-    async def _plan(
-        self, incoming: Incoming, headers: Mapping[str, str], *, always: bool = False
+    async def plan(
+        self, incoming: Incoming, headers: Mapping[str, str], *, always: bool = False, forcing: bool = True
     ) -> Plan | None:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
@@ -126,7 +126,7 @@ class Pipeline:
         if incoming.images and options.mode == "on" and self.noise.is_due(model):
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
+        forcing = forcing and self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
         work = partial(
             self.guard.plan,
             incoming.body,
@@ -149,7 +149,7 @@ class Pipeline:
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added to it."""
-        examination = self._examine(plan, record)
+        examination = self.examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
             async with examination:
@@ -168,7 +168,7 @@ class Pipeline:
                 await self.upstream.post(CHAT, orjson.dumps(examination.body), record.upstream_headers())
             )
         record.usage = completion.get("usage")
-        report = await self._report_on(examination, partial(reply_of, completion), record)
+        report = await self.report_on(examination, partial(reply_of, completion), record)
         record.report = report
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
@@ -188,8 +188,8 @@ class Pipeline:
 
         async def judge(finish: JSON) -> JSON:
             with record.holding():
-                report = await self._report_on(examination, answer.reply, record)
-            record.report = report = _delivered(report, held)
+                report = await self.report_on(examination, answer.reply, record)
+            record.report = report = delivered(report, held)
             if held is not None and held.held:
                 await self._release(held, finish, policy, report, record, debug)
             return annotate.annotated(annotate.finished(finish, report), report)
@@ -203,12 +203,12 @@ class Pipeline:
             return skipped(plan)
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs")
-        async with self._examine(plan, record, given=answer) as examination:
+        async with self.examine(plan, record, given=answer) as examination:
             with record.waiting():
                 completion = await self.upstream.complete(examination.body, record.upstream_headers())
-            return await self._report_on(examination, partial(reply_of, completion), record)
+            return await self.report_on(examination, partial(reply_of, completion), record)
 
-    def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
+    def examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
         """Views and rungs go through the probe slots; corrections are paid for by the request's key."""
         return self.guard.examine(
             plan,
@@ -218,7 +218,7 @@ class Pipeline:
             given=given,
         )
 
-    async def _report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
+    async def report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
         report = await examination.report_on(read)
         answer = examination.answer
@@ -246,7 +246,7 @@ class Pipeline:
         """Request and answer as they are. What was to be judged and what sent `modint` is told why not."""
         report = record.report
         headers = annotate.headers_of(report, debug=debug) if report else {}
-        mark = report is not None and _is_told(report, incoming)
+        mark = report is not None and is_told(report, incoming)
         body = incoming.without_modint().bytes()
         if incoming.stream:
 
@@ -332,7 +332,7 @@ class Pipeline:
             self.probe_slots.release()
 
 
-def _delivered(report: Report, held: HeldWire | None) -> Report:
+def delivered(report: Report, held: HeldWire | None) -> Report:
     """The report, saying whether a new answer comes after the old one was already sent."""
     mended = report.mitigation
     if mended is None or mended.answer is None or (held is not None and held.held):
@@ -346,7 +346,7 @@ def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:
     return () if name in asked or len(asked) > MAX_ASKED else (name,)
 
 
-def _is_told(report: Report, incoming: Incoming) -> bool:
+def is_told(report: Report, incoming: Incoming) -> bool:
     """Whether the object goes into an answer that is passed on: an unscored one always has it."""
     verdict = report.verdict
     return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)
