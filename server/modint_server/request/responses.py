@@ -28,7 +28,7 @@ from modint_guard.types import ANNOTATE, JSON, Reply
 from modint_server.engine.upstream import RESPONSES, json_object
 from modint_server.request import annotate
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import Incoming, read_unjudged
+from modint_server.request.intake import Incoming, read_unjudged, salted
 from modint_server.request.passing import check_media_in, known_to_the_engine
 from modint_server.request.pipeline import Pipeline, Withheld, delivered, is_told
 from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of
@@ -43,7 +43,7 @@ class Responses:
     async def answer(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """One request, whole or streamed."""
         settings, attachment = self.pipeline.settings, self.pipeline.attachment
-        incoming = read_unjudged(raw, settings, attachment.only_base)
+        incoming = salted(read_unjudged(raw, settings, attachment.only_base), settings)
         record.images = check_media_in(incoming.body, self.pipeline.guard.config.image_limits)
         record.stream = incoming.stream
         chat = chat_of(incoming.body)
