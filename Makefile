@@ -21,6 +21,8 @@ STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU       := torch==2.13.0+cpu
 
+# Tests run in as many processes as there are cores, four at most: each of them holds torch, and engines run beside.
+PARALLEL := --numprocesses logical --maxprocesses 4
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
@@ -39,7 +41,7 @@ serve: needs-demo $(STAMP)  ## the bundled model and its robust adapter behind t
 	$(BIN)/modint-guard serve --adapter robust-lora $(ARGS)
 
 test: needs-test $(STAMP)  ## every test, those with the real engine included
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -8,42 +8,62 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before any library reads them: models are local, and threads would fight over two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# What a whole session shares: an engine each, and a process from which others are forked.
-SHARED = ("served", "scaled_url", "forked")
+# Files that share what takes long to start, by its name: engines of a whole session, a process to fork from.
+SHARING = {
+    "engine": ("adapters", "image_attention", "main_job", "prometheus", "serve"),
+    "forked": ("distributed", "launch"),
+}
+GROUPS = {
+    f"tests/{folder}/test_{name}.py": shared
+    for folder, shared in (("e2e", "engine"), ("training", "forked"))
+    for name in SHARING[shared]
+}
 
 
 def _in_ci() -> bool:
     return os.environ.get("CI", "").lower() in {"1", "true"}
 
 
-@pytest.hookimpl(tryfirst=True)
+class ByFile(LoadScopeScheduling):
+    """The files of a parallel run, each in one process, and all that share an engine in the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """The files in the order of collection, in which the long ones come first."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each file, and all that asks one engine, goes to one process of a parallel run; the long ones first."""
+    """In a parallel run the long files first: after a long one at the end, all other processes would wait."""
     if not hasattr(config, "workerinput"):
         return
     ranks: dict[str, int] = {}
     for item in items:
-        group, rank = _group(item), _rank(item)
+        group, rank = _group(item.nodeid), _rank(item)
         ranks[group] = min(rank, ranks.get(group, rank))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: ranks[_group(item)])
+    items.sort(key=lambda item: ranks[_group(item.nodeid)])
 
 
-def _group(item: pytest.Item) -> str:
-    """What a test shares with other files, or its own file."""
-    fixtures = getattr(item, "fixturenames", ())
-    return next((name for name in SHARED if name in fixtures), str(item.path))
+def _group(nodeid: str) -> str:
+    """What the file of a test shares with others, or the file itself."""
+    file = nodeid.partition("::")[0]
+    return GROUPS.get(file, file)
 
 
 def _rank(item: pytest.Item) -> int:
-    """How early a test begins: after a long one at the end, all other processes would have to wait."""
-    early = (_group(item) in SHARED, *map(item.get_closest_marker, ("e2e", "slow")))
+    early = (_group(item.nodeid) in SHARING, *map(item.get_closest_marker, ("e2e", "slow")))
     return next((rank for rank, sign in enumerate(early) if sign), len(early))
 
 
