@@ -140,6 +140,7 @@ class Report:
     verdict: Verdict
     relevant: Relevant = Relevant.UNKNOWN
     relevant_source: RelevantSource = "none"
+    relevant_probability: float | None = None  # by the classifier
     examined: tuple[str, ...] = ()
     influence_text: float | None = None
     influence_image: float | None = None
@@ -168,6 +169,7 @@ class Report:
             "reason": self.verdict.reason,
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
+            "relevant_probability": self.relevant_probability,
             "examined": list(self.examined),
             "influence": {
                 "text": self.influence_text,

@@ -1,11 +1,10 @@
 """Reads an OpenAI chat body: splits it into images, context and question.
 
 Images may be in any user message. The question is in the last user message that has text or, if several
-follow each other, in the one of them that asks: a picture and its question may come in two messages. What
-separates it from its context is, in this order: `modint.context` or `modint.question` if the request names
-them; the text parts of the message, of which the last one that asks is the question; in a single string, the
-last sentence that asks or the option block (`question`). What the other user messages state is context too,
-and so is what a system prompt says about the picture or below a heading such as "Context:" (`system_prompt`).
+follow each other, in the one of them that most likely asks: a picture and its question may come in two
+messages. Context is what `modint.context` or `modint.question` make it, if the request names them; else what
+the classifier of `splitting` takes for context in the texts of users and system prompts. All else in the
+question's message is the question: options (`option_block`) and instructions too.
 """
 
 from __future__ import annotations
@@ -13,12 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
-from modint_guard.chat.question import asks, is_latin, is_left_open, says_how, split_text, states
-from modint_guard.chat.system_prompt import facts_in
+from modint_guard.chat.linear import Reader, shipped_reader
+from modint_guard.chat.option_block import inline_options
+from modint_guard.chat.sentences import options_in
+from modint_guard.chat.splitting import CONTEXT, QUESTION, ReadUnit, Said, read_units
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import (
     JSON,
@@ -62,25 +64,27 @@ def parse(
     limits: ImageLimits | None = None,
     *,
     decode: bool = True,
+    reader: Reader | None = None,
 ) -> Chat:
     """Split one chat body into images, context and question.
 
-    decode: decode every image to its end; otherwise only their headers are checked. Raises RequestError for a
-    body of another shape and for a context or question in `options` that the messages do not hold; ImageError
-    for an image that cannot be used.
+    decode: decode every image to its end; otherwise only their headers are checked. reader: None for the
+    shipped one. Raises RequestError for a body of another shape and for a context or question in `options`
+    that the messages do not hold; ImageError for an image that cannot be used.
     """
     options = options or ModintOptions()
     messages = messages_of(body)
     check_types(messages)
     image_parts = _images(messages, limits or ImageLimits(), decode=decode)
-    turn = _turn(messages, options.question)
-    texts = _texts(messages, turn)
+    everything = _texts(messages)
     if options.context is not None or options.question is not None:
-        context, question, choices = _explicit(texts, _others(messages, turn), options)
+        turn = _named_turn(messages, options.question)
+        texts = tuple(text for text in everything if text.message == turn)
+        others = tuple(text for text in everything if text.message != turn)
+        context, question, choices = _explicit(texts, others, options)
     else:
-        context, question, choices = _split(texts)
-        context = _in_order((*_stated_elsewhere(messages, turn), *context))
-    everything = (*_others(messages, turn), *texts)
+        turn, context, question = _split(messages, everything, reader or shipped_reader())
+        choices = _options_of([text for text in everything if text.message == turn], question)
     return Chat(
         body={key: value for key, value in body.items() if key != "modint"},
         turn=turn,
@@ -93,6 +97,15 @@ def parse(
     )
 
 
+def said_in(body: JSON) -> tuple[list[Said], list[tuple[int, int | None]]]:
+    """The texts that are divided into context and question, as the classifier reads them, and where each
+    stands: its message and part. Raises RequestError for a body of another shape.
+    """
+    messages = messages_of(body)
+    texts = _texts(messages)
+    return _said(messages, texts), [(text.message, text.part) for text in texts]
+
+
 # -- reading the body ------------------------------------------------------------------------------
 
 
@@ -101,41 +114,44 @@ def _parts(message: JSON) -> list[JSON]:
     return content if isinstance(content, list) else []
 
 
-def _texts(messages: Sequence[JSON], index: int) -> tuple[TextPart, ...]:
-    """The texts of one message that are more than white space; none for the index -1."""
-    if index < 0:
-        return ()
-    content = messages[index].get("content")
+def _texts(messages: Sequence[JSON]) -> tuple[TextPart, ...]:
+    """What users and system prompts say, if it is more than white space, in order."""
+    speakers = (*_PROMPTS, "user")
+    said = [place for place, message in enumerate(messages) if message["role"] in speakers]
+    return tuple(text for place in said for text in _texts_of(messages[place], place))
+
+
+def _texts_of(message: JSON, index: int) -> list[TextPart]:
+    content = message.get("content")
     if isinstance(content, str):
-        return (TextPart(index, None, content),) if content.strip() else ()
-    return tuple(
+        return [TextPart(index, None, content)] if content.strip() else []
+    return [
         TextPart(index, place, part["text"])
-        for place, part in enumerate(_parts(messages[index]))
+        for place, part in enumerate(_parts(message))
         if part["type"] == "text" and part["text"].strip()
-    )
+    ]
 
 
-def _others(messages: Sequence[JSON], turn: int) -> tuple[TextPart, ...]:
-    """The texts of system prompts and user messages except for the message `turn`; none without one."""
-    others = [i for i, m in enumerate(messages) if i != turn >= 0 and m["role"] in (*_PROMPTS, "user")]
-    return tuple(text for index in others for text in _texts(messages, index))
-
-
-def _turn(messages: Sequence[JSON], question: str | None) -> int:
-    """The index of the user message that holds the question; -1 if there is no user message.
-
-    question: its words, if the request names them.
+def _last_run(messages: Sequence[JSON]) -> range:
+    """The user messages that follow each other up to the last one with text, or up to the last one; empty
+    without one.
     """
-    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    last = next((index for index in reversed(users) if _texts(messages, index)), max(users, default=-1))
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    last = next((p for p in reversed(users) if _texts_of(messages[p], p)), max(users, default=-1))
     first = last
     while first > 0 and messages[first - 1]["role"] == "user":
         first -= 1
-    texts = [text for index in range(first, last + 1) for text in _texts(messages, index)]
-    if question:
-        holding = (text.message for text in reversed(texts) if question.strip() in text.text)
-        return next(holding, last)
-    return texts[_asking_parts(tuple(texts))[0]].message if texts else last
+    return range(first, last + 1) if users else range(0)
+
+
+def _named_turn(messages: Sequence[JSON], question: str | None) -> int:
+    """The last message of the last run that holds the question that the request names; else its last one, or
+    -1 without one.
+    """
+    run = _last_run(messages)
+    wanted = (question or "").strip()
+    holding = (p for p in reversed(run) if any(wanted in text.text for text in _texts_of(messages[p], p)))
+    return next(holding, run[-1] if run else -1)
 
 
 def _images(messages: list[JSON], limits: ImageLimits, *, decode: bool) -> tuple[ImagePart, ...]:
@@ -164,68 +180,86 @@ def _image(message: int, index: int, part: JSON, limits: ImageLimits, *, decode:
 # -- separating context and question ---------------------------------------------------------------
 
 
-def _in_order(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    return tuple(sorted(spans, key=lambda span: (span.message, span.part or 0, span.start)))
-
-
-def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, ...], tuple[Option, ...]]:
-    """The context spans, the question spans and the options of the last user message."""
-    if not texts:
-        return (), (), ()
-    asking = _asking_parts(texts)
+def _split(
+    messages: Sequence[JSON], texts: Sequence[TextPart], reader: Reader
+) -> tuple[int, tuple[Span, ...], tuple[Span, ...]]:
+    """The message that asks (-1 without a user), the context spans, and the question spans in that
+    message.
+    """
+    if not _last_run(messages):
+        return -1, (), ()
+    units = read_units(_said(messages, texts), reader)
+    turn = _asking_turn(_last_run(messages), texts, units)
+    is_context = _kept_question(texts, units, turn)
     context: list[Span] = []
     question: list[Span] = []
-    for place, text in enumerate(texts):
-        if place == asking[0] and (len(texts) == 1 or place < len(texts) - 1):
-            split = split_text(text.text)
-            context.extend(text.spans(split.context))
-            question.extend(text.spans(split.question))
-        elif place in asking or _is_image_label(text.text) or says_how(text.text):
-            question.extend(text.whole)
-        else:
-            context.extend(text.whole)
-    return tuple(context), tuple(question), _options(texts[asking[0]])
+    for number, text in enumerate(texts):
+        marked = [(u.start, u.end, c) for u, c in zip(units, is_context, strict=True) if u.text == number]
+        context.extend(text.spans(_merged(marked, wanted=True)))
+        if text.message == turn:
+            question.extend(text.spans(_merged(marked, wanted=False)) if marked else text.whole)
+    return turn, tuple(context), tuple(question)
 
 
-def _asking_parts(texts: tuple[TextPart, ...]) -> tuple[int, ...]:
-    """Which text parts ask: the last one, unless it clearly does not (it says how to answer, or makes a plain
-    statement) and an earlier one does. If that is uncertain, both are taken, so that no question is lost.
+def _asking_turn(run: range, texts: Sequence[TextPart], units: Sequence[ReadUnit]) -> int:
+    """The message of the run that most likely asks: the last one, or that of the likeliest question."""
+    asking = [unit for unit in units if texts[unit.text].message in run]
+    if not asking:
+        return run[-1]
+    return texts[max(asking, key=lambda unit: unit.probabilities[QUESTION]).text].message
+
+
+def _said(messages: Sequence[JSON], texts: Sequence[TextPart]) -> list[Said]:
+    """These texts as the classifier reads them."""
+    run = _last_run(messages)
+    return [_one_said(messages[text.message], texts, text, run) for text in texts]
+
+
+def _one_said(message: JSON, texts: Sequence[TextPart], text: TextPart, run: range) -> Said:
+    role: Literal["system", "earlier"] = "system" if message["role"] in _PROMPTS else "earlier"
+    together = [other.part for other in texts if other.message == text.message]
+    pictures = [place for place, part in enumerate(_parts(message)) if part["type"] == "image_url"]
+    return Said(
+        text.text,
+        "last" if text.message in run else role,
+        together.index(text.part),
+        len(together),
+        "none" if not pictures or text.part is None else "before" if pictures[0] < text.part else "after",
+    )
+
+
+def _kept_question(texts: Sequence[TextPart], units: Sequence[ReadUnit], turn: int) -> list[bool]:
+    """Which units are context. Options and labels of pictures never are, and something is left to answer in
+    the last user message.
     """
-    last = len(texts) - 1
-    last_text = texts[last].text
-    only_how = says_how(last_text)
-    earlier = next((place for place in reversed(range(last)) if asks(texts[place].text)), None)
-    if earlier is None or (asks(last_text) and not only_how):
-        return (last,)
-    if only_how or states(last_text) or _is_fragment(last_text):
-        return (earlier,)
-    return (last,) if is_latin(last_text) else (earlier, last)
+    blocks = {number: options_in(text.text) for number, text in enumerate(texts) if text.message == turn}
+    is_context = [
+        unit.is_context
+        and not ((block := blocks.get(unit.text)) and block.start < unit.end and unit.start < block.end)
+        and not _is_image_label(texts[unit.text].text)
+        for unit in units
+    ]
+    here = [number for number, unit in enumerate(units) if texts[unit.text].message == turn]
+    read = {units[number].text for number in here}
+    if read == set(blocks) and here and all(is_context[number] for number in here):
+        is_context[min(here, key=lambda number: units[number].probabilities[CONTEXT])] = False
+    return is_context
 
 
-def _is_fragment(text: str) -> bool:
-    """Whether a part is no more than a name or a caption without a full stop: "a koala on a tree"."""
-    return is_latin(text) and not asks(text) and not is_left_open(text)
+def _merged(units: Sequence[tuple[int, int, bool]], *, wanted: bool) -> list[Piece]:
+    """The units that are context (or, if not `wanted`, are not), neighbouring ones as one piece."""
+    pieces: list[Piece] = []
+    follows = False
+    for start, end, is_context in units:
+        if is_context is wanted:
+            pieces[-1:] = [(pieces[-1][0], end)] if follows else [*pieces[-1:], (start, end)]
+        follows = is_context is wanted
+    return pieces
 
 
 def _is_image_label(text: str) -> bool:
     """Whether a part only labels the picture next to it: "Image 1:", "(B)"."""
     return len(text.strip()) <= _MAX_IMAGE_LABEL and bool(_IMAGE_LABEL.fullmatch(text.strip()))
-
-
-def _stated_elsewhere(messages: Sequence[JSON], turn: int) -> tuple[Span, ...]:
-    """What the other user messages state, and what system prompts state (`facts_in`)."""
-    spans: list[Span] = []
-    for text in _others(messages, turn):
-        if messages[text.message]["role"] in _PROMPTS:
-            spans.extend(text.spans(facts_in(text.text)))
-        elif not _is_image_label(text.text):
-            spans.extend(text.whole if _only_states(text.text) else text.spans(split_text(text.text).context))
-    return tuple(spans)
-
-
-def _only_states(text: str) -> bool:
-    """Whether an earlier message makes statements only and does not merely say how to answer."""
-    return states(text) and not says_how(text)
 
 
 def _explicit(
@@ -278,30 +312,24 @@ def _rest(texts: tuple[TextPart, ...], taken: tuple[Span, ...]) -> tuple[Span, .
     return tuple(rest)
 
 
-def _options(text: TextPart) -> tuple[Option, ...]:
-    """The options of one text, with their places if they form a block."""
-    split = split_text(text.text)
-    spans = text.spans(split.option_texts) or (None,) * len(split.options)
-    return tuple(
-        Option(option.label, option.text, span) for option, span in zip(split.options, spans, strict=True)
-    )
-
-
-def _options_of(texts: tuple[TextPart, ...], question: tuple[Span, ...]) -> tuple[Option, ...]:
-    """The options within question spans that the request named."""
-    for text in texts:
-        spans = [span for span in question if span.part == text.part]
-        options = _options(text) if spans else ()
-        if options and all(o.span is None or any(_within(o.span, span) for span in spans) for o in options):
-            return options
-    return split_text(_read(texts, question)).options
+def _options_of(texts: Sequence[TextPart], question: tuple[Span, ...]) -> tuple[Option, ...]:
+    """The options within question spans: those of the last block, with their places, or those that a sentence
+    lists.
+    """
+    for text in reversed(texts):
+        block = options_in(text.text)
+        spans = text.spans(block.texts) if block else ()
+        asked = [span for span in question if (span.message, span.part) == (text.message, text.part)]
+        if block and all(any(_within(option, span) for span in asked) for option in spans):
+            return tuple(Option(o.label, o.text, span) for o, span in zip(block.options, spans, strict=True))
+    return inline_options(_read(texts, question))
 
 
 def _within(inner: Span, outer: Span) -> bool:
     return outer.start <= inner.start and inner.end <= outer.end
 
 
-def _read(texts: tuple[TextPart, ...], spans: tuple[Span, ...]) -> str:
+def _read(texts: Sequence[TextPart], spans: tuple[Span, ...]) -> str:
     by_place = {(text.message, text.part): text.text for text in texts}
     pieces = [by_place[s.message, s.part][s.start : s.end].strip() for s in spans]
     return "".join(

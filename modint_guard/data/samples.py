@@ -14,7 +14,7 @@ from typing import Any
 
 from modint_guard.chat.images import ImageLimits
 from modint_guard.chat.option_block import OptionBlock
-from modint_guard.chat.question import options_in
+from modint_guard.chat.sentences import options_in
 from modint_guard.data.formats import FORMATS, Columns, Draft
 from modint_guard.data.item import FAMILIES, LETTERS, Family, Form, Item, Turn, normalised
 from modint_guard.data.perturb import seeded

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from PIL import Image, ImageFilter
 
 from modint_guard.chat.images import decode_data_url, neutral_image, png_data_url
-from modint_guard.chat.question import sentences_in
 from modint_guard.chat.rebuild import rebuild, with_texts_at
+from modint_guard.chat.sentences import sentences_in
 from modint_guard.data.item import Item, normalised
 from modint_guard.data.perturb import REGISTRY, Perturbation, seeded
 from modint_guard.types import (

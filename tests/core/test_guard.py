@@ -41,7 +41,7 @@ async def test_an_answer_that_follows_a_lying_caption_is_flagged_text() -> None:
         "flagged",
         "text",
         "image",
-        "rules",
+        "classifier",
     )
     assert said["risk"] >= GuardConfig().thresholds.flag_at
     assert said["answers"] == {"image_only": "red", "text_only": "blue"}

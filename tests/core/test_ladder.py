@@ -169,7 +169,7 @@ async def test_a_guess_at_what_is_relevant_gives_no_other_answer_unless_it_is_tr
     honest = world(both="red", image="red", text="red", neither="round")
     complete, seen = with_adapter(honest)
     found = await guard(action=rung).inspect(asked(relevant="auto"), complete)
-    assert (found.report.relevant, found.report.relevant_source) == ("image", "rules")
+    assert (found.report.relevant, found.report.relevant_source) == ("image", "classifier")
     assert (said(found), outcomes(found), len(seen)) == ("blue", [(rung, "unfit")], 3)
     named = await guard(action="neutralise", trust_guess=True).inspect(asked(relevant="auto"), complete)
     assert said(named) == "red"
