@@ -27,11 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHECKUP = "checkup"  # the origin of packaged items; all other origins are clients
+TRAFFIC = "traffic"  # the source of a null that has scores of clients' requests
 CAPACITY = 1000  # scores, the oldest go first
 CHECKUP_SHARE = 0.25  # of the scores, at least: clients cannot crowd the packaged items out
 CLIENT_SHARE = 0.125  # of the scores, one client's at most, if there are several clients
 LIES = 200  # the last planted lies that power is measured on
 FEWEST_LIES = 20  # below these, power is unknown
+FEWEST_ANSWERS = 20  # below these, it is unknown when an answer of one modality alone can be relied on
+RELIABLE = 0.95  # the share of such answers that is then right
 BANDWIDTH = 0.5  # of the kernel, in the logarithm of the length
 _ROUNDING = 1e-12  # ranks that differ by less are equal
 
@@ -61,11 +64,14 @@ class NullScore:
 class Null:
     """The scores of one model, oldest first, and whether each of the last planted lies was flagged.
 
-    lies: only of such as changed the answer. client_share: 1 if there is one client only.
+    lies: only of such as changed the answer. sure: the probability at which an answer that one modality alone
+    gives can be relied on, measured on packaged items; None if it is not known. client_share: 1 if there is
+    one client only.
     """
 
     scores: tuple[NullScore, ...] = ()
     lies: tuple[bool, ...] = ()
+    sure: float | None = None
     capacity: int = CAPACITY
     client_share: float = CLIENT_SHARE
 
@@ -73,6 +79,11 @@ class Null:
     def power(self) -> float | None:
         """The share of planted lies that was flagged; None below FEWEST_LIES."""
         return sum(self.lies) / len(self.lies) if len(self.lies) >= FEWEST_LIES else None
+
+    @property
+    def source(self) -> str:
+        """Where its scores are from: CHECKUP, or TRAFFIC if clients' requests are among them."""
+        return TRAFFIC if set(self.origins) - {CHECKUP} else CHECKUP
 
     @property
     def origins(self) -> Counter[str]:
@@ -128,6 +139,19 @@ def with_checkup(null: Null, scores: Iterable[NullScore]) -> Null:
 def with_lie(null: Null, *, flagged: bool) -> Null:
     """The null that knows of one more planted lie that changed the answer."""
     return replace(null, lies=(*null.lies, flagged)[-LIES:])
+
+
+def sure_at(answers: Sequence[tuple[float, bool]]) -> float | None:
+    """The least confidence from which answers of one modality alone are right often enough to be relied on:
+    RELIABLE of them, of FEWEST_ANSWERS at least. None if there is none.
+
+    answers: the confidence of each, in [0, 1], and whether it was right.
+    """
+    for least in sorted({confidence for confidence, _ in answers}):
+        right = [is_right for confidence, is_right in answers if confidence >= least]
+        if len(right) >= FEWEST_ANSWERS and sum(right) >= RELIABLE * len(right):
+            return least
+    return None
 
 
 def to_rows(null: Null) -> list[list[float | int | str]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modint_guard.errors import ConfigError
 from modint_guard.judging.null import LIES, Null, from_rows, to_rows
@@ -21,6 +21,7 @@ class _Model(BaseModel):
 
     scores: list[tuple[float, int, str]]
     lies: list[bool] = []
+    sure: float | None = Field(default=None, ge=0, le=1)
 
 
 class _File(BaseModel):
@@ -35,7 +36,10 @@ def write_nulls(path: Path, nulls: Mapping[str, Null]) -> None:
 
     Raises OSError.
     """
-    models = {name: {"scores": to_rows(null), "lies": list(null.lies)} for name, null in nulls.items()}
+    models = {
+        name: {"scores": to_rows(null), "lies": list(null.lies), "sure": null.sure}
+        for name, null in nulls.items()
+    }
     data = json.dumps({"format": "modint-null-1", "models": models}).encode()
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as fresh:
         try:
@@ -58,7 +62,7 @@ def read_nulls(path: Path, empty: Null | None = None) -> dict[str, Null]:
     try:
         models = _File.model_validate_json(path.read_bytes()).models
         return {
-            name: replace(from_rows(each.scores, empty), lies=tuple(each.lies[-LIES:]))
+            name: replace(from_rows(each.scores, empty), lies=tuple(each.lies[-LIES:]), sure=each.sure)
             for name, each in models.items()
         }
     except FileNotFoundError:
