@@ -14,8 +14,8 @@ from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, End
 from modint_guard.types import JSON
 
 TOP_LOGPROBS = (20, 10, 5, 2)  # how many to ask for, tried in this order: servers often allow 20 or 5
-# How long an idle connection is used again. Servers close theirs after 5 seconds (uvicorn's default) or more; a
-# call that meets the closing is lost.
+# How long an idle connection is used again. Servers close theirs after 5 seconds (uvicorn's default) or more;
+# a call that meets the closing is lost.
 KEEP_IDLE_S = 2.0
 _SHOWN_CHARACTERS = 200
 
