@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modint_guard.chat.images import ImageLimits
@@ -33,6 +34,21 @@ from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, models
 from modint_server.routes.pages import Page
 from modint_server.settings import Settings, client_keys, secret
+
+# What scripts of web pages may read of an answer, besides its body.
+READABLE_HEADERS = (
+    "x-request-id",
+    "x-modint-verdict",
+    "x-modint-risk",
+    "x-modint-reason",
+    "x-modint-schema",
+    "x-modint-action",
+    "x-modint-rungs",
+    "x-modint-mitigation-tokens",
+    "x-modint-detail",
+    "retry-after",
+    "x-should-retry",
+)
 
 
 def create_app(
@@ -59,6 +75,14 @@ def create_app(
     app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics)
     for route in (chat, completions, models, guard, health):
         app.include_router(route.router)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=READABLE_HEADERS,
+        )
     app.add_middleware(RequestIds)
     errors.install(app)
     return app

@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     cache_by_key: Literal["auto", "off"] = "auto"  # a prefix cache for each key, if there are several
     metrics_need_key: bool = False  # also for the pages of metrics
 
+    # Connections of clients, and the origins whose web pages may call.
+    keep_alive_s: int = Field(default=620, gt=0)  # longer than a balancer keeps an idle connection to us
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+
     # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
@@ -98,7 +102,18 @@ class Settings(BaseSettings):
             )
         return url.rstrip("/").removesuffix("/v1")
 
-    @field_validator("api_keys", "calibrations", mode="before")
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (
+                not parts.scheme or not parts.netloc or f"{parts.scheme}://{parts.netloc}" != origin
+            ):
+                raise ValueError("must be * or origins such as https://chat.example.org, without a path")
+        return origins
+
+    @field_validator("api_keys", "calibrations", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str):
