@@ -1,6 +1,7 @@
 """What a chat request and its reply say: how they are checked, read and rewritten. No probing, no judging.
 
 body.py             the check of a body's shape and of the media in it
+parts.py            content parts in one form, whatever name clients give them
 request.py          splits a body into images, context and question
 question.py         splits one text into question and context
 asides.py           finds what a question states within its own sentence

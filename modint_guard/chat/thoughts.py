@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 
 DEFAULT_EMPTY = "<think>\n\n</think>\n\n"
-_NAME = r"(?P<name>(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|longcat_think))"
+_NAME = (
+    r"(?P<name>(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|reason|scratchpad|longcat_think))"
+)
 _PAIRS = {  # by the mark that ends them, in small letters: the mark that begins them
     "[/think]": "[THINK]",
     "◁/think▷": "◁think▷",

@@ -40,7 +40,10 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
         read = partial(forced_reply, answer=answer)
         asked = await probe.run(_views(made), complete, deadline_s=plan.schedule.deadline_s, read=read)
     else:
-        made = {name: _without_reasoning(body, thought, plan.schedule.top_logprobs) for name, body in bodies.items()}
+        made = {
+            name: _without_reasoning(body, thought, plan.schedule.top_logprobs)
+            for name, body in bodies.items()
+        }
         asked = await probe.run(_views(made), complete, deadline_s=plan.schedule.deadline_s)
     spent = {name: reply for name, reply in replies.items() if isinstance(reply, Reply)}
     return {

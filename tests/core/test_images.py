@@ -39,6 +39,14 @@ def test_each_allowed_format_is_read_at_its_size(kind: str) -> None:
     assert decode_data_url(url(encoded(kind))).size == (31, 17)
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "binary/octet-stream", "text/plain;charset=utf-8", ""]
+)
+def test_the_bytes_decide_and_not_the_media_type(kind: str) -> None:
+    data = base64.b64encode(encoded("PNG")).decode()
+    assert check_data_url(f"data:{kind};base64,{data}") == (31, 17)
+
+
 def test_only_the_first_frame_of_a_gif_is_read() -> None:
     assert decode_data_url(url(encoded("GIF", frames=3), "gif")).size == (31, 17)
 
@@ -50,7 +58,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["http://a/b.png", "https://a/b.png", "file:///etc/passwd", "ftp://a", "b.png", ""]
+    "address", ["http://a/b.png", "HTTPS://a/b.png", "file:///etc/passwd", "ftp://a", "//10.0.0.1/b.png"]
 )
 def test_an_image_by_address_is_refused_and_told_how_to_send_it(address: str) -> None:
     with pytest.raises(ImageError, match="send the image itself as a data: URL") as caught:
@@ -63,7 +71,11 @@ def test_an_image_by_address_is_refused_and_told_how_to_send_it(address: str) ->
     [
         ("data:image/png,abc", "not base64"),
         ("data:image/png;base64", "not base64"),
-        ("data:text/html;base64,YWJj", "not an image"),
+        ("data:text/html;base64,YWJj", "not a PNG"),
+        ("b.png", "no data: URL: put data:image/png;base64, before"),
+        ("iVBORw0KGgo", "no data: URL: put data:image/png;base64, before"),
+        ("/9j/4AAQSkZJRg", "no data: URL: put data:image/png;base64, before"),
+        ("", "no data: URL"),
         ("data:image/png;base64,a*b=", "base64 text is damaged"),
         ("data:image/png;base64,aGVsbG8", "base64 text is damaged"),
         ("data:image/png;base64,aGVsbG8=", "not a PNG"),

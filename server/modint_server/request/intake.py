@@ -13,6 +13,7 @@ import orjson
 from starlette.types import Receive
 
 from modint_guard.chat.body import check_image_count, check_media, messages_of, parts_of
+from modint_guard.chat.parts import in_one_form
 from modint_guard.errors import RequestError
 from modint_guard.types import JSON
 from modint_server.settings import Settings
@@ -203,7 +204,8 @@ def too_deep(document: object, limit: int) -> bool:
 def read_chat(raw: bytes, settings: Settings) -> Incoming:
     """A chat request, checked and cleaned; raises RequestError."""
     body = read_document(raw, settings)
-    messages = messages_of(body, max_messages=settings.max_messages)
+    sent = messages_of(body, max_messages=settings.max_messages)
+    messages = in_one_form(sent)
     _check_fields(body, settings)
     parts = list(parts_of(messages))
     images = sum(1 for part in parts if "image_url" in part)
@@ -211,6 +213,8 @@ def read_chat(raw: bytes, settings: Settings) -> Incoming:
     for part in parts:
         check_media(part)
     cleaned, changed = _stripped(body)
+    if messages is not sent:
+        cleaned, changed = {**cleaned, "messages": messages}, True
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
     if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
         cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
