@@ -1,4 +1,4 @@
-"""The thoughts that a model leaves in the text of its reply: where they end, and how a reply begins without any.
+"""The thoughts that a model leaves in the text of its reply: where they end, and how a reply begins without.
 
 Engines without a reasoning parser leave them there, some without the mark that begins them, because the
 template has written it.

@@ -1,10 +1,11 @@
 """Answers of models that reason first: every view answers without reasoning, and so does the request.
 
-What a model writes between <think> and </think> or the like (`chat.thoughts`), or in its field for reasoning, is no answer. It is not given
-to a view either: it repeats what the view leaves out. So, once such an answer is complete, each cell is asked
-again with an empty thought as the beginning of its reply, for a word of its own or, if the engine can score a
-given answer, for the scores of this one. The unchanged request is asked in the same way (`UNREASONED`),
-because an answer and its views can only be compared if none of them has reasoned.
+What a model writes between <think> and </think> or the like (`chat.thoughts`), or in its field for reasoning,
+is no answer. It is not given to a view either: it repeats what the view leaves out. So, once such an answer
+is complete, each cell is asked again with an empty thought as the beginning of its reply, for a word of its
+own or, if the engine can score a given answer, for the scores of this one. The unchanged request is asked in
+the same way (`UNREASONED`), because an answer and its views can only be compared if none of them has
+reasoned.
 """
 
 from __future__ import annotations

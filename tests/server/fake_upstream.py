@@ -119,6 +119,8 @@ class FakeUpstream:
     scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
+    stream_end: bytes = b"data: [DONE]\n\n"
+    extra: JSON = field(default_factory=dict)  # further fields of every chunk
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
     damage: Callable[[JSON, JSON], JSON] = lambda body, answer: answer  # of completions and chunks
@@ -268,7 +270,9 @@ class FakeUpstream:
             usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
             last_chunk = self.damage(body, {"id": "chatcmpl-1", "choices": [], "usage": usage})
             await self._frame(writer, json.dumps(last_chunk))
-        await self._frame(writer, "[DONE]")
+        self.sent += self.stream_end
+        writer.write(self.stream_end)
+        await writer.drain()
         return False
 
     async def _fail_midway(self, fault: str, writer: asyncio.StreamWriter) -> None:
@@ -297,7 +301,7 @@ class FakeUpstream:
     ) -> JSON:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
-        return {**head, "choices": [choice], "future_field": 1}
+        return {**head, "choices": [choice], "future_field": 1, **self.extra}
 
 
 def _tokens(text: str) -> list[str]:

@@ -34,7 +34,16 @@ from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import Incoming, read_chat, read_completion
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
-from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.sse import (
+    DONE,
+    BrokenStreamError,
+    Choices,
+    chunk_of,
+    data_of,
+    events_of,
+    frame,
+    is_done,
+)
 from modint_server.request.workers import Workers
 from modint_server.settings import Settings
 
@@ -305,17 +314,20 @@ class Pipeline:
         headers: dict[str, str] | None = None,
     ) -> None:
         """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        choices, last = Choices(), None
         with record.waiting():
             async with self.upstream.stream(path, body) as pieces:
                 async for event in events_of(pieces):
                     if not wire.streaming:
                         await wire.start(headers)
                     if is_done(event):
-                        continue  # the last one: sent once the engine's stream is closed
+                        last = event  # sent once the engine's stream is closed
+                        continue
                     chunk = self._read_event(event, record)
                     if chunk is None:
                         await wire.write(event)
                         continue
+                    choices.feed(chunk)
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
                         await wire.write(self._event(event, chunk, shown))
@@ -325,7 +337,9 @@ class Pipeline:
                         await wire.write(frame(text))
                     await wire.write(self._event(frame(finish), finish, await judge(finish)))
                     judge = None
-        await wire.end(event)
+        if last is None:
+            choices.check_ended()
+        await wire.end(last or DONE)
 
     def _event(self, event: bytes, chunk: JSON, shown: JSON) -> bytes:
         """The event of a chunk, written anew if another is shown in its place and can be written."""
@@ -339,7 +353,7 @@ class Pipeline:
         if data is None:
             return None
         chunk = chunk_of(data)
-        if "error" in chunk:
+        if chunk.get("error"):
             raise self.upstream.failed(_error_in(chunk, data))
         record.usage = chunk.get("usage") or record.usage
         if annotate.has_text(chunk):
