@@ -120,6 +120,7 @@ class FakeUpstream:
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
     stream_end: bytes = b"data: [DONE]\n\n"
+    retry_after: str = "7"
     extra: JSON = field(default_factory=dict)  # further fields of every chunk
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
@@ -191,7 +192,8 @@ class FakeUpstream:
                 error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
                 return await _whole(writer, error, status=400)
             case "429":
-                return await _whole(writer, b'{"error":{"message":"slow down","code":429}}', status=429)
+                error = b'{"error":{"message":"slow down","code":429}}'
+                return await _whole(writer, error, status=429, retry_after=self.retry_after)
             case "401":
                 return await _whole(writer, b'"Unauthorized"', status=401)
             case "html":
@@ -324,10 +326,16 @@ def _prompt_entry(token: str, top: dict[str, float]) -> JSON:
 
 
 async def _whole(
-    writer: asyncio.StreamWriter, body: bytes, *, status: int = 200, kind: str = "application/json"
+    writer: asyncio.StreamWriter,
+    body: bytes,
+    *,
+    status: int = 200,
+    kind: str = "application/json",
+    retry_after: str = "",
 ) -> bool:
+    pause = f"retry-after: {retry_after}\r\n" if retry_after else ""
     head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+    writer.write(head.encode() + pause.encode() + b"connection: close\r\n\r\n" + body)
     await writer.drain()
     return False
 

@@ -79,6 +79,25 @@ async def test_embeddings_in_place_of_an_image_are_refused(running_gateway: Runn
     assert (await running_gateway.post(body)).error["code"] == "embeds_refused"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ("7", "7"),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:28:00 GMT"),
+        ("soon", None),
+        ("", None),
+    ],
+)
+async def test_the_engines_retry_after_reaches_the_client(
+    running_gateway: Running, upstream: FakeUpstream, sent: str, passed_on: str | None, stream: bool
+) -> None:
+    upstream.script = lambda body: Answer("", fault="429")
+    upstream.retry_after = sent
+    answer = await running_gateway.post(chat(stream=stream))
+    assert (answer.status, answer.headers.get("retry-after")) == (429, passed_on)
+
+
 async def test_an_unknown_model_is_told_which_are_served(running_gateway: Running) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         await running_gateway.openai.chat.completions.create(**chat(model="gpt-9"))

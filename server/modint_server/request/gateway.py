@@ -17,7 +17,7 @@ from modint_server.engine.attachment import Attachment
 from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
-from modint_server.request.intake import ClientLeft, Keys, read_body
+from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
 from modint_server.request.pipeline import Pipeline
 from modint_server.settings import Settings
 
@@ -43,7 +43,7 @@ class Gateway:
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
         """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
         headers = Headers(scope=scope)
-        record = Record(route, scope["state"]["request_id"])
+        record = Record(route, scope["state"]["request_id"], trace_of(headers))
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
             record.key_digest = self.keys.check(headers)

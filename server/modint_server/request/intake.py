@@ -18,6 +18,8 @@ from modint_guard.errors import RequestError
 from modint_guard.types import JSON
 from modint_server.settings import Settings
 
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # The engine trusts these: cache identities, scheduling, templates of the client's own, code to be loaded.
 STRIPPED = frozenset(
@@ -73,6 +75,14 @@ def request_id(headers: Mapping[str, str]) -> str:
     """The client's, if it is harmless; else one of ours."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """The client's W3C trace context, to be passed on; empty without a well-formed `traceparent`."""
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if not TRACEPARENT.fullmatch(parent):
+        return {}
+    return {"traceparent": parent} | ({"tracestate": state} if TRACESTATE.fullmatch(state) else {})
 
 
 class Keys:

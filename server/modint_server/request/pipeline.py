@@ -201,7 +201,8 @@ class Pipeline:
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
-            data = await self.upstream.post(CHAT, orjson.dumps(examination.body))
+            body = orjson.dumps(examination.body)
+            data = await self.upstream.post(CHAT, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
         report = await self._report_on(examination, partial(reply_of, completion), record)
@@ -243,15 +244,15 @@ class Pipeline:
             return unscored(plan, "no_logprobs")
         async with self._examine(plan, record, given=answer) as examination:
             with record.waiting():
-                completion = await self.upstream.complete(examination.body)
+                completion = await self.upstream.complete(examination.body, record.upstream_headers())
             return await self._report_on(examination, partial(reply_of, completion), record)
 
     def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
         """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
-            self._calling(self.probe_slots, record.key_digest),
-            correct=self._calling(self.rung_slots, record.key_digest),
+            self._calling(self.probe_slots, record),
+            correct=self._calling(self.rung_slots, record),
             usable=self.attachment.usable,
             budget=self.budget.of(record.key_digest),
             given=given,
@@ -294,7 +295,7 @@ class Pipeline:
             await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
             return
         with record.waiting():
-            data = await self.upstream.post(path, body)
+            data = await self.upstream.post(path, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
         if report is not None and mark:
@@ -316,7 +317,7 @@ class Pipeline:
         """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
         choices, last = Choices(), None
         with record.waiting():
-            async with self.upstream.stream(path, body) as pieces:
+            async with self.upstream.stream(path, body, record.upstream_headers()) as pieces:
                 async for event in events_of(pieces):
                     if not wire.streaming:
                         await wire.start(headers)
@@ -360,16 +361,17 @@ class Pipeline:
             record.token_seen()
         return chunk
 
-    def _calling(self, slots: Places, key_digest: str) -> Complete:
+    def _calling(self, slots: Places, record: Record) -> Complete:
         """Calls of the engine that need a slot; who waits for one is seen in `modint_queue_depth`."""
 
         async def complete(body: JSON) -> JSON:
             with self.attachment.queueing(body["model"]):
-                await slots.wait(key_digest)
+                await slots.wait(record.key_digest)
             try:
-                return await self.upstream.complete(body)
+                headers = record.upstream_headers(f"-probe-{next(record.probes)}")
+                return await self.upstream.complete(body, headers)
             finally:
-                slots.give_back(key_digest)
+                slots.give_back(record.key_digest)
 
         return complete
 
