@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -54,6 +55,12 @@ class Settings(BaseSettings):
     max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
     image_threads: int = Field(default=2, gt=0)
+    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode] = (
+        "enable_thinking",
+        "thinking",
+        "thinking_budget",
+        "reasoning_effort",
+    )
     max_n: int = Field(default=16, gt=0)
     max_prompts: int = Field(default=128, gt=0)  # of a plain completion, each counted `n` times
     max_prompt_logprobs: int = Field(default=20, ge=0)
@@ -113,7 +120,7 @@ class Settings(BaseSettings):
                 raise ValueError("must be * or origins such as https://chat.example.org, without a path")
         return origins
 
-    @field_validator("api_keys", "calibrations", "cors_origins", mode="before")
+    @field_validator("api_keys", "calibrations", "cors_origins", "chat_template_kwargs", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -167,10 +174,23 @@ def _lines(file: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
+# What Kubernetes puts into every pod beside a Service called `modint` or `modint-…`.
+_SERVICE_LINK = re.compile(
+    r"MODINT_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes wrote a variable. Its `…_PORT` holds an address such as tcp://10.0.0.1:8080."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
+
+
 def _refuse_unknown(names: list[str]) -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CACHE_VARIABLE}
     for name in names:
-        if name.startswith(ENV_PREFIX) and name.upper() not in known:
+        if not name.startswith(ENV_PREFIX) or _is_service_link(name, os.environ[name]):
+            continue
+        if name.upper() not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
                 f"{name} is no setting of the gateway"

@@ -148,6 +148,21 @@ class Attachment:
         except TimeoutError as exc:
             raise EndpointTimeout(f"the engine did not list its models within {timeout_s:g} s") from exc
 
+    def only_base(self) -> str:
+        """The model of a request that names none. Raises RequestError: 400 if several bases are served, 503
+        while not ready.
+        """
+        if not self.models:
+            raise unavailable("the engine is not ready yet: see /readyz", "not_ready")
+        bases = [model.id for model in self.models if model.parent is None]
+        if len(bases) != 1:
+            raise RequestError(
+                "model must name one of the served models: see /v1/models",
+                param="model",
+                code="invalid_model",
+            )
+        return bases[0]
+
     async def served(self, name: str) -> Served:
         """The label values of a model. Raises RequestError: 404 for an unknown name, 503 while not ready."""
         due = self._begun.is_set() and time.monotonic() - self._refreshed > REFRESH_S

@@ -31,7 +31,7 @@ from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import Incoming, read_chat, read_completion
+from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import (
@@ -50,7 +50,7 @@ from modint_server.settings import Settings
 QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
 QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
-Reader = Callable[[bytes, Settings], Incoming]
+Reader = Callable[[bytes, Settings, DefaultModel], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
 
 
@@ -162,7 +162,7 @@ class Pipeline:
 
     async def _read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
         """The request; a large one is parsed in a thread."""
-        work = partial(read, raw, self.settings)
+        work = partial(read, raw, self.settings, self.attachment.only_base)
         incoming = work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
         return incoming.salted(record.key_digest) if self.caches_by_key else incoming
 
