@@ -11,6 +11,7 @@ from typing import Literal
 from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, RequestError
 from modint_guard.judging.calibration import Calibration, check_for
 from modint_guard.types import CELLS
+from modint_server.adapters.folders import PART_NAMES, TAKES_OVER
 from modint_server.boundary import boundary
 from modint_server.engine.capabilities import Capabilities, Model, check_capabilities, models_of
 from modint_server.engine.selftest import RETRY_S, SelfTest
@@ -75,7 +76,17 @@ class Attachment:
 
     @property
     def adapter_problems(self) -> list[str]:
-        """A sentence for each adapter that failed the self-test or is still to be tested."""
+        """A sentence for each adapter with a name that vLLM misreads, or that failed the self-test, or is
+        still to be tested.
+        """
+        named = [
+            f"adapter {name!r}: {TAKES_OVER}: serve it under another name"
+            for name in self._adapters()
+            if name in PART_NAMES
+        ]
+        return [*named, *self._untested()]
+
+    def _untested(self) -> list[str]:
         if not self._can_test():
             return []
         untested = [name for name in self._adapters() if name not in self.selftest.adapters]
