@@ -8,6 +8,7 @@ fetched.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import io
 import re
 import struct
@@ -18,14 +19,15 @@ from functools import lru_cache
 from typing import BinaryIO
 
 import pybase64
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from modint_guard.errors import ConfigError, ImageError
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # only the first frame of a GIF is read
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # only the first frame is read
 NEUTRAL_GREY = 128  # the mean of 0..255
 _NOT_DECODABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
+_ON_THE_SIDE = (5, 6, 7, 8)  # Exif orientations with width and height exchanged
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -50,7 +52,7 @@ class ImageLimits:
 def decode_data_url(url: str, limits: ImageLimits | None = None) -> Image.Image:
     """The image in a base64 data URL, decoded to its end (the first frame of a GIF). Raises ImageError."""
     limits = limits or ImageLimits()
-    return _load(_open(io.BytesIO(_payload(url, limits)), limits))
+    return _upright(_load(_open(io.BytesIO(_payload(url, limits)), limits)))
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
@@ -58,12 +60,12 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(limits)
-    return _load(_open(io.BytesIO(data), limits))
+    return _upright(_load(_open(io.BytesIO(data), limits)))
 
 
 def size_of(file: BinaryIO, limits: ImageLimits | None = None) -> tuple[int, int]:
-    """Width and height in pixels, read from a file's header. Raises ImageError."""
-    return _open(file, limits or ImageLimits()).size
+    """Width and height in pixels of the upright image, read from a file's header. Raises ImageError."""
+    return _upright_size(_open(file, limits or ImageLimits()))
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -75,13 +77,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool = True) -> tuple[int, int]:
-    """Size in pixels (width, height) of the image in a base64 data URL. Raises ImageError if it is unusable.
+    """Size in pixels (width, height) of the upright image in a base64 data URL. Raises ImageError if it is
+    unusable.
 
     whole: decode it to its end; otherwise only its header is read.
     """
     limits = limits or ImageLimits()
     image = _open(io.BytesIO(_payload(url, limits)), limits)
-    return _load(image).size if whole else image.size
+    return _upright_size(_load(image) if whole else image)
 
 
 def check_total(sizes: Iterable[tuple[int, int]], limits: ImageLimits) -> None:
@@ -145,7 +148,9 @@ def _open(file: BinaryIO, limits: ImageLimits) -> Image.Image:
     except _BOMB as exc:
         raise _too_many_pixels(None, limits) from exc
     except _NOT_DECODABLE as exc:
-        raise ImageError("The data is not a PNG, JPEG, WebP or GIF image: send one of these.") from exc
+        raise ImageError(
+            "The data is not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF image: send one of these."
+        ) from exc
     width, height = image.size
     if width * height > limits.max_pixels:
         raise _too_many_pixels(image.size, limits)
@@ -164,6 +169,25 @@ def _load(image: Image.Image) -> Image.Image:
     except _NOT_DECODABLE as exc:
         raise ImageError("The image is truncated or damaged: it cannot be decoded to its end.") from exc
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its Exif data say, which vLLM does too; as it is if they cannot be read."""
+    with contextlib.suppress(Exception):  # many libraries write damaged Exif data
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow's reader turns it itself
+        return width, height
+    if image.format == "PNG" and not {"exif", "xmp"} & set(image.info):
+        return width, height  # Pillow would decode all of it to look behind the pixels
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation) in _ON_THE_SIDE:
+            return height, width
+    return width, height
 
 
 def _too_many_bytes(limits: ImageLimits) -> ImageError:
