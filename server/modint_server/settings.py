@@ -14,6 +14,24 @@ from modint_guard.errors import ConfigError
 from modint_guard.models.picturebook import CACHE_VARIABLE
 from modint_guard.types import MAX_DEADLINE_S, MAX_IMAGE_ATTENTION
 
+# The engine's routes that may be passed through: none of those that administer it (adapters, weights, sleep,
+# profiles, caches, …) can be named in `pass_routes`.
+PASSED_GET = ("/health", "/version")
+PASSED_POST = (
+    "/v1/embeddings",
+    "/v2/embed",
+    "/pooling",
+    "/classify",
+    "/score",
+    "/v1/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/tokenize",
+    "/detokenize",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+)
 ENV_PREFIX = "MODINT_"
 
 
@@ -42,6 +60,9 @@ class Settings(BaseSettings):
     # Connections of clients, and the origins whose web pages may call.
     keep_alive_s: int = Field(default=620, gt=0)  # longer than a balancer keeps an idle connection to us
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+
+    # The engine's further routes that clients may use.
+    pass_routes: Annotated[tuple[str, ...], NoDecode] = (*PASSED_GET, *PASSED_POST)
 
     # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
@@ -120,7 +141,19 @@ class Settings(BaseSettings):
                 raise ValueError("must be * or origins such as https://chat.example.org, without a path")
         return origins
 
-    @field_validator("api_keys", "calibrations", "cors_origins", "chat_template_kwargs", mode="before")
+    @field_validator("pass_routes")
+    @classmethod
+    def _known_routes(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if path not in (*PASSED_GET, *PASSED_POST):
+                raise ValueError(
+                    f"{path[:60]} is not passed through: choose from {', '.join((*PASSED_GET, *PASSED_POST))}"
+                )
+        return paths
+
+    @field_validator(
+        "api_keys", "calibrations", "cors_origins", "pass_routes", "chat_template_kwargs", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str):

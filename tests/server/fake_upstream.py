@@ -126,6 +126,7 @@ class FakeUpstream:
     sent: bytes = b""  # the last streamed answer, as it left
     damage: Callable[[JSON, JSON], JSON] = lambda body, answer: answer  # of completions and chunks
     page: bytes = b'# HELP vllm:x One.\nvllm:x{a="b"} 1.0\n' * 20_000  # its own metrics
+    further: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # answers of other routes, with kind
     url: str = ""
 
     def forget(self) -> None:
@@ -156,6 +157,11 @@ class FakeUpstream:
             return await _whole(writer, json.dumps({"object": "list", "data": self.model_list}).encode())
         if path == "/metrics":
             return await _whole(writer, self.page, kind="text/plain; version=0.0.4")
+        if (answer := self.further.get(path)) is not None:
+            self.raw.append(raw)
+            return await _whole(writer, answer[1], kind=answer[0])
+        if "/completions" not in path:
+            return await _whole(writer, b'{"detail":"Not Found"}', status=404)
         self.raw.append(raw)
         body = json.loads(raw)
         if path == "/v1/completions":

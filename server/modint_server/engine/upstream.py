@@ -112,6 +112,19 @@ class Upstream:
                 raise self.failed(EndpointError(f"a stream was asked for and {response.content_type} came"))
             yield self._pieces(response)
 
+    @asynccontextmanager
+    async def passed(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+        """The content type of an answer, and its bytes as they come; an error is an EndpointError."""
+        async with self._opened("POST", path, body, headers) as response:
+            yield _kind(response), self._pieces(response)
+
+    async def page(self, path: str) -> tuple[str, bytes]:
+        """The content type and the bytes of a page of the engine; raises EndpointError."""
+        async with self._opened("GET", path, None) as response:
+            return _kind(response), await self._read(response)
+
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         try:
             return await response.read()
@@ -173,6 +186,10 @@ def json_object(data: bytes, source: str = "the engine's answer") -> JSON:
     if not isinstance(parsed, dict):
         raise EndpointError(f"{source} is no JSON object")
     return parsed
+
+
+def _kind(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("content-type", "application/octet-stream")
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> EndpointError:

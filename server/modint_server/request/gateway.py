@@ -18,6 +18,7 @@ from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
 from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
+from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
 from modint_server.settings import Settings
 
@@ -32,6 +33,7 @@ class Gateway:
     metrics: Metrics
     attachment: Attachment
     pipeline: Pipeline
+    passing: Passing
     keys: Keys
     draining: bool = False
 

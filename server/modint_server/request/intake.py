@@ -255,10 +255,16 @@ def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> In
 
 def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
     """A plain completion request: the same limits, no images. default_model: as for `read_chat`."""
+    incoming = read_any(raw, settings, default_model)
+    _check_prompts(incoming.body, settings)
+    return incoming
+
+
+def read_any(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A request to any route, its media unread: the same limits. default_model: as for `read_chat`."""
     raw = utf8(raw)
     body = read_document(raw, settings)
     _check_fields(body, settings)
-    _check_prompts(body, settings)
     cleaned, changed = _cleaned(body, settings, default_model)
     return Incoming(cleaned, None if changed else raw, 0, len(raw))
 

@@ -6,6 +6,7 @@ A request that is probed is an `Examination`; whole answers, streams and the che
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -52,6 +53,7 @@ QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few m
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
 Reader = Callable[[bytes, Settings, DefaultModel], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
+T = TypeVar("T")
 
 
 class Withheld(Exception):  # noqa: N818 - an answer that the policy does not give, no error
@@ -82,7 +84,7 @@ class Pipeline:
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = await self._read(read_chat, raw, record)
+        incoming = await self.read(read_chat, raw, record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
@@ -100,14 +102,14 @@ class Pipeline:
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = await self._read(read_completion, raw, record)
+        incoming = await self.read(read_completion, raw, record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
-        incoming = await self._read(read_chat, raw, record)
+        incoming = await self.read(read_chat, raw, record)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
         asked = {
@@ -160,11 +162,15 @@ class Pipeline:
         is_quick = not incoming.images and incoming.size <= QUICK_TEXT
         return work() if is_quick else await self.workers.run(record.key_digest, work)
 
-    async def _read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
+    async def read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
         """The request; a large one is parsed in a thread."""
         work = partial(read, raw, self.settings, self.attachment.only_base)
-        incoming = work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
+        incoming = await self.done(work, len(raw), record)
         return incoming.salted(record.key_digest) if self.caches_by_key else incoming
+
+    async def done(self, work: Callable[[], T], size: int, record: Record) -> T:
+        """The result of work on a body of so many bytes; on a large one it is done in a thread."""
+        return work() if size <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""

@@ -52,7 +52,7 @@ def _check_key(gateway: Gateway, request: Request) -> None:
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     _check_key(gateway, request)
-    page: Page = request.app.state.metrics_page
+    page: Page[bytes] = request.app.state.metrics_page
     return Response(await page.get(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -62,7 +62,7 @@ async def engine_metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     _check_key(gateway, request)
     try:
-        page: Page = request.app.state.engine_metrics_page
+        page: Page[bytes] = request.app.state.engine_metrics_page
         text = await page.get()
     except EndpointError as exc:
         return of_endpoint(exc).response()
