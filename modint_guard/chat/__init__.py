@@ -14,6 +14,7 @@ eligibility.py      which requests are not probed, and why
 relevance.py        which modality ought to decide the answer
 relevance_rules.py  the same, by rules that are configured
 rule_files.py       what relevance rules and mitigation policies share: matching, and their TOML files
+responses.py        the Responses API in terms of chat
 thoughts.py         tells an answer from the thoughts before it
 reply.py            reads a completion or a stream
 """

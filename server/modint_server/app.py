@@ -30,9 +30,10 @@ from modint_server.request.intake import Keys, request_id
 from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
+from modint_server.request.responses import Responses
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
-from modint_server.routes import chat, completions, guard, health, models, passing
+from modint_server.routes import chat, completions, guard, health, models, passing, responses
 from modint_server.routes.pages import Page
 from modint_server.settings import PASSED_GET, Settings, client_keys, secret
 
@@ -77,7 +78,7 @@ def create_app(
     app.state.passed_pages = {
         path: Page(partial(gateway.pipeline.upstream.page, path)) for path in PASSED_GET
     }
-    for route in (chat, completions, models, guard, health):
+    for route in (chat, completions, responses, models, guard, health):
         app.include_router(route.router)
     app.include_router(passing.router_of(settings.pass_routes))
     if settings.cors_origins:
@@ -153,8 +154,15 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
         ),
     )
-    passing_on = Passing(pipeline)
-    return Gateway(settings, metrics, attachment, pipeline, passing_on, Keys(client_keys(settings)))
+    return Gateway(
+        settings,
+        metrics,
+        attachment,
+        pipeline,
+        Responses(pipeline),
+        Passing(pipeline),
+        Keys(client_keys(settings)),
+    )
 
 
 def _shared(total: int, settings: Settings) -> Places:

@@ -126,6 +126,7 @@ class FakeUpstream:
     sent: bytes = b""  # the last streamed answer, as it left
     damage: Callable[[JSON, JSON], JSON] = lambda body, answer: answer  # of completions and chunks
     page: bytes = b'# HELP vllm:x One.\nvllm:x{a="b"} 1.0\n' * 20_000  # its own metrics
+    responses: bool = False  # whether it has /v1/responses
     further: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # answers of other routes, with kind
     url: str = ""
 
@@ -160,6 +161,10 @@ class FakeUpstream:
         if (answer := self.further.get(path)) is not None:
             self.raw.append(raw)
             return await _whole(writer, answer[1], kind=answer[0])
+        if path == "/v1/responses" and self.responses:
+            self.raw.append(raw)
+            self.calls.append(json.loads(raw))
+            return await self._respond(json.loads(raw), writer)
         if "/completions" not in path:
             return await _whole(writer, b'{"detail":"Not Found"}', status=404)
         self.raw.append(raw)
@@ -241,6 +246,50 @@ class FakeUpstream:
             "prompt_token_ids": ids,
         }
 
+    async def _respond(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
+        """A response of the Responses API by the same script, whole or as a stream."""
+        answer = self.script(_as_chat(body))
+        if answer.fault == "400":
+            error = b'{"error":{"message":"too long","type":"BadRequest","param":null,"code":400}}'
+            return await _whole(writer, error, status=400)
+        asks = "message.output_text.logprobs" in (body.get("include") or ())
+        listed = self._logprobs({"logprobs": asks, "top_logprobs": body.get("top_logprobs")}, answer)
+        entries = listed["content"] if listed else []
+        part = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": entries or None}
+        item = {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [part],
+        }
+        response = {
+            "id": "resp_1",
+            "object": "response",
+            "status": "completed",
+            "model": body["model"],
+            "output": [item],
+            "top_logprobs": body.get("top_logprobs"),
+            "usage": {"input_tokens": 40, "output_tokens": 2, "total_tokens": 42},
+        }
+        if not body.get("stream"):
+            return await _whole(writer, json.dumps(response).encode())
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        delta = {"type": "response.output_text.delta", "item_id": "msg_1", "delta": answer.text}
+        events: list[JSON] = [
+            {"type": "response.created", "response": {**response, "output": []}},
+            {**delta, "output_index": 0, "content_index": 0, "logprobs": entries},
+            {"type": "response.completed", "response": response},
+        ]
+        self.sent = b""
+        for number, event in enumerate(events[: 2 if answer.fault == "die" else 3]):
+            data = json.dumps({**event, "sequence_number": number})
+            frame = f"event: {event['type']}\ndata: {data}\n\n".encode()
+            self.sent += frame
+            writer.write(frame)
+        await writer.drain()
+        return False
+
     def _completion(self, body: JSON, answer: Answer) -> JSON:
         message = {"role": "assistant", "content": answer.text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -310,6 +359,24 @@ class FakeUpstream:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
         return {**head, "choices": [choice], "future_field": 1, **self.extra}
+
+
+def _as_chat(body: JSON) -> JSON:
+    """A request of the Responses API as a chat body, as far as tests ask."""
+    messages = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
+    items = body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
+    for item in items:
+        content = item.get("content") or ""
+        if isinstance(content, list):
+            content = [_as_part(part) for part in content]
+        messages.append({"role": item.get("role", "assistant"), "content": content})
+    return {**body, "messages": messages}
+
+
+def _as_part(part: JSON) -> JSON:
+    if part["type"] == "input_image":
+        return {"type": "image_url", "image_url": {"url": part["image_url"]}}
+    return {"type": "text", "text": part["text"]}
 
 
 def _tokens(text: str) -> list[str]:

@@ -15,6 +15,7 @@ from modint_guard.types import JSON
 from modint_server.errors import kind_of
 
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 METRICS = "/metrics"

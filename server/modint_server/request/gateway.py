@@ -20,6 +20,7 @@ from modint_server.request.exchange import Record, Wire, unless_client_leaves
 from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
 from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.responses import Responses
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
@@ -33,6 +34,7 @@ class Gateway:
     metrics: Metrics
     attachment: Attachment
     pipeline: Pipeline
+    responses: Responses
     passing: Passing
     keys: Keys
     draining: bool = False

@@ -248,9 +248,18 @@ def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> In
     if messages is not sent:
         cleaned, changed = {**cleaned, "messages": messages}, True
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
-    if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
-        cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
-    return Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
+    incoming = Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
+    return keyed_by_gain(incoming, settings)
+
+
+def keyed_by_gain(incoming: Incoming, settings: Settings) -> Incoming:
+    """The request with the gain in its cache's key: scaled keys are of no use to an engine that scales
+    otherwise.
+    """
+    if settings.image_attention == 1.0:
+        return incoming
+    salt = {"cache_salt": f"image-attention-{settings.image_attention:g}"}
+    return replace(incoming, body={**incoming.body, **salt}, raw=None)
 
 
 def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:

@@ -88,15 +88,12 @@ class Pipeline:
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await self._plan(incoming, headers, record)
+            plan = await self.plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
-            elif not plan.views:
-                await self._unexamined(plan, "no_logprobs", incoming, record, wire, debug)
-            elif record.is_busy:
-                self.metrics.probes_shed.labels(record.served.model).inc()
-                await self._unexamined(plan, "budget", incoming, record, wire, debug)
+            elif reason := self.reason_not_probed(plan, record):
+                await self._unexamined(plan, reason, incoming, record, wire, debug)
             else:
                 await self._guarded(plan, incoming, record, wire, debug)
 
@@ -118,7 +115,7 @@ class Pipeline:
             if key not in ("answer", "stream", "stream_options")
         }
         async with self.attachment.serving(asked["model"]) as record.served:
-            plan = await self._plan(replace(incoming, body=asked), headers, record, always=True)
+            plan = await self.plan(replace(incoming, body=asked), headers, record, always=True)
             assert plan is not None
             if plan.options.action not in (None, ANNOTATE):
                 raise RequestError(
@@ -132,8 +129,14 @@ class Pipeline:
 
     # The stages.
 
-    async def _plan(
-        self, incoming: Incoming, headers: Mapping[str, str], record: Record, *, always: bool = False
+    async def plan(
+        self,
+        incoming: Incoming,
+        headers: Mapping[str, str],
+        record: Record,
+        *,
+        always: bool = False,
+        forcing: bool = True,
     ) -> Plan | None:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
@@ -150,7 +153,7 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
+        forcing = forcing and self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
         work = partial(
             self.guard.plan,
             incoming.body,
@@ -175,7 +178,7 @@ class Pipeline:
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
         self.second_tries.earn()
-        examination = self._examine(plan, record)
+        examination = self.examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
             async with examination:
@@ -183,7 +186,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self._may_ask_again(examination, exc):
+            if wire.streaming or not self.may_ask_again(examination, exc):
                 raise
             await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
 
@@ -191,14 +194,29 @@ class Pipeline:
         self, plan: Plan, reason: str, incoming: Incoming, record: Record, wire: Wire, debug: bool
     ) -> None:
         """The request without probes, unless its policy serves no answer that could not be judged."""
-        policy = policy_of(plan.chat, plan.options, self.guard.config)
-        report = record.report = fail_closed(unscored(plan, reason), policy)
+        report = record.report = self.without_verdict(plan, reason)
         if report.mitigation is not None:
             await wire.respond(annotate.withheld(report, debug=debug))
         else:
             await self._plain(CHAT, incoming, record, wire, debug)
 
-    def _may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+    def reason_not_probed(self, plan: Plan, record: Record) -> str | None:
+        """Why a request that could be judged is not probed; None if it is."""
+        if not plan.views:
+            return "no_logprobs"
+        if record.is_busy:
+            self.metrics.probes_shed.labels(record.served.model).inc()
+            return "budget"
+        return None
+
+    def without_verdict(self, plan: Plan, reason: str) -> Report:
+        """The report of a request that is not probed. It says what goes out in place of the answer
+        (`mitigation`) if the policy serves none that could not be judged.
+        """
+        policy = policy_of(plan.chat, plan.options, self.guard.config)
+        return fail_closed(unscored(plan, reason), policy)
+
+    def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
         if examination.refused_additions(exc):
             return True
@@ -211,7 +229,7 @@ class Pipeline:
             data = await self.upstream.post(CHAT, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
-        report = await self._report_on(examination, partial(reply_of, completion), record)
+        report = await self.report_on(examination, partial(reply_of, completion), record)
         record.report = report
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
@@ -233,8 +251,8 @@ class Pipeline:
 
         async def judge(finish: JSON) -> JSON:
             with record.holding():
-                report = await self._report_on(examination, answer.reply, record)
-            record.report = report = _delivered(report, held)
+                report = await self.report_on(examination, answer.reply, record)
+            record.report = report = delivered(report, held)
             if held is not None and held.held:
                 await self._release(held, finish, policy, report, record, debug)
             return annotate.annotated(annotate.finished(finish, report), report)
@@ -248,12 +266,12 @@ class Pipeline:
             return skipped(plan)
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs")
-        async with self._examine(plan, record, given=answer) as examination:
+        async with self.examine(plan, record, given=answer) as examination:
             with record.waiting():
                 completion = await self.upstream.complete(examination.body, record.upstream_headers())
-            return await self._report_on(examination, partial(reply_of, completion), record)
+            return await self.report_on(examination, partial(reply_of, completion), record)
 
-    def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
+    def examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
         """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
@@ -265,7 +283,7 @@ class Pipeline:
             on_failure=self.metrics.step_failed,
         )
 
-    async def _report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
+    async def report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
         report = await examination.report_on(read)
         answer = examination.answer
@@ -291,7 +309,7 @@ class Pipeline:
         """Request and answer as they are. What was to be judged and what sent `modint` is told why not."""
         report = record.report
         headers = annotate.headers_of(report, debug=debug) if report else {}
-        mark = report is not None and _is_told(report, incoming)
+        mark = report is not None and is_told(report, incoming)
         body = incoming.without_modint().bytes()
         if incoming.stream:
 
@@ -382,7 +400,7 @@ class Pipeline:
         return complete
 
 
-def _delivered(report: Report, held: HeldWire | None) -> Report:
+def delivered(report: Report, held: HeldWire | None) -> Report:
     """The report, saying whether a new answer comes after the old one was already sent."""
     mended = report.mitigation
     if mended is None or mended.answer is None or (held is not None and held.held):
@@ -396,7 +414,7 @@ def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:
     return () if name in asked or len(asked) > MAX_ASKED else (name,)
 
 
-def _is_told(report: Report, incoming: Incoming) -> bool:
+def is_told(report: Report, incoming: Incoming) -> bool:
     """Whether the object goes into an answer that is passed on: an unscored one always has it."""
     verdict = report.verdict
     return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)

@@ -1,0 +1,187 @@
+"""The Responses API: judged like chat, whole and streamed, and in the official client's hands."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from modint_server.request.sse import Splitter, data_of
+from tests.server.conftest import Running, picture, serving
+from tests.server.fake_upstream import BASE, JSON, Answer, FakeUpstream, is_main, steady
+
+IMAGE = {"relevant": "image"}
+
+
+@pytest.fixture
+async def gateway(upstream: FakeUpstream) -> AsyncIterator[Running]:
+    upstream.responses = True
+    async with serving(upstream.url) as running:
+        upstream.forget()
+        yield running
+
+
+def asked(**fields: Any) -> JSON:
+    """A question about a picture, with a caption that lies."""
+    content = [
+        {"type": "input_image", "image_url": picture(), "detail": "auto"},
+        {"type": "input_text", "text": "The caption says that the shape is blue."},
+        {"type": "input_text", "text": "What colour is the shape?"},
+    ]
+    item = {"role": "user", "content": content}
+    return {"model": BASE, "input": [item], "max_output_tokens": 4, "modint": IMAGE, **fields}
+
+
+def documents(body: bytes) -> list[JSON]:
+    return [json.loads(data) for event in Splitter().feed(body) if (data := data_of(event)) is not None]
+
+
+async def test_an_answer_that_followed_the_caption_is_flagged(
+    gateway: Running, upstream: FakeUpstream
+) -> None:
+    answer = await gateway.post(asked(), "/v1/responses")
+    assert (answer.status, answer.headers["x-modint-verdict"]) == (200, "flagged")
+    assert answer.json["modint"]["cause"] == "text"
+    assert answer.json["output"][0]["content"][0] == {
+        "type": "output_text",
+        "text": "blue",
+        "annotations": [],
+        "logprobs": None,
+    }
+    main, *views = upstream.calls
+    assert (main["include"], main["top_logprobs"]) == (["message.output_text.logprobs"], 20)
+    assert "modint" not in main
+    assert [view["max_tokens"] for view in views] == [2, 2, 2]
+    assert not any({"input", "max_output_tokens", "max_completion_tokens"} & set(view) for view in views)
+    requests = {"model": BASE, "adapter": "none", "route": "responses", "outcome": "ok"}
+    assert gateway.value("modint_requests_total", **requests) == 1
+    assert gateway.value("modint_tokens_total", model=BASE, adapter="none", direction="input") == 40
+
+
+async def test_an_answer_that_the_picture_decided_passes(gateway: Running, upstream: FakeUpstream) -> None:
+    upstream.script = steady
+    assert (await gateway.post(asked(), "/v1/responses")).json["modint"]["verdict"] == "pass"
+
+
+async def test_the_verdict_of_a_stream_is_in_the_completed_response(gateway: Running) -> None:
+    created, delta, completed = documents((await gateway.post(asked(stream=True), "/v1/responses")).body)
+    assert (created["type"], delta["delta"], delta["logprobs"]) == ("response.created", "blue", [])
+    assert completed["type"] == "response.completed"
+    assert completed["response"]["modint"]["verdict"] == "flagged"
+    assert completed["response"]["output"][0]["content"][0]["logprobs"] is None
+
+
+async def test_the_official_client_reads_the_verdict(gateway: Running) -> None:
+    fields: Any = {name: value for name, value in asked().items() if name != "modint"}
+    more = {"modint": IMAGE}
+    response = await gateway.openai.responses.create(**fields, extra_body=more)
+    assert response.output_text == "blue"
+    assert response.modint["verdict"] == "flagged"  # type: ignore[attr-defined]
+    stream = await gateway.openai.responses.create(**fields, extra_body=more, stream=True)
+    *_, last = [event async for event in stream]
+    assert last.type == "response.completed"
+    assert last.response.modint["verdict"] == "flagged"
+
+
+async def test_logprobs_that_the_client_asked_for_stay_and_no_more(gateway: Running) -> None:
+    wanted = asked(include=["message.output_text.logprobs"], top_logprobs=1)
+    document = (await gateway.post(wanted, "/v1/responses")).json
+    (entry,) = document["output"][0]["content"][0]["logprobs"]
+    assert (entry["token"], len(entry["top_logprobs"]), document["top_logprobs"]) == ("blue", 1, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_bytes_are_kept_both_ways_with_the_guard_off(
+    gateway: Running, upstream: FakeUpstream, stream: bool
+) -> None:
+    body = {name: value for name, value in asked(stream=stream).items() if name != "modint"}
+    raw = json.dumps(body, indent=3).encode()
+    answer = await gateway.post(raw, "/v1/responses", x_modint_mode="off")
+    assert upstream.raw == [raw]
+    assert (answer.headers["x-modint-verdict"], answer.headers["x-modint-reason"]) == ("skipped", "opted_out")
+    assert answer.body == upstream.sent if stream else b"modint" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"input": "What is two plus three?"}, "no_image"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tool_calls"),
+        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}}, "structured_output"),
+        ({"previous_response_id": "resp_0"}, "unsupported_part"),
+    ],
+)
+async def test_what_cannot_be_judged_is_answered_and_skipped(
+    gateway: Running, upstream: FakeUpstream, fields: JSON, reason: str
+) -> None:
+    answer = await gateway.post(asked(**fields), "/v1/responses")
+    assert answer.status == 200
+    assert (answer.json["modint"]["verdict"], answer.json["modint"]["reason"]) == ("skipped", reason)
+    assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "code"),
+    [
+        ({"type": "input_image", "image_url": "http://10.0.0.1/a.png"}, 400, "remote_image_refused"),
+        ({"type": "input_file", "file_url": "http://10.0.0.1/a.pdf"}, 400, "remote_image_refused"),
+        ({"type": "input_image", "image_url": "data:image/png;base64,aGVsbG8="}, 400, "invalid_image"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_pictures_are_checked(
+    gateway: Running, upstream: FakeUpstream, part: JSON, status: int, code: str, mode: str
+) -> None:
+    body = asked(input=[{"role": "user", "content": [part]}])
+    answer = await gateway.post(body, "/v1/responses", x_modint_mode=mode)
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize("input_", [None, [], 3, ["text"]])
+async def test_an_input_of_another_shape_is_refused(gateway: Running, input_: Any) -> None:
+    answer = await gateway.post(asked(input=input_), "/v1/responses")
+    assert (answer.status, answer.error["param"]) == (400, "input")
+
+
+async def test_an_engine_that_refuses_what_we_added_gets_the_clients_own_request(
+    gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="400" if "include" in body else None)
+    answer = await gateway.post(asked(), "/v1/responses")
+    assert (answer.status, answer.json["modint"]["reason"]) == (200, "upstream_error")
+
+
+async def test_an_engine_that_dies_mid_stream_ends_in_an_error(
+    gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="die" if is_main(body) else None)
+    fields: Any = {name: value for name, value in asked(stream=True).items() if name != "modint"}
+    with pytest.raises(openai.APIError, match="before its response was whole"):
+        async for _ in await gateway.openai.responses.create(**fields):
+            pass
+
+
+async def test_an_engine_without_the_route_says_so(running_gateway: Running) -> None:
+    answer = await running_gateway.post(asked(), "/v1/responses")
+    assert (answer.status, answer.error["code"]) == (404, "unknown_route")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_policy_replaces_a_flagged_answer(
+    upstream: FakeUpstream, tmp_path: Path, stream: bool
+) -> None:
+    upstream.responses = True
+    async with serving(upstream.url, action="abstain") as gateway:
+        answer = await gateway.post(asked(stream=stream), "/v1/responses")
+    assert answer.headers["x-modint-action"] == "abstain"
+    response = documents(answer.body)[-1]["response"] if stream else answer.json
+    text = response["output"][0]["content"][0]["text"]
+    assert text and text != "blue"
+    assert response["modint"]["action"] == "abstain"
+    if stream:
+        kinds = [event["type"].removeprefix("response.") for event in documents(answer.body)]
+        assert kinds[0] == "created" and kinds[-2:] == ["output_item.done", "completed"]
+        assert b'"delta":"blue"' not in answer.body
