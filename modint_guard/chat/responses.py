@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from modint_guard.errors import RequestError
 from modint_guard.types import JSON, TokenOptions
 
 LOGPROBS = "message.output_text.logprobs"  # of the request's `include`
@@ -25,7 +24,7 @@ _ELSEWHERE = ("previous_response_id", "previous_input_messages", "prompt", "conv
 
 
 def chat_of(request: JSON) -> JSON:
-    """The chat body that asks what a request asks. Raises RequestError for an `input` of another shape."""
+    """The chat body that asks what a request asks. An `input` of another shape is the engine's to refuse."""
     messages: list[JSON] = []
     if isinstance(request.get("instructions"), str) and request["instructions"]:
         messages.append({"role": "system", "content": request["instructions"]})
@@ -36,7 +35,7 @@ def chat_of(request: JSON) -> JSON:
         for item in asked:
             _add(item, messages)
     else:
-        raise RequestError("input must be a text or a list of items", param="input", code="invalid_messages")
+        messages.append(_unknown("input"))
     messages += [_unknown(name) for name in _ELSEWHERE if request.get(name)]
     body = {name: request[name] for name in _SAME if request.get(name) is not None}
     return {**body, "messages": messages, **_length(request), **_format(request), **_logprobs(request)}

@@ -8,7 +8,6 @@ from modint_guard.chat.eligibility import unsupported_part
 from modint_guard.chat.parts import in_one_form
 from modint_guard.chat.reply import reply_of
 from modint_guard.chat.responses import chat_of, completion_of, with_logprobs, without_added
-from modint_guard.errors import RequestError
 from modint_guard.types import JSON, TokenOptions
 
 CALL = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
@@ -60,6 +59,8 @@ def test_calls_of_tools_in_the_history_are_chats() -> None:
     [
         {"input": "What?", "previous_response_id": "resp_0"},
         {"input": "What?", "prompt": {"id": "p"}},
+        {"input": []},
+        {"messages": []},
         {"input": [{"type": "item_reference", "id": "x"}]},
         {"input": [{"type": "reasoning", "summary": []}]},
     ],
@@ -73,11 +74,6 @@ def test_effort_and_format_are_chats() -> None:
     wanted = {"type": "json_schema", "name": "a", "schema": {}}
     chat = chat_of({"input": "What?", "reasoning": {"effort": "low"}, "text": {"format": wanted}})
     assert (chat["reasoning_effort"], chat["response_format"]) == ("low", wanted)
-
-
-def test_an_empty_input_is_refused() -> None:
-    with pytest.raises(RequestError, match="input must be a text or a list of items"):
-        chat_of({"input": []})
 
 
 def test_log_probabilities_are_asked_for_and_only_those_wanted_are_shown() -> None:
