@@ -166,6 +166,14 @@ async def test_an_engine_that_dies_mid_stream_ends_in_an_error(
             pass
 
 
+async def test_the_gain_is_in_the_caches_key_of_every_call(upstream: FakeUpstream) -> None:
+    upstream.responses = True
+    async with serving(upstream.url, image_attention=0.5) as gateway:
+        upstream.forget()
+        assert (await gateway.post(asked(), "/v1/responses")).status == 200
+    assert [call["cache_salt"] for call in upstream.calls] == ["image-attention-0.5"] * 4
+
+
 async def test_an_engine_without_the_route_says_so(running_gateway: Running) -> None:
     answer = await running_gateway.post(asked(), "/v1/responses")
     assert (answer.status, answer.error["code"]) == (404, "unknown_route")
