@@ -249,9 +249,10 @@ class FakeUpstream:
     async def _respond(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
         """A response of the Responses API by the same script, whole or as a stream."""
         answer = self.script(_as_chat(body))
-        if answer.fault == "400":
+        await asyncio.sleep(answer.delay_s)
+        if answer.fault in ("400", "500"):
             error = b'{"error":{"message":"too long","type":"BadRequest","param":null,"code":400}}'
-            return await _whole(writer, error, status=400)
+            return await _whole(writer, error, status=int(answer.fault))
         asks = "message.output_text.logprobs" in (body.get("include") or ())
         listed = self._logprobs({"logprobs": asks, "top_logprobs": body.get("top_logprobs")}, answer)
         entries = listed["content"] if listed else []
@@ -273,7 +274,7 @@ class FakeUpstream:
             "usage": {"input_tokens": 40, "output_tokens": 2, "total_tokens": 42},
         }
         if not body.get("stream"):
-            return await _whole(writer, json.dumps(response).encode())
+            return await _whole(writer, json.dumps(self.damage(body, response)).encode())
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         delta = {"type": "response.output_text.delta", "item_id": "msg_1", "delta": answer.text}
         events: list[JSON] = [
@@ -283,7 +284,7 @@ class FakeUpstream:
         ]
         self.sent = b""
         for number, event in enumerate(events[: 2 if answer.fault == "die" else 3]):
-            data = json.dumps({**event, "sequence_number": number})
+            data = json.dumps({**self.damage(body, event), "sequence_number": number})
             frame = f"event: {event['type']}\ndata: {data}\n\n".encode()
             self.sent += frame
             writer.write(frame)

@@ -1,5 +1,6 @@
 """The Responses API: judged like chat, whole and streamed, and in the official client's hands."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from modint_server.request.sse import Splitter, data_of
 from tests.server.conftest import Running, picture, serving
-from tests.server.fake_upstream import BASE, JSON, Answer, FakeUpstream, is_main, steady
+from tests.server.fake_upstream import BASE, JSON, Answer, FakeUpstream, is_main, misled, steady
+from tests.server.test_mitigation import with_policy
 
 IMAGE = {"relevant": "image"}
+OK = {"model": BASE, "adapter": "none", "route": "responses", "outcome": "ok"}
 
 
 @pytest.fixture
@@ -55,8 +58,7 @@ async def test_an_answer_that_followed_the_caption_is_flagged(
     assert "modint" not in main
     assert [view["max_tokens"] for view in views] == [2, 2, 2]
     assert not any({"input", "max_output_tokens", "max_completion_tokens"} & set(view) for view in views)
-    requests = {"model": BASE, "adapter": "none", "route": "responses", "outcome": "ok"}
-    assert gateway.value("modint_requests_total", **requests) == 1
+    assert gateway.value("modint_requests_total", **OK) == 1
     assert gateway.value("modint_tokens_total", model=BASE, adapter="none", direction="input") == 40
 
 
@@ -195,3 +197,97 @@ async def test_a_policy_replaces_a_flagged_answer(
         kinds = [event["type"].removeprefix("response.") for event in documents(answer.body)]
         assert kinds[0] == "created" and kinds[-2:] == ["output_item.done", "completed"]
         assert b'"delta":"blue"' not in answer.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_breaks_on_what_we_added_is_asked_once_more(
+    gateway: Running, upstream: FakeUpstream, stream: bool
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, fault="500" if "include" in body else None)
+    for _ in range(5):  # as many in a row as a quiet gateway tries again
+        answer = await gateway.post(asked(stream=stream), "/v1/responses")
+        report = (documents(answer.body)[-1]["response"] if stream else answer.json)["modint"]
+        assert (answer.status, report["verdict"], report["reason"]) == (200, "unscored", "upstream_error")
+    assert (await gateway.post(asked(stream=stream), "/v1/responses")).status == 500
+
+
+async def test_a_busy_gateway_leaves_probes_out(upstream: FakeUpstream) -> None:
+    upstream.responses = True
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, delay_s=0.5)
+    async with serving(upstream.url, max_in_flight=4, shed_probes_at=0.5) as gateway:
+        upstream.forget()
+        sent = [asyncio.ensure_future(gateway.post(asked(), "/v1/responses")) for _ in range(4)]
+        reasons = [reply.json["modint"]["reason"] for reply in await asyncio.gather(*sent)]
+    assert reasons.count("budget") == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_closed_policy_withholds_what_could_not_be_judged(
+    upstream: FakeUpstream, tmp_path: Path, stream: bool
+) -> None:
+    upstream.responses = True
+    closed = "action = 'abstain'\nunscored = 'abstain'\nabstain_as = 'error'"
+    async with with_policy(upstream, tmp_path, closed) as gateway:
+        upstream.script = lambda body: misled(body) if is_main(body) else Answer("", fault="500")
+        reply = await gateway.post(asked(stream=stream), "/v1/responses")
+    assert (reply.status, reply.json["error"]["code"]) == (422, "modality_interference")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"usage": 7},
+        {"usage": {"input_tokens": -1, "output_tokens": "many"}},
+        {"output": "none"},
+        {"output": [{"type": "message", "content": [{"type": "output_text"}]}]},
+    ],
+)
+async def test_odd_answers_reach_the_client_as_they_are(
+    gateway: Running, upstream: FakeUpstream, damage: JSON, stream: bool
+) -> None:
+    def damaged(body: JSON, document: JSON) -> JSON:
+        if document.get("type") == "response.completed":
+            return {**document, "response": {**document["response"], **damage}}
+        return {**document, **damage} if "output" in document else document
+
+    upstream.damage = damaged
+    answer = await gateway.post(asked(stream=stream), "/v1/responses")
+    assert answer.status == 200
+    response = documents(answer.body)[-1]["response"] if stream else answer.json
+    assert {name: response[name] for name in damage} == damage
+    assert response["modint"]["verdict"] in ("flagged", "unscored")
+    assert gateway.value("modint_requests_total", **OK) == 1
+
+
+@pytest.mark.parametrize("response", [None, 7, "whole"])
+async def test_a_stream_that_ends_without_a_response_is_passed_on(
+    gateway: Running, upstream: FakeUpstream, response: Any
+) -> None:
+    upstream.damage = lambda body, event: (
+        {**event, "response": response} if event.get("type") == "response.completed" else event
+    )
+    answer = await gateway.post(asked(stream=True), "/v1/responses")
+    assert documents(answer.body)[-1]["response"] == response
+
+
+async def test_each_key_has_a_cache_of_its_own(upstream: FakeUpstream) -> None:
+    upstream.responses = True
+    async with serving(upstream.url, api_keys="key-one,key-two") as gateway:
+        upstream.forget()
+        for key in ("key-one", "key-two"):
+            await gateway.post(asked(), "/v1/responses", authorization=f"Bearer {key}")
+    salts = [call["cache_salt"] for call in upstream.calls]
+    assert len(salts) == 8 and len(set(salts[:4])) == len(set(salts[4:])) == 1
+    assert salts[0] != salts[4]
+
+
+async def test_the_pixels_of_a_request_are_counted_together(upstream: FakeUpstream) -> None:
+    upstream.responses = True
+    async with serving(upstream.url, max_request_pixels=100) as gateway:
+        upstream.forget()
+        part = {"type": "input_image", "image_url": picture()}
+        refused = await gateway.post(
+            asked(input=[{"role": "user", "content": [part, part]}]), "/v1/responses"
+        )
+    assert (refused.status, refused.error["code"], upstream.calls) == (413, "image_too_large", [])
