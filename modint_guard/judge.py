@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from modint_guard.chat.reply import behind_reasoning
+from modint_guard.chat.thoughts import behind_thoughts
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
 from modint_guard.judging.calibration import Calibration
@@ -117,7 +117,7 @@ class Judge:
         a word like a view, which gives the distribution of the request. The report is unscored if neither
         this reply nor a view lists that word.
         """
-        given = behind_reasoning(given) if behind_reasoning(given).strip() else given
+        given = behind_thoughts(given) if behind_thoughts(given).strip() else given
         word = scoring.first_word(given, [option.label for option in plan.chat.options])
         skip = None if reply.skip == "empty_answer" else reply.skip
         report = self.report(plan, replace(reply, text=given, token=word, skip=skip), replies)

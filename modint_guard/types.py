@@ -226,7 +226,8 @@ class Reply:
     answer cannot be judged. positions: all generated tokens that have alternatives. forced: the tokens of the
     answer that was given, as this view scores them. whole: whether the view also generated a whole answer
     (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
-    and positions are those of the answer behind it.
+    and positions are those of the answer behind it. empty_thought: how a reply without reasoning begins then;
+    None if its marks have no such form.
     """
 
     text: str
@@ -242,6 +243,7 @@ class Reply:
     forced: tuple[Position, ...] = ()
     whole: bool = False
     reasoning: bool = False
+    empty_thought: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

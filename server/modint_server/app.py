@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modint_guard.chat.images import ImageLimits
@@ -26,13 +27,30 @@ from modint_server.metrics import Metrics
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
+from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
+from modint_server.request.responses import Responses
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
-from modint_server.routes import chat, completions, guard, health, models
+from modint_server.routes import chat, completions, guard, health, models, passing, responses
 from modint_server.routes.pages import Page
-from modint_server.settings import Settings, client_keys, secret
+from modint_server.settings import PASSED_GET, Settings, client_keys, secret
+
+# What scripts of web pages may read of an answer, besides its body.
+READABLE_HEADERS = (
+    "x-request-id",
+    "x-modint-verdict",
+    "x-modint-risk",
+    "x-modint-reason",
+    "x-modint-schema",
+    "x-modint-action",
+    "x-modint-rungs",
+    "x-modint-mitigation-tokens",
+    "x-modint-detail",
+    "retry-after",
+    "x-should-retry",
+)
 
 
 def create_app(
@@ -57,8 +75,20 @@ def create_app(
     app.state.gateway = gateway
     app.state.metrics_page = Page(partial(asyncio.to_thread, generate_latest, metrics.registry))
     app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics)
-    for route in (chat, completions, models, guard, health):
+    app.state.passed_pages = {
+        path: Page(partial(gateway.pipeline.upstream.page, path)) for path in PASSED_GET
+    }
+    for route in (chat, completions, responses, models, guard, health):
         app.include_router(route.router)
+    app.include_router(passing.router_of(settings.pass_routes))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=READABLE_HEADERS,
+        )
     app.add_middleware(RequestIds)
     errors.install(app)
     return app
@@ -125,7 +155,15 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
         ),
     )
-    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+    return Gateway(
+        settings,
+        metrics,
+        attachment,
+        pipeline,
+        Responses(pipeline),
+        Passing(pipeline),
+        Keys(client_keys(settings)),
+    )
 
 
 def _shared(total: int, settings: Settings) -> Places:

@@ -14,6 +14,7 @@ from modint_guard.types import JSON
 from modint_server.logs import LOGGER
 
 MAX_MESSAGE_CHARS = 1000
+_PAUSE = re.compile(r"\d{1,9}|[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 # Pydantic repeats the client's body in its messages, from here on.
 _ECHO = re.compile(r"[\s,\[{(]*['\"]?\binput(_value)?['\"]?\s*[:=].*", re.DOTALL)
 
@@ -27,7 +28,7 @@ class Failure:
     type: str
     code: str
     param: str | None = None
-    retry_after_s: int | None = None
+    retry_after: str | None = None  # seconds, or a date
 
     def envelope(self) -> JSON:
         """The body: {"error": {"message", "type", "param", "code"}}."""
@@ -36,8 +37,8 @@ class Failure:
     def response(self) -> Response:
         """The envelope with its status and the headers that clients act on."""
         headers: dict[str, str] = {}
-        if self.retry_after_s is not None:
-            headers["retry-after"] = str(self.retry_after_s)
+        if self.retry_after is not None:
+            headers["retry-after"] = self.retry_after
         if self.status < 500 and self.status not in (408, 429):
             headers["x-should-retry"] = "false"
         if self.status in (408, 413):
@@ -49,8 +50,8 @@ class Failure:
 
 def of_request(exc: RequestError) -> Failure:
     """The failure that answers a request which the gateway refuses."""
-    retry_after_s = 1 if exc.status == 503 else None
-    return Failure(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after_s)
+    retry_after = "1" if exc.status == 503 else None
+    return Failure(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after)
 
 
 def of_endpoint(exc: EndpointError) -> Failure:
@@ -75,7 +76,13 @@ def of_endpoint(exc: EndpointError) -> Failure:
         upstream["type"] or type_,
         upstream["code"] or f"upstream_{exc.status}",
         upstream["param"],
+        _pause(exc.retry_after),
     )
+
+
+def _pause(retry_after: str | None) -> str | None:
+    """The engine's Retry-After, if it is whole seconds or a date as RFC 9110 writes them."""
+    return retry_after if retry_after and _PAUSE.fullmatch(retry_after) else None
 
 
 def translate(body: bytes) -> dict[str, str | None]:

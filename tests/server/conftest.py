@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from modint_server.adapters.folders import Adapter
 from modint_server.app import create_app
 from modint_server.request.gateway import Gateway
+from modint_server.serving import server_config
 from modint_server.settings import Settings
 from tests.server.fake_upstream import BASE, JSON, FakeUpstream, running
 
@@ -93,9 +94,8 @@ async def serving(
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(
-            app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=2
-        )
+        config = server_config(app)
+        config.timeout_graceful_shutdown = 2
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started or (ready and not gateway.attachment.ready):

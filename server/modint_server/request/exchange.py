@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ class Record:
 
     route: str
     request_id: str
+    trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace context, as the client sent it
     started: float = field(default_factory=time.perf_counter)
     served: Served = NOBODY
     stream: bool = False
@@ -46,7 +48,12 @@ class Record:
     coverage: float | None = None  # probability held by the tokens listed at the first content position
     first_token_s: float | None = None
     closed: bool = False
+    probes: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # numbers for probe calls
     waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten
+
+    def upstream_headers(self, call: str = "") -> dict[str, str]:
+        """What the engine is told of the request. `call` sets probes' ids apart: each names one request."""
+        return {"x-request-id": self.request_id + call, **self.trace}
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started

@@ -7,17 +7,18 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from modint_guard.errors import EndpointError
 from modint_server.errors import of_endpoint
 from modint_server.request.gateway import Gateway
+from modint_server.routes import READ
 from modint_server.routes.pages import Page
 
 router = APIRouter()
 
 
-@router.get("/livez")
+@router.api_route("/livez", methods=READ)
 async def livez() -> Response:
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=READ)
 async def readyz(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     attachment = gateway.attachment
@@ -47,21 +48,21 @@ def _check_key(gateway: Gateway, request: Request) -> None:
         gateway.keys.check(request.headers)
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=READ)
 async def metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     _check_key(gateway, request)
-    page: Page = request.app.state.metrics_page
+    page: Page[bytes] = request.app.state.metrics_page
     return Response(await page.get(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-@router.get("/engine/metrics")
+@router.api_route("/engine/metrics", methods=READ)
 async def engine_metrics(request: Request) -> Response:
     """vLLM's own metrics: no scraper reaches the private socket of an engine that `serve` started."""
     gateway: Gateway = request.app.state.gateway
     _check_key(gateway, request)
     try:
-        page: Page = request.app.state.engine_metrics_page
+        page: Page[bytes] = request.app.state.engine_metrics_page
         text = await page.get()
     except EndpointError as exc:
         return of_endpoint(exc).response()
