@@ -45,10 +45,11 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Endpoint:
-        idle = {"keepalive_timeout": KEEP_IDLE_S}
-        connector = (
-            aiohttp.UnixConnector(self._uds, **idle) if self._uds else aiohttp.TCPConnector(limit=0, **idle)
-        )
+        connector: aiohttp.BaseConnector
+        if self._uds:
+            connector = aiohttp.UnixConnector(self._uds, keepalive_timeout=KEEP_IDLE_S)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_IDLE_S)
         timeout = aiohttp.ClientTimeout(total=self._timeout_s)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
         return self
