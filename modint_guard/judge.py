@@ -13,7 +13,7 @@ from modint_guard.judging.explanation import explained
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
-from modint_guard.judging.statistic import Statistic, flag_statistic
+from modint_guard.judging.statistic import flag_statistic
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import reasoning, regenerate
 from modint_guard.report import NullSummary, ProbeResult, Report, Verdict
@@ -36,6 +36,7 @@ from modint_guard.types import (
     Reply,
     Score,
     State,
+    Statistic,
 )
 
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
@@ -207,7 +208,6 @@ class Judge:
         noise = max(plan.noise, score.noise or 0.0)
         thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
         replies = scoring.comparable(answer, replies)
-        statistic = self.statistic(plan, score)
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
@@ -215,7 +215,7 @@ class Judge:
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
             examined=_examined(score),
-            score=None if statistic is None else statistic.value,
+            statistic=self.statistic(plan, score),
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,

@@ -270,6 +270,18 @@ class Influence(NamedTuple):
     synergy: float | None
 
 
+class Statistic(NamedTuple):
+    """The number that a flag rests on (`judging.statistic`).
+
+    value: nats. length: how many tokens were compared. sure: the probability of the other token where the
+    answer was turned most, if what ought to decide is asked alone.
+    """
+
+    value: float
+    length: int
+    sure: float
+
+
 @dataclass(frozen=True, slots=True)
 class TokenScore:
     """One token y_t of the answer under a view. Its log-odds are those against the best other token, nats."""

@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
     noop_every: int = Field(default=100, ge=0)  # one judged request in so many, for each model; 0: none
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)  # of harmless inputs, the share that may be flagged
+    null_checkup: Literal["on", "off"] = "on"  # ask packaged items of each model after attaching
+    null_every: int = Field(default=200, ge=0)  # into one judged request in so many something is planted
+    null_file: Path | None = None  # where the nulls are kept across restarts
     relevance_rules_file: Path | None = None
     self_ask: Literal["off", "auto"] = "off"
     regenerate: Literal["off", "auto"] = "auto"

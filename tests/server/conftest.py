@@ -87,6 +87,7 @@ async def serving(
     registry = CollectorRegistry()
     fast: dict[str, Any] = {"upstream_poll_s": 0.05, "capability_timeout_s": 5.0}
     fast["adapter_selftest"] = "off"  # its requests would be among those that tests count
+    fast |= {"null_checkup": "off", "null_every": 0}  # and so would these
     all_settings = Settings(upstream_url=upstream_url, **{**fast, **settings})
     app = create_app(all_settings, registry=registry, adapters=adapters)
     gateway: Gateway = app.state.gateway

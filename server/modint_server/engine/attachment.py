@@ -196,6 +196,10 @@ class Attachment:
             status=404,
         )
 
+    def label_of(self, name: str) -> Served | None:
+        """The label values of a model; None if it is not served."""
+        return self._served.get(name)
+
     def usable(self, name: str) -> bool:
         """Whether a model is served and did not fail the self-test (then its answers would be the base's)."""
         result = self.selftest.adapters.get(name)

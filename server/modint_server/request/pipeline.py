@@ -33,6 +33,7 @@ from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion
+from modint_server.request.measuring import Measuring
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import (
@@ -77,6 +78,7 @@ class Pipeline:
     budget: TokenBudget
     second_tries: SecondTries
     caches_by_key: bool
+    measuring: Measuring
     places: Places
     probe_slots: Places
     rung_slots: Places
@@ -290,6 +292,8 @@ class Pipeline:
         with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
                 record.coverage = 1.0 - tail(probabilities(answer.top))
+            if answer is not None and examination.given is None:
+                self.measuring.offer(record.key_digest, examination.plan, answer, report)
             if report.noise is not None and record.measures_noise:
                 self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
         return report

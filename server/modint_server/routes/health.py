@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from modint_guard.errors import EndpointError
+from modint_guard.types import JSON
 from modint_server.errors import of_endpoint
 from modint_server.request.gateway import Gateway
 from modint_server.routes import READ
@@ -32,9 +33,21 @@ async def readyz(request: Request) -> Response:
         "reasons": reasons,
         "capabilities": capabilities.to_json() if capabilities else None,
         "adapters": {name: result.to_json() for name, result in attachment.selftest.adapters.items()},
+        "null": _null_of(gateway),
         "notes": [note for note in notes if note not in reasons],
     }
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
+
+
+def _null_of(gateway: Gateway) -> JSON:
+    """What flags promise: alpha, and of each served model the size of its null and its power."""
+    measuring = gateway.pipeline.measuring
+    nulls = {model.id: measuring.nulls.of(model.id) for model in gateway.attachment.models}
+    models = {
+        name: {"n": len(null.scores), "source": null.source, "power": null.power, "sure": null.sure}
+        for name, null in nulls.items()
+    }
+    return {"alpha": gateway.pipeline.guard.config.alpha, "models": models}
 
 
 def _gain_notes(gateway: Gateway) -> list[str]:
