@@ -20,7 +20,7 @@ _ECHO = re.compile(r"[\s,\[{(]*['\"]?\binput(_value)?['\"]?\s*[:=].*", re.DOTALL
 
 
 @dataclass(frozen=True)
-class Failure:
+class ErrorAnswer:
     """An error as the client gets it: HTTP status, and the fields of OpenAI's envelope."""
 
     status: int
@@ -48,29 +48,29 @@ class Failure:
         return Response(orjson.dumps(self.envelope()), self.status, headers, "application/json")
 
 
-def of_request(exc: RequestError) -> Failure:
+def of_request(exc: RequestError) -> ErrorAnswer:
     """The failure that answers a request which the gateway refuses."""
     retry_after = "1" if exc.status == 503 else None
-    return Failure(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after)
+    return ErrorAnswer(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after)
 
 
-def of_endpoint(exc: EndpointError) -> Failure:
+def of_endpoint(exc: EndpointError) -> ErrorAnswer:
     """The failure that answers an error of the engine.
 
     If the engine refuses the gateway's own key, that is no fault of the client: 502.
     """
     if isinstance(exc, EndpointTimeout):
-        return Failure(504, "the engine did not answer in time", "upstream_error", "upstream_timeout")
+        return ErrorAnswer(504, "the engine did not answer in time", "upstream_error", "upstream_timeout")
     if isinstance(exc, EndpointUnreachable):
-        return Failure(502, "the engine cannot be reached", "upstream_error", "upstream_unreachable")
+        return ErrorAnswer(502, "the engine cannot be reached", "upstream_error", "upstream_unreachable")
     if exc.status is None or exc.status < 400:
-        return Failure(502, str(exc), "upstream_error", "upstream_protocol")
+        return ErrorAnswer(502, str(exc), "upstream_error", "upstream_protocol")
     if exc.status in (401, 403):
-        return Failure(502, "the engine refused the gateway's key", "upstream_error", "upstream_auth")
+        return ErrorAnswer(502, "the engine refused the gateway's key", "upstream_error", "upstream_auth")
     upstream = translate(exc.body)
     fallback = f"the engine answered with status {exc.status}"
     type_ = "invalid_request_error" if exc.status < 500 else "upstream_error"
-    return Failure(
+    return ErrorAnswer(
         exc.status,
         upstream["message"] or fallback,
         upstream["type"] or type_,
@@ -119,7 +119,7 @@ def kind_of(exc: EndpointError) -> str:
     return "client_error" if exc.status < 500 else "server_error"
 
 
-INTERNAL = Failure(
+INTERNAL = ErrorAnswer(
     500, "the gateway failed; its log has the cause under this request id", "server_error", "internal_error"
 )
 
@@ -143,7 +143,7 @@ async def _http(request: Request, exc: Exception) -> Response:
         exc.status_code, str(exc.detail)
     )
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-    response = Failure(exc.status_code, message, "invalid_request_error", code).response()
+    response = ErrorAnswer(exc.status_code, message, "invalid_request_error", code).response()
     for name, value in (exc.headers or {}).items():
         response.headers[name] = value
     return response

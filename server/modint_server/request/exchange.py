@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from modint_guard.report import Report
 from modint_guard.types import JSON
-from modint_server.errors import Failure
+from modint_server.errors import ErrorAnswer
 from modint_server.metrics import NOBODY, Served
 from modint_server.request.intake import ClientLeft
 from modint_server.request.sse import DONE, frame
@@ -106,7 +106,7 @@ class Wire:
         self._on_last(200)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def fail(self, failure: Failure) -> None:
+    async def fail(self, failure: ErrorAnswer) -> None:
         """An envelope with its status, or an error frame and [DONE] where the stream is already under way."""
         if not self.streaming:
             await self.respond(failure.response())

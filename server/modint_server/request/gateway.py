@@ -90,7 +90,7 @@ class Gateway:
         finally:
             places.give_back(key_digest)
 
-    async def _fail(self, record: Record, wire: Wire, failure: errors.Failure, outcome: str) -> None:
+    async def _fail(self, record: Record, wire: Wire, failure: errors.ErrorAnswer, outcome: str) -> None:
         record.outcome, record.status, record.code = outcome, failure.status, failure.code
         await wire.fail(failure)
 
