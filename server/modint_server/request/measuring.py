@@ -117,7 +117,7 @@ class Measuring:
     def _to_check(self) -> str | None:
         """A model whose packaged items are to be asked: of each engine anew, which may be another one."""
         able = self._attachment.capabilities
-        if self._attachment.problem is not None or able is None or not (able.top_logprobs and able.images):
+        if not self._attachment.ready or able is None or not (able.top_logprobs and able.images):
             return None
         now = asyncio.get_running_loop().time()
         return next(
