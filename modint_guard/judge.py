@@ -241,6 +241,16 @@ def skipped(plan: Plan) -> Report:
     return unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
 
 
+def skipped_unread(reason: str) -> Report:
+    """The report on a request that is passed through without being read: by its route, or by its wish.
+
+    reason: one of SKIPPED_REASONS.
+    """
+    decided = Verdict(State.SKIPPED, reason=reason)
+    said = explained(decided, Relevant.UNKNOWN, "none", None)
+    return Report(verdict=decided, explanation=said, relevant=Relevant.UNKNOWN, relevant_source="none")
+
+
 def unscored(plan: Plan, reason: str, replies: Replies | None = None) -> Report:
     """The report on an answer that should have been compared and could not be.
 

@@ -60,6 +60,7 @@ SKIPPED_REASONS = (
     "audio",
     "video",
     "unsupported_part",
+    "unsupported_route",
     "empty_answer",
 )
 

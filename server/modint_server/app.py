@@ -29,13 +29,14 @@ from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.measuring import Measuring
+from modint_server.request.messages import Messages
 from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
 from modint_server.request.responses import Responses
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
-from modint_server.routes import chat, completions, guard, health, models, passing, responses
+from modint_server.routes import chat, completions, guard, health, messages, models, passing, responses
 from modint_server.routes.pages import Page
 from modint_server.settings import PASSED_GET, Settings, client_keys, secret
 
@@ -82,7 +83,7 @@ def create_app(
     app.state.passed_pages = {
         path: Page(partial(gateway.pipeline.upstream.page, path)) for path in PASSED_GET
     }
-    for route in (chat, completions, responses, models, guard, health):
+    for route in (chat, completions, responses, messages, models, guard, health):
         app.include_router(route.router)
     app.include_router(passing.router_of(settings.pass_routes))
     if settings.cors_origins:
@@ -181,6 +182,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         attachment,
         pipeline,
         Responses(pipeline),
+        Messages(pipeline),
         Passing(pipeline),
         Keys(client_keys(settings)),
     )

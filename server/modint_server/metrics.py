@@ -29,7 +29,7 @@ from modint_guard.types import (
 NONE = "none"  # the adapter of a base; the cause of a verdict that has none
 UNKNOWN = "unknown"  # the model of a request that names none that is served
 OTHER = "other"  # the adapters beyond the largest number of label values
-ROUTES = ("chat", "completions", "guard_check", "responses", "passed")
+ROUTES = ("chat", "completions", "guard_check", "responses", "messages", "passed")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "key_share", "draining")
 STEPS = (*EXAMINATION_STEPS, "measuring", "annotating", "counting", "logging", "watching")

@@ -18,6 +18,7 @@ from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
 from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
+from modint_server.request.messages import Messages
 from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.responses import Responses
@@ -35,6 +36,7 @@ class Gateway:
     attachment: Attachment
     pipeline: Pipeline
     responses: Responses
+    messages: Messages
     passing: Passing
     keys: Keys
     draining: bool = False

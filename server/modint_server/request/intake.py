@@ -100,7 +100,9 @@ class Keys:
         """Who asks: the key's digest, "" where none is asked for. Raises RequestError 401."""
         if not self._digests:
             return ""
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        anthropic = headers.get("x-api-key")  # so do Anthropic's clients send it
+        shown_key = headers.get("authorization") or (f"Bearer {anthropic}" if anthropic else "")
+        scheme, _, key = shown_key.partition(" ")
         shown = sha256(key.strip().encode()).digest()
         matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
