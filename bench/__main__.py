@@ -49,6 +49,26 @@ def faults(
 
 
 @app.command()
+def fuzz(
+    output: Output = Path("bench/results/fuzz.json"),
+    bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
+    replies: Annotated[int, typer.Option(min=1, help="Requests whose replies are damaged.")] = 200_000,
+    seed: Seed = 0,
+) -> None:
+    """Damaged requests and damaged replies: does anything end the gateway's work, or lose an answer?"""
+    from bench.fuzz import measure_fuzz
+
+    findings = measure_fuzz(output, bodies=bodies, replies=replies, seed=seed)
+    for finding in findings:
+        typer.echo(
+            f"{finding.kind} of request {finding.number}:\n{finding.trace}\n{finding.body!r}", err=True
+        )
+    typer.echo(f"wrote {output}")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
 def base(
     runs: Annotated[
         list[Path] | None,

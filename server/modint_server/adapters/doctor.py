@@ -21,6 +21,7 @@ from typing import Any
 
 from modint_guard.errors import AdapterError, ConfigError, EngineError
 from modint_guard.models import bundled
+from modint_server.adapters.files import shown
 from modint_server.adapters.folders import (
     DEFAULT_MAX_RANK,
     checked_model,
@@ -30,6 +31,7 @@ from modint_server.adapters.folders import (
     refusals,
 )
 from modint_server.adapters.lora_names import MARK
+from modint_server.adapters.rank_pattern import configured_ranks
 from modint_server.adapters.tensors import Tensor, TensorFile, read_header, rename
 
 JSON = dict[str, Any]
@@ -169,7 +171,7 @@ def examine(
     else:
         try:
             keys = _keys(file, base_folder, tower, ask or ask_vllm)
-        except EngineError as exc:
+        except (EngineError, RecursionError) as exc:  # the second of a base's config.json
             unchecked.append(f"names: {exc}")
             keys = tuple(Key(key, Status.UNCHECKED) for key in file.tensors)
     if keys and not any(key.status in (Status.MATCHED, Status.RENAMED, Status.UNCHECKED) for key in keys):
@@ -262,13 +264,19 @@ def _pairs(file: TensorFile) -> list[str]:
 def _ranks(config: JSON, file: TensorFile) -> list[str]:
     """Sentences about ranks that are not as configured: vLLM scales by the configured one."""
     faults = []
+    sides = [(cleaned, side) for cleaned in map(_cleaned, file.tensors) if (side := _SIDE.search(cleaned))]
+    modules = list(dict.fromkeys(_module_of(cleaned, side.start()) for cleaned, side in sides))
+    try:
+        rank_of = configured_ranks(config, modules)
+    except AdapterError as exc:
+        return [str(exc)]
     for key, tensor in file.tensors.items():
         cleaned = _cleaned(key)
         if not (side := _SIDE.search(cleaned)) or len(tensor.shape) != 2:
             continue
         rank = tensor.shape[0] if "_A" in side[0] else tensor.shape[1]
-        module = cleaned[: side.start()].replace(WRAPPER, "")
-        configured = _configured_rank(config, module)
+        module = _module_of(cleaned, side.start())
+        configured = rank_of[module]
         of_all_experts = _ALL_EXPERTS.search(module) and isinstance(configured, int) and configured > 0
         if configured != rank and not (of_all_experts and rank % configured == 0):
             faults.append(
@@ -277,11 +285,9 @@ def _ranks(config: JSON, file: TensorFile) -> list[str]:
     return _first_few(faults)
 
 
-def _configured_rank(config: JSON, module: str) -> Any:
-    for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):  # PEFT's rule, and vLLM's
-            return rank
-    return config.get("r")
+def _module_of(cleaned: str, end: int) -> str:
+    """The module as `rank_pattern` means it, of a weight's cleaned name up to `end`."""
+    return cleaned[:end].replace(WRAPPER, "")
 
 
 def _numbers(file: TensorFile) -> list[str]:
@@ -309,8 +315,10 @@ def _notes(config: JSON, base_folder: Path | None) -> Iterable[str]:
     if largest > DEFAULT_MAX_RANK and (flag := max_rank_flag(largest)) is not None:
         yield f"rank {largest}: vLLM takes it with --max-lora-rank {flag} (`modint-guard serve` sets it)"
     base = config.get("base_model_name_or_path")
-    if base and base_folder is not None and Path(base).name not in (base_folder.name, _hub_name(base_folder)):
-        yield f"its card names the base {base!r}, and it is compared with {base_folder}"
+    if not isinstance(base, str) or not base or base_folder is None:
+        return
+    if Path(base).name not in (base_folder.name, _hub_name(base_folder)):
+        yield f"its card names the base {shown(base)}, and it is compared with {base_folder}"
 
 
 # Comparison with the base
@@ -462,7 +470,14 @@ def _base_folder(model: str | None, card: Any) -> Path | None:
         if (folder := local_folder(checked_model(model))) is None:
             raise ConfigError(f"--model {model}: not on this machine: download it first, or name a folder")
         return folder
-    return local_folder(card) if isinstance(card, str) and card else None
+    try:
+        return local_folder(card) if isinstance(card, str) and card else None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # a name that is too long, an unknown user's home, a zero byte
+        return None
 
 
 def local_folder(model: str) -> Path | None:
