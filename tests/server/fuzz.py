@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, Self
@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from modint_server.app import create_app
-from modint_server.engine.upstream import Upstream, json_object
+from modint_server.engine.upstream import NO_HEADERS, Upstream, json_object
 from modint_server.logs import LOGGER
 from modint_server.request.gateway import Gateway
 from modint_server.settings import Settings
@@ -400,12 +400,14 @@ class StubEngine(Upstream):
     async def metrics(self) -> bytes:
         return b""
 
-    async def post(self, path: str, body: bytes) -> bytes:
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
         await asyncio.sleep(0)
         return self.script.whole(json_object(body))
 
     @contextlib.asynccontextmanager
-    async def stream(self, path: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(
+        self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         data = self.script.stream(json_object(body))
 
         async def pieces() -> AsyncIterator[bytes]:

@@ -15,6 +15,7 @@ from modint_server.request import annotate
 from modint_server.request.intake import read_chat, read_completion
 from modint_server.request.sse import BrokenStreamError, Splitter, chunk_of, data_of
 from modint_server.settings import Settings
+from tests.server.fake_upstream import BASE
 from tests.server.fuzz import Fuzz, Side
 
 SETTINGS = Settings(upstream_url="http://engine")
@@ -95,11 +96,11 @@ def test_a_body_is_read_or_refused(document: Any) -> None:
     raw = document if isinstance(document, bytes) else json.dumps(document).encode()
     for read in (read_chat, read_completion):
         try:
-            incoming = read(raw, SETTINGS)
+            incoming = read(raw, SETTINGS, lambda: BASE)
         except RequestError:
             continue
         assert orjson.loads(incoming.bytes()) == incoming.body
     try:
-        Guard().plan(read_chat(raw, SETTINGS).body)
+        Guard().plan(read_chat(raw, SETTINGS, lambda: BASE).body)
     except RequestError:
         return
