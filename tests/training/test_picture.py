@@ -12,10 +12,12 @@ from tests.core.items import DIGIT
 
 LIED = DIGIT.replace(context="Caption: the digit 7.", perturbation="misleading_description")
 MODINT: dict[str, Any] = {
-    "schema": "1",
+    "schema": "2",
     "verdict": "flagged",
     "cause": "text",
+    "score": 4.5,
     "risk": 0.973,
+    "null": None,
     "calibrated": True,
     "reason": None,
     "relevant": "image",
