@@ -42,6 +42,7 @@ class GuardConfig:
         1.0  # the factor by which the engine scales its attention to pictures; for a note
     )
     policies: tuple[Policy, ...] = ()  # what is done about a flagged answer; the first that matches decides
+    alpha: float = 0.01  # the share of harmless inputs that may be flagged, if the model has a null
     thresholds: Thresholds = field(default_factory=Thresholds)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 
@@ -54,6 +55,8 @@ class GuardConfig:
             raise ConfigError(
                 f"deadline_s is {self.deadline_s}: it must be above 0 and at most {self.max_deadline_s:g}."
             )
+        if not 0.0 < self.alpha < 0.5:
+            raise ConfigError(f"alpha is {self.alpha}: it must lie above 0 and below 0.5.")
         if not 2 <= self.top_logprobs <= 128:
             raise ConfigError(f"top_logprobs is {self.top_logprobs}: it must lie between 2 and 128.")
         if self.view_tokens < 1:

@@ -20,6 +20,7 @@ from modint_guard.errors import EndpointError
 from modint_guard.examination import Budget, Examination
 from modint_guard.judge import Judge, unscored
 from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.null import Null
 from modint_guard.mitigation.ladder import served
 from modint_guard.plan import make_plan, policy_of
 from modint_guard.probing.views import VIEWS, ViewMaker
@@ -36,13 +37,17 @@ class Guard:
         *,
         extra_views: Mapping[str, ViewMaker] | None = None,
         calibrations: Iterable[Calibration] = (),
+        nulls: Mapping[str, Null] | None = None,
     ) -> None:
         """extra_views: further probes, which a request may ask for by name in `modint.probes`. calibrations:
-        replace the default thresholds for the models that they were made for.
+        replace the default thresholds for the models that they were made for. nulls: by served name, the
+        scores of harmless inputs that answers of these models are judged by; read anew for each answer.
         """
         self.config = config or GuardConfig()
         self.judge = Judge(
-            self.config, {calibration.served_name: calibration for calibration in calibrations}
+            self.config,
+            {calibration.served_name: calibration for calibration in calibrations},
+            {} if nulls is None else nulls,
         )
         self._views: dict[str, ViewMaker] = {**VIEWS, **(extra_views or {})}
 

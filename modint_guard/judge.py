@@ -10,11 +10,13 @@ from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.explanation import explained
+from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
+from modint_guard.judging.statistic import Statistic, flag_statistic
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import reasoning, regenerate
-from modint_guard.report import ProbeResult, Report, Verdict
+from modint_guard.report import NullSummary, ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
@@ -52,13 +54,14 @@ NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judges answers by the thresholds of `config`, or by those of a calibration for models that have one.
+    """Judges answers by the null of their model, by a calibration, or by the thresholds of `config`.
 
-    calibrations: by served name.
+    calibrations, nulls: by served name. A calibration, which was made with labels, goes before a null.
     """
 
     config: GuardConfig = field(default_factory=GuardConfig)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    nulls: Mapping[str, Null] = field(default_factory=dict)
 
     def report(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Compare the replies of the views with the answer, and decide."""
@@ -85,17 +88,26 @@ class Judge:
         score = self.score(plan, answer, replies)
         assert score is not None
         thresholds, is_fitted = self._thresholds(plan, score)
+        null = None if is_fitted else self.nulls.get(str(plan.body.get("model")))
+        statistic = self.statistic(plan, score)
+        weighed = (
+            verdict.weighed(statistic, null, thresholds, self.config.alpha) if statistic and null else None
+        )
         decided = verdict.decide(
             score,
             plan.relevant,
             thresholds,
             has_context=_has_context(plan.chat),
             is_named=plan.relevant_source in NAMED_SOURCES,
+            weighed=weighed,
         )
+        if statistic and null and weighed:
+            summary = NullSummary(null.source, int(null.near(statistic.length)), null.power)
+            decided = replace(decided, null=summary)
         # The guarantee of a calibration holds for answers of one token, and for answers scored as a whole,
         # that are the most probable ones.
         covered = not score.partial and not _is_not_preferred(score)
-        calibrated = is_fitted and covered and decided.risk is not None
+        calibrated = (is_fitted or weighed is not None) and covered and decided.risk is not None
         return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
 
     def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
@@ -121,6 +133,10 @@ class Judge:
             return None
         thresholds = scoring.with_noise_floor(self.config.thresholds, plan.noise)
         return scoring.score(answer, replies, plan.chat, thresholds)
+
+    def statistic(self, plan: Plan, score: Score) -> Statistic | None:
+        """The number that a flag of this answer rests on; None if it cannot be taken (`flag_statistic`)."""
+        return flag_statistic(score.cells, plan.relevant, has_context=_has_context(plan.chat))
 
     def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
         """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
@@ -191,6 +207,7 @@ class Judge:
         noise = max(plan.noise, score.noise or 0.0)
         thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
         replies = scoring.comparable(answer, replies)
+        statistic = self.statistic(plan, score)
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
@@ -198,6 +215,7 @@ class Judge:
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
             examined=_examined(score),
+            score=None if statistic is None else statistic.value,
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,

@@ -16,7 +16,24 @@ from modint_guard.types import (
     State,
 )
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class NullSummary:
+    """The null that an answer was judged by.
+
+    source: whose requests it is from. n: how many scores of about the answer's length. power: the share of
+    planted lies that is flagged; None if it is not known.
+    """
+
+    source: str
+    n: int
+    power: float | None
+
+    def to_json(self) -> JSON:
+        """The `null` of the `modint` object."""
+        return {"source": self.source, "n": self.n, "power": self.power}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +41,10 @@ class Verdict:
     """The decision on an answer.
 
     cause: set for FLAGGED only. risk: in [0, 1]; None if it is not known. reason: from UNSCORED_REASONS or
-    SKIPPED_REASONS, set for these states only. calibrated: whether the risk has the guarantee of a
-    calibration. neglect: how little what is needed influenced the answer, in nats (`verdict.neglect_of`);
-    None if it is not known.
+    SKIPPED_REASONS, set for these states only. calibrated: whether the risk has the guarantee of a null or
+    of a calibration. neglect: how little what is needed influenced the answer, in nats
+    (`verdict.neglect_of`); None if it is not known. null: what the risk was measured against; None for no
+    null.
     """
 
     state: State
@@ -35,6 +53,7 @@ class Verdict:
     reason: str | None = None
     calibrated: bool = False
     neglect: float | None = None
+    null: NullSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +160,7 @@ class Report:
     relevant: Relevant = Relevant.UNKNOWN
     relevant_source: RelevantSource = "none"
     examined: tuple[str, ...] = ()
+    score: float | None = None  # the statistic that a flag rests on (`judging.statistic`), nats
     influence_text: float | None = None
     influence_image: float | None = None
     synergy: float | None = None
@@ -158,13 +178,15 @@ class Report:
     schema: str = SCHEMA_VERSION
 
     def to_json(self) -> JSON:
-        """The `modint` object (docs/schema/modint-1.schema.json)."""
+        """The `modint` object (docs/schema/modint-2.schema.json)."""
         return {
             "schema": self.schema,
             "verdict": self.verdict.state.value,
             "cause": self.verdict.cause.value if self.verdict.cause else None,
+            "score": self.score,
             "risk": self.verdict.risk,
             "calibrated": self.verdict.calibrated,
+            "null": self.verdict.null.to_json() if self.verdict.null else None,
             "neglect": self.verdict.neglect,
             "reason": self.verdict.reason,
             "explanation": self.explanation,

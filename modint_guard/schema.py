@@ -1,6 +1,6 @@
 """The published shape of the `modint` object: a typed reader of it and its JSON Schema.
 
-`docs/schema/modint-1.schema.json` is the output of `python -m modint_guard.schema`; its version is the
+`docs/schema/modint-2.schema.json` is the output of `python -m modint_guard.schema`; its version is the
 object's `schema`. Readers ignore keys that they do not know, so that a small addition does not break them.
 """
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modint_guard.errors import EndpointError
 from modint_guard.types import ACTIONS, RUNGS, SKIPPED_REASONS, TAKEN_ACTIONS, UNSCORED_REASONS, RungOutcome
 
-SCHEMA_ID = "urn:modint-guard:schema:modint-1"
+SCHEMA_ID = "urn:modint-guard:schema:modint-2"
 
 
 class _Record(BaseModel):
@@ -31,6 +31,16 @@ class Influence(_Record):
     image: float | None
     synergy: float | None = Field(
         default=None, description="what both do together beyond what each does alone, nats"
+    )
+
+
+class NullObject(_Record):
+    """The null of the model: inputs that ought to change nothing."""
+
+    source: Literal["checkup", "traffic"] = Field(description="packaged items, or clients' requests too")
+    n: int = Field(ge=0, description="scores of about the answer's length")
+    power: float | None = Field(
+        ge=0.0, le=1.0, description="share of planted lies that is flagged; null below 20 of them"
     )
 
 
@@ -92,10 +102,16 @@ class ModintObject(_Record):
     cause: Literal["text", "image", "prior", "conflict", "neglect"] | None = Field(
         description="set when flagged"
     )
+    score: float | None = Field(
+        description="how far what ought not to matter turned the answer, nats; above 0 only if it changed"
+    )
     risk: float | None = Field(
         ge=0.0, le=1.0, description="null when unscored, or where no modality is known to be irrelevant"
     )
-    calibrated: bool
+    calibrated: bool = Field(description="whether the risk has the guarantee of a null or of a calibration")
+    null: NullObject | None = Field(
+        description="what the risk was measured against; null where thresholds decided"
+    )
     neglect: float | None = Field(
         default=None,
         description="how little what is needed influenced the answer: minus its influence on log-odds, nats",
@@ -147,7 +163,7 @@ def verdict(completion: Any) -> ModintObject | None:
     except ValidationError as exc:
         where = ".".join(str(part) for part in exc.errors()[0]["loc"])
         raise EndpointError(
-            f"The `modint` object is not of schema 1 (at `{where}`): use the server's version."
+            f"The `modint` object is not of schema 2 (at `{where}`): use the server's version."
         ) from exc
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 MAX_DEADLINE_S = 60.0  # the longest deadline that a request may ask for
 
@@ -256,6 +256,29 @@ class Failure:
 Replies = Mapping[str, Reply | Failure]
 
 
+class Influence(NamedTuple):
+    """How much each modality contributed to an answer, or to one of its tokens, in nats.
+
+    All are None if a cell is missing. synergy: what both contribute together beyond what each contributes
+    alone; None without a context.
+    """
+
+    text: float | None
+    image: float | None
+    synergy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token y_t of the answer under a view. Its log-odds are those against the best other token, nats."""
+
+    lost: float  # log p(y_t), request minus view, nats
+    shift: float  # log-odds of y_t, request minus view
+    odds: float  # log-odds of y_t under the view
+    other: float  # the probability of the best other token under the view
+    preferred: bool  # whether the request itself prefers y_t by more than the noise floor
+
+
 @dataclass(frozen=True, slots=True)
 class CellScore:
     """One view compared with the served answer y, at the first content position or over the whole answer."""
@@ -274,13 +297,13 @@ class CellScore:
     preferred: bool = True  # whether the request itself prefers y: what it does not, no view can change
     shift: float = 0.0  # log-odds of y against the best other answer, request minus view, nats
     at: int = 0  # the position of the answer that all of this was read at
-    leads: tuple[float, ...] = ()  # p(the best other token) - p(y_t) under the view, of a whole answer
+    tokens: tuple[TokenScore, ...] = ()  # of each token that was compared: of all, or of the first one
 
     def gives(self, at: int) -> bool:
-        """Whether y's token is the view's top one at this position; one view without positions gives y or
-        does not.
+        """Whether y's token is the view's top one at this position; one view without tokens gives y or does
+        not.
         """
-        return self.leads[at] < 0.0 if self.leads else self.reproduces
+        return self.tokens[at].odds > 0.0 if self.tokens else self.reproduces
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +315,7 @@ class Score:
     influence_text: float | None = None  # Shapley value of the context, nats of log p(y)
     influence_image: float | None = None
     synergy: float | None = None  # what both contribute together beyond what each does alone, nats
+    tokens: tuple[Influence, ...] = ()  # the same of each token that was compared; the above are their means
     relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
     noise: float | None = None  # the largest change of a probability when the same input was asked again
     unstable: tuple[str, ...] = ()  # the controls under which the answer flipped

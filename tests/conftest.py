@@ -18,7 +18,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Files that share what takes long to start, by its name: engines of a whole session, a process to fork from.
 SHARING = {
-    "engine": ("adapters", "image_attention", "main_job", "prometheus", "serve"),
+    "engine": (
+        *("adapters", "image_attention", "longer_answers", "main_job", "own_data", "prometheus", "serve"),
+    ),
     "forked": ("distributed", "launch"),
 }
 GROUPS = {

@@ -51,7 +51,7 @@ def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | N
     if images is not None:
         _replace_images(messages, chat.images, images)
     if context is not None and chat.turn >= 0 and (context or chat.context_spans):
-        places = _by_place(chat.context_spans)
+        places = by_place(chat.context_spans)
         for index in {span.message for span in chat.context_spans} or {chat.turn}:
             messages[index] = _with_text(messages[index], index, chat, places, context)
     return {**chat.body, "messages": messages}
@@ -71,7 +71,7 @@ def _replace_images(messages: list[JSON], parts: tuple[ImagePart, ...], urls: Se
 
 def _with_text(message: JSON, index: int, chat: Chat, places: ByPlace, context: str) -> JSON:
     """A message with the new context in its texts. places: the spans of the old context."""
-    changed = places or _by_place(chat.question_spans[:1])
+    changed = places or by_place(chat.question_spans[:1])
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": _edited(content, chat, places.get((index, None), []), context)}
@@ -101,8 +101,8 @@ def _with_texts(message: JSON, edit: Callable[[int | None, str], str]) -> JSON:
     return {**message, "content": parts}
 
 
-def _by_place(spans: Sequence[Span]) -> ByPlace:
-    """The spans of each text, in order."""
+def by_place(spans: Sequence[Span]) -> ByPlace:
+    """The spans of each text, in order, by the text's place in the body."""
     places: ByPlace = {}
     for span in spans:
         places.setdefault((span.message, span.part), []).append(span)

@@ -18,6 +18,7 @@ from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
 from modint_guard.chat.question import asks, is_latin, is_left_open, orders, says_how, split_text, states
+from modint_guard.chat.rebuild import by_place
 from modint_guard.chat.system_prompt import facts_in
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import (
@@ -320,7 +321,7 @@ def _options(text: TextPart) -> tuple[Option, ...]:
 
 def _options_of(texts: tuple[TextPart, ...], question: tuple[Span, ...]) -> tuple[Option, ...]:
     """The options within question spans that the request named."""
-    by_part = _by_place(question)
+    by_part = by_place(question)
     for text in texts:
         spans = by_part.get((text.message, text.part), [])
         options = _options(text) if spans else ()
@@ -329,20 +330,13 @@ def _options_of(texts: tuple[TextPart, ...], question: tuple[Span, ...]) -> tupl
     return split_text(_read(texts, question)).options
 
 
-def _by_place(spans: tuple[Span, ...]) -> dict[tuple[int, int | None], list[Span]]:
-    by_place: dict[tuple[int, int | None], list[Span]] = {}
-    for span in spans:
-        by_place.setdefault((span.message, span.part), []).append(span)
-    return by_place
-
-
 def _within(inner: Span, outer: Span) -> bool:
     return outer.start <= inner.start and inner.end <= outer.end
 
 
 def _read(texts: tuple[TextPart, ...], spans: tuple[Span, ...]) -> str:
-    by_place = {(text.message, text.part): text.text for text in texts}
-    pieces = [by_place[s.message, s.part][s.start : s.end].strip() for s in spans]
+    whole = {(text.message, text.part): text.text for text in texts}
+    pieces = [whole[s.message, s.part][s.start : s.end].strip() for s in spans]
     return "".join(
         piece if i == 0 or not _WORD.search(piece) else f"\n{piece}" for i, piece in enumerate(pieces)
     )

@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist, fmean, median
-from typing import NamedTuple
 
 from modint_guard.chat.reply import answer_positions, log_sum, token_text
 from modint_guard.judging.divergence import (
@@ -51,28 +50,19 @@ from modint_guard.types import (
     CellScore,
     Chat,
     Failure,
+    Influence,
     Option,
     Position,
     ProbeOutcome,
     Replies,
     Reply,
     Score,
+    TokenScore,
 )
 
 _CHANCE = 0.01  # the share of answers of any length in which noise alone moves a position that far
 _LOGIT_NOISE = 1.0  # nats: the least standard deviation of a logit under a change that means nothing
 _ENOUGH_POSITIONS = 10  # from here on an answer's own positions tell how far its words move
-
-
-class Influence(NamedTuple):
-    """How much each modality contributed to log p(y), in nats; None if a cell is missing.
-
-    synergy: what both contribute together beyond what each contributes alone; None without a context.
-    """
-
-    text: float | None
-    image: float | None
-    synergy: float | None
 
 
 def first_word(text: str, labels: Iterable[str]) -> str:
@@ -117,6 +107,9 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     p_y = view_p.get(y, 0.0)
     lead, request_lead = _lead_over(view_p, y), _lead_over(exact[0] if exact else p, y)
     preferred = request_lead < -thresholds.flip_margin
+    lost = _log(_p_of(p, word), thresholds) - _log(_p_of(q, word), thresholds)
+    odds = _log_odds(view_p, y, thresholds)
+    shift = _log_odds(exact[0] if exact else p, y, thresholds) - odds
     return CellScore(
         divergence=js_divergence(*exact) if exact else js_lower_bound(answer.top, view.top),
         exact=exact is not None,
@@ -126,11 +119,12 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
         confidence=min(1.0, view_p[best]),
         p_answer=min(1.0, p_y),
         reproduces=best == y,
-        delta_logprob=_log(_p_of(p, word), thresholds) - _log(_p_of(q, word), thresholds),
+        delta_logprob=lost,
         entropy=entropy(view_p),
         answer=_answer_text(view, best),
         preferred=preferred,
-        shift=_log_odds(exact[0] if exact else p, y, thresholds) - _log_odds(view_p, y, thresholds),
+        shift=shift,
+        tokens=(TokenScore(lost, shift, odds, _best_other(view_p, y), preferred),),
     )
 
 
@@ -153,7 +147,11 @@ def compare_forced(
     preferred = [t for t, position in enumerate(full) if _lead(position) < -thresholds.flip_margin]
     certain = [t for t in preferred if token_text(full[t].token)]
     able = certain or list(range(len(full)))
-    shifts = {t: _log_odds_at(full[t], thresholds) - _log_odds_at(view[t], thresholds) for t in able}
+    tokens = tuple(
+        _token(p, q, thresholds, preferred=t in certain)
+        for t, (p, q) in enumerate(zip(full, view, strict=True))
+    )
+    shifts = {t: tokens[t].shift for t in able}
     moved = _moved({t: shifts[t] for t in certain})
     deciding = max(moved or able, key=leads.__getitem__)
     view_p = word_distribution(view[deciding].top)
@@ -181,7 +179,20 @@ def compare_forced(
         preferred=bool(certain),
         shift=max(shifts[t] for t in moved) if moved else fmean(shifts.values()),
         at=deciding,
-        leads=tuple(leads),
+        tokens=tokens,
+    )
+
+
+def _token(full: Position, view: Position, thresholds: Thresholds, *, preferred: bool) -> TokenScore:
+    """One token of the answer, as the request itself and a view score it."""
+    least = math.log(thresholds.min_probability)
+    odds = _log_odds_at(view, thresholds)
+    return TokenScore(
+        lost=max(full.logprob, least) - max(view.logprob, least),
+        shift=_log_odds_at(full, thresholds) - odds,
+        odds=odds,
+        other=_best_other(word_distribution(view.top), token_text(view.token).casefold()),
+        preferred=preferred,
     )
 
 
@@ -281,6 +292,7 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         influence_text=influences.text,
         influence_image=influences.image,
         synergy=influences.synergy,
+        tokens=token_influences(cells, has_context=chat.context is not None),
         relative_entropy=_relative_entropy(cells),
         noise=noise,
         unstable=tuple(flipped),
@@ -327,6 +339,34 @@ def influence_on_odds(cells: Mapping[str, CellScore], *, has_context: bool) -> I
     whoever raises p(y) from 0.95 to 0.99 has influence.
     """
     return _influence({name: cell.shift for name, cell in cells.items()}, has_context=has_context)
+
+
+def token_influences(cells: Mapping[str, CellScore], *, has_context: bool) -> tuple[Influence, ...]:
+    """The same as `influence` for log p(y_t) of each token that was compared; empty if a cell is missing.
+
+    A Shapley value is linear in f, so the means over the tokens are those of `influence`.
+    """
+    return _of_each_token(cells, lambda token: token.lost, has_context=has_context)
+
+
+def token_influences_on_odds(cells: Mapping[str, CellScore], *, has_context: bool) -> tuple[Influence, ...]:
+    """The same for the log-odds of y_t against the best other token."""
+    return _of_each_token(cells, lambda token: token.shift, has_context=has_context)
+
+
+def _of_each_token(
+    cells: Mapping[str, CellScore], lost: Callable[[TokenScore], float], *, has_context: bool
+) -> tuple[Influence, ...]:
+    needed = CELLS if has_context else (NEUTRAL_IMAGE,)
+    if any(name not in cells for name in needed):
+        return ()
+    by_token = zip(*(cells[name].tokens for name in needed), strict=True)
+    return tuple(
+        _influence(
+            {name: lost(token) for name, token in zip(needed, tokens, strict=True)}, has_context=has_context
+        )
+        for tokens in by_token
+    )
 
 
 def _influence(lost: Mapping[str, float], *, has_context: bool) -> Influence:

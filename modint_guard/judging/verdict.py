@@ -24,6 +24,12 @@ If a longer answer is judged at its first word, it is never flagged as prior, be
 with "The". A flag as text or image is withdrawn if y also flipped under a control that ran (benign,
 permuted_options, question_first): such an answer moves with any change. An answer that the request itself
 does not prefer, because it was drawn by chance or comes from elsewhere, is never flagged as text or image.
+
+If the model has a null (`judging.null`), `risk` is 1 - p, and text and image are flagged as `weighed` says:
+if the answer's statistic (`judging.statistic`) is above 0, p <= alpha, and what ought to decide, alone, is
+sure of another answer. The conditions above serve models without a null, and answers of lengths that it
+hardly knows.
+
 With the thresholds of a calibration (by_risk_alone), text and image are flagged by the risk alone, unstable
 or not, because the calibration's guarantee holds for that rule. Any other answer passes; for both and unknown
 the report then states influences only.
@@ -48,10 +54,12 @@ is null.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from modint_guard.judging.null import Null
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Thresholds, risk_of
 from modint_guard.judging.scoring import influence_on_odds
+from modint_guard.judging.statistic import Statistic
 from modint_guard.report import Verdict
 from modint_guard.types import (
     CELLS,
@@ -67,6 +75,16 @@ from modint_guard.types import (
 )
 
 Cells = Mapping[str, CellScore]
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """Whether the irrelevant modality is to be flagged, and the risk: 1 - p by a null, in [0, 1)."""
+
+    risk: float
+    flags: bool
+
+
 FIRST_VIEW = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # the view that an early stop asks first
 _INTERFERING = {Relevant.IMAGE: Cause.TEXT, Relevant.TEXT: Cause.IMAGE}  # the cause if the other one decided
 
@@ -78,14 +96,16 @@ def decide(
     *,
     has_context: bool,
     is_named: bool = False,
+    weighed: Weighed | None = None,
 ) -> Verdict:
     """The verdict on one scored answer, by the rules at the top of this file.
 
     relevant: the modality that ought to decide. has_context: whether the request has a context. is_named:
-    whether the client or a route named that modality, so that neglecting it can be flagged.
+    whether the client or a route named that modality, so that neglecting it can be flagged. weighed: None if
+    the thresholds decide.
     """
     thresholds = thresholds or Thresholds()
-    verdict = _decided(score, relevant, thresholds, has_context=has_context)
+    verdict = _decided(score, relevant, thresholds, weighed, has_context=has_context)
     if verdict.state is State.UNSCORED or score.partial:
         return verdict
     neglect = neglect_of(score, relevant, has_context=has_context)
@@ -96,6 +116,17 @@ def decide(
     if neglect <= -thresholds.negligible or not preferred:
         return verdict
     return replace(verdict, state=State.FLAGGED, cause=Cause.NEGLECT, reason=None)
+
+
+def weighed(statistic: Statistic, null: Null, thresholds: Thresholds, alpha: float) -> Weighed | None:
+    """What a null says of an answer's statistic at the level alpha; None if it knows too few scores of about
+    that length. Nothing is flagged that did not change (a statistic of 0 or less), however unusual it is.
+    """
+    if not null.resolves(alpha, statistic.length):
+        return None
+    p = null.p_value(statistic.value, statistic.length)
+    sure = thresholds.sure if null.sure is None else null.sure
+    return Weighed(1.0 - p, p <= alpha and statistic.value > 0.0 and statistic.sure >= sure)
 
 
 def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:
@@ -111,14 +142,16 @@ def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float 
     return max((-each for each in needed if each is not None), default=None)
 
 
-def _decided(score: Score, relevant: Relevant, thresholds: Thresholds, *, has_context: bool) -> Verdict:
+def _decided(
+    score: Score, relevant: Relevant, thresholds: Thresholds, weighed: Weighed | None, *, has_context: bool
+) -> Verdict:
     """The verdict by the rules for each relevance."""
-    verdict = early_verdict(score, relevant, thresholds) if has_context else None
+    verdict = early_verdict(score, relevant, thresholds) if has_context and weighed is None else None
     if verdict is None:
         needed = cells_needed(relevant, has_context=has_context)
         if any(name not in score.cells for name in needed):
             return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
-        verdict = _RULES[relevant](score, thresholds, has_context)
+        verdict = _RULES[relevant](score, thresholds, has_context, weighed)
     if score.partial and verdict.cause is Cause.PRIOR:
         if relevant is Relevant.IMAGE and not has_context:
             return Verdict(State.SKIPPED, reason="no_context")
@@ -171,6 +204,12 @@ def _interferes(cells: Cells, relevant: Relevant, risk: float, thresholds: Thres
     return contradicts and (relevant is Relevant.TEXT or cells[NEUTRAL_IMAGE].gives(relevant_alone.at))
 
 
+def _by_thresholds(score: Score, relevant: Relevant, thresholds: Thresholds) -> Weighed:
+    """What the thresholds say in place of a null."""
+    risk = risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
+    return Weighed(risk, _interferes(score.cells, relevant, risk, thresholds))
+
+
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
     """The cells that the rule for such a request needs."""
     if has_context:
@@ -178,24 +217,30 @@ def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
     return () if relevant is Relevant.UNKNOWN else (NEUTRAL_IMAGE,)
 
 
-def _image_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _image_decides(
+    score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None
+) -> Verdict:
     cells = score.cells
     if not has_context:
         if _confident_of_y(cells, thresholds, NEUTRAL_IMAGE):
             return Verdict(State.FLAGGED, cause=Cause.PRIOR)
         return Verdict(State.SKIPPED, reason="no_context")
-    risk = risk_of(cells[NO_CONTEXT], score.entropy, thresholds)
-    if _interferes(cells, Relevant.IMAGE, risk, thresholds):
+    found = weighed or _by_thresholds(score, Relevant.IMAGE, thresholds)
+    risk = found.risk
+    if found.flags:
         return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=risk)
     if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=risk)
     return Verdict(State.PASS, risk=risk)
 
 
-def _text_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _text_decides(
+    score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None
+) -> Verdict:
     cells = score.cells
-    risk = risk_of(cells[NEUTRAL_IMAGE], score.entropy, thresholds)
-    if _interferes(cells, Relevant.TEXT, risk, thresholds):
+    found = weighed or _by_thresholds(score, Relevant.TEXT, thresholds)
+    risk = found.risk
+    if found.flags:
         return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=risk)
     stays = cells[NEUTRAL_IMAGE].reproduces
     if has_context and stays and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
@@ -203,14 +248,16 @@ def _text_decides(score: Score, thresholds: Thresholds, has_context: bool) -> Ve
     return Verdict(State.PASS, risk=risk)
 
 
-def _both_decide(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _both_decide(score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None) -> Verdict:
     cells = score.cells
     if _confident_of_y(cells, thresholds, *(CELLS if has_context else (NEUTRAL_IMAGE,))):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR)
     return Verdict(State.PASS)
 
 
-def _relevance_unknown(score: Score, thresholds: Thresholds, has_context: bool) -> Verdict:
+def _relevance_unknown(
+    score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None
+) -> Verdict:
     cells = score.cells
     if not has_context:
         return Verdict(State.SKIPPED, reason="no_context")

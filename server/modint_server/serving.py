@@ -84,6 +84,8 @@ def start(
         max_images=settings.max_images,
         options=tuple(vllm_options),
     )
+    if config.scores_beside_adapters and settings.teacher_forcing == "auto":
+        settings = settings.model_copy(update={"teacher_forcing": "on"})
     if any(adapter.name == config.served_name for adapter in config.adapters):
         raise ConfigError(
             f"adapter {config.served_name!r} has the model's name: name it otherwise with NAME=PATH"

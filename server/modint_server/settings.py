@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     relevance_rules_file: Path | None = None
     self_ask: Literal["off", "auto"] = "off"
     regenerate: Literal["off", "auto"] = "auto"
-    teacher_forcing: Literal["off", "auto"] = "auto"
+    # "auto": "on" for an engine that `serve` starts on a CPU; of others, only if they serve no adapter.
+    teacher_forcing: Literal["off", "auto", "on"] = "auto"
     calibrations: Annotated[tuple[Path, ...], NoDecode] = ()
 
     # The action on a flagged answer, if neither a policy nor the request names one.

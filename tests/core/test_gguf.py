@@ -1,75 +1,80 @@
-"""GGUF files: what is read of them, decoded by hand, and every refusal."""
+"""GGUF files: shapes, decoded blocks and metadata as they stand in the file, and every refusal."""
 
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modint_guard.errors import ConfigError
 from modint_guard.models.gguf import Gguf
-from tests.core.small_gguf import F32, Q4_1, Q8_0, gguf_bytes
+from tests.core.small_gguf import F32, Q4_1, Q8_0, gguf_bytes, gguf_file
+
+Q1_3 = 41  # no type of any GGUF
+F64 = 28
 
 
-def test_a_float_tensor_has_numpys_shape_and_its_numbers() -> None:
+def test_a_float_tensor_has_numpys_shape_and_its_numbers(tmp_path: Path) -> None:
     stored = np.arange(6, dtype="<f4").tobytes()
-    gguf = Gguf(gguf_bytes({"w": (F32, (2, 3), stored)}, {}), "x")
+    gguf = Gguf(gguf_file(tmp_path, gguf_bytes({"w": (F32, (2, 3), stored)}, {})))
     assert gguf.names == ["w"]
     assert gguf.tensor("w").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_an_eight_bit_block_is_its_scale_times_its_bytes() -> None:
+def test_quantised_blocks_are_decoded_by_their_scale_and_minimum(tmp_path: Path) -> None:
     codes = list(range(-16, 16))
-    stored = struct.pack("<e32b", 0.5, *codes)
-    gguf = Gguf(gguf_bytes({"w": (Q8_0, (1, 32), stored)}, {}), "x")
-    assert gguf.tensor("w").tolist() == [[0.5 * code for code in codes]]
-
-
-def test_a_four_bit_block_has_the_first_half_in_its_low_halves_of_bytes() -> None:
+    eight = struct.pack("<e32b", 0.5, *codes)
     # Byte k holds k in its low half (element k) and 15 - k in its high half (element 16 + k).
-    stored = struct.pack("<ee", 0.25, -1.0) + bytes(k | (15 - k) << 4 for k in range(16))
-    gguf = Gguf(gguf_bytes({"w": (Q4_1, (1, 32), stored)}, {}), "x")
-    expected = [0.25 * k - 1 for k in range(16)] + [0.25 * (15 - k) - 1 for k in range(16)]
-    assert gguf.tensor("w").tolist() == [expected]
+    four = struct.pack("<ee", 0.25, -1.0) + bytes(k | (15 - k) << 4 for k in range(16))
+    content = gguf_bytes({"eight": (Q8_0, (1, 32), eight), "four": (Q4_1, (1, 32), four)}, {})
+    gguf = Gguf(gguf_file(tmp_path, content))
+    assert gguf.tensor("eight").tolist() == [[0.5 * code for code in codes]]
+    assert gguf.tensor("four").tolist() == [
+        [0.25 * k - 1 for k in range(16)] + [0.25 * (15 - k) - 1 for k in range(16)]
+    ]
 
 
-def test_metadata_has_strings_numbers_and_lists() -> None:
+def test_metadata_has_strings_numbers_and_lists(tmp_path: Path) -> None:
     metadata = {"name": "fox", "count": 3, "rate": 0.5, "words": ["a", "b"], "kinds": [1, 3]}
-    assert Gguf(gguf_bytes({}, metadata), "x").metadata == metadata
-
-
-def test_data_of_the_second_tensor_begins_where_the_file_says() -> None:
-    first = (F32, (1,), struct.pack("<f", 1.0))
-    second = (F32, (1,), struct.pack("<f", 2.0))
-    gguf = Gguf(gguf_bytes({"a": first, "b": second}, {}), "x")
-    assert gguf.tensor("b").tolist() == [2.0]
+    read = Gguf(gguf_file(tmp_path, gguf_bytes({}, metadata))).metadata
+    assert {key: read[key] for key in metadata} == metadata
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    "content",
     [
-        (b"", "x is no GGUF file"),
-        (b"PK\x03\x04 a zip file", "x is no GGUF file"),
-        (gguf_bytes({}, {}, version=2), "x is GGUF version 2, and only version 3 is read"),
-        (b"GGUF\x03\0\0\0", "x is damaged or was cut off: fetch it again"),
-        (gguf_bytes({}, {"a key": "a long value"})[:45], "x is damaged or was cut off: fetch it again"),
-        (gguf_bytes({"w": (F32, (8,), b"")}, {}), "x is damaged or was cut off at w: fetch it again"),
-        (gguf_bytes({"w": (14, (8,), b"")}, {}), "x: w has tensor type 14; only F32, Q4_1, Q8_0 are read"),
+        b"",
+        b"PK\x03\x04 a zip file",
+        gguf_bytes({}, {}, version=1),
+        b"GGUF\x03\0\0\0",
+        gguf_bytes({}, {"a key": "a long value"})[:45],
+        gguf_bytes({"w": (F32, (8,), b"")}, {}),
+        gguf_bytes({"w": (Q1_3, (8,), b"\0" * 32)}, {}),
+        gguf_bytes({}, {"k": 1}).replace(struct.pack("<II", 4, 1), struct.pack("<II", 99, 1)),
     ],
+    ids=["empty", "zip", "version", "header", "metadata", "data", "tensor type", "value type"],
 )
-def test_what_cannot_be_read_is_refused(content: bytes, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        Gguf(content, "x")
+def test_what_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = gguf_file(tmp_path, content, "fox.gguf")
+    with pytest.raises(ConfigError, match=r"^fox\.gguf is no GGUF file, damaged or cut off: fetch it again$"):
+        Gguf(file)
 
 
-def test_a_metadata_value_of_an_unknown_type_is_refused() -> None:
-    content = bytearray(gguf_bytes({}, {"k": 1}))
-    content[24 + 8 + 1 : 24 + 8 + 5] = struct.pack(
-        "<I", 99
-    )  # behind the header, the key's length and the key
-    with pytest.raises(ConfigError, match="metadata value of the unknown type 99"):
-        Gguf(bytes(content), "x")
+def test_a_tensor_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"x\.gguf holds no tensor 'w': it is another model than expected"):
+        Gguf(gguf_file(tmp_path, gguf_bytes({}, {}))).tensor("w")
 
 
-def test_a_tensor_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="x holds no tensor 'w': it is another model than expected"):
-        Gguf(gguf_bytes({}, {}), "x").tensor("w")
+def test_a_tensor_of_a_type_that_is_not_decoded_is_refused(tmp_path: Path) -> None:
+    content = gguf_bytes({"w": (F64, (1,), b"\0" * 8)}, {})
+    with pytest.raises(ConfigError, match=r"x\.gguf: w has the type F64, unread here"):
+        Gguf(gguf_file(tmp_path, content)).tensor("w")
+
+
+def test_without_the_library_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"needs the library gguf: pip install 'modint-guard\[cpu\]'"):
+        Gguf(gguf_file(tmp_path, gguf_bytes({}, {})))

@@ -97,5 +97,5 @@ def test_a_lie_is_read_where_the_request_itself_prefers_its_word_and_not_where_a
     assert (found.at, found.flip) == (30, True) and found.answer.endswith(
         WORDS[1]
     )  # its tokens have no spaces
-    assert max(found.leads) == found.leads[5] > found.margin
+    assert min(token.odds for token in found.tokens) == found.tokens[5].odds < found.tokens[30].odds
     assert not compared(logits, text).reproduces and compared(logits, text).gives(30)

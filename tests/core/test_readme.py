@@ -430,6 +430,8 @@ def test_the_whole_example_of_a_verdict_is_one() -> None:
 
 
 SINCE_THE_PICTURE = {
+    "score",
+    "null",
     "reasoning",
     "neglect",
     "explanation",
@@ -449,6 +451,7 @@ def test_the_examples_are_the_object_of_the_readmes_picture() -> None:
     real, short = rounded(json.loads(of_the_picture("modint"))), example(README)
     shown = example(DOCS / "verdicts.md")
     assert set(shown) - set(real) == SINCE_THE_PICTURE
+    assert real.pop("schema") == "1"
     assert {key: shown[key] for key in real} == real
     assert short == {key: real[key] for key in short}
     assert unnamed(short, section(README, "What comes back")) == []

@@ -15,7 +15,7 @@ from modint_guard.schema import ModintObject, json_schema
 from modint_guard.types import JSON, Cause, ProbeOutcome, State
 from tests.core.fakes import ask, completion, world
 
-COMMITTED = Path(__file__).parents[2] / "docs" / "schema" / "modint-1.schema.json"
+COMMITTED = Path(__file__).parents[2] / "docs" / "schema" / "modint-2.schema.json"
 REPORTS = (
     Report(Verdict(State.PASS, risk=0.1)),
     Report(Verdict(State.FLAGGED, cause=Cause.PRIOR), notes=("A note.",)),
@@ -84,7 +84,7 @@ def carriers() -> list[Any]:
 def test_the_object_is_read_from_whatever_carries_it(carrier: Any) -> None:
     read = verdict(carrier)
     assert isinstance(read, ModintObject)
-    assert (read.verdict, read.risk, read.schema_version) == ("pass", 0.1, "1")
+    assert (read.verdict, read.risk, read.schema_version) == ("pass", 0.1, "2")
     assert read.model_dump(mode="json", by_alias=True) == REPORTS[0].to_json()
 
 
@@ -98,5 +98,5 @@ def test_unknown_keys_of_a_later_version_are_passed_over() -> None:
 
 
 def test_an_object_of_another_schema_is_refused() -> None:
-    with pytest.raises(EndpointError, match="not of schema 1 \\(at `verdict`\\)"):
+    with pytest.raises(EndpointError, match="not of schema 2 \\(at `verdict`\\)"):
         verdict({"modint": {**REPORTS[0].to_json(), "verdict": 3}})

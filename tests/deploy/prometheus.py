@@ -79,9 +79,14 @@ class Prometheus:
         await self._until(f"min(count_over_time({metric}[{SPAN}])) >= {times}")
 
     async def settled(self) -> float:
-        """A moment after which two more scrapes and the rules made of them have been stored."""
-        await self._until(f"min(timestamp(modint:flips_examined:increase30m)) > {time.time() + 5.0}")
-        return time.time()
+        """A moment two scrapes from now, once all that was scraped and recorded up to it has been stored.
+
+        A target's scrapes come one after the other: with a later one stored, none of before is still to come.
+        """
+        at = time.time() + 5.0
+        recorded = f"min(timestamp(modint:flips_examined:increase30m)) > {at}"
+        await self._until(f"min(timestamp(up)) > {at} and {recorded}")
+        return at
 
     async def _until(self, expr: str) -> None:
         until = time.monotonic() + PATIENCE_S

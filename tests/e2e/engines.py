@@ -36,9 +36,10 @@ def stray(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def serving_whatever_it_tests(
-    arguments: Sequence[str], adapters: set[str], output: IO[bytes]
+    arguments: Sequence[str], adapters: set[str], folder: Path, output: IO[bytes]
 ) -> Iterator[str]:
-    """The address of a `modint-guard serve` that has tested these adapters and need not be ready.
+    """The address of a `modint-guard serve`, run in `folder`, that has tested these adapters and need not be
+    ready.
 
     Raises EngineError if it ends before, or has not come so far within five minutes.
     """
@@ -46,7 +47,9 @@ def serving_whatever_it_tests(
     command = [sys.executable, "-m", "modint_guard.cli", "serve", "--dtype", "float32"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {"MODINT_LOG_LEVEL": "warning", **os.environ}
-    with subprocess.Popen([*command, *arguments], stdout=output, stderr=output, env=environment) as process:
+    with subprocess.Popen(
+        [*command, *arguments], stdout=output, stderr=output, env=environment, cwd=folder
+    ) as process:
         try:
             url, until = f"http://127.0.0.1:{port}", time.monotonic() + READY_S
             while not adapters <= readiness(url)[1]["adapters"].keys():

@@ -1,42 +1,27 @@
-"""Longer answers on the real engine, the base served alone: scored as a whole by it, and reranked by that."""
+"""Longer answers on the real engine, beside an adapter: scored as a whole by it, and reranked by that."""
 
 import asyncio
+import itertools
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 
-from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
-from modint_guard.errors import EngineError
 from modint_guard.evaluation.runner import request_for
-from modint_guard.models import BASE
+from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.probing.teacher_forcing import forced_body
 from modint_guard.types import JSON
+from modint_training.data.collate import collate, encode
+from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
 
 COUNT = 12
 SEED = 11
-PATIENT = "[[policy]]\naction = 'rerank'\ndeadline_s = 120.0\n"
-
-
-@pytest.fixture(scope="module")
-def alone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """No adapter beside the base: only then does the engine score answers."""
-    folder = Path(tmp_path_factory.mktemp("alone"))
-    (folder / "policies.toml").write_text(PATIENT, "utf-8")
-    environment, log = pytest.MonkeyPatch(), folder / "serve.log"
-    environment.setenv("MODINT_POLICIES_FILE", str(folder / "policies.toml"))
-    try:
-        with log.open("wb") as output, serving([], output=output) as running:
-            yield f"{running.url}/v1"
-    except EngineError as error:
-        pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")
-    finally:
-        environment.undo()
 
 
 def answers(url: str, tokens: int, **fields: Any) -> list[JSON]:
@@ -44,7 +29,7 @@ def answers(url: str, tokens: int, **fields: Any) -> list[JSON]:
     items = suite.items("image-heavy", "test", COUNT, seed=SEED)
     lied = [suite.perturbed(item, "misleading_description") for item in items]
     fields |= {"min_tokens": tokens, "max_tokens": tokens}
-    modint = {"relevant": "image", "deadline_s": 60}
+    modint = {"relevant": "image", "deadline_s": 60, "action": "rerank"}
 
     async def every() -> list[JSON]:
         async with Endpoint(url, timeout_s=300) as endpoint:
@@ -58,10 +43,10 @@ def text(completion: JSON) -> str:
     return str(completion["choices"][0]["message"]["content"])
 
 
-def test_flagged_answers_of_many_words_are_reranked(alone_url: str) -> None:
+def test_flagged_answers_of_many_words_are_reranked(base_url: str) -> None:
     """A penalty for repeating makes the base, trained on single words, go on to others."""
     done = Counter[str]()
-    for completion in answers(alone_url, 20, frequency_penalty=2.0):
+    for completion in answers(base_url, 20, frequency_penalty=2.0):
         report = completion["modint"]
         if (told := report["mitigation"]) is None:
             continue
@@ -76,7 +61,47 @@ def test_flagged_answers_of_many_words_are_reranked(alone_url: str) -> None:
     assert set(done) <= {"mended", "unchanged", "unfit"}
 
 
-def test_answers_that_end_in_empty_lines_are_scored_as_a_whole(alone_url: str) -> None:
-    found = answers(alone_url, 12)
+def test_answers_that_end_in_empty_lines_are_scored_as_a_whole(base_url: str) -> None:
+    found = answers(base_url, 12)
     lines = [each for each in found if text(each).endswith("\n") and len(text(each).split()) > 1]
     assert sum(each["modint"]["method"] == "teacher_forced" for each in lines) >= 2
+
+
+def test_a_given_answer_has_the_probabilities_of_transformers_beside_adapters(base_url: str) -> None:
+    """All at once, so that base and adapter meet in the engine's batches."""
+    net, processor = load_base(BASE)
+    models = {BASE: net, ADAPTER: PeftModel.from_pretrained(load_base(BASE)[0], bundled(ADAPTER))}
+    told = [suite.perturbed(item, "misleading_description") for item in suite.items("image-heavy", "test", 4)]
+    items = [*told, *suite.items("text-heavy", "test", 4)]
+    free = {"form": "free", "choices": (), "wrong": "", "replies": ()}
+    given = [item.replace(**free, answer=f"{item.answer} {item.wrong} {item.answer}") for item in items]
+    pairs = list(itertools.product(models, given))
+
+    async def every() -> list[JSON]:
+        async with Endpoint(base_url, timeout_s=300) as endpoint:
+            bodies = [
+                forced_body(request_for(item, name) | {"modint": {"mode": "off"}}, item.answer, 1)
+                for name, item in pairs
+            ]
+            return list(await asyncio.gather(*(endpoint.complete(body) for body in bodies)))
+
+    moved = 0
+    for (name, item), completion in zip(pairs, asyncio.run(every()), strict=True):
+        row = encode(item, processor)
+        count = row.answer_length - 1  # without the token that ends the answer
+        ids = row.ids[-row.answer_length : -1]
+        assert completion["prompt_token_ids"][-count:] == ids
+        scored = [
+            entry[str(token)]["logprob"]
+            for entry, token in zip(completion["prompt_logprobs"][-count:], ids, strict=True)
+        ]
+        with torch.no_grad():
+            ours = {
+                model: net.eval()(**collate([row], processor).inputs, use_cache=False)
+                .logits[0, -row.answer_length - 1 : -2]
+                .log_softmax(-1)[range(count), ids]
+                for model, net in models.items()
+            }
+        assert torch.tensor(scored).exp().tolist() == pytest.approx(ours[name].exp().tolist(), abs=1e-3)
+        moved += bool((ours[BASE].exp() - ours[ADAPTER].exp()).abs().max() > 0.01)
+    assert moved >= len(pairs) / 2  # else the base's values for the adapter would pass

@@ -41,7 +41,7 @@ def test_readiness_names_what_the_engine_can_do(served: RunningGateway) -> None:
         "logprobs": True,
         "top_logprobs": 20,
         "images": True,
-        "teacher_forcing": False,  # adapters are served
+        "teacher_forcing": True,  # beside adapters by our plugin
     }
 
 

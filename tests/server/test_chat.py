@@ -28,7 +28,7 @@ async def test_an_answer_that_followed_the_caption_is_flagged_as_driven_by_text(
     assert said.json["choices"][0]["message"]["content"] == "blue"
     assert said.headers["x-modint-verdict"] == "flagged"
     assert float(said.headers["x-modint-risk"]) == pytest.approx(report["risk"], abs=1e-4)
-    assert said.headers["x-modint-schema"] == "1"
+    assert said.headers["x-modint-schema"] == "2"
     assert "x-modint-detail" not in said.headers
     assert len(upstream.calls) == 4
 

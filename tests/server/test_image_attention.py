@@ -155,7 +155,7 @@ def test_a_gain_without_an_installed_plugin_is_refused() -> None:
 
 def test_the_plugin_is_registered_under_its_name() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
-    assert project["entry-points"][GROUP] == {PLUGIN: "modint_server.engine.image_attention:register"}
+    assert project["entry-points"][GROUP][PLUGIN] == "modint_server.engine.image_attention:register"
 
 
 def test_without_the_variable_the_gain_is_one() -> None:

@@ -29,6 +29,14 @@ async def test_beside_adapters_no_answer_is_scored_as_a_whole() -> None:
     assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "regenerated")
 
 
+async def test_beside_adapters_it_is_if_the_operator_says_that_the_engine_can() -> None:
+    fake = FakeUpstream(script=talkative, scores=True)
+    async with running(fake), serving(fake.url, teacher_forcing="on") as gateway:
+        assert (await gateway.get("/readyz")).json["capabilities"]["teacher_forcing"]
+        report = await report_of(gateway, stream=False)
+    assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "teacher_forced")
+
+
 async def report_of(gateway: Running, *, stream: bool) -> dict[str, Any]:
     response = await gateway.post(chat(modint=IMAGE, stream=stream))
     assert response.status == 200

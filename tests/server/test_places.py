@@ -29,9 +29,10 @@ async def test_keys_that_wait_are_served_in_turn() -> None:
     places, order = Places(1, per_key=1), []
 
     async def work(key: str) -> None:
-        async with places.holding(key):
-            order.append(key)
-            await asyncio.sleep(0)
+        await places.wait(key)
+        order.append(key)
+        await asyncio.sleep(0)
+        places.give_back(key)
 
     await asyncio.gather(*(work(key) for key in "aaaabbc"))
     assert order == ["a", "a", "b", "c", "a", "b", "a"]

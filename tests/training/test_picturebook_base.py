@@ -1,6 +1,7 @@
 """The picture-book's base: pages of questions, the tower's losses, the LoRA, and its recipe."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from transformers import LlamaConfig, LlamaModel
 
 from modint_guard.errors import ConfigError
 from modint_guard.models import smollm2
-from modint_guard.models.gguf import Gguf
 from modint_guard.models.picturebook import LANGUAGE, merged_weights
 from modint_training.method.labels import IGNORED
 from modint_training.picturebook.augment import plain, varied
@@ -148,8 +148,8 @@ def test_a_checkpoint_holds_all_that_is_trained_and_the_rest_is_not_missed() -> 
     assert other.load_state_dict({key: net.state_dict()[key] for key in others}).missing_keys == [name]
 
 
-def test_the_merged_model_speaks_as_the_trained_one() -> None:
-    gguf = Gguf(small_gguf(), "small")
+def test_the_merged_model_speaks_as_the_trained_one(tmp_path: Path) -> None:
+    gguf = small_gguf(tmp_path)
 
     def language(weights: dict[str, torch.Tensor]) -> LlamaModel:
         model = LlamaModel(LlamaConfig(**smollm2.text_config(gguf), attn_implementation="eager"))

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     model_validator,
 )
@@ -69,6 +70,32 @@ def _known_columns(columns: dict[str, str]) -> dict[str, str]:
 
 def _known_family(name: object) -> Family | None:
     return None if name is None else family_named(name)
+
+
+class MixtureConfig(StrictModel):
+    """Ratios of a generated world's base data: how often a picture has a caption, a text a picture, and what
+    these say."""
+
+    families: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    captioned: float = Field(ge=0, le=1)
+    caption_true: float = Field(ge=0, le=1)
+    caption_unrelated: float = Field(ge=0, le=1)
+    caption_poor: float = Field(ge=0, le=1)
+    pictured: float = Field(ge=0, le=1)
+    picture_agrees: float = Field(ge=0, le=1)
+    picture_other: float = Field(ge=0, le=1)
+    self_ask: float = Field(ge=0, le=0.2)
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        for first, second in (("caption_true", "caption_unrelated"), ("picture_agrees", "picture_other")):
+            if getattr(self, first) + getattr(self, second) > 1:
+                raise ValueError(
+                    f"{first} and {second} are shares of one whole: their sum must not be above 1"
+                )
+        if not sum(self.families):
+            raise ValueError("families must not all be 0")
+        return self
 
 
 class ReadingConfig(StrictModel):

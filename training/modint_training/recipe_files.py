@@ -5,16 +5,16 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from modint_guard.data import FORMATS
 from modint_guard.errors import ConfigError
-from modint_training.picturebook.recipe import PagesConfig, PicturebookRecipe
-from modint_training.recipe import AttackConfig, ReadingConfig, TuneRecipe
-from modint_training.tinyworld.recipe import MixtureConfig, PretrainRecipe, StageConfig
+from modint_training.picturebook.recipe import PicturebookRecipe
+from modint_training.recipe import TuneRecipe
+from modint_training.tinyworld.recipe import PretrainRecipe
 
 Recipe = PretrainRecipe | PicturebookRecipe | TuneRecipe
 _KINDS: dict[str, type[PretrainRecipe] | type[PicturebookRecipe] | type[TuneRecipe]] = {
@@ -23,12 +23,6 @@ _KINDS: dict[str, type[PretrainRecipe] | type[PicturebookRecipe] | type[TuneReci
     "lora": TuneRecipe,
     "qlora": TuneRecipe,
     "full": TuneRecipe,
-}
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "mixture": MixtureConfig,
-    "stages": StageConfig,
-    "reading": ReadingConfig,
-    "attack": AttackConfig,
 }
 
 
@@ -168,7 +162,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         # A section that the preset supplies need not be in the file.
-        section = values.setdefault(parent, {}) if parent in _SECTIONS else values.get(parent)
+        known = any(parent in _sections(schema) for schema in _KINDS.values())
+        section = values.setdefault(parent, {}) if known else values.get(parent)
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a section of the recipe")
         values = section
@@ -193,14 +188,22 @@ def _explain(exc: ValidationError, file: str, text: str, schema: type[BaseModel]
     line = _line(text, path)
     place = f"{file}:{line}" if line else file
     if error["type"] == "extra_forbidden":
-        own: dict[str, type[BaseModel]] = {"mixture": PagesConfig} if schema is PicturebookRecipe else {}
-        sections = {**_SECTIONS, **own}
-        known = (schema if len(keys) == 1 else sections[keys[0]]).model_fields
+        known = (schema if len(keys) == 1 else _sections(schema)[keys[0]]).model_fields
         nearest = difflib.get_close_matches(keys[-1], list(known), n=1)
         return f"{place}: unknown key {'.'.join(keys)!r}" + (
             f"; did you mean {nearest[0]!r}?" if nearest else ""
         )
     return f"{place}: {'.'.join(keys)}: {message}"
+
+
+def _sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The keys of a recipe that hold keys in turn, alone or in a list, each with the schema of these."""
+    return {
+        name: part
+        for name, field in schema.model_fields.items()
+        for part in (field.annotation, *get_args(field.annotation))
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    }
 
 
 def _line(text: str, path: Sequence[str | int]) -> int | None:

@@ -23,6 +23,7 @@ RECORD = "doctor.json"
 RUN_RECORD = "run.json"
 # Parts of the names of weights in vision towers and connectors: LLaVA's, Qwen's.
 TOWER_PARTS = ("vision_tower.", "multi_modal_projector.", "visual.")
+HEAD_PARTS = ("lm_head.",)
 DEFAULT_MAX_RANK = 16  # vLLM's default of --max-lora-rank
 # Initialisations after which the base's weights are unchanged; vLLM refuses an adapter made by any other.
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
@@ -37,6 +38,7 @@ class Adapter:
     rank: int  # the largest of its modules
     base: str | None  # the model that its card says it was trained for
     tower: bool = False  # whether it has weights for the vision tower or the connector
+    head: bool = False  # whether it has weights for the output layer
 
 
 def resolve_all(wanted: Sequence[str], adapter_dir: Path, bundled: Path) -> tuple[Adapter, ...]:
@@ -178,19 +180,20 @@ def read(name: str, folder: Path) -> Adapter:
         raise AdapterError(f"adapter {name!r}: {refusal}")
     base = config.get("base_model_name_or_path")
     trained_for = base if isinstance(base, str) and base else None
-    return Adapter(name, folder, max(ranks_of(config)), trained_for, reaches_tower(folder))
+    names = _weights_of(folder)
+    tower, head = (
+        any(part in name for name in names for part in parts) for parts in (TOWER_PARTS, HEAD_PARTS)
+    )
+    return Adapter(name, folder, max(ranks_of(config)), trained_for, tower, head)
 
 
-def reaches_tower(folder: Path) -> bool:
-    """Whether an adapter has weights for the vision tower or the connector, which vLLM leaves out by default.
-
-    False if a file cannot be read: the engine will say so.
-    """
+def _weights_of(folder: Path) -> list[str]:
+    """The names of an adapter's weights; none if a file cannot be read: the engine will say so."""
     try:
         headers = [read_header(path) for path in folder.glob("adapter_model*.safetensors")]
     except AdapterError:
-        return False
-    return any(part in name for header in headers for name in header.tensors for part in TOWER_PARTS)
+        return []
+    return [name for header in headers for name in header.tensors]
 
 
 def _named_folder(name: str, path: str) -> Path:

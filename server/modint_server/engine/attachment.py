@@ -30,6 +30,7 @@ class Attachment:
     poll_s: between two looks at the engine. poll_timeout_s: for its list of models; later, it hangs.
     max_adapters: label values for adapters in the metrics.
     testing: "require" refuses requests to an adapter that failed the self-test, "report" only says so.
+    forcing_beside_adapters: whether an engine with adapters may be asked to score a given answer.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Attachment:
         max_adapters: int,
         calibrations: Mapping[Path, Calibration] | None = None,
         testing: Testing = "off",
+        forcing_beside_adapters: bool = False,
     ) -> None:
         self.capabilities: Capabilities | None = None
         self.models: tuple[Model, ...] = ()
@@ -56,6 +58,7 @@ class Attachment:
         self._calibrations = calibrations or {}
         self._testing = testing
         self._poll_timeout_s = poll_timeout_s
+        self._forcing_beside_adapters = forcing_beside_adapters
         self._retry_at = self._halted_until = float("-inf")
         self._served: dict[str, Served] = {}
         self._refreshed = float("-inf")
@@ -194,7 +197,11 @@ class Attachment:
     async def _attach(self) -> None:
         self._check_calibrations(await self._listed(self._poll_timeout_s))
         self.selftest.forget()
-        capabilities = await check_capabilities(self._upstream, timeout_s=self._capability_timeout_s)
+        capabilities = await check_capabilities(
+            self._upstream,
+            forcing_beside_adapters=self._forcing_beside_adapters,
+            timeout_s=self._capability_timeout_s,
+        )
         self._know(capabilities.models)
         self.capabilities, self.problem = capabilities, None
         self._metrics.upstream_is(True)

@@ -78,9 +78,12 @@ def _model(entry: JSON, ids: set[str]) -> Model:
     )
 
 
-async def check_capabilities(upstream: Upstream, *, timeout_s: float = 120.0) -> Capabilities:
+async def check_capabilities(
+    upstream: Upstream, *, forcing_beside_adapters: bool = False, timeout_s: float = 120.0
+) -> Capabilities:
     """Finds out by small requests what the engine can do: log-probabilities, images, scoring of an answer.
 
+    forcing_beside_adapters: whether an engine that serves adapters may be asked to score an answer.
     timeout_s: for each request. Raises EndpointError if the engine cannot be reached or lists no base model.
     """
     models = models_of(await upstream.models())
@@ -92,10 +95,10 @@ async def check_capabilities(upstream: Upstream, *, timeout_s: float = 120.0) ->
     problems = [sentence] if (sentence := _shortage(top)) else []
     if not images:
         problems.append("the engine refuses images: there is nothing to guard in text alone")
-    # vLLM's CPU engine dies of prompt log-probabilities of an adapter (a shape error in its LoRA arithmetic).
-    # So they are never asked of an engine with adapters: longer answers are judged there at their first word.
-    has_adapters = any(model.parent is not None for model in models)
-    forcing = bool(top) and not has_adapters and await _scores_answers(upstream, base, timeout_s)
+    # vLLM's CPU engine ends at prompt log-probabilities beside adapters (a shape error in its LoRA
+    # arithmetic), unless our plugin runs in it: without that, longer answers are judged at their first word.
+    may_force = forcing_beside_adapters or all(model.parent is None for model in models)
+    forcing = bool(top) and may_force and await _scores_answers(upstream, base, timeout_s)
     return Capabilities(models, top, images, forcing, tuple(problems))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modint_guard.errors import ConfigError
 from modint_server.adapters.folders import Adapter, max_lora_rank
+from modint_server.engine import prompt_logprobs
 from modint_server.engine.dtype import Dtype
 from modint_server.engine.options import MIN_LOGPROBS, check_options, read_options
 
@@ -38,6 +39,12 @@ class EngineConfig:
     dtype: Dtype = "float32"  # "auto" leaves the choice to vLLM
     options: tuple[str, ...] = ()  # further words for vLLM's command line, which the user answers for
     ready_timeout_s: float = 1800.0  # a large model is read from disk, or downloaded
+
+    @property
+    def scores_beside_adapters(self) -> bool:
+        """Whether our plugin lets this engine score a given answer while adapters are loaded."""
+        fits = self.device is Device.CPU and not any(adapter.head for adapter in self.adapters)
+        return bool(self.adapters) and fits
 
 
 def installed_device() -> Device:
@@ -121,4 +128,6 @@ def environment(
         cores = len(os.sched_getaffinity(0))
         if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them
             ours |= {"OMP_NUM_THREADS": str(max(1, cores - 1)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if config.scores_beside_adapters:
+        ours[prompt_logprobs.VARIABLE] = "1"
     return {**ours, **inherited, "VLLM_API_KEY": api_key, "PYTHONUNBUFFERED": "1"}

@@ -139,7 +139,7 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing == "auto"
+        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing != "off"
         work = partial(
             self.guard.plan,
             incoming.body,

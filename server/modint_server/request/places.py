@@ -5,8 +5,6 @@ A client is known by its key's digest. Nobody who asks for much at once can take
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Places:
@@ -43,15 +41,6 @@ class Places:
         if not self._held[key_digest]:
             del self._held[key_digest]
         self._serve()
-
-    @asynccontextmanager
-    async def holding(self, key_digest: str) -> AsyncIterator[None]:
-        """A place for the time of the block, once there is one."""
-        await self.wait(key_digest)
-        try:
-            yield
-        finally:
-            self.give_back(key_digest)
 
     async def wait(self, key_digest: str) -> None:
         """Takes a place as soon as it is the client's turn."""

@@ -64,6 +64,24 @@ def origin(run: Run) -> str:
     return f"Made by {by} from {base}data with the SHA-256\n{hashes} (recipe, seed and versions: `run.json`)."
 
 
+def mixture_table(mix: Mapping[str, Any]) -> str:
+    """The ratios of a base's data (the recipe's `mixture`), as a Markdown table."""
+    lying = max(0.0, 1 - mix["caption_true"] - mix["caption_unrelated"])
+    contradicting = max(0.0, 1 - mix["picture_agrees"] - mix["picture_other"])
+    return f"""| ratio | of | value |
+|---|---|---|
+| with a caption | image-heavy items | {mix["captioned"]:.0%} |
+| true | captions | {mix["caption_true"]:.0%} |
+| unrelated | captions | {mix["caption_unrelated"]:.0%} |
+| beside a picture that is hard to read | true captions | {mix["caption_poor"]:.0%} |
+| lying | captions | {lying:.0%} |
+| with a picture | text-heavy items | {mix["pictured"]:.0%} |
+| agreeing with the text | those pictures | {mix["picture_agrees"]:.0%} |
+| of something else | those pictures | {mix["picture_other"]:.0%} |
+| contradicting the text | those pictures | {contradicting:.0%} |
+"""
+
+
 def _serving(recipe: Mapping[str, Any]) -> str:
     """How to serve it, and where its figures through vLLM and the gateway are."""
     if not recipe["servable"]:

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modint_guard.models.picturebook import WHEEL
-from modint_training.models.card import Run, origin
+from modint_training.models.card import Run, mixture_table, origin
 
 
 def picturebook_card(run: Run) -> str:
     """The card of a base model trained by `modint-guard train picturebook-base`."""
-    mix = run["recipe"]["mixture"]
-    lying = max(0.0, 1 - mix["caption_true"] - mix["caption_unrelated"])
-    contradicting = max(0.0, 1 - mix["picture_agrees"] - mix["picture_other"])
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -36,18 +33,7 @@ The whole model's weights then have the SHA-256
 
 Labels follow the picture or the text that ought to decide, never a lie.
 
-| ratio | of | value |
-|---|---|---|
-| with a caption | image-heavy items | {mix["captioned"]:.0%} |
-| true | captions | {mix["caption_true"]:.0%} |
-| unrelated | captions | {mix["caption_unrelated"]:.0%} |
-| beside a picture that is hard to read | true captions | {mix["caption_poor"]:.0%} |
-| lying | captions | {lying:.0%} |
-| with a picture | text-heavy items | {mix["pictured"]:.0%} |
-| agreeing with the text | those pictures | {mix["picture_agrees"]:.0%} |
-| of something else | those pictures | {mix["picture_other"]:.0%} |
-| contradicting the text | those pictures | {contradicting:.0%} |
-
+{mixture_table(run["recipe"]["mixture"])}
 ## Test split, greedy whole replies, transformers
 
 {_table(run["test"])}

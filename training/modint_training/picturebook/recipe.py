@@ -4,34 +4,19 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from modint_training.recipe import StrictModel
+from modint_training.recipe import MixtureConfig, StrictModel
 
 
-class PagesConfig(StrictModel):
+class PagesConfig(MixtureConfig):
     """Ratios of the base model's data; see `picturebook.suite.Mixture`."""
 
-    families: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
-    captioned: float = Field(ge=0, le=1)
-    caption_true: float = Field(ge=0, le=1)
-    caption_unrelated: float = Field(ge=0, le=1)
-    caption_poor: float = Field(ge=0, le=1)
-    pictured: float = Field(ge=0, le=1)
-    picture_agrees: float = Field(ge=0, le=1)
-    picture_other: float = Field(ge=0, le=1)
     text_missing: float = Field(ge=0, le=1)
     placements: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
-    self_ask: float = Field(ge=0, le=0.2)
 
     @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        for first, second in (("caption_true", "caption_unrelated"), ("picture_agrees", "picture_other")):
-            if getattr(self, first) + getattr(self, second) > 1:
-                raise ValueError(
-                    f"{first} and {second} are shares of one whole: their sum must not be above 1"
-                )
-        for name in ("families", "placements"):
-            if not sum(getattr(self, name)):
-                raise ValueError(f"{name} must not all be 0")
+    def _some_placement(self) -> Self:
+        if not sum(self.placements):
+            raise ValueError("placements must not all be 0")
         return self
 
 

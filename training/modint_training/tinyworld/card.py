@@ -1,13 +1,10 @@
 """The card (`README.md`) of TinyWorld's base model."""
 
-from modint_training.models.card import Run, accuracy_table, origin, sub_task_table
+from modint_training.models.card import Run, accuracy_table, mixture_table, origin, sub_task_table
 
 
 def base_card(run: Run) -> str:
     """The card of a base model trained by `modint-guard train tinyworld-base`."""
-    mix = run["recipe"]["mixture"]
-    lying = max(0.0, 1 - mix["caption_true"] - mix["caption_unrelated"])
-    contradicting = max(0.0, 1 - mix["picture_agrees"] - mix["picture_other"])
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -25,18 +22,7 @@ made to show modality interference honestly, not to be useful: it knows 12 sub-t
 
 Labels follow the picture or the text that ought to decide, never a lie.
 
-| ratio | of | value |
-|---|---|---|
-| with a caption | image-heavy items | {mix["captioned"]:.0%} |
-| true | captions | {mix["caption_true"]:.0%} |
-| unrelated | captions | {mix["caption_unrelated"]:.0%} |
-| beside a picture that is hard to read | true captions | {mix["caption_poor"]:.0%} |
-| lying | captions | {lying:.0%} |
-| with a picture | text-heavy items | {mix["pictured"]:.0%} |
-| agreeing with the text | those pictures | {mix["picture_agrees"]:.0%} |
-| of something else | those pictures | {mix["picture_other"]:.0%} |
-| contradicting the text | those pictures | {contradicting:.0%} |
-
+{mixture_table(run["recipe"]["mixture"])}
 ## Test split, greedy first token, transformers
 
 {accuracy_table(run["test"])}

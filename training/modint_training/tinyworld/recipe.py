@@ -1,37 +1,20 @@
 """The recipe of `kind: pretrain`: TinyWorld's base model from scratch."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat
 
-from modint_training.recipe import StrictModel
+from modint_training.recipe import MixtureConfig, StrictModel
 
 
-class MixtureConfig(StrictModel):
+class TinyMixtureConfig(MixtureConfig):
     """Ratios of the base model's data; see `tinyworld.suite.Mixture`."""
 
-    families: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     captioned: float = Field(ge=0, le=0.7)
     caption_true: float = Field(ge=0.8, le=0.95)
     caption_unrelated: float = Field(ge=0, le=0.2)
-    caption_poor: float = Field(ge=0, le=1)
-    pictured: float = Field(ge=0, le=1)
-    picture_agrees: float = Field(ge=0, le=1)
-    picture_other: float = Field(ge=0, le=1)
     letter: float = Field(ge=0, le=1)
-    self_ask: float = Field(ge=0, le=0.2)
     letter_drill: float = Field(ge=0, le=0.2)
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        for first, second in (("caption_true", "caption_unrelated"), ("picture_agrees", "picture_other")):
-            if getattr(self, first) + getattr(self, second) > 1:
-                raise ValueError(
-                    f"{first} and {second} are shares of one whole: their sum must not be above 1"
-                )
-        if not sum(self.families):
-            raise ValueError("families must not all be 0")
-        return self
 
 
 class StageConfig(StrictModel):
@@ -71,7 +54,7 @@ class PretrainRecipe(StrictModel):
     max_grad_norm: float = Field(gt=0)
     micro_batches: int = Field(gt=0)
     guide: float = Field(ge=0)
-    mixture: MixtureConfig
+    mixture: TinyMixtureConfig
     precision: Literal["auto", "bf16", "fp32"]
     checkpoint_minutes: float = Field(gt=0)
     evaluate_steps: int = Field(gt=0)
