@@ -159,6 +159,7 @@ class Report:
     verdict: Verdict
     relevant: Relevant = Relevant.UNKNOWN
     relevant_source: RelevantSource = "none"
+    relevant_probability: float | None = None  # by the classifier
     examined: tuple[str, ...] = ()
     score: float | None = None  # the statistic that a flag rests on (`judging.statistic`), nats
     influence_text: float | None = None
@@ -192,6 +193,7 @@ class Report:
             "explanation": self.explanation,
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
+            "relevant_probability": self.relevant_probability,
             "examined": list(self.examined),
             "influence": {
                 "text": self.influence_text,
