@@ -49,6 +49,26 @@ def faults(
 
 
 @app.command()
+def fuzz(
+    output: Output = Path("bench/results/fuzz.json"),
+    bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
+    replies: Annotated[int, typer.Option(min=1, help="Requests whose replies are damaged.")] = 200_000,
+    seed: Seed = 0,
+) -> None:
+    """Damaged requests and damaged replies: does anything end the gateway's work, or lose an answer?"""
+    from bench.fuzz import measure_fuzz
+
+    findings = measure_fuzz(output, bodies=bodies, replies=replies, seed=seed)
+    for finding in findings:
+        typer.echo(
+            f"{finding.kind} of request {finding.number}:\n{finding.trace}\n{finding.body!r}", err=True
+        )
+    typer.echo(f"wrote {output}")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
 def base(
     runs: Annotated[
         list[Path] | None,
@@ -257,6 +277,22 @@ def picturebook_drawings(
 
     for path in rebuild(work):
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def locate(
+    output: Output = Path("bench/results/locate.json"),
+    pages: Annotated[
+        Path, typer.Option(help="Records and pages of both studies; the same call goes on from them.")
+    ] = Path("runs/locate"),
+    limit: Annotated[int, typer.Option(min=1, help="Items of each family, and of held-out wordings.")] = 20,
+    seed: Seed = 0,
+) -> None:
+    """Where interference sits in base and robust-lora: sites, edges, heads, modules; needs no engine."""
+    from bench.locate import measure_locate
+
+    drawn = measure_locate(output, pages, limit=limit, seed=seed)
+    typer.echo(f"wrote {', '.join(str(path) for path in (output, *drawn))}")
 
 
 @app.command("demo-items")

@@ -127,8 +127,16 @@ def _is_ours(module: str | None) -> bool:
 
 
 def _say(sentence: str) -> int:
-    typer.echo(sentence, err=True)
+    typer.echo(printable(sentence), err=True)
     return 2
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what would move its cursor, colour it or reverse it is shown as an escape."""
+    return "".join(
+        sign if sign.isprintable() or sign in "\n\t" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 import json
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 
 from modint_guard.errors import AdapterError
 from modint_server.adapters.tensors import read_header, rename
@@ -57,9 +61,9 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (struct.pack("<Q", 100) + b"{}", "cut off"),
         (header(b"{"), "cannot be read as safetensors"),
         (header(b"[]"), "damaged header"),
-        (header(json.dumps({"a": {**ENTRY, "dtype": "F3"}}).encode(), b"1234"), "unknown type F3"),
-        (header(json.dumps({"a": ENTRY}).encode(), b"123"), "a does not fit the file"),
-        (header(json.dumps({"a": {**ENTRY, "shape": [2]}}).encode(), b"1234"), "a does not fit the file"),
+        (header(json.dumps({"a": {**ENTRY, "dtype": "F3"}}).encode(), b"1234"), "an unknown type, 'F3'"),
+        (header(json.dumps({"a": ENTRY}).encode(), b"123"), "fill 4 of 3 bytes"),
+        (header(json.dumps({"a": {**ENTRY, "shape": [2]}}).encode(), b"1234"), "'a' does not fit the file"),
         (header(json.dumps({"a": {"dtype": "F32"}}).encode()), "damaged header"),
     ],
 )
@@ -68,6 +72,79 @@ def test_a_damaged_file_is_refused_by_name(content: bytes, sentence: str, tmp_pa
     with pytest.raises(AdapterError, match=sentence) as refused:
         read_header(tmp_path / "weights")
     assert str(tmp_path / "weights") in str(refused.value)
+
+
+SIZES = st.sampled_from([0, 1, 2, 4, 4.0, -4, True, None, 2**62, 2**64])
+ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F16", "U8", "f32", 5]),
+        "shape": st.lists(SIZES, max_size=3) | st.integers(),
+        "data_offsets": st.lists(st.integers(0, 12) | SIZES, min_size=1, max_size=3),
+    },
+    optional={"more": st.none()},
+)
+FITTING = st.lists(st.integers(0, 3), max_size=3).map(
+    lambda sizes: {
+        f"t{i}": {"dtype": "F32", "shape": [n], "data_offsets": [4 * sum(sizes[:i]), 4 * sum(sizes[: i + 1])]}
+        for i, n in enumerate(sizes)
+    }
+)
+HEADERS = st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3) | FITTING | st.lists(ENTRIES, max_size=1)
+METADATA = st.none() | st.dictionaries(st.text(max_size=2), st.text(max_size=2) | st.integers(), max_size=2)
+
+
+def by_safetensors(path: Path) -> list[str] | None:
+    """The names that the library itself reads; None if it refuses the file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sorted(file.keys())
+    except (SafetensorError, ValueError):
+        return None
+
+
+def by_us(path: Path) -> list[str] | None:
+    try:
+        return sorted(read_header(path).tensors)
+    except AdapterError:
+        return None
+
+
+@given(header_=HEADERS, metadata=METADATA, data=st.integers(0, 24))
+def test_what_safetensors_refuses_is_refused(header_: Any, metadata: Any, data: int) -> None:
+    if metadata is not None and isinstance(header_, dict):
+        header_ = {"__metadata__": metadata, **header_}
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(header(json.dumps(header_).encode(), b"\0" * data))
+        file.flush()
+        assert by_us(Path(file.name)) == by_safetensors(Path(file.name))
+
+
+@given(entries=FITTING, at=st.integers(0, 200), byte=st.integers(0, 255))
+def test_a_file_with_one_wrong_byte_is_read_as_safetensors_reads_it(entries: Any, at: int, byte: int) -> None:
+    size = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    content = bytearray(header(json.dumps(entries).encode(), b"\0" * size))
+    content[at % len(content)] = byte
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        assert by_us(Path(file.name)) == by_safetensors(Path(file.name))
+
+
+def test_a_header_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "weights").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001) + b"{}")
+        file.truncate(100_000_100)
+    with pytest.raises(AdapterError, match="no safetensors file"):
+        read_header(tmp_path / "weights")
+
+
+def test_a_tensor_larger_than_a_piece_is_searched_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modint_server.adapters.tensors.PIECE_BYTES", 16)
+    file = read_header(save(tmp_path / "x", {"a": np.array([0] * 9 + [np.inf], np.float32)}))
+    (tensor,) = file.tensors.values()
+    assert (file.is_zero(tensor), file.is_finite(tensor)) == (False, False)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modint_guard.cli import printable
 from modint_guard.errors import AdapterError
 from modint_guard.models import FOLDER
 from modint_server.adapters.doctor import WEIGHTS, AdapterDiagnosis, Status, examine, fix
+from modint_server.adapters.files import json_in, regular
 from modint_server.adapters.folders import bundled_names, locate, read, read_config, record_modules
 from modint_server.adapters.tensors import TensorFile, read_header
 
@@ -37,7 +39,7 @@ def list_adapters(adapter_dir: Dir = Path("adapters"), as_json: AsJson = False) 
         return
     table = Table("name", "from", "rank", "made for", "MB", "loadable")
     for row in rows:
-        table.add_row(*(escape("–" if value is None else str(value)) for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     Console().print(table if rows else f"no adapters in {adapter_dir}, and none bundled")
 
 
@@ -51,8 +53,7 @@ def inspect_adapter(which: Which, adapter_dir: Dir = Path("adapters"), as_json: 
         return
     table = Table.grid(padding=(0, 2))
     for key, value in facts.items():
-        shown = json.dumps(value) if isinstance(value, dict | list) else "–" if value is None else str(value)
-        table.add_row(key, escape(shown))
+        table.add_row(key, _cell(json.dumps(value) if isinstance(value, dict | list) else value))
     Console().print(table)
 
 
@@ -91,7 +92,7 @@ def doctor(
     else:
         console = Console(highlight=False, soft_wrap=True)
         for line in lines_of(diagnosis, every=every):
-            console.print(line, markup=False)
+            console.print(printable(line), markup=False)
         if original is not None:
             console.print(f"renamed; the file as it was is {original}", markup=False)
         elif repair and not diagnosis.healthy:
@@ -119,6 +120,11 @@ def lines_of(diagnosis: AdapterDiagnosis, *, every: bool = False) -> Iterator[st
             yield f"  and {len(keys) - len(shown)} more {status} (--all shows them)"
     yield from (f"  note: {note}" for note in diagnosis.notes)
     yield from (f"  not checked: {what}" for what in diagnosis.unchecked)
+
+
+def _cell(value: object) -> str:
+    """A value as a table shows it."""
+    return escape("–" if value is None else printable(str(value)))
 
 
 def _verdict(diagnosis: AdapterDiagnosis) -> str:
@@ -178,14 +184,14 @@ def _facts(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _digest(file: TensorFile) -> str:
-    with file.path.open("rb") as opened:
+    with regular(file.path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
     """Recipe, seed and test results from the `run.json` beside the weights; None without a full one."""
     try:
-        run = json.loads((folder / "run.json").read_text("utf-8"))
+        run = json_in(folder / "run.json")
         return {"recipe": run["recipe"]["name"], "seed": run["seed"], "test": run["test"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -14,10 +14,18 @@ from typing import Any
 
 from modint_guard.errors import AdapterError, ConfigError
 from modint_guard.models import BASE, check_servable
+from modint_server.adapters.files import is_folder, json_in, regular, shown
+from modint_server.adapters.rank_pattern import patterns_of
 from modint_server.adapters.tensors import read_header
 from modint_server.metrics import Card
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# The first words of content parts' types. vLLM 0.32 answers the base's own requests that hold such a part
+# from an adapter of that name (`_get_active_default_mm_loras`), without being asked to.
+PART_NAMES = frozenset(
+    {"text", "image", "audio", "video", "input", "output", "thinking", "refusal", "prompt", "tool"}
+)
+TAKES_OVER = "vLLM would answer the base's requests with a content part of this name from it"
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 RECORD = "doctor.json"
 RUN_RECORD = "run.json"
@@ -64,6 +72,8 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
             f"adapter name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', beginning "
             "with a letter or digit (NAME or NAME=PATH)"
         )
+    if name in PART_NAMES:
+        raise AdapterError(f"adapter name {name!r} is not allowed: {TAKES_OVER}: give it another")
     return name, _named_folder(name, path) if explicit else _look_up(name, adapter_dir, bundled)
 
 
@@ -89,11 +99,17 @@ def card(adapter: Adapter) -> Card:
 
 
 def revision(folder: Path) -> str:
-    """The fingerprint of an adapter's weights: 12 hexadecimal digits of their SHA-256."""
+    """The fingerprint of an adapter's weights: 12 hexadecimal digits of their SHA-256.
+
+    Raises AdapterError if they cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("adapter_model*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in _weight_files(folder):
+        try:
+            with regular(path) as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise AdapterError(f"{path} cannot be read ({error}): save the adapter again") from error
     return digest.hexdigest()[:12]
 
 
@@ -113,10 +129,10 @@ def record_modules(folder: Path, counts: Mapping[str, int]) -> Path:
 def _recorded_modules(folder: Path, digest: str) -> dict[str, int] | None:
     """The doctor's counts by status; None if there are none, or none of the weights with this `digest`."""
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record = json_in(folder / RECORD)
         counts = {str(status): int(count) for status, count in record["modules"].items()}
         return counts if record["revision"] == digest else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -124,7 +140,7 @@ def _run_record(adapter: Adapter) -> dict[str, Any]:
     """The record that training wrote beside the weights; empty if there is none."""
     path = adapter.path / RUN_RECORD
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json_in(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -142,8 +158,8 @@ def _baseline(adapter: Adapter, run: Mapping[str, Any]) -> float | None:
         return None
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         raise AdapterError(
-            f"adapter {adapter.name!r}: baseline.flip_ratio {ratio!r} in {adapter.path / RUN_RECORD} is no "
-            "share: give 0 to 1"
+            f"adapter {adapter.name!r}: baseline.flip_ratio {shown(ratio)} in {adapter.path / RUN_RECORD} "
+            "is no share: give 0 to 1"
         )
     return float(ratio)
 
@@ -171,7 +187,7 @@ def max_rank_flag(rank: int) -> int | None:
 def read(name: str, folder: Path) -> Adapter:
     """The adapter in a PEFT folder; raises AdapterError if vLLM would refuse it."""
     config = read_config(name, folder)
-    if not any(folder.glob("adapter_model*.safetensors")):
+    if not _weight_files(folder):
         raise AdapterError(
             f"adapter {name!r}: {folder} has no adapter_model.safetensors: save it with "
             "save_pretrained(…, safe_serialization=True)"
@@ -187,10 +203,15 @@ def read(name: str, folder: Path) -> Adapter:
     return Adapter(name, folder, max(ranks_of(config)), trained_for, tower, head)
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The regular files among an adapter's weights."""
+    return sorted(path for path in folder.glob("adapter_model*.safetensors") if path.is_file())
+
+
 def _weights_of(folder: Path) -> list[str]:
     """The names of an adapter's weights; none if a file cannot be read: the engine will say so."""
     try:
-        headers = [read_header(path) for path in folder.glob("adapter_model*.safetensors")]
+        headers = [read_header(path) for path in _weight_files(folder)]
     except AdapterError:
         return []
     return [name for header in headers for name in header.tensors]
@@ -198,16 +219,16 @@ def _weights_of(folder: Path) -> list[str]:
 
 def _named_folder(name: str, path: str) -> Path:
     folder = Path(path).expanduser()
-    if not path or not folder.is_dir():
+    if not path or not is_folder(folder):
         raise AdapterError(f"adapter {name!r}: no folder at {path!r}: give NAME=PATH with PATH a PEFT folder")
     return folder.resolve()
 
 
 def _look_up(name: str, adapter_dir: Path, bundled: Path) -> Path:
     for root in (adapter_dir, bundled):
-        folder = (root / name).resolve()
-        if not folder.is_dir() or name == BASE:
+        if not is_folder(root / name) or name == BASE:
             continue
+        folder = (root / name).resolve()
         if not folder.is_relative_to(root.resolve()):
             raise AdapterError(f"adapter {name!r} leads out of {root}: give its folder as {name}=PATH")
         return folder
@@ -226,7 +247,7 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
     """The folder's adapter_config.json; raises AdapterError if it is missing, damaged or not of type LORA."""
     path = folder / "adapter_config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json_in(path)
     except FileNotFoundError:
         raise AdapterError(
             f"adapter {name!r}: {folder} has no adapter_config.json: it is not a PEFT folder"
@@ -235,23 +256,27 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
         raise AdapterError(f"adapter {name!r}: cannot read {path}: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"adapter {name!r}: {path} is of type {kind!r}: only PEFT's LORA can be served")
+        raise AdapterError(
+            f"adapter {name!r}: {path} is of type {shown(kind)}: only PEFT's LORA can be served"
+        )
     return config
 
 
 def refusals(config: dict[str, Any]) -> list[str]:
     """Why vLLM 0.32 would not load an adapter with this configuration: sentences, each with a remedy."""
     start = config.get("init_lora_weights", True)
+    whole_modules = config.get("modules_to_save")
     is_present = {
         "it uses DoRA, which vLLM does not load: train with use_dora=False": config.get("use_dora"),
         "it trains biases, which vLLM does not load: train with bias='none'": config.get("bias", "none")
         != "none"
         or config.get("lora_bias"),
-        f"it saves whole modules ({config.get('modules_to_save')}), which vLLM does not load: put them among "
-        "target_modules": config.get("modules_to_save"),
-        f"it began from {start!r}, which changes the base's weights too: train with init_lora_weights=True "
-        "or convert it with path_initial_model_for_weight_conversion": isinstance(start, str)
-        and start.lower() not in PLAIN_STARTS,
+        f"it saves whole modules ({shown(whole_modules)}), which vLLM does not load: put them among "
+        "target_modules": whole_modules,
+        f"it began from {shown(start)}, which changes the base's weights too: train with "
+        "init_lora_weights=True or convert it with path_initial_model_for_weight_conversion": (
+            isinstance(start, str) and start.lower() not in PLAIN_STARTS
+        ),
         "it is an activated LoRA, which vLLM does not load: train a plain LoRA": config.get(
             "alora_invocation_tokens"
         ),
@@ -266,8 +291,10 @@ def refusals(config: dict[str, Any]) -> list[str]:
 
 def _rank_refusals(config: dict[str, Any]) -> list[str]:
     ranks = ranks_of(config)
+    if config.get("rank_pattern") and not patterns_of(config):
+        return ["its rank_pattern is no object of names and ranks: export it again"]
     if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 for rank in ranks):
-        return [f"its ranks {ranks} are not all positive whole numbers: export it again"]
+        return [f"its ranks {shown(ranks)} are not all positive whole numbers: export it again"]
     if max_rank_flag(max(ranks)) is None:
         return [f"rank {max(ranks)} is above {ALLOWED_RANKS[-1]}, vLLM's largest: train one below"]
     return []
@@ -275,7 +302,7 @@ def _rank_refusals(config: dict[str, Any]) -> list[str]:
 
 def ranks_of(config: dict[str, Any]) -> list[Any]:
     """The rank `r`, then those of `rank_pattern` for single modules; as written, unchecked."""
-    return [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    return [config.get("r"), *patterns_of(config).values()]
 
 
 def checked_model(model: str) -> str:
@@ -301,6 +328,6 @@ def checked_model(model: str) -> str:
 def _model_type(file: Path) -> str:
     """The `model_type` of a config.json; raises ConfigError if it is no JSON object."""
     try:
-        return str(json.loads(file.read_text("utf-8")).get("model_type"))
+        return str(json_in(file).get("model_type"))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{file} cannot be read as JSON: give a transformers model folder") from error

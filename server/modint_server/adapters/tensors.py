@@ -9,20 +9,25 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from modint_guard.errors import AdapterError
+from modint_server.adapters.files import regular, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 # Bytes of an element.
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 SIZES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+SIZES |= {"F8_E8M0": 1, "C64": 8}
+PIECE_BYTES = 2**26  # of a tensor, in memory at a time
 # For floating point: the unsigned type of the same width, and the mask of the exponent bits in it.
 _EXPONENT = {
     "F64": (np.uint64, 0x7FF0 << 48),
@@ -54,55 +59,79 @@ class TensorFile:
 
     def is_zero(self, tensor: Tensor) -> bool:
         """Whether every element is zero (of either sign)."""
-        raw = self._raw(tensor)
         if tensor.dtype not in _EXPONENT:
-            return not raw.any()
+            return not any(raw.any() for raw in self._pieces(tensor))
         kind, _ = _EXPONENT[tensor.dtype]
-        return not (raw.view(kind) << 1).any()
+        return not any((raw.view(kind) << 1).any() for raw in self._pieces(tensor))
 
     def is_finite(self, tensor: Tensor) -> bool:
         """Whether no element is infinite or not a number: all exponent bits set. Integers are finite."""
         if tensor.dtype not in _EXPONENT:
             return True
         kind, mask = _EXPONENT[tensor.dtype]
-        bits = self._raw(tensor).view(kind)
-        return not bool(((bits & kind(mask)) == kind(mask)).any())
+        return not any(((raw.view(kind) & kind(mask)) == kind(mask)).any() for raw in self._pieces(tensor))
 
-    def _raw(self, tensor: Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def _pieces(self, tensor: Tensor) -> Iterator["np.ndarray[Any, np.dtype[np.uint8]]"]:
         with self.path.open("rb") as file:
             file.seek(self.data_start + tensor.start)
-            return np.frombuffer(file.read(tensor.end - tensor.start), np.uint8)
+            for at in range(tensor.start, tensor.end, PIECE_BYTES):
+                yield np.frombuffer(file.read(min(PIECE_BYTES, tensor.end - at)), np.uint8)
 
 
 def read_header(path: Path) -> TensorFile:
-    """Reads a file's header and checks it against the file's size; raises AdapterError naming the file."""
+    """Reads a file's header, and checks it against the file's size by the rules of safetensors.
+
+    Raises AdapterError, naming the file, for whatever safetensors would refuse.
+    """
     try:
-        with path.open("rb") as file:
+        with regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else MAX_HEADER_BYTES + 1
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise AdapterError(f"{path} is no safetensors file, or it was cut off: copy or save it again")
-            header = json.loads(file.read(length))
+            header = orjson.loads(file.read(length))
     except (OSError, ValueError) as exc:
         raise AdapterError(f"{path} cannot be read as safetensors ({exc}): save it again") from exc
     data_start = 8 + length
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
     try:
-        tensors = {name: _tensor(name, entry, size - data_start) for name, entry in header.items()}
+        metadata = _metadata(header)
+        tensors = {name: _tensor(name, entry) for name, entry in header.items()}
+        _check_order(tensors, size - data_start)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise AdapterError(f"{path} has a damaged header ({exc}): copy or save it again") from exc
     return TensorFile(path, tensors, metadata, data_start)
 
 
-def _tensor(name: str, entry: Any, data_bytes: int) -> Tensor:
-    """One entry of a header; raises ValueError if it does not fit the file's `data_bytes`."""
+def _metadata(header: dict[str, Any]) -> dict[str, str]:
+    """Takes the metadata out of a header; raises AttributeError or ValueError if they are no strings."""
+    metadata = header.pop("__metadata__", None) or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no strings")
+    return dict(metadata)
+
+
+def _tensor(name: str, entry: Any) -> Tensor:
+    """One entry of a header; raises ValueError if its size is not that of its shape."""
     start, end = entry["data_offsets"]
     tensor = Tensor(name, entry["dtype"], tuple(entry["shape"]), start, end)
     if tensor.dtype not in SIZES:
-        raise ValueError(f"{name} has the unknown type {tensor.dtype}")
-    if not 0 <= start <= end <= data_bytes or end - start != prod(tensor.shape) * SIZES[tensor.dtype]:
-        raise ValueError(f"{name} does not fit the file")
+        raise ValueError(f"{shown(name)} has an unknown type, {shown(tensor.dtype)}")
+    if not all(type(number) is int and number >= 0 for number in (*tensor.shape, start, end)):
+        raise ValueError(f"{shown(name)} has a size that is no whole number")
+    if end - start != prod(tensor.shape) * SIZES[tensor.dtype]:
+        raise ValueError(f"{shown(name)} does not fit the file")
     return tensor
+
+
+def _check_order(tensors: Mapping[str, Tensor], data_bytes: int) -> None:
+    """Raises ValueError unless the tensors follow each other from the header to the end of the file."""
+    at = 0
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != at:
+            raise ValueError(f"{shown(tensor.name)} does not begin where the one before it ends")
+        at = tensor.end
+    if at != data_bytes:
+        raise ValueError(f"its tensors fill {at} of {data_bytes} bytes, which does not fit the file")
 
 
 def rename(file: TensorFile, names: Mapping[str, str]) -> Path:
@@ -111,9 +140,8 @@ def rename(file: TensorFile, names: Mapping[str, str]) -> Path:
     names: old name -> new name. The new file is complete and on disk before it takes the old one's name.
     Raises AdapterError if two tensors would have the same name, or if the folder cannot be written.
     """
-    renamed = [names.get(name, name) for name in file.tensors]
-    for name in renamed:
-        if renamed.count(name) > 1:
+    for name, count in Counter(names.get(name, name) for name in file.tensors).items():
+        if count > 1:
             raise AdapterError(f"{file.path}: two tensors would be called {name}: remove one of them first")
     original = file.path.with_name(file.path.name + ".orig")
     try:
