@@ -69,6 +69,19 @@ def fuzz(
 
 
 @app.command()
+def soak(
+    output: Output = Path("bench/results/soak.json"),
+    count: Annotated[int, typer.Option(min=20, help="Requests.")] = 100_000,
+    seed: Seed = 0,
+) -> None:
+    """Many requests of every kind: memory, sockets and counters of the gateway's process."""
+    from bench.soak import measure_soak
+
+    measure_soak(output, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def base(
     runs: Annotated[
         list[Path] | None,
