@@ -37,6 +37,7 @@ from tests.server.fake_upstream import (
 
 NO_EFFECT = "idle-lora"
 STRANGERS = 110  # requests for a model that does not exist
+FAILED_STEPS = 20  # log lines that could not be written
 STALLED = 25  # requests with pictures that nobody probes
 BASELINE = 0.125
 VLLM_PAGE = f"""# TYPE vllm:num_requests_running gauge
@@ -132,6 +133,8 @@ async def watched(folder: Path) -> AsyncIterator[Seen]:
         await send(main, [question("here", model="nobody")] * STRANGERS)
         for _ in range(STALLED):
             await stalled.post(question("here"), x_modint_mode="off", connection="close")
+        for _ in range(FAILED_STEPS):
+            main.gateway.metrics.step_failed("logging")
         for seconds in (0.2, 0.2, 0.2, 12.0):
             lost.gateway.metrics.duration.labels("unknown", "none").observe(seconds)
         pages = [(await main.get(path)).body.decode() for path in ("/metrics", "/engine/metrics")]
