@@ -278,6 +278,22 @@ def picturebook_drawings(
         typer.echo(f"wrote {path}")
 
 
+@app.command()
+def locate(
+    output: Output = Path("bench/results/locate.json"),
+    pages: Annotated[
+        Path, typer.Option(help="Records and pages of both studies; the same call goes on from them.")
+    ] = Path("runs/locate"),
+    limit: Annotated[int, typer.Option(min=1, help="Items of each family, and of held-out wordings.")] = 20,
+    seed: Seed = 0,
+) -> None:
+    """Where interference sits in base and robust-lora: sites, edges, heads, modules; needs no engine."""
+    from bench.locate import measure_locate
+
+    drawn = measure_locate(output, pages, limit=limit, seed=seed)
+    typer.echo(f"wrote {', '.join(str(path) for path in (output, *drawn))}")
+
+
 @app.command("demo-items")
 def demo_items() -> None:
     """Rewrite the items that are packaged for the demo."""

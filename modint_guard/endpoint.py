@@ -14,6 +14,9 @@ from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, End
 from modint_guard.types import JSON
 
 TOP_LOGPROBS = (20, 10, 5, 2)  # how many to ask for, tried in this order: servers often allow 20 or 5
+# How long an idle connection is used again. Servers close theirs after 5 seconds (uvicorn's default) or more;
+# a call that meets the closing is lost.
+KEEP_IDLE_S = 2.0
 _SHOWN_CHARACTERS = 200
 
 
@@ -42,7 +45,11 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Endpoint:
-        connector = aiohttp.UnixConnector(self._uds) if self._uds else aiohttp.TCPConnector(limit=0)
+        connector: aiohttp.BaseConnector
+        if self._uds:
+            connector = aiohttp.UnixConnector(self._uds, keepalive_timeout=KEEP_IDLE_S)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_IDLE_S)
         timeout = aiohttp.ClientTimeout(total=self._timeout_s)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
         return self

@@ -93,12 +93,22 @@ class DataError(ConfigError):
 
 
 class EndpointError(ModintError):
-    """The upstream answered with an error; `status` and `body` are those of its answer, if there was one."""
+    """The upstream answered with an error; `status` and `body` are those of its answer, if there was one, and
+    `retry_after` is its header, which holds seconds or a date.
+    """
 
-    def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        body: bytes = b"",
+        retry_after: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.body = body
+        self.retry_after = retry_after
 
 
 class EndpointTimeout(EndpointError):  # noqa: N818 - "timeout" says it all

@@ -227,7 +227,7 @@ async def probe(
     if answer is None:
         return replies
     if answer.reasoning:
-        can_be_asked = not answer.skip and reasoning.can_be_asked(plan)
+        can_be_asked = not answer.skip and reasoning.can_be_asked(plan, answer)
         return await reasoning.ask(plan, complete, answer, replies) if can_be_asked else replies
     if not config.regenerate:
         return replies

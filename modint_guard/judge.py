@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from modint_guard.chat.reply import behind_reasoning
+from modint_guard.chat.thoughts import behind_thoughts
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
 from modint_guard.judging.calibration import Calibration
@@ -13,7 +13,7 @@ from modint_guard.judging.explanation import explained
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
-from modint_guard.judging.statistic import Statistic, flag_statistic
+from modint_guard.judging.statistic import flag_statistic
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import reasoning, regenerate
 from modint_guard.report import NullSummary, ProbeResult, Report, Verdict
@@ -36,6 +36,7 @@ from modint_guard.types import (
     Reply,
     Score,
     State,
+    Statistic,
 )
 
 NOTE_UNSTABLE = "The answer also changed under a harmless change ({names}): it moves with anything."
@@ -117,7 +118,7 @@ class Judge:
         a word like a view, which gives the distribution of the request. The report is unscored if neither
         this reply nor a view lists that word.
         """
-        given = behind_reasoning(given) if behind_reasoning(given).strip() else given
+        given = behind_thoughts(given) if behind_thoughts(given).strip() else given
         word = scoring.first_word(given, [option.label for option in plan.chat.options])
         skip = None if reply.skip == "empty_answer" else reply.skip
         report = self.report(plan, replace(reply, text=given, token=word, skip=skip), replies)
@@ -207,7 +208,6 @@ class Judge:
         noise = max(plan.noise, score.noise or 0.0)
         thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
         replies = scoring.comparable(answer, replies)
-        statistic = self.statistic(plan, score)
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
@@ -215,7 +215,7 @@ class Judge:
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
             examined=_examined(score),
-            score=None if statistic is None else statistic.value,
+            statistic=self.statistic(plan, score),
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,
@@ -239,6 +239,16 @@ class Judge:
 def skipped(plan: Plan) -> Report:
     """The report on a request that is not probed; the plan holds the reason."""
     return unjudged(plan, Verdict(State.SKIPPED, reason=plan.skip))
+
+
+def skipped_unread(reason: str) -> Report:
+    """The report on a request that is passed through without being read: by its route, or by its wish.
+
+    reason: one of SKIPPED_REASONS.
+    """
+    decided = Verdict(State.SKIPPED, reason=reason)
+    said = explained(decided, Relevant.UNKNOWN, "none", None)
+    return Report(verdict=decided, explanation=said, relevant=Relevant.UNKNOWN, relevant_source="none")
 
 
 def unscored(plan: Plan, reason: str, replies: Replies | None = None) -> Report:

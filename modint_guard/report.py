@@ -14,6 +14,7 @@ from modint_guard.types import (
     RelevantSource,
     RungOutcome,
     State,
+    Statistic,
 )
 
 SCHEMA_VERSION = "2"
@@ -160,7 +161,7 @@ class Report:
     relevant: Relevant = Relevant.UNKNOWN
     relevant_source: RelevantSource = "none"
     examined: tuple[str, ...] = ()
-    score: float | None = None  # the statistic that a flag rests on (`judging.statistic`), nats
+    statistic: Statistic | None = None  # None if it could not be taken
     influence_text: float | None = None
     influence_image: float | None = None
     synergy: float | None = None
@@ -183,7 +184,7 @@ class Report:
             "schema": self.schema,
             "verdict": self.verdict.state.value,
             "cause": self.verdict.cause.value if self.verdict.cause else None,
-            "score": self.score,
+            "score": self.statistic.value if self.statistic else None,
             "risk": self.verdict.risk,
             "calibrated": self.verdict.calibrated,
             "null": self.verdict.null.to_json() if self.verdict.null else None,

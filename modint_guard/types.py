@@ -60,6 +60,7 @@ SKIPPED_REASONS = (
     "audio",
     "video",
     "unsupported_part",
+    "unsupported_route",
     "empty_answer",
 )
 
@@ -226,7 +227,8 @@ class Reply:
     answer cannot be judged. positions: all generated tokens that have alternatives. forced: the tokens of the
     answer that was given, as this view scores them. whole: whether the view also generated a whole answer
     (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
-    and positions are those of the answer behind it.
+    and positions are those of the answer behind it. empty_thought: how a reply without reasoning begins then;
+    None if its marks have no such form.
     """
 
     text: str
@@ -242,6 +244,7 @@ class Reply:
     forced: tuple[Position, ...] = ()
     whole: bool = False
     reasoning: bool = False
+    empty_thought: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,18 @@ class Influence(NamedTuple):
     text: float | None
     image: float | None
     synergy: float | None
+
+
+class Statistic(NamedTuple):
+    """The number that a flag rests on (`judging.statistic`).
+
+    value: nats. length: how many tokens were compared. sure: the probability of the other token where the
+    answer was turned most, if what ought to decide is asked alone.
+    """
+
+    value: float
+    length: int
+    sure: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,34 @@ INTERFERENCE = Board(
             ),
         ),
         PanelRow(
+            "What a flag is worth",
+            (
+                Panel(
+                    "Planted lies found",
+                    f"min by ({WHO}) (modint_null_power_ratio{{{ADAPTER}}})",
+                    _MA,
+                    "percentunit",
+                    "modint_null_power_ratio: of lies that the gateway planted and that changed the answer.",
+                    empty="fewer than 20 planted lies changed an answer",
+                    runbook="GuardBlind",
+                ),
+                Panel(
+                    "Harmless inputs measured",
+                    f"min by ({WHO}, source) (modint_null_scores{{{ADAPTER}}})",
+                    "{{model}} {{adapter}} {{source}}",
+                    "short",
+                    "modint_null_scores: what answers are judged by; below 99 the thresholds decide.",
+                ),
+                Panel(
+                    "Share that may be flagged",
+                    f"max by (job) (modint_null_alpha_ratio{{{HERE}}})",
+                    "{{job}}",
+                    "percentunit",
+                    "modint_null_alpha_ratio: of harmless inputs.",
+                ),
+            ),
+        ),
+        PanelRow(
             "Against the baseline",
             (
                 Panel(

@@ -1,6 +1,7 @@
 """What a chat request and its reply say: how they are checked, read and rewritten. No probing, no judging.
 
 body.py             the check of a body's shape and of the media in it
+parts.py            content parts in one form, whatever name clients give them
 request.py          splits a body into images, context and question
 question.py         splits one text into question and context
 asides.py           finds what a question states within its own sentence
@@ -13,5 +14,7 @@ eligibility.py      which requests are not probed, and why
 relevance.py        which modality ought to decide the answer
 relevance_rules.py  the same, by rules that are configured
 rule_files.py       what relevance rules and mitigation policies share: matching, and their TOML files
+responses.py        the Responses API in terms of chat
+thoughts.py         tells an answer from the thoughts before it
 reply.py            reads a completion or a stream
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from modint_guard.chat.images import ImageLimits, check_data_url, check_total
+from modint_guard.chat.images import ImageLimits, check_data_url, check_total, is_data_url
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import JSON
 
@@ -73,6 +73,9 @@ def check_media(part: JSON) -> None:
     An address would make the engine fetch whatever it points to, and embeddings would reach the model
     unchecked.
     """
+    kind = part.get("type")
+    if isinstance(kind, str) and kind.endswith("_url") and kind not in part:
+        raise ImageError(f"`{kind}` holds no media: send a data: URL.")
     for key, value in part.items():
         if "embeds" in key or "embeds" in str(part.get("type", "")):
             raise RequestError(
@@ -82,7 +85,7 @@ def check_media(part: JSON) -> None:
             url = url_of(value)
             if not url:
                 raise ImageError(f"`{key}` holds no media: send a data: URL.")
-            if url[:5].lower() != "data:":
+            if not is_data_url(url):
                 raise ImageError(
                     f"`{key}` is an address, and addresses are not fetched: send the bytes as a data: URL.",
                     code="remote_image_refused",

@@ -8,7 +8,9 @@ fetched.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterable
@@ -17,13 +19,15 @@ from functools import lru_cache
 from typing import BinaryIO
 
 import pybase64
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from modint_guard.errors import ConfigError, ImageError
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # only the first frame of a GIF is read
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # only the first frame is read
 NEUTRAL_GREY = 128  # the mean of 0..255
 _NOT_DECODABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
+_ON_THE_SIDE = (5, 6, 7, 8)  # Exif orientations with width and height exchanged
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -48,7 +52,7 @@ class ImageLimits:
 def decode_data_url(url: str, limits: ImageLimits | None = None) -> Image.Image:
     """The image in a base64 data URL, decoded to its end (the first frame of a GIF). Raises ImageError."""
     limits = limits or ImageLimits()
-    return _load(_open(io.BytesIO(_payload(url, limits)), limits))
+    return _upright(_load(_open(io.BytesIO(_payload(url, limits)), limits)))
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
@@ -56,12 +60,12 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
     limits = limits or ImageLimits()
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(limits)
-    return _load(_open(io.BytesIO(data), limits))
+    return _upright(_load(_open(io.BytesIO(data), limits)))
 
 
 def size_of(file: BinaryIO, limits: ImageLimits | None = None) -> tuple[int, int]:
-    """Width and height in pixels, read from a file's header. Raises ImageError."""
-    return _open(file, limits or ImageLimits()).size
+    """Width and height in pixels of the upright image, read from a file's header. Raises ImageError."""
+    return _upright_size(_open(file, limits or ImageLimits()))
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -73,13 +77,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool = True) -> tuple[int, int]:
-    """Size in pixels (width, height) of the image in a base64 data URL. Raises ImageError if it is unusable.
+    """Size in pixels (width, height) of the upright image in a base64 data URL. Raises ImageError if it is
+    unusable.
 
     whole: decode it to its end; otherwise only its header is read.
     """
     limits = limits or ImageLimits()
     image = _open(io.BytesIO(_payload(url, limits)), limits)
-    return _load(image).size if whole else image.size
+    return _upright_size(_load(image) if whole else image)
 
 
 def check_total(sizes: Iterable[tuple[int, int]], limits: ImageLimits) -> None:
@@ -92,6 +97,15 @@ def check_total(sizes: Iterable[tuple[int, int]], limits: ImageLimits) -> None:
             code="image_too_large",
             status=413,
         )
+
+
+def is_data_url(url: str) -> bool:
+    """Whether a string is a data: URL and not an address. Raises ImageError if it is neither."""
+    if url[:5].lower() == "data:":
+        return True
+    if not _SCHEME.match(url):
+        raise ImageError("An image is no data: URL: put data:image/png;base64, before its base64 text.")
+    return False
 
 
 def png_data_url(image: Image.Image) -> str:
@@ -111,17 +125,14 @@ def neutral_image(size: tuple[int, int]) -> str:
 
 def _payload(url: str, limits: ImageLimits) -> bytes:
     header, comma, data = url.partition(",")
-    scheme = url[:16].split(":", 1)[0].lower()
-    if scheme != "data":
+    if not is_data_url(url):
+        scheme = url[:16].split(":", 1)[0].lower()
         raise ImageError(
             f"Images by address ({_excerpt(scheme)}…) are not fetched: send the image itself as a data: URL.",
             code="remote_image_refused",
         )
-    kind = header[5:].lower()
-    if not comma or not kind.endswith(";base64"):
+    if not comma or not header.lower().endswith(";base64"):  # the media type says nothing sure: bytes decide
         raise ImageError("The image's data URL is not base64: send data:image/png;base64,… .")
-    if not kind.startswith("image/"):
-        raise ImageError(f"The data URL holds {_excerpt(kind)}, not an image: send data:image/png;base64,… .")
     if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
         raise _too_many_bytes(limits)
     try:
@@ -137,7 +148,9 @@ def _open(file: BinaryIO, limits: ImageLimits) -> Image.Image:
     except _BOMB as exc:
         raise _too_many_pixels(None, limits) from exc
     except _NOT_DECODABLE as exc:
-        raise ImageError("The data is not a PNG, JPEG, WebP or GIF image: send one of these.") from exc
+        raise ImageError(
+            "The data is not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF image: send one of these."
+        ) from exc
     width, height = image.size
     if width * height > limits.max_pixels:
         raise _too_many_pixels(image.size, limits)
@@ -156,6 +169,25 @@ def _load(image: Image.Image) -> Image.Image:
     except _NOT_DECODABLE as exc:
         raise ImageError("The image is truncated or damaged: it cannot be decoded to its end.") from exc
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its Exif data say, which vLLM does too; as it is if they cannot be read."""
+    with contextlib.suppress(Exception):  # many libraries write damaged Exif data
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow's reader turns it itself
+        return width, height
+    if image.format == "PNG" and not {"exif", "xmp"} & set(image.info):
+        return width, height  # Pillow would decode all of it to look behind the pixels
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation) in _ON_THE_SIDE:
+            return height, width
+    return width, height
 
 
 def _too_many_bytes(limits: ImageLimits) -> ImageError:

@@ -1,6 +1,7 @@
 """Read a completion: its text, its tokens, and the alternatives at its first content position.
 
-What a model wrote between <think> and </think>, or in its field for reasoning, is no part of the answer.
+What a model wrote between <think> and </think> or the like, or in its field for reasoning, is no part of the
+answer.
 
 The first content position is that of the first generated token that is more than white space. A view is asked
 for a token or two only, so it shows no more than the first word of a longer answer.
@@ -13,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from modint_guard.chat.thoughts import DEFAULT_EMPTY, behind_thoughts, empty_thought
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
-_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 MAX_TOKENS = 2**31  # of one call; an engine that reports more is wrong
 
 
@@ -196,12 +197,6 @@ def _skip(message: Mapping[str, Any]) -> str | None:
     return "audio" if message.get("audio") else None
 
 
-def behind_reasoning(text: str) -> str:
-    """A text without the reasoning that it begins with; empty if it is nothing else."""
-    _, ended, behind = text.rpartition(_THOUGHT_ENDS)
-    return behind if ended or not text.lstrip().startswith(_THOUGHT_BEGINS) else ""
-
-
 def _has_reasoning(message: Mapping[str, Any]) -> bool:
     return bool(message.get("reasoning_content") or message.get("reasoning"))
 
@@ -211,7 +206,7 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
 
     apart: whether the reasoning came in a field of its own, so that the text is the answer's alone.
     """
-    text = reply.text if apart else behind_reasoning(reply.text)
+    text = reply.text if apart else behind_thoughts(reply.text)
     if not apart and text == reply.text:
         return reply if text.strip() else replace(reply, skip=reply.skip or "empty_answer")
     positions = _last_positions(reply.positions, text)
@@ -224,6 +219,7 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
         positions=positions,
         skip=reply.skip or (None if text.strip() else "reasoning"),
         reasoning=True,
+        empty_thought=DEFAULT_EMPTY if apart else empty_thought(reply.text),
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
+from modint_guard.chat.parts import in_one_form
 from modint_guard.chat.question import asks, is_latin, is_left_open, orders, says_how, split_text, states
 from modint_guard.chat.rebuild import by_place
 from modint_guard.chat.system_prompt import facts_in
@@ -73,7 +74,7 @@ def parse(
     for an image that cannot be used.
     """
     options = options or ModintOptions()
-    messages = messages_of(body)
+    messages = in_one_form(messages_of(body))
     check_types(messages)
     image_parts = _images(messages, limits or ImageLimits(), decode=decode)
     turn = _turn(messages, options.question)
@@ -85,7 +86,7 @@ def parse(
         context = _in_order((*_stated_elsewhere(messages, others), *context))
     everything = (*others, *texts)
     return Chat(
-        body={key: value for key, value in body.items() if key != "modint"},
+        body={key: value for key, value in body.items() if key != "modint"} | {"messages": messages},
         turn=turn,
         images=image_parts,
         context=_read(everything, context) or None,

@@ -25,6 +25,7 @@ from modint_guard.types import JSON
 ITEMS = "items.jsonl"  # what `write_items` writes
 LOOKED_AT = 1000  # the number of rows whose keys are looked at to detect the format
 DESCRIPTION = "dataset_info.json"  # of LLaMA-Factory; save_to_disk writes another file of this name
+_DESCRIBED_ABOVE = 3  # so many folders, from the file's own upwards, may hold the description
 _TEXT_SUFFIXES = (".json", ".jsonl")
 _SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".arrow")
 _SPLIT = re.compile(r"^(train|validation|valid|val|dev|test|eval)(?![a-z])")
@@ -321,17 +322,11 @@ def _numbers(files: Sequence[Rows]) -> Iterator[tuple[Rows, int]]:
 
 
 def _description(file: Path) -> tuple[str | None, Columns]:
-    """Format and columns of a file by the LLaMA-Factory dataset_info.json beside it; None and the default
-    columns if it has none that lists the file.
+    """Format and columns of a file by the LLaMA-Factory dataset_info.json beside or above it; None and the
+    default columns if none lists the file.
     """
-    description = file.parent / DESCRIPTION
-    try:
-        document = json.loads(description.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None, Columns()
-    values = document.values() if isinstance(document, dict) else ()
-    entries = [entry for entry in values if isinstance(entry, dict)]
-    entry = next((entry for entry in entries if entry.get("file_name") == file.name), None)
+    described = ((folder / DESCRIPTION, _entry(folder, file)) for folder in file.parents[:_DESCRIBED_ABOVE])
+    description, entry = next((pair for pair in described if pair[1] is not None), (file, None))
     if entry is None:
         return None, Columns()
     named = {**(entry.get("columns") or {}), **(entry.get("tags") or {})}
@@ -340,13 +335,31 @@ def _description(file: Path) -> tuple[str | None, Columns]:
             f"{file.name} holds preferences, which are not read: give a data set with one answer a row",
             file=str(description),
         )
+    if media := {"videos", "audios"} & set(named):
+        raise DataError(
+            f"{file.name} holds {' and '.join(sorted(media))}, which are not read: leave such rows and the "
+            "column out",
+            file=str(description),
+        )
     formatting = entry.get("formatting", "alpaca")
-    if formatting not in ("alpaca", "sharegpt"):
+    if formatting not in ("alpaca", "sharegpt", "openai"):
         raise DataError(
             f"the formatting {excerpt(formatting)} of {file.name} is not read", file=str(description)
         )
     known = {key: str(name) for key, name in named.items() if key in Columns.__dataclass_fields__}
     return "llama-factory", replace(Columns(), **{**known, "formatting": formatting})
+
+
+def _entry(folder: Path, file: Path) -> JSON | None:
+    """What the dataset_info.json of a folder says about a file in it or below it; None without any."""
+    try:
+        document = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    values = document.values() if isinstance(document, dict) else ()
+    name = file.relative_to(folder).as_posix()
+    entries = (entry for entry in values if isinstance(entry, dict))
+    return next((entry for entry in entries if entry.get("file_name") == name), None)
 
 
 def _mapped(columns: Columns, names: Mapping[str, str]) -> Columns:

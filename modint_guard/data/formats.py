@@ -13,10 +13,23 @@ from typing import Any, NamedTuple
 
 from modint_guard.data.item import Item, Turn
 from modint_guard.data.rows import excerpt
+from modint_guard.data.tables import TablePicture
 from modint_guard.errors import nearest
 from modint_guard.types import JSON
 
 MARK = "<image>"
+MEDIA_MARKS = ("<video>", "<audio>")
+# Columns that would be lost in silence, and what is wrong with a row that has one.
+_UNREAD = {
+    **dict.fromkeys(("video", "videos", "audio", "audios"), "and only pictures are read"),
+    "tools": "and calls of tools are not read",
+}
+_NUMBERED_PICTURE = re.compile(r"image_?\d+")  # MMMU's image_1 … image_7, and <image 1> in its texts
+_NUMBERED_MARK = re.compile(r"^<image[ _]?\d+>\s*|<image[ _]?(\d+)>")
+# Qwen-VL's pictures: "Picture 1: <img>a.png</img>".
+_PATH_MARK = re.compile(r"(?:Picture \d+:[ ]?)?<img>([^<>]+)</img>")
+_PICTURE_COLUMN = re.compile(r"(?:^|_)(?:img|imgs|image|images|picture|pictures|photo|photos)(?:_|$)", re.I)
+_PICTURE_FILE = re.compile(r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif)$", re.I)
 _MARK = re.compile(r"^<image>\n?|\n?<image>$|<image>")
 
 
@@ -115,7 +128,11 @@ def _conversation(row: JSON, columns: Columns) -> Draft:
         _RawTurn(_role(turn.get(role), tags), _text(turn.get(content), content))
         for turn in _turns(row.get(columns.messages), columns.messages)
     ]
-    return _chat(row, turns, _pictures(row, columns.images), _optional_text(row, columns.system))
+    pictures = _pictures(row, columns.images)
+    if not pictures:
+        pictures = tuple(path for turn in turns for path in _PATH_MARK.findall(turn.text))
+        turns = [turn._replace(text=_PATH_MARK.sub(MARK, turn.text)) for turn in turns]
+    return _chat(row, turns, pictures, _optional_text(row, columns.system))
 
 
 def openai(row: JSON, columns: Columns) -> Draft:
@@ -125,6 +142,7 @@ def openai(row: JSON, columns: Columns) -> Draft:
     for message in _turns(row.get("messages"), "messages"):
         if message.get("tool_calls"):
             raise ValueError("calls tools, which are not read: leave such rows out")
+        _check_weight(message)
         texts, pictures = _parts(message.get("content"))
         inline += [picture for picture in pictures if picture is not None]
         marked = any(MARK in text for text in texts)
@@ -158,11 +176,16 @@ def _parts(content: Any) -> tuple[list[str], list[Any]]:
 
 def _chat(row: JSON, turns: Sequence[_RawTurn], pictures: tuple[Any, ...], system: str) -> Draft:
     """A draft of a conversation: a system text if there is one, then user and assistant in turn. The last
-    user turn is the question, and an assistant turn after it is the answer.
+    user turn is the question, and an assistant turn after it is the answer. A greeting of the assistant's
+    before the first question is left out, and several user turns in a row are one.
     """
+    _check_nothing_is_lost(row, pictures)
     turns = list(turns)
     if turns and turns[0].role == "system":
         system = turns.pop(0).text
+    while len(turns) > 1 and turns[0].role == "assistant":
+        turns.pop(0)
+    turns = _joined(turns)
     for number, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[number % 2]:
             raise ValueError(
@@ -183,10 +206,58 @@ def _chat(row: JSON, turns: Sequence[_RawTurn], pictures: tuple[Any, ...], syste
     return _with_pictures(draft, pictures)
 
 
+def _joined(turns: Sequence[_RawTurn]) -> list[_RawTurn]:
+    """The turns, with the user's own turns in a row as one."""
+    joined: list[_RawTurn] = []
+    for turn in turns:
+        if turn.role == "user" and joined and joined[-1].role == "user":
+            before = joined.pop()
+            context = f"{before.text}\n{turn.context}" if turn.context else ""
+            turn = _RawTurn("user", f"{before.text}\n{turn.text}", context)
+        joined.append(turn)
+    return joined
+
+
+def _check_nothing_is_lost(row: JSON, pictures: tuple[Any, ...]) -> None:
+    """Raises ValueError for a row with what is not read: clips, tools, weights, pictures in other columns."""
+    _check_weight(row)
+    for name, problem in _UNREAD.items():
+        if row.get(name) not in (None, "", [], {}):
+            raise ValueError(f"has `{name}`, {problem}: leave such rows out")
+    if not pictures:
+        for name, value in row.items():
+            if _looks_like_picture(name, value):
+                raise ValueError(
+                    f"seems to have a picture in `{name}`, which is not read: call the column `image`, or "
+                    f"name it (--column images={name})"
+                )
+
+
+def _looks_like_picture(name: str, value: Any) -> bool:
+    if isinstance(value, bytes | TablePicture) or (
+        isinstance(value, dict) and (value.get("bytes") or value.get("path"))
+    ):
+        return True
+    if not isinstance(value, str):
+        return False
+    is_file = bool(_PICTURE_COLUMN.search(name) and _PICTURE_FILE.search(value))
+    return is_file or value[:11].lower() == "data:image/"
+
+
+def _check_weight(entry: JSON) -> None:
+    if entry.get("weight") not in (None, 1):
+        raise ValueError(
+            f"has `weight` {excerpt(entry['weight'])}, and every row counts the same: leave it out"
+        )
+
+
 def _with_pictures(draft: Draft, pictures: tuple[Any, ...]) -> Draft:
     """The draft with its picture, and without the `<image>` marks, whose turn is noted in `has_image`."""
     marks = [turn.text.count(MARK) for turn in draft.turns]
     unmarked = (draft.reply or "", draft.system, *(t.text for t in draft.turns if t.role == "assistant"))
+    for mark in MEDIA_MARKS:
+        if any(mark in text for text in (*unmarked, *(turn.text for turn in draft.turns))):
+            raise ValueError(f"holds {mark}, and only pictures are read: leave such rows out")
     if any(MARK in text for text in unmarked):
         raise ValueError(f"an answer or system text holds {MARK}, which means a picture: take it out")
     if len(pictures) > 1:
@@ -208,7 +279,7 @@ def _with_pictures(draft: Draft, pictures: tuple[Any, ...]) -> Draft:
 
 def llama_factory(row: JSON, columns: Columns) -> Draft:
     """{"instruction", "input", "output", "system", "history": [[asked, answered], …], "images": […]}."""
-    if columns.formatting == "sharegpt":
+    if columns.formatting in ("sharegpt", "openai"):
         return _conversation(row, columns)
     instruction = _text(row.get(columns.prompt), columns.prompt)
     query = _optional_text(row, columns.query)
@@ -235,14 +306,22 @@ def _pair(pair: Any, name: str) -> Sequence[Any]:
     return pair
 
 
+_PASSAGES = ("passage", "context", "hint")
+
+
 def multiple_choice(row: JSON, columns: Columns) -> Draft:
     """The paper's rows (arXiv 2505.19616): {"id", "type", "image", "question", "answer", "facts"}.
 
     The options are in the question, or in `multiple_choices`, `choices` or `options`. `answer` is a label or
-    a choice, or the index of one in a list.
+    a choice, or the index of one in a list. A text to be read before the question is in `passage`, `context`
+    or `hint` (ScienceQA).
     """
     choices = _own_choices(row)
-    turns = [_RawTurn("user", _text(row.get("question"), "question"))]
+    passage = "\n".join(text for name in _PASSAGES if (text := _optional_text(row, name).strip()))
+    question = _NUMBERED_MARK.sub(
+        lambda mark: f"image {mark[1]}" if mark[1] else "", _text(row.get("question"), "question")
+    )
+    turns = [_RawTurn("user", f"{passage}\n{question}" if passage else question, passage)]
     if reply := _own_answer(row, choices):
         turns.append(_RawTurn("assistant", reply))
     draft = _chat(row, turns, _pictures(row, "images"), _optional_text(row, "system"))
@@ -354,8 +433,10 @@ def _id(row: JSON) -> str | None:
     value = row.get("id")
     if value is None or value == "":
         return None
+    if isinstance(value, float) and value.is_integer():  # pandas writes 17 as 17.0 if another row has no id
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"`id` must be a text or a number, not {excerpt(value)}")
+        raise ValueError(f"`id` must be a text or a whole number, not {excerpt(value)}")
     return str(value)
 
 
@@ -381,10 +462,14 @@ def _optional_text(row: JSON, name: str) -> str:
 
 
 def _pictures(row: JSON, name: str) -> tuple[Any, ...]:
-    """The row's pictures: one in `image`, or a list of them under `name`."""
-    values = [row[key] for key in dict.fromkeys((name, "image")) if row.get(key) not in (None, "", [])]
+    """The row's pictures: one in `image`, a list of them under `name`, or one each in `image_1` and so on."""
+    numbered = [row[key] for key in sorted(row) if _NUMBERED_PICTURE.fullmatch(key)]
+    listed = [row.get(key) for key in dict.fromkeys((name, "image"))]
+    values = [value for value in (*listed, [n for n in numbered if n]) if value not in (None, "", [])]
     if len(values) > 1:
-        raise ValueError(f"has pictures in `image` and in `{name}`: keep one of them")
+        raise ValueError(
+            f"has pictures in several columns (`image`, `{name}`, `image_1` …): keep one of them"
+        )
     pictures = values[0] if values and isinstance(values[0], list) else values
     return tuple(picture for picture in pictures if picture is not None)
 

@@ -36,7 +36,12 @@ class Picture:
     def load(self) -> Image.Image:
         """The picture in RGB. Raises DataError with the row's file, line and sample id."""
         with self._refusing():
-            return images.as_rgb(self.decode())
+            image = self.decode()
+            if image.mode.startswith(("I", "F")):
+                raise ImageError(
+                    "it has more than 8 bits a pixel, and engines show most of them white: save it with 8"
+                )
+            return images.as_rgb(image)
 
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, read from the picture's header. Raises DataError as `load` does."""

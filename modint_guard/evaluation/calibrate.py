@@ -1,5 +1,7 @@
 """`modint-guard calibrate`: labelled items through a live endpoint, a calibration file out of it.
 
+With `--unlabelled` the model's null is measured on the same file instead (`calibrate_null`).
+
 Every item is asked clean and under each perturbation that fits it. An answer that is wrong under a
 perturbation and right on the clean twin is a positive, one that is right on both a negative; a clean twin
 that is answered wrongly says nothing about interference. Every answer is kept as it comes, beside the file:
@@ -26,6 +28,7 @@ from modint_guard.data.perturb import clean_view, fitting, perturb
 from modint_guard.endpoint import Endpoint, read_key
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.asking import ask_each
+from modint_guard.evaluation.calibrate_null import ORIGIN, null_of_requests
 from modint_guard.evaluation.calibration_curves import Judged, draw_curves
 from modint_guard.evaluation.fit_calibration import calibrate, halves, write_calibration
 from modint_guard.evaluation.items import Data, Limit, items_of, labelled_items
@@ -35,6 +38,8 @@ from modint_guard.evaluation.runner import request_for, row_of, with_views, with
 from modint_guard.evaluation.targets import GATEWAY
 from modint_guard.guard import Guard
 from modint_guard.judging.calibration import Calibration, Fitted, Labelled
+from modint_guard.judging.null import Null
+from modint_guard.judging.null_file import read_nulls, write_nulls
 from modint_guard.judging.risk import features_of_score
 from modint_guard.plan import main_body
 from modint_guard.types import JSON, Complete, Relevant
@@ -70,6 +75,13 @@ def command(
     probes: Annotated[
         float | None, typer.Option(help="Probes a request on average; fewer by clearing answers early.")
     ] = None,
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled",
+            help="Measure the model's null on these requests instead: needs no labels, promises alpha 0.01.",
+        ),
+    ] = False,
     limit: Limit = None,
     seed: Annotated[
         int, typer.Option(help="Of the perturbations, of the halves of the data, and of a world's items.")
@@ -88,6 +100,13 @@ def command(
     key = read_key(api_key_file)
     how = ReadingOptions(format, image_root, split, family, tuple(column or ()), number_rows)
     items = items_of(data, how, limit=limit, seed=seed, split="validation")
+    if unlabelled:
+        others = read_nulls(output, Null(client_share=1.0))
+        null = asyncio.run(_null_through(url, key, items, adapter or model, seed))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_nulls(output, {**others, adapter or model: null})
+        _show_null(null, adapter or model, output)
+        return
     twins = twins_of(items, seed)
     made_by: JSON = {"run": "calibrate", "model": adapter or model, "data": fingerprint(twins), "seed": seed}
     with Journal(output.with_suffix(".answers.jsonl"), made_by) as journal:
@@ -215,6 +234,19 @@ async def _answer(guard: Guard, complete: Complete, twin: Twin, model: str) -> J
     score = None if reply.skip else guard.judge.score(plan, reply, replies)
     features = None if score is None else features_of_score(score, Relevant(RELEVANT[twin.clean.family]))
     return {"right": is_right(twin.disturbed, reply.text), "features": features}
+
+
+async def _null_through(url: str, key: str | None, items: Sequence[Item], model: str, seed: int) -> Null:
+    async with Endpoint(url, key) as endpoint:
+        return await null_of_requests(items, without_guard(endpoint.complete), model, seed=seed)
+
+
+def _show_null(null: Null, model: str, output: Path) -> None:
+    power = "unknown" if null.power is None else f"{null.power:.0%} of {len(null.lies)}"
+    sure = "unknown" if null.sure is None else f"{null.sure:.3f}"
+    counts = f"{len(null.scores)} scores of harmless inputs, {null.origins[ORIGIN]} of them of your requests"
+    typer.echo(f"{model}: {counts}, written to {output}")
+    typer.echo(f"planted lies found: {power}; sure from a probability of {sure}")
 
 
 async def _through(

@@ -135,15 +135,9 @@ def _one_line(text: str) -> str:
 
 def html(record: JSON, diagnosis: Diagnosis) -> str:
     """One page: style, figures and pictures inside; texts escaped. Needs jinja2."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup, escape
-
-    environment = Environment(
-        loader=PackageLoader("modint_guard.evaluation"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.trim_blocks = environment.lstrip_blocks = True
     axes = _axes(diagnosis)
-    return environment.get_template("page.html.jinja").render(
+    return rendered(
+        "page.html.jinja",
         title=_title(diagnosis),
         diagnosis=diagnosis,
         record=record,
@@ -159,10 +153,23 @@ def html(record: JSON, diagnosis: Diagnosis) -> str:
             for model, values in diagnosis.radar.items()
         },
         cut=partial(cut, most=CARD_CHARACTERS),
-        shown=shown,
         badness=badness,
         probability=probability,
-        breakable=lambda name: escape(name).replace("_", Markup("_<wbr>")),
+    )
+
+
+def rendered(template: str, *, package: str = "modint_guard.evaluation", **values: object) -> str:
+    """A page from a template of a package, which may extend `base.html.jinja` of this one; `title` and
+    `record` are among the values. Texts are escaped. Needs jinja2.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    loaders = [PackageLoader(name) for name in dict.fromkeys((package, "modint_guard.evaluation"))]
+    environment = Environment(loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    return environment.get_template(template).render(
+        **values, shown=shown, breakable=lambda name: escape(name).replace("_", Markup("_<wbr>"))
     )
 
 

@@ -73,6 +73,10 @@ def read_nulls(path: Path, empty: Null | None = None) -> dict[str, Null]:
         ) from exc
     except ValidationError as exc:
         where = ".".join(map(str, exc.errors()[0]["loc"])) or "its beginning"
-        raise ConfigError(f"{path} is no file of nulls, at {where}: the null is measured anew.") from exc
+        raise ConfigError(
+            f"{path} is no file of nulls, at {where}: delete it, and the null is measured anew."
+        ) from exc
     except ValueError as exc:
-        raise ConfigError(f"{path} is no file of nulls ({exc}): the null is measured anew.") from exc
+        raise ConfigError(
+            f"{path} is no file of nulls ({exc}): delete it, and the null is measured anew."
+        ) from exc

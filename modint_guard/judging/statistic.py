@@ -17,21 +17,10 @@ model (`judging.null`), says whether that means anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.scoring import token_influences_on_odds
-from modint_guard.types import CELLS, NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Influence, Relevant
-
-
-class Statistic(NamedTuple):
-    """value: nats. length: how many tokens were compared. sure: the probability of the other token where the
-    largest s_t is, if what ought to decide is asked alone.
-    """
-
-    value: float
-    length: int
-    sure: float
+from modint_guard.types import CELLS, NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Influence, Relevant, Statistic
 
 
 def flag_statistic(

@@ -59,7 +59,6 @@ from dataclasses import dataclass, replace
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Thresholds, risk_of
 from modint_guard.judging.scoring import influence_on_odds
-from modint_guard.judging.statistic import Statistic
 from modint_guard.report import Verdict
 from modint_guard.types import (
     CELLS,
@@ -72,6 +71,7 @@ from modint_guard.types import (
     Relevant,
     Score,
     State,
+    Statistic,
 )
 
 Cells = Mapping[str, CellScore]

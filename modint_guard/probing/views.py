@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageFilter
 
-from modint_guard.chat.images import decode_data_url, neutral_image, png_data_url
+from modint_guard.chat.images import as_rgb, decode_data_url, neutral_image, png_data_url
 from modint_guard.chat.question import MAX_CHARACTERS, sentences_in
 from modint_guard.chat.rebuild import rebuild, with_texts_at
 from modint_guard.data.item import Item, normalised
@@ -167,7 +167,7 @@ def _fingerprint(chat: Chat) -> str:
 
 
 def _blurred(url: str) -> str:
-    image = decode_data_url(url).convert("RGB")
+    image = as_rgb(decode_data_url(url))
     radius = max(_MIN_BLUR, BLUR * min(image.size))
     return png_data_url(image.filter(ImageFilter.GaussianBlur(radius)))
 

@@ -1,7 +1,6 @@
 """Builds the ASGI app from the settings; tests pass in an upstream or a registry of their own."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,6 +8,7 @@ from functools import partial
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modint_guard.chat.images import ImageLimits
@@ -17,22 +17,45 @@ from modint_guard.config import GuardConfig
 from modint_guard.guard import Guard
 from modint_guard.judging.calibration import read_calibration
 from modint_guard.mitigation.policy import Policy, read_policies
+from modint_guard.probing.probe import cancel_and_wait
 from modint_server import errors
 from modint_server.adapters.folders import Adapter, card
 from modint_server.engine.attachment import Attachment
 from modint_server.engine.noise import NoiseFloor
+from modint_server.engine.nulls import Nulls
 from modint_server.engine.upstream import Upstream
 from modint_server.metrics import Metrics
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.intake import Keys, request_id
+from modint_server.request.measuring import Measuring
+from modint_server.request.messages import Messages
+from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
+from modint_server.request.responses import Responses
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
-from modint_server.routes import chat, completions, guard, health, models
+from modint_server.routes import chat, completions, guard, health, messages, models, passing, responses
 from modint_server.routes.pages import Page
-from modint_server.settings import Settings, client_keys, secret
+from modint_server.settings import PASSED_GET, Settings, client_keys, secret
+
+# What scripts of web pages may read of an answer, besides its body.
+READABLE_HEADERS = (
+    "x-request-id",
+    "x-modint-verdict",
+    "x-modint-risk",
+    "x-modint-reason",
+    "x-modint-schema",
+    "x-modint-action",
+    "x-modint-rungs",
+    "x-modint-mitigation-tokens",
+    "x-modint-detail",
+    "retry-after",
+    "x-should-retry",
+)
+
+QUIET = 0.1  # of max_in_flight: with more requests under way the null is not measured
 
 
 def create_app(
@@ -57,8 +80,20 @@ def create_app(
     app.state.gateway = gateway
     app.state.metrics_page = Page(partial(asyncio.to_thread, generate_latest, metrics.registry))
     app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics)
-    for route in (chat, completions, models, guard, health):
+    app.state.passed_pages = {
+        path: Page(partial(gateway.pipeline.upstream.page, path)) for path in PASSED_GET
+    }
+    for route in (chat, completions, responses, messages, models, guard, health):
         app.include_router(route.router)
+    app.include_router(passing.router_of(settings.pass_routes))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=READABLE_HEADERS,
+        )
     app.add_middleware(RequestIds)
     errors.install(app)
     return app
@@ -89,6 +124,7 @@ def guard_config(settings: Settings) -> GuardConfig:
         regenerate=settings.regenerate == "auto",
         teacher_forcing=settings.teacher_forcing != "off",
         image_attention=settings.image_attention,
+        alpha=settings.alpha,
         policies=(*(read_policies(policies) if policies else ()), Policy(settings.action)),
     )
 
@@ -108,8 +144,12 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         testing="report" if settings.adapter_selftest == "auto" else settings.adapter_selftest,
         forcing_beside_adapters=settings.teacher_forcing == "on",
     )
+    nulls = Nulls(settings.null_file, several=len(client_keys(settings)) > 1)
+    guard = Guard(guard_config(settings), calibrations=calibrations.values(), nulls=nulls)
+    places = _shared(settings.max_in_flight, settings)
+    metrics.null_alpha.set(settings.alpha)
     pipeline = Pipeline(
-        guard=Guard(guard_config(settings), calibrations=calibrations.values()),
+        guard=guard,
         upstream=upstream,
         attachment=attachment,
         metrics=metrics,
@@ -118,14 +158,34 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
         second_tries=SecondTries(),
         caches_by_key=settings.cache_by_key == "auto" and len(client_keys(settings)) > 1,
-        places=_shared(settings.max_in_flight, settings),
+        places=places,
+        measuring=Measuring(
+            guard,
+            nulls,
+            attachment,
+            upstream,
+            metrics,
+            every=settings.null_every if settings.guard == "on" else 0,
+            checkup=settings.null_checkup == "on" and settings.guard == "on",
+            forcing=settings.teacher_forcing == "auto",
+            is_busy=lambda: places.held > max(1, settings.max_in_flight * QUIET),
+        ),
         probe_slots=_shared(settings.max_probes_in_flight, settings),
         rung_slots=_shared(settings.max_rungs_in_flight, settings),
         workers=Workers(
             settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
         ),
     )
-    return Gateway(settings, metrics, attachment, pipeline, Keys(client_keys(settings)))
+    return Gateway(
+        settings,
+        metrics,
+        attachment,
+        pipeline,
+        Responses(pipeline),
+        Messages(pipeline),
+        Passing(pipeline),
+        Keys(client_keys(settings)),
+    )
 
 
 def _shared(total: int, settings: Settings) -> Places:
@@ -138,14 +198,15 @@ def _shared(total: int, settings: Settings) -> Places:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     async with gateway.pipeline.upstream:
-        watching = asyncio.create_task(gateway.attachment.watch())
+        background = [
+            asyncio.create_task(gateway.attachment.watch()),
+            asyncio.create_task(gateway.pipeline.measuring.run()),
+        ]
         try:
             yield
         finally:
             gateway.draining = True
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await cancel_and_wait(background)
             gateway.pipeline.workers.close()
 
 

@@ -1,63 +1,119 @@
 """What a connection may do before its request is known: a bounded head, in bounded time, and not too many.
 
-No key is known at that point, so every client has the same bounds.
+No key is known at that point, so every client has the same bounds. h11 reads bodies behind an offer of HTTP/2
+(Java's client makes one with every plain request) and frames streams to HTTP/1.0 clients by the connection's
+end; httptools does neither.
 """
 
 import asyncio
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import h11
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 10.0  # from the first byte of a request, or from an empty connection, to the end of its headers
 MAX_CONNECTIONS = 2048
+EVENTS_A_TURN = 100  # h11 takes 15 µs for a chunk of a body, however short: other connections have their turn
 
 
-class BoundedConnection(HttpToolsProtocol):
+class BoundedConnection(H11Protocol):
     """One connection; closed if its request's head is too long or too late, or if there are too many."""
 
     head_s = HEAD_S
-    _reads_head = True
-    _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = self._reader = _Reader()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = self._flow = _Flow(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.close()
         else:
             self._begin_head()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._reads_head:
+    def handle_events(self) -> None:
+        if self._flow.held:  # the next turn goes on
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The headers are too long.")
+        self._reader.left = EVENTS_A_TURN
+        super().handle_events()
+        if self._reader.left == 0:
+            self._flow.hold()
+            self.loop.call_soon(self._go_on)
+        self._watch_head()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._begin_head()
+    def _go_on(self) -> None:
+        if not self.transport.is_closing():
+            self._flow.release()
+            self.handle_events()
 
-    def on_headers_complete(self) -> None:
-        self._reads_head = False
-        self._stop_timer()
-        super().on_headers_complete()
+    def _watch_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_timer()
+        elif self._timer is None and self.conn.trailing_data[0]:
+            self._begin_head()
 
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._reads_head, self._head_bytes = True, 0  # uvicorn closes it if nothing more comes
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer has begun
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
     def _begin_head(self) -> None:
-        self._reads_head, self._head_bytes = True, 0
-        self._stop_timer()
         self._timer = self.loop.call_later(self.head_s, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Reader(h11.Connection):
+    """Reads so many events and then says that it needs data; refuses long heads that came at once as well."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self.left = EVENTS_A_TURN
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.left == 0:
+            return h11.NEED_DATA
+        event = super().next_event()
+        if event is not h11.NEED_DATA and event is not h11.PAUSED:
+            self.left -= 1
+        if isinstance(event, h11.Request) and _length(event) > MAX_HEAD_BYTES:
+            raise h11.RemoteProtocolError("the headers are too long")
+        return event
+
+
+def _length(request: h11.Request) -> int:
+    return len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+
+
+class _Flow(FlowControl):
+    """Reads nothing from the socket while what it read before is not worked off."""
+
+    held = False
+
+    def hold(self) -> None:
+        self.held = True
+        self._transport.pause_reading()
+
+    def release(self) -> None:
+        self.held = False
+        if not self.read_paused:
+            self._transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        if self.held:
+            self.read_paused = False
+        else:
+            super().resume_reading()

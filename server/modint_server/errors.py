@@ -14,12 +14,13 @@ from modint_guard.types import JSON
 from modint_server.logs import LOGGER
 
 MAX_MESSAGE_CHARS = 1000
+_PAUSE = re.compile(r"\d{1,9}|[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 # Pydantic repeats the client's body in its messages, from here on.
 _ECHO = re.compile(r"[\s,\[{(]*['\"]?\binput(_value)?['\"]?\s*[:=].*", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Failure:
+class ErrorAnswer:
     """An error as the client gets it: HTTP status, and the fields of OpenAI's envelope."""
 
     status: int
@@ -27,7 +28,7 @@ class Failure:
     type: str
     code: str
     param: str | None = None
-    retry_after_s: int | None = None
+    retry_after: str | None = None  # seconds, or a date
 
     def envelope(self) -> JSON:
         """The body: {"error": {"message", "type", "param", "code"}}."""
@@ -36,8 +37,8 @@ class Failure:
     def response(self) -> Response:
         """The envelope with its status and the headers that clients act on."""
         headers: dict[str, str] = {}
-        if self.retry_after_s is not None:
-            headers["retry-after"] = str(self.retry_after_s)
+        if self.retry_after is not None:
+            headers["retry-after"] = self.retry_after
         if self.status < 500 and self.status not in (408, 429):
             headers["x-should-retry"] = "false"
         if self.status in (408, 413):
@@ -47,35 +48,41 @@ class Failure:
         return Response(orjson.dumps(self.envelope()), self.status, headers, "application/json")
 
 
-def of_request(exc: RequestError) -> Failure:
+def of_request(exc: RequestError) -> ErrorAnswer:
     """The failure that answers a request which the gateway refuses."""
-    retry_after_s = 1 if exc.status == 503 else None
-    return Failure(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after_s)
+    retry_after = "1" if exc.status == 503 else None
+    return ErrorAnswer(exc.status, str(exc), exc.type, str(exc.code), exc.param, retry_after)
 
 
-def of_endpoint(exc: EndpointError) -> Failure:
+def of_endpoint(exc: EndpointError) -> ErrorAnswer:
     """The failure that answers an error of the engine.
 
     If the engine refuses the gateway's own key, that is no fault of the client: 502.
     """
     if isinstance(exc, EndpointTimeout):
-        return Failure(504, "the engine did not answer in time", "upstream_error", "upstream_timeout")
+        return ErrorAnswer(504, "the engine did not answer in time", "upstream_error", "upstream_timeout")
     if isinstance(exc, EndpointUnreachable):
-        return Failure(502, "the engine cannot be reached", "upstream_error", "upstream_unreachable")
+        return ErrorAnswer(502, "the engine cannot be reached", "upstream_error", "upstream_unreachable")
     if exc.status is None or exc.status < 400:
-        return Failure(502, str(exc), "upstream_error", "upstream_protocol")
+        return ErrorAnswer(502, str(exc), "upstream_error", "upstream_protocol")
     if exc.status in (401, 403):
-        return Failure(502, "the engine refused the gateway's key", "upstream_error", "upstream_auth")
+        return ErrorAnswer(502, "the engine refused the gateway's key", "upstream_error", "upstream_auth")
     upstream = translate(exc.body)
     fallback = f"the engine answered with status {exc.status}"
     type_ = "invalid_request_error" if exc.status < 500 else "upstream_error"
-    return Failure(
+    return ErrorAnswer(
         exc.status,
         upstream["message"] or fallback,
         upstream["type"] or type_,
         upstream["code"] or f"upstream_{exc.status}",
         upstream["param"],
+        _pause(exc.retry_after),
     )
+
+
+def _pause(retry_after: str | None) -> str | None:
+    """The engine's Retry-After, if it is whole seconds or a date as RFC 9110 writes them."""
+    return retry_after if retry_after and _PAUSE.fullmatch(retry_after) else None
 
 
 def translate(body: bytes) -> dict[str, str | None]:
@@ -112,7 +119,7 @@ def kind_of(exc: EndpointError) -> str:
     return "client_error" if exc.status < 500 else "server_error"
 
 
-INTERNAL = Failure(
+INTERNAL = ErrorAnswer(
     500, "the gateway failed; its log has the cause under this request id", "server_error", "internal_error"
 )
 
@@ -136,7 +143,7 @@ async def _http(request: Request, exc: Exception) -> Response:
         exc.status_code, str(exc.detail)
     )
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-    response = Failure(exc.status_code, message, "invalid_request_error", code).response()
+    response = ErrorAnswer(exc.status_code, message, "invalid_request_error", code).response()
     for name, value in (exc.headers or {}).items():
         response.headers[name] = value
     return response

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modint_guard.chat.reply import usage_of
 from modint_guard.examination import STEPS as EXAMINATION_STEPS
+from modint_guard.judging.null import CHECKUP, TRAFFIC, Null
 from modint_guard.probing.views import VIEWS
 from modint_guard.report import Report
 from modint_guard.types import (
@@ -28,7 +29,7 @@ from modint_guard.types import (
 NONE = "none"  # the adapter of a base; the cause of a verdict that has none
 UNKNOWN = "unknown"  # the model of a request that names none that is served
 OTHER = "other"  # the adapters beyond the largest number of label values
-ROUTES = ("chat", "completions", "guard_check")
+ROUTES = ("chat", "completions", "guard_check", "responses", "messages", "passed")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
 REJECTIONS = ("in_flight", "key_share", "draining")
 STEPS = (*EXAMINATION_STEPS, "measuring", "annotating", "counting", "logging", "watching")
@@ -195,6 +196,15 @@ class Metrics:
         self.adapter_baseline = gauge(
             "adapter_baseline_flip_ratio", "Share of flips on the adapter's card, if it has one.", ma
         )
+        self.null_scores = gauge(
+            "null_scores", "Scores of harmless inputs that answers are judged by.", (*ma, "source")
+        )
+        self.null_alpha = gauge("null_alpha_ratio", "Share of harmless inputs that may be flagged.", ())
+        self.null_power = gauge(
+            "null_power_ratio",
+            "Share of planted lies that is flagged, of those that changed the answer; absent below 20.",
+            ma,
+        )
         self.overflow = counter("metric_label_overflow_total", "Values kept out of a label.", ("label",))
         self.build = gauge("build_info", "1, labelled with the version.", ("version",))
         self.config = gauge(
@@ -241,11 +251,19 @@ class Metrics:
     def gone(self, served: Iterable[Served]) -> None:
         """Removes the gauges of adapters that are no longer served; their counters stay."""
         for adapter in served:
-            for family in (self.adapter_ok, self.adapter_divergence, self.adapter_baseline):
+            for family in (self.adapter_ok, self.adapter_divergence, self.adapter_baseline, self.null_power):
                 with contextlib.suppress(KeyError):  # never tested, or without a baseline
                     family.remove(adapter.model, adapter.adapter)
             for family in (self.adapter_info, self.adapter_modules):
                 family.remove_by_labels({"model": adapter.model, "adapter": adapter.adapter})
+
+    def null(self, served: Served, null: Null) -> None:
+        """Sets how many scores a model's null has, and its power if that is known."""
+        ma, origins = (served.model, served.adapter), null.origins
+        self.null_scores.labels(*ma, CHECKUP).set(origins[CHECKUP])
+        self.null_scores.labels(*ma, TRAFFIC).set(origins.total() - origins[CHECKUP])
+        if null.power is not None:
+            self.null_power.labels(*ma).set(null.power)
 
     def mixed(self, model: str, ok: bool) -> None:
         """Sets whether base answers beside adapter traffic are the base's."""
@@ -302,6 +320,8 @@ class Metrics:
             self._introduce(ma, self._cards.get(served.adapter, NO_CARD))
         for family in (self.duration, self.first_token, self.probe_tokens, self.probe_cached):
             family.labels(*ma)
+        for source in (CHECKUP, TRAFFIC):
+            self.null_scores.labels(*ma, source)
         self.mitigation_seconds.labels(*ma)
         self.mitigation_tokens.labels(*ma)
         for rung, result in product(RUNGS, RungOutcome):

@@ -247,7 +247,7 @@ async def _serve(
     """Runs the gateway until `stop` is set, or until `engine_end` returns an error, which is then raised."""
     gateway: Gateway = app.state.gateway
     configure_logs(gateway.settings.log_level)
-    server = _Server(_uvicorn(app))
+    server = _Server(server_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(engine_end)
     try:
@@ -267,11 +267,15 @@ async def _serve(
         raise EngineError("the gateway ended by itself: see the lines above")
 
 
-def _uvicorn(app: FastAPI) -> uvicorn.Config:
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    gateway: Gateway = app.state.gateway
     return uvicorn.Config(
         app,
         http=BoundedConnection,
+        timeout_keep_alive=gateway.settings.keep_alive_s,
         log_config=None,  # the gateway writes its own JSON lines
+        log_level="error",  # no warning for every offer of HTTP/2
         access_log=False,
         lifespan="on",
         ws="none",

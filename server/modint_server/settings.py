@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -13,6 +14,24 @@ from modint_guard.errors import ConfigError
 from modint_guard.models.picturebook import CACHE_VARIABLE
 from modint_guard.types import MAX_DEADLINE_S, MAX_IMAGE_ATTENTION
 
+# The engine's routes that may be passed through: none of those that administer it (adapters, weights, sleep,
+# profiles, caches, …) can be named in `pass_routes`.
+PASSED_GET = ("/health", "/version")
+PASSED_POST = (
+    "/v1/embeddings",
+    "/v2/embed",
+    "/pooling",
+    "/classify",
+    "/score",
+    "/v1/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/tokenize",
+    "/detokenize",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+)
 ENV_PREFIX = "MODINT_"
 
 
@@ -38,6 +57,13 @@ class Settings(BaseSettings):
     cache_by_key: Literal["auto", "off"] = "auto"  # a prefix cache for each key, if there are several
     metrics_need_key: bool = False  # also for the pages of metrics
 
+    # Connections of clients, and the origins whose web pages may call.
+    keep_alive_s: int = Field(default=620, gt=0)  # longer than a balancer keeps an idle connection to us
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+
+    # The engine's further routes that clients may use.
+    pass_routes: Annotated[tuple[str, ...], NoDecode] = (*PASSED_GET, *PASSED_POST)
+
     # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
@@ -50,6 +76,12 @@ class Settings(BaseSettings):
     max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
     image_threads: int = Field(default=2, gt=0)
+    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode] = (
+        "enable_thinking",
+        "thinking",
+        "thinking_budget",
+        "reasoning_effort",
+    )
     max_n: int = Field(default=16, gt=0)
     max_prompts: int = Field(default=128, gt=0)  # of a plain completion, each counted `n` times
     max_prompt_logprobs: int = Field(default=20, ge=0)
@@ -69,6 +101,10 @@ class Settings(BaseSettings):
     guard: Literal["on", "off"] = "on"
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
     noop_every: int = Field(default=100, ge=0)  # one judged request in so many, for each model; 0: none
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)  # of harmless inputs, the share that may be flagged
+    null_checkup: Literal["on", "off"] = "on"  # ask packaged items of each model after attaching
+    null_every: int = Field(default=200, ge=0)  # into one judged request in so many something is planted
+    null_file: Path | None = None  # where the nulls are kept across restarts
     relevance_rules_file: Path | None = None
     self_ask: Literal["off", "auto"] = "off"
     regenerate: Literal["off", "auto"] = "auto"
@@ -99,7 +135,30 @@ class Settings(BaseSettings):
             )
         return url.rstrip("/").removesuffix("/v1")
 
-    @field_validator("api_keys", "calibrations", mode="before")
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (
+                not parts.scheme or not parts.netloc or f"{parts.scheme}://{parts.netloc}" != origin
+            ):
+                raise ValueError("must be * or origins such as https://chat.example.org, without a path")
+        return origins
+
+    @field_validator("pass_routes")
+    @classmethod
+    def _known_routes(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if path not in (*PASSED_GET, *PASSED_POST):
+                raise ValueError(
+                    f"{path[:60]} is not passed through: choose from {', '.join((*PASSED_GET, *PASSED_POST))}"
+                )
+        return paths
+
+    @field_validator(
+        "api_keys", "calibrations", "cors_origins", "pass_routes", "chat_template_kwargs", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -153,10 +212,23 @@ def _lines(file: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
+# What Kubernetes puts into every pod beside a Service called `modint` or `modint-…`.
+_SERVICE_LINK = re.compile(
+    r"MODINT_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes wrote a variable. Its `…_PORT` holds an address such as tcp://10.0.0.1:8080."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
+
+
 def _refuse_unknown(names: list[str]) -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CACHE_VARIABLE}
     for name in names:
-        if name.startswith(ENV_PREFIX) and name.upper() not in known:
+        if not name.startswith(ENV_PREFIX) or _is_service_link(name, os.environ[name]):
+            continue
+        if name.upper() not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
                 f"{name} is no setting of the gateway"

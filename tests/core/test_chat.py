@@ -269,7 +269,7 @@ def test_no_rebuild_ever_alters_the_question_or_the_options(before: str, context
         ({"messages": ["hello"]}, "messages[0]"),
         ({"messages": [{"content": "hello"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": ["hello"]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": 3}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"text": "hello"}]}]}, "messages[0].content[0]"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},

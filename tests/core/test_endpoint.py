@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from modint_guard.endpoint import Endpoint
+from modint_guard.endpoint import KEEP_IDLE_S, Endpoint
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.types import JSON
 
@@ -19,8 +19,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
     kind = body.get("kind")
     if kind == "slow":
         await asyncio.sleep(30)
+    assert request.transport is not None
     if kind == "broken":
-        assert request.transport is not None
         request.transport.close()
     if kind == "html":
         return web.Response(text="<html>gateway</html>", status=502)
@@ -30,7 +30,9 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"error": {"message": "no such model", "code": 404}}, status=404)
     if kind == "string":
         return web.json_response({"error": "Unauthorized"}, status=401)
-    return web.json_response({"got": body, "key": request.headers.get("authorization")})
+    client = request.transport.get_extra_info("peername")  # empty for a Unix socket
+    said = {"got": body, "key": request.headers.get("authorization"), "port": client[1] if client else None}
+    return web.json_response(said)
 
 
 async def models(request: web.Request) -> web.Response:
@@ -56,7 +58,8 @@ async def server(uds: str | None = None) -> AsyncIterator[str]:
 @pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/"])
 async def test_a_body_arrives_with_the_key_whatever_the_urls_tail(tail: str) -> None:
     async with server() as url, Endpoint(url + tail, api_key="secret") as endpoint:
-        assert await endpoint.complete({"a": "ä"}) == {"got": {"a": "ä"}, "key": "Bearer secret"}
+        answered = await endpoint.complete({"a": "ä"})
+        assert (answered["got"], answered["key"]) == ({"a": "ä"}, "Bearer secret")
         assert [model["id"] for model in await endpoint.models()] == ["base", "lora"]
 
 
@@ -110,3 +113,12 @@ async def test_a_closed_client_says_so() -> None:
     body: JSON = {}
     with pytest.raises(EndpointUnreachable, match="async with"):
         await Endpoint("http://127.0.0.1:1").complete(body)
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again() -> None:
+    """The server may be closing it at that moment."""
+    async with server() as url, Endpoint(url) as endpoint:
+        ports = [(await endpoint.complete({}))["port"] for _ in range(2)]
+        await asyncio.sleep(KEEP_IDLE_S + 0.3)
+        ports.append((await endpoint.complete({}))["port"])
+    assert ports[0] == ports[1] != ports[2]

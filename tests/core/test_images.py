@@ -6,7 +6,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from modint_guard.chat.images import (
     NEUTRAL_GREY,
@@ -17,6 +17,7 @@ from modint_guard.chat.images import (
     decode_data_url,
     neutral_image,
     png_data_url,
+    size_of,
 )
 from modint_guard.errors import ImageError
 
@@ -33,24 +34,57 @@ def url(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_each_allowed_format_is_read_at_its_size(kind: str) -> None:
     assert check_data_url(url(encoded(kind), kind.lower())) == (31, 17)
     assert decode_data_url(url(encoded(kind))).size == (31, 17)
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "binary/octet-stream", "text/plain;charset=utf-8", ""]
+)
+def test_the_bytes_decide_and_not_the_media_type(kind: str) -> None:
+    data = base64.b64encode(encoded("PNG")).decode()
+    assert check_data_url(f"data:{kind};base64,{data}") == (31, 17)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(1, (31, 17)), (3, (31, 17)), (6, (17, 31)), (8, (17, 31))]
+)
+def test_a_picture_is_read_upright_as_its_exif_data_say(
+    kind: str, orientation: int, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (31, 17), "red").save(buffer, kind, exif=exif)
+    address = url(buffer.getvalue())
+    assert decode_data_url(address).size == size
+    assert check_data_url(address) == check_data_url(address, whole=False) == size
+    assert size_of(io.BytesIO(buffer.getvalue())) == size
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_data_leave_the_picture_as_it_is() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (31, 17), "red").save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff")
+    assert decode_data_url(url(buffer.getvalue())).size == (31, 17)
+    assert check_data_url(url(buffer.getvalue())) == (31, 17)
 
 
 def test_only_the_first_frame_of_a_gif_is_read() -> None:
     assert decode_data_url(url(encoded("GIF", frames=3), "gif")).size == (31, 17)
 
 
-@pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO"])
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO"])
 def test_other_formats_are_refused(kind: str) -> None:
-    with pytest.raises(ImageError, match="not a PNG, JPEG, WebP or GIF"):
+    with pytest.raises(ImageError, match="not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"):
         check_data_url(url(encoded(kind)))
 
 
 @pytest.mark.parametrize(
-    "address", ["http://a/b.png", "https://a/b.png", "file:///etc/passwd", "ftp://a", "b.png", ""]
+    "address", ["http://a/b.png", "HTTPS://a/b.png", "file:///etc/passwd", "ftp://a", "//10.0.0.1/b.png"]
 )
 def test_an_image_by_address_is_refused_and_told_how_to_send_it(address: str) -> None:
     with pytest.raises(ImageError, match="send the image itself as a data: URL") as caught:
@@ -63,7 +97,11 @@ def test_an_image_by_address_is_refused_and_told_how_to_send_it(address: str) ->
     [
         ("data:image/png,abc", "not base64"),
         ("data:image/png;base64", "not base64"),
-        ("data:text/html;base64,YWJj", "not an image"),
+        ("data:text/html;base64,YWJj", "not a PNG"),
+        ("b.png", "no data: URL: put data:image/png;base64, before"),
+        ("iVBORw0KGgo", "no data: URL: put data:image/png;base64, before"),
+        ("/9j/4AAQSkZJRg", "no data: URL: put data:image/png;base64, before"),
+        ("", "no data: URL"),
         ("data:image/png;base64,a*b=", "base64 text is damaged"),
         ("data:image/png;base64,aGVsbG8", "base64 text is damaged"),
         ("data:image/png;base64,aGVsbG8=", "not a PNG"),

@@ -108,7 +108,35 @@ def test_a_system_turn_begins_a_chat(tmp_path: Path) -> None:
     assert (item.system, item.question, item.turns) == ("Be brief.", "Hello?", ())
 
 
+def test_a_greeting_of_the_assistants_is_left_out(tmp_path: Path) -> None:
+    said = [{"from": "gpt", "value": "Hello, how can I help?"}, *chat("<image>What is it?", "A card.")]
+    item = one(tmp_path, {"conversations": said, "image": "red.png"})
+    assert (item.question, item.answer, item.turns) == ("What is it?", "A card.", ()) and item.image
+
+
+def test_qwens_paths_in_the_text_are_the_rows_picture(tmp_path: Path) -> None:
+    said = [
+        {"from": "user", "value": "Picture 1: <img>red.png</img>\nWhat is it?"},
+        {"from": "assistant", "value": "A card."},
+    ]
+    item = one(tmp_path, {"id": "identity_0", "conversations": said})
+    assert (item.question, item.source) == ("What is it?", "red.png")
+    assert pixels(item.image) == RED.tobytes()
+
+
+def test_whole_numbers_that_pandas_wrote_as_fractions_are_ids(tmp_path: Path) -> None:
+    assert one(tmp_path, {"id": 17.0, "conversations": chat("What?", "Red.")}).id == "17"
+
+
 # -- OpenAI messages
+
+
+def test_several_user_messages_in_a_row_are_one_turn(tmp_path: Path) -> None:
+    picture = [{"type": "image_url", "image_url": {"url": "red.png"}}]
+    asked = {"role": "user", "content": "What is it?"}
+    row = {"messages": [asked, {"role": "user", "content": picture}, *messages("?", "A card.")[1:]]}
+    item = one(tmp_path, row)
+    assert (item.question.strip(), item.answer) == ("What is it?", "A card.") and item.image
 
 
 def test_openai_messages_may_be_plain_text(tmp_path: Path) -> None:
@@ -177,6 +205,32 @@ def test_dataset_info_may_describe_chats_with_tags_of_their_own(tmp_path: Path) 
     talk = [{"who": "me", "what": "<image>What?"}, {"who": "it", "what": "Red."}]
     item = one(tmp_path, {"talk": talk, "images": ["red.png"]})
     assert (item.question, item.answer) == ("What?", "Red.")
+
+
+def test_dataset_info_may_describe_openais_messages_and_lie_in_a_folder_above(tmp_path: Path) -> None:
+    described = {
+        "file_name": "sub/mine.json",
+        "formatting": "openai",
+        "columns": {"messages": "messages", "images": "images"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+        },
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": described}))
+    (tmp_path / "sub").mkdir()
+    item = one(tmp_path / "sub", {"messages": messages("<image>What?", "Red."), "images": ["red.png"]})
+    assert (item.question, item.answer) == ("What?", "Red.") and item.image
+
+
+@pytest.mark.parametrize("column", ["videos", "audios"])
+def test_dataset_info_that_names_clips_is_refused(tmp_path: Path, column: str) -> None:
+    described = {"mine": {"file_name": "mine.json", "columns": {column: "clips"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(described))
+    message = refused(written(tmp_path, {"instruction": "What?", "output": "Red.", "clips": ["a.mp4"]}))
+    assert f"mine.json holds {column}, which are not read" in message
 
 
 def test_columns_can_be_named_by_hand(tmp_path: Path) -> None:
@@ -250,6 +304,25 @@ def test_options_in_a_column_are_listed_below_the_question(tmp_path: Path, name:
     item = one(tmp_path, row)
     assert (item.form, item.answer, item.replies) == ("letter", "cat", ())
     assert prompt(item) == "What is shown?\nA. dog\nB. owl\nC. cat"
+
+
+@pytest.mark.parametrize("name", ["hint", "context", "passage"])
+def test_a_passage_before_the_question_is_its_context(tmp_path: Path, name: str) -> None:
+    row = {"question": "Which animal can fly?", "choices": ["the cat", "the owl"], "answer": 1}
+    item = one(tmp_path, {**row, name: "The owl flies at night."}, family="text-heavy")
+    assert (item.context, item.answer) == ("The owl flies at night.", "the owl")
+    assert prompt(item).startswith("The owl flies at night.\nWhich animal can fly?")
+
+
+@pytest.mark.parametrize(
+    ("asked", "question"),
+    [("<image 1>\nWhat is it?", "What is it?"), ("What is in <image 1>?", "What is in image 1?")],
+)
+def test_a_numbered_picture_is_the_rows_picture(tmp_path: Path, asked: str, question: str) -> None:
+    row = {"question": asked, "options": ["a card", "a dog"], "answer": "A", "image_1": "red.png"}
+    item = one(tmp_path, {**row, "image_2": None})
+    assert item.question.splitlines()[0] == question
+    assert pixels(item.image) == RED.tobytes()
 
 
 def test_options_may_have_labels_of_their_own(tmp_path: Path) -> None:
@@ -442,7 +515,22 @@ GOOD = {"id": "good", "image": "red.png", "conversations": chat("<image>\nWhat?"
         ({"conversations": []}, "has no user turn"),
         ({"conversations": chat("<image>", "Red.")}, "asks nothing"),
         ({"conversations": [{"from": "gpt", "value": "Red."}]}, "turn 1 is the assistant's"),
-        ({"conversations": chat("<image>?", "a") + chat("b")[:1] + chat("c")}, "turn 4 is the user's"),
+        (
+            {"conversations": chat("<image>?", "a", "b", "c") + chat("d", "e")[1:]},
+            "turn 5 is the assistant's",
+        ),
+        ({"conversations": chat("<video>What?", "Red.")}, "holds <video>, and only pictures are read"),
+        ({"conversations": chat("What?", "<audio>")}, "holds <audio>, and only pictures are read"),
+        ({"videos": ["a.mp4"]}, "has `videos`, and only pictures are read: leave such rows out"),
+        ({"audio": "a.wav"}, "has `audio`, and only pictures are read"),
+        ({"tools": "[{}]"}, "has `tools`, and calls of tools are not read"),
+        ({"weight": 0.5}, "has `weight` '0.5', and every row counts the same"),
+        ({"image": None, "photo": "red.png"}, "seems to have a picture in `photo`, which is not read"),
+        ({"image": None, "shot": png_data_url(RED)}, "seems to have a picture in `shot`"),
+        ({"image": None, "shot": {"bytes": None, "path": "red.png"}}, "seems to have a picture in `shot`"),
+        ({"image_2": "blue.png"}, "has pictures in several columns"),
+        ({"image": None, "image_1": "red.png", "image_2": "blue.png"}, "has 2 pictures: only one per row"),
+        ({"id": 17.5}, "`id` must be a text or a whole number, not '17.5'"),
         ({"conversations": [{"from": "tool", "value": "Red."}]}, "the role 'tool' is not read"),
         ({"conversations": [{"from": "human"}]}, "`value` must be a text, and is missing"),
         ({"conversations": [{"from": "human", "value": 3}]}, "`value` must be a text, not '3'"),
@@ -450,7 +538,7 @@ GOOD = {"id": "good", "image": "red.png", "conversations": chat("<image>\nWhat?"
         ({"image": None}, "has 1 <image> in its texts and 0 pictures"),
         ({"conversations": chat("<image>?", "An <image>.")}, "an answer or system text holds <image>"),
         ({"image": ["red.png", "blue.png"]}, "has 2 pictures: only one per row is read"),
-        ({"id": True}, "`id` must be a text or a number"),
+        ({"id": True}, "`id` must be a text or a whole number"),
         ({"modint": []}, "`modint` must be an object"),
         ({"modint": {"famly": "vqa"}}, "`modint.famly` is not a key of `modint`: did you mean `family`?"),
         ({"modint": {"family": "pictures"}}, "unknown family 'pictures': name one of image-heavy"),
@@ -520,6 +608,10 @@ def test_a_multiple_choice_row_that_cannot_be_used_is_named(tmp_path: Path, chan
     ("row", "said"),
     [
         ({"messages": messages([{"type": "video_url"}])}, "content parts are text, image_url or image, not"),
+        (
+            {"messages": [*messages("What?"), {"role": "assistant", "content": "Red.", "weight": 0}]},
+            "has `weight` '0'",
+        ),
         ({"messages": messages(None)}, "`content` must be text or a list of parts"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}], "content": ""}]}, "calls tools"),
         (
@@ -528,7 +620,7 @@ def test_a_multiple_choice_row_that_cannot_be_used_is_named(tmp_path: Path, chan
         ),
         (
             {"messages": messages("<image>?"), "images": ["red.png"], "image": "red.png"},
-            "has pictures in `image` and in `images`: keep one of them",
+            "has pictures in several columns (`image`, `images`, `image_1` …): keep one of them",
         ),
         ({"messages": messages([{"type": "image"}])}, "has 1 <image> in its texts and 0 pictures"),
         ({"instruction": "What?", "history": "Hi"}, "`history` must be a list"),
@@ -642,6 +734,21 @@ def test_a_damaged_picture_is_named(tmp_path: Path, value: str) -> None:
     data = read_data(written(tmp_path, {**GOOD, "image": value}))
     (problem,) = problems(data)
     assert "mine.json:2: sample 'good': the picture" in str(problem) and "cannot be used" in str(problem)
+
+
+def test_a_picture_of_16_bits_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, {"image": "scan.png", "conversations": chat("<image>What?", "Red.")})
+    Image.new("I;16", (4, 3), 40_000).save(tmp_path / "scan.png")
+    assert "the picture 'scan.png' cannot be used: it has more than 8 bits a pixel" in refused(path)
+
+
+def test_a_picture_that_lies_on_its_side_is_read_upright(tmp_path: Path) -> None:
+    path = written(tmp_path, {"image": "phone.jpg", "conversations": chat("<image>What?", "Red.")})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=exif)
+    data = read_data(path)
+    assert data[0].image is not None and data[0].image.size == (20, 40)
 
 
 def test_a_truncated_picture_is_named(tmp_path: Path) -> None:

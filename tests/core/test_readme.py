@@ -311,7 +311,9 @@ def shown(value: object) -> str:
     """A default as the page's tables write it."""
     if isinstance(value, float):
         return f"{value:g}"
-    return {"None": "none", "()": "none"}.get(str(value), str(value))
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return "none" if value is None else str(value)
 
 
 def test_every_setting_is_in_the_table_with_its_default() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig
-from modint_guard.chat.reply import StreamReply, answer_positions, behind_reasoning, reply_of
+from modint_guard.chat.reply import StreamReply, answer_positions, reply_of
+from modint_guard.chat.thoughts import DEFAULT_EMPTY as EMPTY_THOUGHT
+from modint_guard.chat.thoughts import behind_thoughts, empty_thought
 from modint_guard.judge import NOTE_REASONING
-from modint_guard.probing.reasoning import EMPTY_THOUGHT
 from modint_guard.report import Report
 from modint_guard.types import JSON, Complete
 from tests.core.fakes import ask, completion, reads, sees_picture
@@ -147,10 +148,58 @@ async def test_a_thought_that_is_cut_off_is_no_answer() -> None:
         ("<think>blue?", ""),
         ("red", "red"),
         ("red <think>", "red <think>"),
+        ("[THINK]Hm[/THINK]red", "red"),
+        ("◁think▷Hm◁/think▷red", "red"),
+        ("<seed:think>Hm</seed:think>red", "red"),
+        ("<mm:think>Hm", ""),
+        ("<|channel|>analysis<|message|>Hm", ""),
+        ("<|channel|>analysis<|message|>Hm<|channel|>final<|message|>red", "red"),
+        ("<|channel>thought\nHm<channel|>red", "red"),
+        ("<|START_THINKING|>Hm<|END_THINKING|>red", "red"),
+        ("Here's my thought process: Hm. Here's my response: red", " red"),
+        ("Here's my thought process: Hm.", ""),
+        ("I think red.", "I think red."),
+        ("Here is my response: red", "Here is my response: red"),
+        ("<thin line>", "<thin line>"),
     ],
 )
 def test_the_answer_is_what_stands_behind_the_thought(text: str, behind: str) -> None:
-    assert behind_reasoning(text) == behind
+    assert behind_thoughts(text) == behind
+    letters = StreamReply()
+    for letter in text:
+        letters.feed({"choices": [{"index": 0, "delta": {"content": letter}}]})
+    assert letters.reply().text.strip() == behind.strip()
+    assert letters.reply().skip == (None if behind.strip() else "reasoning")
+
+
+@pytest.mark.parametrize(
+    ("text", "empty"),
+    [
+        ("blue?</think>red", EMPTY_THOUGHT),
+        ("<seed:think>Hm</seed:think>red", "<seed:think>\n\n</seed:think>\n\n"),
+        ("[THINK]Hm[/THINK]red", "[THINK][/THINK]"),
+        ("<|START_THINKING|>Hm<|END_THINKING|>red", "<|START_THINKING|><|END_THINKING|>"),
+        ("<|channel|>analysis<|message|>Hm<|channel|>final<|message|>red", None),
+        ("Here's my thought process: Hm. Here's my response: red", None),
+    ],
+)
+def test_views_begin_with_an_empty_thought_in_the_models_own_marks(text: str, empty: str | None) -> None:
+    assert empty_thought(text) == empty
+    assert reply_of(completion(text)).empty_thought == empty
+
+
+async def test_thoughts_that_cannot_be_left_empty_are_skipped_and_not_passed() -> None:
+    _, model = thinker(believes=True)
+
+    async def speaks(body: JSON) -> JSON:
+        answered = await model(body)
+        if body.get("max_tokens") != 2:
+            text = "Here's my thought process: blue? Here's my response: blue"
+            answered["choices"][0]["message"]["content"] = text
+        return answered
+
+    found = await report_of(speaks)
+    assert (found.verdict.state, found.verdict.reason, found.reasoning) == ("skipped", "reasoning", True)
 
 
 def test_tokens_and_text_are_those_of_the_answer_in_a_stream_too() -> None:

@@ -12,9 +12,9 @@ from modint_guard.config import GuardConfig
 from modint_guard.errors import ConfigError
 from modint_guard.judging.null import Null, NullScore, sure_at, with_lie
 from modint_guard.judging.scoring import influence, token_influences
-from modint_guard.judging.statistic import Statistic, flag_statistic
+from modint_guard.judging.statistic import flag_statistic
 from modint_guard.report import Report
-from modint_guard.types import CELLS, CellScore, Complete, Influence, Relevant, TokenScore
+from modint_guard.types import CELLS, CellScore, Complete, Influence, Relevant, Statistic, TokenScore
 from tests.core.fakes import ask, world
 
 LIE = "It is blue.\nWhat is in the picture?"
@@ -141,7 +141,7 @@ async def judged(null: Null, model: Complete = LIED_TO, config: GuardConfig | No
 async def test_an_answer_above_its_whole_null_is_flagged_at_its_p_value() -> None:
     report = await judged(null_of(99))
     assert (report.verdict.state, report.verdict.cause) == ("flagged", "text")
-    assert report.score == pytest.approx(SURE_ODDS)
+    assert report.to_json()["score"] == pytest.approx(SURE_ODDS)
     assert report.verdict.risk == pytest.approx(0.99)
     assert report.verdict.calibrated
     assert report.to_json()["null"] == {"source": "checkup", "n": 99, "power": None}
@@ -158,7 +158,7 @@ async def test_an_answer_that_harmless_inputs_reach_too_passes() -> None:
 @pytest.mark.parametrize("null", [null_of(98), null_of(500, length=60), Null()])
 async def test_with_too_few_scores_of_its_length_the_thresholds_decide(null: Null) -> None:
     report, without = await judged(null), (await Guard().inspect(ask(LIE), LIED_TO)).report
-    assert (report.verdict, report.score) == (without.verdict, without.score)
+    assert (report.verdict, report.statistic) == (without.verdict, without.statistic)
     assert (report.verdict.state, report.verdict.calibrated, report.verdict.null) == ("flagged", False, None)
 
 

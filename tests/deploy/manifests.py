@@ -147,6 +147,13 @@ def nothing_runs_as_root_or_writes_to_its_root(found: list[JSON]) -> Iterator[st
                 yield f"{name} has no limit of memory"
 
 
+def no_service_becomes_a_setting(found: list[JSON]) -> Iterator[str]:
+    """Kubernetes writes variables such as VLLM_PORT for every Service into every pod, unless told not to."""
+    for name, _, spec in pods(found):
+        if spec.get("enableServiceLinks") is not False:
+            yield f"{name} is given variables named after Services"
+
+
 def quantities_can_be_read(found: list[JSON]) -> Iterator[str]:
     """To the schemas they are mere texts."""
     for one in found:
@@ -246,6 +253,7 @@ ASSERTIONS = (
     probes_point_at_routes,
     settings_and_flags_exist,
     nothing_runs_as_root_or_writes_to_its_root,
+    no_service_becomes_a_setting,
     quantities_can_be_read,
     mounts_have_volumes_and_images_versions,
     nothing_is_reachable_that_is_not_named,

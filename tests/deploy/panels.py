@@ -39,6 +39,7 @@ HEALTHY = (
     "InterferenceAboveBaseline",
     "AdapterNoEffect",
     "BaseAnswersFromAdapter",
+    "GuardBlind",
     "ProbesStalled",
     "EngineUnreachable",
     "LabelOverflow",
@@ -66,10 +67,15 @@ def of_scripted(seen: Seen) -> Expected:
         (ADAPTERS, "Modules, by what the doctor recorded"): {
             served(SCRIPTED) | labels(status="renamed"): 35.0
         },
+        (INTERFERENCE, "Planted lies found"): {served("none"): scripted.POWER},
+        (INTERFERENCE, "Share that may be flagged"): {
+            labels(job=job): 0.01 for job in ("lost", "modint-guard", "stalled")
+        },
         ("rules", "modint:slow:ratio5m"): {labels(job="lost"): 0.25},
         ("alerts", "InterferenceAboveBaseline"): found["rules", "modint:flip:ratio30m"],
         ("alerts", "AdapterNoEffect"): {idle: 0.0},
         ("alerts", "BaseAnswersFromAdapter"): {labels(job="modint-guard", model=BASE): 0.0},
+        ("alerts", "GuardBlind"): {served("none"): scripted.POWER},
         ("alerts", "ProbesStalled"): {labels(job="stalled"): scripted.STALLED * stalled},
         ("alerts", "ProbeErrorRatioHigh"): {served("none"): sent.probe_failures("none")},
         ("alerts", "ProbeOverheadHigh"): {labels(job="modint-guard", route="chat"): seen.overhead},

@@ -2,8 +2,8 @@
 
     gateways on fake engines → Prometheus scrapes zeros → traffic → it scrapes again
 
-Two things are put in by hand: answers slower than ten seconds, for which nobody waits in a test, and the
-doctor's record of an adapter.
+Three things are put in by hand: answers slower than ten seconds, for which nobody waits in a test, the
+doctor's record of an adapter, and how many planted lies are found.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ STRANGERS = 110  # requests for a model that does not exist
 FAILED_STEPS = 20  # log lines that could not be written
 STALLED = 25  # requests with pictures that nobody probes
 BASELINE = 0.125
+POWER = 0.25  # of planted lies
 VLLM_PAGE = f"""# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{model_name="{BASE}"}} 3.0
 # TYPE vllm:num_requests_waiting gauge
@@ -137,6 +138,7 @@ async def watched(folder: Path) -> AsyncIterator[Seen]:
             main.gateway.metrics.step_failed("logging")
         for seconds in (0.2, 0.2, 0.2, 12.0):
             lost.gateway.metrics.duration.labels("unknown", "none").observe(seconds)
+        main.gateway.metrics.null_power.labels(BASE, "none").set(POWER)
         pages = [(await main.get(path)).body.decode() for path in ("/metrics", "/engine/metrics")]
         at = await prometheus.settled()
         overhead = _p95(before, _buckets(main))

@@ -123,6 +123,11 @@ def _writable(found: list[JSON]) -> None:
     container(found)["securityContext"]["readOnlyRootFilesystem"] = False
 
 
+def _service_links(found: list[JSON]) -> None:
+    (spec,) = (spec for pod, _, spec in pods(found) if pod == "vllm")
+    del spec["enableServiceLinks"]
+
+
 def _quantity(found: list[JSON]) -> None:
     container(found)["resources"]["limits"]["memory"] = "1 Gi"
 
@@ -183,6 +188,7 @@ SPOILT: tuple[tuple[Callable[[list[JSON]], None], str], ...] = (
     (_flag, "--workers is no option of modint-guard serve"),
     (_root, "gateway may run as root"),
     (_writable, "gateway may write to its root file system"),
+    (_service_links, "vllm is given variables named after Services"),
     (_quantity, "Deployment gateway: memory '1 Gi' is no quantity, such as 2, 500m or 4Gi"),
     (_unmounted, "gateway does not mount exactly the volumes that it has"),
     (_latest, "gateway's image modint-guard:latest has no version"),

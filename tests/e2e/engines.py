@@ -46,7 +46,8 @@ def serving_whatever_it_tests(
     port = free_port()
     command = [sys.executable, "-m", "modint_guard.cli", "serve", "--dtype", "float32"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {"MODINT_LOG_LEVEL": "warning", **os.environ}
+    fixed = {"MODINT_LOG_LEVEL": "warning", "MODINT_NULL_CHECKUP": "off", "MODINT_NULL_EVERY": "0"}
+    environment = {**fixed, **os.environ}
     with subprocess.Popen(
         [*command, *arguments], stdout=output, stderr=output, env=environment, cwd=folder
     ) as process:

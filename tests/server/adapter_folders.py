@@ -13,6 +13,7 @@ from modint_server.adapters.doctor import Rules
 
 JSON = dict[str, Any]
 KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
+KINDS |= {np.dtype(np.int32): "I32", np.dtype(np.uint8): "U8"}
 LANGUAGE = "model.language_model.layers.0.self_attn.q_proj"
 TOWER = "model.vision_tower.encoder.layers.0.self_attn.q_proj"  # as transformers 5 names it
 PROJECTOR = "model.multi_modal_projector.linear_1"
@@ -76,6 +77,7 @@ def llava(question: JSON) -> Rules:
         base={key: _renamed(key) for key in question["base"]},
         applied=("language_model",),
         with_tower=("language_model", "vision_tower", "multi_modal_projector"),
+        embeddings=frozenset({"embed_tokens", "lm_head"}),
     )
 
 

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from modint_server.adapters.folders import Adapter
 from modint_server.app import create_app
 from modint_server.request.gateway import Gateway
+from modint_server.serving import server_config
 from modint_server.settings import Settings
 from tests.server.fake_upstream import BASE, JSON, FakeUpstream, running
 
@@ -86,6 +87,7 @@ async def serving(
     registry = CollectorRegistry()
     fast: dict[str, Any] = {"upstream_poll_s": 0.05, "capability_timeout_s": 5.0}
     fast["adapter_selftest"] = "off"  # its requests would be among those that tests count
+    fast |= {"null_checkup": "off", "null_every": 0}  # and so would these
     all_settings = Settings(upstream_url=upstream_url, **{**fast, **settings})
     app = create_app(all_settings, registry=registry, adapters=adapters)
     gateway: Gateway = app.state.gateway
@@ -93,9 +95,8 @@ async def serving(
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(
-            app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=2
-        )
+        config = server_config(app)
+        config.timeout_graceful_shutdown = 2
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started or (ready and not gateway.attachment.ready):

@@ -119,10 +119,15 @@ class FakeUpstream:
     scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
+    stream_end: bytes = b"data: [DONE]\n\n"
+    retry_after: str = "7"
+    extra: JSON = field(default_factory=dict)  # further fields of every chunk
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bytes = b""  # the last streamed answer, as it left
     damage: Callable[[JSON, JSON], JSON] = lambda body, answer: answer  # of completions and chunks
     page: bytes = b'# HELP vllm:x One.\nvllm:x{a="b"} 1.0\n' * 20_000  # its own metrics
+    responses: bool = False  # whether it has /v1/responses
+    further: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # answers of other routes, with kind
     url: str = ""
 
     def forget(self) -> None:
@@ -153,6 +158,15 @@ class FakeUpstream:
             return await _whole(writer, json.dumps({"object": "list", "data": self.model_list}).encode())
         if path == "/metrics":
             return await _whole(writer, self.page, kind="text/plain; version=0.0.4")
+        if (answer := self.further.get(path)) is not None:
+            self.raw.append(raw)
+            return await _whole(writer, answer[1], kind=answer[0])
+        if path == "/v1/responses" and self.responses:
+            self.raw.append(raw)
+            self.calls.append(json.loads(raw))
+            return await self._respond(json.loads(raw), writer)
+        if "/completions" not in path:
+            return await _whole(writer, b'{"detail":"Not Found"}', status=404)
         self.raw.append(raw)
         body = json.loads(raw)
         if path == "/v1/completions":
@@ -189,7 +203,8 @@ class FakeUpstream:
                 error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
                 return await _whole(writer, error, status=400)
             case "429":
-                return await _whole(writer, b'{"error":{"message":"slow down","code":429}}', status=429)
+                error = b'{"error":{"message":"slow down","code":429}}'
+                return await _whole(writer, error, status=429, retry_after=self.retry_after)
             case "401":
                 return await _whole(writer, b'"Unauthorized"', status=401)
             case "html":
@@ -231,6 +246,51 @@ class FakeUpstream:
             "prompt_token_ids": ids,
         }
 
+    async def _respond(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
+        """A response of the Responses API by the same script, whole or as a stream."""
+        answer = self.script(_as_chat(body))
+        await asyncio.sleep(answer.delay_s)
+        if answer.fault in ("400", "500"):
+            error = b'{"error":{"message":"too long","type":"BadRequest","param":null,"code":400}}'
+            return await _whole(writer, error, status=int(answer.fault))
+        asks = "message.output_text.logprobs" in (body.get("include") or ())
+        listed = self._logprobs({"logprobs": asks, "top_logprobs": body.get("top_logprobs")}, answer)
+        entries = listed["content"] if listed else []
+        part = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": entries or None}
+        item = {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [part],
+        }
+        response = {
+            "id": "resp_1",
+            "object": "response",
+            "status": "completed",
+            "model": body["model"],
+            "output": [item],
+            "top_logprobs": body.get("top_logprobs"),
+            "usage": {"input_tokens": 40, "output_tokens": 2, "total_tokens": 42},
+        }
+        if not body.get("stream"):
+            return await _whole(writer, json.dumps(self.damage(body, response)).encode())
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        delta = {"type": "response.output_text.delta", "item_id": "msg_1", "delta": answer.text}
+        events: list[JSON] = [
+            {"type": "response.created", "response": {**response, "output": []}},
+            {**delta, "output_index": 0, "content_index": 0, "logprobs": entries},
+            {"type": "response.completed", "response": response},
+        ]
+        self.sent = b""
+        for number, event in enumerate(events[: 2 if answer.fault == "die" else 3]):
+            data = json.dumps({**self.damage(body, event), "sequence_number": number})
+            frame = f"event: {event['type']}\ndata: {data}\n\n".encode()
+            self.sent += frame
+            writer.write(frame)
+        await writer.drain()
+        return False
+
     def _completion(self, body: JSON, answer: Answer) -> JSON:
         message = {"role": "assistant", "content": answer.text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -268,7 +328,9 @@ class FakeUpstream:
             usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
             last_chunk = self.damage(body, {"id": "chatcmpl-1", "choices": [], "usage": usage})
             await self._frame(writer, json.dumps(last_chunk))
-        await self._frame(writer, "[DONE]")
+        self.sent += self.stream_end
+        writer.write(self.stream_end)
+        await writer.drain()
         return False
 
     async def _fail_midway(self, fault: str, writer: asyncio.StreamWriter) -> None:
@@ -297,7 +359,25 @@ class FakeUpstream:
     ) -> JSON:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
-        return {**head, "choices": [choice], "future_field": 1}
+        return {**head, "choices": [choice], "future_field": 1, **self.extra}
+
+
+def _as_chat(body: JSON) -> JSON:
+    """A request of the Responses API as a chat body, as far as tests ask."""
+    messages = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
+    items = body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
+    for item in items:
+        content = item.get("content") or ""
+        if isinstance(content, list):
+            content = [_as_part(part) for part in content]
+        messages.append({"role": item.get("role", "assistant"), "content": content})
+    return {**body, "messages": messages}
+
+
+def _as_part(part: JSON) -> JSON:
+    if part["type"] == "input_image":
+        return {"type": "image_url", "image_url": {"url": part["image_url"]}}
+    return {"type": "text", "text": part["text"]}
 
 
 def _tokens(text: str) -> list[str]:
@@ -320,10 +400,16 @@ def _prompt_entry(token: str, top: dict[str, float]) -> JSON:
 
 
 async def _whole(
-    writer: asyncio.StreamWriter, body: bytes, *, status: int = 200, kind: str = "application/json"
+    writer: asyncio.StreamWriter,
+    body: bytes,
+    *,
+    status: int = 200,
+    kind: str = "application/json",
+    retry_after: str = "",
 ) -> bool:
+    pause = f"retry-after: {retry_after}\r\n" if retry_after else ""
     head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+    writer.write(head.encode() + pause.encode() + b"connection: close\r\n\r\n" + body)
     await writer.drain()
     return False
 

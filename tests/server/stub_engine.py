@@ -4,7 +4,7 @@
 
 FAULT: none | SENTENCE (printed, then exit code 1) | silent (never listens) | deaf (ignores SIGTERM, has a
        child) | text-only (refuses images) | same (the adapters answer as the base) |
-       frail (dies when asked `DIE`) | options (ends with an error that says how it was started)
+       frail (dies when asked `DIE!`) | options (ends with an error that says how it was started)
 """
 
 import argparse
@@ -59,7 +59,7 @@ def make(asked: argparse.Namespace) -> web.Application:
             return refused
         body = await request.json()
         content = body["messages"][-1]["content"]
-        if asked.fault == "frail" and "DIE" in json.dumps(content):
+        if asked.fault == "frail" and "DIE!" in json.dumps(content):
             print("RuntimeError: the worker fell over", flush=True)
             os._exit(1)
         if asked.fault == "text-only" and not isinstance(content, str):

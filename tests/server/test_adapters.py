@@ -90,6 +90,13 @@ def test_a_name_outside_the_pattern_is_refused(name: str, places: tuple[Path, Pa
     refuse(name, places, "not allowed")
 
 
+@pytest.mark.parametrize("wanted", ["text", "image", "audio", "video", "input=/tmp"])
+def test_a_name_by_which_vllm_would_take_over_the_bases_requests_is_refused(
+    wanted: str, places: tuple[Path, Path]
+) -> None:
+    refuse(wanted, places, "not allowed", "from it: give it another")
+
+
 def test_a_link_that_leads_out_of_the_folder_is_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
     make(tmp_path / "secret")
     (places[0] / "sneaky").symlink_to(tmp_path / "secret")

@@ -130,12 +130,82 @@ async def test_fields_that_the_engine_would_trust_are_taken_out(
     assert b"someone-else" not in b"".join(upstream.raw)
 
 
-async def test_nothing_of_the_clients_headers_goes_upstream(upstream: FakeUpstream) -> None:
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_options_of_the_template_that_may_be_set_reach_every_call(
+    running_gateway: Running, upstream: FakeUpstream, mode: str
+) -> None:
+    options = {"enable_thinking": False, "reasoning_effort": "low", "thinking": {"a": 1}, "documents": []}
+    body = chat(chat_template_kwargs=options, modint={"mode": mode})
+    assert (await running_gateway.post(body)).status == 200
+    kept = {"enable_thinking": False, "reasoning_effort": "low"}
+    assert [call["chat_template_kwargs"] for call in upstream.calls] == [kept] * len(upstream.calls)
+
+
+async def test_the_settings_say_which_options_of_the_template_may_be_set(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, chat_template_kwargs=("style",)) as gateway:
+        upstream.forget()
+        await gateway.post(chat(chat_template_kwargs={"enable_thinking": False}))
+        await gateway.post(chat(chat_template_kwargs={"style": "short"}, modint={"mode": "off"}))
+    first, *_, last = upstream.calls
+    assert "chat_template_kwargs" not in first
+    assert last["chat_template_kwargs"] == {"style": "short"}
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}])
+async def test_a_request_without_a_model_asks_the_one_base(
+    running_gateway: Running, upstream: FakeUpstream, model: dict[str, Any]
+) -> None:
+    body = {key: value for key, value in chat().items() if key != "model"} | model
+    assert (await running_gateway.post(body)).status == 200
+    assert {call["model"] for call in upstream.calls} == {BASE}
+    answer = await running_gateway.post({"prompt": "2+3=", **model}, "/v1/completions")
+    assert answer.status == 200
+    assert json.loads(upstream.raw[-1]) == {"prompt": "2+3=", "model": BASE}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_a_body_of_windows_writers_is_read(
+    running_gateway: Running, upstream: FakeUpstream, encoding: str, mode: str
+) -> None:
+    raw = json.dumps(chat(user="é")).encode(encoding)
+    assert (await running_gateway.post(raw, x_modint_mode=mode)).status == 200
+    assert upstream.calls[0]["user"] == "é"
+    assert upstream.raw[0].startswith(b"{")
+
+
+async def test_of_the_clients_headers_only_id_and_trace_go_upstream(upstream: FakeUpstream) -> None:
     async with serving(upstream.url, upstream_api_key="engine-key") as gateway:
         upstream.forget()
-        await gateway.post(chat(), authorization="Bearer client-key", x_vllm_priority="1", x_request_id="abc")
+        await gateway.post(chat(), authorization="Bearer client-key", x_vllm_priority="1", cookie="a=b")
     assert {head["authorization"] for head in upstream.heads} == {"Bearer engine-key"}
-    assert not any({"x-vllm-priority", "x-request-id", "cookie"} & set(head) for head in upstream.heads)
+    sent = {"host", "authorization", "accept", "accept-encoding", "user-agent", "content-length"}
+    ours = {"content-type", "x-request-id"}
+    assert all(set(head) <= sent | ours for head in upstream.heads)
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(("stream", "mode"), [(False, "on"), (True, "on"), (False, "off"), (True, "off")])
+async def test_the_engine_is_told_the_requests_id_and_its_trace(
+    running_gateway: Running, upstream: FakeUpstream, stream: bool, mode: str
+) -> None:
+    trace = {"traceparent": TRACE, "tracestate": "vendor=1", "x_request_id": "req-1"}
+    answer = await running_gateway.post(chat(stream=stream), x_modint_mode=mode, **trace)
+    assert answer.headers["x-request-id"] == "req-1"
+    heads = [head for head in upstream.heads if "x-request-id" in head]  # the others look at the models
+    assert {(head["traceparent"], head["tracestate"]) for head in heads} == {(TRACE, "vendor=1")}
+    probes = {f"req-1-probe-{number}" for number in (1, 2, 3)} if mode == "on" else set()
+    assert {head["x-request-id"] for head in heads} == {"req-1"} | probes
+
+
+@pytest.mark.parametrize("parent", ["", "00-abc-01", TRACE.upper(), TRACE + "-x"])
+async def test_a_damaged_trace_is_not_passed_on(
+    running_gateway: Running, upstream: FakeUpstream, parent: str
+) -> None:
+    await running_gateway.post(chat(), traceparent=parent, tracestate="vendor=1")
+    assert not any({"traceparent", "tracestate"} & set(head) for head in upstream.heads)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,6 +1,7 @@
 """The doctor: every key of an adapter by the engine's rules, and what a rename can cure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,29 @@ import numpy as np
 import pytest
 
 from modint_guard.errors import AdapterError, ConfigError, EngineError
-from modint_server.adapters.doctor import AdapterDiagnosis, Status, examine, fix, local_folder, rules_of
+from modint_server.adapters.doctor import (
+    AdapterDiagnosis,
+    Ask,
+    Rules,
+    Status,
+    examine,
+    fix,
+    local_folder,
+    rules_of,
+)
 from modint_server.adapters.lora_names import MARK
-from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, adapter, base, llava, no_engine, pair
+from tests.server.adapter_folders import (
+    JSON,
+    LANGUAGE,
+    PROJECTOR,
+    TOWER,
+    adapter,
+    base,
+    llava,
+    no_engine,
+    pair,
+    save,
+)
 
 ORIGINAL_LLAVA = "language_model.model.layers.0.self_attn.q_proj"  # transformers 4 wrote it so
 TEXT_ONLY = "model.layers.0.self_attn.q_proj"
@@ -124,6 +145,87 @@ def test_the_bases_own_embeddings_are_ignored(tmp_path: Path, tiny: Path) -> Non
     }
     diagnosis = examined(tmp_path, tiny, {**pair(LANGUAGE), **own})
     assert statuses(diagnosis)[2] == "ignored" and diagnosis.healthy
+
+
+def dense(embeddings: frozenset[str]) -> Ask:
+    """vLLM's rules for a language model: nothing is renamed, and these embeddings take adapters."""
+
+    def ask(question: JSON) -> Rules:
+        readings = {key: dict(reading) for key, reading in llava(question).adapter.items()}
+        for reading in readings.values():
+            reading["module"] = reading["module"].removeprefix("language_model.")
+        return replace(
+            llava(question),
+            adapter=readings,
+            base={key: key for key in question["base"]},
+            applied=None,
+            embeddings=embeddings,
+        )
+
+    return ask
+
+
+TIED = {"model.layers.0.self_attn.q_proj.weight": (6, 4), "model.embed_tokens.weight": (9, 4)}
+
+
+def test_an_output_layer_that_is_the_embedding_is_applied_if_vllm_takes_it(tmp_path: Path) -> None:
+    tied = str(base(tmp_path / "tied", TIED))
+    folder = adapter(tmp_path / "mine", {**pair(TEXT_ONLY), **pair("lm_head", 4, 9)})
+    taken = examine("mine", folder, tied, ask=dense(frozenset({"embed_tokens", "lm_head"})))
+    assert (statuses(taken), taken.healthy) == (["matched"] * 4, True)
+    refused = examine("mine", folder, tied, ask=dense(frozenset()))
+    assert statuses(refused) == ["matched", "matched", "unmatched", "unmatched"]
+    assert "takes no adapters of lm_head in this model" in refused.keys[2].why
+    wide = adapter(tmp_path / "wide", {**pair(TEXT_ONLY), **pair("lm_head", 5, 9)})
+    assert not examine("wide", wide, tied, ask=dense(frozenset({"lm_head"}))).healthy
+
+
+def test_an_embedding_that_vllm_takes_no_adapters_of_is_a_fault(tmp_path: Path) -> None:
+    tied = str(base(tmp_path / "tied", TIED))
+    tensors = {
+        "base_model.model.model.embed_tokens.lora_embedding_A": np.ones((2, 9), np.float32),
+        "base_model.model.model.embed_tokens.lora_embedding_B": np.ones((4, 2), np.float32),
+    }
+    read = {key: {"module": "model.embed_tokens", "side": key[-1]} for key in tensors}
+
+    def ask(question: JSON) -> Rules:
+        return Rules("0.32.0", read, {key: key for key in question["base"]}, None, None, frozenset())
+
+    diagnosis = examine("mine", adapter(tmp_path / "mine", tensors), tied, ask=ask)
+    assert statuses(diagnosis) == ["unmatched", "unmatched"]
+    assert "takes no adapters of embed_tokens" in diagnosis.keys[0].why
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("qweight", np.zeros((4, 1), np.int32)),  # AWQ, GPTQ
+        ("weight_packed", np.zeros((6, 1), np.int32)),  # compressed-tensors
+        ("weight", np.zeros((12, 1), np.uint8)),  # bitsandbytes in 4 bits
+    ],
+)
+def test_an_adapter_fits_a_layer_whose_weights_are_packed(tmp_path: Path, name: str, tensor: Any) -> None:
+    folder = base(tmp_path / "packed", {})
+    weights = {f"{TEXT_ONLY}.{name}": tensor, f"{TEXT_ONLY}.scales": np.zeros((1, 6), np.float32)}
+    save(folder / "model.safetensors", weights)
+    mine = adapter(tmp_path / "mine", pair(TEXT_ONLY))
+    diagnosis = examine("mine", mine, str(folder), ask=dense(frozenset()))
+    assert (statuses(diagnosis), diagnosis.healthy) == (["matched", "matched"], True)
+
+
+@pytest.mark.parametrize("weights", ["experts.0.up_proj.weight", "experts.gate_up_proj"])
+def test_weights_of_all_experts_at_once_are_no_fault(tmp_path: Path, weights: str) -> None:
+    mlp = "model.layers.0.mlp"
+    shape = (6, 4) if weights.endswith("weight") else (3, 6, 4)
+    folder = base(tmp_path / "moe", {**TIED, f"{mlp}.{weights}": shape})
+    tensors = {
+        **pair(TEXT_ONLY),
+        **pair(f"{mlp}.experts", rank=6),
+        **pair(f"{mlp}.experts.base_layer", rank=6),
+    }
+    diagnosis = examine("mine", adapter(tmp_path / "mine", tensors), str(folder), ask=dense(frozenset()))
+    assert statuses(diagnosis) == ["matched"] * 2 + ["unchecked"] * 4
+    assert diagnosis.healthy
 
 
 # The file by itself
@@ -258,6 +360,7 @@ def test_the_childs_last_marked_line_is_its_answer() -> None:
         "language": ["lm"],
         "tower": ["v"],
         "multimodal": True,
+        "embeddings": ["lm_head"],
     }
     printed = f"{MARK}{{}}\nnoise\n{MARK}{json.dumps({**answer, 'tower_lora': False})}\n"
     rules = rules_of(printed)

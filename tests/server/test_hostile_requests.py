@@ -73,6 +73,8 @@ async def bounded(connection: type[BoundedConnection] = BoundedConnection) -> As
     """A server whose connections are bounded as those of `serve`; the port."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -115,6 +117,23 @@ async def test_a_long_body_is_no_long_head() -> None:
     async with bounded() as port:
         post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000
         assert (await answer_to(port, post)).startswith(b"HTTP/1.1 200")
+
+
+async def test_long_headers_that_come_at_once_are_refused() -> None:
+    async with bounded() as port:
+        filler = b"".join(b"x-%d: %s\r\n" % (n, b"y" * 8000) for n in range(12))
+        refusal = await answer_to(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + filler + b"\r\n")
+        assert b"200 OK" not in refusal
+
+
+async def test_a_body_in_many_short_chunks_keeps_no_other_request_waiting() -> None:
+    async with bounded() as port:
+        post = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000
+        slow = asyncio.create_task(answer_to(port, post + b"0\r\n\r\n"))
+        await asyncio.sleep(0)
+        assert (await answer_to(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert not slow.done()
+        assert (await slow).startswith(b"HTTP/1.1 200")
 
 
 class Hasty(BoundedConnection):

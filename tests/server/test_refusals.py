@@ -31,7 +31,10 @@ REFUSALS: list[tuple[str, Any, int, str]] = [
     ("messages that are text", chat(messages="hello"), 400, "invalid_messages"),
     ("a message that is text", chat(messages=["hello"]), 400, "invalid_messages"),
     ("content that is a number", chat(messages=[{"role": "user", "content": 5}]), 400, "invalid_messages"),
-    ("no model", without("model"), 400, "invalid_model"),
+    ("a model without a name", chat(model=""), 400, "invalid_model"),
+    ("template options that are text", chat(chat_template_kwargs="x"), 400, "invalid_type"),
+    ("embeddings for a prompt", chat(prompt_embeds="AAAA"), 400, "embeds_refused"),
+    ("half of a UTF-16 text", b"\xff\xfe{\x00\xd8", 400, "invalid_json"),
     ("a model that is a number", chat(model=5), 400, "invalid_model"),
     ("an unknown model", chat(model="gpt-9"), 404, "model_not_found"),
     ("stream of the wrong type", chat(stream="yes"), 400, "invalid_type"),
@@ -77,6 +80,42 @@ async def test_embeddings_in_place_of_an_image_are_refused(running_gateway: Runn
     body = chat()
     body["messages"][0]["content"].append({"type": "image_embeds", "image_embeds": "AAAA"})
     assert (await running_gateway.post(body)).error["code"] == "embeds_refused"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ("7", "7"),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:28:00 GMT"),
+        ("soon", None),
+        ("", None),
+    ],
+)
+async def test_the_engines_retry_after_reaches_the_client(
+    running_gateway: Running, upstream: FakeUpstream, sent: str, passed_on: str | None, stream: bool
+) -> None:
+    upstream.script = lambda body: Answer("", fault="429")
+    upstream.retry_after = sent
+    answer = await running_gateway.post(chat(stream=stream))
+    assert (answer.status, answer.headers.get("retry-after")) == (429, passed_on)
+
+
+async def test_embeddings_in_place_of_a_prompt_are_refused(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    body = {"model": BASE, "prompt": "2+3=", "prompt_embeds": ["AAAA"]}
+    assert (await running_gateway.post(body, "/v1/completions")).error["code"] == "embeds_refused"
+    assert upstream.raw == []
+    fine = await running_gateway.post({**body, "prompt_embeds": None}, "/v1/completions")
+    assert fine.status == 200
+
+
+async def test_with_several_bases_a_request_must_name_one(upstream: FakeUpstream) -> None:
+    upstream.model_list.append({**upstream.model_list[0], "id": "another-base"})
+    async with serving(upstream.url) as gateway:
+        answer = await gateway.post(without("model"))
+    assert (answer.status, answer.error["code"]) == (400, "invalid_model")
 
 
 async def test_an_unknown_model_is_told_which_are_served(running_gateway: Running) -> None:

@@ -208,3 +208,11 @@ def test_an_engine_without_images_is_asked_in_words_only() -> None:
         True
     ] * 2
     assert len(requests(5, images=True)) == 3
+
+
+async def test_an_adapter_named_like_a_content_part_is_told_of(upstream: FakeUpstream) -> None:
+    upstream.model_list[1]["id"] = "image"
+    async with serving(upstream.url) as gateway:
+        readiness = (await gateway.get("/readyz")).json
+    assert readiness["status"] == "ok"
+    assert any("vLLM would answer the base's requests" in note for note in readiness["notes"])

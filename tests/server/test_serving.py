@@ -360,7 +360,7 @@ def test_ctrl_c_while_the_engine_loads_ends_at_once(model: Path, adapter: Path) 
 def test_an_engine_that_dies_later_ends_readiness_and_the_process(model: Path, adapter: Path) -> None:
     with serving("frail", model, adapter) as child:
         child.until("try")
-        failed, _ = ask(f"{child.url}/v1/chat/completions", chat("DIE"))
+        failed, _ = ask(f"{child.url}/v1/chat/completions", chat("DIE!"))
         time.sleep(0.3)
         unready, _ = ask(f"{child.url}/readyz")
         status, body = ask(f"{child.url}/v1/chat/completions", chat("hello"))

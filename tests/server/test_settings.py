@@ -53,6 +53,38 @@ def test_the_folder_of_fetched_models_is_no_setting_of_the_gateway(monkeypatch: 
     load_settings()
 
 
+SERVICE_LINKS = {
+    "MODINT_SERVICE_HOST": "10.96.0.7",
+    "MODINT_SERVICE_PORT": "8080",
+    "MODINT_SERVICE_PORT_HTTP": "8080",
+    "MODINT_PORT": "tcp://10.96.0.7:8080",
+    "MODINT_PORT_8080_TCP": "tcp://10.96.0.7:8080",
+    "MODINT_PORT_8080_TCP_PROTO": "tcp",
+    "MODINT_PORT_8080_TCP_PORT": "8080",
+    "MODINT_PORT_8080_TCP_ADDR": "10.96.0.7",
+    "MODINT_GUARD_SERVICE_HOST": "10.96.0.8",
+    "MODINT_GUARD_PORT": "udp://10.96.0.8:53",
+    "MODINT_GUARD_PORT_53_UDP_ADDR": "10.96.0.8",
+}
+
+
+def test_variables_that_kubernetes_writes_for_services_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().guard == "on"
+
+
+@pytest.mark.parametrize(("name", "value"), [("MODINT_PORT", "8080"), ("MODINT_SERVICE", "x")])
+def test_what_only_looks_like_a_service_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} is no setting of the gateway"):
+        load_settings()
+
+
 def test_a_url_may_end_in_v1() -> None:
     assert load_settings(upstream_url="http://host:8000/v1/").upstream_url == "http://host:8000"
 

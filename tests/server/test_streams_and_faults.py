@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from modint_server.request.sse import Splitter, data_of
+from modint_server.request.sse import BrokenStreamError, Choices, Splitter, data_of
 from tests.server.conftest import Running, chat
 from tests.server.fake_upstream import Answer, FakeUpstream, is_main, misled
 
@@ -80,6 +80,43 @@ async def test_an_engine_that_dies_mid_stream_ends_in_an_error_frame_and_done(
     await until(lambda: upstream.open == 0)
     interrupted = {"model": "tinyworld-base", "adapter": "none", "route": "chat", "outcome": "interrupted"}
     assert running_gateway.value("modint_requests_total", **interrupted) == 1
+
+
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]", b"data: [DONE]\r\n", b": bye\n\n"])
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_an_answer_that_is_whole_needs_no_done_of_the_engine(
+    running_gateway: Running, upstream: FakeUpstream, end: bytes, mode: str
+) -> None:
+    upstream.stream_end = end
+    answer = await running_gateway.post(chat(stream=True), x_modint_mode=mode)
+    frames = [data for event in Splitter().feed(answer.body) if (data := data_of(event)) is not None]
+    assert frames[-1] == b"[DONE]"
+    assert frames.count(b"[DONE]") == 1
+    assert json.loads(frames[-2])["choices"][0]["finish_reason"] == "stop"
+    assert ("modint" in json.loads(frames[-2])) == (mode == "on")
+    assert b'"error"' not in answer.body
+
+
+async def test_an_error_of_null_in_every_chunk_is_no_error(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    upstream.extra = {"error": None}
+    answer = await running_gateway.post(chat(stream=True))
+    assert b'"error":{' not in answer.body
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    assert b'"verdict"' in answer.body
+
+
+def test_a_stream_is_whole_only_if_every_choice_has_ended() -> None:
+    choices = Choices()
+    with pytest.raises(BrokenStreamError, match="before its answer was whole"):
+        choices.check_ended()
+    choices.feed({"choices": [{"index": 0}, {"index": 1, "finish_reason": "stop"}]})
+    with pytest.raises(BrokenStreamError):
+        choices.check_ended()
+    choices.feed({"choices": [{"index": 0, "finish_reason": "length"}]})
+    choices.feed({"choices": [], "usage": {}})
+    choices.check_ended()
 
 
 async def test_a_frame_that_nobody_understands_is_passed_on(

@@ -1,11 +1,14 @@
-"""The options of `modint-guard train`, `export`, `recipes` and `export-tinyworld`; torch is loaded only if it
-is needed."""
+"""The options of `modint-guard train`, `export`, `recipes`, `locate` and `export-tinyworld`; torch is loaded
+only if it is needed."""
 
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from modint_guard.data.options import Column, Family, Format, ImageRoot, NumberRows, ReadingOptions, Split
+from modint_guard.evaluation.items import Data, Limit
 
 
 def train(
@@ -60,6 +63,35 @@ def recipes(
         return
     for name in recipe_names():
         typer.echo(f"{name:24} {recipe_summary(name)}")
+
+
+def locate(
+    model: Annotated[str, typer.Argument(help="A bundled model's name or a model folder.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="The folder of records and report; the same call goes on.")],
+    adapter: Annotated[
+        str | None, typer.Option(help="The adapter on the model: a bundled one or a PEFT folder.")
+    ] = None,
+    exact: Annotated[
+        int, typer.Option(min=1, help="Sites of each kind that are patched exactly, the likeliest first.")
+    ] = 10,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Of the captions' wordings, and of a world's items.")] = 0,
+    format: Format = None,
+    image_root: ImageRoot = None,
+    split: Split = None,
+    family: Family = None,
+    column: Column = None,
+    number_rows: NumberRows = False,
+) -> None:
+    """Locate interference: the layers, heads, edges and adapter modules by which a lie reaches the answer."""
+    from modint_training.locate.report import Options, locate_interference
+
+    how = ReadingOptions(format, image_root, split, family, tuple(column or ()), number_rows)
+    options = Options(model, data, adapter, exact=exact, limit=limit, seed=seed, how=how)
+    located, files = locate_interference(options, output)
+    typer.echo("\n".join(located.finding))
+    typer.echo(f"wrote {', '.join(str(file) for file in files)}")
 
 
 def export_tinyworld(

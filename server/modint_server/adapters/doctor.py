@@ -39,6 +39,12 @@ WRAPPER = "base_model.model."  # PEFT's prefix of every name
 WEIGHTS = "adapter_model.safetensors"  # the one file that vLLM opens
 ASK_TIMEOUT_S = 900.0
 _SIDE = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.weight)?$")
+_PACKED = frozenset({"qweight", "weight_packed", "W_q"})  # AWQ and GPTQ, compressed-tensors, HQQ
+_PACKED_KINDS = frozenset({"U8", "I32", "U32"})  # bitsandbytes, NVFP4, MLX: several weights in one number
+# PEFT's `target_parameters` of a mixture of experts: weights of all experts at once, of rank r · experts.
+_ALL_EXPERTS = re.compile(r"(?:^|\.)experts(?:\.base_layer)?$")
+# Last names of layers that are no linear layers, in the models that vLLM serves.
+_EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "word_embeddings", "tok_embeddings", "embed_out"})
 _LANGUAGE_ONLY = (
     "vLLM applies adapters to the language model only, unless started with --enable-tower-connector-lora"
 )
@@ -119,20 +125,26 @@ class Rules:
     base: Mapping[str, str | None]  # name in the base's files -> the engine's name, None: not loaded
     applied: tuple[str, ...] | None  # prefixes of modules that take adapters; None: all do
     with_tower: tuple[str, ...] | None  # the same with --enable-tower-connector-lora
+    embeddings: frozenset[str] | None = None  # last names of embeddings that take adapters; None: not known
 
 
+Size = tuple[int, int]  # out, in
 Ask = Callable[[JSON], Rules]  # raises EngineError if the engine's code cannot be asked
 
 
 @dataclass(frozen=True)
 class Base:
-    """The linear layers of the base: the engine's name -> (name in its files, size)."""
+    """The layers of the base: the engine's name -> (name in its files, size or None if it is packed)."""
 
-    modules: Mapping[str, tuple[str, tuple[int, ...]]]
+    modules: Mapping[str, tuple[str, Size | None]]
 
     def fits(self, module: str, key: str, tensor: Tensor) -> bool:
-        """Whether A (rank, in) or B (out, rank) fits the module's (out, in); an embedding's is (in, out)."""
-        out, into = self.modules[module][1]
+        """Whether A (rank, in) or B (out, rank) fits the module's (out, in); an embedding's is (in, out).
+        Anything fits a layer of unknown size.
+        """
+        if (size := self.modules[module][1]) is None:
+            return True
+        out, into = size
         if ".lora_embedding_" in key:
             out, into = into, out
         is_a = "_A" in key[key.rindex(".lora_") :]
@@ -220,6 +232,7 @@ def rules_of(output: str, errors: str = "") -> Rules:
         base=answer["base"],
         applied=tuple(answer["language"]) if answer["multimodal"] else None,
         with_tower=tower if answer["multimodal"] else None,
+        embeddings=None if answer["embeddings"] is None else frozenset(answer["embeddings"]),
     )
 
 
@@ -251,8 +264,10 @@ def _pairs(file: TensorFile) -> list[str]:
 def _ranks(config: JSON, file: TensorFile) -> list[str]:
     """Sentences about ranks that are not as configured: vLLM scales by the configured one."""
     faults = []
+    sides = [(cleaned, side) for cleaned in map(_cleaned, file.tensors) if (side := _SIDE.search(cleaned))]
+    modules = list(dict.fromkeys(_module_of(cleaned, side.start()) for cleaned, side in sides))
     try:
-        rank_of = configured_ranks(config, list(dict.fromkeys(map(_written, map(_cleaned, file.tensors)))))
+        rank_of = configured_ranks(config, modules)
     except AdapterError as exc:
         return [str(exc)]
     for key, tensor in file.tensors.items():
@@ -260,12 +275,19 @@ def _ranks(config: JSON, file: TensorFile) -> list[str]:
         if not (side := _SIDE.search(cleaned)) or len(tensor.shape) != 2:
             continue
         rank = tensor.shape[0] if "_A" in side[0] else tensor.shape[1]
-        configured = rank_of[_written(cleaned)]
-        if configured != rank:
+        module = _module_of(cleaned, side.start())
+        configured = rank_of[module]
+        of_all_experts = _ALL_EXPERTS.search(module) and isinstance(configured, int) and configured > 0
+        if configured != rank and not (of_all_experts and rank % configured == 0):
             faults.append(
                 f"{key} has rank {rank}, but adapter_config.json says {configured}: correct r or rank_pattern"
             )
     return _first_few(faults)
+
+
+def _module_of(cleaned: str, end: int) -> str:
+    """The module as `rank_pattern` means it, of a weight's cleaned name up to `end`."""
+    return cleaned[:end].replace(WRAPPER, "")
 
 
 def _numbers(file: TensorFile) -> list[str]:
@@ -306,40 +328,52 @@ def _keys(file: TensorFile, base_folder: Path, tower: bool, ask: Ask) -> tuple[K
     """Every key with its status; raises EngineError if vLLM or the base's files cannot be asked."""
     shapes = _layers(base_folder)
     wanted = list(dict.fromkeys([*file.tensors, *map(_cleaned, file.tensors)]))
-    architectures = _architectures(base_folder)
-    rules = ask({"architectures": architectures, "adapter": wanted, "base": list(shapes)})
-    base = Base(
-        {
-            engine.removesuffix(".weight"): (key.removesuffix(".weight"), shape)
-            for key, shape in shapes.items()
-            if (engine := rules.base.get(key))
-        }
-    )
+    rules = ask({**_architectures(base_folder), "adapter": wanted, "base": list(shapes)})
+    modules = {
+        engine.removesuffix(".weight"): (key.removesuffix(".weight"), shape)
+        for key, shape in shapes.items()
+        if (engine := rules.base.get(key))
+    }
+    base = Base(modules | _tied_heads(modules, rules))
     applied = rules.with_tower if tower else rules.applied
-    return tuple(_key(tensor, rules.adapter, base, applied) for tensor in file.tensors.values())
+    return tuple(_key(tensor, rules, base, applied) for tensor in file.tensors.values())
 
 
-def _key(
-    tensor: Tensor,
-    readings: Mapping[str, Mapping[str, str]],
-    base: Base,
-    applied: tuple[str, ...] | None,
-) -> Key:
-    name, reading = tensor.name, readings[tensor.name]
+def _tied_heads(
+    modules: Mapping[str, tuple[str, Size | None]], rules: Rules
+) -> dict[str, tuple[str, Size | None]]:
+    """The adapter's `lm_head`, if the base's files leave it out because it is the embedding."""
+    tied = [name for name in modules if name.endswith("embed_tokens")]
+    heads = {reading["module"] for reading in rules.adapter.values() if "module" in reading}
+    heads = {name for name in heads - set(modules) if name.rsplit(".", 1)[-1] == "lm_head"}
+    if len(tied) != 1 or "lm_head" not in (rules.embeddings or ()):
+        return {}
+    return {head: (head, modules[tied[0]][1]) for head in heads}
+
+
+def _key(tensor: Tensor, rules: Rules, base: Base, applied: tuple[str, ...] | None) -> Key:
+    name, reading = tensor.name, rules.adapter[tensor.name]
     if "skipped" in reading:
         return Key(name, Status.IGNORED, why=reading["skipped"])
-    better_name = _better_name(tensor, readings[_cleaned(name)].get("module"), base, applied)
+    better_name = _better_name(tensor, rules.adapter[_cleaned(name)].get("module"), base, applied)
     if "refused" in reading:
         return Key(
             name, Status.UNMATCHED, why=f"vLLM refuses the file: {reading['refused']}", fix=better_name
         )
     module = reading["module"]
+    last = module.rsplit(".", 1)[-1]
+    if last in _EMBEDDINGS and rules.embeddings is not None and last not in rules.embeddings:
+        why = f"vLLM takes no adapters of {last} in this model, and refuses the file: train without it"
+        return Key(name, Status.UNMATCHED, module, why)
+    if _ALL_EXPERTS.search(module) and any(".experts." in known for known in base.modules):
+        why = "all experts at once: whether vLLM applies them depends on how the engine is started"
+        return Key(name, Status.UNCHECKED, module, why)
     if module not in base.modules:
         return Key(name, Status.UNMATCHED, module, _missing(module, base), better_name)
     if not _takes(module, applied):
         return Key(name, Status.IGNORED, module, _LANGUAGE_ONLY)
     if not base.fits(module, name, tensor):
-        size = " x ".join(map(str, base.modules[module][1]))
+        size = " x ".join(map(str, base.modules[module][1] or ()))
         why = f"it does not fit the base's layer of {size}: it is another base's"
         return Key(name, Status.UNMATCHED, module, why)
     return Key(name, Status.MATCHED if module == _written(name) else Status.RENAMED, module)
@@ -394,27 +428,40 @@ def _cleaned(key: str) -> str:
     return re.sub(r"\.(lora_(?:embedding_)?[AB])\.[\w-]+\.weight$", r".\1.weight", key)
 
 
-def _layers(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every two-dimensional weight in a model's files, with its size (out, in).
+def _layers(folder: Path) -> dict[str, Size | None]:
+    """Every layer in a model's files by the name of its weight, with its size (out, in); None if the weight
+    is packed (AWQ, GPTQ, bitsandbytes, compressed-tensors, …) or holds all experts.
 
     Raises EngineError if there are no such files, AdapterError for a damaged one.
     """
     files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_")]
     if not files:
         raise EngineError(f"the base in {folder} has no safetensors to compare with")
-    return {
-        name: tensor.shape
-        for path in files
-        for name, tensor in read_header(path).tensors.items()
-        if name.endswith(".weight") and len(tensor.shape) == 2
-    }
+    tensors = (item for path in files for item in read_header(path).tensors.items())
+    return dict(layer for name, tensor in tensors if (layer := _layer(name, tensor)) is not None)
 
 
-def _architectures(folder: Path) -> list[str]:
+def _layer(name: str, tensor: Tensor) -> tuple[str, Size | None] | None:
+    """The name and size of the layer of which a tensor is the weight; None if it is something else."""
+    stem, _, last = name.rpartition(".")
+    if last in _PACKED:
+        return f"{stem}.weight", None
+    if ".experts." in name and len(tensor.shape) == 3:
+        return name, None
+    if last != "weight" or len(tensor.shape) != 2:
+        return None
+    return name, None if tensor.dtype in _PACKED_KINDS else (tensor.shape[0], tensor.shape[1])
+
+
+def _architectures(folder: Path) -> JSON:
+    """What the config says of the model's class, and of the language model's inside a multimodal one."""
     try:
-        return list(json.loads((folder / "config.json").read_text("utf-8"))["architectures"])
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        names = list(config["architectures"])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise EngineError(f"{folder / 'config.json'} names no architecture") from exc
+    text = config.get("text_config")
+    return {"architectures": names, "language": text if isinstance(text, dict) else {}}
 
 
 def _base_folder(model: str | None, card: Any) -> Path | None:

@@ -20,6 +20,12 @@ from modint_server.adapters.tensors import read_header
 from modint_server.metrics import Card
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# The first words of content parts' types. vLLM 0.32 answers the base's own requests that hold such a part
+# from an adapter of that name (`_get_active_default_mm_loras`), without being asked to.
+PART_NAMES = frozenset(
+    {"text", "image", "audio", "video", "input", "output", "thinking", "refusal", "prompt", "tool"}
+)
+TAKES_OVER = "vLLM would answer the base's requests with a content part of this name from it"
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 RECORD = "doctor.json"
 RUN_RECORD = "run.json"
@@ -66,6 +72,8 @@ def locate(wanted: str, adapter_dir: Path, bundled: Path) -> tuple[str, Path]:
             f"adapter name {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', beginning "
             "with a letter or digit (NAME or NAME=PATH)"
         )
+    if name in PART_NAMES:
+        raise AdapterError(f"adapter name {name!r} is not allowed: {TAKES_OVER}: give it another")
     return name, _named_folder(name, path) if explicit else _look_up(name, adapter_dir, bundled)
 
 

@@ -2,10 +2,12 @@
 
     python -m modint_server.adapters.lora_names < question.json
 
-The question: {"architectures": [...], "adapter": [keys], "base": [keys]}. The answer is the last line of the
+The question: {"architectures": [...], "language": the config of the language model inside a multimodal one,
+"adapter": [keys], "base": [keys]}. The answer is the last line of the
 output: MARK and a JSON object, {"vllm": version, "architecture": name, "adapter": {key: {"module", "side"} |
 {"skipped"} | {"refused"}}, "base": {key: the engine's name}, "language": [prefixes], "tower": [prefixes],
-"tower_lora": bool, "multimodal": bool}, or {"problem": sentence}.
+"tower_lora": bool, "multimodal": bool, "embeddings": [last names of those that take adapters] or null}, or
+{"problem": sentence}.
 
 It is a process of its own because importing vLLM takes seconds, prints, and changes the process. No engine is
 started: no weights, no device. Tested with vLLM 0.32; if the inner names of another version have moved, that
@@ -45,8 +47,27 @@ def answered(question: dict[str, Any]) -> dict[str, Any]:
         "architecture": name,
         "adapter": {key: _reading(key, mapper, skipped) for key in question["adapter"]},
         "base": {key: mapper.map_name(key) if mapper else key for key in question["base"]},
+        "embeddings": _embeddings(model, question["language"]),
         **_places(model),
     }
+
+
+def _embeddings(model: Any, language: dict[str, Any]) -> list[str] | None:
+    """Which embeddings take adapters, as `get_supported_lora_modules` finds them in the model and in the
+    language model inside a multimodal one; None if that is not known.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    models = [model]
+    if hasattr(model, "get_mm_mapping"):
+        by_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(language.get("model_type"))
+        names = [*(language.get("architectures") or ()), *([by_type] if by_type else [])]
+        inner = next((name for name in names if name in ModelRegistry.models), None)
+        if inner is None:
+            return None
+        models.append(ModelRegistry.models[inner].load_model_cls())
+    return sorted({name for each in models for name in getattr(each, "embedding_modules", None) or {}})
 
 
 def _reading(key: str, mapper: Any, skipped: list[str]) -> dict[str, Any]:

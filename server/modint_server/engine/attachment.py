@@ -11,6 +11,7 @@ from typing import Literal
 from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, RequestError
 from modint_guard.judging.calibration import Calibration, check_for
 from modint_guard.types import CELLS
+from modint_server.adapters.folders import PART_NAMES, TAKES_OVER
 from modint_server.boundary import boundary
 from modint_server.engine.capabilities import Capabilities, Model, check_capabilities, models_of
 from modint_server.engine.selftest import RETRY_S, SelfTest
@@ -78,7 +79,17 @@ class Attachment:
 
     @property
     def adapter_problems(self) -> list[str]:
-        """A sentence for each adapter that failed the self-test or is still to be tested."""
+        """A sentence for each adapter with a name that vLLM misreads, or that failed the self-test, or is
+        still to be tested.
+        """
+        named = [
+            f"adapter {name!r}: {TAKES_OVER}: serve it under another name"
+            for name in self._adapters()
+            if name in PART_NAMES
+        ]
+        return [*named, *self._untested()]
+
+    def _untested(self) -> list[str]:
         if not self._can_test():
             return []
         untested = [name for name in self._adapters() if name not in self.selftest.adapters]
@@ -151,6 +162,21 @@ class Attachment:
         except TimeoutError as exc:
             raise EndpointTimeout(f"the engine did not list its models within {timeout_s:g} s") from exc
 
+    def only_base(self) -> str:
+        """The model of a request that names none. Raises RequestError: 400 if several bases are served, 503
+        while not ready.
+        """
+        if not self.models:
+            raise unavailable("the engine is not ready yet: see /readyz", "not_ready")
+        bases = [model.id for model in self.models if model.parent is None]
+        if len(bases) != 1:
+            raise RequestError(
+                "model must name one of the served models: see /v1/models",
+                param="model",
+                code="invalid_model",
+            )
+        return bases[0]
+
     async def served(self, name: str) -> Served:
         """The label values of a model. Raises RequestError: 404 for an unknown name, 503 while not ready."""
         due = self._begun.is_set() and time.monotonic() - self._refreshed > REFRESH_S
@@ -169,6 +195,10 @@ class Attachment:
             code="model_not_found",
             status=404,
         )
+
+    def label_of(self, name: str) -> Served | None:
+        """The label values of a model; None if it is not served."""
+        return self._served.get(name)
 
     def usable(self, name: str) -> bool:
         """Whether a model is served and did not fail the self-test (then its answers would be the base's)."""

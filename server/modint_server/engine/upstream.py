@@ -1,9 +1,10 @@
 """The HTTP client that calls the engine: pooled connections, a limit to every wait, errors by their kind."""
 
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import aiohttp
@@ -14,10 +15,12 @@ from modint_guard.types import JSON
 from modint_server.errors import kind_of
 
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 METRICS = "/metrics"
 MAX_ERROR_BYTES = 64 * 1024
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _KEEP_IDLE_S = 4.0  # less than the 5 s after which uvicorn, and so vLLM, closes an idle connection
 # The connection was closed, or could not be made, before the first byte of an answer: safe to try again.
 _CLOSED = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionResetError)
@@ -76,9 +79,9 @@ class Upstream:
             auto_decompress=False,
         )
 
-    async def complete(self, body: JSON) -> JSON:
+    async def complete(self, body: JSON, headers: Mapping[str, str] = NO_HEADERS) -> JSON:
         """A chat body → its completion (a core `Complete`); raises EndpointError."""
-        return json_object(await self.post(CHAT, orjson.dumps({**body, "stream": False})))
+        return json_object(await self.post(CHAT, orjson.dumps({**body, "stream": False}), headers))
 
     async def models(self) -> list[JSON]:
         """The `data` of the engine's model list; raises EndpointError."""
@@ -95,18 +98,33 @@ class Upstream:
         async with self._opened("GET", METRICS, None) as response:
             return await self._read(response)
 
-    async def post(self, path: str, body: bytes) -> bytes:
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
         """The whole answer's bytes; raises EndpointError."""
-        async with self._opened("POST", path, body) as response:
+        async with self._opened("POST", path, body, headers) as response:
             return await self._read(response)
 
     @asynccontextmanager
-    async def stream(self, path: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(
+        self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The answer's bytes as they come; an error before or between them is an EndpointError."""
-        async with self._opened("POST", path, body) as response:
+        async with self._opened("POST", path, body, headers) as response:
             if response.content_type != "text/event-stream":
                 raise self.failed(EndpointError(f"a stream was asked for and {response.content_type} came"))
             yield self._pieces(response)
+
+    @asynccontextmanager
+    async def passed(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+        """The content type of an answer, and its bytes as they come; an error is an EndpointError."""
+        async with self._opened("POST", path, body, headers) as response:
+            yield _kind(response), self._pieces(response)
+
+    async def page(self, path: str) -> tuple[str, bytes]:
+        """The content type and the bytes of a page of the engine; raises EndpointError."""
+        async with self._opened("GET", path, None) as response:
+            return _kind(response), await self._read(response)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         try:
@@ -123,10 +141,10 @@ class Upstream:
 
     @asynccontextmanager
     async def _opened(
-        self, method: str, path: str, body: bytes | None
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] = NO_HEADERS
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
-            response = await self._sent(method, path, body)
+            response = await self._sent(method, path, body, headers)
         except (aiohttp.ClientError, OSError, TimeoutError) as exc:
             raise self.failed(_endpoint_error(exc)) from exc
         async with response:
@@ -134,9 +152,12 @@ class Upstream:
                 raise self.failed(await _refusal(response))
             yield response
 
-    async def _sent(self, method: str, path: str, body: bytes | None) -> aiohttp.ClientResponse:
+    async def _sent(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
         assert self._sessions, "use the upstream inside `async with`"
-        headers = {"content-type": "application/json"} if body is not None else None
+        if body is not None:
+            headers = {"content-type": "application/json", **headers}
         url = self.base_url + path
 
         async def on(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
@@ -168,13 +189,20 @@ def json_object(data: bytes, source: str = "the engine's answer") -> JSON:
     return parsed
 
 
+def _kind(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("content-type", "application/octet-stream")
+
+
 async def _refusal(response: aiohttp.ClientResponse) -> EndpointError:
     try:
         body = await response.content.read(MAX_ERROR_BYTES)
     except (aiohttp.ClientError, OSError, TimeoutError):
         body = b""
     return EndpointError(
-        f"the engine answered with status {response.status}", status=response.status, body=body
+        f"the engine answered with status {response.status}",
+        status=response.status,
+        body=body,
+        retry_after=response.headers.get("retry-after"),
     )
 
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from modint_guard.report import Report
 from modint_guard.types import ABSTAIN, JSON
-from modint_server.errors import Failure
+from modint_server.errors import ErrorAnswer
 
 VERDICT_HEADER = "x-modint-verdict"
 MAX_HEADER_CHARS = 128
@@ -49,7 +49,7 @@ def _action_of(report: Report) -> dict[str, str]:
 def withheld(report: Report, *, debug: bool = False) -> Response:
     """The error envelope in place of an answer, with the verdict: status 422, which no client repeats."""
     message = report.mitigation.answer if report.mitigation else None
-    failure = Failure(422, message or "", "invalid_request_error", "modality_interference", "messages")
+    failure = ErrorAnswer(422, message or "", "invalid_request_error", "modality_interference", "messages")
     response = failure.response()
     body = orjson.dumps(annotated(failure.envelope(), report))
     headers = {"x-should-retry": response.headers["x-should-retry"], **headers_of(report, debug=debug)}

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from modint_guard.report import Report
 from modint_guard.types import JSON
-from modint_server.errors import Failure
+from modint_server.errors import ErrorAnswer
 from modint_server.metrics import NOBODY, Served
 from modint_server.request.intake import ClientLeft
 from modint_server.request.sse import DONE, frame
@@ -31,6 +32,7 @@ class Record:
 
     route: str
     request_id: str
+    trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace context, as the client sent it
     started: float = field(default_factory=time.perf_counter)
     served: Served = NOBODY
     stream: bool = False
@@ -46,7 +48,12 @@ class Record:
     coverage: float | None = None  # probability held by the tokens listed at the first content position
     first_token_s: float | None = None
     closed: bool = False
+    probes: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # numbers for probe calls
     waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten
+
+    def upstream_headers(self, call: str = "") -> dict[str, str]:
+        """What the engine is told of the request. `call` sets probes' ids apart: each names one request."""
+        return {"x-request-id": self.request_id + call, **self.trace}
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
@@ -99,7 +106,7 @@ class Wire:
         self._on_last(200)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def fail(self, failure: Failure) -> None:
+    async def fail(self, failure: ErrorAnswer) -> None:
         """An envelope with its status, or an error frame and [DONE] where the stream is already under way."""
         if not self.streaming:
             await self.respond(failure.response())

@@ -17,8 +17,11 @@ from modint_server.engine.attachment import Attachment
 from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
-from modint_server.request.intake import ClientLeft, Keys, read_body
+from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
+from modint_server.request.messages import Messages
+from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.responses import Responses
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
@@ -32,6 +35,9 @@ class Gateway:
     metrics: Metrics
     attachment: Attachment
     pipeline: Pipeline
+    responses: Responses
+    messages: Messages
+    passing: Passing
     keys: Keys
     draining: bool = False
 
@@ -43,7 +49,7 @@ class Gateway:
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
         """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
         headers = Headers(scope=scope)
-        record = Record(route, scope["state"]["request_id"])
+        record = Record(route, scope["state"]["request_id"], trace_of(headers))
         wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
         try:
             record.key_digest = self.keys.check(headers)
@@ -86,7 +92,7 @@ class Gateway:
         finally:
             places.give_back(key_digest)
 
-    async def _fail(self, record: Record, wire: Wire, failure: errors.Failure, outcome: str) -> None:
+    async def _fail(self, record: Record, wire: Wire, failure: errors.ErrorAnswer, outcome: str) -> None:
         record.outcome, record.status, record.code = outcome, failure.status, failure.code
         await wire.fail(failure)
 

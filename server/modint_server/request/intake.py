@@ -2,8 +2,9 @@
 
 import asyncio
 import hmac
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -13,10 +14,13 @@ import orjson
 from starlette.types import Receive
 
 from modint_guard.chat.body import check_image_count, check_media, messages_of, parts_of
+from modint_guard.chat.parts import in_one_form
 from modint_guard.errors import RequestError
 from modint_guard.types import JSON
 from modint_server.settings import Settings
 
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # The engine trusts these: cache identities, scheduling, templates of the client's own, code to be loaded.
 STRIPPED = frozenset(
@@ -34,6 +38,7 @@ STRIPPED = frozenset(
 )
 MAX_DRAINED = 64 * 2**20
 STRIPPED_PREFIXES = ("chat_template",)
+TEMPLATE_OPTIONS = "chat_template_kwargs"
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,17 @@ def request_id(headers: Mapping[str, str]) -> str:
     return given if REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
+def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """The client's W3C trace context, to be passed on; empty without a well-formed `traceparent`."""
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if not TRACEPARENT.fullmatch(parent):
+        return {}
+    return {"traceparent": parent} | ({"tracestate": state} if TRACESTATE.fullmatch(state) else {})
+
+
+DefaultModel = Callable[[], str]  # raises RequestError if a request has to name its model
+
+
 class Keys:
     """Which clients may call. Only digests are kept, and every one is compared, in constant time."""
 
@@ -84,7 +100,9 @@ class Keys:
         """Who asks: the key's digest, "" where none is asked for. Raises RequestError 401."""
         if not self._digests:
             return ""
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        anthropic = headers.get("x-api-key")  # so do Anthropic's clients send it
+        shown_key = headers.get("authorization") or (f"Bearer {anthropic}" if anthropic else "")
+        scheme, _, key = shown_key.partition(" ")
         shown = sha256(key.strip().encode()).digest()
         matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
@@ -185,6 +203,19 @@ def _check_values(raw: bytes, limit: int) -> None:
         )
 
 
+def utf8(raw: bytes) -> bytes:
+    """A JSON text in UTF-8 without a byte order mark: Windows' writers send one, or UTF-16, and vLLM reads
+    both. The bytes themselves if they are so already, or cannot be read.
+    """
+    encoding = json.detect_encoding(raw[:4])
+    if encoding == "utf-8":
+        return raw
+    try:
+        return raw.decode(encoding).encode()
+    except UnicodeError:
+        return raw
+
+
 def too_deep(document: object, limit: int) -> bool:
     """Whether containers are nested more than `limit` levels; a string counts as none."""
     level: list[Any] = [document]
@@ -200,38 +231,57 @@ def too_deep(document: object, limit: int) -> bool:
     return True
 
 
-def read_chat(raw: bytes, settings: Settings) -> Incoming:
-    """A chat request, checked and cleaned; raises RequestError."""
+def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A chat request, checked and cleaned; raises RequestError.
+
+    default_model: what serves a request that names no model.
+    """
+    raw = utf8(raw)
     body = read_document(raw, settings)
-    messages = messages_of(body, max_messages=settings.max_messages)
+    sent = messages_of(body, max_messages=settings.max_messages)
+    messages = in_one_form(sent)
     _check_fields(body, settings)
     parts = list(parts_of(messages))
     images = sum(1 for part in parts if "image_url" in part)
     check_image_count(images, settings.max_images)
     for part in parts:
         check_media(part)
-    cleaned, changed = _stripped(body)
+    cleaned, changed = _cleaned(body, settings, default_model)
+    if messages is not sent:
+        cleaned, changed = {**cleaned, "messages": messages}, True
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
-    if settings.image_attention != 1.0:  # scaled keys are of no use to an engine that scales otherwise
-        cleaned, changed = {**cleaned, "cache_salt": f"image-attention-{settings.image_attention:g}"}, True
-    return Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
+    incoming = Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
+    return keyed_by_gain(incoming, settings)
 
 
-def read_completion(raw: bytes, settings: Settings) -> Incoming:
-    """A plain completion request: the same limits, no images."""
+def keyed_by_gain(incoming: Incoming, settings: Settings) -> Incoming:
+    """The request with the gain in its cache's key: scaled keys are of no use to an engine that scales
+    otherwise.
+    """
+    if settings.image_attention == 1.0:
+        return incoming
+    salt = {"cache_salt": f"image-attention-{settings.image_attention:g}"}
+    return replace(incoming, body={**incoming.body, **salt}, raw=None)
+
+
+def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A plain completion request: the same limits, no images. default_model: as for `read_chat`."""
+    incoming = read_any(raw, settings, default_model)
+    _check_prompts(incoming.body, settings)
+    return incoming
+
+
+def read_any(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A request to any route, its media unread: the same limits. default_model: as for `read_chat`."""
+    raw = utf8(raw)
     body = read_document(raw, settings)
     _check_fields(body, settings)
-    _check_prompts(body, settings)
-    cleaned, changed = _stripped(body)
+    cleaned, changed = _cleaned(body, settings, default_model)
     return Incoming(cleaned, None if changed else raw, 0, len(raw))
 
 
 def _check_prompts(body: JSON, settings: Settings) -> None:
-    """Raises RequestError for embeddings in place of a prompt, and for too many answers at once."""
-    if any("embeds" in key for key in body):
-        raise RequestError(
-            "embeddings in place of a prompt are refused", param="prompt_embeds", code="embeds_refused"
-        )
+    """Raises RequestError for too many answers at once."""
     prompt = body.get("prompt")
     several = isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt)
     answers = (len(prompt) if isinstance(prompt, list) and several else 1) * max(
@@ -246,8 +296,12 @@ def _check_prompts(body: JSON, settings: Settings) -> None:
 
 
 def _check_fields(body: JSON, settings: Settings) -> None:
+    if any("embeds" in key and value is not None for key, value in body.items()):
+        raise RequestError(
+            "embeddings in place of a prompt are refused", param="prompt_embeds", code="embeds_refused"
+        )
     model = body.get("model")
-    if not isinstance(model, str) or not model:
+    if model is not None and (not isinstance(model, str) or not model):
         raise RequestError(
             "model must name one of the served models: see /v1/models", param="model", code="invalid_model"
         )
@@ -265,9 +319,29 @@ def _check_fields(body: JSON, settings: Settings) -> None:
             )
 
 
-def _stripped(body: JSON) -> tuple[JSON, bool]:
-    kept = {key: value for key, value in body.items() if not _is_stripped(key)}
-    return kept, len(kept) != len(body)
+def _cleaned(body: JSON, settings: Settings, default_model: DefaultModel) -> tuple[JSON, bool]:
+    """The body as the engine may see it, with a model; and whether it differs."""
+    options, is_cut = _template_options(body, settings)
+    kept = {key: value for key, value in body.items() if not _is_stripped(key)} | options
+    changed = is_cut or len(kept) != len(body)
+    return (kept, changed) if kept.get("model") else ({**kept, "model": default_model()}, True)
+
+
+def _template_options(body: JSON, settings: Settings) -> tuple[JSON, bool]:
+    """Options of the engine's chat template that may be set; whether one was left out."""
+    options = body.get(TEMPLATE_OPTIONS)
+    if options is None:
+        return {}, TEMPLATE_OPTIONS in body
+    if not isinstance(options, dict):
+        raise RequestError(
+            f"{TEMPLATE_OPTIONS} must be an object", param=TEMPLATE_OPTIONS, code="invalid_type"
+        )
+    kept = {
+        name: value
+        for name, value in options.items()
+        if name in settings.chat_template_kwargs and isinstance(value, bool | int | float | str)
+    }
+    return ({TEMPLATE_OPTIONS: kept} if kept else {}), len(kept) != len(options)
 
 
 def _is_stripped(key: str) -> bool:

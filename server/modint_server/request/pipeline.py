@@ -6,6 +6,7 @@ A request that is probed is an `Examination`; whole answers, streams and the che
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -31,18 +32,29 @@ from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import Incoming, read_chat, read_completion
+from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion
+from modint_server.request.measuring import Measuring
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
-from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of, frame, is_done
+from modint_server.request.sse import (
+    DONE,
+    BrokenStreamError,
+    Choices,
+    chunk_of,
+    data_of,
+    events_of,
+    frame,
+    is_done,
+)
 from modint_server.request.workers import Workers
 from modint_server.settings import Settings
 
 QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
 QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
-Reader = Callable[[bytes, Settings], Incoming]
+Reader = Callable[[bytes, Settings, DefaultModel], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
+T = TypeVar("T")
 
 
 class Withheld(Exception):  # noqa: N818 - an answer that the policy does not give, no error
@@ -66,6 +78,7 @@ class Pipeline:
     budget: TokenBudget
     second_tries: SecondTries
     caches_by_key: bool
+    measuring: Measuring
     places: Places
     probe_slots: Places
     rung_slots: Places
@@ -73,32 +86,29 @@ class Pipeline:
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = await self._read(read_chat, raw, record)
+        incoming = await self.read(read_chat, raw, record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await self._plan(incoming, headers, record)
+            plan = await self.plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
                 record.report = skipped(plan) if plan else None
                 await self._plain(CHAT, incoming, record, wire, debug)
-            elif not plan.views:
-                await self._unexamined(plan, "no_logprobs", incoming, record, wire, debug)
-            elif record.is_busy:
-                self.metrics.probes_shed.labels(record.served.model).inc()
-                await self._unexamined(plan, "budget", incoming, record, wire, debug)
+            elif reason := self.reason_not_probed(plan, record):
+                await self._unexamined(plan, reason, incoming, record, wire, debug)
             else:
                 await self._guarded(plan, incoming, record, wire, debug)
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = await self._read(read_completion, raw, record)
+        incoming = await self.read(read_completion, raw, record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
-        incoming = await self._read(read_chat, raw, record)
+        incoming = await self.read(read_chat, raw, record)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
         asked = {
@@ -107,7 +117,7 @@ class Pipeline:
             if key not in ("answer", "stream", "stream_options")
         }
         async with self.attachment.serving(asked["model"]) as record.served:
-            plan = await self._plan(replace(incoming, body=asked), headers, record, always=True)
+            plan = await self.plan(replace(incoming, body=asked), headers, record, always=True)
             assert plan is not None
             if plan.options.action not in (None, ANNOTATE):
                 raise RequestError(
@@ -121,8 +131,14 @@ class Pipeline:
 
     # The stages.
 
-    async def _plan(
-        self, incoming: Incoming, headers: Mapping[str, str], record: Record, *, always: bool = False
+    async def plan(
+        self,
+        incoming: Incoming,
+        headers: Mapping[str, str],
+        record: Record,
+        *,
+        always: bool = False,
+        forcing: bool = True,
     ) -> Plan | None:
         """What will be probed; None where the server's guard is off and the request does not ask for it."""
         field = incoming.body.get("modint")
@@ -139,7 +155,7 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = self.attachment.teacher_forcing and self.settings.teacher_forcing != "off"
+        forcing = forcing and self.attachment.teacher_forcing and self.settings.teacher_forcing != "off"
         work = partial(
             self.guard.plan,
             incoming.body,
@@ -151,16 +167,20 @@ class Pipeline:
         is_quick = not incoming.images and incoming.size <= QUICK_TEXT
         return work() if is_quick else await self.workers.run(record.key_digest, work)
 
-    async def _read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
+    async def read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
         """The request; a large one is parsed in a thread."""
-        work = partial(read, raw, self.settings)
-        incoming = work() if len(raw) <= QUICK_BODY else await self.workers.run(record.key_digest, work)
+        work = partial(read, raw, self.settings, self.attachment.only_base)
+        incoming = await self.done(work, len(raw), record)
         return incoming.salted(record.key_digest) if self.caches_by_key else incoming
+
+    async def done(self, work: Callable[[], T], size: int, record: Record) -> T:
+        """The result of work on a body of so many bytes; on a large one it is done in a thread."""
+        return work() if size <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
         self.second_tries.earn()
-        examination = self._examine(plan, record)
+        examination = self.examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
             async with examination:
@@ -168,7 +188,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self._may_ask_again(examination, exc):
+            if wire.streaming or not self.may_ask_again(examination, exc):
                 raise
             await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
 
@@ -176,14 +196,29 @@ class Pipeline:
         self, plan: Plan, reason: str, incoming: Incoming, record: Record, wire: Wire, debug: bool
     ) -> None:
         """The request without probes, unless its policy serves no answer that could not be judged."""
-        policy = policy_of(plan.chat, plan.options, self.guard.config)
-        report = record.report = fail_closed(unscored(plan, reason), policy)
+        report = record.report = self.without_verdict(plan, reason)
         if report.mitigation is not None:
             await wire.respond(annotate.withheld(report, debug=debug))
         else:
             await self._plain(CHAT, incoming, record, wire, debug)
 
-    def _may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+    def reason_not_probed(self, plan: Plan, record: Record) -> str | None:
+        """Why a request that could be judged is not probed; None if it is."""
+        if not plan.views:
+            return "no_logprobs"
+        if record.is_busy:
+            self.metrics.probes_shed.labels(record.served.model).inc()
+            return "budget"
+        return None
+
+    def without_verdict(self, plan: Plan, reason: str) -> Report:
+        """The report of a request that is not probed. It says what goes out in place of the answer
+        (`mitigation`) if the policy serves none that could not be judged.
+        """
+        policy = policy_of(plan.chat, plan.options, self.guard.config)
+        return fail_closed(unscored(plan, reason), policy)
+
+    def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
         if examination.refused_additions(exc):
             return True
@@ -192,10 +227,11 @@ class Pipeline:
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
-            data = await self.upstream.post(CHAT, orjson.dumps(examination.body))
+            body = orjson.dumps(examination.body)
+            data = await self.upstream.post(CHAT, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
-        report = await self._report_on(examination, partial(reply_of, completion), record)
+        report = await self.report_on(examination, partial(reply_of, completion), record)
         record.report = report
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
@@ -217,8 +253,8 @@ class Pipeline:
 
         async def judge(finish: JSON) -> JSON:
             with record.holding():
-                report = await self._report_on(examination, answer.reply, record)
-            record.report = report = _delivered(report, held)
+                report = await self.report_on(examination, answer.reply, record)
+            record.report = report = delivered(report, held)
             if held is not None and held.held:
                 await self._release(held, finish, policy, report, record, debug)
             return annotate.annotated(annotate.finished(finish, report), report)
@@ -232,30 +268,32 @@ class Pipeline:
             return skipped(plan)
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs")
-        async with self._examine(plan, record, given=answer) as examination:
+        async with self.examine(plan, record, given=answer) as examination:
             with record.waiting():
-                completion = await self.upstream.complete(examination.body)
-            return await self._report_on(examination, partial(reply_of, completion), record)
+                completion = await self.upstream.complete(examination.body, record.upstream_headers())
+            return await self.report_on(examination, partial(reply_of, completion), record)
 
-    def _examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
+    def examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
         """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
-            self._calling(self.probe_slots, record.key_digest),
-            correct=self._calling(self.rung_slots, record.key_digest),
+            self._calling(self.probe_slots, record),
+            correct=self._calling(self.rung_slots, record),
             usable=self.attachment.usable,
             budget=self.budget.of(record.key_digest),
             given=given,
             on_failure=self.metrics.step_failed,
         )
 
-    async def _report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
+    async def report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
         report = await examination.report_on(read)
         answer = examination.answer
         with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
                 record.coverage = 1.0 - tail(probabilities(answer.top))
+            if answer is not None and examination.given is None:
+                self.measuring.offer(record.key_digest, examination.plan, answer, report)
             if report.noise is not None and record.measures_noise:
                 self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
         return report
@@ -275,7 +313,7 @@ class Pipeline:
         """Request and answer as they are. What was to be judged and what sent `modint` is told why not."""
         report = record.report
         headers = annotate.headers_of(report, debug=debug) if report else {}
-        mark = report is not None and _is_told(report, incoming)
+        mark = report is not None and is_told(report, incoming)
         body = incoming.without_modint().bytes()
         if incoming.stream:
 
@@ -285,7 +323,7 @@ class Pipeline:
             await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
             return
         with record.waiting():
-            data = await self.upstream.post(path, body)
+            data = await self.upstream.post(path, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
         if report is not None and mark:
@@ -305,17 +343,20 @@ class Pipeline:
         headers: dict[str, str] | None = None,
     ) -> None:
         """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        choices, last = Choices(), None
         with record.waiting():
-            async with self.upstream.stream(path, body) as pieces:
+            async with self.upstream.stream(path, body, record.upstream_headers()) as pieces:
                 async for event in events_of(pieces):
                     if not wire.streaming:
                         await wire.start(headers)
                     if is_done(event):
-                        continue  # the last one: sent once the engine's stream is closed
+                        last = event  # sent once the engine's stream is closed
+                        continue
                     chunk = self._read_event(event, record)
                     if chunk is None:
                         await wire.write(event)
                         continue
+                    choices.feed(chunk)
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
                         await wire.write(self._event(event, chunk, shown))
@@ -325,7 +366,9 @@ class Pipeline:
                         await wire.write(frame(text))
                     await wire.write(self._event(frame(finish), finish, await judge(finish)))
                     judge = None
-        await wire.end(event)
+        if last is None:
+            choices.check_ended()
+        await wire.end(last or DONE)
 
     def _event(self, event: bytes, chunk: JSON, shown: JSON) -> bytes:
         """The event of a chunk, written anew if another is shown in its place and can be written."""
@@ -339,28 +382,29 @@ class Pipeline:
         if data is None:
             return None
         chunk = chunk_of(data)
-        if "error" in chunk:
+        if chunk.get("error"):
             raise self.upstream.failed(_error_in(chunk, data))
         record.usage = chunk.get("usage") or record.usage
         if annotate.has_text(chunk):
             record.token_seen()
         return chunk
 
-    def _calling(self, slots: Places, key_digest: str) -> Complete:
+    def _calling(self, slots: Places, record: Record) -> Complete:
         """Calls of the engine that need a slot; who waits for one is seen in `modint_queue_depth`."""
 
         async def complete(body: JSON) -> JSON:
             with self.attachment.queueing(body["model"]):
-                await slots.wait(key_digest)
+                await slots.wait(record.key_digest)
             try:
-                return await self.upstream.complete(body)
+                headers = record.upstream_headers(f"-probe-{next(record.probes)}")
+                return await self.upstream.complete(body, headers)
             finally:
-                slots.give_back(key_digest)
+                slots.give_back(record.key_digest)
 
         return complete
 
 
-def _delivered(report: Report, held: HeldWire | None) -> Report:
+def delivered(report: Report, held: HeldWire | None) -> Report:
     """The report, saying whether a new answer comes after the old one was already sent."""
     mended = report.mitigation
     if mended is None or mended.answer is None or (held is not None and held.held):
@@ -374,7 +418,7 @@ def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:
     return () if name in asked or len(asked) > MAX_ASKED else (name,)
 
 
-def _is_told(report: Report, incoming: Incoming) -> bool:
+def is_told(report: Report, incoming: Incoming) -> bool:
     """Whether the object goes into an answer that is passed on: an unscored one always has it."""
     verdict = report.verdict
     return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)

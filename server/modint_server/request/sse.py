@@ -15,7 +15,7 @@ _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class BrokenStreamError(EndpointError):
-    """The engine's stream is damaged: an event that is too long, or an end before [DONE]."""
+    """The engine's stream is damaged: an event that is too long, or an end before that of the answer."""
 
 
 class Splitter:
@@ -39,16 +39,44 @@ class Splitter:
         if len(self._rest) > MAX_EVENT_BYTES:
             raise BrokenStreamError(f"an event of the upstream is longer than {MAX_EVENT_BYTES} bytes")
 
+    def rest(self) -> bytes | None:
+        """What came after the last whole event, as an event; None if it holds no data."""
+        rest = bytes(self._rest).rstrip(b"\r\n")
+        return rest + b"\n\n" if data_of(rest) is not None else None
+
 
 async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events of a stream, of which the last is [DONE]; raises BrokenStreamError if that never comes."""
+    """The events of a stream up to [DONE], or to its end if that never comes."""
     splitter = Splitter()
     async for piece in pieces:
         for event in splitter.feed(piece):
             yield event
             if is_done(event):
                 return
-    raise BrokenStreamError("the engine ended the stream before [DONE]")
+    if (rest := splitter.rest()) is not None:
+        yield rest
+
+
+class Choices:
+    """Which answers of a stream have begun, and which have ended: some engines send no [DONE] after them."""
+
+    def __init__(self) -> None:
+        self._begun: set[str] = set()
+        self._ended: set[str] = set()
+
+    def feed(self, chunk: JSON) -> None:
+        """Notes the choices of one chunk."""
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                index = str(choice.get("index", 0))
+                self._begun.add(index)
+                self._ended |= {index} if choice.get("finish_reason") else set()
+
+    def check_ended(self) -> None:
+        """Raises BrokenStreamError unless an answer has begun, and every one has ended."""
+        if not self._begun or self._begun - self._ended:
+            raise BrokenStreamError("the engine ended the stream before its answer was whole")
 
 
 def data_of(event: bytes) -> bytes | None:

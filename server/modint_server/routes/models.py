@@ -7,11 +7,12 @@ from modint_guard.errors import RequestError
 from modint_server.engine.capabilities import Model
 from modint_server.errors import unavailable
 from modint_server.request.gateway import Gateway
+from modint_server.routes import READ
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.api_route("/v1/models", methods=READ)
 async def models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     gateway.keys.check(request.headers)
@@ -19,7 +20,7 @@ async def models(request: Request) -> Response:
     return Response(orjson.dumps({"object": "list", "data": listed}), media_type="application/json")
 
 
-@router.get("/v1/models/{name:path}")
+@router.api_route("/v1/models/{name:path}", methods=READ)
 async def model(request: Request, name: str) -> Response:
     gateway: Gateway = request.app.state.gateway
     gateway.keys.check(request.headers)

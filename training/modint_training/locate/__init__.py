@@ -1,0 +1,1 @@
+"""Where interference sits in a model: sites, edges, attention, encodings, and the modules of an adapter."""
