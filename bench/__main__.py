@@ -82,6 +82,18 @@ def soak(
 
 
 @app.command()
+def tenants(
+    output: Output = Path("bench/results/tenants.json"),
+    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 300,
+) -> None:
+    """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
+    from bench.tenants import measure_tenants
+
+    measure_tenants(output, requests=requests)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def base(
     runs: Annotated[
         list[Path] | None,

@@ -86,14 +86,18 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(upstream: FakeUpstream) -> AsyncIterator[Gateway]:
-    """`modint-guard serve --upstream` on a free port, once it is ready."""
+async def gateway_process(upstream: FakeUpstream, **settings: str) -> AsyncIterator[Gateway]:
+    """`modint-guard serve --upstream` on a free port, once it is ready.
+
+    settings: those of the environment, without their prefix.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = "from modint_guard.cli import main; main()"
     command = (sys.executable, "-c", code, "serve", "--upstream", upstream.url, "--port", str(port))
-    environment = {**os.environ, "MODINT_ADAPTER_SELFTEST": "off", "MODINT_LOG_LEVEL": "error"}
+    settings = {"adapter_selftest": "off", "log_level": "error", **settings}
+    environment = {**os.environ, **{f"MODINT_{name.upper()}": value for name, value in settings.items()}}
     silent = asyncio.subprocess.DEVNULL
     child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=silent, stderr=silent)
     try:
