@@ -285,6 +285,20 @@ def test_without_a_mask_only_the_mask_differs() -> None:
     assert full | {"name": ""} == unmasked | {"name": ""}
 
 
+def test_the_papers_preset_does_what_its_code_does() -> None:
+    recipe = load_recipe("llava-1.5-7b", ["data=mine"])
+    assert isinstance(recipe, TuneRecipe) and recipe.preset == "paper" and recipe.attack
+    assert (recipe.attack.rows, recipe.attack.mask, recipe.consistency) == ("all", "modality", "reverse_kl")
+
+
+def test_vqa_rows_are_attacked_only_without_a_mask() -> None:
+    assert "attack.rows: mask: span leaves nothing of a vqa row to attack" in refusal(
+        "tinyworld-full", "attack.rows=twins_and_vqa"
+    )
+    recipe = load_recipe("tinyworld-full-nomask", ["attack.rows=twins_and_vqa"])
+    assert isinstance(recipe, TuneRecipe) and recipe.attack and recipe.attack.rows == "twins_and_vqa"
+
+
 def test_the_templates_have_the_papers_noise() -> None:
     noise = {
         name: (recipe.attack.epsilon, recipe.attack.steps, recipe.attack.step, recipe.attack.mask)

@@ -16,6 +16,7 @@ from modint_training.method.losses import (
     inconsistencies,
     js_divergence,
     kl_divergence,
+    reverse_kl,
     squared_distance,
     symmetric_kl,
 )
@@ -91,6 +92,16 @@ def test_divergences_equal_their_definition(clean: np.ndarray, twin: np.ndarray)
         both, (relative_entropy(p, q) + relative_entropy(q, p)) / 2, atol=2e-5, rtol=1e-5
     )
     assert (js >= -1e-6).all() and (js <= LN2 + 1e-6).all()
+
+
+def test_the_reverse_kl_is_that_of_the_twin_from_the_clean_row() -> None:
+    clean, twin = logits_of([1 / 4, 3 / 4]), logits_of([1 / 2, 1 / 2])
+    by_hand = math.log(2) / 2 + math.log(2 / 3) / 2
+    assert reverse_kl(clean, twin).item() == pytest.approx(by_hand, rel=1e-6)
+    # As the reference code of the paper calls it.
+    theirs = torch.nn.functional.kl_div(clean.log_softmax(-1), twin.softmax(-1), reduction="sum")
+    assert theirs.item() == pytest.approx(by_hand, rel=1e-6)
+    assert kl_divergence(clean, twin).item() != pytest.approx(by_hand, rel=1e-2)
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modint_training.data.sampler import Quotas
 from modint_training.method.batch import Batch
 from modint_training.method.families import family_of
 from modint_training.method.losses import cross_entropies, js_divergence, symmetric_kl
@@ -261,3 +262,48 @@ def test_the_noise_is_logged_as_a_root_mean_square() -> None:
     sums = {"loss": 1.0, "delta_squares": 8.0, "delta_relative_squares": 0.5, "delta_elements": 2.0}
     line = log_line({**sums, "skipped_gradients": 3.0})
     assert line == {"loss": 1.0, "delta_rms": 2.0, "delta_relative": 0.5, "skipped_gradients": 3.0}
+
+
+# Which rows are attacked
+
+
+@pytest.mark.parametrize(
+    ("rows", "mask", "attacked"),
+    [
+        ("twins", "none", {"image-heavy twin", "text-heavy twin"}),
+        ("twins_and_vqa", "none", {"image-heavy twin", "text-heavy twin", "vqa"}),
+        ("all", "none", {"image-heavy twin", "text-heavy twin", "vqa", "image-heavy", "text-heavy"}),
+        ("all", "modality", {"image-heavy twin", "text-heavy twin", "image-heavy"}),  # no picture, no mask
+        ("all", "span", {"image-heavy twin", "text-heavy twin"}),  # a clean row has no span
+    ],
+)
+def test_the_recipe_says_which_rows_are_attacked(
+    rows: str, mask: str, attacked: set[str], processor: Any
+) -> None:
+    recipe = recipe_with(f"attack.rows={rows}", f"attack.mask={mask}")
+    families = [slot.family for slot in Quotas(recipe.quotas, recipe.batch).slots(0)]
+    (batch,) = tinyworld_batches(recipe, processor)(0)
+    clean = [row for row, of in enumerate(batch.clean_row.tolist()) if of < 0]
+    names: dict[int, str] = dict(zip(clean, families, strict=True))
+    for row, of in enumerate(batch.clean_row.tolist()):
+        names.setdefault(row, f"{names.get(of)} twin")
+    hit = batch.attackable.any(-1).tolist()
+    assert {names[row] for row in range(len(hit)) if hit[row]} == attacked
+
+
+def test_an_attacked_clean_row_is_compared_with_itself(model: Any, processor: Any) -> None:
+    recipe = recipe_with("consistency=reverse_kl", "attack.rows=all", "attack.mask=modality")
+    (batch,) = tinyworld_batches(recipe, processor)(0)
+    alone = replace(batch, attackable=batch.attackable & (batch.clean_row < 0).unsqueeze(1))
+    unattacked = replace(batch, attackable=torch.zeros_like(batch.attackable))
+    weak = recipe_with(
+        *("consistency=reverse_kl", "attack.rows=all", "attack.mask=modality"),
+        *("attack.epsilon=1e-6", "attack.alpha=1e-6"),
+    )
+    # Under next to no noise a clean row is what it was, and adds nothing to the twins' inconsistency.
+    without, weakly, strongly = (
+        measured(model, each, rows)["cons"]
+        for each, rows in ((weak, unattacked), (weak, alone), (recipe, alone))
+    )
+    assert weakly == pytest.approx(without, rel=1e-3)
+    assert strongly > weakly

@@ -117,6 +117,19 @@ def test_a_run_that_is_older_than_the_record_of_its_rows_is_taken_up(base: Path,
     assert [step["step"] for step in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2]
 
 
+def test_a_run_that_is_older_than_the_choice_of_attacked_rows_goes_on(base: Path, tmp_path: Path) -> None:
+    attack = "attack={kind: gaussian, epsilon: 0.1, relative: true, steps: 0, mask: span, weight: 1}"
+    tune(recipe_on(base, attack, "steps=1"), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / RECORD).read_text("utf-8"))
+    del record["recipe"]["attack"]["rows"]
+    (tmp_path / "run" / RECORD).write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ConfigError, match="of a run with attack"):
+        tune(recipe_on(base, attack, "attack.rows=all", "steps=2"), tmp_path / "run", resume="auto")
+    tune(recipe_on(base, attack, "steps=2"), tmp_path / "run", resume="auto")
+    logged = [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")]
+    assert logged == [1, 1, 2, 2]  # each step and what was measured after it: the first was not repeated
+
+
 def test_the_checkpoints_of_another_base_are_not_taken_up(base: Path, tmp_path: Path) -> None:
     mine = tmp_path / "base"
     shutil.copytree(base, mine)

@@ -23,7 +23,8 @@ from modint_guard.data.samples import family_named
 AttackKind = Literal["pgd", "freelb", "smart", "gaussian"]
 StepKind = Literal["raw", "normalised", "sign"]
 AttackMask = Literal["span", "modality", "none"]
-Consistency = Literal["none", "kl", "js", "symmetric_kl", "mse"]
+AttackRows = Literal["twins", "twins_and_vqa", "all"]
+Consistency = Literal["none", "kl", "reverse_kl", "js", "symmetric_kl", "mse"]
 StopGradient = Literal["clean", "none"]
 Scope = Literal["language", "connector", "vision"]
 Targets = Literal["linear", "attention"]
@@ -110,7 +111,10 @@ class ReadingConfig(StrictModel):
 
 
 class AttackConfig(StrictModel):
-    """Noise on the input embeddings of the perturbed twins; see `attack.Attack` and `masks.modality_mask`."""
+    """Noise on input embeddings; see `attack.Attack` and `masks.modality_mask`.
+
+    `rows`: the perturbed twins; these and vqa rows, which have none; or every row that has a label.
+    """
 
     kind: AttackKind
     step: StepKind | None = None
@@ -119,10 +123,16 @@ class AttackConfig(StrictModel):
     alpha: float | None = Field(default=None, gt=0)
     steps: int = Field(ge=0, le=32)
     mask: AttackMask
+    rows: AttackRows = "twins"
     weight: float = Field(ge=0)
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
+        if self.rows == "twins_and_vqa" and self.mask != "none":
+            raise ValueError(
+                f"attack.rows: mask: {self.mask} leaves nothing of a vqa row to attack: use rows: twins, or "
+                "mask: none"
+            )
         if self.kind == "gaussian":
             if self.steps or self.step or self.alpha:
                 raise ValueError(

@@ -50,7 +50,7 @@ def check_resumable(folder: Path, recipe: TuneRecipe, rows_sha256: str | None = 
     record = read_record(folder)
     if record is None:
         return
-    before, now = LATER | record.recipe, recipe.model_dump(mode="json")
+    before, now = _completed(record.recipe), recipe.model_dump(mode="json")
     for key in FIXED:
         if before.get(key) != now[key]:
             raise ConfigError(
@@ -69,6 +69,12 @@ def check_resumable(folder: Path, recipe: TuneRecipe, rows_sha256: str | None = 
             f"{folder} holds checkpoints on revision {record.base_revision} of {recipe.base!r}, which is "
             f"{present} now: bring the old weights back, or start from scratch with --resume no"
         )
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A record's recipe with the keys that came later, with what runs did before."""
+    attack = recipe.get("attack")
+    return LATER | recipe | ({"attack": {"rows": "twins"} | attack} if attack else {})
 
 
 def write_record(

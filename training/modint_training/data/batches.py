@@ -17,8 +17,8 @@ from modint_training.data.collate import Encoded, collate, encode, parts_of
 from modint_training.data.sampler import ItemSource, Quotas, Slot, pick
 from modint_training.data.twins import fits, twin
 from modint_training.method.batch import Batch, token_counts
-from modint_training.method.masks import modality_mask
-from modint_training.recipe import TuneRecipe
+from modint_training.method.masks import VQA, modality_mask
+from modint_training.recipe import AttackRows, TuneRecipe
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def batch_of(examples: Sequence[Example], processor: Any, recipe: TuneRecipe) ->
         mask = modality_mask(parts_of(rows), families, recipe.attack.mask)
         # The attack raises the loss of the answer: without a label there is no such loss.
         labelled = torch.tensor([item.labelled for example in examples for item in example.rows])
-        attackable = mask & ((twins >= 0) & labelled).unsqueeze(1)
+        attackable = mask & (_is_attacked(recipe.attack.rows, twins, families) & labelled).unsqueeze(1)
     return Batch(
         inputs=collated.inputs,
         labels=collated.labels,
@@ -102,6 +102,13 @@ def batch_of(examples: Sequence[Example], processor: Any, recipe: TuneRecipe) ->
         row_seeds=torch.tensor([example.seed for example in examples for _ in example.rows]),
         counts=token_counts(collated.labels, twins, attackable),
     )
+
+
+def _is_attacked(rows: AttackRows, twins: torch.Tensor, families: torch.Tensor) -> torch.Tensor:
+    """Whether the recipe's attack is on each row: `twins`  # (B,) gives the clean row of a twin, else -1."""
+    if rows == "all":
+        return torch.ones_like(twins, dtype=torch.bool)
+    return (twins >= 0) | (families == VQA) if rows == "twins_and_vqa" else twins >= 0
 
 
 def checked(row: Encoded, item: Item, recipe: TuneRecipe) -> Encoded:

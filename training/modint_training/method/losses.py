@@ -30,6 +30,12 @@ def kl_divergence(clean: Tensor, twin: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def reverse_kl(clean: Tensor, twin: Tensor) -> Tensor:
+    """KL(twin || clean) of each row of logits, in nats: what the reference code of arXiv 2505.19616 computes
+    # (N, V), (N, V) -> (N,)."""
+    return kl_divergence(twin, clean)
+
+
 def js_divergence(clean: Tensor, twin: Tensor) -> Tensor:
     """Jensen-Shannon divergence of each row of logits, in nats, at most ln 2  # (N, V), (N, V) -> (N,)."""
     log_p, log_q = F.log_softmax(clean.float(), -1), F.log_softmax(twin.float(), -1)
@@ -50,6 +56,7 @@ def squared_distance(clean: Tensor, twin: Tensor) -> Tensor:
 
 DIVERGENCES: dict[str, Divergence] = {
     "kl": kl_divergence,
+    "reverse_kl": reverse_kl,
     "js": js_divergence,
     "symmetric_kl": symmetric_kl,
 }

@@ -10,11 +10,12 @@ from modint_training.recipe import AttackMask
 IMAGE_HEAVY, TEXT_HEAVY, VQA = range(len(FAMILIES))  # the values of `families`  # (B,)
 
 _TEXT = (Part.FRAME, Part.CONTEXT, Part.QUESTION)
-# The parts that may be attacked, by kind of mask and family of the row; rows that need both modalities: none.
+# The parts that may be attacked, by kind of mask and family of the row; of rows that need both modalities
+# none, unless there is no mask.
 _ATTACKED: dict[AttackMask, dict[int, tuple[Part, ...]]] = {
     "span": {IMAGE_HEAVY: (Part.CONTEXT,), TEXT_HEAVY: (Part.IMAGE,)},
     "modality": {IMAGE_HEAVY: _TEXT, TEXT_HEAVY: (Part.IMAGE,)},
-    "none": {IMAGE_HEAVY: (*_TEXT, Part.IMAGE), TEXT_HEAVY: (*_TEXT, Part.IMAGE)},
+    "none": dict.fromkeys((IMAGE_HEAVY, TEXT_HEAVY, VQA), (*_TEXT, Part.IMAGE)),
 }
 
 
@@ -50,12 +51,11 @@ def modality_mask(parts: Tensor, families: Tensor, kind: AttackMask) -> Tensor:
     """Positions whose input embeddings an attack may change  # (B, L) bool.
 
     `parts`  # (B, L) holds values of `Part`, `families`  # (B,) indices into `item.FAMILIES`. Image-heavy
-    rows are attacked in their text, text-heavy rows in their picture, rows that need both never (arXiv
+    rows are attacked in their text, text-heavy rows in their picture, rows that need both not at all (arXiv
     2505.19616, section 4); answers and padding are never attacked. The kinds differ in image-heavy rows.
     `span`: the injected context alone; question, options and system prompt stay as they are. `modality`:
     every text token before the answer, as in the paper: template, system prompt, context, question, options.
-    `none`, the ablation without a mask: these and the picture's tokens; text-heavy rows are then treated the
-    same.
+    `none`, the ablation without a mask: these and the picture's tokens, in rows of every family.
     """
     allowed = torch.zeros_like(parts, dtype=torch.bool)
     for family, attacked in _ATTACKED[kind].items():

@@ -132,10 +132,16 @@ def attacked_passes(
 
     result = run_attack(forward, ascended, chosen.embeds, mask, batch.row_seeds[rows].tolist(), attack)
     meter.add(**noise_sums(result, chosen.embeds, mask))
-    clean = _at(outputs, flat_indices(batch.clean_row[rows], predicting))
+    clean = _at(outputs, flat_indices(_unperturbed(batch)[rows], predicting))
     for attacked in result.passes:
         share = objective(attacked, unattacked.logits) / len(result.passes)
         yield AttackedPass(share, clean, attacked, len(result.passes))
+
+
+def _unperturbed(batch: Batch) -> Tensor:
+    """For each row its clean version; for a row that is no twin itself  # (B,)."""
+    every = torch.arange(len(batch.clean_row), device=batch.clean_row.device)
+    return torch.where(batch.clean_row >= 0, batch.clean_row, every)
 
 
 def noise_sums(result: AttackResult, embeds: Tensor, mask: Tensor) -> dict[str, Tensor | float]:
