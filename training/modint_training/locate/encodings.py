@@ -91,7 +91,7 @@ def _picked(run: Run, row: int, name: str, group: int) -> list[int]:
 
 
 def overlaps(subject: Subject, twins: Sequence[Twins]) -> list[JSON]:
-    """Feature overlap of picture and caption in the lying prompts of `twins`, each of which holds both: a row
+    """Feature overlap of picture and caption in the lying prompts of image-heavy `twins`: a row
     for each layer and space; `cosine` is that of the two means in each prompt. Of the first MOST; no rows for
     fewer than LEAST."""
     if len(twins) < LEAST:

@@ -141,7 +141,7 @@ def _of_family(row: ResultRow, tables: Mapping[str, Table]) -> list[str]:
     ]
     exact = [each for each in _rows(tables, "sites", family) if each["recovery"] is not None]
     for kinds in (("residual",), ("attention", "mlp"), ("head",)):
-        if of_kinds := [each for each in exact if each["site"] in kinds]:
+        if of_kinds := [each for each in exact if each["site"] in kinds and not _holds_all(each)]:
             best = max(of_kinds, key=lambda each: each["recovery"])
             sentences.append(
                 f"Given the states of its truthful twin, {_site(best)} brings back"
@@ -155,6 +155,12 @@ def _of_family(row: ResultRow, tables: Mapping[str, Table]) -> list[str]:
             f" nats, the most of all cuts, and {shown(best['flips_removed'])} of the flips are gone."
         )
     return sentences + _of_ablation(_rows(tables, "ablation", family))
+
+
+def _holds_all(row: ResultRow) -> bool:
+    """Whether it is the residual stream of the deciding position, which late in the model holds the whole
+    answer."""
+    return row["site"] == "residual" and row["group"] == "last"
 
 
 def _layers(row: ResultRow) -> str:
@@ -178,9 +184,10 @@ def _of_ablation(rows: Sequence[ResultRow]) -> list[str]:
     harmless = [row for row in tried if row["accuracy"] >= before - MAY_LOSE]
     best = max(harmless or tried, key=lambda row: (row["flips_removed"], -row["heads"]))
     return [
-        f" ({shown(best['share'])} of all) {shown(best['flips_removed'])} of"
-        f" the {best['flips']} flips among other items are gone, and {shown(best['random'])} without"
-        " random ones;"
+        f"Without head {best['ablated']} ({shown(best['share'])} of all heads) {shown(best['flips_removed'])}"
+        f" of the {best['flips']} flips among other items are gone, and {shown(best['random'])} without"
+        " as many"
+        " random heads;"
         f" accuracy without a lie goes from {shown(before)} to {shown(best['accuracy'])}."
     ]
 

@@ -32,7 +32,7 @@ from modint_training.locate.knockout import knockouts
 from modint_training.locate.patching import attributions, exact_gaps, is_moved, top_sites
 from modint_training.locate.scoring import Prepared, answered, answers_to, prepared
 from modint_training.locate.subject import Site, Subject, run_of
-from modint_training.locate.twins import CONTEXT, IMAGE, Twins, in_batches, in_halves
+from modint_training.locate.twins import Twins, in_batches, in_halves
 
 LIED_TO: tuple[str, ...] = FAMILIES[:2]  # the families that have twins
 Job = Callable[[], JSON]
@@ -157,7 +157,7 @@ def studied(desk: Desk, twins: Sequence[Twins], dropped: Counter[str], *, exact:
     heads = {family: sorted(of, key=lambda head: -vulnerability(*of[head])) for family, of in effects.items()}
     every = [*mapping, *trying]
     modules = _modules(desk, every)
-    both = [each for each in every if each.count(IMAGE) and each.count(CONTEXT)]
+    captioned = [each for each in every if each.family == "image-heavy"]
     return Measured(
         sites,
         first,
@@ -169,7 +169,7 @@ def studied(desk: Desk, twins: Sequence[Twins], dropped: Counter[str], *, exact:
         heads,
         desk.per_twin("edges", every, partial(_cut, subject)),
         desk.per_twin("attention", every, partial(_attended, subject)),
-        desk.each("overlap", {"all": lambda: {"rows": overlaps(subject, both)}})["all"]["rows"],
+        desk.each("overlap", {"all": lambda: {"rows": overlaps(subject, captioned)}})["all"]["rows"],
         desk.each("consistency", {"all": lambda: {"rows": consistencies(subject, every)}})["all"]["rows"],
         _ablations(desk, mapping, trying, heads),
         modules,

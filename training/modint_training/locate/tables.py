@@ -194,15 +194,16 @@ def _dominance(masses: Any, counts: Any) -> float | None:
 
 
 def _displaced(measured: Measured, family: str, beside: Any, alone: Any) -> dict[str, Any]:
+    """Of mean masses, as single ones may be next to nothing  # (n, G), (n, G)."""
     deciding = list(DECIDING[family])
-    lost = [
-        float(displacement(now, before))
-        for now, before in zip(beside[:, deciding].sum(-1), alone[:, deciding].sum(-1), strict=True)
-        if before > 0
-    ]
+    now, before = (masses[:, deciding].sum(-1) for masses in (beside, alone))
+    whole = float(before.mean())
+    if not whole:
+        return {"displacement": None, **_interval([], [], [])}
     every = measured.every
-    interval = _interval(lost, every.twins, every.of(family)) if len(lost) == len(beside) else {}
-    return {"displacement": mean(lost), "ci_low": interval.get("ci_low"), "ci_high": interval.get("ci_high")}
+    lost = ((before - now) / whole).tolist()
+    share = displacement(float(now.mean()), whole)
+    return {"displacement": share, **_interval(lost, every.twins, every.of(family))}
 
 
 # -- encodings ------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def overlap_rows(measured: Measured) -> list[Row]:
     """Feature overlap by layer and space, and how the overlap in a prompt goes with how far the lie moved its
     answer: Spearman's correlation with its interval, whatever its sign."""
     every = measured.every
-    both = [index for index, each in enumerate(every.twins) if each.count(IMAGE) and each.count(CONTEXT)]
+    both = every.of("image-heavy")
     rows: list[Row] = []
     for row in measured.overlap:
         used = both[: row["n"]]
