@@ -224,7 +224,9 @@ def _notes(measured: Measured, dropped: Counter[str]) -> list[str]:
         " recovery. In late layers the residual stream of the deciding position holds the whole answer,"
         " so that"
         " its recovery tends to 1 whatever the model does.",
-        "Half of the items chose sites and heads, the other half measured them.",
+        "Half of the items chose sites and heads, the other half measured them. Modules are ranked and"
+        " measured on"
+        " all items.",
         "A probe that tells picture from context may read their positions. CKA of few pairs in many"
         " dimensions"
         " is high by chance: compare with `shuffled`.",
