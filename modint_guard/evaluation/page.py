@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -35,15 +35,22 @@ class Table:
 
 
 def write_report(folder: Path, diagnosis: Diagnosis, *, command: str, seed: int) -> list[Path]:
-    """Write the three files into `folder`; gives their paths. Without jinja2 there is no HTML."""
+    """Write the three files of a diagnosis into `folder`; gives their paths."""
     record = recorded(command, [seed], diagnosis.rows)
+    return write_files(
+        folder, as_json(record, diagnosis), markdown(record, diagnosis), lambda: html(record, diagnosis)
+    )
+
+
+def write_files(folder: Path, document: JSON, text: str, page: Callable[[], str]) -> list[Path]:
+    """Write `report.json`, `report.md` and `report.html`; gives their paths. Without jinja2 there is no HTML."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "report.json", folder / "report.md"]
-    files[0].write_text(json.dumps(as_json(record, diagnosis), indent=1) + "\n", "utf-8")
-    files[1].write_text(markdown(record, diagnosis), "utf-8")
+    files[0].write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    files[1].write_text(text, "utf-8")
     if find_spec("jinja2") is not None:
         files.append(folder / "report.html")
-        files[2].write_text(html(record, diagnosis), "utf-8")
+        files[2].write_text(page(), "utf-8")
     return files
 
 

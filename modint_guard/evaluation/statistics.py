@@ -1,5 +1,4 @@
-"""Intervals clustered by source, of means, ROC areas and rank correlations; flips by direction; paired"
-" tests."""
+"""Intervals clustered by source, of means and of ROC areas; flips by direction; paired tests."""
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
@@ -152,50 +151,6 @@ def percentile_interval(resampled: NDArray[np.float64], *, level: float = 0.95) 
     """The percentile interval of a statistic's resamples; NaN among them are left out."""
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation in [-1, 1], ties ranked by their mean; None if either side is constant or
-    there are fewer than two pairs. Raises ValueError for unequal inputs.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"a correlation needs pairs; got {len(first)} and {len(second)} values")
-    ranks = [_ranks(np.asarray(values, dtype=float)) for values in (first, second)]
-    if any(len(set(each)) < 2 for each in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def spearman_interval(
-    first: Sequence[float],
-    second: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    level: float = 0.95,
-    resamples: int = 500,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of `spearman`, resampling whole clusters; None where `spearman` is.
-
-    Resamples in which a side is constant are left out. Raises ValueError for unequal inputs.
-    """
-    if spearman(first, second) is None:
-        return None
-    member = _members(clusters)
-    inside = [np.flatnonzero(member == number) for number in range(int(member.max()) + 1)]
-    generator = np.random.default_rng(seed)
-    values = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    found = []
-    for _ in range(resamples):
-        drawn = np.concatenate([inside[number] for number in generator.integers(0, len(inside), len(inside))])
-        found.append(spearman(values[0][drawn].tolist(), values[1][drawn].tolist()))
-    return percentile_interval(np.array([value for value in found if value is not None]), level=level)
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, number, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[number]
-    return ranks
 
 
 def _members(clusters: Sequence[Hashable]) -> NDArray[np.int64]:

@@ -1,12 +1,10 @@
 """A study as files: `report.json`, `report.md`, and one HTML page with heat maps and curves."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from modint_guard.evaluation.page import rendered
+from modint_guard.evaluation.page import rendered, write_files
 from modint_guard.evaluation.results import ResultRow, recorded, table
 from modint_guard.types import JSON
 from modint_training.locate.located import Located
@@ -57,16 +55,11 @@ class Curves:
 
 
 def write_report(folder: Path, located: Located, *, command: str, seed: int) -> list[Path]:
-    """Write the three files into `folder`; gives their paths. Without jinja2 there is no HTML."""
+    """Write the three files of a study into `folder`; gives their paths."""
     record = recorded(command, [seed], located.rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "report.json", folder / "report.md"]
-    files[0].write_text(json.dumps(as_json(record, located), indent=1) + "\n", "utf-8")
-    files[1].write_text(markdown(record, located), "utf-8")
-    if find_spec("jinja2") is not None:
-        files.append(folder / "report.html")
-        files[2].write_text(html(record, located), "utf-8")
-    return files
+    return write_files(
+        folder, as_json(record, located), markdown(record, located), lambda: html(record, located)
+    )
 
 
 def as_json(record: JSON, located: Located) -> JSON:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from modint_guard.evaluation.statistics import cluster_interval, mean, spearman, spearman_interval
+from modint_guard.evaluation.statistics import cluster_interval, mean
 from modint_training.locate.ablation import DRAWS, Head
 from modint_training.locate.adapter import contribution, layer_of
 from modint_training.locate.attention import displacement, dominance
+from modint_training.locate.correlation import spearman, spearman_interval
 from modint_training.locate.knockout import EDGES, edge_name, windows
 from modint_training.locate.patching import recovery
 from modint_training.locate.study import LIED_TO, Answers, Measured, contributions, ranked_modules
