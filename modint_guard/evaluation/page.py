@@ -43,7 +43,7 @@ def write_report(folder: Path, diagnosis: Diagnosis, *, command: str, seed: int)
 
 
 def write_files(folder: Path, document: JSON, text: str, page: Callable[[], str]) -> list[Path]:
-    """Write `report.json`, `report.md` and `report.html`; gives their paths. Without jinja2 there is no HTML."""
+    """Write `report.json`, `report.md` and, with jinja2 installed, `report.html`; gives their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "report.json", folder / "report.md"]
     files[0].write_text(json.dumps(document, indent=1) + "\n", "utf-8")
