@@ -2,8 +2,8 @@
 
 Beside a question about the picture: one sentence to twelve about something else, or a caption that claims
 what the model itself says without one; above the question, before the picture or behind the question. Beside
-a question about the text: a landscape in place of the picture. A context that was there goes: it may be a
-lie itself.
+a question about the text: a landscape in place of the picture, unless it is tiny or large. A context that was
+there goes: it may be a lie itself.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import random
 import re
 from dataclasses import dataclass
 
-from modint_guard.chat.images import png_data_url
 from modint_guard.chat.rebuild import rebuild
-from modint_guard.data.perturb import CLAIMS, FACTS, irrelevant_image
+from modint_guard.data.perturb import CLAIMS, FACTS
 from modint_guard.judging.text_match import MAX_WORDS
+from modint_guard.probing.views import from_registry
 from modint_guard.types import JSON, Chat, Relevant
 
 OTHERS = ("a violin", "a bridge", "a penguin", "an umbrella", "a kite", "a lighthouse", "green", "purple")
@@ -37,8 +37,8 @@ def harmless(chat: Chat, relevant: Relevant, answer: str | None, rng: random.Ran
     answer: what the model says if what ought to decide is asked alone; None if it is not known.
     """
     if relevant is Relevant.TEXT and chat.images:
-        pictures = [png_data_url(irrelevant_image(image.size, rng)) for image in chat.images]
-        return Planted(rebuild(chat, images=pictures), chat.context)
+        body = from_registry("irrelevant_image")(chat)
+        return None if body is None else Planted(body, chat.context)
     if relevant is not Relevant.IMAGE or chat.turn < 0:
         return None
     if answer and _is_claimable(answer) and rng.random() < 0.5:

@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from modint_guard import Guard
+from modint_guard.chat.images import png_data_url
 from modint_guard.chat.request import parse
 from modint_guard.config import GuardConfig
 from modint_guard.data.perturb import CLAIMS, FACTS
@@ -87,6 +89,14 @@ def test_beside_a_text_it_is_a_landscape_of_the_same_size() -> None:
     read = parse(planted.body)
     assert read.images[0].url != RED and read.images[0].size == chat.images[0].size
     assert planted.context == chat.context
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 7), (2001, 2000)])
+def test_no_landscape_takes_the_place_of_a_tiny_or_a_large_picture(size: tuple[int, int]) -> None:
+    picture = {"type": "image_url", "image_url": {"url": png_data_url(Image.new("RGB", size))}}
+    texts = [{"type": "text", "text": text} for text in ("The cat is red.", "What colour is the cat?")]
+    chat = parse({"model": "m", "messages": [{"role": "user", "content": [picture, *texts]}]})
+    assert plants(harmless, chat, Relevant.TEXT) == []
 
 
 @pytest.mark.parametrize("relevant", [Relevant.BOTH, Relevant.UNKNOWN])

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from modint_guard.chat.images import png_data_url
 from modint_guard.data.perturb import CLAIMS
@@ -144,6 +146,22 @@ async def test_what_is_planted_takes_the_place_of_the_clients_own_context(
     planted = text_of(engine.calls[4])
     assert "caption" not in planted and "What colour is the shape?" in planted
     assert all("modint" not in call for call in engine.calls)
+
+
+async def test_a_landscape_is_drawn_while_others_are_served(engine: FakeUpstream, tmp_path: Path) -> None:
+    write_nulls(tmp_path / "null.json", {BASE: null_of()})
+    engine.script = lambda body: Answer("five", {"five": 0.98, "nothing": 0.01})
+    picture = {"type": "image_url", "image_url": {"url": png_data_url(Image.new("RGB", (2000, 2000)))}}
+    words = {"type": "text", "text": "What is two plus three?"}
+    body = {"model": BASE, "messages": [{"role": "user", "content": [picture, words]}]}
+    longest = 0.0
+    async with serving(engine.url, null_every=1, null_file=tmp_path / "null.json") as gateway:
+        await gateway.post(body | {"modint": {"relevant": "text"}})
+        while len(measured(gateway).scores) < 151:
+            began = time.thread_time()  # on a busy machine the thread itself may have to wait
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.thread_time() - began)
+    assert longest < 0.1
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": "modint-null-1", "models": 3}'])

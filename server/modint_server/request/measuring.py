@@ -157,7 +157,8 @@ class Measuring:
         """One harmless input, and now and then a lie, in a request of a client."""
         model, rng = str(task.plan.body["model"]), random.Random()
         plant = lying if task.lies else harmless
-        planted = plant(task.plan.chat, task.plan.relevant, task.alone, rng)
+        # Pictures are drawn and hashed: off the loop.
+        planted = await asyncio.to_thread(plant, task.plan.chat, task.plan.relevant, task.alone, rng)
         if planted is None:
             return
         try:
@@ -172,9 +173,8 @@ class Measuring:
         if not task.lies:
             statistic = report.statistic
             assert statistic is not None
-            score = NullScore(
-                statistic.value, statistic.length, origin_of(task.key_digest), _source(task.plan)
-            )
+            source = await asyncio.to_thread(_source, task.plan)
+            score = NullScore(statistic.value, statistic.length, origin_of(task.key_digest), source)
             await self._put(model, with_score(null, score))
         elif said_something_else(reply.text, task.alone):
             await self._put(model, with_lie(null, flagged=is_flagged(report, null, self._guard)))
