@@ -167,7 +167,6 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             metrics,
             every=settings.null_every if settings.guard == "on" else 0,
             checkup=settings.null_checkup == "on" and settings.guard == "on",
-            forcing=settings.teacher_forcing == "auto",
             is_busy=lambda: places.held > max(1, settings.max_in_flight * QUIET),
         ),
         probe_slots=_shared(settings.max_probes_in_flight, settings),

@@ -16,7 +16,16 @@ from modint_guard.evaluation.null_measure import packaged_variants
 from modint_guard.judging.null import CHECKUP, Null, NullScore
 from modint_guard.judging.null_file import read_nulls, write_nulls
 from tests.server.conftest import Running, chat, serving
-from tests.server.fake_upstream import BASE, JSON, Answer, FakeUpstream, misled, text_of
+from tests.server.fake_upstream import (
+    BASE,
+    JSON,
+    Answer,
+    FakeUpstream,
+    misled,
+    running,
+    talkative,
+    text_of,
+)
 
 IMAGE = {"relevant": "image"}
 VARIANTS = [variant for variants in packaged_variants() for variant in variants.values()]
@@ -105,6 +114,15 @@ async def test_packaged_items_are_asked_after_attaching_and_their_scores_kept(
     async with serving(engine.url, null_file=file) as gateway:
         assert (await gateway.get("/readyz")).json["null"] == null
         await until(lambda: gateway.value("modint_null_power_ratio", model=BASE, adapter="none") == 1.0)
+
+
+async def test_longer_answers_to_packaged_items_are_scored_as_those_of_clients() -> None:
+    fake = FakeUpstream(script=talkative, scores=True)
+    async with running(fake), serving(fake.url, null_checkup="on", teacher_forcing="on") as gateway:
+        report = (await gateway.post(chat(modint=IMAGE))).json["modint"]
+        assert report["method"] == "teacher_forced"
+        fake.forget()
+        await until(lambda: any("prompt_logprobs" in call for call in fake.calls))
 
 
 async def test_without_packaged_items_the_thresholds_decide(engine: FakeUpstream) -> None:

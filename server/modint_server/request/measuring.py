@@ -60,7 +60,6 @@ class Measuring:
         *,
         every: int,
         checkup: bool,
-        forcing: bool,
         is_busy: Callable[[], bool],
     ) -> None:
         self.nulls = nulls
@@ -70,7 +69,6 @@ class Measuring:
         self._metrics = metrics
         self._every = every
         self._checkup = checkup
-        self._forcing = forcing
         self._is_busy = is_busy
         self._seen: Counter[tuple[str, str]] = Counter()
         self._asked: dict[
@@ -142,7 +140,7 @@ class Measuring:
                 self._complete,
                 model,
                 max_top_logprobs=self._attachment.top_logprobs,
-                forcing=self._can_force(),
+                forcing=self._attachment.teacher_forcing,
                 concurrency=1,
             )
         except EndpointError as exc:
@@ -187,7 +185,7 @@ class Measuring:
             relevant,
             planted.context,
             max_top_logprobs=self._attachment.top_logprobs,
-            forcing=self._can_force(),
+            forcing=self._attachment.teacher_forcing,
         )
 
     async def _put(self, model: str, null: Null) -> None:
@@ -200,9 +198,6 @@ class Measuring:
         while self._is_busy():  # noqa: ASYNC110 - nothing tells when clients need it no longer
             await asyncio.sleep(PAUSE_S)
         return await self._upstream.complete(body)
-
-    def _can_force(self) -> bool:
-        return self._forcing and self._attachment.teacher_forcing
 
 
 def _alone(plan: Plan, answer: Reply, report: Report) -> str | None:
