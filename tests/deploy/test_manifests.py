@@ -349,9 +349,8 @@ def test_every_check_that_checkov_leaves_out_has_a_reason() -> None:
     left_out = re.findall(r"^  - (CKV\w+)(?: # (.+))?$", held, re.MULTILINE)
     assert [name for name, _ in left_out] == yaml.safe_load(held)["skip-check"]
     assert [name for name, reason in left_out if len(reason.split()) < 5] == []
-    inline = [
-        path for path in DEPLOY.rglob("*") if path.is_file() and "checkov:skip" in path.read_text("utf-8")
-    ]
+    # In bytes: Python keeps what it compiled of the dashboards there.
+    inline = [path for path in DEPLOY.rglob("*") if path.is_file() and b"checkov:skip" in path.read_bytes()]
     assert inline == []
 
 
