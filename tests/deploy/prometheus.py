@@ -82,11 +82,17 @@ class Prometheus:
         """A moment two scrapes from now, once all that was scraped and recorded up to it has been stored.
 
         A target's scrapes come one after the other: with a later one stored, none of before is still to come.
+        At that moment all targets were up that ever were: one that answers too late has no values.
         """
-        at = time.time() + 5.0
-        recorded = f"min(timestamp(modint:flips_examined:increase30m)) > {at}"
-        await self._until(f"min(timestamp(up)) > {at} and {recorded}")
-        return at
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            at = time.time() + 5.0
+            recorded = f"min(timestamp(modint:flips_examined:increase30m)) > {at}"
+            await self._until(f"min(timestamp(up)) > {at} and {recorded}")
+            all_up = f"sum(up) >= max_over_time(sum(up)[{SPAN}:1s])"
+            if (await asyncio.to_thread(self.query, all_up, at))[1]:
+                return at
+        raise RuntimeError(f"within {PATIENCE_S:.0f} s there was no moment at which every target answered")
 
     async def _until(self, expr: str) -> None:
         until = time.monotonic() + PATIENCE_S

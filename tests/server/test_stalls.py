@@ -74,12 +74,16 @@ async def test_no_body_stalls_the_loop(upstream: FakeUpstream, name: str) -> Non
 
 def test_many_parts_are_read_in_linear_time() -> None:
     def seconds(parts: int) -> float:
+        """The shorter of two readings: what else runs here makes some of them longer, and none shorter."""
         body = chat()
         content = body["messages"][0]["content"]
         body["messages"][0]["content"] = [content[0], *[content[1]] * parts, content[2]]
-        began = time.process_time()
-        assert len(Guard().plan(body).views) == 3
-        return time.process_time() - began
+        readings = []
+        for _ in range(2):
+            began = time.process_time()
+            assert len(Guard().plan(body).views) == 3
+            readings.append(time.process_time() - began)
+        return min(readings)
 
     assert seconds(12_800) < 10 * seconds(1_600)  # eight times as many parts; in quadratic time 64 times
 
