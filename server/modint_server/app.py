@@ -27,10 +27,12 @@ from modint_server.engine.upstream import Upstream
 from modint_server.metrics import Metrics
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
+from modint_server.request.image_hosts import ImageHosts
 from modint_server.request.intake import Keys, request_id
 from modint_server.request.measuring import Measuring
 from modint_server.request.messages import Messages
 from modint_server.request.passing import Passing
+from modint_server.request.pictures import Pictures
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
 from modint_server.request.responses import Responses
@@ -130,7 +132,9 @@ def guard_config(settings: Settings) -> GuardConfig:
 
 
 def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
-    """The gateway, without routes. Raises ConfigError for a bad file of rules, policies or a calibration."""
+    """The gateway, without routes. Raises ConfigError for a bad file of rules, policies or a calibration, and
+    for hosts of pictures that are none.
+    """
     upstream.on_failure = metrics.upstream_failed
     calibrations = {path: read_calibration(path) for path in settings.calibrations}
     attachment = Attachment(
@@ -174,6 +178,13 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         workers=Workers(
             settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
         ),
+        pictures=Pictures(
+            ImageHosts.of(settings.image_hosts),
+            max_images=settings.max_images,
+            max_bytes=settings.max_image_bytes,
+            max_body_bytes=settings.max_body_bytes,
+            timeout_s=settings.image_fetch_timeout_s,
+        ),
     )
     return Gateway(
         settings,
@@ -196,7 +207,7 @@ def _shared(total: int, settings: Settings) -> Places:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    async with gateway.pipeline.upstream:
+    async with gateway.pipeline.upstream, gateway.pipeline.pictures:
         background = [
             asyncio.create_task(gateway.attachment.watch()),
             asyncio.create_task(gateway.pipeline.measuring.run()),

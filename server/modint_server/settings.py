@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     max_request_pixels: int = Field(default=64_000_000, gt=0)
     max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # from which pictures are fetched
+    image_fetch_timeout_s: float = Field(default=5.0, gt=0)  # for all pictures of a request
     image_threads: int = Field(default=2, gt=0)
     chat_template_kwargs: Annotated[tuple[str, ...], NoDecode] = (
         "enable_thinking",
@@ -157,7 +159,13 @@ class Settings(BaseSettings):
         return paths
 
     @field_validator(
-        "api_keys", "calibrations", "cors_origins", "pass_routes", "chat_template_kwargs", mode="before"
+        "api_keys",
+        "calibrations",
+        "cors_origins",
+        "pass_routes",
+        "chat_template_kwargs",
+        "image_hosts",
+        mode="before",
     )
     @classmethod
     def _split_list(cls, value: Any) -> Any:

@@ -48,7 +48,7 @@ class Incoming:
     body: JSON
     raw: bytes | None
     images: int
-    size: int  # bytes of the body as it came
+    size: int  # bytes of the body as it came, and of the pictures that were fetched for it
 
     @property
     def stream(self) -> bool:
@@ -177,8 +177,9 @@ def _too_large(limit: int) -> RequestError:
     )
 
 
-def read_document(raw: bytes, settings: Settings) -> JSON:
-    """The one parse of a request; raises RequestError."""
+def read_document(raw: bytes, settings: Settings) -> Incoming:
+    """The one parse of a request, its fields unread; raises RequestError."""
+    raw = utf8(raw)
     _check_values(raw, settings.max_json_values)
     try:
         body = orjson.loads(raw)
@@ -191,7 +192,7 @@ def read_document(raw: bytes, settings: Settings) -> JSON:
         raise RequestError(
             f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
         )
-    return body
+    return Incoming(body, raw, 0, len(raw))
 
 
 def _check_values(raw: bytes, limit: int) -> None:
@@ -231,13 +232,12 @@ def too_deep(document: object, limit: int) -> bool:
     return True
 
 
-def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+def read_chat(document: Incoming, settings: Settings, default_model: DefaultModel) -> Incoming:
     """A chat request, checked and cleaned; raises RequestError.
 
-    default_model: what serves a request that names no model.
+    document: as `read_document` gives it. default_model: what serves a request that names no model.
     """
-    raw = utf8(raw)
-    body = read_document(raw, settings)
+    body = document.body
     sent = messages_of(body, max_messages=settings.max_messages)
     messages = in_one_form(sent)
     _check_fields(body, settings)
@@ -250,7 +250,8 @@ def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> In
     if messages is not sent:
         cleaned, changed = {**cleaned, "messages": messages}, True
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
-    incoming = Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
+    raw = None if changed or stripped_uuid else document.raw
+    incoming = Incoming(cleaned, raw, images, document.size)
     return keyed_by_gain(incoming, settings)
 
 
@@ -264,20 +265,18 @@ def keyed_by_gain(incoming: Incoming, settings: Settings) -> Incoming:
     return replace(incoming, body={**incoming.body, **salt}, raw=None)
 
 
-def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
-    """A plain completion request: the same limits, no images. default_model: as for `read_chat`."""
-    incoming = read_any(raw, settings, default_model)
+def read_completion(document: Incoming, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A plain completion request: the same limits, no images. The arguments are those of `read_chat`."""
+    incoming = read_any(document, settings, default_model)
     _check_prompts(incoming.body, settings)
     return incoming
 
 
-def read_any(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
-    """A request to any route, its media unread: the same limits. default_model: as for `read_chat`."""
-    raw = utf8(raw)
-    body = read_document(raw, settings)
-    _check_fields(body, settings)
-    cleaned, changed = _cleaned(body, settings, default_model)
-    return Incoming(cleaned, None if changed else raw, 0, len(raw))
+def read_any(document: Incoming, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A request to any route, its media unread: the same limits. The arguments are those of `read_chat`."""
+    _check_fields(document.body, settings)
+    cleaned, changed = _cleaned(document.body, settings, default_model)
+    return replace(document, body=cleaned, raw=None if changed else document.raw)
 
 
 def _check_prompts(body: JSON, settings: Settings) -> None:

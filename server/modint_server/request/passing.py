@@ -20,12 +20,11 @@ from modint_guard.types import JSON
 from modint_server.engine.upstream import Upstream
 from modint_server.request.exchange import Record, Wire
 from modint_server.request.intake import STRIPPED, DefaultModel, Incoming, read_any
+from modint_server.request.pictures import NO_CONTENT
 from modint_server.request.pipeline import Pipeline
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
-# Schemas of tools and answers, in which `image_url` is but a name.
-_NO_CONTENT = frozenset({"parameters", "input_schema", "schema", "json_schema", "properties", "metadata"})
 # Fields of a form, by which files are sent, that the engine trusts.
 _TRUSTED_FIELD = re.compile(
     rb'name="?(%s|chat_template\w*)"?\s*[\r;]' % b"|".join(map(str.encode, sorted(STRIPPED))), re.I
@@ -101,12 +100,12 @@ def known_to_the_engine(path: str) -> Iterator[None]:
 
 
 def read_passed(
-    raw: bytes, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
+    document: Incoming, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
 ) -> Incoming:
     """A request of which any object may be a part with media. Raises RequestError or ImageError unless all
     media are within it and within the limits.
     """
-    incoming = read_any(raw, settings, default_model)
+    incoming = read_any(document, settings, default_model)
     parts = list(_media_in(incoming.body))
     for part in parts:
         check_media(part)
@@ -126,7 +125,7 @@ def _media_in(document: object) -> Iterator[JSON]:
         if any(name.endswith("_url") or "embeds" in name for name in names) or "embeds" in str(kind):
             yield {name: document[name] for name in names}
         for name, value in document.items():
-            if name not in _NO_CONTENT:
+            if name not in NO_CONTENT:
                 yield from _media_in(value)
     elif isinstance(document, list):
         for value in document:

@@ -32,8 +32,9 @@ from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion
+from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion, read_document
 from modint_server.request.measuring import Measuring
+from modint_server.request.pictures import Pictures
 from modint_server.request.places import Places
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import (
@@ -52,7 +53,7 @@ from modint_server.settings import Settings
 QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
 QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
-Reader = Callable[[bytes, Settings, DefaultModel], Incoming]
+Reader = Callable[[Incoming, Settings, DefaultModel], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
 T = TypeVar("T")
 
@@ -83,6 +84,7 @@ class Pipeline:
     probe_slots: Places
     rung_slots: Places
     workers: Workers
+    pictures: Pictures
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
@@ -168,9 +170,13 @@ class Pipeline:
         return work() if is_quick else await self.workers.run(record.key_digest, work)
 
     async def read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
-        """The request; a large one is parsed in a thread."""
-        work = partial(read, raw, self.settings, self.attachment.only_base)
-        incoming = await self.done(work, len(raw), record)
+        """The request, its pictures fetched where it may name them by address; a large one is read in a
+        thread.
+        """
+        document = await self.done(partial(read_document, raw, self.settings), len(raw), record)
+        document = await self.pictures.fetched(document)
+        work = partial(read, document, self.settings, self.attachment.only_base)
+        incoming = await self.done(work, document.size, record)
         return incoming.salted(record.key_digest) if self.caches_by_key else incoming
 
     async def done(self, work: Callable[[], T], size: int, record: Record) -> T:

@@ -203,10 +203,10 @@ class Responses:
 
 
 def read_request(
-    raw: bytes, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
+    document: Incoming, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
 ) -> Incoming:
     """A request to /v1/responses, checked and cleaned. Raises RequestError or ImageError."""
-    return keyed_by_gain(read_passed(raw, settings, default_model, limits=limits), settings)
+    return keyed_by_gain(read_passed(document, settings, default_model, limits=limits), settings)
 
 
 def as_chat(incoming: Incoming) -> Incoming:
