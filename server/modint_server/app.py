@@ -36,6 +36,7 @@ from modint_server.request.pictures import Pictures
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
 from modint_server.request.responses import Responses
+from modint_server.request.sampling import Sample
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, messages, models, passing, responses
@@ -152,6 +153,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
     guard = Guard(guard_config(settings), calibrations=calibrations.values(), nulls=nulls)
     places = _shared(settings.max_in_flight, settings)
     metrics.null_alpha.set(settings.alpha)
+    metrics.sample.set(settings.sample)
     pipeline = Pipeline(
         guard=guard,
         upstream=upstream,
@@ -185,6 +187,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             max_body_bytes=settings.max_body_bytes,
             timeout_s=settings.image_fetch_timeout_s,
         ),
+        sample=Sample(settings.sample),
     )
     return Gateway(
         settings,

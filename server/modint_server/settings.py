@@ -101,6 +101,7 @@ class Settings(BaseSettings):
 
     # The guard.
     guard: Literal["on", "off"] = "on"
+    sample: float = Field(default=1.0, ge=0, le=1)  # of the requests with a picture, the share that is judged
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
     noop_every: int = Field(default=100, ge=0)  # one judged request in so many, for each model; 0: none
     alpha: float = Field(default=0.01, gt=0, lt=0.5)  # of harmless inputs, the share that may be flagged

@@ -78,14 +78,18 @@ class Pictures:
             await self._session.close()
             self._session = None
 
+    @property
+    def are_fetched(self) -> bool:
+        """Whether any host is listed."""
+        return bool(self._hosts)
+
     async def fetched(self, request: Incoming) -> Incoming:
         """The request with its pictures in it. Raises ImageError for one that may not or cannot be fetched.
 
-        Without listed hosts it comes back as it is, and so do media that are no pictures: their addresses are
-        refused where the request is read. The body is changed in place.
+        Media that are no pictures stay as they are: their addresses are refused where the request is read.
+        Its body is changed in place.
         """
-        if self._session is None:
-            return request
+        assert self._session is not None, "use it inside `async with`, with listed hosts"
         places = list(_places_in(request.body))
         urls = {place.url for place in places}
         if not urls:

@@ -17,12 +17,12 @@ from modint_guard.chat.reply import StreamReply, reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import Examination
 from modint_guard.guard import Guard
-from modint_guard.judge import skipped, unscored
+from modint_guard.judge import skipped, skipped_unread, unjudged, unscored
 from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import fail_closed, served
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import policy_of
-from modint_guard.report import Report
+from modint_guard.report import Report, Verdict
 from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
 from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
@@ -36,6 +36,7 @@ from modint_server.request.intake import DefaultModel, Incoming, read_chat, read
 from modint_server.request.measuring import Measuring
 from modint_server.request.pictures import Pictures
 from modint_server.request.places import Places
+from modint_server.request.sampling import Sample
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import (
     DONE,
@@ -85,6 +86,7 @@ class Pipeline:
     rung_slots: Places
     workers: Workers
     pictures: Pictures
+    sample: Sample
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
@@ -94,7 +96,7 @@ class Pipeline:
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             plan = await self.plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
-                record.report = skipped(plan) if plan else None
+                record.report = skipped(plan) if plan else record.report
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif reason := self.reason_not_probed(plan, record):
                 await self._unexamined(plan, reason, incoming, record, wire, debug)
@@ -142,12 +144,16 @@ class Pipeline:
         always: bool = False,
         forcing: bool = True,
     ) -> Plan | None:
-        """What will be probed; None where the server's guard is off and the request does not ask for it."""
+        """What will be probed; None where the request does not ask for the guard, and that is off or did not
+        draw it. `record.report` then says why.
+        """
         field = incoming.body.get("modint")
         options = parse_options(field, headers)
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
-        if self.settings.guard == "off" and not asks and not always:
+        is_on = self.settings.guard == "on"
+        if not (asks or always or (is_on and (not incoming.images or self.sample.takes(record.trace)))):
             check_image_headers(incoming.body, self.guard.config.image_limits)
+            record.report = skipped_unread("sampled_out") if is_on else None
             return None
         if always and options.action is None:
             options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy
@@ -173,10 +179,13 @@ class Pipeline:
         """The request, its pictures fetched where it may name them by address; a large one is read in a
         thread.
         """
-        document = await self.done(partial(read_document, raw, self.settings), len(raw), record)
-        document = await self.pictures.fetched(document)
-        work = partial(read, document, self.settings, self.attachment.only_base)
-        incoming = await self.done(work, document.size, record)
+        parse: Callable[[], Incoming] = partial(read_document, raw, self.settings)
+        if self.pictures.are_fetched:
+            document = await self.pictures.fetched(await self.done(parse, len(raw), record))
+            parse = lambda: document  # noqa: E731 - what was parsed already
+        incoming = await self.done(
+            lambda: read(parse(), self.settings, self.attachment.only_base), len(raw), record
+        )
         return incoming.salted(record.key_digest) if self.caches_by_key else incoming
 
     async def done(self, work: Callable[[], T], size: int, record: Record) -> T:
@@ -212,17 +221,19 @@ class Pipeline:
         """Why a request that could be judged is not probed; None if it is."""
         if not plan.views:
             return "no_logprobs"
-        if record.is_busy:
-            self.metrics.probes_shed.labels(record.served.model).inc()
-            return "budget"
-        return None
+        return "overload" if record.is_busy else None
 
     def without_verdict(self, plan: Plan, reason: str) -> Report:
         """The report of a request that is not probed. It says what goes out in place of the answer
         (`mitigation`) if the policy serves none that could not be judged.
         """
         policy = policy_of(plan.chat, plan.options, self.guard.config)
-        return fail_closed(unscored(plan, reason), policy)
+        report = (
+            unjudged(plan, Verdict(State.SKIPPED, reason=reason))
+            if reason == "overload"
+            else unscored(plan, reason)
+        )
+        return fail_closed(report, policy)
 
     def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""

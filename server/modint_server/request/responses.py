@@ -58,7 +58,7 @@ class Responses:
             plan = await pipeline.plan(asked, headers, record, forcing=False)
             with known_to_the_engine(RESPONSES):
                 if plan is None or plan.skip is not None:
-                    record.report = skipped(plan) if plan else None
+                    record.report = skipped(plan) if plan else record.report
                     await self._plain(incoming, record, wire, debug)
                 elif not plan.schedule.top_logprobs:
                     await self._unexamined(plan, "no_logprobs", incoming, record, wire, debug)
