@@ -197,21 +197,14 @@ def secret(key: SecretStr | None, file: Path | None) -> str | None:
     """
     if file is None:
         return None if key is None else key.get_secret_value()
-    lines = _lines(file)
+    lines = lines_of(file)
     if len(lines) != 1:
         raise ConfigError(f"{file} holds {len(lines)} lines: write exactly one key into it")
     return lines[0]
 
 
-def client_keys(settings: Settings) -> tuple[str, ...]:
-    """Every key with which clients may call; empty if they need none. Raises ConfigError for a bad file."""
-    from_file = _lines(settings.api_keys_file) if settings.api_keys_file else ()
-    if settings.api_keys_file and not from_file:
-        raise ConfigError(f"{settings.api_keys_file} holds no key: write one per line, or drop api_keys_file")
-    return (*(key.get_secret_value() for key in settings.api_keys), *from_file)
-
-
-def _lines(file: Path) -> tuple[str, ...]:
+def lines_of(file: Path) -> tuple[str, ...]:
+    """The lines of a file of keys, without comments. Raises ConfigError if it cannot be read."""
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:

@@ -1,10 +1,9 @@
 """What a client sent: read with limits, parsed once, checked, and freed of what must not reach the engine."""
 
 import asyncio
-import hmac
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -64,6 +63,12 @@ class Incoming:
         whole = "-".join(filter(None, (self.body.get("cache_salt"), salt)))
         return replace(self, body={**self.body, "cache_salt": whole}, raw=None)
 
+    def with_usage(self) -> "Incoming":
+        """A stream that tells its tokens at the end."""
+        wanted = self.body.get("stream_options")
+        options = {**(wanted if isinstance(wanted, dict) else {}), "include_usage": True}
+        return replace(self, body={**self.body, "stream_options": options}, raw=None)
+
     def without_modint(self) -> "Incoming":
         """The engine never sees our own field."""
         if "modint" not in self.body:
@@ -88,31 +93,6 @@ def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 DefaultModel = Callable[[], str]  # raises RequestError if a request has to name its model
-
-
-class Keys:
-    """Which clients may call. Only digests are kept, and every one is compared, in constant time."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = tuple(sha256(key.encode()).digest() for key in keys)
-
-    def check(self, headers: Mapping[str, str]) -> str:
-        """Who asks: the key's digest, "" where none is asked for. Raises RequestError 401."""
-        if not self._digests:
-            return ""
-        anthropic = headers.get("x-api-key")  # so do Anthropic's clients send it
-        shown_key = headers.get("authorization") or (f"Bearer {anthropic}" if anthropic else "")
-        scheme, _, key = shown_key.partition(" ")
-        shown = sha256(key.strip().encode()).digest()
-        matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise RequestError(
-                "no valid API key: send `Authorization: Bearer KEY`",
-                code="invalid_api_key",
-                status=401,
-                type="authentication_error",
-            )
-        return shown.hex()
 
 
 async def read_body(receive: Receive, headers: Mapping[str, str], settings: Settings) -> bytes:

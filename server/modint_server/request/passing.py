@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from modint_guard.chat.body import check_image_count, check_media, url_of
@@ -20,6 +21,7 @@ from modint_guard.types import JSON
 from modint_server.engine.upstream import Upstream
 from modint_server.request.exchange import Record, Wire
 from modint_server.request.intake import STRIPPED, DefaultModel, Incoming, read_any
+from modint_server.request.keys import Client
 from modint_server.request.pictures import NO_CONTENT
 from modint_server.request.pipeline import Pipeline
 from modint_server.settings import Settings
@@ -43,6 +45,7 @@ class Passing:
         async def work(raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
             kind = headers.get("content-type", "application/json")
             if path.startswith("/v1/audio/") and kind.lower().startswith("multipart/form-data"):
+                _check_restricted(record.client)
                 await self.pipeline.done(partial(_check_form, raw), len(raw), record)
                 sent = {"content-type": kind}
                 await forward(self.pipeline.upstream, path, raw, record, wire, sent=sent)
@@ -77,6 +80,8 @@ async def forward(
                 kind, pieces = answer
                 if not kind.startswith("text/event-stream"):
                     data = b"".join([piece async for piece in pieces])
+                    if record.client.tokens_per_minute:
+                        record.usage = _usage_in(data)
                     await wire.respond(Response(data, 200, {"content-type": kind, **(told or {})}))
                     return
                 record.stream = True
@@ -137,6 +142,26 @@ def _anthropic_url(source: JSON) -> str:
     if source.get("type") == "url":
         return str(source.get("url"))
     return f"data:{source.get('media_type') or 'image/jpeg'};base64,{source.get('data')}"
+
+
+def _usage_in(data: bytes) -> object:
+    """The tokens that an answer says it cost; None if it does not."""
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return document.get("usage") if isinstance(document, dict) else None
+
+
+def _check_restricted(client: Client) -> None:
+    """Raises RequestError if a key may be used for some models only: forms are not read, and name theirs."""
+    if client.models is not None:
+        raise RequestError(
+            "this key may ask some models only, and forms with files are not read: use another key",
+            code="model_not_allowed",
+            status=403,
+            type="permission_error",
+        )
 
 
 def _check_form(raw: bytes) -> None:

@@ -33,6 +33,7 @@ from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion, read_document
+from modint_server.request.keys import Keys
 from modint_server.request.measuring import Measuring
 from modint_server.request.pictures import Pictures
 from modint_server.request.places import Places
@@ -79,7 +80,7 @@ class Pipeline:
     noise: NoiseFloor
     budget: TokenBudget
     second_tries: SecondTries
-    caches_by_key: bool
+    keys: Keys
     measuring: Measuring
     places: Places
     probe_slots: Places
@@ -90,7 +91,7 @@ class Pipeline:
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = await self.read(read_chat, raw, record)
+        incoming = self._counted(await self.read(read_chat, raw, record), record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
@@ -105,7 +106,7 @@ class Pipeline:
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = await self.read(read_completion, raw, record)
+        incoming = self._counted(await self.read(read_completion, raw, record), record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
@@ -186,7 +187,18 @@ class Pipeline:
         incoming = await self.done(
             lambda: read(parse(), self.settings, self.attachment.only_base), len(raw), record
         )
-        return incoming.salted(record.key_digest) if self.caches_by_key else incoming
+        record.client.check_model(incoming.body["model"])
+        is_shared = self.settings.cache_by_key == "auto" and self.keys.are_several
+        return incoming.salted(record.key_digest) if is_shared else incoming
+
+    def _counted(self, incoming: Incoming, record: Record) -> Incoming:
+        """The request, asked for its tokens if these are limited and a stream would not tell them."""
+        wanted = incoming.body.get("stream_options")
+        tells = isinstance(wanted, dict) and wanted.get("include_usage") is True
+        if not record.client.tokens_per_minute or not incoming.stream or tells:
+            return incoming
+        record.hides_usage = True
+        return incoming.with_usage()
 
     async def done(self, work: Callable[[], T], size: int, record: Record) -> T:
         """The result of work on a body of so many bytes; on a large one it is done in a thread."""
@@ -374,6 +386,8 @@ class Pipeline:
                         await wire.write(event)
                         continue
                     choices.feed(chunk)
+                    if record.hides_usage and chunk.get("usage") and not chunk.get("choices"):
+                        continue
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
                         await wire.write(self._event(event, chunk, shown))
