@@ -428,7 +428,7 @@ class Pipeline:
                 await slots.wait(record.key_digest)
             try:
                 headers = record.upstream_headers(f"-probe-{next(record.probes)}")
-                return await self.upstream.complete(body, headers)
+                return await self.upstream.complete(body | self.attachment.probe_options, headers)
             finally:
                 slots.give_back(record.key_digest)
 
