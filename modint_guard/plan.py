@@ -67,7 +67,8 @@ def make_plan(
     """
     options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
-    relevant, source = relevance.decide(chat, options, config.relevance_rules)
+    decided = relevance.decide(chat, options, config.relevance_rules)
+    relevant, source = decided.relevant, decided.source
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
     early_stop = _stops_early(policy_of(chat, options, config))
     skip = why_skipped(chat, options)
@@ -94,6 +95,7 @@ def make_plan(
         chat=chat,
         relevant=relevant,
         relevant_source=source,
+        relevant_probability=decided.probability,
         schedule=Schedule(
             views=views,
             stages=_stages(views, later, early_stop=early_stop),

@@ -65,7 +65,7 @@ SKIPPED_REASONS = (
     "empty_answer",
 )
 
-RelevantSource = Literal["request", "header", "route", "rules", "self_ask", "none"]
+RelevantSource = Literal["request", "header", "route", "rules", "classifier", "self_ask", "none"]
 NAMED_SOURCES: tuple[RelevantSource, ...] = ("request", "header", "route")  # all others guess
 
 
@@ -132,7 +132,7 @@ class ModintOptions:
     """
 
     mode: Literal["on", "off"] = "on"
-    relevant: Relevant | None = None  # None: decided by rules
+    relevant: Relevant | None = None  # None: not named
     relevant_source: Literal["request", "header"] | None = None
     context: str | None = None
     question: str | None = None
@@ -400,6 +400,7 @@ class Plan:
     relevant: Relevant
     relevant_source: RelevantSource
     schedule: Schedule
+    relevant_probability: float | None = None  # by the classifier
     noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ _SAID_BY: dict[RelevantSource, str] = {
     "header": "as the request says",
     "route": "as a rule of the server says",
     "rules": "by the words of the question",
+    "classifier": "by the words of the request",
     "self_ask": "as the model itself says",
     "none": "as nobody said",
 }
