@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.thoughts import behind_thoughts
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
@@ -13,10 +14,11 @@ from modint_guard.judging.explanation import explained
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
-from modint_guard.judging.statistic import flag_statistic
+from modint_guard.judging.spans import spans_of, turned_tokens
+from modint_guard.judging.statistic import flag_statistic, token_statistics
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import reasoning, regenerate
-from modint_guard.report import NullSummary, ProbeResult, Report, Verdict
+from modint_guard.report import AnswerSpan, NullSummary, ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
@@ -27,6 +29,7 @@ from modint_guard.types import (
     REGENERATED,
     SELF_ASKED,
     UNREASONED,
+    Cause,
     Chat,
     Failure,
     Plan,
@@ -69,7 +72,7 @@ class Judge:
         return replace(self._judged(plan, answer, replies), reasoning=answer.reasoning)
 
     def _judged(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
-        if reason := plan.skip or answer.skip:
+        if reason := plan.skip or answer.skip or ("empty_answer" if leaves_in(answer.text) == () else None):
             return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if plan.schedule.method == REGENERATED and plan.views:
             if answer.reasoning:
@@ -109,7 +112,13 @@ class Judge:
         # that are the most probable ones.
         covered = not score.partial and not _is_not_preferred(score)
         calibrated = (is_fitted or weighed is not None) and covered and decided.risk is not None
-        return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
+        report = self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
+
+        def flags(found: Statistic) -> bool:
+            by_null = verdict.weighed(found, null, thresholds, self.config.alpha) if null else None
+            return by_null.flags if by_null else found.sure >= thresholds.sure
+
+        return replace(report, spans=_spans(plan, answer, score, decided.cause, flags))
 
     def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
         """Judge an answer that was given elsewhere.
@@ -234,6 +243,17 @@ class Judge:
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
             ),
         )
+
+
+def _spans(
+    plan: Plan, answer: Reply, score: Score, cause: Cause | None, flags: Callable[[Statistic], bool]
+) -> tuple[AnswerSpan, ...]:
+    """The parts of an answer. flags: whether an answer with this statistic is flagged."""
+    turned: tuple[int, ...] = ()
+    if cause in (Cause.TEXT, Cause.IMAGE):
+        by_token = token_statistics(score.cells, plan.relevant, has_context=_has_context(plan.chat))
+        turned = turned_tokens(answer, by_token, flags)
+    return spans_of(answer, score, turned, cause)
 
 
 def skipped(plan: Plan) -> Report:

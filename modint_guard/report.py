@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from modint_guard.types import (
     ANNOTATE,
@@ -18,6 +19,7 @@ from modint_guard.types import (
 )
 
 SCHEMA_VERSION = "2"
+SpanKind = Literal["word", "claim", "leaf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,39 @@ class Mitigation:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerSpan:
+    """A part of an answer, and what each modality gave to it.
+
+    kind: "word", "claim" (a clause, a sentence, a line) or "leaf" (a value of a JSON document); spans of one
+    kind do not overlap. start, end: the characters [start, end) of the answer's content. text: what stands
+    there. path: the JSON pointer of the leaf that it is or is in. cause: what turned it; None for most parts,
+    and for all of an answer that is not flagged. influence_text, influence_image: the sums of the influences
+    of its tokens, nats; None if not known.
+    """
+
+    kind: SpanKind
+    start: int
+    end: int
+    text: str = field(repr=False)
+    path: str | None
+    cause: Cause | None
+    influence_text: float | None
+    influence_image: float | None
+
+    def to_json(self) -> JSON:
+        """The span as it stands in the `modint` object."""
+        return {
+            "kind": self.kind,
+            "start": self.start,
+            "end": self.end,
+            "text": self.text,
+            "path": self.path,
+            "cause": self.cause.value if self.cause else None,
+            "influence": {"text": self.influence_text, "image": self.influence_image},
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The content of the `modint` object. Influences, synergy and noise are those of `Score`."""
 
@@ -169,6 +204,7 @@ class Report:
     noise: float | None = None
     image_only: str | None = None
     text_only: str | None = None
+    spans: tuple[AnswerSpan, ...] = ()
     probes: tuple[ProbeResult, ...] = ()
     notes: tuple[str, ...] = ()
     method: str = FIRST_TOKEN
@@ -202,6 +238,7 @@ class Report:
             "relative_entropy": self.relative_entropy,
             "noise": self.noise,
             "answers": {"image_only": self.image_only, "text_only": self.text_only},
+            "spans": [span.to_json() for span in self.spans],
             "probes": [probe.to_json() for probe in self.probes],
             "method": self.method,
             "reasoning": self.reasoning,

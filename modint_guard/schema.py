@@ -34,6 +34,29 @@ class Influence(_Record):
     )
 
 
+class SpanInfluence(_Record):
+    """What each modality gave to a part of the answer: sums over its tokens, nats; null if not computed."""
+
+    text: float | None
+    image: float | None
+
+
+class SpanObject(_Record):
+    """A part of the answer and what gave it. Parts of one kind do not overlap."""
+
+    kind: Literal["word", "claim", "leaf"] = Field(
+        description="a claim is a clause, a sentence or a line; a leaf is a value of a JSON document"
+    )
+    start: int = Field(ge=0, description="its first character in the answer's content")
+    end: int = Field(ge=0, description="the character behind its last one")
+    text: str
+    path: str | None = Field(description="JSON pointer of the leaf that it is or is in")
+    cause: Literal["text", "image", "prior", "conflict", "neglect"] | None = Field(
+        description="what turned it, in a flagged answer"
+    )
+    influence: SpanInfluence
+
+
 class NullObject(_Record):
     """The null of the model: inputs that ought to change nothing."""
 
@@ -137,6 +160,10 @@ class ModintObject(_Record):
         default=None, ge=0.0, le=1.0, description="largest change of a probability between request and noop"
     )
     answers: Answers
+    spans: tuple[SpanObject, ...] = Field(
+        default=(),
+        description="what gave which part of the answer: at most 100 of its parts, flagged ones first",
+    )
     probes: tuple[ProbeObject, ...]
     method: Literal["first_token", "teacher_forced", "regenerated"]
     reasoning: bool = Field(

@@ -208,13 +208,14 @@ class Position:
     """One token of an answer.
 
     logprob: natural. top: the natural log-probabilities of the alternatives at this position, the token
-    itself included. id: the token's id, if the engine reports it.
+    itself included. id, raw: the token's id and its bytes, if the engine reports them.
     """
 
     token: str
     logprob: float
     top: Mapping[str, float]
     id: int | None = None
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,8 @@ class Reply:
     answer that was given, as this view scores them. whole: whether the view also generated a whole answer
     (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
     and positions are those of the answer behind it. empty_thought: how a reply without reasoning begins then;
-    None if its marks have no such form.
+    None if its marks have no such form. start: the character at which `text` begins in the text of the reply
+    that the client gets.
     """
 
     text: str
@@ -245,6 +247,7 @@ class Reply:
     whole: bool = False
     reasoning: bool = False
     empty_thought: str | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

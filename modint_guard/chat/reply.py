@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from modint_guard.chat.thoughts import DEFAULT_EMPTY, behind_thoughts, empty_thought
+from modint_guard.chat.token_places import bytes_of
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
@@ -172,8 +173,17 @@ def _positions(entries: Any, ids: Any) -> Iterator[Position]:
     for entry, id_ in zip(listed, token_ids, strict=True):
         if alternatives := entry.get("top_logprobs"):
             yield Position(
-                str(entry["token"]), float(entry["logprob"]), _alternatives(entry, alternatives), id_
+                str(entry["token"]),
+                float(entry["logprob"]),
+                _alternatives(entry, alternatives),
+                id_,
+                _bytes(entry.get("bytes")),
             )
+
+
+def _bytes(listed: Any) -> bytes | None:
+    """The bytes of a token; None if the engine lists none."""
+    return bytes(listed) if isinstance(listed, list) else None
 
 
 def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
@@ -214,6 +224,7 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
     return replace(
         reply,
         text=text if apart else text.lstrip(),
+        start=0 if apart else len(reply.text) - len(text.lstrip()),
         token=first.token if first else None,
         top=first.top if first else None,
         positions=positions,
@@ -225,11 +236,11 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
 
 def _last_positions(positions: tuple[Position, ...], text: str) -> tuple[Position, ...]:
     """The positions from the last occurrence of a text on; empty if it begins within a token."""
-    joined = "".join(position.token for position in positions)
-    start, at = joined.rfind(text.strip()), 0
+    joined, sought = b"".join(map(bytes_of, positions)), text.strip().encode(errors="replace")
+    start, at = joined.rfind(sought), 0
     for index, position in enumerate(positions):
-        behind = at + len(position.token)
-        if text.strip() and at <= start < behind:
+        behind = at + len(bytes_of(position))
+        if sought and at <= start < behind:
             return positions[index:] if not joined[at:start].strip() else ()
         at = behind
     return ()
@@ -275,9 +286,10 @@ def answer_positions(answer: Reply) -> tuple[Position, ...]:
     """The positions whose tokens make up the answer's text, without white space and the end-of-answer token
     after it. Empty if the tokens do not add up to the text.
     """
-    text, joined = answer.text.strip(), ""
+    text, joined = answer.text.strip(), b""
+    least = len(text.encode(errors="replace"))
     for count, position in enumerate(answer.positions, 1):
-        joined += position.token
-        if len(joined) >= len(text) and joined.strip() == text:
+        joined += bytes_of(position)
+        if len(joined) >= least and joined.decode(errors="replace").strip() == text:
             return answer.positions[:count]
     return ()
