@@ -27,7 +27,7 @@ from modint_guard.mitigation import ladder
 from modint_guard.mitigation.policy import Policy
 from modint_guard.mitigation.rungs import FlaggedAnswer
 from modint_guard.plan import main_body, policy_of, view_body
-from modint_guard.probing import reasoning, regenerate, schedule
+from modint_guard.probing import like_views, regenerate, schedule
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
@@ -226,9 +226,9 @@ async def probe(
     answer = await asyncio.shield(future_answer) if future_answer is not None else None
     if answer is None:
         return replies
-    if answer.reasoning:
-        can_be_asked = not answer.skip and reasoning.can_be_asked(plan, answer)
-        return await reasoning.ask(plan, complete, answer, replies) if can_be_asked else replies
+    if like_views.is_needed(plan, answer):
+        can_be_asked = not answer.skip and like_views.can_be_asked(plan, answer)
+        return await like_views.ask(plan, complete, answer, replies) if can_be_asked else replies
     if not config.regenerate:
         return replies
     plan = judge.informed(plan, replies)

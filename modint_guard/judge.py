@@ -17,7 +17,7 @@ from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.spans import spans_of, turned_tokens
 from modint_guard.judging.statistic import flag_statistic, token_statistics
 from modint_guard.judging.text_match import is_short, score_words, words_result
-from modint_guard.probing import reasoning, regenerate
+from modint_guard.probing import like_views, regenerate
 from modint_guard.report import AnswerSpan, NullSummary, ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
@@ -28,7 +28,6 @@ from modint_guard.types import (
     NOOP,
     REGENERATED,
     SELF_ASKED,
-    UNREASONED,
     Cause,
     Chat,
     Failure,
@@ -53,6 +52,10 @@ NOTE_NOT_PREFERRED = (
     "The request itself does not clearly prefer this answer (drawn by chance, or given): no view changed one."
 )
 NOTE_REASONING = "The model reasoned first: request and views were compared as they answer without reasoning."
+NOTE_CONSTRAINED = (
+    "The request forces the form of its answer: request and views were compared without that, and only at "
+    "what it leaves free."
+)
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
@@ -81,8 +84,8 @@ class Judge:
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs", replies=None)
         plan = self.informed(plan, replies)
-        if answer.reasoning:
-            return self._behind_reasoning(plan, answer, replies)
+        if like_views.is_needed(plan, answer):
+            return self._like_views(plan, answer, replies)
         if regenerate.whole_replies(replies) and (report := self._by_whole_views(plan, answer, replies)):
             return report
         return self._scored(plan, answer, replies)
@@ -152,7 +155,7 @@ class Judge:
         """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
         if (
             answer.reasoning
-        ):  # these views reasoned too: others are asked in their place (`probing.reasoning`)
+        ):  # these views reasoned too: others are asked in their place (`probing.like_views`)
             return True
         plan = self.informed(plan, replies)
         score = None if answer.skip else self.score(plan, answer, replies)
@@ -181,15 +184,16 @@ class Judge:
             thresholds = replace(thresholds, clear_below=thresholds.flag_at)
         return thresholds, fitted is not None
 
-    def _behind_reasoning(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
-        """Judge what follows the reasoning, by what request and views answer without it."""
-        request = replies.get(UNREASONED)
+    def _like_views(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
+        """Judge what follows reasoning, or has a forced form, by a request that was asked like its views."""
+        request = replies.get(like_views.name_of(answer))
         if request is None:
-            return unjudged(plan, Verdict(State.SKIPPED, reason="reasoning"), replies)
+            reason = "reasoning" if answer.reasoning else "structured_output"
+            return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if isinstance(request, Failure) or not (request.top or request.forced) or answer.token is None:
             reason = request.reason if isinstance(request, Failure) else "no_logprobs"
             return unscored(plan, reason, replies)
-        return self._scored(plan, reasoning.as_unreasoned(answer, request), replies)
+        return self._scored(plan, like_views.as_asked(answer, request), replies)
 
     def _by_words(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Judge by the texts of answers that were generated again; the verdict has no risk."""
@@ -238,6 +242,7 @@ class Judge:
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
                 *((NOTE_REASONING,) if answer.reasoning else ()),
+                *((NOTE_CONSTRAINED,) if plan.schedule.constrained else ()),
                 *((NOTE_NOT_PREFERRED,) if _is_not_preferred(score) else ()),
                 *_saved(plan, replies),
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),

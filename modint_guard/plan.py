@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modint_guard.chat import relevance
-from modint_guard.chat.eligibility import continues, why_skipped
+from modint_guard.chat.eligibility import continues, is_constrained, why_skipped
 from modint_guard.chat.options import parse_options
 from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.request import parse
@@ -16,7 +16,7 @@ from modint_guard.judging import verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.text_match import MAX_TOKENS
 from modint_guard.mitigation.policy import Policy, policy_for
-from modint_guard.probing.views import ViewMaker, short_body
+from modint_guard.probing.views import ViewMaker, short_body, unconstrained
 from modint_guard.types import (
     ANNOTATE,
     CELLS,
@@ -41,8 +41,8 @@ from modint_guard.types import (
 
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = (
-    "The probe {name} does not fit this request: it needs a block of labelled options, other texts, or "
-    "pictures of another size."
+    "The probe {name} does not fit this request: it needs a block of labelled options, other texts, "
+    "pictures of another size, or an answer whose form is free."
 )
 NOTE_GAIN = "The engine scales its attention to pictures by {gain:g} (experimental)."
 
@@ -70,18 +70,23 @@ def make_plan(
     relevant, source = relevance.decide(chat, options, config.relevance_rules)
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
     early_stop = _stops_early(policy_of(chat, options, config))
-    skip = why_skipped(chat, options)
+    can_force = bool(top) and forcing and config.teacher_forcing and not continues(chat.body)
+    skip = why_skipped(chat, options, can_score=can_force)
+    constrained = skip is None and is_constrained(chat.body)
     if skip is None and not set(options.probes or ()) - {NOOP}:
         skip = "no_context" if _is_settled(chat, relevant, source, early_stop=early_stop) else None
     regenerate = not top and config.regenerate
     names = () if skip or not (top or regenerate) else _probe_names(chat, options, config, makers)
     if regenerate and names and NOOP not in names:
         names = (*names, NOOP)
-    bodies = {name: makers[name](chat) for name in names}
+    if constrained:  # its first token is the form's, under every view
+        names = tuple(name for name in names if name != NOOP)
+    bodies = {name: None if constrained and name not in CELLS else makers[name](chat) for name in names}
     if top and names and relevant is Relevant.UNKNOWN and config.self_ask == "auto":
         bodies[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
+    if constrained:
+        bodies = {name: unconstrained(changed) if changed else None for name, changed in bodies.items()}
     views = tuple(View(name, view_body(changed, top, config)) for name, changed in bodies.items() if changed)
-    can_force = forcing and config.teacher_forcing and bool(names) and not continues(chat.body)
     later = (
         frozenset()
         if regenerate
@@ -96,13 +101,14 @@ def make_plan(
         relevant_source=source,
         schedule=Schedule(
             views=views,
-            stages=_stages(views, later, early_stop=early_stop),
-            method=REGENERATED if regenerate else TEACHER_FORCED if can_force else FIRST_TOKEN,
+            stages=_stages(views, later, early_stop=early_stop, constrained=constrained),
+            method=REGENERATED if regenerate else TEACHER_FORCED if can_force and names else FIRST_TOKEN,
             early_stop=early_stop,
             top_logprobs=top,
             max_forced_tokens=config.max_forced_tokens,
             forced_logprobs=min(config.forced_logprobs, top),
             deadline_s=min(options.deadline_s or config.deadline_s, config.max_deadline_s),
+            constrained=constrained,
         ),
         noise=noise,
         skip=skip,
@@ -169,12 +175,14 @@ def _later(
 
 
 def _stages(
-    views: tuple[View, ...], later: frozenset[str], *, early_stop: bool
+    views: tuple[View, ...], later: frozenset[str], *, early_stop: bool, constrained: bool
 ) -> tuple[tuple[str, ...], ...]:
     """The names of the views by stage. Only the first stage may be empty. If a policy corrects answers, the
     view without either modality comes last: it cannot change an answer that is flagged already.
     """
     last = later & {PRIOR} if early_stop else frozenset[str]()
+    if constrained:
+        return (tuple(view.name for view in views if view.name not in CELLS),)
     names = [view.name for view in views]
     first = tuple(name for name in names if name not in later)
     second = tuple(name for name in names if name in later - last)

@@ -31,6 +31,7 @@ QUESTION_FIRST = "question_first"
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
 CONTROLS = (BENIGN, PERMUTED_OPTIONS, QUESTION_FIRST)  # harmless: an answer that flips under one is unstable
 UNREASONED = "unreasoned"  # not a view: the request itself, answered without reasoning
+UNCONSTRAINED = "unconstrained"  # not a view: the request itself, its answer not forced into a form
 SELF_ASKED = "self_ask"  # not a view: the request with one more question, whether it needs the picture
 
 # What is done about a flagged answer. A rung is one way to another answer, or to none; `ladder` tries
@@ -364,7 +365,8 @@ class Schedule:
     left out, because a policy corrects flagged answers. top_logprobs: the number of alternatives that request
     and views ask for; 0 if the engine gives none. max_forced_tokens: the longest answer that is scored as a
     whole. forced_logprobs: the number of alternatives asked for at each of its positions. deadline_s: seconds
-    from the complete answer.
+    from the complete answer. constrained: whether the request forces the form of its answer; the cells are
+    then in no stage, but asked for its scores (`probing.like_views`).
     """
 
     views: tuple[View, ...] = ()
@@ -375,6 +377,7 @@ class Schedule:
     max_forced_tokens: int = 512
     forced_logprobs: int = 5
     deadline_s: float = 5.0
+    constrained: bool = False
 
     @property
     def may_be_saved(self) -> frozenset[str]:

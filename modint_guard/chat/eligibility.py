@@ -8,11 +8,15 @@ from modint_guard.types import JSON, Chat, ModintOptions
 _AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
 _VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})
 _READ_PARTS = frozenset({"text", "image_url", "refusal"})
-_STRUCTURED_FIELDS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+CONSTRAINTS = ("response_format", *_GRAMMARS)  # the fields that force the form of an answer
 
 
-def why_skipped(chat: Chat, options: ModintOptions) -> str | None:
-    """The reason from SKIPPED_REASONS why this request is not probed; None if it can be."""
+def why_skipped(chat: Chat, options: ModintOptions, *, can_score: bool = False) -> str | None:
+    """The reason from SKIPPED_REASONS why this request is not probed; None if it can be.
+
+    can_score: whether the engine can score the answer that was given.
+    """
     body = chat.body
     if options.mode == "off":
         return "opted_out"
@@ -22,7 +26,7 @@ def why_skipped(chat: Chat, options: ModintOptions) -> str | None:
         return "audio"
     if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
         return "tool_calls"
-    if _is_structured(body):
+    if is_constrained(body) and not can_score:
         return "structured_output"
     if (body.get("n") or 1) != 1:
         return "multiple_choices"
@@ -54,7 +58,8 @@ def _ends_in_tool_call(body: JSON) -> bool:
     return last["role"] in ("tool", "function") or bool(last.get("tool_calls"))
 
 
-def _is_structured(body: JSON) -> bool:
+def is_constrained(body: JSON) -> bool:
+    """Whether the request forces the form of its answer, by a JSON schema or a grammar."""
     response_format = body.get("response_format")
     kind = response_format.get("type") if isinstance(response_format, dict) else None
-    return kind not in (None, "text") or any(body.get(key) for key in _STRUCTURED_FIELDS)
+    return kind not in (None, "text") or any(body.get(key) for key in _GRAMMARS)

@@ -75,7 +75,7 @@ async def _forced(
     answer = await asyncio.shield(
         future_answer
     )  # others wait for it too: cancelling this task must not cancel it
-    is_scored = answer and not answer.skip and not answer.reasoning  # with reasoning: `reasoning.ask`
+    is_scored = answer and not answer.skip and not answer.reasoning  # with reasoning: `like_views.ask`
     size = len(answer_positions(answer)) if answer and is_scored else 0
     if answer is None or not 1 < size <= schedule.max_forced_tokens:
         return {}

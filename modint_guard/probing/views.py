@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageFilter
 
+from modint_guard.chat.eligibility import CONSTRAINTS
 from modint_guard.chat.images import as_rgb, decode_data_url, neutral_image, png_data_url
 from modint_guard.chat.question import MAX_CHARACTERS, sentences_in
 from modint_guard.chat.rebuild import rebuild, with_texts_at
@@ -74,6 +75,11 @@ def short_body(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
     kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
     kept |= {"max_tokens": max_tokens, "temperature": 0}
     return {**kept, "logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else kept
+
+
+def unconstrained(body: JSON) -> JSON:
+    """The body without what forces the form of its answer."""
+    return {key: value for key, value in body.items() if key not in CONSTRAINTS}
 
 
 def full_body(body: JSON) -> JSON:

@@ -155,7 +155,7 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = forcing and self.attachment.teacher_forcing
+        forcing = forcing and not always and self.attachment.teacher_forcing
         work = partial(
             self.guard.plan,
             incoming.body,
