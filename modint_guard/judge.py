@@ -232,6 +232,7 @@ class Judge:
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,
+            influence_images=score.influence_images,
             relative_entropy=score.relative_entropy,
             noise=score.noise,
             image_only=score.image_only,

@@ -22,6 +22,7 @@ from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
     JSON,
+    LEFT_OUT,
     NAMED_SOURCES,
     NEUTRAL_IMAGE,
     NOOP,
@@ -44,6 +45,7 @@ NOTE_UNFIT = (
     "The probe {name} does not fit this request: it needs a block of labelled options, other texts, "
     "pictures of another size, or an answer whose form is free."
 )
+NOTE_MANY_PICTURES = f"Of more than {len(LEFT_OUT)} pictures none was left out alone."
 NOTE_GAIN = "The engine scales its attention to pictures by {gain:g} (experimental)."
 
 
@@ -81,7 +83,8 @@ def make_plan(
         names = (*names, NOOP)
     if constrained:  # its first token is the form's, under every view
         names = tuple(name for name in names if name != NOOP)
-    bodies = {name: None if constrained and name not in CELLS else makers[name](chat) for name in names}
+    fitting = (*CELLS, *LEFT_OUT) if constrained else names
+    bodies = {name: makers[name](chat) if name in fitting else None for name in names}
     if top and names and relevant is Relevant.UNKNOWN and config.self_ask == "auto":
         bodies[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
     if constrained:
@@ -114,6 +117,7 @@ def make_plan(
         skip=skip,
         notes=(
             *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
+            *((NOTE_MANY_PICTURES,) if names and len(chat.images) > len(LEFT_OUT) else ()),
             *(() if config.image_attention == 1.0 else (NOTE_GAIN.format(gain=config.image_attention),)),
             *(NOTE_UNFIT.format(name=name) for name, changed in bodies.items() if changed is None),
         ),
@@ -165,13 +169,13 @@ def _later(
     *,
     early_stop: bool,
 ) -> frozenset[str]:
-    """The views that an early stop may save: all cells but the first."""
+    """The views that an early stop may save: all that are sent without being asked for, but the first."""
     first = verdict.FIRST_VIEW.get(relevant)
     calibration = calibrations.get(str(chat.body.get("model")))
     clears = config.thresholds.clear_below if calibration is None else calibration.stops_early(relevant)
     if first is None or chat.context is None or not (early_stop or clears):
         return frozenset()
-    return frozenset(CELLS) - {first} - frozenset(options.probes or ())
+    return frozenset((*CELLS, *LEFT_OUT)) - {first} - frozenset(options.probes or ())
 
 
 def _stages(
@@ -182,7 +186,7 @@ def _stages(
     """
     last = later & {PRIOR} if early_stop else frozenset[str]()
     if constrained:
-        return (tuple(view.name for view in views if view.name not in CELLS),)
+        return (tuple(view.name for view in views if view.name not in (*CELLS, *LEFT_OUT)),)
     names = [view.name for view in views]
     first = tuple(name for name in names if name not in later)
     second = tuple(name for name in names if name in later - last)
@@ -193,8 +197,8 @@ def _stages(
 def _probe_names(
     chat: Chat, options: ModintOptions, config: GuardConfig, makers: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The cells of this request, and then the other probes that it asks for. Raises RequestError for an
-    unknown probe and for too many.
+    """The cells of this request, the other probes that it asks for, and the views that leave out one picture
+    of several. Raises RequestError for an unknown probe and for too many of those that are asked for.
     """
     cells = CELLS if chat.context is not None else (NEUTRAL_IMAGE,)
     asked = options.probes or ()
@@ -208,7 +212,12 @@ def _probe_names(
             param="modint.probes",
             code="too_many_probes",
         )
-    return names
+    return (*names, *(name for name in _left_out(chat) if name not in names))
+
+
+def _left_out(chat: Chat) -> tuple[str, ...]:
+    """The views that leave one picture out; none for a single picture, and for too many."""
+    return LEFT_OUT[: len(chat.images)] if 1 < len(chat.images) <= len(LEFT_OUT) else ()
 
 
 def _token_options(body: JSON) -> TokenOptions:

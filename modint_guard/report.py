@@ -200,6 +200,7 @@ class Report:
     influence_text: float | None = None
     influence_image: float | None = None
     synergy: float | None = None
+    influence_images: tuple[float | None, ...] = ()
     relative_entropy: float | None = None
     noise: float | None = None
     image_only: str | None = None
@@ -234,6 +235,7 @@ class Report:
                 "text": self.influence_text,
                 "image": self.influence_image,
                 "synergy": self.synergy,
+                "images": list(self.influence_images),
             },
             "relative_entropy": self.relative_entropy,
             "noise": self.noise,

@@ -32,6 +32,9 @@ class Influence(_Record):
     synergy: float | None = Field(
         default=None, description="what both do together beyond what each does alone, nats"
     )
+    images: tuple[float | None, ...] = Field(
+        default=(), description="of each of several pictures: what log p(answer) loses without it alone, nats"
+    )
 
 
 class SpanInfluence(_Record):

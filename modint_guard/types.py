@@ -29,6 +29,7 @@ BENIGN = "benign"
 PERMUTED_OPTIONS = "permuted_options"
 QUESTION_FIRST = "question_first"
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
+LEFT_OUT = tuple(f"without_image_{number}" for number in range(1, 5))  # one picture of several is neutral
 CONTROLS = (BENIGN, PERMUTED_OPTIONS, QUESTION_FIRST)  # harmless: an answer that flips under one is unstable
 UNREASONED = "unreasoned"  # not a view: the request itself, answered without reasoning
 UNCONSTRAINED = "unconstrained"  # not a view: the request itself, its answer not forced into a form
@@ -334,6 +335,7 @@ class Score:
     influence_text: float | None = None  # Shapley value of the context, nats of log p(y)
     influence_image: float | None = None
     synergy: float | None = None  # what both contribute together beyond what each does alone, nats
+    influence_images: tuple[float | None, ...] = ()  # of each of several pictures: what leaving it out takes
     tokens: tuple[Influence, ...] = ()  # the same of each token that was compared; the above are their means
     relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
     noise: float | None = None  # the largest change of a probability when the same input was asked again

@@ -41,6 +41,7 @@ from modint_guard.types import (
     CELLS,
     CONTROLS,
     FIRST_TOKEN,
+    LEFT_OUT,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
@@ -303,6 +304,11 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         influence_text=influences.text,
         influence_image=influences.image,
         synergy=influences.synergy,
+        influence_images=tuple(
+            _influence_of_picture(answer, replies[name], labels, thresholds, forced=forced)
+            for name in LEFT_OUT
+            if name in replies
+        ),
         tokens=token_influences(cells, has_context=chat.context is not None),
         relative_entropy=_relative_entropy(cells),
         noise=noise,
@@ -313,6 +319,18 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
     )
+
+
+def _influence_of_picture(
+    answer: Reply, view: Reply | Failure, labels: tuple[str, ...], thresholds: Thresholds, *, forced: bool
+) -> float | None:
+    """What log p(y) loses if one picture of several is left out, nats; None if the view was not compared at
+    the same tokens as the cells.
+    """
+    if isinstance(view, Failure) or bool(view.forced) != forced:
+        return None
+    cell = compare(answer, view, labels, thresholds)
+    return None if cell is None else cell.delta_logprob
 
 
 def cells_of(

@@ -26,6 +26,7 @@ from modint_guard.probing.views import short_body, unconstrained
 from modint_guard.types import (
     CELLS,
     JSON,
+    LEFT_OUT,
     TEACHER_FORCED,
     UNCONSTRAINED,
     UNREASONED,
@@ -63,7 +64,7 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
     own beside them. Raises nothing but CancelledError.
     """
     schedule = plan.schedule
-    bodies = {view.name: view.body for view in plan.views if view.name in CELLS}
+    bodies = {view.name: view.body for view in plan.views if view.name in (*CELLS, *LEFT_OUT)}
     bodies[name_of(answer)] = unconstrained(short_body(plan.body, 1, 0))
     thought, size = (answer.empty_thought or "") if answer.reasoning else "", len(answer_positions(answer))
     least = 1 if schedule.constrained else 2

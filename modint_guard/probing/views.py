@@ -4,6 +4,7 @@ noop               P0  the unchanged request, which shows the engine's own noise
 no_context         P1  the image alone
 neutral_image      P2  the text alone: every image is mean grey, in its own size
 prior              P3  neither: no context and neutral images
+without_image_N        the N-th of several images is mean grey, and all else as it was
 benign             P4  the image slightly blurred and the context's sentences in another order, which must not
                        change the answer
 permuted_options   P5  the texts of the options shifted by one label
@@ -30,6 +31,7 @@ from modint_guard.data.perturb import REGISTRY, Perturbation, seeded
 from modint_guard.types import (
     BENIGN,
     JSON,
+    LEFT_OUT,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
@@ -190,10 +192,26 @@ def _neutral(chat: Chat) -> list[str]:
     return [neutral_image(image.size) for image in chat.images]
 
 
+def without_image(number: int) -> ViewMaker:
+    """A view in which the image of this number, from 1 on, is mean grey. None for a request with fewer
+    images, and for one with a single image, which `neutral_image` leaves out.
+    """
+
+    def make(chat: Chat) -> JSON | None:
+        if not 1 < len(chat.images) >= number:
+            return None
+        urls = [image.url for image in chat.images]
+        urls[number - 1] = neutral_image(chat.images[number - 1].size)
+        return rebuild(chat, images=urls)
+
+    return make
+
+
 VIEWS: dict[str, ViewMaker] = {
     NO_CONTEXT: lambda chat: rebuild(chat, context=""),
     NEUTRAL_IMAGE: lambda chat: rebuild(chat, images=_neutral(chat)),
     PRIOR: lambda chat: rebuild(chat, context="", images=_neutral(chat)),
+    **{name: without_image(number) for number, name in enumerate(LEFT_OUT, 1)},
     NOOP: rebuild,
     BENIGN: benign,
     PERMUTED_OPTIONS: permuted_options,
