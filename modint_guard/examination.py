@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from modint_guard.chat.reply import reply_of, strip_added
+from modint_guard.chat.tool_calls import as_written
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.judge import Judge, unscored
 from modint_guard.judging import scoring
@@ -32,6 +33,7 @@ from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
 
+NOTE_CALLS = "Tool calls are judged, not corrected."
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
 _BROKEN = (None, 500, 502)  # of an engine that fails at a body, or answers it with what is no JSON
 STEPS = ("reading", "probing", "judging", "correcting")  # of an examination; each may fail by itself
@@ -157,7 +159,8 @@ class Examination:
 
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
         try:
-            return read()
+            answer = read()
+            return as_written(answer) if self.plan.schedule.constrained else answer
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answer could not be read")
             return None
@@ -187,6 +190,8 @@ class Examination:
         """The report, with a flagged answer corrected as far as policy and budget allow."""
         if self.answer is None or not _is_to_be_corrected(report, self.policy):
             return report
+        if self.answer.calls:
+            return replace(report, notes=(*report.notes, NOTE_CALLS))
         granted, unspent = self._budget.take(self.policy.max_tokens), 0
         try:  # a cancelled request gets nothing back: what it spent is not known
             report = await mitigate(

@@ -53,8 +53,8 @@ NOTE_NOT_PREFERRED = (
 )
 NOTE_REASONING = "The model reasoned first: request and views were compared as they answer without reasoning."
 NOTE_CONSTRAINED = (
-    "The request forces the form of its answer: request and views were compared without that, and only at "
-    "what it leaves free."
+    "The request forces the form of its answer, or offers tools: request and views were compared without "
+    "that, and only at what it leaves free."
 )
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
@@ -188,7 +188,8 @@ class Judge:
         """Judge what follows reasoning, or has a forced form, by a request that was asked like its views."""
         request = replies.get(like_views.name_of(answer))
         if request is None:
-            reason = "reasoning" if answer.reasoning else "structured_output"
+            of_form = "tool_calls" if plan.body.get("tools") else "structured_output"
+            reason = "reasoning" if answer.reasoning else of_form
             return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if isinstance(request, Failure) or not (request.top or request.forced) or answer.token is None:
             reason = request.reason if isinstance(request, Failure) else "no_logprobs"

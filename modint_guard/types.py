@@ -205,6 +205,19 @@ class View:
     body: JSON = field(repr=False)
 
 
+class Leaf(NamedTuple):
+    """A value of a JSON document that is no object and no array.
+
+    start, end: its characters [start, end), those of a string without its quotation marks. path: its JSON
+    pointer. at: the character at which it begins in the text that the client gets, if that is another text.
+    """
+
+    start: int
+    end: int
+    path: str
+    at: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """One token of an answer.
@@ -232,7 +245,8 @@ class Reply:
     (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
     and positions are those of the answer behind it. empty_thought: how a reply without reasoning begins then;
     None if its marks have no such form. start: the character at which `text` begins in the text of the reply
-    that the client gets.
+    that the client gets. calls: the arguments of each tool call. leaves: what counts of the text, if that is
+    known (`chat.tool_calls`).
     """
 
     text: str
@@ -250,6 +264,8 @@ class Reply:
     reasoning: bool = False
     empty_thought: str | None = None
     start: int = 0
+    calls: tuple[str, ...] = ()
+    leaves: tuple[Leaf, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def why_skipped(chat: Chat, options: ModintOptions, *, can_score: bool = False) 
         return reason
     if body.get("audio"):
         return "audio"
-    if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
+    if (body.get("tools") and not can_score) or body.get("functions") or _ends_in_tool_call(body):
         return "tool_calls"
     if is_constrained(body) and not can_score:
         return "structured_output"
@@ -59,7 +59,9 @@ def _ends_in_tool_call(body: JSON) -> bool:
 
 
 def is_constrained(body: JSON) -> bool:
-    """Whether the request forces the form of its answer, by a JSON schema or a grammar."""
+    """Whether the request forces the form of its answer, by a JSON schema or a grammar, or offers tools,
+    whose calls have one.
+    """
     response_format = body.get("response_format")
     kind = response_format.get("type") if isinstance(response_format, dict) else None
-    return kind not in (None, "text") or any(body.get(key) for key in _GRAMMARS)
+    return kind not in (None, "text") or any(body.get(key) for key in ("tools", *_GRAMMARS))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import NamedTuple
+
+from modint_guard.types import Leaf
 
 _LITERAL = re.compile(r"true|false|null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _FENCE = re.compile(r"\s*```[\w-]*[ \t]*\n(?P<inner>.*?)(?:\n```\s*|\Z)", re.S)
@@ -16,16 +17,6 @@ _SIGN = re.compile(
     r'\s*(?:(?P<text>"(?P<inner>(?:[^"\\]|\\.|\\\Z)*)"?)|(?P<mark>[\[\]{}:,])|(?P<bare>[^\s\[\]{}:,"]+))',
     re.S,
 )
-
-
-class Leaf(NamedTuple):
-    """A value that is no object and no array: its characters [start, end), those of a string without its
-    quotation marks, and its JSON pointer.
-    """
-
-    start: int
-    end: int
-    path: str
 
 
 def leaves_in(text: str) -> tuple[Leaf, ...] | None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from modint_guard.chat.thoughts import DEFAULT_EMPTY, behind_thoughts, empty_thought
 from modint_guard.chat.token_places import bytes_of
+from modint_guard.chat.tool_calls import Arguments
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
@@ -44,7 +45,10 @@ def _read(completion: JSON, ms: float) -> Reply:
     text = _text(message.get("content"))
     skip = "multiple_choices" if len(choices) > 1 else _skip(message)
     reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
-    reply = replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
+    calls = Arguments()
+    calls.feed(message)
+    positions = tuple(_positions(entries, choice.get("token_ids")))
+    reply = replace(reply, positions=positions, calls=calls.all())
     return _behind_reasoning(reply, apart=_has_reasoning(message))
 
 
@@ -60,6 +64,7 @@ class StreamReply:
         self._usage = Usage()
         self._skip: str | None = None
         self._reasons_apart = False
+        self._calls = Arguments()
         self._problem: Exception | None = None
 
     def feed(self, chunk: JSON) -> None:
@@ -79,6 +84,7 @@ class StreamReply:
             delta = choice.get("delta") or {}
             self._text.append(_text(delta.get("content")))
             self._skip = self._skip or _skip(delta)
+            self._calls.feed(delta)
             self._reasons_apart = self._reasons_apart or _has_reasoning(delta)
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
             entries = (choice.get("logprobs") or {}).get("content")
@@ -94,7 +100,8 @@ class StreamReply:
             raise EndpointError("A chunk of the answer is not of OpenAI's shape.") from self._problem
         text = "".join(self._text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, self._skip)
-        return _behind_reasoning(replace(reply, positions=tuple(self._positions)), apart=self._reasons_apart)
+        reply = replace(reply, positions=tuple(self._positions), calls=self._calls.all())
+        return _behind_reasoning(reply, apart=self._reasons_apart)
 
 
 class Usage(NamedTuple):

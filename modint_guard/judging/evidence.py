@@ -1,16 +1,17 @@
 """Which tokens of an answer say something: all of a text; of JSON those within its leaf values.
 
-Keys, quotation marks and brackets of a JSON document are its form, which the request asked for.
+Keys, quotation marks and brackets of a JSON document are its form, which the request asked for. Of tool calls
+only the values of their arguments count (`chat.tool_calls`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modint_guard.chat.json_leaves import Leaf, leaves_in
+from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.reply import answer_positions
 from modint_guard.chat.token_places import holding, places_of
-from modint_guard.types import Piece, Reply
+from modint_guard.types import Leaf, Piece, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def evidence_of(answer: Reply) -> Evidence:
     places = places_of(positions, answer.text)
     if places is None:
         return Evidence(tuple(range(len(positions))), ())
-    leaves = leaves_in(answer.text)
+    leaves = leaves_in(answer.text) if answer.leaves is None else answer.leaves
     if leaves is None:
         return Evidence(tuple(range(len(places))), tuple(places))
     pieces = [(leaf.start, leaf.end) for leaf in leaves]

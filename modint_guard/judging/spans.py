@@ -14,7 +14,7 @@ it is that of a part only if the answer has no other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 
 from modint_guard.chat.json_leaves import leaves_in
@@ -31,13 +31,15 @@ MAX_SPANS = 100  # of one answer
 class Part:
     """A part of an answer before it is reported.
 
-    tokens: the indices of those that belong to it, among the tokens that count.
+    tokens: the indices of those that belong to it, among the tokens that count. shift: from its place in what
+    was written to that in what the client gets.
     """
 
     kind: SpanKind
     piece: Piece
     tokens: tuple[int, ...]
     path: str | None = None
+    shift: int = 0
 
 
 def spans_of(
@@ -87,7 +89,9 @@ def parts_of(answer: Reply) -> list[Part]:
     for leaf in dict.fromkeys(evidence.leaves):
         tokens = tuple(i for i, each in enumerate(evidence.leaves) if each == leaf)
         words = _words(answer.text, (leaf.start, leaf.end), tokens, evidence.places, leaf.path)
-        parts += [Part("leaf", (leaf.start, leaf.end), tokens, leaf.path), *(words if len(words) > 1 else ())]
+        shift = 0 if leaf.at is None else leaf.at - leaf.start
+        inside = [Part("leaf", (leaf.start, leaf.end), tokens, leaf.path), *(words if len(words) > 1 else ())]
+        parts += [replace(part, shift=shift) for part in inside]
     return parts
 
 
@@ -139,10 +143,11 @@ def _first_word(answer: Reply) -> list[Part]:
 
 def _span(answer: Reply, part: Part, influences: Sequence[Influence], cause: Cause | None) -> AnswerSpan:
     start, end = part.piece
+    shift = answer.start + part.shift
     return AnswerSpan(
         kind=part.kind,
-        start=answer.start + start,
-        end=answer.start + end,
+        start=start + shift,
+        end=end + shift,
         text=answer.text[start:end],
         path=part.path,
         cause=cause,

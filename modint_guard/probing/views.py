@@ -80,8 +80,9 @@ def short_body(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
 
 
 def unconstrained(body: JSON) -> JSON:
-    """The body without what forces the form of its answer."""
-    return {key: value for key, value in body.items() if key not in CONSTRAINTS}
+    """The body without what forces the form of its answer. Tools stay in the prompt, and none is called."""
+    kept = {key: value for key, value in body.items() if key not in CONSTRAINTS}
+    return {**kept, "tool_choice": "none"} if body.get("tools") else kept
 
 
 def full_body(body: JSON) -> JSON:

@@ -52,8 +52,8 @@ def test_a_document_that_was_cut_off_is_read_as_far_as_it_goes(document: Any, cu
 
 def test_a_document_in_a_code_fence_is_read_too() -> None:
     text = '```json\n{"colour": "red"}\n```'
-    assert leaves_in(text) == ((text.index("red"), text.index("red") + 3, "/colour"),)
-    assert leaves_in('```\n["a"') == ((6, 7, "/0"),)
+    assert leaves_in(text) == ((text.index("red"), text.index("red") + 3, "/colour", None),)
+    assert leaves_in('```\n["a"') == ((6, 7, "/0", None),)
 
 
 @pytest.mark.parametrize(

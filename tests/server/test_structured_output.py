@@ -73,3 +73,32 @@ async def test_the_official_client_parses_it_and_finds_the_spans() -> None:
     assert parsed.choices[0].message.parsed == Shape(colour="blue", number=3)
     report = (parsed.model_extra or {})["modint"]
     assert [span["path"] for span in report["spans"] if span["cause"]] == ["/colour"]
+
+
+def as_call(body: JSON, answer: JSON) -> JSON:
+    """A completion or chunk whose text is the arguments of a tool call."""
+    for choice in answer.get("choices", ()):
+        said = choice.get("message") or choice.get("delta") or {}
+        if said.get("content"):
+            function = {"name": "report", "arguments": said["content"]}
+            said |= {
+                "content": None,
+                "tool_calls": [{"index": 0, "id": "1", "type": "function", "function": function}],
+            }
+    return answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_argument_of_a_tool_call_that_the_caption_gave_is_named(stream: bool) -> None:
+    tools = [{"type": "function", "function": {"name": "report", "parameters": {"type": "object"}}}]
+    async with running(scoring(damage=as_call)) as fake, serving(fake.url) as gateway:
+        response = await gateway.post(chat(tools=tools, stream=stream, modint={"relevant": "image"}))
+    answers = [chunk for chunk in chunks(response.body) if "modint" in chunk] if stream else [response.json]
+    (report,) = (answer["modint"] for answer in answers)
+    assert (report["verdict"], report["cause"]) == ("flagged", "text")
+    (span,) = (span for span in report["spans"] if span["cause"])
+    assert (span["path"], span["start"], span["text"]) == (
+        "/tool_calls/0/function/arguments/colour",
+        12,
+        "blue",
+    )
