@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modint_guard.chat import relevance
-from modint_guard.chat.eligibility import continues, is_constrained, why_skipped
+from modint_guard.chat.eligibility import choices_of, continues, is_constrained, why_skipped
 from modint_guard.chat.options import parse_options
 from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.request import parse
@@ -71,9 +71,13 @@ def make_plan(
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
     relevant, source = relevance.decide(chat, options, config.relevance_rules)
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
-    early_stop = _stops_early(policy_of(chat, options, config))
+    policy = policy_of(chat, options, config)
+    early_stop = _stops_early(policy)
     can_force = bool(top) and forcing and config.teacher_forcing and not continues(chat.body)
     skip = why_skipped(chat, options, can_score=can_force)
+    choices = choices_of(chat.body) or 1
+    if skip is None and choices > 1 and (policy.action != ANNOTATE or policy.unscored != "original"):
+        skip = "multiple_choices"  # they are judged, and no policy knows which of them to correct
     constrained = skip is None and is_constrained(chat.body)
     if skip is None and not set(options.probes or ()) - {NOOP}:
         skip = "no_context" if _is_settled(chat, relevant, source, early_stop=early_stop) else None
@@ -115,6 +119,7 @@ def make_plan(
         ),
         noise=noise,
         skip=skip,
+        choices=choices,
         notes=(
             *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
             *((NOTE_MANY_PICTURES,) if names and len(chat.images) > len(LEFT_OUT) else ()),

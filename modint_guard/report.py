@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -212,6 +213,7 @@ class Report:
     action: str = ANNOTATE  # what was done, one of TAKEN_ACTIONS
     mitigation: Mitigation | None = None
     reasoning: bool = False
+    choice: int = 0  # which of the answers to one request
     explanation: str = ""  # one sentence on the verdict
     schema: str = SCHEMA_VERSION
 
@@ -244,10 +246,32 @@ class Report:
             "probes": [probe.to_json() for probe in self.probes],
             "method": self.method,
             "reasoning": self.reasoning,
+            "choice": self.choice,
             "notes": list(self.notes),
             "action": self.action,
             "mitigation": self.mitigation.to_json() if self.mitigation else None,
         }
+
+
+def first_concern(reports: Sequence[Report]) -> Report:
+    """The report that speaks for several answers to one request: the first that is flagged, else the first
+    that is unscored, else the first.
+    """
+    by_state = {report.verdict.state: report for report in reversed(reports)}
+    return by_state.get(State.FLAGGED) or by_state.get(State.UNSCORED) or reports[0]
+
+
+def with_reports(document: JSON, reports: Sequence[Report]) -> JSON:
+    """A copy of a completion with the report at its top level; of several answers to one request with that of
+    the first concern there, and each of them in its own choice.
+    """
+    if len(reports) > 1:
+        choices = [
+            {**choice, "modint": report.to_json()}
+            for choice, report in zip(document.get("choices") or (), reports, strict=False)
+        ]
+        document = {**document, "choices": choices}
+    return {**document, "modint": first_concern(reports).to_json()}
 
 
 @dataclass(frozen=True, slots=True)

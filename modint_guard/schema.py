@@ -172,6 +172,7 @@ class ModintObject(_Record):
     reasoning: bool = Field(
         default=False, description="the model reasoned first; what follows its reasoning was judged"
     )
+    choice: int = Field(default=0, ge=0, description="which of the answers to the request it is about")
     notes: tuple[str, ...]
     action: str = Field(description="what was done about it", json_schema_extra={"enum": [*TAKEN_ACTIONS]})
     mitigation: MitigationObject | None = Field(

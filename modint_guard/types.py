@@ -413,7 +413,7 @@ class Plan:
 
     body: the client's own, without its `modint` field. noise: the engine's noise as far as it is known
     beforehand, the change of a probability, in [0, 1]; a flip needs a lead above twice the noise. skip: the
-    reason from SKIPPED_REASONS if nothing will be probed.
+    reason from SKIPPED_REASONS if nothing will be probed. choices: how many answers the request asks for.
     """
 
     body: JSON = field(repr=False)
@@ -426,6 +426,7 @@ class Plan:
     noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()
+    choices: int = 1
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -8,6 +8,7 @@ from modint_guard.types import JSON, Chat, ModintOptions
 _AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
 _VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})
 _READ_PARTS = frozenset({"text", "image_url", "refusal"})
+MAX_CHOICES = 8  # answers to one request that are judged
 _GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 CONSTRAINTS = ("response_format", *_GRAMMARS)  # the fields that force the form of an answer
 
@@ -28,9 +29,16 @@ def why_skipped(chat: Chat, options: ModintOptions, *, can_score: bool = False) 
         return "tool_calls"
     if is_constrained(body) and not can_score:
         return "structured_output"
-    if (body.get("n") or 1) != 1:
+    if choices_of(body) is None:
         return "multiple_choices"
     return None if chat.images else "no_image"
+
+
+def choices_of(body: JSON) -> int | None:
+    """How many answers the request asks for; None if that is no number or more than MAX_CHOICES."""
+    count = 1 if body.get("n") is None else body["n"]
+    is_count = isinstance(count, int) and not isinstance(count, bool)
+    return count if is_count and 1 <= count <= MAX_CHOICES else None
 
 
 def unsupported_part(body: JSON) -> str | None:

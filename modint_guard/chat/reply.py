@@ -36,6 +36,18 @@ def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
         raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.") from exc
 
 
+def answers_of(completion: JSON, count: int) -> list[Reply]:
+    """The answers of a whole chat completion to a request that asks for so many. Raises EndpointError."""
+    return replies_of(completion) if count > 1 else [reply_of(completion)]
+
+
+def replies_of(completion: JSON) -> list[Reply]:
+    """Each choice of a whole chat completion, in order. Raises EndpointError as `reply_of` does."""
+    choices = completion.get("choices")
+    listed = choices if isinstance(choices, list) else []
+    return [reply_of({**completion, "choices": [choice]}) for choice in listed]
+
+
 def _read(completion: JSON, ms: float) -> Reply:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
@@ -53,9 +65,13 @@ def _read(completion: JSON, ms: float) -> Reply:
 
 
 class StreamReply:
-    """Collects a `Reply` from the chunks of a stream: `feed` each one, then call `reply`."""
+    """Collects a `Reply` from the chunks of a stream: `feed` each one, then call `reply`.
 
-    def __init__(self) -> None:
+    index: which choice is read, if the request asks for several; None if it asks for one, and gets one.
+    """
+
+    def __init__(self, index: int | None = None) -> None:
+        self._index = index
         self._text: list[str] = []
         self._token: str | None = None
         self._top: dict[str, float] | None = None
@@ -78,8 +94,9 @@ class StreamReply:
         if chunk.get("usage"):
             self._usage = usage_of(chunk)
         for choice in chunk.get("choices") or ():
-            if choice.get("index", 0) != 0:
-                self._skip = self._skip or "multiple_choices"
+            if choice.get("index", 0) != (self._index or 0):
+                if self._index is None:
+                    self._skip = self._skip or "multiple_choices"
                 continue
             delta = choice.get("delta") or {}
             self._text.append(_text(delta.get("content")))

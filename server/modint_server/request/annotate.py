@@ -1,12 +1,13 @@
 """Puts the verdict into an answer: the `modint` object of a body or a last chunk, and a few short headers."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from starlette.responses import Response
 
-from modint_guard.report import Report
+from modint_guard.report import Report, first_concern
 from modint_guard.types import ABSTAIN, JSON
 from modint_server.errors import ErrorAnswer
 
@@ -101,6 +102,24 @@ def choices_of(document: JSON) -> list[JSON]:
     """The choices of a completion or chunk; empty if it has none."""
     choices = document.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def each_annotated(finish: JSON, reports: Sequence[Report]) -> JSON:
+    """A copy of a chunk that ends one or more of several answers, with the report of each in its choice, and
+    that of the first concern among these at its top level.
+    """
+    by_index = {report.choice: report for report in reports}
+    choices, told = [], []
+    for choice in choices_of(finish):
+        report = by_index.get(choice.get("index", 0))
+        told += [report] if report else []
+        choices.append({**choice, "modint": report.to_json()} if report else choice)
+    return {**finish, "choices": choices, "modint": first_concern(told or reports).to_json()}
+
+
+def ends(chunk: JSON) -> int:
+    """How many answers a chunk ends."""
+    return sum(bool(choice.get("finish_reason")) for choice in choices_of(chunk))
 
 
 def has_text(chunk: JSON) -> bool:
