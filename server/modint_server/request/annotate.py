@@ -18,7 +18,7 @@ _UNSAFE = re.compile(r"[^\x20-\x7e]")  # a CR or LF in a value makes the server 
 
 
 def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
-    """The headers of a report: verdict, risk, reason, schema, action; with `debug` also the whole object."""
+    """The headers of a report: verdict, risk, reason, schema, action; with `debug` the object, no spans."""
     verdict = report.verdict
     values = {
         VERDICT_HEADER: verdict.state.value,
@@ -31,7 +31,8 @@ def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
         name: sanitised(value, MAX_HEADER_CHARS) for name, value in values.items() if value is not None
     }
     if debug:
-        headers["x-modint-detail"] = sanitised(orjson.dumps(report.to_json()).decode(), MAX_DETAIL_CHARS)
+        told = {name: value for name, value in report.to_json().items() if name != "spans"}
+        headers["x-modint-detail"] = sanitised(orjson.dumps(told).decode(), MAX_DETAIL_CHARS)
     return headers
 
 
