@@ -61,7 +61,6 @@ SKIPPED_REASONS = (
     "audio",
     "video",
     "unsupported_part",
-    "unsupported_route",
     "empty_answer",
 )
 
