@@ -63,7 +63,6 @@ SKIPPED_REASONS = (
     "audio",
     "video",
     "unsupported_part",
-    "unsupported_route",
     "empty_answer",
 )
 

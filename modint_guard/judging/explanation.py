@@ -34,7 +34,6 @@ _NOT_JUDGED = {
     "audio": "there is audio in it",
     "video": "there is video in it",
     "unsupported_part": "there is content in it that cannot be probed",
-    "unsupported_route": "the engine gives too little at this route to judge by",
     "empty_answer": "there is no text in it",
 }
 _NAME = {Relevant.IMAGE: "the picture", Relevant.TEXT: "the text", Relevant.BOTH: "picture and text"}

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -87,8 +87,27 @@ class Record:
             self.waited_s -= time.perf_counter() - since
 
 
+class Translation(Protocol):
+    """Another API than chat, in which a client is to be answered."""
+
+    def whole(self, body: bytes) -> bytes:
+        """A completion in its terms."""
+
+    def pieces(self, data: bytes) -> bytes:
+        """Frames of a stream in its terms."""
+
+    def last(self, data: bytes) -> bytes:
+        """The last frame of a stream, and what else ends one there."""
+
+    def failure(self, failure: ErrorAnswer) -> bytes:
+        """An error that ends a stream."""
+
+
 class Wire:
-    """The way back to the client: one whole response, or frames of a stream."""
+    """The way back to the client: one whole response, or frames of a stream.
+
+    translation: of what is written in terms of chat; None for a client of chat.
+    """
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], Awaitable[None]]
@@ -96,10 +115,14 @@ class Wire:
         self._scope, self._receive, self._send = scope, receive, send
         self._on_last = on_last  # before the last byte: a client that has its answer finds it counted
         self.streaming = False
+        self.translation: Translation | None = None
         self.headers: dict[str, str] = {}  # of every answer: what is left to the client
 
     async def respond(self, response: Response) -> None:
         await self._on_last(response.status_code)
+        if self.translation is not None and response.status_code == 200:
+            kept = {name: value for name, value in response.headers.items() if name != "content-length"}
+            response = Response(self.translation.whole(bytes(response.body)), 200, kept)
         response.headers.update(self.headers)
         await response(self._scope, self._receive, self._send)
 
@@ -113,10 +136,18 @@ class Wire:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE_HEADERS, *extra]})
 
     async def write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self.translation is not None:
+            data = self.translation.pieces(data)
+        if data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, last: bytes) -> None:
         """The stream's last frame."""
+        if self.translation is not None:
+            last = self.translation.last(last)
+        await self._finish(last)
+
+    async def _finish(self, last: bytes) -> None:
         await self._on_last(200)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
@@ -126,7 +157,7 @@ class Wire:
             await self.respond(failure.response())
             return
         error: JSON = failure.envelope()
-        await self.end(frame(error) + DONE)
+        await self._finish(self.translation.failure(failure) if self.translation else frame(error) + DONE)
 
 
 class HeldWire:

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
+from modint_guard.chat.anthropic import image_url_of, usage_of_message
 from modint_guard.chat.body import check_image_count, check_media, url_of
 from modint_guard.chat.images import ImageLimits, check_data_url, check_total
 from modint_guard.errors import EndpointError, RequestError
@@ -24,6 +25,7 @@ from modint_server.request.intake import STRIPPED, DefaultModel, Incoming, read_
 from modint_server.request.keys import Client
 from modint_server.request.pictures import NO_CONTENT
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.sse import Splitter, data_of
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
@@ -86,7 +88,10 @@ async def forward(
                     return
                 record.stream = True
                 await wire.start(told)
+                splitter = Splitter() if record.client.tokens_per_minute else None
                 async for piece in pieces:
+                    for event in splitter.feed(piece) if splitter else ():
+                        record.usage = _usage_in(data_of(event) or b"", record.usage)
                     await wire.write(piece)
         await wire.end(b"")
 
@@ -125,7 +130,7 @@ def _media_in(document: object) -> Iterator[JSON]:
     if isinstance(document, dict):
         kind = document.get("type")
         if kind == "image" and isinstance(source := document.get("source"), dict):
-            yield {"image_url": _anthropic_url(source)}
+            yield {"image_url": image_url_of(source)}
         names = [name for name, value in document.items() if value is not None]
         if any(name.endswith("_url") or "embeds" in name for name in names) or "embeds" in str(kind):
             yield {name: document[name] for name in names}
@@ -137,20 +142,21 @@ def _media_in(document: object) -> Iterator[JSON]:
             yield from _media_in(value)
 
 
-def _anthropic_url(source: JSON) -> str:
-    """The address that vLLM makes of the source of a picture in Anthropic's API."""
-    if source.get("type") == "url":
-        return str(source.get("url"))
-    return f"data:{source.get('media_type') or 'image/jpeg'};base64,{source.get('data')}"
-
-
-def _usage_in(data: bytes) -> object:
-    """The tokens that an answer says it cost; None if it does not."""
+def _usage_in(data: bytes, before: object = None) -> object:
+    """The tokens that an answer, or an event of one, says it cost so far; `before` if it does not."""
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return None
-    return document.get("usage") if isinstance(document, dict) else None
+        return before
+    message = document.get("message") if isinstance(document, dict) else None
+    holder = message if isinstance(message, dict) else document
+    usage = holder.get("usage") if isinstance(holder, dict) else None
+    if not isinstance(usage, dict):
+        return before
+    if "prompt_tokens" in usage:
+        return usage
+    told = {name: number for name, number in (usage_of_message(usage) or {}).items() if number}
+    return {**(before if isinstance(before, dict) else {}), **told}
 
 
 def _check_restricted(client: Client) -> None:

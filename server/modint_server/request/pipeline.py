@@ -102,7 +102,7 @@ class Pipeline:
             elif reason := self.reason_not_probed(plan, record):
                 await self._unexamined(plan, reason, incoming, record, wire, debug)
             else:
-                await self._guarded(plan, incoming, record, wire, debug)
+                await self.guarded(plan, incoming, record, wire, debug)
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
@@ -204,7 +204,7 @@ class Pipeline:
         """The result of work on a body of so many bytes; on a large one it is done in a thread."""
         return work() if size <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
-    async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
+    async def guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
         self.second_tries.earn()
         examination = self.examine(plan, record)
