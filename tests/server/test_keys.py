@@ -89,7 +89,7 @@ async def test_a_key_may_ask_the_models_that_it_names_and_sees_no_others(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.further = {"/v1/embeddings": ("application/json", b"{}")}
-    async with serving(upstream.url, api_keys_file=written(tmp_path, TWO)) as gateway:
+    async with serving(upstream.url, api_keys_file=written(tmp_path, TWO), upstream_poll_s=600) as gateway:
         upstream.forget()
         for path, body in (
             ("/v1/chat/completions", WORDS),
