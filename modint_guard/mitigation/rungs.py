@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from modint_guard.chat.reply import answer_positions, reply_of, token_text
+from modint_guard.chat.reply import answer_positions, replies_of, reply_of, token_text
 from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import Distribution, option_distribution
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
@@ -299,16 +299,12 @@ async def _candidates(flagged: FlaggedAnswer, policy: Policy, complete: Complete
     if view is not None:
         bodies.insert(0, {**body, **_WITH_LOGPROBS, "messages": view.body["messages"]})
     completions = await _together(complete(body) for body in bodies)
-    replies = [flagged.answer, *(reply for completion in completions for reply in _choices(completion))]
+    replies = [flagged.answer, *(reply for completion in completions for reply in replies_of(completion))]
     distinct: dict[str, Reply] = {}
     for reply in replies:
         if not reply.skip:
             distinct.setdefault(reply.text.strip(), reply)
     return list(distinct.values())[: policy.candidates]
-
-
-def _choices(completion: JSON) -> list[Reply]:
-    return [reply_of({**completion, "choices": [choice]}) for choice in completion.get("choices") or ()]
 
 
 async def _contrast(

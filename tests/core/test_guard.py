@@ -332,7 +332,7 @@ TOOL_TURN: list[JSON] = [
         ),
         (ask(QUESTION, response_format={"type": "json_object"}), "structured_output"),
         (ask(QUESTION, structured_outputs={"regex": "a|b"}), "structured_output"),
-        (ask(QUESTION, n=2), "multiple_choices"),
+        (ask(QUESTION, n=9), "multiple_choices"),
         (ask(QUESTION, modalities=["text", "audio"], audio={"voice": "a", "format": "wav"}), "audio"),
     ],
 )

@@ -13,16 +13,16 @@ from starlette.responses import Response
 
 from modint_guard.chat.body import check_image_headers
 from modint_guard.chat.options import parse_options
-from modint_guard.chat.reply import StreamReply, reply_of
+from modint_guard.chat.reply import StreamReply, answers_of, reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import Examination
 from modint_guard.guard import Guard
-from modint_guard.judge import skipped, unscored
+from modint_guard.judge import skipped, skipped_unread, unjudged, unscored
 from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import fail_closed, served
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import policy_of
-from modint_guard.report import Report
+from modint_guard.report import Report, Verdict, first_concern, with_reports
 from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
 from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
@@ -32,9 +32,12 @@ from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion
+from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion, read_document
+from modint_server.request.keys import Keys
 from modint_server.request.measuring import Measuring
+from modint_server.request.pictures import Pictures
 from modint_server.request.places import Places
+from modint_server.request.sampling import Sample
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import (
     DONE,
@@ -52,8 +55,8 @@ from modint_server.settings import Settings
 QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
 QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
-Reader = Callable[[bytes, Settings, DefaultModel], Incoming]
-Judge = Callable[[JSON], Awaitable[JSON]]
+Reader = Callable[[Incoming, Settings, DefaultModel], Incoming]
+Judge = Callable[[list[JSON]], Awaitable[list[JSON]]]  # the last chunks of all answers, with verdicts
 T = TypeVar("T")
 
 
@@ -77,31 +80,33 @@ class Pipeline:
     noise: NoiseFloor
     budget: TokenBudget
     second_tries: SecondTries
-    caches_by_key: bool
+    keys: Keys
     measuring: Measuring
     places: Places
     probe_slots: Places
     rung_slots: Places
     workers: Workers
+    pictures: Pictures
+    sample: Sample
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = await self.read(read_chat, raw, record)
+        incoming = self._counted(await self.read(read_chat, raw, record), record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             plan = await self.plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
-                record.report = skipped(plan) if plan else None
+                record.report = skipped(plan) if plan else record.report
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif reason := self.reason_not_probed(plan, record):
                 await self._unexamined(plan, reason, incoming, record, wire, debug)
             else:
-                await self._guarded(plan, incoming, record, wire, debug)
+                await self.guarded(plan, incoming, record, wire, debug)
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = await self.read(read_completion, raw, record)
+        incoming = self._counted(await self.read(read_completion, raw, record), record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
@@ -140,12 +145,16 @@ class Pipeline:
         always: bool = False,
         forcing: bool = True,
     ) -> Plan | None:
-        """What will be probed; None where the server's guard is off and the request does not ask for it."""
+        """What will be probed; None where the request does not ask for the guard, and that is off or did not
+        draw it. `record.report` then says why.
+        """
         field = incoming.body.get("modint")
         options = parse_options(field, headers)
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
-        if self.settings.guard == "off" and not asks and not always:
+        is_on = self.settings.guard == "on"
+        if not (asks or always or (is_on and (not incoming.images or self.sample.takes(record.trace)))):
             check_image_headers(incoming.body, self.guard.config.image_limits)
+            record.report = skipped_unread("sampled_out") if is_on else None
             return None
         if always and options.action is None:
             options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy
@@ -155,7 +164,7 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = forcing and self.attachment.teacher_forcing
+        forcing = forcing and not always and self.attachment.teacher_forcing
         work = partial(
             self.guard.plan,
             incoming.body,
@@ -168,16 +177,34 @@ class Pipeline:
         return work() if is_quick else await self.workers.run(record.key_digest, work)
 
     async def read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
-        """The request; a large one is parsed in a thread."""
-        work = partial(read, raw, self.settings, self.attachment.only_base)
-        incoming = await self.done(work, len(raw), record)
-        return incoming.salted(record.key_digest) if self.caches_by_key else incoming
+        """The request, its pictures fetched where it may name them by address; a large one is read in a
+        thread.
+        """
+        parse: Callable[[], Incoming] = partial(read_document, raw, self.settings)
+        if self.pictures.are_fetched:
+            document = await self.pictures.fetched(await self.done(parse, len(raw), record))
+            parse = lambda: document  # noqa: E731 - what was parsed already
+        incoming = await self.done(
+            lambda: read(parse(), self.settings, self.attachment.only_base), len(raw), record
+        )
+        record.client.check_model(incoming.body["model"])
+        is_shared = self.settings.cache_by_key == "auto" and self.keys.are_several
+        return incoming.salted(record.key_digest) if is_shared else incoming
+
+    def _counted(self, incoming: Incoming, record: Record) -> Incoming:
+        """The request, asked for its tokens if these are limited and a stream would not tell them."""
+        wanted = incoming.body.get("stream_options")
+        tells = isinstance(wanted, dict) and wanted.get("include_usage") is True
+        if not record.client.tokens_per_minute or not incoming.stream or tells:
+            return incoming
+        record.hides_usage = True
+        return incoming.with_usage()
 
     async def done(self, work: Callable[[], T], size: int, record: Record) -> T:
         """The result of work on a body of so many bytes; on a large one it is done in a thread."""
         return work() if size <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
-    async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
+    async def guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
         self.second_tries.earn()
         examination = self.examine(plan, record)
@@ -206,17 +233,19 @@ class Pipeline:
         """Why a request that could be judged is not probed; None if it is."""
         if not plan.views:
             return "no_logprobs"
-        if record.is_busy:
-            self.metrics.probes_shed.labels(record.served.model).inc()
-            return "budget"
-        return None
+        return "overload" if record.is_busy else None
 
     def without_verdict(self, plan: Plan, reason: str) -> Report:
         """The report of a request that is not probed. It says what goes out in place of the answer
         (`mitigation`) if the policy serves none that could not be judged.
         """
         policy = policy_of(plan.chat, plan.options, self.guard.config)
-        return fail_closed(unscored(plan, reason), policy)
+        report = (
+            unjudged(plan, Verdict(State.SKIPPED, reason=reason))
+            if reason == "overload"
+            else unscored(plan, reason)
+        )
+        return fail_closed(report, policy)
 
     def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
@@ -231,36 +260,45 @@ class Pipeline:
             data = await self.upstream.post(CHAT, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
-        report = await self.report_on(examination, partial(reply_of, completion), record)
-        record.report = report
+        read = partial(answers_of, completion, examination.plan.choices)
+        reports = await self.reports_on(examination, read, record)
+        record.report = report = first_concern(reports)
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
         shown = served(examination.strip(completion), report.mitigation)
         with boundary(self.metrics, "annotating"):
-            data = orjson.dumps(annotate.annotated(shown, report))
+            data = orjson.dumps(with_reports(shown, reports))
         await wire.respond(_json(data, annotate.headers_of(report, debug=debug)))
 
     async def _guarded_stream(
         self, examination: Examination, record: Record, wire: Wire, debug: bool
     ) -> None:
-        """Text at once, unless the policy holds it until it was judged and perhaps corrected."""
-        answer, policy = StreamReply(), examination.policy
+        """Text at once, unless the policy holds it until it was judged and perhaps corrected. Of several
+        answers every finish waits until all of them are complete.
+        """
+        policy, count = examination.policy, examination.plan.choices
+        answers = [StreamReply(number if count > 1 else None) for number in range(count)]
         held = HeldWire(wire) if policy.action != ANNOTATE and policy.stream == "buffer" else None
 
         def strip(chunk: JSON) -> JSON:
-            answer.feed(chunk)
+            for answer in answers:
+                answer.feed(chunk)
             return examination.strip(chunk)
 
-        async def judge(finish: JSON) -> JSON:
+        async def judge(finishes: list[JSON]) -> list[JSON]:
             with record.holding():
-                report = await self.report_on(examination, answer.reply, record)
-            record.report = report = delivered(report, held)
+                read = partial(_all, answers)
+                reports = await self.reports_on(examination, read, record)
+            record.report = report = delivered(first_concern(reports), held)
+            if count > 1:
+                return [annotate.each_annotated(finish, reports) for finish in finishes]
+            (finish,) = finishes
             if held is not None and held.held:
                 await self._release(held, finish, policy, report, record, debug)
-            return annotate.annotated(annotate.finished(finish, report), report)
+            return [annotate.annotated(annotate.finished(finish, report), report)]
 
         body = orjson.dumps(examination.body)
-        await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge)
+        await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge, count=count)
 
     async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
         """Judges an answer given by the caller, under the distribution that the model itself has there."""
@@ -287,7 +325,14 @@ class Pipeline:
 
     async def report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
-        report = await examination.report_on(read)
+        (report,) = await self.reports_on(examination, lambda: [read()], record)
+        return report
+
+    async def reports_on(
+        self, examination: Examination, read: Callable[[], list[Reply]], record: Record
+    ) -> list[Report]:
+        """The report on each answer; what the first tells of the engine is noted."""
+        report, *others = await examination.reports_on(read)
         answer = examination.answer
         with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
@@ -296,7 +341,7 @@ class Pipeline:
                 self.measuring.offer(record.key_digest, examination.plan, answer, report)
             if report.noise is not None and record.measures_noise:
                 self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
-        return report
+        return [report, *others]
 
     async def _release(
         self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
@@ -317,8 +362,8 @@ class Pipeline:
         body = incoming.without_modint().bytes()
         if incoming.stream:
 
-            async def judge(finish: JSON) -> JSON:
-                return annotate.annotated(finish, report) if report else finish
+            async def judge(finishes: list[JSON]) -> list[JSON]:
+                return [annotate.annotated(finish, report) if report else finish for finish in finishes]
 
             await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
             return
@@ -341,9 +386,13 @@ class Pipeline:
         strip: Callable[[JSON], JSON] | None = None,
         judge: Judge | None = None,
         headers: dict[str, str] | None = None,
+        count: int = 1,
     ) -> None:
-        """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it: of
+        `count` answers each one's.
+        """
         choices, last = Choices(), None
+        finishes: list[JSON] = []
         with record.waiting():
             async with self.upstream.stream(path, body, record.upstream_headers()) as pieces:
                 async for event in events_of(pieces):
@@ -357,6 +406,8 @@ class Pipeline:
                         await wire.write(event)
                         continue
                     choices.feed(chunk)
+                    if record.hides_usage and chunk.get("usage") and not chunk.get("choices"):
+                        continue
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
                         await wire.write(self._event(event, chunk, shown))
@@ -364,11 +415,20 @@ class Pipeline:
                     text, finish = annotate.split_finish(shown)
                     if text is not None:
                         await wire.write(frame(text))
-                    await wire.write(self._event(frame(finish), finish, await judge(finish)))
-                    judge = None
+                    finishes.append(finish)
+                    if sum(map(annotate.ends, finishes)) >= count:
+                        await self._finish(finishes, judge, wire)
+                        judge = None
+                if judge is not None and finishes:  # fewer answers than were asked for
+                    await self._finish(finishes, judge, wire)
         if last is None:
             choices.check_ended()
         await wire.end(last or DONE)
+
+    async def _finish(self, finishes: list[JSON], judge: Judge, wire: Wire | HeldWire) -> None:
+        """The last chunks of all answers, with verdicts."""
+        for finish, told in zip(finishes, await judge(finishes), strict=True):
+            await wire.write(self._event(frame(finish), finish, told))
 
     def _event(self, event: bytes, chunk: JSON, shown: JSON) -> bytes:
         """The event of a chunk, written anew if another is shown in its place and can be written."""
@@ -397,7 +457,7 @@ class Pipeline:
                 await slots.wait(record.key_digest)
             try:
                 headers = record.upstream_headers(f"-probe-{next(record.probes)}")
-                return await self.upstream.complete(body, headers)
+                return await self.upstream.complete(body | self.attachment.probe_options, headers)
             finally:
                 slots.give_back(record.key_digest)
 
@@ -410,6 +470,10 @@ def delivered(report: Report, held: HeldWire | None) -> Report:
     if mended is None or mended.answer is None or (held is not None and held.held):
         return report
     return replace(report, mitigation=replace(mended, correction=True))
+
+
+def _all(answers: list[StreamReply]) -> list[Reply]:
+    return [answer.reply() for answer in answers]
 
 
 def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:
