@@ -216,13 +216,27 @@ def detection(
 
 @app.command()
 def relevance(
-    output: Output = Path("bench/results/relevance.json"), count: Count = 400, seed: Seed = 0
+    output: Output = Path("bench/results/relevance.json"),
+    judging: Annotated[
+        bool,
+        typer.Option("--judging/--learning-only", help="Also read the requests that are for judging."),
+    ] = True,
 ) -> None:
-    """The modality that ought to decide, by the lexical rules and by the model itself; needs no engine."""
-    from bench.relevance import measure_relevance
+    """Which modality ought to decide and what is context, on requests labelled by hand; needs no engine."""
+    from bench.relevance.measure import measure_relevance
 
-    measure_relevance(output, count=count, seed=seed)
+    measure_relevance(output, judging=judging)
     typer.echo(f"wrote {output}")
+
+
+@app.command("relevance-fit")
+def relevance_fit(
+    output: Annotated[Path | None, typer.Option(help="The file to write; default: the package's.")] = None,
+) -> None:
+    """Fit the shipped classifier of relevance on the labelled requests; takes a few minutes."""
+    from bench.relevance.fit import write_fitted
+
+    typer.echo(f"wrote {write_fitted(output)}")
 
 
 @app.command()

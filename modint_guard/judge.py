@@ -171,7 +171,7 @@ class Judge:
             return plan
         relevant = by_self_ask(reply, self.config.self_ask_confident)
         source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
-        return replace(plan, relevant=relevant, relevant_source=source)
+        return replace(plan, relevant=relevant, relevant_source=source, relevant_probability=None)
 
     def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
         """The thresholds for this request, and whether they were fitted for its model."""
@@ -228,6 +228,7 @@ class Judge:
             explanation=explained(decided, plan.relevant, plan.relevant_source, score),
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
+            relevant_probability=plan.relevant_probability,
             examined=_examined(score),
             statistic=self.statistic(plan, score),
             influence_text=score.influence_text,
@@ -293,6 +294,7 @@ def unjudged(plan: Plan, decided: Verdict, replies: Replies | None = None) -> Re
         explanation=explained(decided, plan.relevant, plan.relevant_source, None),
         relevant=plan.relevant,
         relevant_source=plan.relevant_source,
+        relevant_probability=plan.relevant_probability,
         probes=tuple(scoring.unjudged_result(name, reply) for name, reply in (replies or {}).items()),
         notes=plan.notes,
     )

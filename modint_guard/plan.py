@@ -69,7 +69,8 @@ def make_plan(
     """
     options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
-    relevant, source = relevance.decide(chat, options, config.relevance_rules)
+    decided = relevance.decide(chat, options, config.relevance_rules)
+    relevant, source = decided.relevant, decided.source
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
     policy = policy_of(chat, options, config)
     early_stop = _stops_early(policy)
@@ -106,6 +107,7 @@ def make_plan(
         chat=chat,
         relevant=relevant,
         relevant_source=source,
+        relevant_probability=decided.probability,
         schedule=Schedule(
             views=views,
             stages=_stages(views, later, early_stop=early_stop, constrained=constrained),

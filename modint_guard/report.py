@@ -196,6 +196,7 @@ class Report:
     verdict: Verdict
     relevant: Relevant = Relevant.UNKNOWN
     relevant_source: RelevantSource = "none"
+    relevant_probability: float | None = None  # by the classifier
     examined: tuple[str, ...] = ()
     statistic: Statistic | None = None  # None if it could not be taken
     influence_text: float | None = None
@@ -232,6 +233,7 @@ class Report:
             "explanation": self.explanation,
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
+            "relevant_probability": self.relevant_probability,
             "examined": list(self.examined),
             "influence": {
                 "text": self.influence_text,

@@ -150,7 +150,10 @@ class ModintObject(_Record):
     relevant: Literal["image", "text", "both", "unknown"] = Field(
         description="which modality ought to decide"
     )
-    relevant_source: Literal["request", "header", "route", "rules", "self_ask", "none"]
+    relevant_source: Literal["request", "header", "route", "rules", "classifier", "self_ask", "none"]
+    relevant_probability: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="that `relevant` is right; set where the classifier said so"
+    )
     examined: tuple[Literal["text", "image"], ...]
     influence: Influence
     relative_entropy: float | None = Field(

@@ -48,10 +48,11 @@ RUNGS = (NEUTRALISE, ESCALATE, DEBIAS, RERANK, ABSTAIN)
 TAKEN_ACTIONS = (ANNOTATE, *RUNGS)  # the actions that a report can state
 ACTIONS = (*TAKEN_ACTIONS, LADDER)  # the actions that a request or a policy can ask for
 
-UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
+UNSCORED_REASONS = ("timeout", "upstream_error", "no_logprobs", "incomplete")
 SKIPPED_REASONS = (
     "opted_out",
     "sampled_out",
+    "overload",
     "no_image",
     "no_context",
     "tool_calls",
@@ -62,11 +63,10 @@ SKIPPED_REASONS = (
     "audio",
     "video",
     "unsupported_part",
-    "unsupported_route",
     "empty_answer",
 )
 
-RelevantSource = Literal["request", "header", "route", "rules", "self_ask", "none"]
+RelevantSource = Literal["request", "header", "route", "rules", "classifier", "self_ask", "none"]
 NAMED_SOURCES: tuple[RelevantSource, ...] = ("request", "header", "route")  # all others guess
 
 
@@ -133,7 +133,7 @@ class ModintOptions:
     """
 
     mode: Literal["on", "off"] = "on"
-    relevant: Relevant | None = None  # None: decided by rules
+    relevant: Relevant | None = None  # None: not named
     relevant_source: Literal["request", "header"] | None = None
     context: str | None = None
     question: str | None = None
@@ -423,6 +423,7 @@ class Plan:
     relevant: Relevant
     relevant_source: RelevantSource
     schedule: Schedule
+    relevant_probability: float | None = None  # by the classifier
     noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()

@@ -12,17 +12,18 @@ _SAID_BY: dict[RelevantSource, str] = {
     "header": "as the request says",
     "route": "as a rule of the server says",
     "rules": "by the words of the question",
+    "classifier": "by the words of the request",
     "self_ask": "as the model itself says",
     "none": "as nobody said",
 }
 _NOT_JUDGED = {
     "timeout": "a probe was late",
     "upstream_error": "the engine failed a probe",
-    "budget": "no probe could be paid for",
     "no_logprobs": "the engine gave no log-probabilities",
     "incomplete": "a probe that was needed is missing",
     "opted_out": "the client did not want it",
     "sampled_out": "it was not drawn",
+    "overload": "too many requests were in flight",
     "no_image": "there is no picture",
     "no_context": "there is nothing beside the question and its picture that could have led it astray",
     "tool_calls": "it is about tools",
@@ -33,7 +34,6 @@ _NOT_JUDGED = {
     "audio": "there is audio in it",
     "video": "there is video in it",
     "unsupported_part": "there is content in it that cannot be probed",
-    "unsupported_route": "the engine gives too little at this route to judge by",
     "empty_answer": "there is no text in it",
 }
 _NAME = {Relevant.IMAGE: "the picture", Relevant.TEXT: "the text", Relevant.BOTH: "picture and text"}

@@ -50,7 +50,7 @@ from modint_guard.types import (
 Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
-GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "self_ask")
+GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "classifier", "self_ask")
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
 Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
 # The rungs by cause, relevant modality and form of the answer, in the order in which they are tried. Chosen

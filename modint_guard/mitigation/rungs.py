@@ -260,6 +260,7 @@ def for_model(flagged: FlaggedAnswer, model: str) -> Plan:
         body={**full_body(plan.body), "model": model},
         relevant=report.relevant,
         relevant_source=report.relevant_source,
+        relevant_probability=report.relevant_probability,
         schedule=replace(schedule, views=views, method=method),
         notes=(),
     )

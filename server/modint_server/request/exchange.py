@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,6 +16,7 @@ from modint_guard.types import JSON
 from modint_server.errors import ErrorAnswer
 from modint_server.metrics import NOBODY, Served
 from modint_server.request.intake import ClientLeft
+from modint_server.request.keys import ANYBODY, Client
 from modint_server.request.sse import DONE, frame
 
 MAX_HELD_BYTES = 8 * 2**20
@@ -39,9 +40,10 @@ class Record:
     outcome: str | None = None
     status: int | None = None
     code: str | None = None
-    key_digest: str = ""  # of the key shown; never logged
+    client: Client = ANYBODY
     images: int = 0
     is_busy: bool = False  # whether so many were in flight when it came that it is not probed
+    hides_usage: bool = False  # whether the gateway alone asked a stream for its tokens
     measures_noise: bool = False  # whether the gateway itself asks the request twice
     usage: Any = None
     report: Report | None = None
@@ -50,6 +52,11 @@ class Record:
     closed: bool = False
     probes: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # numbers for probe calls
     waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten
+
+    @property
+    def key_digest(self) -> str:
+        """Of the key shown; never logged."""
+        return self.client.digest
 
     def upstream_headers(self, call: str = "") -> dict[str, str]:
         """What the engine is told of the request. `call` sets probes' ids apart: each names one request."""
@@ -80,30 +87,68 @@ class Record:
             self.waited_s -= time.perf_counter() - since
 
 
-class Wire:
-    """The way back to the client: one whole response, or frames of a stream."""
+class Translation(Protocol):
+    """Another API than chat, in which a client is to be answered."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], None]) -> None:
+    def whole(self, body: bytes) -> bytes:
+        """A completion in its terms."""
+
+    def pieces(self, data: bytes) -> bytes:
+        """Frames of a stream in its terms."""
+
+    def last(self, data: bytes) -> bytes:
+        """The last frame of a stream, and what else ends one there."""
+
+    def failure(self, failure: ErrorAnswer) -> bytes:
+        """An error that ends a stream."""
+
+
+class Wire:
+    """The way back to the client: one whole response, or frames of a stream.
+
+    translation: of what is written in terms of chat; None for a client of chat.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], Awaitable[None]]
+    ) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         self._on_last = on_last  # before the last byte: a client that has its answer finds it counted
         self.streaming = False
+        self.translation: Translation | None = None
+        self.headers: dict[str, str] = {}  # of every answer: what is left to the client
 
     async def respond(self, response: Response) -> None:
-        self._on_last(response.status_code)
+        await self._on_last(response.status_code)
+        if self.translation is not None and response.status_code == 200:
+            kept = {name: value for name, value in response.headers.items() if name != "content-length"}
+            response = Response(self.translation.whole(bytes(response.body)), 200, kept)
+        response.headers.update(self.headers)
         await response(self._scope, self._receive, self._send)
 
     async def start(self, headers: dict[str, str] | None = None) -> None:
         """Sends a stream's headers; the engine has accepted the request by now."""
-        extra = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        extra = [
+            (name.encode(), value.encode("latin-1"))
+            for name, value in (self.headers | (headers or {})).items()
+        ]
         self.streaming = True
         await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE_HEADERS, *extra]})
 
     async def write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self.translation is not None:
+            data = self.translation.pieces(data)
+        if data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, last: bytes) -> None:
         """The stream's last frame."""
-        self._on_last(200)
+        if self.translation is not None:
+            last = self.translation.last(last)
+        await self._finish(last)
+
+    async def _finish(self, last: bytes) -> None:
+        await self._on_last(200)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def fail(self, failure: ErrorAnswer) -> None:
@@ -112,7 +157,7 @@ class Wire:
             await self.respond(failure.response())
             return
         error: JSON = failure.envelope()
-        await self.end(frame(error) + DONE)
+        await self._finish(self.translation.failure(failure) if self.translation else frame(error) + DONE)
 
 
 class HeldWire:

@@ -5,12 +5,13 @@ A client is known by its key's digest. Nobody who asks for much at once can take
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 
 
 class Places:
-    """`total` places, of which one client holds at most `per_key` at a time."""
+    """`total` places, of which one client holds at most `per_key()` at a time."""
 
-    def __init__(self, total: int, per_key: int) -> None:
+    def __init__(self, total: int, per_key: Callable[[], int]) -> None:
         self._free = total
         self._per_key = per_key
         self._held: Counter[str] = Counter()
@@ -27,7 +28,7 @@ class Places:
 
     def may_take(self, key_digest: str) -> bool:
         """Whether a client could take a place at once."""
-        return self._free > 0 and self._held[key_digest] < self._per_key
+        return self._free > 0 and self._held[key_digest] < self._per_key()
 
     def take(self, key_digest: str) -> None:
         """Takes a place that `may_take` says is there."""
@@ -70,6 +71,6 @@ class Places:
                 turns.popleft()
             if not turns:
                 del self._waiting[key_digest]
-            elif self._held[key_digest] < self._per_key:
+            elif self._held[key_digest] < self._per_key():
                 return key_digest
         return None
