@@ -28,6 +28,7 @@ from modint_guard.types import (
     NOOP,
     REGENERATED,
     SELF_ASKED,
+    TEACHER_FORCED,
     Cause,
     Chat,
     Failure,
@@ -162,7 +163,11 @@ class Judge:
         if score is None:
             return False
         thresholds, _ = self._thresholds(plan, score)
-        return verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects) is not None
+        decided = verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects)
+        if decided is None or not corrects or decided.state is not State.FLAGGED:
+            return decided is not None
+        # What is corrected part by part (`mitigation.parts`) needs the spans, and these need every cell.
+        return score.method != TEACHER_FORCED or all(name in score.cells for name in CELLS)
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, if it was asked and is confident."""
