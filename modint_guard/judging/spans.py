@@ -148,9 +148,13 @@ def _words(
 
 def _tokens_of_words(answer: Reply) -> set[int]:
     """The tokens that have a part in a word, by their indices among those that count."""
-    evidence = evidence_of(answer)
-    pieces = sorted(part.piece for part in parts_of(answer) if part.kind != "claim")
-    return {i for i, place in enumerate(evidence.places) if any(_overlap(place, piece) for piece in pieces)}
+    parts = parts_of(answer)
+    words = [part for part in parts if part.kind == "word"]
+    paths = {part.path for part in words}
+    leaves = [part for part in parts if part.kind == "leaf" and part.path not in paths]
+    pieces = sorted(part.piece for part in (*words, *leaves))
+    places = evidence_of(answer).places
+    return {i for i, place in enumerate(places) if holding(pieces, place) is not None}
 
 
 def _first_word(answer: Reply) -> list[Part]:
@@ -181,7 +185,3 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def _strength(span: AnswerSpan) -> float:
     return max(abs(span.influence_text or 0.0), abs(span.influence_image or 0.0))
-
-
-def _overlap(place: Piece, piece: Piece) -> bool:
-    return piece[1] > place[0] and piece[0] < max(place[1], place[0] + 1)
