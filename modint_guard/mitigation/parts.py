@@ -112,7 +112,11 @@ def _claim(old: str, written: Reply) -> str | None:
 
 
 def _value(text: str, start: int, written: str) -> str | None:
-    """The value that was written in place of the one that begins here; None if it is of another kind."""
+    """The value that was written in place of the one that begins here; None if it is of another kind, or if a
+    document was begun anew.
+    """
+    if leaves_in(written) is not None:
+        return None
     found = _STRING.match(written) if text[start - 1 : start] == '"' else _LITERAL.match(written)
     if found is None:
         return None
