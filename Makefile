@@ -3,7 +3,7 @@
 #   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
-#   make bench-training-gpu   make bench-faults   make bench-locate   make deploy-check
+#   make bench-training-gpu   make bench-faults   make bench-locate   make bench-spans   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3

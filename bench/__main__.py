@@ -120,6 +120,26 @@ def ablation(
 
 
 @app.command()
+def spans(
+    output: Output = Path("bench/results/spans.json"),
+    world: Annotated[Literal["picturebook", "tinyworld"], typer.Option(help="Whose items.")] = "picturebook",
+    model: Annotated[str, typer.Option(help="The base.")] = "picturebook-base",
+    adapter: Annotated[str | None, typer.Option(help="A folder with an adapter, measured too.")] = None,
+    count: Count = 100,
+    long: Annotated[int, typer.Option(min=1, help="Long answers for each length and harmless caption.")] = 75,
+    seed: Seed = 0,
+    raw: Annotated[Path, typer.Option(help="The records, from which the same run goes on.")] = Path(
+        "runs/spans.jsonl"
+    ),
+) -> None:
+    """Which words of an answer came from a lie, beside simple rules; and long answers, where nothing lies."""
+    from bench.spans.measure import Setup, measure_spans
+
+    measure_spans(output, raw, Setup(world, model, adapter, count, long, seed))
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def thresholds(
     output: Output = Path("bench/results/thresholds.json"), count: Count = 200, seed: Seed = 0
 ) -> None:

@@ -14,7 +14,7 @@ from modint_guard.judging.explanation import explained
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
-from modint_guard.judging.spans import spans_of, turned_tokens
+from modint_guard.judging.spans import flagged_words, spans_of, turned_tokens
 from modint_guard.judging.statistic import flag_statistic, token_statistics
 from modint_guard.judging.text_match import is_short, score_words, words_result
 from modint_guard.probing import like_views, regenerate
@@ -28,6 +28,7 @@ from modint_guard.types import (
     NOOP,
     REGENERATED,
     SELF_ASKED,
+    TEACHER_FORCED,
     Cause,
     Chat,
     Failure,
@@ -115,13 +116,13 @@ class Judge:
         # that are the most probable ones.
         covered = not score.partial and not _is_not_preferred(score)
         calibrated = (is_fitted or weighed is not None) and covered and decided.risk is not None
-        report = self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
 
         def flags(found: Statistic) -> bool:
             by_null = verdict.weighed(found, null, thresholds, self.config.alpha) if null else None
             return by_null.flags if by_null else found.sure >= thresholds.sure
 
-        return replace(report, spans=_spans(plan, answer, score, decided.cause, flags))
+        spans = _spans(plan, answer, score, decided.cause, flags)
+        return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated), spans)
 
     def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
         """Judge an answer that was given elsewhere.
@@ -162,7 +163,11 @@ class Judge:
         if score is None:
             return False
         thresholds, _ = self._thresholds(plan, score)
-        return verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects) is not None
+        decided = verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects)
+        if decided is None or not corrects or decided.state is not State.FLAGGED:
+            return decided is not None
+        # What is corrected part by part (`mitigation.parts`) needs the spans, and these need every cell.
+        return score.method != TEACHER_FORCED or all(name in score.cells for name in CELLS)
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, if it was asked and is confident."""
@@ -218,14 +223,22 @@ class Judge:
         score = score_words(answer, regenerate.whole_replies(replies), plan.chat)
         return self._report(plan, answer, replies, score, Verdict(State.PASS))
 
-    def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, decided: Verdict) -> Report:
+    def _report(
+        self,
+        plan: Plan,
+        answer: Reply,
+        replies: Replies,
+        score: Score,
+        decided: Verdict,
+        spans: tuple[AnswerSpan, ...] = (),
+    ) -> Report:
         noise = max(plan.noise, score.noise or 0.0)
         thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
         replies = scoring.comparable(answer, replies)
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
-            explanation=explained(decided, plan.relevant, plan.relevant_source, score),
+            explanation=explained(decided, plan.relevant, plan.relevant_source, score, flagged_words(spans)),
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
             relevant_probability=plan.relevant_probability,
@@ -234,6 +247,7 @@ class Judge:
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,
+            spans=spans,
             influence_images=score.influence_images,
             relative_entropy=score.relative_entropy,
             noise=score.noise,

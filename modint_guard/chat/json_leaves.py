@@ -11,6 +11,7 @@ import re
 
 from modint_guard.types import Leaf
 
+MAX_CHARACTERS = 100_000
 _LITERAL = re.compile(r"true|false|null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _FENCE = re.compile(r"\s*```[\w-]*[ \t]*\n(?P<inner>.*?)(?:\n```\s*|\Z)", re.S)
 _SIGN = re.compile(
@@ -21,8 +22,10 @@ _SIGN = re.compile(
 
 def leaves_in(text: str) -> tuple[Leaf, ...] | None:
     """The leaf values of a text that is a JSON object or array, in a code fence or not, except for empty
-    strings; as far as it goes, if it was cut off. None for any other text.
+    strings; as far as it goes, if it was cut off. None for any other text, and for one that is very long.
     """
+    if len(text) > MAX_CHARACTERS:
+        return None
     fence = _FENCE.fullmatch(text)
     start, end = fence.span("inner") if fence else (0, len(text))
     if text[start:end].lstrip()[:1] not in ("{", "["):

@@ -206,8 +206,11 @@ def _positions(entries: Any, ids: Any) -> Iterator[Position]:
 
 
 def _bytes(listed: Any) -> bytes | None:
-    """The bytes of a token; None if the engine lists none."""
-    return bytes(listed) if isinstance(listed, list) else None
+    """The bytes of a token; None if the engine lists none that are."""
+    try:
+        return bytes(listed) if isinstance(listed, list) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:

@@ -24,10 +24,14 @@ class Arguments:
         self._pieces: dict[int, list[str]] = {}
 
     def feed(self, message: Mapping[str, Any]) -> None:
-        """Add those of a message, or of the delta of a chunk. Raises what malformed ones raise."""
-        for place, call in enumerate(message.get("tool_calls") or ()):
-            index, function = call.get("index", place), call.get("function") or {}
-            self._pieces.setdefault(index, []).append(function.get("arguments") or "")
+        """Add those of a message, or of the delta of a chunk; a call of another shape has none."""
+        calls = message.get("tool_calls")
+        for place, call in enumerate(calls if isinstance(calls, list) else ()):
+            told = call if isinstance(call, dict) else {}
+            function, index = told.get("function"), told.get("index")
+            arguments = function.get("arguments") if isinstance(function, dict) else None
+            pieces = self._pieces.setdefault(index if isinstance(index, int) else place, [])
+            pieces.append(arguments if isinstance(arguments, str) else "")
 
     def all(self) -> tuple[str, ...]:
         """The arguments of each call, in order."""

@@ -25,6 +25,7 @@ from modint_guard.report import AnswerSpan, SpanKind
 from modint_guard.types import TEACHER_FORCED, Cause, Influence, Piece, Reply, Score, Statistic
 
 MAX_SPANS = 100  # of one answer
+_BEGINNING = 1000  # characters that an answer's first word is looked for in
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,23 @@ def turned_tokens(
     found = [t for t, statistic in statistics.items() if statistic.value > 0.0 and flags(statistic)]
     words = _tokens_of_words(answer)
     return tuple(t for t in found if t in words) or tuple(found) or (most,)
+
+
+def flagged_words(spans: Sequence[AnswerSpan]) -> tuple[str, ...]:
+    """What was turned of an answer that has other words too, in the order of the text, words that follow each
+    other as one; empty if all of it was, or nothing.
+    """
+    words = [span for span in spans if span.kind == "word"]
+    paths = {span.path for span in words}
+    finest = [*words, *(span for span in spans if span.kind == "leaf" and span.path not in paths)]
+    flagged = sorted((span for span in finest if span.cause), key=lambda span: span.start)
+    if len(flagged) == len(finest):
+        return ()
+    texts: list[str] = []
+    for before, span in zip([None, *flagged], flagged, strict=False):
+        follows = before is not None and before.path == span.path and span.start - before.end == 1
+        texts[-1:] = [f"{texts[-1]} {span.text}"] if follows else [*texts[-1:], span.text]
+    return tuple(texts)
 
 
 def parts_of(answer: Reply) -> list[Part]:
@@ -130,14 +148,18 @@ def _words(
 
 def _tokens_of_words(answer: Reply) -> set[int]:
     """The tokens that have a part in a word, by their indices among those that count."""
-    evidence = evidence_of(answer)
-    pieces = sorted(part.piece for part in parts_of(answer) if part.kind != "claim")
-    return {i for i, place in enumerate(evidence.places) if any(_overlap(place, piece) for piece in pieces)}
+    parts = parts_of(answer)
+    words = [part for part in parts if part.kind == "word"]
+    paths = {part.path for part in words}
+    leaves = [part for part in parts if part.kind == "leaf" and part.path not in paths]
+    pieces = sorted(part.piece for part in (*words, *leaves))
+    places = evidence_of(answer).places
+    return {i for i, place in enumerate(places) if holding(pieces, place) is not None}
 
 
 def _first_word(answer: Reply) -> list[Part]:
     """The only part that was compared of an answer that was not scored as a whole; a key of JSON is none."""
-    words = words_in(answer.text) if leaves_in(answer.text) is None else []
+    words = words_in(answer.text[:_BEGINNING]) if leaves_in(answer.text) is None else []
     return [Part("word", words[0], (0,))] if words else []
 
 
@@ -163,7 +185,3 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def _strength(span: AnswerSpan) -> float:
     return max(abs(span.influence_text or 0.0), abs(span.influence_image or 0.0))
-
-
-def _overlap(place: Piece, piece: Piece) -> bool:
-    return piece[1] > place[0] and piece[0] < max(place[1], place[0] + 1)

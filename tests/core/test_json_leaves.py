@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat.json_leaves import leaves_in
+from modint_guard.chat.json_leaves import MAX_CHARACTERS, leaves_in
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -77,6 +77,10 @@ def test_a_document_in_a_code_fence_is_read_too() -> None:
 )
 def test_what_is_no_json_document_has_no_leaves(text: str) -> None:
     assert leaves_in(text) is None
+
+
+def test_a_very_long_document_is_not_read() -> None:
+    assert leaves_in(json.dumps(["red"] * MAX_CHARACTERS)) is None
 
 
 def test_keys_are_written_as_a_pointer_has_them() -> None:

@@ -14,7 +14,7 @@ from modint_guard import Guard, GuardConfig
 from modint_guard.chat.reply import answer_positions
 from modint_guard.judging.evidence import evidence_of
 from modint_guard.judging.null import Null, NullScore
-from modint_guard.judging.spans import MAX_SPANS, parts_of, spans_of, turned_tokens
+from modint_guard.judging.spans import MAX_SPANS, flagged_words, parts_of, spans_of, turned_tokens
 from modint_guard.report import AnswerSpan, Report
 from modint_guard.types import (
     JSON,
@@ -233,6 +233,21 @@ async def test_the_word_that_the_lie_gave_is_flagged_and_the_word_of_the_picture
     assert report.influence_text == pytest.approx(
         fsum(span.influence_text or 0.0 for span in report.spans) / 7
     )
+
+
+async def test_the_explanation_names_the_words_that_were_turned() -> None:
+    said_so = (await judged(captioner())).explanation
+    assert said_so.endswith("which alone says “green”, but the answer follows the text at “blue”.")
+
+
+def test_turned_words_that_follow_each_other_are_one_and_all_of_an_answer_is_not_named() -> None:
+    answer = said("a", " light", " blue", " cup", " and", " tea")
+    spans = spans_of(answer, one_each(answer), (1, 2, 5), Cause.TEXT)
+    assert flagged_words(spans) == ("light blue", "tea")
+    assert flagged_words(spans_of(answer, one_each(answer), range(6), Cause.TEXT)) == ()
+    record = said('{"a": "', "red", '", "b": "', "light", " blue", '"}')
+    assert flagged_words(spans_of(record, one_each(record), (0,), Cause.TEXT)) == ("red",)
+    assert flagged_words(spans_of(record, one_each(record), (2,), Cause.TEXT)) == ("blue",)
 
 
 async def test_in_an_answer_that_passes_no_word_is_flagged_and_influences_are_told() -> None:

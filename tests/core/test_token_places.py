@@ -1,10 +1,11 @@
 """Where the tokens of an answer stand in its text, characters of several bytes included."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard.chat.reply import answer_positions, reply_of
-from modint_guard.chat.token_places import holding, places_of
+from modint_guard.chat.token_places import bytes_of, holding, places_of
 from modint_guard.types import Position
 from tests.core.fakes import completion
 
@@ -64,6 +65,14 @@ def test_a_token_belongs_to_the_first_piece_that_it_has_a_part_in() -> None:
         1,
         None,
     ]
+
+
+@pytest.mark.parametrize("listed", [[300], ["a"], "red", None])
+def test_bytes_that_are_none_are_those_of_the_text(listed: object) -> None:
+    said = completion("red", [{"red": 0.9}])
+    said["choices"][0]["logprobs"]["content"][0]["bytes"] = listed
+    (position,) = reply_of(said).positions
+    assert position.raw is None and bytes_of(position) == b"red"
 
 
 def test_an_answer_whose_tokens_are_parts_of_characters_is_known_by_their_bytes() -> None:

@@ -106,6 +106,16 @@ def test_the_calls_of_a_stream_are_put_together_from_their_pieces() -> None:
     assert stream.reply().calls == ('{"colour": "blue"}', '{"n": 1}')
 
 
+@pytest.mark.parametrize(
+    "calls",
+    ["none", [None], [{}], [{"function": "f"}], [{"index": "one", "function": {"arguments": {"a": 1}}}]],
+)
+def test_calls_of_another_shape_have_no_arguments(calls: object) -> None:
+    said = completion("", [{"x": 0.9}], tool_calls=calls)
+    answer = reply_of(said)
+    assert answer.skip == "tool_calls" and not any(answer.calls) and as_written(answer) == answer
+
+
 # -- through the guard --------------------------------------------------------------------------------------
 
 
