@@ -69,6 +69,31 @@ def fuzz(
 
 
 @app.command()
+def soak(
+    output: Output = Path("bench/results/soak.json"),
+    count: Annotated[int, typer.Option(min=20, help="Requests.")] = 100_000,
+    seed: Seed = 0,
+) -> None:
+    """Many requests of every kind: memory, sockets and counters of the gateway's process."""
+    from bench.soak import measure_soak
+
+    measure_soak(output, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def tenants(
+    output: Output = Path("bench/results/tenants.json"),
+    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 300,
+) -> None:
+    """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
+    from bench.tenants import measure_tenants
+
+    measure_tenants(output, requests=requests)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def base(
     runs: Annotated[
         list[Path] | None,

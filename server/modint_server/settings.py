@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
-    max_json_depth: int = Field(default=64, gt=0, le=512)
+    max_json_depth: int = Field(default=64, gt=0, le=250)  # orjson writes 254 levels
     max_messages: int = Field(default=1024, gt=0)
     max_images: int = Field(default=16, gt=0)
     max_image_bytes: int = Field(default=20 * 2**20, gt=0)

@@ -202,6 +202,14 @@ class FakeUpstream:
             case "400":
                 error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
                 return await _whole(writer, error, status=400)
+            case "400 in two pieces":
+                error = b'{"error":{"message":"too long for me","type":"BadRequest","param":null,"code":400}}'
+                head = f"HTTP/1.1 400 X\r\ncontent-length: {len(error)}\r\nconnection: close\r\n\r\n".encode()
+                for piece in (head + error[:30], error[30:]):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+                return False
             case "429":
                 error = b'{"error":{"message":"slow down","code":429}}'
                 return await _whole(writer, error, status=429, retry_after=self.retry_after)

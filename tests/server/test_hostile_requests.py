@@ -161,3 +161,15 @@ async def test_many_who_ask_for_the_engines_page_cost_it_two(
     pages = await asyncio.gather(*(running_gateway.get("/engine/metrics") for _ in range(50)))
     assert {page.status for page in pages} == {200}
     assert upstream.paths.count("/metrics") < 10
+
+
+@pytest.mark.parametrize(("depth", "status"), [(240, 200), (260, 400)])
+async def test_a_body_as_deep_as_is_allowed_can_be_written_again(
+    upstream: FakeUpstream, depth: int, status: int
+) -> None:
+    nested: Any = 1
+    for _ in range(depth):
+        nested = [nested]
+    async with serving(upstream.url, max_json_depth=250) as gateway:
+        reply = await gateway.post(chat(future_field=nested, modint={"relevant": "image"}))
+    assert reply.status == status
