@@ -54,11 +54,15 @@ def fuzz(
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
     replies: Annotated[int, typer.Option(min=1, help="Requests whose replies are damaged.")] = 200_000,
     seed: Seed = 0,
+    processes: Annotated[int, typer.Option(min=1, help="That share the work.")] = 1,
+    resume: Annotated[bool, typer.Option(help="Go on where a run was stopped.")] = False,
 ) -> None:
     """Damaged requests and damaged replies: does anything end the gateway's work, or lose an answer?"""
     from bench.fuzz import measure_fuzz
 
-    findings = measure_fuzz(output, bodies=bodies, replies=replies, seed=seed)
+    findings = measure_fuzz(
+        output, bodies=bodies, replies=replies, seed=seed, processes=processes, resume=resume
+    )
     for finding in findings:
         typer.echo(
             f"{finding.kind} of request {finding.number}:\n{finding.trace}\n{finding.body!r}", err=True

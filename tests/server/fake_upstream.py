@@ -256,12 +256,15 @@ class FakeUpstream:
 
     async def _respond(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
         """A response of the Responses API by the same script, whole or as a stream."""
-        answer = self.script(_as_chat(body))
+        try:
+            answer = self.script(_as_chat(body))
+            asks = "message.output_text.logprobs" in (body.get("include") or ())
+        except (AttributeError, KeyError, TypeError):  # as an engine refuses what it cannot read
+            answer, asks = Answer("", fault="400"), False
         await asyncio.sleep(answer.delay_s)
         if answer.fault in ("400", "500"):
             error = b'{"error":{"message":"too long","type":"BadRequest","param":null,"code":400}}'
             return await _whole(writer, error, status=int(answer.fault))
-        asks = "message.output_text.logprobs" in (body.get("include") or ())
         listed = self._logprobs({"logprobs": asks, "top_logprobs": body.get("top_logprobs")}, answer)
         entries = listed["content"] if listed else []
         part = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": entries or None}

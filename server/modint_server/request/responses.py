@@ -112,7 +112,7 @@ class Responses:
                     if not out.streaming:
                         await out.start()
                     response = _ended(document)
-                    if response is None:
+                    if response is None or record.report is not None:
                         await out.write(self._shown(event, document, wanted))
                         continue
                     with record.holding():
