@@ -20,6 +20,7 @@ import aiohttp
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
+from modint_guard.types import State
 from tests.server.conftest import chat
 from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled, running, text_of
 from tests.server.test_mitigation import chunks
@@ -31,11 +32,13 @@ CHAT = "/v1/chat/completions"
 KINDS = {"whole": 22, "stream": 22, "neutralise": 8, "escalate": 8, "ladder": 8, "text": 8, "off": 6}
 KINDS |= {"unknown": 4, "no JSON": 3, "check": 3, "completion": 3, "left": 5}
 BATCHES = 20
+LOST, NO_VERDICT = "lost", "none"
+STATES = tuple(State)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the gateway holds after a batch; by how many requests its counters differ from what was sent."""
+    """What the gateway holds after a batch; by how many requests and verdicts its counters are wrong."""
 
     requests: int
     rss_kb: int
@@ -86,16 +89,16 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(upstream: FakeUpstream, **settings: str) -> AsyncIterator[Gateway]:
+async def gateway_process(upstream: str, **settings: str) -> AsyncIterator[Gateway]:
     """`modint-guard serve --upstream` on a free port, once it is ready.
 
-    settings: those of the environment, without their prefix.
+    upstream: the address of its engine. settings: those of the environment, without their prefix.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = "from modint_guard.cli import main; main()"
-    command = (sys.executable, "-c", code, "serve", "--upstream", upstream.url, "--port", str(port))
+    command = (sys.executable, "-c", code, "serve", "--upstream", upstream, "--port", str(port))
     settings = {"adapter_selftest": "off", "log_level": "error", **settings}
     environment = {**os.environ, **{f"MODINT_{name.upper()}": value for name, value in settings.items()}}
     silent = asyncio.subprocess.DEVNULL
@@ -123,11 +126,11 @@ async def _ready(gateway: Gateway) -> None:
 async def soaked(count: int, *, seed: int = 0, concurrency: int = 16) -> AsyncIterator[Row]:
     """A row after each of `BATCHES` batches, of `count` requests in all."""
     random = Random(seed)
-    async with running(FakeUpstream(_script)) as upstream, gateway_process(upstream) as gateway:
-        sent, lost = Counter[str](), 0
+    async with running(FakeUpstream(_script)) as upstream, gateway_process(upstream.url) as gateway:
+        sent, told, lost = Counter[str](), Counter[str](), 0
         places = asyncio.Semaphore(concurrency)
 
-        async def one(kind: str, pause: float) -> bool:
+        async def one(kind: str, pause: float) -> str:
             async with places:
                 return await _answered(gateway, kind, pause)
 
@@ -135,7 +138,8 @@ async def soaked(count: int, *, seed: int = 0, concurrency: int = 16) -> AsyncIt
             kinds = random.choices(list(KINDS), list(KINDS.values()), k=max(1, count // BATCHES))
             sent.update(kinds)
             answered = await asyncio.gather(*(one(kind, random.random() * 0.02) for kind in kinds))
-            lost += answered.count(False)
+            told.update(answered)
+            lost = told[LOST]
             upstream.forget()
             counters = await _settled(gateway, sent.total())
             yield Row(
@@ -145,7 +149,7 @@ async def soaked(count: int, *, seed: int = 0, concurrency: int = 16) -> AsyncIt
                 threads=gateway.threads(),
                 in_flight=counters["flight"]["now"],
                 lost=lost,
-                miscounted=_miscounted(sent, counters),
+                miscounted=_miscounted(sent, told, counters),
             )
 
 
@@ -159,17 +163,20 @@ async def _settled(gateway: Gateway, sent: int) -> dict[str, Counter[str]]:
         await asyncio.sleep(0.1)
 
 
-def _miscounted(sent: Counter[str], counters: dict[str, Counter[str]]) -> int:
-    """By how many requests the outcomes differ from what was sent.
+def _miscounted(sent: Counter[str], told: Counter[str], counters: dict[str, Counter[str]]) -> int:
+    """By how many requests outcomes and verdicts differ from what was sent, and from what clients were told.
 
-    A client that leaves may have its answer already: it counts as either.
+    A client that leaves may have its answer, and its verdict, already: it counts as either.
     """
-    requests = counters["requests"]
+    requests, verdicts = counters["requests"], counters["verdicts"]
     refused = sent["unknown"] + sent["no JSON"]
     answered = sent.total() - refused - sent["left"]
     differences = [requests.total() - sent.total(), requests["client_error"] - refused]
     differences.append(min(0, requests["ok"] - answered))
     differences.append(requests["ok"] + requests["cancelled"] - answered - sent["left"])
+    more = {state: verdicts[state] - told[state] for state in verdicts.keys() | set(STATES)}
+    differences += [min(0, number) for number in more.values()]
+    differences.append(max(0, sum(more.values()) - sent["left"]))
     return sum(map(abs, differences))
 
 
@@ -199,25 +206,26 @@ def _request(kind: str) -> tuple[str, bytes]:
     return path, b"{" if kind == "no JSON" else orjson.dumps(body)
 
 
-async def _answered(gateway: Gateway, kind: str, pause: float) -> bool:
-    """Whether the client got what its kind of request should get."""
+async def _answered(gateway: Gateway, kind: str, pause: float) -> str:
+    """The verdict that the client was told, NO_VERDICT if there is none to tell, or LOST if it did not get
+    what its kind of request should get.
+    """
     path, raw = _request(kind)
     headers = {"content-type": "application/json"}
     if kind == "left":
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause + 0.01):
                 await (await gateway.http.post(gateway.url + path, data=raw, headers=headers)).read()
-        return True
+        return NO_VERDICT
     async with gateway.http.post(gateway.url + path, data=raw, headers=headers) as response:
-        answer = await response.read()
-    expected = {"unknown": 404, "no JSON": 400}.get(kind, 200)
-    if response.status != expected:
-        return False
+        answer, verdict = await response.read(), response.headers.get("x-modint-verdict", NO_VERDICT)
+    if response.status != {"unknown": 404, "no JSON": 400}.get(kind, 200):
+        return LOST
     if kind in ("unknown", "no JSON", "check", "completion"):
-        return True
-    text = (
-        streamed(chunks(answer))
-        if kind == "stream"
-        else orjson.loads(answer)["choices"][0]["message"]["content"]
-    )
-    return text in ("blue", "red")
+        return verdict
+    if kind == "stream":
+        frames = chunks(answer)
+        text, verdict = streamed(frames), frames[-1]["modint"]["verdict"]
+    else:
+        text = orjson.loads(answer)["choices"][0]["message"]["content"]
+    return verdict if text in ("blue", "red") else LOST

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import uvicorn
+from prometheus_client import generate_latest
 
 from modint_server.connections import BoundedConnection
+from modint_server.routes.pages import RESTS, Page
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import BASE, FakeUpstream
 
@@ -161,6 +165,46 @@ async def test_many_who_ask_for_the_engines_page_cost_it_two(
     pages = await asyncio.gather(*(running_gateway.get("/engine/metrics") for _ in range(50)))
     assert {page.status for page in pages} == {200}
     assert upstream.paths.count("/metrics") < 10
+
+
+async def test_pages_that_are_asked_for_all_the_time_are_made_a_fifth_of_it() -> None:
+    made, ends = list[float](), time.monotonic() + 1.0
+
+    async def make() -> bytes:
+        made.append(time.monotonic())
+        await asyncio.sleep(0.02)
+        return b"page"
+
+    page = Page(make, rests=RESTS)
+
+    async def ask() -> None:
+        while time.monotonic() < ends:
+            assert await page.get() == b"page"
+
+    await asyncio.gather(*(ask() for _ in range(20)))
+    assert 2 <= len(made) <= 12
+    assert min(later - earlier for earlier, later in itertools.pairwise(made)) >= 0.09
+
+
+async def test_many_who_ask_for_the_metrics_of_many_adapters_keep_nobody_waiting(
+    upstream: FakeUpstream,
+) -> None:
+    names = [f"adapter-{n}" for n in range(64)]
+    upstream.model_list = [*upstream.model_list[:1], *({"id": name, "parent": BASE} for name in names)]
+    async with serving(upstream.url) as gateway:
+        began = time.thread_time()
+        generate_latest(gateway.registry)
+        cost = time.thread_time() - began
+        asked = asyncio.gather(*(gateway.get("/metrics") for _ in range(20)))
+        longest = 0.0
+        while not asked.done():
+            began = time.thread_time()
+            assert (await gateway.get("/livez")).status == 200
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.thread_time() - began)
+        pages = {page.body for page in await asked}
+    assert len(pages) <= 2 and all(b"adapter-63" in page for page in pages)
+    assert longest < cost / 2
 
 
 @pytest.mark.parametrize(("depth", "status"), [(240, 200), (260, 400)])

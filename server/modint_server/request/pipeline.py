@@ -179,7 +179,7 @@ class Pipeline:
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
-        self.second_tries.earn()
+        self.second_tries.earn(record.key_digest)
         examination = self.examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
@@ -188,7 +188,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self.may_ask_again(examination, exc):
+            if wire.streaming or not self.may_ask_again(examination, exc, record):
                 raise
             await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
 
@@ -218,12 +218,12 @@ class Pipeline:
         policy = policy_of(plan.chat, plan.options, self.guard.config)
         return fail_closed(unscored(plan, reason), policy)
 
-    def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+    def may_ask_again(self, examination: Examination, exc: EndpointError, record: Record) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
         if examination.refused_additions(exc):
             return True
         broke = examination.failed_on_additions(exc) and not isinstance(exc, BrokenStreamError)
-        return broke and self.second_tries.take()
+        return broke and self.second_tries.take(record.key_digest)
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
