@@ -21,8 +21,8 @@ STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU       := torch==2.13.0+cpu
 
-# Tests run in as many processes as there are cores, four at most: each of them holds torch, and engines run beside.
-PARALLEL := --numprocesses logical --maxprocesses 4
+# Tests run in several processes: tests/conftest.py says in how many, and which files stay together.
+PARALLEL := --numprocesses auto
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:

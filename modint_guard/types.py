@@ -46,10 +46,11 @@ RUNGS = (NEUTRALISE, ESCALATE, DEBIAS, RERANK, ABSTAIN)
 TAKEN_ACTIONS = (ANNOTATE, *RUNGS)  # the actions that a report can state
 ACTIONS = (*TAKEN_ACTIONS, LADDER)  # the actions that a request or a policy can ask for
 
-UNSCORED_REASONS = ("timeout", "upstream_error", "budget", "no_logprobs", "incomplete")
+UNSCORED_REASONS = ("timeout", "upstream_error", "no_logprobs", "incomplete")
 SKIPPED_REASONS = (
     "opted_out",
     "sampled_out",
+    "overload",
     "no_image",
     "no_context",
     "tool_calls",

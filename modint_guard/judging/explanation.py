@@ -18,11 +18,11 @@ _SAID_BY: dict[RelevantSource, str] = {
 _NOT_JUDGED = {
     "timeout": "a probe was late",
     "upstream_error": "the engine failed a probe",
-    "budget": "no probe could be paid for",
     "no_logprobs": "the engine gave no log-probabilities",
     "incomplete": "a probe that was needed is missing",
     "opted_out": "the client did not want it",
     "sampled_out": "it was not drawn",
+    "overload": "too many requests were in flight",
     "no_image": "there is no picture",
     "no_context": "there is nothing beside the question and its picture that could have led it astray",
     "tool_calls": "it is about tools",

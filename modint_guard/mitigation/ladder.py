@@ -67,7 +67,8 @@ def fail_closed(report: Report, policy: Policy, original: str = "") -> Report:
 
     original: the text of the engine's answer; "" if it was not asked.
     """
-    if report.verdict.state is not State.UNSCORED or policy.unscored != ABSTAIN:
+    is_open = report.verdict.state is not State.UNSCORED and report.verdict.reason != "overload"
+    if is_open or policy.unscored != ABSTAIN:
         return report
     withheld = Mitigation(
         asked=policy.action,

@@ -27,18 +27,23 @@ from modint_server.engine.upstream import Upstream
 from modint_server.metrics import Metrics
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
-from modint_server.request.intake import Keys, request_id
+from modint_server.request.image_hosts import ImageHosts
+from modint_server.request.intake import request_id
+from modint_server.request.keys import Keys
 from modint_server.request.measuring import Measuring
 from modint_server.request.messages import Messages
 from modint_server.request.passing import Passing
+from modint_server.request.pictures import Pictures
 from modint_server.request.pipeline import Pipeline
 from modint_server.request.places import Places
+from modint_server.request.rate_limits import RateLimits
 from modint_server.request.responses import Responses
+from modint_server.request.sampling import Sample
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, messages, models, passing, responses
 from modint_server.routes.pages import RESTS, Page
-from modint_server.settings import PASSED_GET, Settings, client_keys, secret
+from modint_server.settings import PASSED_GET, Settings, secret
 
 # What scripts of web pages may read of an answer, besides its body.
 READABLE_HEADERS = (
@@ -51,6 +56,11 @@ READABLE_HEADERS = (
     "x-modint-rungs",
     "x-modint-mitigation-tokens",
     "x-modint-detail",
+    *(
+        f"x-ratelimit-{of}-{what}"
+        for what in ("requests", "tokens")
+        for of in ("limit", "remaining", "reset")
+    ),
     "retry-after",
     "x-should-retry",
 )
@@ -131,7 +141,9 @@ def guard_config(settings: Settings) -> GuardConfig:
 
 
 def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
-    """The gateway, without routes. Raises ConfigError for a bad file of rules, policies or a calibration."""
+    """The gateway, without routes. Raises ConfigError for a bad file of rules, policies or a calibration, and
+    for hosts of pictures that are none.
+    """
     upstream.on_failure = metrics.upstream_failed
     calibrations = {path: read_calibration(path) for path in settings.calibrations}
     attachment = Attachment(
@@ -145,10 +157,12 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         testing="report" if settings.adapter_selftest == "auto" else settings.adapter_selftest,
         forcing_beside_adapters=settings.teacher_forcing == "on",
     )
-    nulls = Nulls(settings.null_file, several=len(client_keys(settings)) > 1)
+    keys = Keys(settings)
+    nulls = Nulls(settings.null_file, several=keys.are_several)
     guard = Guard(guard_config(settings), calibrations=calibrations.values(), nulls=nulls)
-    places = _shared(settings.max_in_flight, settings)
+    places = _shared(settings.max_in_flight, settings, keys)
     metrics.null_alpha.set(settings.alpha)
+    metrics.sample.set(settings.sample)
     pipeline = Pipeline(
         guard=guard,
         upstream=upstream,
@@ -158,7 +172,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         noise=NoiseFloor(settings.noop_every),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
         second_tries=SecondTries(),
-        caches_by_key=settings.cache_by_key == "auto" and len(client_keys(settings)) > 1,
+        keys=keys,
         places=places,
         measuring=Measuring(
             guard,
@@ -170,11 +184,19 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             checkup=settings.null_checkup == "on" and settings.guard == "on",
             is_busy=lambda: places.held > max(1, settings.max_in_flight * QUIET),
         ),
-        probe_slots=_shared(settings.max_probes_in_flight, settings),
-        rung_slots=_shared(settings.max_rungs_in_flight, settings),
+        probe_slots=_shared(settings.max_probes_in_flight, settings, keys),
+        rung_slots=_shared(settings.max_rungs_in_flight, settings, keys),
         workers=Workers(
-            settings.image_threads, _shared(settings.image_threads, settings), settings.image_timeout_s
+            settings.image_threads, _shared(settings.image_threads, settings, keys), settings.image_timeout_s
         ),
+        pictures=Pictures(
+            ImageHosts.of(settings.image_hosts),
+            max_images=settings.max_images,
+            max_bytes=settings.max_image_bytes,
+            max_body_bytes=settings.max_body_bytes,
+            timeout_s=settings.image_fetch_timeout_s,
+        ),
+        sample=Sample(settings.sample),
     )
     return Gateway(
         settings,
@@ -184,20 +206,21 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         Responses(pipeline),
         Messages(pipeline),
         Passing(pipeline),
-        Keys(client_keys(settings)),
+        keys,
+        RateLimits(),
     )
 
 
-def _shared(total: int, settings: Settings) -> Places:
+def _shared(total: int, settings: Settings, keys: Keys) -> Places:
     """Places of which each client may have its share; all of them where there is one client only."""
-    several = len(client_keys(settings)) > 1
-    return Places(total, max(1, int(total * settings.max_share_per_key)) if several else total)
+    share = max(1, int(total * settings.max_share_per_key))
+    return Places(total, lambda: share if keys.are_several else total)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    async with gateway.pipeline.upstream:
+    async with gateway.pipeline.upstream, gateway.pipeline.pictures:
         background = [
             asyncio.create_task(gateway.attachment.watch()),
             asyncio.create_task(gateway.pipeline.measuring.run()),

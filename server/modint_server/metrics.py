@@ -31,7 +31,7 @@ UNKNOWN = "unknown"  # the model of a request that names none that is served
 OTHER = "other"  # the adapters beyond the largest number of label values
 ROUTES = ("chat", "completions", "guard_check", "responses", "messages", "passed")
 OUTCOMES = ("ok", "client_error", "upstream_error", "interrupted", "cancelled", "rejected", "internal_error")
-REJECTIONS = ("in_flight", "key_share", "draining")
+REJECTIONS = ("in_flight", "key_share", "rate_limit", "draining")
 STEPS = (*EXAMINATION_STEPS, "measuring", "annotating", "counting", "logging", "watching")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
 ACTIONS = TAKEN_ACTIONS
@@ -161,9 +161,7 @@ class Metrics:
         self.probe_tokens = counter("probe_tokens_total", "Tokens that probes cost.", ma)
         self.probe_cached = counter("probe_cached_tokens_total", "Of these, found in the prefix cache.", ma)
         self.probe_skipped = counter("probe_skipped_total", "Requests not probed.", ("model", "reason"))
-        self.probes_shed = counter(
-            "probes_shed_total", "Requests answered without probes, as too many were in flight.", ("model",)
-        )
+        self.sample = gauge("sample_ratio", "Share of the requests with a picture that is to be judged.", ())
         self.actions = counter("policy_actions_total", "What was done about a verdict.", (*ma, "action"))
         self.rungs = counter(
             "mitigation_rungs_total", "Attempts at a better answer.", (*ma, "rung", "outcome")
@@ -314,7 +312,7 @@ class Metrics:
 
     def _children_of(self, served: Served) -> None:
         ma = (served.model, served.adapter)
-        for by_model in (self.in_flight, self.queue, self.noise, self.coverage, self.probes_shed):
+        for by_model in (self.in_flight, self.queue, self.noise, self.coverage):
             by_model.labels(served.model)
         if served.adapter not in (NONE, OTHER):
             self._introduce(ma, self._cards.get(served.adapter, NO_CARD))

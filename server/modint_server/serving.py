@@ -252,6 +252,9 @@ async def _serve(
     sys.setswitchinterval(SWITCH_S)
     server = _Server(server_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    reads_keys_again = gateway.settings.api_keys_file is not None
+    if reads_keys_again:  # else the end of a terminal ends the gateway
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload_keys)
     stopped, end = asyncio.create_task(stop.wait()), asyncio.create_task(engine_end)
     try:
         await asyncio.wait({serving, stopped, end}, return_when=asyncio.FIRST_COMPLETED)
@@ -261,6 +264,8 @@ async def _serve(
         server.should_exit = True
         await serving
     finally:
+        if reads_keys_again:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         for task in (stopped, end):
             task.cancel()
         await asyncio.gather(stopped, end, return_exceptions=True)
@@ -305,8 +310,7 @@ async def _greet(gateway: Gateway, listener: socket.socket, display: "StartDispl
     for problem in attachment.capabilities.problems if attachment.capabilities else ():
         display.say(f"note: {problem}")
     names = [model.id for model in attachment.models]
-    keys_required = bool(gateway.settings.api_keys or gateway.settings.api_keys_file)
-    for line in greeting(address(listener), names, keys_required=keys_required):
+    for line in greeting(address(listener), names, keys_required=gateway.keys.are_asked_for):
         display.say(line)
 
 

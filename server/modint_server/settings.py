@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     max_request_pixels: int = Field(default=64_000_000, gt=0)
     max_json_values: int = Field(default=500_000, gt=0)
     image_timeout_s: float = Field(default=10.0, gt=0)
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # from which pictures are fetched
+    image_fetch_timeout_s: float = Field(default=5.0, gt=0)  # for all pictures of a request
     image_threads: int = Field(default=2, gt=0)
     chat_template_kwargs: Annotated[tuple[str, ...], NoDecode] = (
         "enable_thinking",
@@ -101,6 +103,7 @@ class Settings(BaseSettings):
 
     # The guard.
     guard: Literal["on", "off"] = "on"
+    sample: float = Field(default=1.0, ge=0, le=1)  # of the requests with a picture, the share that is judged
     probe_deadline_s: float = Field(default=5.0, gt=0, le=MAX_DEADLINE_S)
     noop_every: int = Field(default=100, ge=0)  # one judged request in so many, for each model; 0: none
     alpha: float = Field(default=0.01, gt=0, lt=0.5)  # of harmless inputs, the share that may be flagged
@@ -159,7 +162,13 @@ class Settings(BaseSettings):
         return paths
 
     @field_validator(
-        "api_keys", "calibrations", "cors_origins", "pass_routes", "chat_template_kwargs", mode="before"
+        "api_keys",
+        "calibrations",
+        "cors_origins",
+        "pass_routes",
+        "chat_template_kwargs",
+        "image_hosts",
+        mode="before",
     )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
@@ -190,21 +199,14 @@ def secret(key: SecretStr | None, file: Path | None) -> str | None:
     """
     if file is None:
         return None if key is None else key.get_secret_value()
-    lines = _lines(file)
+    lines = lines_of(file)
     if len(lines) != 1:
         raise ConfigError(f"{file} holds {len(lines)} lines: write exactly one key into it")
     return lines[0]
 
 
-def client_keys(settings: Settings) -> tuple[str, ...]:
-    """Every key with which clients may call; empty if they need none. Raises ConfigError for a bad file."""
-    from_file = _lines(settings.api_keys_file) if settings.api_keys_file else ()
-    if settings.api_keys_file and not from_file:
-        raise ConfigError(f"{settings.api_keys_file} holds no key: write one per line, or drop api_keys_file")
-    return (*(key.get_secret_value() for key in settings.api_keys), *from_file)
-
-
-def _lines(file: Path) -> tuple[str, ...]:
+def lines_of(file: Path) -> tuple[str, ...]:
+    """The lines of a file of keys, without comments. Raises ConfigError if it cannot be read."""
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:

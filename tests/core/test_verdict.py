@@ -167,7 +167,7 @@ def test_a_missing_cell_that_the_rule_names_leaves_the_answer_unscored(relevant:
     [
         ({"no_context": "upstream_error", "prior": "timeout"}, "timeout"),
         ({"no_context": "no_logprobs", "prior": "upstream_error"}, "upstream_error"),
-        ({"no_context": "budget"}, "budget"),
+        ({"no_context": "no_logprobs"}, "no_logprobs"),
         ({}, "incomplete"),
     ],
 )

@@ -117,6 +117,7 @@ class FakeUpstream:
     models_delay_s: float = 0.0
     logprobs: bool = True
     scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
+    priorities: bool = False  # whether its scheduler has them; if not, they are refused
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
     stream_end: bytes = b"data: [DONE]\n\n"
@@ -192,6 +193,11 @@ class FakeUpstream:
         await asyncio.sleep(answer.delay_s)
         if body.get("logprobs") and (body.get("top_logprobs") or 1) > self.max_logprobs:
             error = b'{"error":{"message":"too many logprobs","type":"BadRequest","param":null,"code":400}}'
+            return await _whole(writer, error, status=400)
+        if body.get("priority") and not self.priorities:
+            error = (
+                b'{"error":{"message":"no priority scheduling","type":"BadRequest","param":null,"code":400}}'
+            )
             return await _whole(writer, error, status=400)
         match answer.fault:
             case "hang":

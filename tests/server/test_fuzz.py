@@ -14,7 +14,7 @@ from modint_guard import Guard
 from modint_guard.chat.reply import StreamReply, reply_of, usage_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_server.request import annotate
-from modint_server.request.intake import read_chat, read_completion
+from modint_server.request.intake import read_chat, read_completion, read_document
 from modint_server.request.sse import BrokenStreamError, Splitter, chunk_of, data_of
 from modint_server.settings import Settings
 from tests.server.fake_upstream import BASE
@@ -119,11 +119,11 @@ def test_a_body_is_read_or_refused(document: Any) -> None:
     raw = document if isinstance(document, bytes) else json.dumps(document).encode()
     for read in (read_chat, read_completion):
         try:
-            incoming = read(raw, SETTINGS, lambda: BASE)
+            incoming = read(read_document(raw, SETTINGS), SETTINGS, lambda: BASE)
         except RequestError:
             continue
         assert orjson.loads(incoming.bytes()) == incoming.body
     try:
-        Guard().plan(read_chat(raw, SETTINGS, lambda: BASE).body)
+        Guard().plan(read_chat(read_document(raw, SETTINGS), SETTINGS, lambda: BASE).body)
     except RequestError:
         return

@@ -56,7 +56,12 @@ async def test_readiness_says_what_the_engine_can_do(running_gateway: Running) -
     response = await running_gateway.get("/readyz")
     assert response.status == 200
     can = {"models": [BASE, ADAPTER], "lora": [ADAPTER], "logprobs": True, "images": True}
-    assert response.json["capabilities"] == {**can, "top_logprobs": 20, "teacher_forcing": False}
+    assert response.json["capabilities"] == {
+        **can,
+        "top_logprobs": 20,
+        "teacher_forcing": False,
+        "priority": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,7 +77,7 @@ async def test_the_engine_is_asked_how_many_logprobs_it_takes(
         taken,
         True,
     )
-    assert len([body for body in upstream.calls if "prompt_logprobs" not in body]) == calls
+    assert len([body for body in upstream.calls if not {"prompt_logprobs", "priority"} & {*body}]) == calls
     assert len(response.json["notes"]) == (taken < 20)
 
 

@@ -246,7 +246,7 @@ async def test_the_file_does_not_tell_which_key_asked(engine: FakeUpstream, tmp_
     async with serving(engine.url, null_file=file, null_every=1, api_keys=("client-key", "two")) as gateway:
         await gateway.post(chat(modint=IMAGE), authorization="Bearer client-key")
         await until(lambda: len(measured(gateway).scores) == 151)
-        digest = gateway.gateway.keys.check({"authorization": "Bearer client-key"})
+        digest = gateway.gateway.keys.check({"authorization": "Bearer client-key"}).digest
         await asyncio.sleep(0.3)
     (origin,) = {row[2] for row in json.loads(file.read_text("utf-8"))["models"][BASE]["scores"]} - {CHECKUP}
     assert len(origin) == 12 and origin not in digest

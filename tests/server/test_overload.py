@@ -24,8 +24,8 @@ async def test_a_busy_gateway_leaves_probes_out_and_says_so(upstream: FakeUpstre
         replies = await asyncio.gather(*sent)
         assert [reply.status for reply in replies] == [200] * 8
         reasons = [reply.json["modint"]["reason"] for reply in replies]
-        assert reasons.count("budget") == 4
-        assert gateway.value("modint_probes_shed_total", model=BASE) == 4
+        assert reasons.count("overload") == 4
+        assert gateway.value("modint_probe_skipped_total", model=BASE, reason="overload") == 4
         assert sum(not is_main(body) for body in upstream.calls) == 4 * 3
 
 
@@ -43,7 +43,7 @@ async def test_a_busy_key_loses_its_own_probes_and_no_other_key_does(upstream: F
             await until(lambda: sum(map(is_main, upstream.calls)) == number + 1)  # noqa: B023
         replies = await asyncio.gather(*sent)
     reasons = [reply.json["modint"]["reason"] for reply in replies]
-    assert [reason == "budget" for reason in reasons] == [False] * 8 + [True] * 4 + [False]
+    assert [reason == "overload" for reason in reasons] == [False] * 8 + [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -56,6 +56,17 @@ async def test_a_closed_policy_withholds_an_answer_whose_probes_fail(
     assert (reply.status, reply.json["error"]["code"]) == (422, "modality_interference")
     report: dict[str, Any] = reply.json["modint"]
     assert (report["verdict"], report["action"]) == ("unscored", "abstain")
+
+
+async def test_a_closed_policy_withholds_what_is_not_probed_for_want_of_room(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, delay_s=0.5)
+    async with with_policy(upstream, tmp_path, CLOSED, max_in_flight=4, shed_probes_at=0.5) as gateway:
+        upstream.forget()
+        sent = [asyncio.ensure_future(gateway.post(chat(modint=IMAGE))) for _ in range(4)]
+        reports = [reply.json["modint"] for reply in await asyncio.gather(*sent) if reply.status == 422]
+    assert [(report["verdict"], report["reason"]) for report in reports] == [("skipped", "overload")] * 2
 
 
 async def test_a_closed_policy_asks_nothing_where_nothing_can_be_judged(

@@ -17,7 +17,7 @@ async def done(tasks: list[asyncio.Task[None]]) -> list[bool]:
 
 
 async def test_one_key_never_holds_more_than_its_share() -> None:
-    places = Places(4, per_key=3)
+    places = Places(4, per_key=lambda: 3)
     tasks = await waiting(places, "a", "a", "a", "a", "b")
     assert await done(tasks) == [True, True, True, False, True]
     places.give_back("a")
@@ -26,7 +26,7 @@ async def test_one_key_never_holds_more_than_its_share() -> None:
 
 
 async def test_keys_that_wait_are_served_in_turn() -> None:
-    places, order = Places(1, per_key=1), []
+    places, order = Places(1, per_key=lambda: 1), []
 
     async def work(key: str) -> None:
         await places.wait(key)
@@ -40,7 +40,7 @@ async def test_keys_that_wait_are_served_in_turn() -> None:
 
 
 async def test_who_leaves_gives_up_turn_and_place() -> None:
-    places = Places(1, per_key=1)
+    places = Places(1, per_key=lambda: 1)
     first, second, third = await waiting(places, "a", "b", "c")
     second.cancel()
     places.give_back("a")
@@ -51,7 +51,7 @@ async def test_who_leaves_gives_up_turn_and_place() -> None:
 
 
 async def test_who_leaves_in_the_moment_of_being_served_gives_the_place_back() -> None:
-    places = Places(1, per_key=1)
+    places = Places(1, per_key=lambda: 1)
     places.take("a")
     (waiter,) = await waiting(places, "b")
     places.give_back("a")
@@ -61,6 +61,6 @@ async def test_who_leaves_in_the_moment_of_being_served_gives_the_place_back() -
 
 
 async def test_a_key_without_a_place_left_may_take_none() -> None:
-    places = Places(2, per_key=1)
+    places = Places(2, per_key=lambda: 1)
     places.take("a")
     assert not places.may_take("a") and places.may_take("b") and not places.is_full()

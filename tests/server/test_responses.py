@@ -256,7 +256,7 @@ async def test_a_busy_gateway_leaves_probes_out(upstream: FakeUpstream) -> None:
         upstream.forget()
         sent = [asyncio.ensure_future(gateway.post(asked(), "/v1/responses")) for _ in range(4)]
         reasons = [reply.json["modint"]["reason"] for reply in await asyncio.gather(*sent)]
-    assert reasons.count("budget") == 2
+    assert reasons.count("overload") == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -73,7 +73,7 @@ async def test_what_it_costs_is_known(upstream: FakeUpstream) -> None:
     upstream.script = adapted
     async with serving(upstream.url, adapter_selftest="require") as gateway:
         await settled(gateway)
-    capability, base, adapter, mixed = 2, 3 * 3, 3, 2 * AT_ONCE
+    capability, base, adapter, mixed = 3, 3 * 3, 3, 2 * AT_ONCE
     assert len(upstream.calls) == capability + base + adapter + mixed
     assert {body["max_tokens"] for body in upstream.calls} == {1, 2}
 

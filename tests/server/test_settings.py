@@ -7,7 +7,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from modint_guard.errors import ConfigError
-from modint_server.settings import client_keys, load_settings, secret
+from modint_server.request.keys import Keys
+from modint_server.settings import load_settings, secret
 
 
 def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,14 +97,16 @@ def test_keys_come_from_files_or_settings_and_are_never_shown(tmp_path: Path) ->
     assert secret(None, file) == "hush"
     assert secret(SecretStr("a"), None) == "a"
     settings = load_settings(api_keys="first-key, second-key", api_keys_file=file)
-    assert client_keys(settings) == ("first-key", "second-key", "hush")
+    keys = Keys(settings)
+    for key in ("first-key", "second-key", "hush"):
+        assert keys.check({"authorization": f"Bearer {key}"}).name == ""
     assert "first-key" not in repr(settings)
 
 
 def test_a_key_file_without_a_key_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("# none\n", "utf-8")
     with pytest.raises(ConfigError, match="holds no key"):
-        client_keys(load_settings(api_keys_file=tmp_path / "empty"))
+        Keys(load_settings(api_keys_file=tmp_path / "empty"))
     with pytest.raises(ConfigError, match="holds 0 lines"):
         secret(None, tmp_path / "empty")
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -10,10 +10,16 @@ from typing import Literal
 
 from modint_guard.errors import ConfigError, EndpointError, EndpointTimeout, RequestError
 from modint_guard.judging.calibration import Calibration, check_for
-from modint_guard.types import CELLS
+from modint_guard.types import CELLS, JSON
 from modint_server.adapters.folders import PART_NAMES, TAKES_OVER
 from modint_server.boundary import boundary
-from modint_server.engine.capabilities import Capabilities, Model, check_capabilities, models_of
+from modint_server.engine.capabilities import (
+    PROBE_PRIORITY,
+    Capabilities,
+    Model,
+    check_capabilities,
+    models_of,
+)
 from modint_server.engine.selftest import RETRY_S, SelfTest
 from modint_server.engine.upstream import Upstream
 from modint_server.errors import of_endpoint, unavailable
@@ -103,6 +109,12 @@ class Attachment:
     def top_logprobs(self) -> int | None:
         """The most alternatives of a token that the engine lists; None before it was asked."""
         return self.capabilities.top_logprobs if self.capabilities else None
+
+    @property
+    def probe_options(self) -> JSON:
+        """Fields of every probe call: behind clients' requests, where the engine takes priorities."""
+        known = self.capabilities is not None and self.capabilities.priority
+        return {"priority": PROBE_PRIORITY} if known else {}
 
     @property
     def teacher_forcing(self) -> bool:

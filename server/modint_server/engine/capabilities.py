@@ -11,6 +11,7 @@ from modint_guard.types import JSON
 from modint_server.engine.questions import YES, about_a_picture
 from modint_server.engine.upstream import Upstream
 
+PROBE_PRIORITY = 1  # of clients' requests it is 0: those of a lower number are served first
 _UNINFORMATIVE = (401, 403, 408, 429)  # refusals that say nothing about what the engine can do
 
 
@@ -39,6 +40,7 @@ class Capabilities:
     top_logprobs: int  # the most alternatives of a token that it lists; 0 if it gives no log-probabilities
     images: bool
     teacher_forcing: bool = False  # whether it scores an answer that is given to it
+    priority: bool = False  # whether it takes priorities; vLLM's default scheduler takes and ignores them
     problems: tuple[str, ...] = ()
 
     @property
@@ -57,6 +59,7 @@ class Capabilities:
             "top_logprobs": self.top_logprobs,
             "images": self.images,
             "teacher_forcing": self.teacher_forcing,
+            "priority": self.priority,
         }
 
 
@@ -81,7 +84,7 @@ def _model(entry: JSON, ids: set[str]) -> Model:
 async def check_capabilities(
     upstream: Upstream, *, forcing_beside_adapters: bool = False, timeout_s: float = 120.0
 ) -> Capabilities:
-    """Finds out by small requests what the engine can do: log-probabilities, images, scoring of an answer.
+    """Finds out by small requests what the engine can do: log-probabilities, images, scores, priorities.
 
     forcing_beside_adapters: whether an engine that serves adapters may be asked to score an answer.
     timeout_s: for each request. Raises EndpointError if the engine cannot be reached or lists no base model.
@@ -99,7 +102,16 @@ async def check_capabilities(
     # arithmetic), unless our plugin runs in it: without that, longer answers are judged at their first word.
     may_force = forcing_beside_adapters or all(model.parent is None for model in models)
     forcing = bool(top) and may_force and await _scores_answers(upstream, base, timeout_s)
-    return Capabilities(models, top, images, forcing, tuple(problems))
+    priority = await _takes_priorities(upstream, base, timeout_s)
+    return Capabilities(models, top, images, forcing, priority, tuple(problems))
+
+
+async def _takes_priorities(upstream: Upstream, model: str, timeout_s: float) -> bool:
+    """Whether the engine takes a priority; one that breaks on it does not. Nothing else depends on it."""
+    try:
+        return await _tried(upstream, model, YES, 0, timeout_s, priority=PROBE_PRIORITY) is not None
+    except EndpointError:
+        return False
 
 
 async def _scores_answers(upstream: Upstream, model: str, timeout_s: float) -> bool:
@@ -132,13 +144,16 @@ def _shortage(top: int) -> str | None:
     )
 
 
-async def _tried(upstream: Upstream, model: str, content: object, top: int, timeout_s: float) -> JSON | None:
+async def _tried(
+    upstream: Upstream, model: str, content: object, top: int, timeout_s: float, **more: Any
+) -> JSON | None:
     """A completion of one token; None if the engine refuses such a request. Raises EndpointError."""
     body: JSON = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
         "max_tokens": 1,
         "temperature": 0,
+        **more,
     }
     if top:
         body |= {"logprobs": True, "top_logprobs": top}

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from modint_guard.types import JSON
 from modint_server.errors import ErrorAnswer
 from modint_server.metrics import NOBODY, Served
 from modint_server.request.intake import ClientLeft
+from modint_server.request.keys import ANYBODY, Client
 from modint_server.request.sse import DONE, frame
 
 MAX_HELD_BYTES = 8 * 2**20
@@ -39,9 +40,10 @@ class Record:
     outcome: str | None = None
     status: int | None = None
     code: str | None = None
-    key_digest: str = ""  # of the key shown; never logged
+    client: Client = ANYBODY
     images: int = 0
     is_busy: bool = False  # whether so many were in flight when it came that it is not probed
+    hides_usage: bool = False  # whether the gateway alone asked a stream for its tokens
     measures_noise: bool = False  # whether the gateway itself asks the request twice
     usage: Any = None
     report: Report | None = None
@@ -50,6 +52,11 @@ class Record:
     closed: bool = False
     probes: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # numbers for probe calls
     waited_s: float = 0.0  # for the main answer, which the gateway cannot shorten
+
+    @property
+    def key_digest(self) -> str:
+        """Of the key shown; never logged."""
+        return self.client.digest
 
     def upstream_headers(self, call: str = "") -> dict[str, str]:
         """What the engine is told of the request. `call` sets probes' ids apart: each names one request."""
@@ -83,18 +90,25 @@ class Record:
 class Wire:
     """The way back to the client: one whole response, or frames of a stream."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], None]) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, on_last: Callable[[int], Awaitable[None]]
+    ) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         self._on_last = on_last  # before the last byte: a client that has its answer finds it counted
         self.streaming = False
+        self.headers: dict[str, str] = {}  # of every answer: what is left to the client
 
     async def respond(self, response: Response) -> None:
-        self._on_last(response.status_code)
+        await self._on_last(response.status_code)
+        response.headers.update(self.headers)
         await response(self._scope, self._receive, self._send)
 
     async def start(self, headers: dict[str, str] | None = None) -> None:
         """Sends a stream's headers; the engine has accepted the request by now."""
-        extra = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        extra = [
+            (name.encode(), value.encode("latin-1"))
+            for name, value in (self.headers | (headers or {})).items()
+        ]
         self.streaming = True
         await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE_HEADERS, *extra]})
 
@@ -103,7 +117,7 @@ class Wire:
 
     async def end(self, last: bytes) -> None:
         """The stream's last frame."""
-        self._on_last(200)
+        await self._on_last(200)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def fail(self, failure: ErrorAnswer) -> None:

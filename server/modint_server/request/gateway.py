@@ -2,25 +2,29 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from modint_guard.errors import EndpointError, RequestError
+from modint_guard.errors import ConfigError, EndpointError, RequestError
 from modint_server import errors
 from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
 from modint_server.logs import LOGGER, event
 from modint_server.metrics import NOBODY, Metrics
 from modint_server.request.exchange import Record, Wire, unless_client_leaves
-from modint_server.request.intake import ClientLeft, Keys, read_body, trace_of
+from modint_server.request.intake import ClientLeft, read_body, trace_of
+from modint_server.request.keys import Keys
 from modint_server.request.messages import Messages
 from modint_server.request.passing import Passing
 from modint_server.request.pipeline import Pipeline
+from modint_server.request.rate_limits import RateLimitError, RateLimits
 from modint_server.request.responses import Responses
 from modint_server.settings import Settings
 
@@ -40,6 +44,7 @@ class Gateway:
     messages: Messages
     passing: Passing
     keys: Keys
+    limits: RateLimits
     draining: bool = False
 
     @property
@@ -47,14 +52,22 @@ class Gateway:
         """How many requests are being answered."""
         return self.pipeline.places.held
 
+    def reload_keys(self) -> None:
+        """Reads the file of keys again; one that cannot be used is logged, and the keys stay as they were."""
+        try:
+            event("keys_reloaded", keys=self.keys.reload())
+        except ConfigError as exc:
+            event("keys_not_reloaded", level=logging.ERROR, problem=str(exc))
+
     async def answer(self, route: str, scope: Scope, receive: Receive, send: Send, work: Work) -> None:
         """Answers one request. Whatever happens, the client gets an envelope, and one outcome is counted."""
         headers = Headers(scope=scope)
         record = Record(route, scope["state"]["request_id"], trace_of(headers))
-        wire = Wire(scope, receive, send, lambda status: self._close(record, "ok", status))
+        wire = Wire(scope, receive, send, partial(self._answered, record))
         try:
-            record.key_digest = self.keys.check(headers)
+            record.client = self.keys.check(headers)
             await self._slow_down(record.key_digest)
+            wire.headers = await self._within_limits(record)
             with self._admitted(record):
                 raw = await read_body(receive, headers, self.settings)
                 await unless_client_leaves(receive, work(raw, headers, record, wire))
@@ -64,9 +77,10 @@ class Gateway:
             self._close(record, "cancelled", None)
             raise
         except RequestError as exc:
-            await self._fail(
-                record, wire, errors.of_request(exc), "rejected" if exc.status == 503 else "client_error"
-            )
+            if isinstance(exc, RateLimitError):
+                wire.headers = exc.headers
+            outcome = "rejected" if exc.status in (429, 503) else "client_error"
+            await self._fail(record, wire, errors.of_request(exc), outcome)
         except EndpointError as exc:
             failure = errors.of_endpoint(exc)
             outcome = "client_error" if failure.status < 500 else "upstream_error"
@@ -84,6 +98,19 @@ class Gateway:
         places = self.pipeline.places
         if not places.may_take(key_digest) and not places.is_full() and not self.draining:
             await asyncio.sleep(PAUSE_S)
+
+    async def _within_limits(self, record: Record) -> dict[str, str]:
+        """What is left to the client, as headers. Raises RateLimitError."""
+        try:
+            return await self.limits.admit(record.client)
+        except RateLimitError:
+            self.metrics.rejected("rate_limit")
+            raise
+
+    async def _answered(self, record: Record, status: int) -> None:
+        with boundary(self.metrics, "counting"):
+            await self.limits.spend(record.client, record.usage)
+        self._close(record, "ok", status)
 
     @contextlib.contextmanager
     def _admitted(self, record: Record) -> Iterator[None]:
@@ -127,6 +154,7 @@ def log(record: Record) -> None:
         "request",
         request_id=record.request_id,
         route=record.route,
+        key=record.client.name or None,
         model=record.served.model,
         adapter=record.served.adapter,
         stream=record.stream,

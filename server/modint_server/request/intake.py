@@ -1,10 +1,9 @@
 """What a client sent: read with limits, parsed once, checked, and freed of what must not reach the engine."""
 
 import asyncio
-import hmac
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -48,7 +47,7 @@ class Incoming:
     body: JSON
     raw: bytes | None
     images: int
-    size: int  # bytes of the body as it came
+    size: int  # bytes of the body as it came, and of the pictures that were fetched for it
 
     @property
     def stream(self) -> bool:
@@ -63,6 +62,12 @@ class Incoming:
         salt = sha256(f"cache of {key_digest}".encode()).hexdigest()[:32]
         whole = "-".join(filter(None, (self.body.get("cache_salt"), salt)))
         return replace(self, body={**self.body, "cache_salt": whole}, raw=None)
+
+    def with_usage(self) -> "Incoming":
+        """A stream that tells its tokens at the end."""
+        wanted = self.body.get("stream_options")
+        options = {**(wanted if isinstance(wanted, dict) else {}), "include_usage": True}
+        return replace(self, body={**self.body, "stream_options": options}, raw=None)
 
     def without_modint(self) -> "Incoming":
         """The engine never sees our own field."""
@@ -88,31 +93,6 @@ def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 DefaultModel = Callable[[], str]  # raises RequestError if a request has to name its model
-
-
-class Keys:
-    """Which clients may call. Only digests are kept, and every one is compared, in constant time."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = tuple(sha256(key.encode()).digest() for key in keys)
-
-    def check(self, headers: Mapping[str, str]) -> str:
-        """Who asks: the key's digest, "" where none is asked for. Raises RequestError 401."""
-        if not self._digests:
-            return ""
-        anthropic = headers.get("x-api-key")  # so do Anthropic's clients send it
-        shown_key = headers.get("authorization") or (f"Bearer {anthropic}" if anthropic else "")
-        scheme, _, key = shown_key.partition(" ")
-        shown = sha256(key.strip().encode()).digest()
-        matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise RequestError(
-                "no valid API key: send `Authorization: Bearer KEY`",
-                code="invalid_api_key",
-                status=401,
-                type="authentication_error",
-            )
-        return shown.hex()
 
 
 async def read_body(receive: Receive, headers: Mapping[str, str], settings: Settings) -> bytes:
@@ -177,8 +157,9 @@ def _too_large(limit: int) -> RequestError:
     )
 
 
-def read_document(raw: bytes, settings: Settings) -> JSON:
-    """The one parse of a request; raises RequestError."""
+def read_document(raw: bytes, settings: Settings) -> Incoming:
+    """The one parse of a request, its fields unread; raises RequestError."""
+    raw = utf8(raw)
     _check_values(raw, settings.max_json_values)
     try:
         body = orjson.loads(raw)
@@ -191,7 +172,7 @@ def read_document(raw: bytes, settings: Settings) -> JSON:
         raise RequestError(
             f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
         )
-    return body
+    return Incoming(body, raw, 0, len(raw))
 
 
 def _check_values(raw: bytes, limit: int) -> None:
@@ -231,13 +212,12 @@ def too_deep(document: object, limit: int) -> bool:
     return True
 
 
-def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
+def read_chat(document: Incoming, settings: Settings, default_model: DefaultModel) -> Incoming:
     """A chat request, checked and cleaned; raises RequestError.
 
-    default_model: what serves a request that names no model.
+    document: as `read_document` gives it. default_model: what serves a request that names no model.
     """
-    raw = utf8(raw)
-    body = read_document(raw, settings)
+    body = document.body
     sent = messages_of(body, max_messages=settings.max_messages)
     messages = in_one_form(sent)
     _check_fields(body, settings)
@@ -250,7 +230,8 @@ def read_chat(raw: bytes, settings: Settings, default_model: DefaultModel) -> In
     if messages is not sent:
         cleaned, changed = {**cleaned, "messages": messages}, True
     stripped_uuid = [part.pop("uuid") for part in parts if "uuid" in part]
-    incoming = Incoming(cleaned, None if changed or stripped_uuid else raw, images, len(raw))
+    raw = None if changed or stripped_uuid else document.raw
+    incoming = Incoming(cleaned, raw, images, document.size)
     return keyed_by_gain(incoming, settings)
 
 
@@ -264,20 +245,18 @@ def keyed_by_gain(incoming: Incoming, settings: Settings) -> Incoming:
     return replace(incoming, body={**incoming.body, **salt}, raw=None)
 
 
-def read_completion(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
-    """A plain completion request: the same limits, no images. default_model: as for `read_chat`."""
-    incoming = read_any(raw, settings, default_model)
+def read_completion(document: Incoming, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A plain completion request: the same limits, no images. The arguments are those of `read_chat`."""
+    incoming = read_any(document, settings, default_model)
     _check_prompts(incoming.body, settings)
     return incoming
 
 
-def read_any(raw: bytes, settings: Settings, default_model: DefaultModel) -> Incoming:
-    """A request to any route, its media unread: the same limits. default_model: as for `read_chat`."""
-    raw = utf8(raw)
-    body = read_document(raw, settings)
-    _check_fields(body, settings)
-    cleaned, changed = _cleaned(body, settings, default_model)
-    return Incoming(cleaned, None if changed else raw, 0, len(raw))
+def read_any(document: Incoming, settings: Settings, default_model: DefaultModel) -> Incoming:
+    """A request to any route, its media unread: the same limits. The arguments are those of `read_chat`."""
+    _check_fields(document.body, settings)
+    cleaned, changed = _cleaned(document.body, settings, default_model)
+    return replace(document, body=cleaned, raw=None if changed else document.raw)
 
 
 def _check_prompts(body: JSON, settings: Settings) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from modint_guard.chat.body import check_image_count, check_media, url_of
@@ -20,12 +21,12 @@ from modint_guard.types import JSON
 from modint_server.engine.upstream import Upstream
 from modint_server.request.exchange import Record, Wire
 from modint_server.request.intake import STRIPPED, DefaultModel, Incoming, read_any
+from modint_server.request.keys import Client
+from modint_server.request.pictures import NO_CONTENT
 from modint_server.request.pipeline import Pipeline
 from modint_server.settings import Settings
 
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
-# Schemas of tools and answers, in which `image_url` is but a name.
-_NO_CONTENT = frozenset({"parameters", "input_schema", "schema", "json_schema", "properties", "metadata"})
 # Fields of a form, by which files are sent, that the engine trusts.
 _TRUSTED_FIELD = re.compile(
     rb'name="?(%s|chat_template\w*)"?\s*[\r;]' % b"|".join(map(str.encode, sorted(STRIPPED))), re.I
@@ -44,6 +45,7 @@ class Passing:
         async def work(raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
             kind = headers.get("content-type", "application/json")
             if path.startswith("/v1/audio/") and kind.lower().startswith("multipart/form-data"):
+                _check_restricted(record.client)
                 await self.pipeline.done(partial(_check_form, raw), len(raw), record)
                 sent = {"content-type": kind}
                 await forward(self.pipeline.upstream, path, raw, record, wire, sent=sent)
@@ -78,6 +80,8 @@ async def forward(
                 kind, pieces = answer
                 if not kind.startswith("text/event-stream"):
                     data = b"".join([piece async for piece in pieces])
+                    if record.client.tokens_per_minute:
+                        record.usage = _usage_in(data)
                     await wire.respond(Response(data, 200, {"content-type": kind, **(told or {})}))
                     return
                 record.stream = True
@@ -101,12 +105,12 @@ def known_to_the_engine(path: str) -> Iterator[None]:
 
 
 def read_passed(
-    raw: bytes, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
+    document: Incoming, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
 ) -> Incoming:
     """A request of which any object may be a part with media. Raises RequestError or ImageError unless all
     media are within it and within the limits.
     """
-    incoming = read_any(raw, settings, default_model)
+    incoming = read_any(document, settings, default_model)
     parts = list(_media_in(incoming.body))
     for part in parts:
         check_media(part)
@@ -126,7 +130,7 @@ def _media_in(document: object) -> Iterator[JSON]:
         if any(name.endswith("_url") or "embeds" in name for name in names) or "embeds" in str(kind):
             yield {name: document[name] for name in names}
         for name, value in document.items():
-            if name not in _NO_CONTENT:
+            if name not in NO_CONTENT:
                 yield from _media_in(value)
     elif isinstance(document, list):
         for value in document:
@@ -138,6 +142,26 @@ def _anthropic_url(source: JSON) -> str:
     if source.get("type") == "url":
         return str(source.get("url"))
     return f"data:{source.get('media_type') or 'image/jpeg'};base64,{source.get('data')}"
+
+
+def _usage_in(data: bytes) -> object:
+    """The tokens that an answer says it cost; None if it does not."""
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return document.get("usage") if isinstance(document, dict) else None
+
+
+def _check_restricted(client: Client) -> None:
+    """Raises RequestError if a key may be used for some models only: forms are not read, and name theirs."""
+    if client.models is not None:
+        raise RequestError(
+            "this key may ask some models only, and forms with files are not read: use another key",
+            code="model_not_allowed",
+            status=403,
+            type="permission_error",
+        )
 
 
 def _check_form(raw: bytes) -> None:

@@ -17,12 +17,12 @@ from modint_guard.chat.reply import StreamReply, reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import Examination
 from modint_guard.guard import Guard
-from modint_guard.judge import skipped, unscored
+from modint_guard.judge import skipped, skipped_unread, unjudged, unscored
 from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import fail_closed, served
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import policy_of
-from modint_guard.report import Report
+from modint_guard.report import Report, Verdict
 from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
 from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
@@ -32,9 +32,12 @@ from modint_server.metrics import Metrics
 from modint_server.request import annotate
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
-from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion
+from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion, read_document
+from modint_server.request.keys import Keys
 from modint_server.request.measuring import Measuring
+from modint_server.request.pictures import Pictures
 from modint_server.request.places import Places
+from modint_server.request.sampling import Sample
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.sse import (
     DONE,
@@ -52,7 +55,7 @@ from modint_server.settings import Settings
 QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
 QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
-Reader = Callable[[bytes, Settings, DefaultModel], Incoming]
+Reader = Callable[[Incoming, Settings, DefaultModel], Incoming]
 Judge = Callable[[JSON], Awaitable[JSON]]
 T = TypeVar("T")
 
@@ -77,22 +80,24 @@ class Pipeline:
     noise: NoiseFloor
     budget: TokenBudget
     second_tries: SecondTries
-    caches_by_key: bool
+    keys: Keys
     measuring: Measuring
     places: Places
     probe_slots: Places
     rung_slots: Places
     workers: Workers
+    pictures: Pictures
+    sample: Sample
 
     async def chat(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/chat/completions."""
-        incoming = await self.read(read_chat, raw, record)
+        incoming = self._counted(await self.read(read_chat, raw, record), record)
         record.stream, record.images = incoming.stream, incoming.images
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             plan = await self.plan(incoming, headers, record)
             if plan is None or plan.skip is not None:
-                record.report = skipped(plan) if plan else None
+                record.report = skipped(plan) if plan else record.report
                 await self._plain(CHAT, incoming, record, wire, debug)
             elif reason := self.reason_not_probed(plan, record):
                 await self._unexamined(plan, reason, incoming, record, wire, debug)
@@ -101,7 +106,7 @@ class Pipeline:
 
     async def completion(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
         """POST /v1/completions: no images, so nothing to examine."""
-        incoming = await self.read(read_completion, raw, record)
+        incoming = self._counted(await self.read(read_completion, raw, record), record)
         record.stream = incoming.stream
         async with self.attachment.serving(incoming.body["model"]) as record.served:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
@@ -140,12 +145,16 @@ class Pipeline:
         always: bool = False,
         forcing: bool = True,
     ) -> Plan | None:
-        """What will be probed; None where the server's guard is off and the request does not ask for it."""
+        """What will be probed; None where the request does not ask for the guard, and that is off or did not
+        draw it. `record.report` then says why.
+        """
         field = incoming.body.get("modint")
         options = parse_options(field, headers)
         asks = "x-modint-mode" in headers or (isinstance(field, dict) and "mode" in field)
-        if self.settings.guard == "off" and not asks and not always:
+        is_on = self.settings.guard == "on"
+        if not (asks or always or (is_on and (not incoming.images or self.sample.takes(record.trace)))):
             check_image_headers(incoming.body, self.guard.config.image_limits)
+            record.report = skipped_unread("sampled_out") if is_on else None
             return None
         if always and options.action is None:
             options = replace(options, action=ANNOTATE)  # a verdict alone is corrected by no policy
@@ -168,10 +177,28 @@ class Pipeline:
         return work() if is_quick else await self.workers.run(record.key_digest, work)
 
     async def read(self, read: Reader, raw: bytes, record: Record) -> Incoming:
-        """The request; a large one is parsed in a thread."""
-        work = partial(read, raw, self.settings, self.attachment.only_base)
-        incoming = await self.done(work, len(raw), record)
-        return incoming.salted(record.key_digest) if self.caches_by_key else incoming
+        """The request, its pictures fetched where it may name them by address; a large one is read in a
+        thread.
+        """
+        parse: Callable[[], Incoming] = partial(read_document, raw, self.settings)
+        if self.pictures.are_fetched:
+            document = await self.pictures.fetched(await self.done(parse, len(raw), record))
+            parse = lambda: document  # noqa: E731 - what was parsed already
+        incoming = await self.done(
+            lambda: read(parse(), self.settings, self.attachment.only_base), len(raw), record
+        )
+        record.client.check_model(incoming.body["model"])
+        is_shared = self.settings.cache_by_key == "auto" and self.keys.are_several
+        return incoming.salted(record.key_digest) if is_shared else incoming
+
+    def _counted(self, incoming: Incoming, record: Record) -> Incoming:
+        """The request, asked for its tokens if these are limited and a stream would not tell them."""
+        wanted = incoming.body.get("stream_options")
+        tells = isinstance(wanted, dict) and wanted.get("include_usage") is True
+        if not record.client.tokens_per_minute or not incoming.stream or tells:
+            return incoming
+        record.hides_usage = True
+        return incoming.with_usage()
 
     async def done(self, work: Callable[[], T], size: int, record: Record) -> T:
         """The result of work on a body of so many bytes; on a large one it is done in a thread."""
@@ -206,17 +233,19 @@ class Pipeline:
         """Why a request that could be judged is not probed; None if it is."""
         if not plan.views:
             return "no_logprobs"
-        if record.is_busy:
-            self.metrics.probes_shed.labels(record.served.model).inc()
-            return "budget"
-        return None
+        return "overload" if record.is_busy else None
 
     def without_verdict(self, plan: Plan, reason: str) -> Report:
         """The report of a request that is not probed. It says what goes out in place of the answer
         (`mitigation`) if the policy serves none that could not be judged.
         """
         policy = policy_of(plan.chat, plan.options, self.guard.config)
-        return fail_closed(unscored(plan, reason), policy)
+        report = (
+            unjudged(plan, Verdict(State.SKIPPED, reason=reason))
+            if reason == "overload"
+            else unscored(plan, reason)
+        )
+        return fail_closed(report, policy)
 
     def may_ask_again(self, examination: Examination, exc: EndpointError, record: Record) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
@@ -357,6 +386,8 @@ class Pipeline:
                         await wire.write(event)
                         continue
                     choices.feed(chunk)
+                    if record.hides_usage and chunk.get("usage") and not chunk.get("choices"):
+                        continue
                     shown = strip(chunk) if strip else chunk
                     if judge is None or not annotate.finishes(chunk):
                         await wire.write(self._event(event, chunk, shown))
@@ -397,7 +428,7 @@ class Pipeline:
                 await slots.wait(record.key_digest)
             try:
                 headers = record.upstream_headers(f"-probe-{next(record.probes)}")
-                return await self.upstream.complete(body, headers)
+                return await self.upstream.complete(body | self.attachment.probe_options, headers)
             finally:
                 slots.give_back(record.key_digest)
 

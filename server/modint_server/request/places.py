@@ -5,12 +5,13 @@ A client is known by its key's digest. Nobody who asks for much at once can take
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 
 
 class Places:
-    """`total` places, of which one client holds at most `per_key` at a time."""
+    """`total` places, of which one client holds at most `per_key()` at a time."""
 
-    def __init__(self, total: int, per_key: int) -> None:
+    def __init__(self, total: int, per_key: Callable[[], int]) -> None:
         self._total = self._free = total
         self._per_key = per_key
         self._held: Counter[str] = Counter()
@@ -28,11 +29,11 @@ class Places:
     def is_busy(self, key_digest: str, share: float) -> bool:
         """Whether more than this share of all places, or of those that the client may have, is taken."""
         held = self._held[key_digest]
-        return self.held > max(1, self._total * share) or held > max(1, self._per_key * share)
+        return self.held > max(1, self._total * share) or held > max(1, self._per_key() * share)
 
     def may_take(self, key_digest: str) -> bool:
         """Whether a client could take a place at once."""
-        return self._free > 0 and self._held[key_digest] < self._per_key
+        return self._free > 0 and self._held[key_digest] < self._per_key()
 
     def take(self, key_digest: str) -> None:
         """Takes a place that `may_take` says is there."""
@@ -75,6 +76,6 @@ class Places:
                 turns.popleft()
             if not turns:
                 del self._waiting[key_digest]
-            elif self._held[key_digest] < self._per_key:
+            elif self._held[key_digest] < self._per_key():
                 return key_digest
         return None

@@ -58,7 +58,7 @@ class Responses:
             plan = await pipeline.plan(asked, headers, record, forcing=False)
             with known_to_the_engine(RESPONSES):
                 if plan is None or plan.skip is not None:
-                    record.report = skipped(plan) if plan else None
+                    record.report = skipped(plan) if plan else record.report
                     await self._plain(incoming, record, wire, debug)
                 elif not plan.schedule.top_logprobs:
                     await self._unexamined(plan, "no_logprobs", incoming, record, wire, debug)
@@ -203,10 +203,10 @@ class Responses:
 
 
 def read_request(
-    raw: bytes, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
+    document: Incoming, settings: Settings, default_model: DefaultModel, *, limits: ImageLimits
 ) -> Incoming:
     """A request to /v1/responses, checked and cleaned. Raises RequestError or ImageError."""
-    return keyed_by_gain(read_passed(raw, settings, default_model, limits=limits), settings)
+    return keyed_by_gain(read_passed(document, settings, default_model, limits=limits), settings)
 
 
 def as_chat(incoming: Incoming) -> Incoming:

@@ -15,15 +15,15 @@ router = APIRouter()
 @router.api_route("/v1/models", methods=READ)
 async def models(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    gateway.keys.check(request.headers)
-    listed = [model.to_json() for model in await _known(gateway)]
+    client = gateway.keys.check(request.headers)
+    listed = [model.to_json() for model in await _known(gateway) if client.may_ask(model.id)]
     return Response(orjson.dumps({"object": "list", "data": listed}), media_type="application/json")
 
 
 @router.api_route("/v1/models/{name:path}", methods=READ)
 async def model(request: Request, name: str) -> Response:
     gateway: Gateway = request.app.state.gateway
-    gateway.keys.check(request.headers)
+    gateway.keys.check(request.headers).check_model(name)
     for known in await _known(gateway):
         if known.id == name:
             return Response(orjson.dumps(known.to_json()), media_type="application/json")
