@@ -52,7 +52,9 @@ def faults(
 def fuzz(
     output: Output = Path("bench/results/fuzz.json"),
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
-    replies: Annotated[int, typer.Option(min=1, help="Requests whose replies are damaged.")] = 200_000,
+    replies: Annotated[
+        int, typer.Option(min=1, help="Requests whose replies are damaged, six in seven of them.")
+    ] = 240_000,
     seed: Seed = 0,
     processes: Annotated[int, typer.Option(min=1, help="That share the work.")] = 1,
     resume: Annotated[bool, typer.Option(help="Go on where a run was stopped.")] = False,

@@ -262,7 +262,7 @@ class Fuzz:
         engine.script, log.last = self._script(random), None
         try:
             async with asyncio.timeout(HUNG_S):
-                status, answer = await _sent(app, raw, path, headers if self.side == "client" else {})
+                answer = await _sent(app, raw, path, headers if self.side == "client" else {})
         except TimeoutError:
             self._found("hung", number, raw, "")
             return
@@ -271,16 +271,18 @@ class Fuzz:
             return
         self.counts["damaged_replies"] += engine.script.damaged_replies
         trace = log.last[1] if log.last else ""
-        if b'"internal_error"' in answer:
+        if b'"internal_error"' in answer.body:
             self._found("internal_error", number, raw, trace)
             return
         if log.last and log.last[0] == "step_failed":
             self._found("steps_failed", number, raw, trace)
-        if not is_well_formed(path, status, answer):
-            self._found("malformed", number, raw, answer[:300].decode("utf-8", "replace"))
-        if engine.script.harm in ("beside", "extras") and not holds(path, status, answer, engine.script.text):
-            self._found("lost", number, raw, f"{status} {answer[:500]!r}")
-        self.counts["ok" if status == 200 else "refused" if status < 500 else "engine_error"] += 1
+        if not answer.is_well_formed():
+            self._found("malformed", number, raw, answer.body[:300].decode("utf-8", "replace"))
+        if engine.script.harm in ("beside", "extras") and not answer.holds(engine.script.text):
+            self._found("lost", number, raw, f"{answer.status} {answer.body[:500]!r}")
+        self.counts[
+            "ok" if answer.status == 200 else "refused" if answer.status < 500 else "engine_error"
+        ] += 1
 
     def _request(self, random: Random) -> tuple[bytes, str]:
         if self.side == "engine":
@@ -318,37 +320,49 @@ class Fuzz:
         self._found("unhandled", -1, b"", repr(context))
 
 
-def is_well_formed(path: str, status: int, answer: bytes) -> bool:
-    """Whether an answer is what OpenAI's clients read: an object, an envelope, or frames up to their end."""
-    if answer.startswith((b"data:", b"event:")) or (status == 200 and b"data: [DONE]" in answer[-20:]):
-        return answer.endswith(b"\n\n" if path == RESPONSES else b"data: [DONE]\n\n")
-    try:
-        document = json.loads(answer)
-    except ValueError:
-        return False
-    if status == 200:
-        return isinstance(document, dict)
-    error = document.get("error")
-    return isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
+@dataclass(frozen=True)
+class Sent:
+    """What came back to the client. path: of the request."""
+
+    path: str
+    status: int
+    kind: str
+    body: bytes
+
+    @property
+    def is_stream(self) -> bool:
+        return self.kind.startswith("text/event-stream")
+
+    def is_well_formed(self) -> bool:
+        """Whether it is what OpenAI's clients read: an object, an envelope, or frames up to their end."""
+        if self.is_stream:
+            is_ended = self.path == RESPONSES or b"data: [DONE]" in self.body[-40:]
+            return is_ended and self.body.endswith(b"\n\n")
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return False
+        if self.status == 200:
+            return isinstance(document, dict)
+        error = document.get("error")
+        return isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
+
+    def holds(self, text: str | None) -> bool:
+        """Whether the client got the engine's text, or what a policy put in its place."""
+        if b'"mitigation":{' in self.body:
+            return True
+        if self.status != 200 or text is None:
+            return False
+        if self.path == CHAT and self.is_stream:
+            return text_of(chunks(self.body)) == text
+        if self.path == CHAT:
+            return bool(orjson.loads(self.body)["choices"][0]["message"]["content"] == text)
+        response = documents(self.body)[-1]["response"] if self.is_stream else orjson.loads(self.body)
+        return bool(response["output"][0]["content"][0]["text"] == text)
 
 
-def holds(path: str, status: int, answer: bytes, text: str | None) -> bool:
-    """Whether the client got the engine's text, or what a policy put in its place."""
-    if b'"mitigation":{' in answer:
-        return True
-    if status != 200 or text is None:
-        return False
-    is_stream = answer.startswith((b"data:", b"event:"))
-    if path == CHAT and is_stream:
-        return text_of(chunks(answer)) == text
-    if path == CHAT:
-        return bool(orjson.loads(answer)["choices"][0]["message"]["content"] == text)
-    response = documents(answer)[-1]["response"] if is_stream else orjson.loads(answer)
-    return bool(response["output"][0]["content"][0]["text"] == text)
-
-
-async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-    """One request over ASGI: its status and its whole answer."""
+async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) -> Sent:
+    """One request over ASGI, and its whole answer."""
     sent, messages, never = False, list[Any](), asyncio.Event()
 
     async def receive() -> Any:
@@ -377,4 +391,6 @@ async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) ->
         "server": ("gateway", 80),
     }
     await app(scope, receive, send)
-    return messages[0]["status"], b"".join(message.get("body", b"") for message in messages[1:])
+    start, *pieces = messages
+    kind = dict(start["headers"]).get(b"content-type", b"").decode()
+    return Sent(path, start["status"], kind, b"".join(piece.get("body", b"") for piece in pieces))
