@@ -152,6 +152,23 @@ async def test_headers_that_come_too_late_end_the_connection() -> None:
         assert await answer_to(port) == b""
 
 
+class Few(BoundedConnection):
+    """A connection of a server that takes three."""
+
+    max_connections = 3
+
+
+async def test_of_too_many_connections_the_last_is_closed_and_those_before_are_answered() -> None:
+    async with bounded(Few) as port, asyncio.timeout(5):
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        assert await answer_to(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+        reader, writer = held[0]
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await reader.read(200)).startswith(b"HTTP/1.1 200")
+        for _, writer in held:
+            writer.close()
+
+
 async def test_pages_of_metrics_may_ask_for_a_key(upstream: FakeUpstream) -> None:
     async with serving(upstream.url, api_keys="key-one", metrics_need_key=True) as gateway:
         for path in ("/metrics", "/engine/metrics"):
