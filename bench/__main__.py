@@ -90,7 +90,7 @@ def soak(
 @app.command()
 def tenants(
     output: Output = Path("bench/results/tenants.json"),
-    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 300,
+    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 200,
 ) -> None:
     """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
     from bench.tenants import measure_tenants

@@ -13,7 +13,18 @@ ROUNDS = 4
 
 def measure_tenants(output: Path, *, requests: int) -> None:
     """Writes a row for each attack and speed of the engine to `output`."""
-    rows = asyncio.run(_rows(requests))
+    asyncio.run(_measure(output, requests))
+
+
+async def _measure(output: Path, requests: int) -> None:
+    rows = list[Row]()
+    for engine_s in ENGINE_S:
+        async for row in measured(list(ATTACKS), requests=requests, rounds=ROUNDS, engine_s=engine_s):
+            rows.append(row)
+            _write(output, rows)  # a run that is stopped keeps what it measured
+
+
+def _write(output: Path, rows: list[Row]) -> None:
     write_results(
         output,
         command="make bench-tenants",
@@ -25,11 +36,3 @@ def measure_tenants(output: Path, *, requests: int) -> None:
         f"{ROUNDS} times each. `ratio`: of the victim's p99 to its p99 alone. `engine_ms`: what the engine "
         "takes for each answer, however many are asked of it.",
     )
-
-
-async def _rows(requests: int) -> list[Row]:
-    return [
-        row
-        for engine_s in ENGINE_S
-        async for row in measured(list(ATTACKS), requests=requests, rounds=ROUNDS, engine_s=engine_s)
-    ]
