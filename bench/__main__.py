@@ -52,13 +52,19 @@ def faults(
 def fuzz(
     output: Output = Path("bench/results/fuzz.json"),
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
-    replies: Annotated[int, typer.Option(min=1, help="Requests whose replies are damaged.")] = 200_000,
+    replies: Annotated[
+        int, typer.Option(min=1, help="Requests whose replies are damaged, six in seven of them.")
+    ] = 240_000,
     seed: Seed = 0,
+    processes: Annotated[int, typer.Option(min=1, help="That share the work.")] = 1,
+    resume: Annotated[bool, typer.Option(help="Go on where a run was stopped.")] = False,
 ) -> None:
     """Damaged requests and damaged replies: does anything end the gateway's work, or lose an answer?"""
     from bench.fuzz import measure_fuzz
 
-    findings = measure_fuzz(output, bodies=bodies, replies=replies, seed=seed)
+    findings = measure_fuzz(
+        output, bodies=bodies, replies=replies, seed=seed, processes=processes, resume=resume
+    )
     for finding in findings:
         typer.echo(
             f"{finding.kind} of request {finding.number}:\n{finding.trace}\n{finding.body!r}", err=True
@@ -66,6 +72,31 @@ def fuzz(
     typer.echo(f"wrote {output}")
     if findings:
         raise typer.Exit(1)
+
+
+@app.command()
+def soak(
+    output: Output = Path("bench/results/soak.json"),
+    count: Annotated[int, typer.Option(min=20, help="Requests.")] = 100_000,
+    seed: Seed = 0,
+) -> None:
+    """Many requests of every kind: memory, sockets and counters of the gateway's process."""
+    from bench.soak import measure_soak
+
+    measure_soak(output, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def tenants(
+    output: Output = Path("bench/results/tenants.json"),
+    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 200,
+) -> None:
+    """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
+    from bench.tenants import measure_tenants
+
+    measure_tenants(output, requests=requests)
+    typer.echo(f"wrote {output}")
 
 
 @app.command()

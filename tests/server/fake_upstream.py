@@ -217,6 +217,14 @@ class FakeUpstream:
             case "400":
                 error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
                 return await _whole(writer, error, status=400)
+            case "400 in two pieces":
+                error = b'{"error":{"message":"too long for me","type":"BadRequest","param":null,"code":400}}'
+                head = f"HTTP/1.1 400 X\r\ncontent-length: {len(error)}\r\nconnection: close\r\n\r\n".encode()
+                for piece in (head + error[:30], error[30:]):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+                return False
             case "429":
                 error = b'{"error":{"message":"slow down","code":429}}'
                 return await _whole(writer, error, status=429, retry_after=self.retry_after)
@@ -263,12 +271,15 @@ class FakeUpstream:
 
     async def _respond(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
         """A response of the Responses API by the same script, whole or as a stream."""
-        answer = self.script(_as_chat(body))
+        try:
+            answer = self.script(_as_chat(body))
+            asks = "message.output_text.logprobs" in (body.get("include") or ())
+        except (AttributeError, KeyError, TypeError):  # as an engine refuses what it cannot read
+            answer, asks = Answer("", fault="400"), False
         await asyncio.sleep(answer.delay_s)
         if answer.fault in ("400", "500"):
             error = b'{"error":{"message":"too long","type":"BadRequest","param":null,"code":400}}'
             return await _whole(writer, error, status=int(answer.fault))
-        asks = "message.output_text.logprobs" in (body.get("include") or ())
         listed = self._logprobs({"logprobs": asks, "top_logprobs": body.get("top_logprobs")}, answer)
         entries = listed["content"] if listed else []
         part = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": entries or None}

@@ -111,7 +111,7 @@ async def test_a_key_may_ask_the_models_that_it_names_and_sees_no_others(
             **ONE,
         )
         assert (form.status, form.error["code"]) == (403, "model_not_allowed")
-        assert upstream.paths == []
+        assert set(upstream.paths) <= {"/v1/models"}  # the gateway's own looks
         seen = [entry["id"] for entry in (await gateway.get("/v1/models", **ONE)).json["data"]]
         assert seen == [BASE]
         assert (await gateway.get(f"/v1/models/{ADAPTER}", **ONE)).status == 403

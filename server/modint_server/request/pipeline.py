@@ -206,7 +206,7 @@ class Pipeline:
 
     async def guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
-        self.second_tries.earn()
+        self.second_tries.earn(record.key_digest)
         examination = self.examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
@@ -215,7 +215,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self.may_ask_again(examination, exc):
+            if wire.streaming or not self.may_ask_again(examination, exc, record):
                 raise
             await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
 
@@ -247,12 +247,12 @@ class Pipeline:
         )
         return fail_closed(report, policy)
 
-    def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+    def may_ask_again(self, examination: Examination, exc: EndpointError, record: Record) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
         if examination.refused_additions(exc):
             return True
         broke = examination.failed_on_additions(exc) and not isinstance(exc, BrokenStreamError)
-        return broke and self.second_tries.take()
+        return broke and self.second_tries.take(record.key_digest)
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
