@@ -75,10 +75,10 @@ def stage_of(body: JSON) -> str:
 
 async def measured(chosen: Sequence[Case]) -> AsyncIterator[Row]:
     """A row for each case, through one gateway."""
-    still = {"upstream_poll_s": 1000.0}  # looks at the engine are tasks, too
     async with (
         running(FakeUpstream()) as upstream,
-        serving(upstream.url, probe_deadline_s=2.0, **still) as gateway,
+        # Looks at the engine are tasks, too: none while it is measured.
+        serving(upstream.url, probe_deadline_s=2.0, upstream_poll_s=1000.0) as gateway,
     ):
         for case in chosen:
             yield await _measured(case, upstream, gateway)
