@@ -16,6 +16,7 @@ from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED, NOTE_UNLISTED
 from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.null import Null
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
 from modint_guard.report import Report
@@ -447,6 +448,14 @@ async def test_of_a_long_answer_only_the_first_word_is_judged_and_the_report_say
 
     found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
     assert found.report.notes == (NOTE_FIRST_TOKEN,)
+
+
+async def test_from_when_on_a_model_is_sure_is_what_its_null_measured() -> None:
+    model = world(both="red", image="red", text="blue", neither="green", sure=0.7)
+    body = ask(f"{LIE}\nIs it so?", modint={"relevant": "auto"})
+    for sure, cause in ((None, None), (0.75, None), (0.65, "conflict")):
+        found = await Guard(nulls={"m": Null(sure=sure)}).inspect(body, model)
+        assert found.report.verdict.cause == cause
 
 
 async def test_thresholds_decide_what_is_flagged() -> None:
