@@ -49,6 +49,19 @@ def faults(
 
 
 @app.command()
+def gateway(
+    output: Output = Path("bench/results/gateway.json"),
+    seconds: Annotated[float, typer.Option(min=0.2, help="The length of a turn under full load.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each arm.")] = 5,
+) -> None:
+    """Requests a second, CPU a request and added time, beside LiteLLM's proxy and no gateway."""
+    from bench.gateway.measure import measure_gateway
+
+    measure_gateway(output, seconds=seconds, rounds=rounds)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def fuzz(
     output: Output = Path("bench/results/fuzz.json"),
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
