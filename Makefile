@@ -4,7 +4,8 @@
 #   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
-#   make bench-training-gpu   make bench-gateway   make bench-faults   make bench-locate   make deploy-check
+#   make bench-training-gpu   make bench-gateway   make bench-faults   make bench-locate   make bench-spans
+#   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -23,8 +24,8 @@ STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU       := torch==2.13.0+cpu
 
-# Tests run in as many processes as there are cores, four at most: each of them holds torch, and engines run beside.
-PARALLEL := --numprocesses logical --maxprocesses 4
+# Tests run in several processes: tests/conftest.py says in how many, and which files stay together.
+PARALLEL := --numprocesses auto
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:

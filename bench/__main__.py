@@ -65,13 +65,19 @@ def gateway(
 def fuzz(
     output: Output = Path("bench/results/fuzz.json"),
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
-    replies: Annotated[int, typer.Option(min=1, help="Requests whose replies are damaged.")] = 200_000,
+    replies: Annotated[
+        int, typer.Option(min=1, help="Requests whose replies are damaged, six in seven of them.")
+    ] = 240_000,
     seed: Seed = 0,
+    processes: Annotated[int, typer.Option(min=1, help="That share the work.")] = 1,
+    resume: Annotated[bool, typer.Option(help="Go on where a run was stopped.")] = False,
 ) -> None:
     """Damaged requests and damaged replies: does anything end the gateway's work, or lose an answer?"""
     from bench.fuzz import measure_fuzz
 
-    findings = measure_fuzz(output, bodies=bodies, replies=replies, seed=seed)
+    findings = measure_fuzz(
+        output, bodies=bodies, replies=replies, seed=seed, processes=processes, resume=resume
+    )
     for finding in findings:
         typer.echo(
             f"{finding.kind} of request {finding.number}:\n{finding.trace}\n{finding.body!r}", err=True
@@ -79,6 +85,31 @@ def fuzz(
     typer.echo(f"wrote {output}")
     if findings:
         raise typer.Exit(1)
+
+
+@app.command()
+def soak(
+    output: Output = Path("bench/results/soak.json"),
+    count: Annotated[int, typer.Option(min=20, help="Requests.")] = 100_000,
+    seed: Seed = 0,
+) -> None:
+    """Many requests of every kind: memory, sockets and counters of the gateway's process."""
+    from bench.soak import measure_soak
+
+    measure_soak(output, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def tenants(
+    output: Output = Path("bench/results/tenants.json"),
+    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 200,
+) -> None:
+    """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
+    from bench.tenants import measure_tenants
+
+    measure_tenants(output, requests=requests)
+    typer.echo(f"wrote {output}")
 
 
 @app.command()
@@ -129,6 +160,26 @@ def ablation(
     from bench.ablation.measure import measure_ablation
 
     measure_ablation(output, adapters, count=count, seed=seed)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def spans(
+    output: Output = Path("bench/results/spans.json"),
+    world: Annotated[Literal["picturebook", "tinyworld"], typer.Option(help="Whose items.")] = "picturebook",
+    model: Annotated[str, typer.Option(help="The base.")] = "picturebook-base",
+    adapter: Annotated[str | None, typer.Option(help="A folder with an adapter, measured too.")] = None,
+    count: Count = 100,
+    long: Annotated[int, typer.Option(min=1, help="Long answers for each length and harmless caption.")] = 75,
+    seed: Seed = 0,
+    raw: Annotated[Path, typer.Option(help="The records, from which the same run goes on.")] = Path(
+        "runs/spans.jsonl"
+    ),
+) -> None:
+    """Which words of an answer came from a lie, beside simple rules; and long answers, where nothing lies."""
+    from bench.spans.measure import Setup, measure_spans
+
+    measure_spans(output, raw, Setup(world, model, adapter, count, long, seed))
     typer.echo(f"wrote {output}")
 
 
@@ -209,13 +260,27 @@ def detection(
 
 @app.command()
 def relevance(
-    output: Output = Path("bench/results/relevance.json"), count: Count = 400, seed: Seed = 0
+    output: Output = Path("bench/results/relevance.json"),
+    judging: Annotated[
+        bool,
+        typer.Option("--judging/--learning-only", help="Also read the requests that are for judging."),
+    ] = True,
 ) -> None:
-    """The modality that ought to decide, by the lexical rules and by the model itself; needs no engine."""
-    from bench.relevance import measure_relevance
+    """Which modality ought to decide and what is context, on requests labelled by hand; needs no engine."""
+    from bench.relevance.measure import measure_relevance
 
-    measure_relevance(output, count=count, seed=seed)
+    measure_relevance(output, judging=judging)
     typer.echo(f"wrote {output}")
+
+
+@app.command("relevance-fit")
+def relevance_fit(
+    output: Annotated[Path | None, typer.Option(help="The file to write; default: the package's.")] = None,
+) -> None:
+    """Fit the shipped classifier of relevance on the labelled requests; takes a few minutes."""
+    from bench.relevance.fit import write_fitted
+
+    typer.echo(f"wrote {write_fitted(output)}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ probing/         the perturbed views of a request, and when they are sent
 judging/         what the replies of the views mean
 mitigation/      what is done about a flagged answer
 data/            data sets, items and perturbations
+showing/         an answer as people see it
 evaluation/      measuring a model on a data set
 demo/            the demo
 models/          the bundled models
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from modint_guard.report import Report as Report
     from modint_guard.schema import ModintObject as ModintObject
     from modint_guard.schema import verdict as verdict
+    from modint_guard.showing.notebook import highlight as highlight
     from modint_guard.types import ModintOptions as ModintOptions
     from modint_guard.types import Relevant as Relevant
 
@@ -54,6 +56,7 @@ _HOME = {
     "Relevant": "types",
     "Report": "report",
     "Thresholds": "judging.risk",
+    "highlight": "showing.notebook",
     "verdict": "schema",
 }
 __all__ = sorted(_HOME)

@@ -4,6 +4,9 @@
         completion = await complete(examination.body)                the request, as it goes to the engine
         report = await examination.report_on(lambda: reply_of(completion))    judged, and corrected
 
+If the request asks for several answers, the views are asked once, and each answer is judged on its own
+(`reports_on`).
+
 Leaving the context cancels whatever is still running. Nothing that goes wrong here costs the client the
 answer of the engine: a failing probe or verdict makes the report `unscored`, and a failing correction leaves
 the answer as it was.
@@ -13,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 from modint_guard.chat.reply import reply_of, strip_added
+from modint_guard.chat.tool_calls import as_written
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.judge import Judge, unscored
 from modint_guard.judging import scoring
@@ -27,11 +31,13 @@ from modint_guard.mitigation import ladder
 from modint_guard.mitigation.policy import Policy
 from modint_guard.mitigation.rungs import FlaggedAnswer
 from modint_guard.plan import main_body, policy_of, view_body
-from modint_guard.probing import reasoning, regenerate, schedule
+from modint_guard.probing import like_views, regenerate, schedule
+from modint_guard.probing.once import Once
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
 
+NOTE_CALLS = "Tool calls are judged, not corrected."
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
 _BROKEN = (None, 500, 502)  # of an engine that fails at a body, or answers it with what is no JSON
 STEPS = ("reading", "probing", "judging", "correcting")  # of an examination; each may fail by itself
@@ -100,8 +106,19 @@ class Examination:
         self._on_failure = on_failure
         self._future_answer: FutureAnswer | None = None
         self._probing: asyncio.Task[Replies] | None = None
+        self._once: Once | None = None
+        self._others: list[Examination] = []  # of the further answers to the same request
+        if plan.choices > 1 and given is None:
+            self._complete = self._once = Once(complete)
+            alone = replace(plan, choices=1)
+            self._others = [
+                Examination(alone, self._once, judge, policy=self.policy, on_failure=on_failure)
+                for _ in range(1, plan.choices)
+            ]
 
     async def __aenter__(self) -> Self:
+        for other in self._others:
+            await other.__aenter__()
         if self.plan.views:
             if self.given is None:
                 self._future_answer = asyncio.get_running_loop().create_future()
@@ -112,8 +129,10 @@ class Examination:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._probing is not None:
-            await cancel_and_wait([self._probing])
+        probing = (each._probing for each in (self, *self._others))
+        await cancel_and_wait([task for task in probing if task is not None])
+        if self._once is not None:
+            await self._once.close()
 
     def refused_additions(self, error: EndpointError) -> bool:
         """Whether the engine refused `body`, possibly for what the guard added to the client's own."""
@@ -155,9 +174,35 @@ class Examination:
         original = self.answer.text if self.answer else ""
         return ladder.fail_closed(await self._corrected(report, replies), self.policy, original)
 
+    async def reports_on(self, read: Callable[[], Sequence[Reply]]) -> list[Report]:
+        """The report on each of the engine's answers, one for each that the request asks for. Raises nothing
+        but CancelledError. Answers of the same words are judged once.
+
+        read: returns the answers; those that are missing, and all if it raises, are unscored.
+        """
+        if not self._others:
+            return [await self.report_on(lambda: next(iter(read())))]
+        each = [self, *self._others]
+        try:
+            answers = list(read())[: len(each)]
+        except Exception:  # noqa: BLE001 - logged and counted by `_failed`
+            self._failed("reading", "the answers could not be read")
+            answers = []
+        said = [(answer.text, answer.calls) for answer in answers]
+        first = [said.index(words) for words in said]
+        judging = {
+            place: asyncio.ensure_future(each[place].report_on(partial(answers.__getitem__, place)))
+            for place in sorted(set(first))
+        }
+        await asyncio.gather(*judging.values())
+        reports = [judging[place].result() for place in first]
+        reports += [unscored(self.plan, "incomplete")] * (len(each) - len(reports))
+        return [replace(report, choice=number) for number, report in enumerate(reports)]
+
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
         try:
-            return read()
+            answer = read()
+            return as_written(answer) if self.plan.schedule.constrained else answer
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answer could not be read")
             return None
@@ -187,6 +232,8 @@ class Examination:
         """The report, with a flagged answer corrected as far as policy and budget allow."""
         if self.answer is None or not _is_to_be_corrected(report, self.policy):
             return report
+        if self.answer.calls:
+            return replace(report, notes=(*report.notes, NOTE_CALLS))
         granted, unspent = self._budget.take(self.policy.max_tokens), 0
         try:  # a cancelled request gets nothing back: what it spent is not known
             report = await mitigate(
@@ -226,9 +273,9 @@ async def probe(
     answer = await asyncio.shield(future_answer) if future_answer is not None else None
     if answer is None:
         return replies
-    if answer.reasoning:
-        can_be_asked = not answer.skip and reasoning.can_be_asked(plan, answer)
-        return await reasoning.ask(plan, complete, answer, replies) if can_be_asked else replies
+    if like_views.is_needed(plan, answer):
+        can_be_asked = not answer.skip and like_views.can_be_asked(plan, answer)
+        return await like_views.ask(plan, complete, answer, replies) if can_be_asked else replies
     if not config.regenerate:
         return replies
     plan = judge.informed(plan, replies)

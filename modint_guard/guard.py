@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from modint_guard.chat.reply import reply_of
+from modint_guard.chat.reply import answers_of
 from modint_guard.config import GuardConfig
 from modint_guard.errors import EndpointError
 from modint_guard.examination import Budget, Examination
@@ -24,7 +24,7 @@ from modint_guard.judging.null import Null
 from modint_guard.mitigation.ladder import served
 from modint_guard.plan import make_plan, policy_of
 from modint_guard.probing.views import VIEWS, ViewMaker
-from modint_guard.report import Inspection
+from modint_guard.report import Inspection, first_concern, with_reports
 from modint_guard.types import JSON, Complete, ModintOptions, Plan
 
 
@@ -59,24 +59,26 @@ class Guard:
         body: an OpenAI chat body, not streamed; a `modint` field in it is read and never sent on. complete:
         sends a chat body somewhere and returns the completion, such as `Endpoint.complete`. options: replace
         the body's `modint` field. Returns the completion with the `modint` object in it, and the same as a
-        typed `Report`. A flagged answer is corrected if the policy or `modint.action` asks for it. If the
-        engine refuses the log-probabilities or breaks on them, the body is sent again as it was given, and
-        the answer is unscored. Raises RequestError for a bad body, and whatever `complete` raises for the
-        request itself. A failing probe raises nothing and leaves the answer unscored.
+        typed `Report`; of several answers that of the first concern (`report.first_concern`). A flagged
+        answer is corrected if the policy or `modint.action` asks for it. If the engine refuses the
+        log-probabilities or breaks on them, the body is sent again as it was given, and the answer is
+        unscored. Raises RequestError for a bad body, and whatever `complete` raises for the request itself.
+        A failing probe raises nothing and leaves the answer unscored.
         """
         plan = self.plan(body, options)
         examination = self.examine(plan, complete)
         try:
             async with examination:
                 completion = await complete(examination.body)
-                answer = reply_of(completion)
-                report = await examination.report_on(lambda: answer)
+                answers = answers_of(completion, plan.choices)
+                reports = await examination.reports_on(lambda: answers)
         except EndpointError as exc:
             if not (examination.refused_additions(exc) or examination.failed_on_additions(exc)):
                 raise
-            completion, report = await complete(plan.body), unscored(plan, "upstream_error")
+            completion, reports = await complete(plan.body), [unscored(plan, "upstream_error")]
+        report = first_concern(reports)
         completion = served(examination.strip(completion), report.mitigation)
-        return Inspection({**completion, "modint": report.to_json()}, report)
+        return Inspection(with_reports(completion, reports), report)
 
     def plan(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.thoughts import behind_thoughts
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
@@ -13,10 +14,11 @@ from modint_guard.judging.explanation import explained
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
-from modint_guard.judging.statistic import flag_statistic
+from modint_guard.judging.spans import flagged_words, spans_of, turned_tokens
+from modint_guard.judging.statistic import flag_statistic, token_statistics
 from modint_guard.judging.text_match import is_short, score_words, words_result
-from modint_guard.probing import reasoning, regenerate
-from modint_guard.report import NullSummary, ProbeResult, Report, Verdict
+from modint_guard.probing import like_views, regenerate
+from modint_guard.report import AnswerSpan, NullSummary, ProbeResult, Report, Verdict
 from modint_guard.types import (
     CELLS,
     FIRST_TOKEN,
@@ -26,7 +28,8 @@ from modint_guard.types import (
     NOOP,
     REGENERATED,
     SELF_ASKED,
-    UNREASONED,
+    TEACHER_FORCED,
+    Cause,
     Chat,
     Failure,
     Plan,
@@ -50,6 +53,10 @@ NOTE_NOT_PREFERRED = (
     "The request itself does not clearly prefer this answer (drawn by chance, or given): no view changed one."
 )
 NOTE_REASONING = "The model reasoned first: request and views were compared as they answer without reasoning."
+NOTE_CONSTRAINED = (
+    "The request forces the form of its answer, or offers tools: request and views were compared without "
+    "that, and only at what it leaves free."
+)
 NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was not compared."
 
 
@@ -69,7 +76,7 @@ class Judge:
         return replace(self._judged(plan, answer, replies), reasoning=answer.reasoning)
 
     def _judged(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
-        if reason := plan.skip or answer.skip:
+        if reason := plan.skip or answer.skip or ("empty_answer" if leaves_in(answer.text) == () else None):
             return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if plan.schedule.method == REGENERATED and plan.views:
             if answer.reasoning:
@@ -78,8 +85,8 @@ class Judge:
         if not plan.schedule.top_logprobs:
             return unscored(plan, "no_logprobs", replies=None)
         plan = self.informed(plan, replies)
-        if answer.reasoning:
-            return self._behind_reasoning(plan, answer, replies)
+        if like_views.is_needed(plan, answer):
+            return self._like_views(plan, answer, replies)
         if regenerate.whole_replies(replies) and (report := self._by_whole_views(plan, answer, replies)):
             return report
         return self._scored(plan, answer, replies)
@@ -109,7 +116,13 @@ class Judge:
         # that are the most probable ones.
         covered = not score.partial and not _is_not_preferred(score)
         calibrated = (is_fitted or weighed is not None) and covered and decided.risk is not None
-        return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated))
+
+        def flags(found: Statistic) -> bool:
+            by_null = verdict.weighed(found, null, thresholds, self.config.alpha) if null else None
+            return by_null.flags if by_null else found.sure >= thresholds.sure
+
+        spans = _spans(plan, answer, score, decided.cause, flags)
+        return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated), spans)
 
     def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
         """Judge an answer that was given elsewhere.
@@ -143,14 +156,18 @@ class Judge:
         """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
         if (
             answer.reasoning
-        ):  # these views reasoned too: others are asked in their place (`probing.reasoning`)
+        ):  # these views reasoned too: others are asked in their place (`probing.like_views`)
             return True
         plan = self.informed(plan, replies)
         score = None if answer.skip else self.score(plan, answer, replies)
         if score is None:
             return False
         thresholds, _ = self._thresholds(plan, score)
-        return verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects) is not None
+        decided = verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects)
+        if decided is None or not corrects or decided.state is not State.FLAGGED:
+            return decided is not None
+        # What is corrected part by part (`mitigation.parts`) needs the spans, and these need every cell.
+        return score.method != TEACHER_FORCED or all(name in score.cells for name in CELLS)
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, if it was asked and is confident."""
@@ -159,7 +176,7 @@ class Judge:
             return plan
         relevant = by_self_ask(reply, self.config.self_ask_confident)
         source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
-        return replace(plan, relevant=relevant, relevant_source=source)
+        return replace(plan, relevant=relevant, relevant_source=source, relevant_probability=None)
 
     def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
         """The thresholds for this request, and whether they were fitted for its model."""
@@ -172,15 +189,17 @@ class Judge:
             thresholds = replace(thresholds, clear_below=thresholds.flag_at)
         return thresholds, fitted is not None
 
-    def _behind_reasoning(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
-        """Judge what follows the reasoning, by what request and views answer without it."""
-        request = replies.get(UNREASONED)
+    def _like_views(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
+        """Judge what follows reasoning, or has a forced form, by a request that was asked like its views."""
+        request = replies.get(like_views.name_of(answer))
         if request is None:
-            return unjudged(plan, Verdict(State.SKIPPED, reason="reasoning"), replies)
+            of_form = "tool_calls" if plan.body.get("tools") else "structured_output"
+            reason = "reasoning" if answer.reasoning else of_form
+            return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
         if isinstance(request, Failure) or not (request.top or request.forced) or answer.token is None:
             reason = request.reason if isinstance(request, Failure) else "no_logprobs"
             return unscored(plan, reason, replies)
-        return self._scored(plan, reasoning.as_unreasoned(answer, request), replies)
+        return self._scored(plan, like_views.as_asked(answer, request), replies)
 
     def _by_words(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Judge by the texts of answers that were generated again; the verdict has no risk."""
@@ -204,21 +223,32 @@ class Judge:
         score = score_words(answer, regenerate.whole_replies(replies), plan.chat)
         return self._report(plan, answer, replies, score, Verdict(State.PASS))
 
-    def _report(self, plan: Plan, answer: Reply, replies: Replies, score: Score, decided: Verdict) -> Report:
+    def _report(
+        self,
+        plan: Plan,
+        answer: Reply,
+        replies: Replies,
+        score: Score,
+        decided: Verdict,
+        spans: tuple[AnswerSpan, ...] = (),
+    ) -> Report:
         noise = max(plan.noise, score.noise or 0.0)
         thresholds = scoring.with_noise_floor(self.config.thresholds, noise)
         replies = scoring.comparable(answer, replies)
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
-            explanation=explained(decided, plan.relevant, plan.relevant_source, score),
+            explanation=explained(decided, plan.relevant, plan.relevant_source, score, flagged_words(spans)),
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
+            relevant_probability=plan.relevant_probability,
             examined=_examined(score),
             statistic=self.statistic(plan, score),
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,
+            spans=spans,
+            influence_images=score.influence_images,
             relative_entropy=score.relative_entropy,
             noise=score.noise,
             image_only=score.image_only,
@@ -229,11 +259,23 @@ class Judge:
                 *plan.notes,
                 *((NOTE_FIRST_TOKEN,) if longer else ()),
                 *((NOTE_REASONING,) if answer.reasoning else ()),
+                *((NOTE_CONSTRAINED,) if plan.schedule.constrained else ()),
                 *((NOTE_NOT_PREFERRED,) if _is_not_preferred(score) else ()),
                 *_saved(plan, replies),
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
             ),
         )
+
+
+def _spans(
+    plan: Plan, answer: Reply, score: Score, cause: Cause | None, flags: Callable[[Statistic], bool]
+) -> tuple[AnswerSpan, ...]:
+    """The parts of an answer. flags: whether an answer with this statistic is flagged."""
+    turned: tuple[int, ...] = ()
+    if cause in (Cause.TEXT, Cause.IMAGE):
+        by_token = token_statistics(score.cells, plan.relevant, has_context=_has_context(plan.chat))
+        turned = turned_tokens(answer, by_token, flags)
+    return spans_of(answer, score, turned, cause)
 
 
 def skipped(plan: Plan) -> Report:
@@ -266,6 +308,7 @@ def unjudged(plan: Plan, decided: Verdict, replies: Replies | None = None) -> Re
         explanation=explained(decided, plan.relevant, plan.relevant_source, None),
         relevant=plan.relevant,
         relevant_source=plan.relevant_source,
+        relevant_probability=plan.relevant_probability,
         probes=tuple(scoring.unjudged_result(name, reply) for name, reply in (replies or {}).items()),
         notes=plan.notes,
     )

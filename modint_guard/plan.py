@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modint_guard.chat import relevance
-from modint_guard.chat.eligibility import continues, why_skipped
+from modint_guard.chat.eligibility import choices_of, continues, is_constrained, why_skipped
 from modint_guard.chat.options import parse_options
 from modint_guard.chat.rebuild import with_question_after
 from modint_guard.chat.request import parse
@@ -16,12 +16,13 @@ from modint_guard.judging import verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.text_match import MAX_TOKENS
 from modint_guard.mitigation.policy import Policy, policy_for
-from modint_guard.probing.views import ViewMaker, short_body
+from modint_guard.probing.views import ViewMaker, short_body, unconstrained
 from modint_guard.types import (
     ANNOTATE,
     CELLS,
     FIRST_TOKEN,
     JSON,
+    LEFT_OUT,
     NAMED_SOURCES,
     NEUTRAL_IMAGE,
     NOOP,
@@ -41,9 +42,10 @@ from modint_guard.types import (
 
 NOTE_IMAGE_ONLY = "No context could be told from the question: only image probes ran."
 NOTE_UNFIT = (
-    "The probe {name} does not fit this request: it needs a block of labelled options, other texts, or "
-    "pictures of another size."
+    "The probe {name} does not fit this request: it needs a block of labelled options, other texts, "
+    "pictures of another size, or an answer whose form is free."
 )
+NOTE_MANY_PICTURES = f"Of more than {len(LEFT_OUT)} pictures none was left out alone."
 NOTE_GAIN = "The engine scales its attention to pictures by {gain:g} (experimental)."
 
 
@@ -67,21 +69,32 @@ def make_plan(
     """
     options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
-    relevant, source = relevance.decide(chat, options, config.relevance_rules)
+    decided = relevance.decide(chat, options, config.relevance_rules)
+    relevant, source = decided.relevant, decided.source
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
-    early_stop = _stops_early(policy_of(chat, options, config))
-    skip = why_skipped(chat, options)
+    policy = policy_of(chat, options, config)
+    early_stop = _stops_early(policy)
+    can_force = bool(top) and forcing and config.teacher_forcing and not continues(chat.body)
+    skip = why_skipped(chat, options, can_score=can_force)
+    choices = choices_of(chat.body) or 1
+    if skip is None and choices > 1 and (policy.action != ANNOTATE or policy.unscored != "original"):
+        skip = "multiple_choices"  # they are judged, and no policy knows which of them to correct
+    constrained = skip is None and is_constrained(chat.body)
     if skip is None and not set(options.probes or ()) - {NOOP}:
         skip = "no_context" if _is_settled(chat, relevant, source, early_stop=early_stop) else None
     regenerate = not top and config.regenerate
     names = () if skip or not (top or regenerate) else _probe_names(chat, options, config, makers)
     if regenerate and names and NOOP not in names:
         names = (*names, NOOP)
-    bodies = {name: makers[name](chat) for name in names}
+    if constrained:  # its first token is the form's, under every view
+        names = tuple(name for name in names if name != NOOP)
+    fitting = (*CELLS, *LEFT_OUT) if constrained else names
+    bodies = {name: makers[name](chat) if name in fitting else None for name in names}
     if top and names and relevant is Relevant.UNKNOWN and config.self_ask == "auto":
         bodies[SELF_ASKED] = with_question_after(chat, relevance.SELF_ASK)
+    if constrained:
+        bodies = {name: unconstrained(changed) if changed else None for name, changed in bodies.items()}
     views = tuple(View(name, view_body(changed, top, config)) for name, changed in bodies.items() if changed)
-    can_force = forcing and config.teacher_forcing and bool(names) and not continues(chat.body)
     later = (
         frozenset()
         if regenerate
@@ -94,20 +107,24 @@ def make_plan(
         chat=chat,
         relevant=relevant,
         relevant_source=source,
+        relevant_probability=decided.probability,
         schedule=Schedule(
             views=views,
-            stages=_stages(views, later, early_stop=early_stop),
-            method=REGENERATED if regenerate else TEACHER_FORCED if can_force else FIRST_TOKEN,
+            stages=_stages(views, later, early_stop=early_stop, constrained=constrained),
+            method=REGENERATED if regenerate else TEACHER_FORCED if can_force and names else FIRST_TOKEN,
             early_stop=early_stop,
             top_logprobs=top,
             max_forced_tokens=config.max_forced_tokens,
             forced_logprobs=min(config.forced_logprobs, top),
             deadline_s=min(options.deadline_s or config.deadline_s, config.max_deadline_s),
+            constrained=constrained,
         ),
         noise=noise,
         skip=skip,
+        choices=choices,
         notes=(
             *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
+            *((NOTE_MANY_PICTURES,) if names and len(chat.images) > len(LEFT_OUT) else ()),
             *(() if config.image_attention == 1.0 else (NOTE_GAIN.format(gain=config.image_attention),)),
             *(NOTE_UNFIT.format(name=name) for name, changed in bodies.items() if changed is None),
         ),
@@ -159,22 +176,24 @@ def _later(
     *,
     early_stop: bool,
 ) -> frozenset[str]:
-    """The views that an early stop may save: all cells but the first."""
+    """The views that an early stop may save: all that are sent without being asked for, but the first."""
     first = verdict.FIRST_VIEW.get(relevant)
     calibration = calibrations.get(str(chat.body.get("model")))
     clears = config.thresholds.clear_below if calibration is None else calibration.stops_early(relevant)
     if first is None or chat.context is None or not (early_stop or clears):
         return frozenset()
-    return frozenset(CELLS) - {first} - frozenset(options.probes or ())
+    return frozenset((*CELLS, *LEFT_OUT)) - {first} - frozenset(options.probes or ())
 
 
 def _stages(
-    views: tuple[View, ...], later: frozenset[str], *, early_stop: bool
+    views: tuple[View, ...], later: frozenset[str], *, early_stop: bool, constrained: bool
 ) -> tuple[tuple[str, ...], ...]:
     """The names of the views by stage. Only the first stage may be empty. If a policy corrects answers, the
     view without either modality comes last: it cannot change an answer that is flagged already.
     """
     last = later & {PRIOR} if early_stop else frozenset[str]()
+    if constrained:
+        return (tuple(view.name for view in views if view.name not in (*CELLS, *LEFT_OUT)),)
     names = [view.name for view in views]
     first = tuple(name for name in names if name not in later)
     second = tuple(name for name in names if name in later - last)
@@ -185,8 +204,8 @@ def _stages(
 def _probe_names(
     chat: Chat, options: ModintOptions, config: GuardConfig, makers: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The cells of this request, and then the other probes that it asks for. Raises RequestError for an
-    unknown probe and for too many.
+    """The cells of this request, the other probes that it asks for, and the views that leave out one picture
+    of several. Raises RequestError for an unknown probe and for too many of those that are asked for.
     """
     cells = CELLS if chat.context is not None else (NEUTRAL_IMAGE,)
     asked = options.probes or ()
@@ -200,7 +219,12 @@ def _probe_names(
             param="modint.probes",
             code="too_many_probes",
         )
-    return names
+    return (*names, *(name for name in _left_out(chat) if name not in names))
+
+
+def _left_out(chat: Chat) -> tuple[str, ...]:
+    """The views that leave one picture out; none for a single picture, and for too many."""
+    return LEFT_OUT[: len(chat.images)] if 1 < len(chat.images) <= len(LEFT_OUT) else ()
 
 
 def _token_options(body: JSON) -> TokenOptions:

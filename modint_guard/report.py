@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from modint_guard.types import (
     ANNOTATE,
@@ -18,6 +20,7 @@ from modint_guard.types import (
 )
 
 SCHEMA_VERSION = "2"
+SpanKind = Literal["word", "claim", "leaf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,27 +157,64 @@ class Mitigation:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerSpan:
+    """A part of an answer, and what each modality gave to it.
+
+    kind: "word", "claim" (a clause, a sentence, a line) or "leaf" (a value of a JSON document); spans of one
+    kind do not overlap. start, end: the characters [start, end) of the answer's content. text: what stands
+    there. path: the JSON pointer of the leaf that it is or is in. cause: what turned it; None for most parts,
+    and for all of an answer that is not flagged. influence_text, influence_image: the sums of the influences
+    of its tokens, nats; None if not known.
+    """
+
+    kind: SpanKind
+    start: int
+    end: int
+    text: str = field(repr=False)
+    path: str | None
+    cause: Cause | None
+    influence_text: float | None
+    influence_image: float | None
+
+    def to_json(self) -> JSON:
+        """The span as it stands in the `modint` object."""
+        return {
+            "kind": self.kind,
+            "start": self.start,
+            "end": self.end,
+            "text": self.text,
+            "path": self.path,
+            "cause": self.cause.value if self.cause else None,
+            "influence": {"text": self.influence_text, "image": self.influence_image},
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The content of the `modint` object. Influences, synergy and noise are those of `Score`."""
 
     verdict: Verdict
     relevant: Relevant = Relevant.UNKNOWN
     relevant_source: RelevantSource = "none"
+    relevant_probability: float | None = None  # by the classifier
     examined: tuple[str, ...] = ()
     statistic: Statistic | None = None  # None if it could not be taken
     influence_text: float | None = None
     influence_image: float | None = None
     synergy: float | None = None
+    influence_images: tuple[float | None, ...] = ()
     relative_entropy: float | None = None
     noise: float | None = None
     image_only: str | None = None
     text_only: str | None = None
+    spans: tuple[AnswerSpan, ...] = ()
     probes: tuple[ProbeResult, ...] = ()
     notes: tuple[str, ...] = ()
     method: str = FIRST_TOKEN
     action: str = ANNOTATE  # what was done, one of TAKEN_ACTIONS
     mitigation: Mitigation | None = None
     reasoning: bool = False
+    choice: int = 0  # which of the answers to one request
     explanation: str = ""  # one sentence on the verdict
     schema: str = SCHEMA_VERSION
 
@@ -193,22 +233,47 @@ class Report:
             "explanation": self.explanation,
             "relevant": self.relevant.value,
             "relevant_source": self.relevant_source,
+            "relevant_probability": self.relevant_probability,
             "examined": list(self.examined),
             "influence": {
                 "text": self.influence_text,
                 "image": self.influence_image,
                 "synergy": self.synergy,
+                "images": list(self.influence_images),
             },
             "relative_entropy": self.relative_entropy,
             "noise": self.noise,
             "answers": {"image_only": self.image_only, "text_only": self.text_only},
+            "spans": [span.to_json() for span in self.spans],
             "probes": [probe.to_json() for probe in self.probes],
             "method": self.method,
             "reasoning": self.reasoning,
+            "choice": self.choice,
             "notes": list(self.notes),
             "action": self.action,
             "mitigation": self.mitigation.to_json() if self.mitigation else None,
         }
+
+
+def first_concern(reports: Sequence[Report]) -> Report:
+    """The report that speaks for several answers to one request: the first that is flagged, else the first
+    that is unscored, else the first.
+    """
+    by_state = {report.verdict.state: report for report in reversed(reports)}
+    return by_state.get(State.FLAGGED) or by_state.get(State.UNSCORED) or reports[0]
+
+
+def with_reports(document: JSON, reports: Sequence[Report]) -> JSON:
+    """A copy of a completion with the report at its top level; of several answers to one request with that of
+    the first concern there, and each of them in its own choice.
+    """
+    if len(reports) > 1:
+        choices = [
+            {**choice, "modint": report.to_json()}
+            for choice, report in zip(document.get("choices") or (), reports, strict=False)
+        ]
+        document = {**document, "choices": choices}
+    return {**document, "modint": first_concern(reports).to_json()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,32 @@ class Influence(_Record):
     synergy: float | None = Field(
         default=None, description="what both do together beyond what each does alone, nats"
     )
+    images: tuple[float | None, ...] = Field(
+        default=(), description="of each of several pictures: what log p(answer) loses without it alone, nats"
+    )
+
+
+class SpanInfluence(_Record):
+    """What each modality gave to a part of the answer: sums over its tokens, nats; null if not computed."""
+
+    text: float | None
+    image: float | None
+
+
+class SpanObject(_Record):
+    """A part of the answer and what gave it. Parts of one kind do not overlap."""
+
+    kind: Literal["word", "claim", "leaf"] = Field(
+        description="a claim is a clause, a sentence or a line; a leaf is a value of a JSON document"
+    )
+    start: int = Field(ge=0, description="its first character in the answer's content")
+    end: int = Field(ge=0, description="the character behind its last one")
+    text: str
+    path: str | None = Field(description="JSON pointer of the leaf that it is or is in")
+    cause: Literal["text", "image", "prior", "conflict", "neglect"] | None = Field(
+        description="what turned it, in a flagged answer"
+    )
+    influence: SpanInfluence
 
 
 class NullObject(_Record):
@@ -124,7 +150,10 @@ class ModintObject(_Record):
     relevant: Literal["image", "text", "both", "unknown"] = Field(
         description="which modality ought to decide"
     )
-    relevant_source: Literal["request", "header", "route", "rules", "self_ask", "none"]
+    relevant_source: Literal["request", "header", "route", "rules", "classifier", "self_ask", "none"]
+    relevant_probability: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="that `relevant` is right; set where the classifier said so"
+    )
     examined: tuple[Literal["text", "image"], ...]
     influence: Influence
     relative_entropy: float | None = Field(
@@ -137,11 +166,16 @@ class ModintObject(_Record):
         default=None, ge=0.0, le=1.0, description="largest change of a probability between request and noop"
     )
     answers: Answers
+    spans: tuple[SpanObject, ...] = Field(
+        default=(),
+        description="what gave which part of the answer: at most 100 of its parts, flagged ones first",
+    )
     probes: tuple[ProbeObject, ...]
     method: Literal["first_token", "teacher_forced", "regenerated"]
     reasoning: bool = Field(
         default=False, description="the model reasoned first; what follows its reasoning was judged"
     )
+    choice: int = Field(default=0, ge=0, description="which of the answers to the request it is about")
     notes: tuple[str, ...]
     action: str = Field(description="what was done about it", json_schema_extra={"enum": [*TAKEN_ACTIONS]})
     mitigation: MitigationObject | None = Field(

@@ -29,8 +29,10 @@ BENIGN = "benign"
 PERMUTED_OPTIONS = "permuted_options"
 QUESTION_FIRST = "question_first"
 CELLS = (NO_CONTEXT, NEUTRAL_IMAGE, PRIOR)
+LEFT_OUT = tuple(f"without_image_{number}" for number in range(1, 5))  # one picture of several is neutral
 CONTROLS = (BENIGN, PERMUTED_OPTIONS, QUESTION_FIRST)  # harmless: an answer that flips under one is unstable
 UNREASONED = "unreasoned"  # not a view: the request itself, answered without reasoning
+UNCONSTRAINED = "unconstrained"  # not a view: the request itself, its answer not forced into a form
 SELF_ASKED = "self_ask"  # not a view: the request with one more question, whether it needs the picture
 
 # What is done about a flagged answer. A rung is one way to another answer, or to none; `ladder` tries
@@ -64,7 +66,7 @@ SKIPPED_REASONS = (
     "empty_answer",
 )
 
-RelevantSource = Literal["request", "header", "route", "rules", "self_ask", "none"]
+RelevantSource = Literal["request", "header", "route", "rules", "classifier", "self_ask", "none"]
 NAMED_SOURCES: tuple[RelevantSource, ...] = ("request", "header", "route")  # all others guess
 
 
@@ -131,7 +133,7 @@ class ModintOptions:
     """
 
     mode: Literal["on", "off"] = "on"
-    relevant: Relevant | None = None  # None: decided by rules
+    relevant: Relevant | None = None  # None: not named
     relevant_source: Literal["request", "header"] | None = None
     context: str | None = None
     question: str | None = None
@@ -203,18 +205,32 @@ class View:
     body: JSON = field(repr=False)
 
 
+class Leaf(NamedTuple):
+    """A value of a JSON document that is no object and no array.
+
+    start, end: its characters [start, end), those of a string without its quotation marks. path: its JSON
+    pointer. at: the character at which it begins in the text that the client gets, if that is another text.
+    """
+
+    start: int
+    end: int
+    path: str
+    at: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """One token of an answer.
 
     logprob: natural. top: the natural log-probabilities of the alternatives at this position, the token
-    itself included. id: the token's id, if the engine reports it.
+    itself included. id, raw: the token's id and its bytes, if the engine reports them.
     """
 
     token: str
     logprob: float
     top: Mapping[str, float]
     id: int | None = None
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +244,9 @@ class Reply:
     answer that was given, as this view scores them. whole: whether the view also generated a whole answer
     (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
     and positions are those of the answer behind it. empty_thought: how a reply without reasoning begins then;
-    None if its marks have no such form.
+    None if its marks have no such form. start: the character at which `text` begins in the text of the reply
+    that the client gets. calls: the arguments of each tool call. leaves: what counts of the text, if that is
+    known (`chat.tool_calls`).
     """
 
     text: str
@@ -245,6 +263,9 @@ class Reply:
     whole: bool = False
     reasoning: bool = False
     empty_thought: str | None = None
+    start: int = 0
+    calls: tuple[str, ...] = ()
+    leaves: tuple[Leaf, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +351,7 @@ class Score:
     influence_text: float | None = None  # Shapley value of the context, nats of log p(y)
     influence_image: float | None = None
     synergy: float | None = None  # what both contribute together beyond what each does alone, nats
+    influence_images: tuple[float | None, ...] = ()  # of each of several pictures: what leaving it out takes
     tokens: tuple[Influence, ...] = ()  # the same of each token that was compared; the above are their means
     relative_entropy: float | None = None  # (H(text only) - H(image only)) / their sum, in [-1, 1]
     noise: float | None = None  # the largest change of a probability when the same input was asked again
@@ -361,7 +383,8 @@ class Schedule:
     left out, because a policy corrects flagged answers. top_logprobs: the number of alternatives that request
     and views ask for; 0 if the engine gives none. max_forced_tokens: the longest answer that is scored as a
     whole. forced_logprobs: the number of alternatives asked for at each of its positions. deadline_s: seconds
-    from the complete answer.
+    from the complete answer. constrained: whether the request forces the form of its answer; the cells are
+    then in no stage, but asked for its scores (`probing.like_views`).
     """
 
     views: tuple[View, ...] = ()
@@ -372,6 +395,7 @@ class Schedule:
     max_forced_tokens: int = 512
     forced_logprobs: int = 5
     deadline_s: float = 5.0
+    constrained: bool = False
 
     @property
     def may_be_saved(self) -> frozenset[str]:
@@ -389,7 +413,7 @@ class Plan:
 
     body: the client's own, without its `modint` field. noise: the engine's noise as far as it is known
     beforehand, the change of a probability, in [0, 1]; a flip needs a lead above twice the noise. skip: the
-    reason from SKIPPED_REASONS if nothing will be probed.
+    reason from SKIPPED_REASONS if nothing will be probed. choices: how many answers the request asks for.
     """
 
     body: JSON = field(repr=False)
@@ -399,9 +423,11 @@ class Plan:
     relevant: Relevant
     relevant_source: RelevantSource
     schedule: Schedule
+    relevant_probability: float | None = None  # by the classifier
     noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()
+    choices: int = 1
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -18,15 +18,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Files that share what takes long to start, by its name: engines of a whole session, a process to fork from.
 SHARING = {
-    "engine": (
-        *("adapters", "image_attention", "longer_answers", "main_job", "own_data", "prometheus", "serve"),
-    ),
-    "forked": ("distributed", "launch"),
+    "engine": ("e2e", ("adapters", "longer_answers", "main_job", "prometheus", "serve")),
+    "engine that scales": ("e2e", ("image_attention", "own_data", "stray_adapter")),
+    "forked": ("training", ("distributed", "launch")),
 }
 GROUPS = {
-    f"tests/{folder}/test_{name}.py": shared
-    for folder, shared in (("e2e", "engine"), ("training", "forked"))
-    for name in SHARING[shared]
+    f"tests/{folder}/test_{name}.py": shared for shared, (folder, names) in SHARING.items() for name in names
 }
 
 
@@ -42,6 +39,13 @@ class ByFile(LoadScopeScheduling):
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist nothing runs in parallel
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One more than there are cores, for many tests wait for an engine or a socket, and four at most: each of
+    them holds torch, and engines run beside."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min((os.cpu_count() or 1) + 1, 4)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     """The files in the order of collection, in which the long ones come first."""
     config.option.loadscopereorder = False

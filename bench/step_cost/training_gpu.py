@@ -161,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 NOTES = """A LLaVA-1.5-7B with random weights, LoRA by recipe `llava-1.5-7b` (rank 128 on q, k, v, o, bf16,
 gradient checkpointing), 8 examples a step as 2 : 2 : 4. `sft` is the clean rows alone; `cons` adds the twins
 and their consistency, `full` the attack on the twins with T = 1, `full-t2` with T = 2. Methods take turns, a
-step each, on the same examples. `times_first` is the median, over the turns, of a step's time as a multiple of
-the first method's. `tokens` are those of the clean rows and twins of a step, without padding; rows that an
-attack runs again are not counted a second time. `peak_gib` is the most that torch had allocated during a timed
-step."""
+step each, on the same examples. `times_first` is the median, over the turns, of a step's time as a multiple
+of the first method's. `tokens` are those of the clean rows and twins of a step, without padding; rows that an
+attack runs again are not counted a second time. `peak_gib` is the most that torch had allocated during a
+timed step."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -782,6 +782,14 @@ ADAPTERS = Board(
                     runbook="LabelOverflow",
                 ),
                 Panel(
+                    "Steps that failed beside the answer",
+                    'sum by (step) (increase(modint_step_failures_total{job=~"$job"}[$__range]))',
+                    "{{step}}",
+                    "short",
+                    "modint_step_failures_total.",
+                    runbook="StepsFailing",
+                ),
+                Panel(
                     "Gateways",
                     'count by (version) (modint_build_info{job=~"$job"})',
                     "{{version}}",

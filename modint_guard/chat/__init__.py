@@ -12,6 +12,10 @@ rebuild.py          writes a body with its context, images or texts replaced
 options.py          the `modint` field and headers of a request
 eligibility.py      which requests are not probed, and why
 relevance.py        which modality ought to decide the answer
+named_modality.py   what a question itself says ought to decide
+concepts.py         what a text speaks of, in some twenty languages
+linear.py           the classifier of relevance, and the file of its weights
+ngrams.py           hashes of the pieces of a text
 relevance_rules.py  the same, by rules that are configured
 rule_files.py       what relevance rules and mitigation policies share: matching, and their TOML files
 responses.py        the Responses API in terms of chat

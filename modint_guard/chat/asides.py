@@ -61,6 +61,15 @@ _IN_BRACKETS = re.compile(
     rf"(?P<dashed>(?<=\s)[–—]\s*(?=[^–—]*(?:\b{_VERB}\b|\b{_LABEL}s?\s*[:=]))[^–—?]{{3,200}}[–—](?=\s))",
     re.IGNORECASE,
 )
+_STRONG_JOINT = r"(?:\s*;\s*|\s*,\s*(?:so|but|yet|and\s+now|now)\b[\s,:]*|\s*:\s*)"
+_STATES = rf"(?:{_VERB}|came|comes|appears|(?:was|were|been)\s+\w+ed|printed|painted|entitled|titled|named)"
+_JOINED_STRONGLY = re.compile(  # by more than a comma: what follows may ask in any words, or command
+    rf"\s*(?P<aside>(?!(?:{_ASKS}|if\b|when\b|while\b|unless\b|look\b|see\b|use\b|note\b|answer\b))"
+    rf"{_NO_CLAUSE}{{0,160}}?\b{_STATES}\b{_NO_CLAUSE}{{1,200}}?{_STRONG_JOINT})"
+    rf"(?:(?:so|and|then|now|well|tell\s+me)\b[\s,:]*)*"
+    rf"(?=[^?\n]{{3,}}\?\s*[\"'”’)]*\Z|(?:please|name|describe|tell|say|state|give|read)\b[^?\n:]{{3,}}\Z)",
+    re.IGNORECASE,
+)
 _WITHIN = re.compile(
     rf"(?P<aside>,\s+(?:{_CAUSE}\s[^,?]{{0,120}}?\b{_VERB}\b[^,?]{{1,160}}|"
     rf"according\s+to\s+(?:the|my|this|its)\s+\w+\s+\w[^,?]{{1,120}}),)(?=\s)",
@@ -101,7 +110,7 @@ def is_tagged(sentence: str) -> bool:
 
 
 def _at_the_start(sentence: str) -> list[Piece]:
-    match = _BEFORE.match(sentence) or _JOINED.match(sentence)
+    match = _BEFORE.match(sentence) or _JOINED.match(sentence) or _JOINED_STRONGLY.match(sentence)
     return [_trimmed(sentence, *match.span("aside"))] if match else []
 
 

@@ -8,11 +8,16 @@ from modint_guard.types import JSON, Chat, ModintOptions
 _AUDIO_PARTS = frozenset({"input_audio", "audio_url", "audio"})
 _VIDEO_PARTS = frozenset({"video_url", "video", "input_video"})
 _READ_PARTS = frozenset({"text", "image_url", "refusal"})
-_STRUCTURED_FIELDS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+MAX_CHOICES = 8  # answers to one request that are judged
+_GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+CONSTRAINTS = ("response_format", *_GRAMMARS)  # the fields that force the form of an answer
 
 
-def why_skipped(chat: Chat, options: ModintOptions) -> str | None:
-    """The reason from SKIPPED_REASONS why this request is not probed; None if it can be."""
+def why_skipped(chat: Chat, options: ModintOptions, *, can_score: bool = False) -> str | None:
+    """The reason from SKIPPED_REASONS why this request is not probed; None if it can be.
+
+    can_score: whether the engine can score the answer that was given.
+    """
     body = chat.body
     if options.mode == "off":
         return "opted_out"
@@ -20,13 +25,20 @@ def why_skipped(chat: Chat, options: ModintOptions) -> str | None:
         return reason
     if body.get("audio"):
         return "audio"
-    if body.get("tools") or body.get("functions") or _ends_in_tool_call(body):
+    if (body.get("tools") and not can_score) or body.get("functions") or _ends_in_tool_call(body):
         return "tool_calls"
-    if _is_structured(body):
+    if is_constrained(body) and not can_score:
         return "structured_output"
-    if (body.get("n") or 1) != 1:
+    if choices_of(body) is None:
         return "multiple_choices"
     return None if chat.images else "no_image"
+
+
+def choices_of(body: JSON) -> int | None:
+    """How many answers the request asks for; None if that is no number or more than MAX_CHOICES."""
+    count = 1 if body.get("n") is None else body["n"]
+    is_count = isinstance(count, int) and not isinstance(count, bool)
+    return count if is_count and 1 <= count <= MAX_CHOICES else None
 
 
 def unsupported_part(body: JSON) -> str | None:
@@ -54,7 +66,10 @@ def _ends_in_tool_call(body: JSON) -> bool:
     return last["role"] in ("tool", "function") or bool(last.get("tool_calls"))
 
 
-def _is_structured(body: JSON) -> bool:
+def is_constrained(body: JSON) -> bool:
+    """Whether the request forces the form of its answer, by a JSON schema or a grammar, or offers tools,
+    whose calls have one.
+    """
     response_format = body.get("response_format")
     kind = response_format.get("type") if isinstance(response_format, dict) else None
-    return kind not in (None, "text") or any(body.get(key) for key in _STRUCTURED_FIELDS)
+    return kind not in (None, "text") or any(body.get(key) for key in ("tools", *_GRAMMARS))

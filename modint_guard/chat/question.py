@@ -185,8 +185,11 @@ def split_text(text: str) -> TextSplit:
             pieces.extend(_without_asides(text, unit))
             continue
         is_quoted = index in passages or _is_quoted(text, unit, quotes)
-        is_command = not is_quoted and _commands(text[slice(*unit)])
-        pieces.append((unit, is_command or _belongs_to_question(text, units, index, asking, block)))
+        sentence = text[slice(*unit)]
+        asks_too = _commands(sentence) or (index > asking and _asks_openly(sentence))
+        pieces.append(
+            (unit, (asks_too and not is_quoted) or _belongs_to_question(text, units, index, asking, block))
+        )
     question, context = (_merged(pieces, wanted=wanted) for wanted in (True, False))
     return _text_split(text, question, context, block)
 
@@ -351,6 +354,8 @@ def _asking_unit(text: str, units: list[Piece], block: OptionBlock | None) -> in
             return asking
     if headed is not None:
         return everywhere[-1] if everywhere else None
+    if options_at is None and passages and unquoted:  # "One sentence about the picture, please." and a title
+        return unquoted[-1]
     return None if options_at is None else max(options_at - 1, 0)
 
 
@@ -375,7 +380,7 @@ def _last_that_asks(texts: list[str], candidates: list[int], everywhere: list[in
     """The last unit with a question mark at its end, else the last command, else an unfinished last line,
     else the last statement that asks for assent.
     """
-    tests: tuple[Callable[[str], bool], ...] = (_asks_openly, _commands)
+    tests: tuple[Callable[[str], bool], ...] = (_asks_openly, _commands, _asks_without_a_mark)
     for test in tests:
         if hits := [i for i in candidates if test(texts[i])]:
             return hits[-1]
@@ -431,6 +436,11 @@ def _asks(sentence: str) -> bool:
 
 def _asks_openly(sentence: str) -> bool:
     return _asks(sentence) and not is_tagged(sentence)
+
+
+def _asks_without_a_mark(sentence: str) -> bool:
+    """Whether a sentence begins as a question does and has no end: "what is this"."""
+    return bool(_QUESTION_WORD.match(sentence)) and _is_open(sentence)
 
 
 def _commands(sentence: str) -> bool:

@@ -1,142 +1,215 @@
 """Which modality ought to decide the answer.
 
 The first of these that says so decides: the request or its header; a configured rule that matches
-(`relevance_rules`); lexical rules on the question; if `self_ask` is on, the model itself, which is asked for
-one word (`SELF_ASK`). Otherwise the relevance is unknown.
+(`relevance_rules`); the question, if it names a modality (`named_modality`); a classifier of the request's
+words, if it is sure enough; if `self_ask` is on, the model
+itself, which is asked for one word (`SELF_ASK`). Otherwise the relevance is unknown.
 
-The lexical rules are for English. They look at the question and not at the context: a caption that says "the
-picture shows" does not mean that the question is about the picture.
-  image    the question names the picture ("in the image", "shown", "drawn", "do you see"), or asks for what
-           is written in it
-  text     the question names the text ("according to the passage", "in the note"), or it is arithmetic or a
-           comparison of numbers that it states itself
-  image    also if it names a text where nothing but the question is text: the letter or the invoice can then
-           only be in the picture
-  both     it names the picture and asks for text
-  image    also for weaker signs ("what colour is", "how many … are there", "what is this"), but only if there
-           is no context, or if the context itself speaks of the picture, as a caption does
-  unknown  otherwise; the report then states influences, but no interference
+The classifier gives a probability to "image", "text", "both" and "neither". It counts words, character
+n-grams and concepts (`concepts`) of question, context and system prompt, and looks at where the context
+stands and what it shares with the question. Its weights are fitted on labelled requests in many languages
+(bench/relevance). "text" is not possible where nothing but the question is text, unless the question holds
+numbers of its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from modint_guard.chat.concepts import concepts_in
+from modint_guard.chat.linear import Features, Linear, collect, flag_buckets, pair_buckets, shipped_classifier
+from modint_guard.chat.named_modality import by_wording
+from modint_guard.chat.ngrams import Hashes, TextHashes, buckets, text_hashes
 from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules
 from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
 
 SELF_ASK = "Does answering need the picture?"
-
-_PICTURE = (
-    r"(?:images?|pictures?|photos?|photographs?|drawings?|paintings?|figures?|diagrams?|charts?|plots?|screenshots?|"
-    r"illustrations?|sketch(?:es)?|scenes?)"
-)
-_WRITTEN = (
-    r"(?:texts?|passages?|notes?|sentences?|paragraphs?|stor(?:y|ies)|articles?|documents?|descriptions?|captions?|"
-    r"statements?|contexts?|facts|lines?|letter|report|summary|list|table of facts)"
-)
-_NUMBER = (
-    r"(?:-?\d+(?:\.\d+)?|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
-    r"sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand)"
-)
-_MORE = (
-    r"(?:larger|largest|bigger|biggest|greater|greatest|smaller|smallest|lower|lowest|higher|highest|less|least|more|"
-    r"most)"
-)
-_MAX_CHARACTERS = 1000
-_THE = r"(?:the|this|that|these|those|your|each|every|which)"
+LABELS = ("image", "text", "both", "neither")
+_AGREES = 0.5  # the least probability of `image` at which a named picture counts: captions can need both
+_MAX_QUESTION, _MAX_CONTEXT, _MAX_PROMPT = 1500, 3000, 600  # characters that are read
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_LONG_WORD = 4
+_MANY_SHARED = 0.4
+_QUOTES = '"“«„「'
+_TELLING = frozenset({"claim", "picture", "limit", "doc", "textnoun"})  # of a context, looked at in pairs
 
 
-def _rule(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{p})" for p in patterns), re.IGNORECASE)
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """What ought to decide, who says so, and, if it is the classifier, with which probability."""
 
-
-_GIVE = r"\b(?:answer|reply|respond|pick|choose|select|give|provide|return|output|write|state|indicate)"
-_KIND = (
-    r"(?:(?:only|just|the|an?|one|its|given|single|correct|right|matching|corresponding|capital|full|complete|short)"
-    r"\s+){0,4}"
-)
-_HOW_TO_ANSWER = _rule(  # "the letter" that is to be answered with is no text to be read
-    rf"{_GIVE}\b[^.?!\n]{{0,40}}?\b(?:with|by|using|as)\s+{_KIND}(?:letters?|sentences?|lines?|options?)\b",
-    rf"{_GIVE}\b[^.?!\n]{{0,40}}?\b(?:in|as)\s+(?:an?|one)\s+{_KIND}(?:sentences?|lines?|lists?|paragraphs?)\b",
-    rf"{_GIVE}\b[^.?!\n]{{0,40}}?\bfrom\s+{_KIND}(?:lists?|options?)\b",
-    r"\b(?:only|just)\s+(?:the\s+)?(?:\w+\s+)?letters?\b",
-    r"\bthe\s+letters?\s+(?:only|alone|of\s+(?:the|your))\b",
-)
-_READ_FROM_PICTURE = _rule(
-    rf"\b(?:words?|writing|{_WRITTEN}|letters?|numbers?|digits?|sign)\s+(?:(?:that\s+)?(?:is|are|was|were)\s+)?"
-    rf"(?:written\s+|shown\s+|printed\s+|visible\s+)?(?:in|on)\s+{_THE}\s+{_PICTURE}\b"
-)
-_IMAGE = _rule(
-    rf"\b(?:{_THE}|an?|in|first|second|attached|above|below|given)\s+(?:\w+\s+)?{_PICTURE}\b",
-    r"\b(?:is|are|was|were|be|being|thing|one|object|what|which)\s+(?:\w+\s+)?(?:shown|depicted|displayed|pictured|drawn|visible|"
-    r"portrayed|photographed)\b",
-    r"\b(?:shown|depicted|displayed|pictured|drawn|visible)\s+(?:here|above|below)\b",
-    rf"\b{_THE}\s+(?:\w+\s+){{1,3}}(?:shown|depicted|displayed|pictured|drawn)\b",
-    r"\b(?:can|do|did|could)\s+you\s+see\b",
-    r"\byou\s+(?:can\s+)?see\b",
-    r"\bcan\s+(?:\w+\s+){1,4}be\s+seen\b",
-    r"\blook(?:ing)?\s+at\b",
-)
-_NAMES_TEXT = _rule(
-    rf"\baccording\s+to\s+(?:{_THE}\s+)?(?:\w+\s+)?{_WRITTEN}\b",
-    rf"\b(?:in|from|by|of|on|with|using|based\s+on|given|read|reading|does|do|did)\s+{_THE}\s+(?:\w+\s+)?{_WRITTEN}\b",
-    rf"\b(?:match(?:es)?|agrees?\s+with|fits?|contradicts?|supports?)\s+{_THE}\s+{_WRITTEN}\b",
-    rf"\b{_THE}\s+{_WRITTEN}\s+(?:say|says|said|state|states|mention|mentions|tell|tells|above|below)\b",
-    rf"\b(?:mentioned|stated|said|told|written)\s+(?:above|below|in\s+{_THE}\s+{_WRITTEN})\b",
-)
-_SELF_CONTAINED = _rule(
-    rf"\b{_NUMBER}\s*(?:[+*/×÷]|[-−](?=\s)|plus|minus|times|divided\s+by|multiplied\s+by|modulo)\s*{_NUMBER}\b",
-    rf"\b(?:plus|minus|times|divided\s+by|multiplied\s+by|add(?:ed)?(?:\s+to)?|subtract(?:ed)?(?:\s+from)?)\s+{_NUMBER}\b",
-    rf"\b(?:sum|difference|product|quotient|average|mean|total)\s+(?:of|between)\s+{_NUMBER}\b",
-    rf"\b{_MORE}\b.{{0,120}}?\b{_NUMBER}\b.{{0,40}}?\b{_NUMBER}\b",
-    rf"\b{_NUMBER}\b.{{0,40}}?\b{_NUMBER}\b.{{0,120}}?\b{_MORE}\b",
-    rf"\b(?:add|subtract|multiply|divide)\s+{_NUMBER}\b",
-)
-_WEAK_IMAGE = _rule(
-    r"\b(?:what|which)\s+(?:colou?r|shape|kind\s+of\s+\w+)\s+(?:is|are|does|do)\b",
-    r"\bcolou?r\s+of\b",
-    r"\bhow\s+many\b.{0,120}\b(?:are\s+there|can\s+be\s+seen|do\s+you\s+count)\b",
-    r"\b(?:what|which|who)\b[^?]{0,120}\b(?:is|are)\s+(?:this|these|that|those)\b",
-    r"\b(?:is|are)\s+(?:this|that|these|those)\s+(?:an?|the)\s+\w",
-    r"\b(?:wearing|holding|standing|sitting)\b",
-    r"\bdescribe\s+(?:what|this|it)\b",
-)
-_WEAK_DOCUMENT = _rule(
-    rf"\b(?:in|on|of|from|by|at|to)\s+{_THE}\s+(?:\w+\s+)?(?:receipt|invoice|bill|form|page|table|label|sign|screen|"
-    r"slide|map|poster|ticket|menu|memo|certificate|graph|cheque|check|card|email|advertisement|agenda|cover)s?\b",
-)
+    relevant: Relevant
+    source: RelevantSource
+    probability: float | None = None
 
 
 def decide(
     chat: Chat, options: ModintOptions | None = None, rules: Iterable[RelevanceRule] = ()
-) -> tuple[Relevant, RelevantSource]:
+) -> Relevance:
     """Which modality ought to decide, and who said so: "request", "header", "route" (a configured rule),
-    "rules" (the lexical ones) or "none" if it is unknown.
+    "rules" (the question names it), "classifier", or "none" if it is unknown.
     """
     options = options or ModintOptions()
     if options.relevant is not None:
-        return options.relevant, options.relevant_source or "request"
+        return Relevance(options.relevant, options.relevant_source or "request")
     configured = by_configured_rules(rules, str(chat.body.get("model") or ""), chat.question)
     if configured is not None:
-        return configured, "route"
-    relevant = by_lexical_rules(chat.question, chat.context)
-    return relevant, "none" if relevant is Relevant.UNKNOWN else "rules"
+        return Relevance(configured, "route")
+    return guess(chat, label_probabilities(chat, shipped_classifier().model), shipped_classifier().limits)
 
 
-def by_lexical_rules(question: str, context: str | None) -> Relevant:
-    """Which modality ought to decide by the lexical rules alone; `context` is None if there is none."""
-    if len(question) > 2 * _MAX_CHARACTERS:  # the instruction is at one of the two ends
-        question = f"{question[:_MAX_CHARACTERS]} {question[-_MAX_CHARACTERS:]}"
-    asked = _HOW_TO_ANSWER.sub("", question)
-    stripped, read_from_picture = _READ_FROM_PICTURE.subn("", asked)
-    names_text = bool(_NAMES_TEXT.search(stripped))
-    image = bool(read_from_picture or _IMAGE.search(stripped)) or (context is None and names_text)
-    text = bool(_SELF_CONTAINED.search(stripped)) or (context is not None and names_text)
-    if image or text:
-        return Relevant.BOTH if image and text else Relevant.IMAGE if image else Relevant.TEXT
-    if context is None and _WEAK_DOCUMENT.search(asked):
-        return Relevant.IMAGE
-    alone = context is None or bool(re.search(rf"\b{_PICTURE}\b", context, re.IGNORECASE))
-    return Relevant.IMAGE if alone and _WEAK_IMAGE.search(asked) else Relevant.UNKNOWN
+def guess(chat: Chat, probabilities: Mapping[str, float], limits: Sequence[float]) -> Relevance:
+    """What the question names, if the classifier does not speak against it; else what the classifier says."""
+    named = by_wording(chat.question, chat.context)
+    if named is not None and (named is not Relevant.IMAGE or probabilities["image"] >= _AGREES):
+        return Relevance(named, "rules")
+    label = believed(probabilities, limits)
+    if label is None or (label == "image" and _is_of_the_context(chat)):
+        return Relevance(Relevant.UNKNOWN, "none")
+    return Relevance(Relevant(label), "classifier", round(probabilities[label], 4))
+
+
+def _is_of_the_context(chat: Chat) -> bool:
+    """Whether the context has many of the question's longer words: it may well be what is asked about. Of the
+    requests to learn from that look so, and like ones of the picture, three in ten are not.
+    """
+    asked = text_hashes(_ends(chat.question, _MAX_QUESTION))
+    given = text_hashes(_ends(chat.context or "", _MAX_CONTEXT))
+    return _share(asked.words[asked.lengths >= _LONG_WORD], given.words) >= _MANY_SHARED
+
+
+def believed(probabilities: Mapping[str, float], limits: Sequence[float]) -> str | None:
+    """The likeliest of LABELS if it is a modality and likely enough to be believed. limits: the least
+    probability of each of LABELS.
+    """
+    label = max(probabilities, key=lambda name: probabilities[name])
+    is_believed = label != "neither" and probabilities[label] >= limits[LABELS.index(label)]
+    return label if is_believed else None
+
+
+def label_probabilities(chat: Chat, model: Linear) -> dict[str, float]:
+    """The probability of each of LABELS; they sum to 1."""
+    values = model.probabilities(features_of(chat)) * where_possible(chat)
+    return {label: float(value) / float(values.sum()) for label, value in zip(LABELS, values, strict=True)}
+
+
+def where_possible(chat: Chat) -> NDArray[np.float64]:
+    """For each of LABELS 1 if it is possible, else 0: no text can decide where nothing but the question and
+    its options is text, unless the question states numbers of its own; and no picture where there is none.
+    """
+    text = chat.context is not None or len(_NUMBER.findall(chat.question)) >= 2
+    return np.array([bool(chat.images), text, bool(chat.images), True], np.float64)
+
+
+def features_of(chat: Chat) -> Features:
+    """What the classifier sees of a request."""
+    question, context = _ends(chat.question, _MAX_QUESTION), _ends(chat.context or "", _MAX_CONTEXT)
+    prompt = _ends(_system_prompt(chat), _MAX_PROMPT)
+    asked, given, told = text_hashes(question), text_hashes(context), text_hashes(prompt)
+    has_context = int(chat.context is not None)
+    words = [
+        *((grams, 100 + place, 0.7) for place, grams in enumerate(asked.grams)),
+        *((grams, 110 + place + 5 * has_context, 0.5) for place, grams in enumerate(asked.grams)),
+        *((grams, 140 + place, 0.4) for place, grams in enumerate(given.grams)),
+        (asked.words, 120, 0.8),
+        (asked.words, 122 + has_context, 0.6),
+        (asked.pairs, 124, 0.5),
+        (asked.words[:1], 126 + has_context, 0.4),
+        (given.words, 150, 0.6),
+        (given.words[:3], 151, 0.4),
+        (given.pairs, 152, 0.3),
+        (told.words, 160, 0.4),
+        (told.grams[1], 161, 0.3),
+    ]
+    single, paired = _flags(chat, question, context, prompt, asked, given)
+    flags = [(flag_buckets(sorted(single), 3), 2.4), (pair_buckets(sorted(paired), 2), 2.4)]
+    return collect([*((buckets(hashes, salt), weight) for hashes, salt, weight in words), *flags])
+
+
+def _flags(
+    chat: Chat, question: str, context: str, prompt: str, asked: TextHashes, given: TextHashes
+) -> tuple[set[str], set[str]]:
+    """Named features, and those of them that are looked at in pairs."""
+    asks, says = concepts_in(question[-700:]), set(concepts_in(context[:600]))
+    flags = {
+        "picture" if chat.images else "no_picture",
+        "context" if chat.context is not None else "no_context",
+        f"question_length_{min(int(np.log2(len(question) + 1)), 8)}",
+        f"numbers_asked_{min(len(_NUMBER.findall(question)), 4)}",
+        f"numbers_given_{min(int(np.log2(len(_NUMBER.findall(context)) + 1)), 3)}",
+        *(f"at_{place}" for place in _places(chat)),
+        *(["mark"] if any(mark in question for mark in "?？؟") else []),
+        *(["options"] if chat.options else []),
+        *(["quote"] if any(mark in context for mark in _QUOTES) else []),
+        *(["lines"] if "\n" in context.strip() else []),
+    }
+    if chat.context is not None:
+        flags |= {
+            f"context_length_{min(int(np.log2(len(chat.context) + 1)), 9)}",
+            f"context_size_{min(int(np.log2(len(chat.context) + 1) / 2), 5)}",
+            *_shared(question, context, asked, given),
+        }
+    named = {f"asks_{name}" for name in asks} or {"asks_nothing"}
+    paired = flags | named | {f"says_{name}" for name in says & _TELLING}
+    single = flags | named | {f"says_{name}" for name in says}
+    single |= {f"told_{name}" for name in concepts_in(prompt)}
+    single |= {f"first_{name}" for name in asks[:1]} | {f"last_{name}" for name in asks[-1:]}
+    return single, paired
+
+
+def _shared(question: str, context: str, asked: TextHashes, given: TextHashes) -> set[str]:
+    """What the question has in common with the context."""
+    long_words = asked.words[asked.lengths >= _LONG_WORD]
+    words, grams = _share(long_words, given.words), _share(asked.grams[1], given.grams[1])
+    numbers = set(_NUMBER.findall(question)) & set(_NUMBER.findall(context))
+    return {
+        f"words_shared_{int(words * 5)}",
+        "some_shared" if words else "none_shared",
+        f"grams_shared_{int(grams * 8)}",
+        "number_shared" if numbers else "no_number_shared",
+    }
+
+
+def _share(some: Hashes, others: Hashes) -> float:
+    return float(np.isin(some, others).mean()) if len(some) else 0.0
+
+
+def _places(chat: Chat) -> set[str]:
+    """Where the context stands: in which message, and before or after the question."""
+    places: set[str] = set()
+    for span in chat.context_spans:
+        role = chat.body["messages"][span.message]["role"]
+        places.add("last" if span.message == chat.turn else "earlier" if role == "user" else "system")
+    here = [(s.part or 0, s.start) for s in chat.context_spans if s.message == chat.turn]
+    asked = [(s.part or 0, s.start) for s in chat.question_spans]
+    if here and asked:
+        order = "after" if here[-1] > asked[-1] else "before" if here[-1] < asked[0] else "between"
+        places |= {order, "same_text" if {p for p, _ in here} & {p for p, _ in asked} else "own_text"}
+    return places
+
+
+def _system_prompt(chat: Chat) -> str:
+    """The system prompt's texts without their context."""
+    spans = [span for span in chat.context_spans if span.message != chat.turn]
+    texts: list[str] = []
+    for number, message in enumerate(chat.body["messages"]):
+        if message["role"] not in ("system", "developer"):
+            continue
+        content = message.get("content")
+        parts = [(None, content)] if isinstance(content, str) else enumerate(content or [])
+        for place, part in parts:
+            text = part if isinstance(part, str) else part.get("text") or ""
+            here = [(s.start, s.end) for s in spans if (s.message, s.part) == (number, place)]
+            stops = [0, *(end for _, end in here)], [*(start for start, _ in here), len(text)]
+            texts.extend(text[a:b] for a, b in zip(*stops, strict=True))
+    return "\n".join(text.strip() for text in texts if text.strip())
+
+
+def _ends(text: str, size: int) -> str:
+    """A text, or the two ends of a longer one."""
+    return text if len(text) <= size else f"{text[: size // 2]} {text[-(size // 2) :]}"

@@ -15,6 +15,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from modint_guard.chat.thoughts import DEFAULT_EMPTY, behind_thoughts, empty_thought
+from modint_guard.chat.token_places import bytes_of
+from modint_guard.chat.tool_calls import Arguments
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
@@ -34,6 +36,18 @@ def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
         raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.") from exc
 
 
+def answers_of(completion: JSON, count: int) -> list[Reply]:
+    """The answers of a whole chat completion to a request that asks for so many. Raises EndpointError."""
+    return replies_of(completion) if count > 1 else [reply_of(completion)]
+
+
+def replies_of(completion: JSON) -> list[Reply]:
+    """Each choice of a whole chat completion, in order. Raises EndpointError as `reply_of` does."""
+    choices = completion.get("choices")
+    listed = choices if isinstance(choices, list) else []
+    return [reply_of({**completion, "choices": [choice]}) for choice in listed]
+
+
 def _read(completion: JSON, ms: float) -> Reply:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
@@ -43,14 +57,21 @@ def _read(completion: JSON, ms: float) -> Reply:
     text = _text(message.get("content"))
     skip = "multiple_choices" if len(choices) > 1 else _skip(message)
     reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
-    reply = replace(reply, positions=tuple(_positions(entries, choice.get("token_ids"))))
+    calls = Arguments()
+    calls.feed(message)
+    positions = tuple(_positions(entries, choice.get("token_ids")))
+    reply = replace(reply, positions=positions, calls=calls.all())
     return _behind_reasoning(reply, apart=_has_reasoning(message))
 
 
 class StreamReply:
-    """Collects a `Reply` from the chunks of a stream: `feed` each one, then call `reply`."""
+    """Collects a `Reply` from the chunks of a stream: `feed` each one, then call `reply`.
 
-    def __init__(self) -> None:
+    index: which choice is read, if the request asks for several; None if it asks for one, and gets one.
+    """
+
+    def __init__(self, index: int | None = None) -> None:
+        self._index = index
         self._text: list[str] = []
         self._token: str | None = None
         self._top: dict[str, float] | None = None
@@ -59,6 +80,7 @@ class StreamReply:
         self._usage = Usage()
         self._skip: str | None = None
         self._reasons_apart = False
+        self._calls = Arguments()
         self._problem: Exception | None = None
 
     def feed(self, chunk: JSON) -> None:
@@ -72,12 +94,14 @@ class StreamReply:
         if chunk.get("usage"):
             self._usage = usage_of(chunk)
         for choice in chunk.get("choices") or ():
-            if choice.get("index", 0) != 0:
-                self._skip = self._skip or "multiple_choices"
+            if choice.get("index", 0) != (self._index or 0):
+                if self._index is None:
+                    self._skip = self._skip or "multiple_choices"
                 continue
             delta = choice.get("delta") or {}
             self._text.append(_text(delta.get("content")))
             self._skip = self._skip or _skip(delta)
+            self._calls.feed(delta)
             self._reasons_apart = self._reasons_apart or _has_reasoning(delta)
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
             entries = (choice.get("logprobs") or {}).get("content")
@@ -93,7 +117,8 @@ class StreamReply:
             raise EndpointError("A chunk of the answer is not of OpenAI's shape.") from self._problem
         text = "".join(self._text)
         reply = _reply(text, self._finish_reason, self._token, self._top, self._usage, ms, self._skip)
-        return _behind_reasoning(replace(reply, positions=tuple(self._positions)), apart=self._reasons_apart)
+        reply = replace(reply, positions=tuple(self._positions), calls=self._calls.all())
+        return _behind_reasoning(reply, apart=self._reasons_apart)
 
 
 class Usage(NamedTuple):
@@ -172,8 +197,20 @@ def _positions(entries: Any, ids: Any) -> Iterator[Position]:
     for entry, id_ in zip(listed, token_ids, strict=True):
         if alternatives := entry.get("top_logprobs"):
             yield Position(
-                str(entry["token"]), float(entry["logprob"]), _alternatives(entry, alternatives), id_
+                str(entry["token"]),
+                float(entry["logprob"]),
+                _alternatives(entry, alternatives),
+                id_,
+                _bytes(entry.get("bytes")),
             )
+
+
+def _bytes(listed: Any) -> bytes | None:
+    """The bytes of a token; None if the engine lists none that are."""
+    try:
+        return bytes(listed) if isinstance(listed, list) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _alternatives(entry: JSON, alternatives: list[JSON]) -> dict[str, float]:
@@ -214,6 +251,7 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
     return replace(
         reply,
         text=text if apart else text.lstrip(),
+        start=0 if apart else len(reply.text) - len(text.lstrip()),
         token=first.token if first else None,
         top=first.top if first else None,
         positions=positions,
@@ -225,11 +263,11 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
 
 def _last_positions(positions: tuple[Position, ...], text: str) -> tuple[Position, ...]:
     """The positions from the last occurrence of a text on; empty if it begins within a token."""
-    joined = "".join(position.token for position in positions)
-    start, at = joined.rfind(text.strip()), 0
+    joined, sought = b"".join(map(bytes_of, positions)), text.strip().encode(errors="replace")
+    start, at = joined.rfind(sought), 0
     for index, position in enumerate(positions):
-        behind = at + len(position.token)
-        if text.strip() and at <= start < behind:
+        behind = at + len(bytes_of(position))
+        if sought and at <= start < behind:
             return positions[index:] if not joined[at:start].strip() else ()
         at = behind
     return ()
@@ -275,9 +313,10 @@ def answer_positions(answer: Reply) -> tuple[Position, ...]:
     """The positions whose tokens make up the answer's text, without white space and the end-of-answer token
     after it. Empty if the tokens do not add up to the text.
     """
-    text, joined = answer.text.strip(), ""
+    text, joined = answer.text.strip(), b""
+    least = len(text.encode(errors="replace"))
     for count, position in enumerate(answer.positions, 1):
-        joined += position.token
-        if len(joined) >= len(text) and joined.strip() == text:
+        joined += bytes_of(position)
+        if len(joined) >= least and joined.decode(errors="replace").strip() == text:
             return answer.positions[:count]
     return ()

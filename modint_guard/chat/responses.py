@@ -21,6 +21,8 @@ _SAME = (
 )
 # What brings text into the prompt that is not in the request.
 _ELSEWHERE = ("previous_response_id", "previous_input_messages", "prompt", "conversation", "background")
+# What the guard adds to, and so has to be able to read.
+_ADDED_TO: tuple[tuple[str, Any], ...] = (("include", list | None), ("top_logprobs", int | None))
 
 
 def chat_of(request: JSON) -> JSON:
@@ -36,7 +38,9 @@ def chat_of(request: JSON) -> JSON:
             _add(item, messages)
     else:
         messages.append(_unknown("input"))
+    messages = [message if _is_readable(message) else _unknown("input") for message in messages]
     messages += [_unknown(name) for name in _ELSEWHERE if request.get(name)]
+    messages += [_unknown(name) for name, kind in _ADDED_TO if not isinstance(request.get(name), kind)]
     body = {name: request[name] for name in _SAME if request.get(name) is not None}
     if not body.get("tools"):
         body.pop("tools", None)  # vLLM's chat refuses an empty list, which clients of responses send
@@ -137,7 +141,7 @@ def events_of_answer(response: JSON) -> list[JSON]:
 def _add(item: JSON, messages: list[JSON]) -> None:
     """Adds an item of the input; calls and texts of one assistant turn are one message, as in vLLM."""
     kind = item.get("type") or "message"
-    before = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+    before = messages[-1] if messages and messages[-1].get("role") == "assistant" else None
     if kind == "message" and item.get("role") == "assistant":
         text = _assistant_text(item.get("content"))
         if before is not None and before.get("content") is None:
@@ -161,6 +165,13 @@ def _add(item: JSON, messages: list[JSON]) -> None:
         messages.append(tool)
     else:
         messages.append(_unknown(str(kind)))
+
+
+def _is_readable(message: JSON) -> bool:
+    """Whether a message has the shape that `messages_of` asks for."""
+    content = message.get("content")
+    is_list = isinstance(content, list) and all(isinstance(part, dict | str) for part in content)
+    return isinstance(message.get("role"), str) and (is_list or isinstance(content, str | None))
 
 
 def _assistant_text(content: Any) -> Any:
@@ -189,7 +200,8 @@ def _format(request: JSON) -> JSON:
 
 
 def _logprobs(request: JSON) -> JSON:
-    if LOGPROBS not in (request.get("include") or ()):
+    include = request.get("include")
+    if not isinstance(include, list) or LOGPROBS not in include:
         return {}
     return {"logprobs": True, "top_logprobs": request.get("top_logprobs") or 0}
 

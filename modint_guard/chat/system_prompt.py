@@ -4,7 +4,8 @@ These parts are context:
  1. what is between tags such as <context>…</context> or <facts>…</facts>;
  2. what is below a heading such as "Context:" or "Facts:", to the end of the line or, if the heading has a
     line of its own, to the next blank line or heading, except for sentences that give orders;
- 3. a sentence that says what the picture shows ("The picture shows a cat.", "Image caption: a cat.").
+ 3. a sentence that says what the picture shows ("The picture shows a cat.", "Image caption: a cat.") or what
+    is noted of it ("The file is called cat.png.", "Note from the archive: a cat.").
 Anything else may be part of the model's role, and is kept in every view.
 """
 
@@ -25,10 +26,24 @@ _OF_THE_PICTURE = re.compile(
     r"|(?:in|on)\s+(?:the|this)\s+(?:image|picture|photo|scene)\s+(?:there\s+(?:is|are)|you\s+can\s+see|one\s+sees)\b",
     re.IGNORECASE,
 )
+_NOTED = re.compile(
+    r"(?:(?:the|this|its|an?|their)\s+)?(?:\w+\s+)?(?:file|label|caption|title|note|tag|sticker|catalogue|catalog|record|entry|"
+    r"name|inscription|heading|description)s?\b[^.:!?]{0,60}(?::\s*\S|\b(?:is|are|was|says|say|reads|states|names|calls|"
+    r"shows|depicts)\b)"
+    r"|(?:from|according\s+to|in|about|on)\s+(?:the|its|this|our|their)\s+[^.:!?]{1,60}:\s*\S"
+    r"|(?:you|the\s+user|users?|we)\s+(?:are|is|have|has|will\s+be)\s+(?:looking\s+at|shown|given|uploaded|sent|attached|seeing)\b",
+    re.IGNORECASE,
+)
 _INSTRUCTS = re.compile(
     r"(?:[^:：]{0,40}[:：]\s*)?(?:you|your|always|never|do\s+not|don't|must|please|if|when|be|answer|reply|respond|"
     r"only|use)\b",
     re.IGNORECASE,
+)
+
+_MAX_NOTE_CHARACTERS = 400
+_ORDERS = re.compile(  # in a sentence about files or labels: what to do with them is no fact
+    r"\b(?:must|should|always|never|do\s+not|don't|please|will\s+be\s+(?:given|shown|sent)|may|can|answer|reply|only|your)\b",
+    re.I,
 )
 
 
@@ -43,8 +58,17 @@ def facts_in(text: str) -> tuple[Piece, ...]:
         for start, end in passages_in(text)
         if text[start] != "<" and not _INSTRUCTS.match(text, start, end)
     ]
-    described = [piece for piece in sentences_in(text) if _OF_THE_PICTURE.match(text, *piece)]
+    described = [
+        piece
+        for piece in sentences_in(text)
+        if _OF_THE_PICTURE.match(text, *piece) or _is_noted(text[slice(*piece)])
+    ]
     return _joined(text, [*_tagged(text), *headed, *described])
+
+
+def _is_noted(sentence: str) -> bool:
+    is_short = len(sentence) <= _MAX_NOTE_CHARACTERS
+    return is_short and bool(_NOTED.match(sentence)) and not _ORDERS.search(sentence)
 
 
 def _tagged(text: str) -> list[Piece]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.report import Verdict
 from modint_guard.types import NEUTRAL_IMAGE, Cause, CellScore, Relevant, RelevantSource, Score, State
 
 _MAX_CHARACTERS = 60  # of an answer that is quoted
+_MAX_WORDS = 3  # of a longer answer that are named
 _SAID_BY: dict[RelevantSource, str] = {
     "request": "as the request says",
     "header": "as the request says",
     "route": "as a rule of the server says",
     "rules": "by the words of the question",
+    "classifier": "by the words of the request",
     "self_ask": "as the model itself says",
     "none": "as nobody said",
 }
@@ -39,10 +43,17 @@ _NAME = {Relevant.IMAGE: "the picture", Relevant.TEXT: "the text", Relevant.BOTH
 _OTHER = {Relevant.IMAGE: "the text", Relevant.TEXT: "the picture"}
 
 
-def explained(verdict: Verdict, relevant: Relevant, source: RelevantSource, score: Score | None) -> str:
+def explained(
+    verdict: Verdict,
+    relevant: Relevant,
+    source: RelevantSource,
+    score: Score | None,
+    words: Sequence[str] = (),
+) -> str:
     """One sentence on a verdict, without a line break.
 
-    relevant, source: what ought to decide, and who said so. score: None if nothing was compared.
+    relevant, source: what ought to decide, and who said so. score: None if nothing was compared. words: what
+    was turned of a longer answer; empty for all of it.
     """
     if verdict.state in (State.UNSCORED, State.SKIPPED):
         kind = "judged" if verdict.state is State.UNSCORED else "examined"
@@ -50,7 +61,8 @@ def explained(verdict: Verdict, relevant: Relevant, source: RelevantSource, scor
     if verdict.cause is Cause.CONFLICT or relevant is Relevant.UNKNOWN:
         return _where_nobody_knows(verdict, score)
     ought = f"{_NAME[relevant][0].upper()}{_NAME[relevant][1:]} ought to decide, {_SAID_BY[source]}"
-    return f"{ought}, {_finding(verdict, relevant, score)}."
+    where = f" at {', '.join(map(_quoted, words[:_MAX_WORDS]))}" if words else ""
+    return f"{ought}, {_finding(verdict, relevant, score)}{where}."
 
 
 def _where_nobody_knows(verdict: Verdict, score: Score | None) -> str:

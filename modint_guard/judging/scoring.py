@@ -34,12 +34,14 @@ from modint_guard.judging.divergence import (
     relative_entropy,
     word_distribution,
 )
+from modint_guard.judging.evidence import evidence_of
 from modint_guard.judging.risk import Thresholds
 from modint_guard.report import ProbeResult
 from modint_guard.types import (
     CELLS,
     CONTROLS,
     FIRST_TOKEN,
+    LEFT_OUT,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
@@ -87,7 +89,8 @@ def is_listed(word: str, replies: Iterable[Reply | Failure]) -> bool:
 
 
 def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thresholds) -> CellScore | None:
-    """One view compared with the served answer; None if either has no log-probabilities.
+    """One view compared with the served answer; None if either has no log-probabilities, or if it scored the
+    answer as a whole and nothing of that counts (`evidence`).
 
     labels: those of the options, if there are any. If the view scored the whole answer, all of it is compared
     (`compare_forced`). Otherwise the first content position is: over the option labels and exactly, if the
@@ -95,7 +98,9 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     `delta_logprob` is always that of the words, so that it can be compared between views.
     """
     if view.forced:
-        return compare_forced(answer, answer_positions(answer), view.forced, thresholds)
+        counted = evidence_of(answer).tokens
+        positions = answer_positions(answer)
+        return compare_forced(answer, positions, view.forced, thresholds, counted) if counted else None
     if answer.token is None or not answer.top or not view.top:
         return None
     p, q = word_distribution(answer.top), word_distribution(view.top)
@@ -129,18 +134,25 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
 
 
 def compare_forced(
-    answer: Reply, full: Sequence[Position], view: Sequence[Position], thresholds: Thresholds
+    answer: Reply,
+    whole: Sequence[Position],
+    view: Sequence[Position],
+    thresholds: Thresholds,
+    counted: Sequence[int] | None = None,
 ) -> CellScore:
     """One view compared over the whole answer.
 
-    full, view: the same tokens y_t, one or more, as the request itself and the view score them, with
-    alternatives. Only positions at which the request prefers y_t by more than the noise floor can decide, and
-    of these only such as moved further than chance moves one of so many (`_moved`). The deciding one is that
-    at which another token leads y_t by most under the view. The divergence is the largest of the positions
-    that moved; if none did, margin and divergence are means, which do not grow with the length of an answer.
-    `p_answer` is the smallest p(y_t) of the positions that can decide, and `delta_logprob` the mean over all
-    positions (pointwise mutual information), in nats per token.
+    whole, view: the same tokens y_t, one or more, as the request itself and the view score them, with
+    alternatives. counted: the indices of those that are compared (`evidence`), in order, one or more; None
+    for all. Of these only positions at which the request prefers y_t by more than the noise floor can decide,
+    and of these only such as moved further than chance moves one of so many (`_moved`). The deciding one is
+    that at which another token leads y_t by most under the view. The divergence is the largest of the
+    positions that moved; if none did, margin and divergence are means, which do not grow with the length of
+    an answer. `p_answer` is the smallest p(y_t) of the positions that can decide, and `delta_logprob` the
+    mean over all that are compared (pointwise mutual information), in nats per token.
     """
+    counted = range(len(whole)) if counted is None else counted
+    full, view = [whole[t] for t in counted], [view[t] for t in counted]
     leads = [_lead(position) for position in view]
     added = [_added(lead, _lead(position)) for lead, position in zip(leads, full, strict=True)]
     divergences = [js_lower_bound(p.top, q.top) for p, q in zip(full, view, strict=True)]
@@ -175,7 +187,7 @@ def compare_forced(
         entropy=entropy(view_p),
         answer=answer.text.strip()
         if leads[deciding] < 0.0
-        else _begun(full[:deciding], view[deciding].top) + best,
+        else _begun(whole[: counted[deciding]], view[deciding].top) + best,
         preferred=bool(certain),
         shift=max(shifts[t] for t in moved) if moved else fmean(shifts.values()),
         at=deciding,
@@ -292,6 +304,11 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         influence_text=influences.text,
         influence_image=influences.image,
         synergy=influences.synergy,
+        influence_images=tuple(
+            _influence_of_picture(answer, replies[name], labels, thresholds, forced=forced)
+            for name in LEFT_OUT
+            if name in replies
+        ),
         tokens=token_influences(cells, has_context=chat.context is not None),
         relative_entropy=_relative_entropy(cells),
         noise=noise,
@@ -302,6 +319,18 @@ def score(answer: Reply, replies: Replies, chat: Chat, thresholds: Thresholds | 
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
     )
+
+
+def _influence_of_picture(
+    answer: Reply, view: Reply | Failure, labels: tuple[str, ...], thresholds: Thresholds, *, forced: bool
+) -> float | None:
+    """What log p(y) loses if one picture of several is left out, nats; None if the view was not compared at
+    the same tokens as the cells.
+    """
+    if isinstance(view, Failure) or bool(view.forced) != forced:
+        return None
+    cell = compare(answer, view, labels, thresholds)
+    return None if cell is None else cell.delta_logprob
 
 
 def cells_of(

@@ -29,17 +29,26 @@ def flag_statistic(
     """The statistic of an answer; None if no modality is known to be irrelevant, if a cell that it needs was
     not compared, or if the request itself prefers another answer throughout: then nothing changed it.
     """
+    by_token = token_statistics(cells, relevant, has_context=has_context)
+    return max(by_token.values(), key=lambda found: found.value, default=None)
+
+
+def token_statistics(
+    cells: Mapping[str, CellScore], relevant: Relevant, *, has_context: bool
+) -> dict[int, Statistic]:
+    """s_t of each token that the request itself prefers, by its index among those that were compared; empty
+    where `flag_statistic` is None. The length is that of the answer.
+    """
     alone = WITHOUT_IRRELEVANT.get(relevant)
     needed = CELLS if has_context else (NEUTRAL_IMAGE,)
     if alone is None or alone not in needed or any(name not in cells for name in needed):
-        return None
+        return {}
     influences = token_influences_on_odds(cells, has_context=has_context)
-    places = [t for t, token in enumerate(cells[alone].tokens) if token.preferred]
-    if not places:
-        return None
-    turned = {t: _turned(cells, relevant, t, influences[t]) for t in places}
-    at = max(places, key=turned.__getitem__)
-    return Statistic(turned[at], len(influences), cells[alone].tokens[at].other)
+    return {
+        t: Statistic(_turned(cells, relevant, t, influences[t]), len(influences), token.other)
+        for t, token in enumerate(cells[alone].tokens)
+        if token.preferred
+    }
 
 
 def _turned(cells: Mapping[str, CellScore], relevant: Relevant, t: int, influences: Influence) -> float:

@@ -14,6 +14,7 @@ replaces its action:
     otherwise = "abstain"    # if no rung settles the answer; "original" serves the flagged answer
     unscored = "abstain"     # if there is no verdict; "original" serves the answer all the same
     stream = "release"       # stream at once and correct in the finish chunk; "buffer" holds until judged
+    parts = "leave_out"      # abstain leaves out the flagged claims or JSON values alone; "whole": everything
     abstain_as = "error"     # a 422 envelope; "content_filter" answers 200 with that finish_reason
     robust = "robust-lora"   # the adapter that `escalate` asks
     max_tokens = 8192        # the most that all rungs of a request may cost, prompts included
@@ -50,7 +51,7 @@ from modint_guard.types import (
 Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
-GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "self_ask")
+GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "classifier", "self_ask")
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
 Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
 # The rungs by cause, relevant modality and form of the answer, in the order in which they are tried. Chosen
@@ -106,6 +107,7 @@ class Policy:
     otherwise: Literal["original", "abstain"] = "original"
     unscored: Literal["original", "abstain"] = "original"
     stream: Literal["buffer", "release"] = "buffer"
+    parts: Literal["whole", "leave_out"] = "whole"
     abstain_as: Literal["content_filter", "error"] = "content_filter"
     robust: str = "robust-lora"
     max_tokens: int = 8192
@@ -141,6 +143,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "otherwise": ("original", "abstain"),
     "unscored": ("original", "abstain"),
     "stream": ("buffer", "release"),
+    "parts": ("whole", "leave_out"),
     "abstain_as": ("content_filter", "error"),
 }
 _RANGES = {

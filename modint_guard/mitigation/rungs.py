@@ -1,7 +1,8 @@
 """The rungs: what each of them does to get another answer in place of a flagged one.
 
 neutralise  serves the answer of the relevant modality alone, if that view is confident of it. The answer is
-            known from the cells if it is short, and is generated otherwise
+            known from the cells if it is short, and is generated otherwise. Of a longer answer with flagged
+            claims or JSON values among others, only these are generated again (`parts`)
 escalate    sends the request once more, to the robust adapter, with its own probes; serves that answer if it
             passes
 debias      options only: argmax over k of log p(k | v, c, q) - lambda log p(k | irrelevant alone, q), from
@@ -22,11 +23,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from modint_guard.chat.reply import answer_positions, reply_of, token_text
+from modint_guard.chat.reply import answer_positions, replies_of, reply_of, token_text
 from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import Distribution, option_distribution
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.text_match import is_short, same_answer
+from modint_guard.mitigation import parts
 from modint_guard.mitigation.policy import Form, Policy, abstention
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
@@ -119,6 +121,8 @@ async def neutralise(flagged: FlaggedAnswer, policy: Policy, complete: Complete,
         return UNFIT
     if not _is_known(reply):
         view = next(view for view in flagged.plan.views if view.name == name)
+        if (by_parts := await _by_parts(flagged, policy, view, complete)) is not None:
+            return by_parts
         body = {**full_body(flagged.plan.body), "messages": view.body["messages"]}
         if flagged.plan.schedule.top_logprobs:
             body |= _WITH_LOGPROBS
@@ -127,6 +131,18 @@ async def neutralise(flagged: FlaggedAnswer, policy: Policy, complete: Complete,
             return UNFIT
     is_confident = confidence(reply) >= policy.accept_at
     return _attempt(flagged, reply.text.strip(), reply.finish_reason, accepted=is_confident)
+
+
+async def _by_parts(flagged: FlaggedAnswer, policy: Policy, view: View, complete: Complete) -> Attempt | None:
+    """The answer with its flagged parts generated again under the view; None if that is not possible."""
+    if not (found := parts.flagged_parts(flagged.report)):
+        return None
+    new = await parts.rewritten(flagged.answer, found, flagged.plan.body, view.body, complete)
+    if new is None:
+        return None
+    sure = math.exp(math.fsum(new.logprobs) / len(new.logprobs)) if new.logprobs else 0.0
+    accepted = min(1.0, sure) >= policy.accept_at
+    return _attempt(flagged, new.text.strip(), flagged.answer.finish_reason, accepted=accepted)
 
 
 async def escalate(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
@@ -185,7 +201,12 @@ async def rerank(flagged: FlaggedAnswer, policy: Policy, complete: Complete, exa
 
 
 async def abstain(flagged: FlaggedAnswer, policy: Policy, complete: Complete, examine: Examine) -> Attempt:
-    """No answer, but a sentence that says so. Costs nothing."""
+    """No answer, but a sentence that says so; or, if the policy says so and it has others, the answer without
+    its flagged parts. Costs nothing.
+    """
+    if policy.parts == "leave_out" and (found := parts.flagged_parts(flagged.report)):
+        text = parts.left_out(flagged.answer, found)
+        return Attempt(RungOutcome.ABSTAINED, text, flagged.answer.finish_reason)
     return Attempt(RungOutcome.ABSTAINED, abstention(flagged.report), "content_filter")
 
 
@@ -260,6 +281,7 @@ def for_model(flagged: FlaggedAnswer, model: str) -> Plan:
         body={**full_body(plan.body), "model": model},
         relevant=report.relevant,
         relevant_source=report.relevant_source,
+        relevant_probability=report.relevant_probability,
         schedule=replace(schedule, views=views, method=method),
         notes=(),
     )
@@ -283,7 +305,8 @@ def _calls(rung: str, flagged: FlaggedAnswer, policy: Policy) -> int:
     """The largest number of calls that a rung makes to the engine."""
     if rung == NEUTRALISE:
         reply = flagged.replies.get(WITHOUT_IRRELEVANT.get(flagged.report.relevant, ""))
-        return int(isinstance(reply, Reply) and not _is_known(reply))
+        by_parts = len(parts.flagged_parts(flagged.report))  # and the whole, if they cannot be rewritten
+        return (1 + by_parts) * int(isinstance(reply, Reply) and not _is_known(reply))
     if rung == ESCALATE:
         return 1 + len(flagged.plan.views)
     return 3 * policy.candidates if rung == RERANK else 0
@@ -298,16 +321,12 @@ async def _candidates(flagged: FlaggedAnswer, policy: Policy, complete: Complete
     if view is not None:
         bodies.insert(0, {**body, **_WITH_LOGPROBS, "messages": view.body["messages"]})
     completions = await _together(complete(body) for body in bodies)
-    replies = [flagged.answer, *(reply for completion in completions for reply in _choices(completion))]
+    replies = [flagged.answer, *(reply for completion in completions for reply in replies_of(completion))]
     distinct: dict[str, Reply] = {}
     for reply in replies:
         if not reply.skip:
             distinct.setdefault(reply.text.strip(), reply)
     return list(distinct.values())[: policy.candidates]
-
-
-def _choices(completion: JSON) -> list[Reply]:
-    return [reply_of({**completion, "choices": [choice]}) for choice in completion.get("choices") or ()]
 
 
 async def _contrast(

@@ -19,7 +19,17 @@ from modint_guard.chat.reply import answer_positions
 from modint_guard.probing import probe
 from modint_guard.probing.probe import FutureAnswer
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
-from modint_guard.types import CELLS, TEACHER_FORCED, Complete, Failure, Replies, Reply, Schedule, View
+from modint_guard.types import (
+    CELLS,
+    LEFT_OUT,
+    TEACHER_FORCED,
+    Complete,
+    Failure,
+    Replies,
+    Reply,
+    Schedule,
+    View,
+)
 
 logger = logging.getLogger(__name__)
 Settles = Callable[[Reply, Replies], bool]  # whether these replies suffice for a verdict on this answer
@@ -75,12 +85,13 @@ async def _forced(
     answer = await asyncio.shield(
         future_answer
     )  # others wait for it too: cancelling this task must not cancel it
-    is_scored = answer and not answer.skip and not answer.reasoning  # with reasoning: `reasoning.ask`
+    is_scored = answer and not answer.skip and not answer.reasoning  # with reasoning: `like_views.ask`
     size = len(answer_positions(answer)) if answer and is_scored else 0
     if answer is None or not 1 < size <= schedule.max_forced_tokens:
         return {}
     text, top = answer_text(answer), schedule.forced_logprobs
-    cells = [View(view.name, forced_body(view.body, text, top)) for view in views if view.name in CELLS]
+    scoring = [view for view in views if view.name in (*CELLS, *LEFT_OUT)]
+    cells = [View(view.name, forced_body(view.body, text, top)) for view in scoring]
     read = partial(forced_reply, answer=answer)
     return await probe.run(cells, complete, deadline_s=schedule.deadline_s, read=read)
 

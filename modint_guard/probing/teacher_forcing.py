@@ -56,7 +56,16 @@ def forced_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
         scored = _positions(completion, answer_positions(answer))
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise EndpointError("The upstream's answer holds no log-probabilities of the prompt.") from exc
-    return replace(reply, text=answer.text, token=None, top=None, skip=None, positions=(), forced=scored)
+    return replace(
+        reply,
+        text=answer.text,
+        finish_reason="length",  # it was not the view that ended this answer
+        token=None,
+        top=None,
+        skip=None,
+        positions=(),
+        forced=scored,
+    )
 
 
 def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Position, ...]:

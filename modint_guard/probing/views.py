@@ -4,6 +4,7 @@ noop               P0  the unchanged request, which shows the engine's own noise
 no_context         P1  the image alone
 neutral_image      P2  the text alone: every image is mean grey, in its own size
 prior              P3  neither: no context and neutral images
+without_image_N        the N-th of several images is mean grey, and all else as it was
 benign             P4  the image slightly blurred and the context's sentences in another order, which must not
                        change the answer
 permuted_options   P5  the texts of the options shifted by one label
@@ -21,6 +22,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageFilter
 
+from modint_guard.chat.eligibility import CONSTRAINTS
 from modint_guard.chat.images import as_rgb, decode_data_url, neutral_image, png_data_url
 from modint_guard.chat.question import MAX_CHARACTERS, sentences_in
 from modint_guard.chat.rebuild import rebuild, with_texts_at
@@ -29,6 +31,7 @@ from modint_guard.data.perturb import REGISTRY, Perturbation, seeded
 from modint_guard.types import (
     BENIGN,
     JSON,
+    LEFT_OUT,
     NEUTRAL_IMAGE,
     NO_CONTEXT,
     NOOP,
@@ -74,6 +77,12 @@ def short_body(body: JSON, max_tokens: int, top_logprobs: int) -> JSON:
     kept = {key: value for key, value in body.items() if key not in _NOT_IN_VIEWS}
     kept |= {"max_tokens": max_tokens, "temperature": 0}
     return {**kept, "logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else kept
+
+
+def unconstrained(body: JSON) -> JSON:
+    """The body without what forces the form of its answer. Tools stay in the prompt, and none is called."""
+    kept = {key: value for key, value in body.items() if key not in CONSTRAINTS}
+    return {**kept, "tool_choice": "none"} if body.get("tools") else kept
 
 
 def full_body(body: JSON) -> JSON:
@@ -184,10 +193,26 @@ def _neutral(chat: Chat) -> list[str]:
     return [neutral_image(image.size) for image in chat.images]
 
 
+def without_image(number: int) -> ViewMaker:
+    """A view in which the image of this number, from 1 on, is mean grey. None for a request with fewer
+    images, and for one with a single image, which `neutral_image` leaves out.
+    """
+
+    def make(chat: Chat) -> JSON | None:
+        if not 1 < len(chat.images) >= number:
+            return None
+        urls = [image.url for image in chat.images]
+        urls[number - 1] = neutral_image(chat.images[number - 1].size)
+        return rebuild(chat, images=urls)
+
+    return make
+
+
 VIEWS: dict[str, ViewMaker] = {
     NO_CONTEXT: lambda chat: rebuild(chat, context=""),
     NEUTRAL_IMAGE: lambda chat: rebuild(chat, images=_neutral(chat)),
     PRIOR: lambda chat: rebuild(chat, context="", images=_neutral(chat)),
+    **{name: without_image(number) for number, name in enumerate(LEFT_OUT, 1)},
     NOOP: rebuild,
     BENIGN: benign,
     PERMUTED_OPTIONS: permuted_options,

@@ -42,7 +42,7 @@ from modint_server.request.sampling import Sample
 from modint_server.request.second_tries import SecondTries
 from modint_server.request.workers import Workers
 from modint_server.routes import chat, completions, guard, health, messages, models, passing, responses
-from modint_server.routes.pages import Page
+from modint_server.routes.pages import RESTS, Page
 from modint_server.settings import PASSED_GET, Settings, secret
 
 # What scripts of web pages may read of an answer, besides its body.
@@ -88,8 +88,9 @@ def create_app(
     gateway = build(settings, upstream or upstream_of(settings), metrics)
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.gateway = gateway
-    app.state.metrics_page = Page(partial(asyncio.to_thread, generate_latest, metrics.registry))
-    app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics)
+    page = partial(asyncio.to_thread, generate_latest, metrics.registry)
+    app.state.metrics_page = Page(page, rests=RESTS)
+    app.state.engine_metrics_page = Page(gateway.pipeline.upstream.metrics, rests=RESTS)
     app.state.passed_pages = {
         path: Page(partial(gateway.pipeline.upstream.page, path)) for path in PASSED_GET
     }

@@ -22,6 +22,7 @@ class BoundedConnection(H11Protocol):
     """One connection; closed if its request's head is too long or too late, or if there are too many."""
 
     head_s = HEAD_S
+    max_connections = MAX_CONNECTIONS
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,7 +32,7 @@ class BoundedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = self._flow = _Flow(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > self.max_connections:
             transport.close()
         else:
             self._begin_head()

@@ -18,6 +18,7 @@ from modint_guard.types import (
     SELF_ASKED,
     SKIPPED_REASONS,
     TAKEN_ACTIONS,
+    UNCONSTRAINED,
     UNREASONED,
     Cause,
     ProbeOutcome,
@@ -35,7 +36,7 @@ REJECTIONS = ("in_flight", "key_share", "rate_limit", "draining")
 STEPS = (*EXAMINATION_STEPS, "measuring", "annotating", "counting", "logging", "watching")
 UPSTREAM_ERRORS = ("unreachable", "timeout", "client_error", "server_error", "protocol")
 ACTIONS = TAKEN_ACTIONS
-PROBES = (*VIEWS, SELF_ASKED, UNREASONED)  # the probes that a request of the gateway can have
+PROBES = (*VIEWS, SELF_ASKED, UNREASONED, UNCONSTRAINED)  # the probes that a request of the gateway can have
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _OVERHEAD_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -10,6 +10,7 @@ import errno
 import json
 import signal
 import socket
+import sys
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from modint_server.settings import Settings, load_settings
 
 NOTICE_S = 1.0  # from "not ready" to the closing of the port, so that a load balancer sees it
 DRAIN_S = 30  # for answers that are still running
+SWITCH_S = 0.001  # a thread that reads a body gives way to the event loop after so long; Python's own: 0.005
 QUIET_S = 10.0  # between two lines of progress if the output is no terminal
 
 
@@ -247,6 +249,7 @@ async def _serve(
     """Runs the gateway until `stop` is set, or until `engine_end` returns an error, which is then raised."""
     gateway: Gateway = app.state.gateway
     configure_logs(gateway.settings.log_level)
+    sys.setswitchinterval(SWITCH_S)
     server = _Server(server_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     reads_keys_again = gateway.settings.api_keys_file is not None

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     # Limits of a request.
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     body_timeout_s: float = Field(default=30.0, gt=0)
-    max_json_depth: int = Field(default=64, gt=0, le=512)
+    max_json_depth: int = Field(default=64, gt=0, le=250)  # orjson writes 254 levels
     max_messages: int = Field(default=1024, gt=0)
     max_images: int = Field(default=16, gt=0)
     max_image_bytes: int = Field(default=20 * 2**20, gt=0)
@@ -93,7 +93,9 @@ class Settings(BaseSettings):
     max_probes_in_flight: int = Field(default=64, gt=0)
     max_rungs_in_flight: int = Field(default=32, gt=0)
     max_share_per_key: float = Field(default=0.5, gt=0, le=1)  # of all of these, if there are several keys
-    shed_probes_at: float = Field(default=0.75, gt=0, le=1)  # of max_in_flight: more are not probed
+    shed_probes_at: float = Field(
+        default=0.75, gt=0, le=1
+    )  # of max_in_flight, or of a key's share: more are not probed
     max_adapter_labels: int = Field(default=64, gt=0)
 
     # The self-test of adapters. "auto": "require" for an engine that `serve` starts, else "report".

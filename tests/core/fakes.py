@@ -67,6 +67,20 @@ def _entry(top: Mapping[str, float]) -> JSON:
     return {**best, "top_logprobs": sorted(entries, key=lambda entry: -entry["logprob"])}
 
 
+def scored_prompt(words: Sequence[str], tops: Sequence[Mapping[str, float]]) -> JSON:
+    """The reply to a call that gives the answer: its prompt ends in these words, with probabilities of what
+    might stand in the place of each; a word that is not among these has one in a million.
+    """
+    entries = [
+        {
+            str(number): {"logprob": math.log(top.get(said, 1e-6)), "decoded_token": said}
+            for number, said in enumerate(dict.fromkeys((word, *top)))
+        }
+        for word, top in zip(words, tops, strict=True)
+    ]
+    return {**completion("!"), "prompt_logprobs": [None, *entries]}
+
+
 def reply(text: str, **probabilities: float) -> Reply:
     """A one-word reply with the given probabilities at its only position."""
     return Reply(

@@ -53,6 +53,9 @@ def without_context(body: JSON) -> list[str]:
         ("The doctor noted a fracture, so which bone is broken?", "which bone is broken?"),
         ("Assuming this is a golden retriever, how old is it?", "how old is it?"),
         ("Which team, according to the caption Arsenal, is playing?", "Which team is playing?"),
+        ('It came as "ball" from the printer, and now: pic shows what?', "pic shows what?"),
+        ("The sender says that it is a cat, so please say what you see.", "please say what you see."),
+        ('Under the title "Cat" this was printed; what is this?', "what is this?"),
     ],
 )
 def test_a_statement_inside_the_question_is_context(text: str, clean: str) -> None:
@@ -80,6 +83,16 @@ def test_a_statement_inside_the_question_is_context(text: str, clean: str) -> No
 def test_a_statement_behind_the_question_is_context(behind: str, joint: str) -> None:
     question = "What animal is in the picture?"
     assert without_context(ask(f"{question}{joint}{behind}")) == [question]
+
+
+def test_what_asks_behind_the_options_or_without_a_mark_is_the_question() -> None:
+    options = "Which one is it?\nA. a cat\nB. a dog\nWhich letter?"
+    assert parse(ask(options)).context is None
+    assert without_context(ask(f"{options}\nTitle: Cat")) == [options]
+    assert without_context(ask("what is this\nThe children have painted a cat.")) == ["what is this"]
+    assert without_context(ask("Title: Cat\nOne sentence about it, please.")) == [
+        "One sentence about it, please."
+    ]
 
 
 @pytest.mark.parametrize(

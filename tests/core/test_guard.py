@@ -332,7 +332,7 @@ TOOL_TURN: list[JSON] = [
         ),
         (ask(QUESTION, response_format={"type": "json_object"}), "structured_output"),
         (ask(QUESTION, structured_outputs={"regex": "a|b"}), "structured_output"),
-        (ask(QUESTION, n=2), "multiple_choices"),
+        (ask(QUESTION, n=9), "multiple_choices"),
         (ask(QUESTION, modalities=["text", "audio"], audio={"voice": "a", "format": "wav"}), "audio"),
     ],
 )
@@ -546,7 +546,9 @@ async def test_a_needed_caption_without_influence_is_flagged_as_neglect(source: 
 
 
 async def test_neglect_is_only_reported_where_nobody_named_what_is_needed() -> None:
-    said = (await Guard().inspect(ask(f"{LIE}\n{SUM} {QUESTION}"), IGNORED)).report.to_json()
+    said = (
+        await Guard().inspect(ask(LIE, "Does the picture match the description?"), IGNORED)
+    ).report.to_json()
     assert (said["verdict"], said["relevant"], said["relevant_source"]) == ("pass", "both", "rules")
     assert said["neglect"] == pytest.approx(0.0, abs=1e-9)
 

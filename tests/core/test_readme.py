@@ -244,6 +244,7 @@ def test_python_examples_compile(page: Path) -> None:
 # -- the file tree and the lives ---------------------------------------------------------------------
 
 
+@cache
 def tree() -> dict[str, str]:
     """Path -> comment of the file tree; folders end with a slash."""
     (block,) = (content for _, content in blocks(ARCHITECTURE))
@@ -260,6 +261,7 @@ def tree() -> dict[str, str]:
     return found
 
 
+@cache
 def modules() -> dict[str, set[str]]:
     """Folder of our packages -> the names of its modules, `__init__` and `__main__` left out."""
     found: dict[str, set[str]] = {}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modint_guard.chat.relevance import decide
+from modint_guard.chat.relevance import Relevance, decide
 from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules, read_rules
 from modint_guard.chat.request import parse
 from modint_guard.errors import ConfigError
@@ -32,12 +32,12 @@ def test_the_first_rule_that_fits_decides(model: str, question: str, relevant: s
     assert by_configured_rules(RULES, model, question) == relevant
 
 
-def test_a_configured_rule_comes_after_the_request_and_before_the_lexical_rules() -> None:
+def test_a_configured_rule_comes_after_the_request_and_before_any_guess() -> None:
     rules = (RelevanceRule(Relevant.BOTH),)
-    chat = parse(ask("What is 2 plus 3?"))
-    assert decide(chat, rules=rules) == (Relevant.BOTH, "route")
-    assert decide(chat) == (Relevant.TEXT, "rules")
-    assert decide(chat, ModintOptions(relevant=Relevant.IMAGE), rules) == (Relevant.IMAGE, "request")
+    chat = parse(ask("What animal is in this picture?"))
+    assert decide(chat, rules=rules) == Relevance(Relevant.BOTH, "route")
+    assert decide(chat) == Relevance(Relevant.IMAGE, "rules")
+    assert decide(chat, ModintOptions(relevant=Relevant.IMAGE), rules) == Relevance(Relevant.IMAGE, "request")
 
 
 def test_a_file_of_rules_is_read_in_order(tmp_path: Path) -> None:

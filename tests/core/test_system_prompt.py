@@ -46,3 +46,35 @@ def test_facts_are_found_and_the_role_stays(fact: str) -> None:
 )
 def test_what_may_be_a_role_is_never_taken_away(text: str) -> None:
     assert facts(text) == []
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "The file is called cat.png.",
+        'The label under it says "cat".',
+        "Note from the archive: the image depicts a cat.",
+        "From the catalogue: a cat, drawn by hand.",
+        "You are looking at a cat.",
+        "The user has uploaded a picture of a cat.",
+    ],
+)
+def test_what_is_noted_of_the_picture_is_a_fact(fact: str) -> None:
+    text = f"You are a helpful guide. {fact} Be brief."
+    assert [text[a:b] for a, b in facts_in(text)] == [fact]
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        "You are a radiologist.",
+        "The user will be shown a picture.",
+        "Labels must be in English.",
+        "Always give the file name.",
+        "The caption should be short.",
+        "In your answer: be brief.",
+        "Users may upload pictures.",
+    ],
+)
+def test_what_a_role_or_a_rule_says_is_no_fact(role: str) -> None:
+    assert facts_in(role) == ()

@@ -14,7 +14,7 @@ from modint_guard.chat.request import parse
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.scoring import probe_result, relabelled, score, shifted_labels
 from modint_guard.probing.views import FROM_REGISTRY, VIEWS
-from modint_guard.types import JSON, ProbeOutcome
+from modint_guard.types import JSON, LEFT_OUT, ProbeOutcome
 from tests.core.fakes import RED, ask, image_part, reply, text_part
 
 LIE = "The ball is blue. It rolls. It is round."
@@ -41,14 +41,15 @@ def picture(body: JSON) -> str:
 
 @pytest.mark.parametrize("name", list(VIEWS))
 def test_a_view_keeps_the_request_the_question_and_the_size_of_the_picture(name: str) -> None:
-    before = copy.deepcopy(BODY)
-    view = made(name)
-    assert before == BODY
+    body = ask(f"{LIE}\n{QUESTION}\n{OPTIONS}", images=4) if name in LEFT_OUT else BODY
+    before = copy.deepcopy(body)
+    view = made(name, body)
+    assert before == body
     assert {key: value for key, value in view.items() if key != "messages"} == {"model": "m"}
     assert QUESTION in text(view)
     assert name in ("permuted_options", "question_first") or text(view).endswith(f"{QUESTION}\n{OPTIONS}")
     assert decode_data_url(picture(view)).size == decode_data_url(RED).size
-    assert view == made(name)  # the same request always gives the same view
+    assert view == made(name, body)  # the same request always gives the same view
 
 
 @pytest.mark.parametrize("name", FROM_REGISTRY)

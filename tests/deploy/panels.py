@@ -43,6 +43,7 @@ HEALTHY = (
     "ProbesStalled",
     "EngineUnreachable",
     "LabelOverflow",
+    "StepsFailing",
     "TargetDown",
 )
 
@@ -81,6 +82,9 @@ def of_scripted(seen: Seen) -> Expected:
         ("alerts", "EngineUnreachable"): {labels(job="lost"): 0.0},
         ("alerts", "LatencyBurn"): {labels(job="lost"): 0.25},
         ("alerts", "LabelOverflow"): {labels(job="modint-guard", label="model"): scripted.STRANGERS * factor},
+        ("alerts", "StepsFailing"): {
+            labels(job="modint-guard", step="logging"): scripted.FAILED_STEPS * factor
+        },
         ("alerts", "TargetDown"): {labels(job="modint-guard"): 0.0},
     }
 

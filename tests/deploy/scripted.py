@@ -37,6 +37,7 @@ from tests.server.fake_upstream import (
 
 NO_EFFECT = "idle-lora"
 STRANGERS = 110  # requests for a model that does not exist
+FAILED_STEPS = 20  # log lines that could not be written
 STALLED = 25  # requests with pictures that nobody probes
 BASELINE = 0.125
 POWER = 0.25  # of planted lies
@@ -133,6 +134,8 @@ async def watched(folder: Path) -> AsyncIterator[Seen]:
         await send(main, [question("here", model="nobody")] * STRANGERS)
         for _ in range(STALLED):
             await stalled.post(question("here"), x_modint_mode="off", connection="close")
+        for _ in range(FAILED_STEPS):
+            main.gateway.metrics.step_failed("logging")
         for seconds in (0.2, 0.2, 0.2, 12.0):
             lost.gateway.metrics.duration.labels("unknown", "none").observe(seconds)
         main.gateway.metrics.null_power.labels(BASE, "none").set(POWER)

@@ -14,7 +14,7 @@ from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.types import JSON
 from modint_server.adapters.doctor import Ask, Rules, Status, ask_vllm, examine, fix, rules_of
 from modint_server.adapters.lora_names import MARK
-from tests.e2e.engines import STRAY, readiness, stray
+from tests.e2e.engines import STRAY, stray
 from tests.server.adapter_folders import LANGUAGE, PROJECTOR, TOWER, llava, pair
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
@@ -88,14 +88,3 @@ def test_an_adapter_whose_keys_match_nothing_is_told_and_cured(ask: Ask, tmp_pat
     assert not found.healthy and "answer as the base, without a word" in found.faults[-1]
     fix(found)
     assert examine(STRAY, folder, None, ask=ask).healthy
-
-
-def test_an_adapter_whose_keys_match_nothing_keeps_the_gateway_from_being_ready(scaled_url: str) -> None:
-    """vLLM itself takes it without a word."""
-    status, said = readiness(scaled_url)
-    with urllib.request.urlopen(f"{scaled_url}/metrics", timeout=10) as answer:
-        page = answer.read().decode()
-    assert status == 503
-    assert said["adapters"][STRAY]["ok"] is False
-    assert any(STRAY in reason and "applies nothing of it" in reason for reason in said["reasons"])
-    assert f'modint_adapter_selftest_ok{{adapter="{STRAY}",model="{BASE}"}} 0.0' in page

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +104,39 @@ def test_an_answer_about_a_picture_with_a_caption_is_judged(url: str) -> None:
     (completion,) = completions(url, [request_for(items()[0], NAME)])
     assert completion["choices"][0]["message"]["content"]
     assert completion["modint"]["verdict"] in ("pass", "flagged", "unsure")
+
+
+def test_a_record_that_a_schema_forces_is_judged_by_its_values(url: str) -> None:
+    scenes = suite.items("image-heavy", "test", 3, task="scene")
+    lied = [suite.perturbed(scene, "misleading_description") for scene in scenes]
+    schema = {
+        "type": "object",
+        "properties": {"first": {"type": "string"}, "number": {"type": "integer"}},
+        "required": ["first", "number"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "record", "schema": schema, "strict": True}}
+    bodies = [request_for(item, NAME, response_format=form, max_tokens=64) for item in lied]
+    for completion in completions(url, bodies):
+        record = json.loads(completion["choices"][0]["message"]["content"])
+        report = completion["modint"]
+        assert (report["verdict"] in ("pass", "flagged"), report["method"]) == (True, "teacher_forced")
+        assert {span["path"] for span in report["spans"]} <= {"/first", "/number"}
+        (number,) = (span for span in report["spans"] if span["path"] == "/number")
+        assert number["text"] == str(record["number"])
+        assert "unconstrained" in {probe["name"] for probe in report["probes"]}
+
+
+def test_the_spans_of_a_sentence_add_up_to_its_influence(url: str) -> None:
+    scenes = suite.items("image-heavy", "test", 4, task="scene")
+    lied = [suite.perturbed(scene, "misleading_description") for scene in scenes]
+    for completion in completions(url, [request_for(item, NAME, logprobs=True) for item in lied]):
+        report, content = completion["modint"], completion["choices"][0]["message"]["content"]
+        assert report["method"] == "teacher_forced"
+        words = [span for span in report["spans"] if span["kind"] == "word"]
+        assert all(content[span["start"] : span["end"]] == span["text"] for span in report["spans"])
+        tokens = [entry["token"] for entry in completion["choices"][0]["logprobs"]["content"]]
+        size = next(n for n in range(len(tokens) + 1) if "".join(tokens[:n]).strip() == content.strip())
+        for modality in ("text", "image"):
+            total = math.fsum(span["influence"][modality] for span in words)
+            assert total / size == pytest.approx(report["influence"][modality], abs=1e-9)

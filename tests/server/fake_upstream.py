@@ -20,7 +20,8 @@ BASE, ADAPTER = "tinyworld-base", "robust-lora"
 class Answer:
     """The answer to one call: its text, and the probabilities of words in its place (`top`).
 
-    For an answer of several words `tops` has them for each place.
+    For an answer of several words `tops` has them for each place. others: the further answers, if several are
+    asked for; without them all are the same.
     """
 
     text: str
@@ -28,6 +29,11 @@ class Answer:
     tops: tuple[dict[str, float], ...] = ()
     delay_s: float = 0.0
     fault: str | None = None
+    others: tuple["Answer", ...] = ()
+
+    def all(self, body: JSON) -> list["Answer"]:
+        """As many answers as a body asks for."""
+        return [self, *(self.others or (self,) * ((body.get("n") or 1) - 1))][: body.get("n") or 1]
 
 
 Script = Callable[[JSON], Answer]
@@ -211,6 +217,14 @@ class FakeUpstream:
             case "400":
                 error = b'{"object":"error","message":"too long","type":"BadRequest","param":null,"code":400}'
                 return await _whole(writer, error, status=400)
+            case "400 in two pieces":
+                error = b'{"error":{"message":"too long for me","type":"BadRequest","param":null,"code":400}}'
+                head = f"HTTP/1.1 400 X\r\ncontent-length: {len(error)}\r\nconnection: close\r\n\r\n".encode()
+                for piece in (head + error[:30], error[30:]):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+                return False
             case "429":
                 error = b'{"error":{"message":"slow down","code":429}}'
                 return await _whole(writer, error, status=429, retry_after=self.retry_after)
@@ -257,12 +271,15 @@ class FakeUpstream:
 
     async def _respond(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
         """A response of the Responses API by the same script, whole or as a stream."""
-        answer = self.script(_as_chat(body))
+        try:
+            answer = self.script(_as_chat(body))
+            asks = "message.output_text.logprobs" in (body.get("include") or ())
+        except (AttributeError, KeyError, TypeError):  # as an engine refuses what it cannot read
+            answer, asks = Answer("", fault="400"), False
         await asyncio.sleep(answer.delay_s)
         if answer.fault in ("400", "500"):
             error = b'{"error":{"message":"too long","type":"BadRequest","param":null,"code":400}}'
             return await _whole(writer, error, status=int(answer.fault))
-        asks = "message.output_text.logprobs" in (body.get("include") or ())
         listed = self._logprobs({"logprobs": asks, "top_logprobs": body.get("top_logprobs")}, answer)
         entries = listed["content"] if listed else []
         part = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": entries or None}
@@ -311,32 +328,31 @@ class FakeUpstream:
         return False
 
     def _completion(self, body: JSON, answer: Answer) -> JSON:
-        message = {"role": "assistant", "content": answer.text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        choice["logprobs"] = self._logprobs(body, answer)
-        if body.get("return_token_ids") and self.scores:
-            choice["token_ids"] = [_token_id(token) for token in _tokens(answer.text)]
+        choices = [self._choice(body, each, index) for index, each in enumerate(answer.all(body))]
         usage = {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42}
         return {
             "id": "chatcmpl-1",
             "object": "chat.completion",
             "created": 7,
             "model": body["model"],
-            "choices": [choice] * (body.get("n") or 1),
+            "choices": choices,
             "usage": usage,
             "future_field": {"kept": True},
         }
 
+    def _choice(self, body: JSON, answer: Answer, index: int) -> JSON:
+        message = {"role": "assistant", "content": answer.text}
+        choice = {"index": index, "message": message, "finish_reason": "stop"}
+        choice["logprobs"] = self._logprobs(body, answer)
+        if body.get("return_token_ids") and self.scores:
+            choice["token_ids"] = [_token_id(token) for token in _tokens(answer.text)]
+        return choice
+
     async def _stream(self, body: JSON, answer: Answer, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         self.sent = b""
-        half = max(1, len(answer.text) // 2)
-        last = {} if not self.finish_with_text else {"content": " indeed"}
         frames = [
-            self._chunk(body, {"role": "assistant", "content": ""}),
-            self._chunk(body, {"content": answer.text[:half]}, self._logprobs(body, answer)),
-            self._chunk(body, {"content": answer.text[half:]}),
-            self._chunk(body, last, finish="stop"),
+            frame for index, each in enumerate(answer.all(body)) for frame in self._frames(body, each, index)
         ]
         for number, chunk in enumerate(frames):
             if number == 2 and answer.fault:
@@ -351,6 +367,20 @@ class FakeUpstream:
         writer.write(self.stream_end)
         await writer.drain()
         return False
+
+    def _frames(self, body: JSON, answer: Answer, index: int) -> list[JSON]:
+        """The chunks of one answer."""
+        half = max(1, len(answer.text) // 2)
+        last = {} if not self.finish_with_text else {"content": " indeed"}
+        frames = [
+            self._chunk(body, {"role": "assistant", "content": ""}),
+            self._chunk(body, {"content": answer.text[:half]}, self._logprobs(body, answer)),
+            self._chunk(body, {"content": answer.text[half:]}),
+            self._chunk(body, last, finish="stop"),
+        ]
+        for frame in frames:
+            frame["choices"][0]["index"] = index
+        return frames
 
     async def _fail_midway(self, fault: str, writer: asyncio.StreamWriter) -> None:
         match fault:

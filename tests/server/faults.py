@@ -22,7 +22,15 @@ JSON = dict[str, Any]
 STAGES = ("main", "probe", "rung")
 ACTIONS = ("annotate", "neutralise", "escalate")
 BESIDE = tuple(f"usage: {name}" for name in USAGES) + tuple(f"logprobs: {name}" for name in LOGPROBS)
-TRANSPORT = ("500", "400", "429", "html", "html 200", "close")  # of calls that are not the client's own
+TRANSPORT = (
+    "500",
+    "400",
+    "429",
+    "html",
+    "html 200",
+    "close",
+    "hang",
+)  # of calls that are not the client's own
 ANSWERS = ("blue", "red")
 
 
@@ -67,7 +75,11 @@ def stage_of(body: JSON) -> str:
 
 async def measured(chosen: Sequence[Case]) -> AsyncIterator[Row]:
     """A row for each case, through one gateway."""
-    async with running(FakeUpstream()) as upstream, serving(upstream.url, probe_deadline_s=2.0) as gateway:
+    async with (
+        running(FakeUpstream()) as upstream,
+        # Looks at the engine are tasks, too: none while it is measured.
+        serving(upstream.url, probe_deadline_s=2.0, upstream_poll_s=1000.0) as gateway,
+    ):
         for case in chosen:
             yield await _measured(case, upstream, gateway)
 
@@ -94,8 +106,7 @@ async def _measured(case: Case, upstream: FakeUpstream, gateway: Running) -> Row
     reply = await gateway.post(chat(stream=case.stream, modint=modint))
     seconds = time.perf_counter() - began
     intact = reply.status == 200 and _text(reply.body, case.stream) in ANSWERS
-    await _settled(upstream)
-    tasks = max(0, len(asyncio.all_tasks()) - before)
+    tasks = await _settled(upstream, before)
     outcome = reply.headers.get("x-modint-verdict", "") if reply.status == 200 else str(reply.status)
     return Row(
         **vars(case),
@@ -114,10 +125,12 @@ def _text(body: bytes, stream: bool) -> str:
     return str(orjson.loads(body)["choices"][0]["message"]["content"])
 
 
-async def _settled(upstream: FakeUpstream) -> None:
-    """Waits until the engine's calls have ended, for a second at most."""
+async def _settled(upstream: FakeUpstream, before: int) -> int:
+    """How many tasks are left once the engine's calls have ended; waits for that a second at most."""
+    left = 0
     for _ in range(100):
         await asyncio.sleep(0.01)
-        if not upstream.open:
+        left = max(0, len(asyncio.all_tasks()) - before)
+        if not upstream.open and not left:
             break
-    await asyncio.sleep(0.02)
+    return left

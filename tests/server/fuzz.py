@@ -5,7 +5,6 @@ Every request has a generator of its own, seeded by its number: `Fuzz(side, seed
 
 import asyncio
 import contextlib
-import copy
 import json
 import logging
 import time
@@ -24,129 +23,35 @@ from modint_server.engine.upstream import NO_HEADERS, Upstream, json_object
 from modint_server.logs import LOGGER
 from modint_server.request.gateway import Gateway
 from modint_server.settings import Settings
-from tests.server.conftest import picture
 from tests.server.fake_upstream import ADAPTER, BASE
+from tests.server.fuzz_documents import (
+    ACTIONS,
+    CHAT,
+    CHECK,
+    COMPLETIONS,
+    MESSAGES,
+    PASSED,
+    RESPONSES,
+    about_a_picture,
+    body_of,
+    bytes_damaged,
+    chunks_of,
+    completion_of,
+    damaged,
+    events_of_response,
+    in_words_of_responses,
+    is_json,
+    response_of,
+    written,
+)
 from tests.server.test_mitigation import chunks, text_of
+from tests.server.test_responses import documents
 from tests.server.test_streams_and_faults import until
 
 JSON = dict[str, Any]
 Side = Literal["client", "engine"]
-CHAT, CHECK, COMPLETIONS = "/v1/chat/completions", "/v1/guard/check", "/v1/completions"
+PATHS = (*([CHAT] * 5), CHECK, COMPLETIONS, RESPONSES, RESPONSES, MESSAGES, PASSED)  # of clients
 HUNG_S = 60.0
-QUESTION = "What colour is the shape?"
-PICTURE = picture()
-PICTURES: tuple[str, ...] = (
-    PICTURE,
-    picture(size=(1, 1)),
-    picture(size=(30, 20)),
-    PICTURE[:-10],
-    "",
-    "data:;base64,",
-    "x",
-)
-PICTURES += ("data:image/png;base64,AAAA", "http://127.0.0.1/x", "data:audio/wav;base64,AAAA")
-PICTURES += (PICTURE.replace("png", "jpeg"), PICTURE.replace("data:", "DATA:"))
-TEXTS: tuple[str, ...] = (
-    QUESTION,
-    "The caption says that the shape is blue.",
-    "A) red\nB) blue\nWhich?",
-    "",
-    " ",
-    "\0",
-    "?",
-)
-TEXTS += (
-    "Options:\n1. red\n2. blue\n3. green",
-    "Is it red (yes/no)?",
-    "one of: red, blue",
-    "- x\n- y",
-    "(A)",
-)
-TEXTS += (
-    "Context: it is blue. Question: what is it?",
-    "<context>blue</context>",
-    "Image 1:",
-    "a" * 300,
-    "\n",
-)
-TEXTS += (
-    "¿Qué color?",
-    "什么颜色？",
-    '"Is it?" she said.',
-    "Describe the picture",
-    "A. A\nB. A",
-    "Question:",
-)
-WORDS: tuple[str, ...] = (
-    "red",
-    "blue",
-    "A",
-    "The",
-    " red",
-    "",
-    "It is red",
-    "B.",
-    "no",
-    "\u2581red",
-    "\n",
-    "<think>",
-    "\ufffd",
-)
-NUMBERS = (0, -1, 1, 1.5, -0.0, 1e308, -1e308, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**30)
-ODD: tuple[Any, ...] = (
-    None,
-    True,
-    False,
-    *NUMBERS,
-    "",
-    "x",
-    "\0",
-    "a\nb",
-    "\u202e",
-    "é",
-    "\ud800",
-    [],
-    {},
-    [None],
-    [[]],
-    {"a": None},
-)
-ACTIONS = ("annotate", "neutralise", "escalate", "debias", "rerank", "abstain", "ladder")
-PROBES: tuple[str, ...] = (
-    "noop",
-    "benign",
-    "permuted_options",
-    "question_first",
-    "misleading_description",
-    "unrelated_facts",
-)
-PROBES += (
-    "ocr_noise",
-    "neutral_text",
-    "noise",
-    "black",
-    "white",
-    "irrelevant_image",
-    "screenshot",
-    "zzz",
-    "prior",
-)
-FIELDS: dict[str, tuple[Any, ...]] = {
-    "max_tokens": (1, 7),
-    "n": (1, 2, 0),
-    "temperature": (0, 1.0),
-    "logprobs": (True, False),
-    "top_logprobs": (0, 5, 21),
-    "stop": ("a", ["b"]),
-    "tools": ([], [{"type": "function", "function": {"name": "f"}}]),
-    "response_format": ({"type": "json_object"},),
-    "stream_options": ({"include_usage": True},),
-    "continue_final_message": (True,),
-    "return_token_ids": (True,),
-    "prompt_logprobs": (0, 1),
-    "cache_salt": ("x",),
-    "answer": TEXTS,
-}
 HEADERS = {
     "x-modint-mode": ("on", "off", "ON ", "x"),
     "x-modint-relevant": ("image", "both", "é"),
@@ -162,6 +67,7 @@ class Row:
 
     side: str
     seed: int
+    first: int  # the number of the first of them
     requests: int
     ok: int
     refused: int
@@ -171,6 +77,7 @@ class Row:
     malformed: int
     hung: int
     lost: int
+    damaged_replies: int
     steps_failed: int
     tasks_left: int
     seconds: float
@@ -186,154 +93,6 @@ class Finding:
     body: bytes
 
 
-def damaged(document: Any, random: Random, share: float) -> Any:
-    """A copy in which about this share of the values are odd, missing, doubled or under another name."""
-    if random.random() < share / 2:
-        return copy.deepcopy(random.choice(ODD))
-    if isinstance(document, dict):
-        kept = {key: value for key, value in document.items() if random.random() > share / 3}
-        changed = {
-            key + ("x" if random.random() < share / 10 else ""): damaged(value, random, share)
-            for key, value in kept.items()
-        }
-        if random.random() < share:
-            changed[random.choice(["type", "text", "content", "image_url", "name"])] = random.choice(ODD)
-        return changed
-    if isinstance(document, list):
-        entries = [damaged(value, random, share) for value in document if random.random() > share / 3]
-        return entries * (random.randint(2, 4) if random.random() < share / 2 else 1)
-    return document
-
-
-def written(document: Any) -> bytes:
-    """JSON with everything that Python writes: infinities, half characters, large numbers."""
-    return json.dumps(document).encode()
-
-
-def bytes_damaged(data: bytes, random: Random) -> bytes:
-    """The same with a few wrong bytes, or cut off."""
-    damaged_data = bytearray(data)
-    for _ in range(random.randint(1, 4)):
-        if damaged_data:
-            damaged_data[random.randrange(len(damaged_data))] = random.randrange(256)
-    return bytes(
-        damaged_data[: random.randint(0, len(damaged_data))] if random.random() < 0.3 else damaged_data
-    )
-
-
-# Bodies of clients.
-
-
-def body_of(random: Random, *, share: float) -> Any:
-    """A chat request with every field now and then; `share` of its values are odd."""
-    messages = [_message(random) for _ in range(random.randint(0, 3))]
-    if random.random() < 0.7 or not messages:
-        messages.append(_about_a_picture(random))
-    body: JSON = {"model": random.choice([BASE] * 8 + [ADAPTER, "nope"]), "messages": messages}
-    if random.random() < 0.5:
-        body["stream"] = random.random() < 0.7
-    if random.random() < 0.5:
-        body["modint"] = _modint(random)
-    for name, values in FIELDS.items():
-        if random.random() < 0.1:
-            body[name] = copy.deepcopy(random.choice(values))
-    return damaged(body, random, share) if share else body
-
-
-def _about_a_picture(random: Random) -> JSON:
-    texts = [{"type": "text", "text": random.choice(TEXTS)} for _ in range(random.randint(1, 2))]
-    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}, *texts]}
-
-
-def _message(random: Random) -> JSON:
-    role = random.choice(["user", "user", "system", "assistant", "tool", "developer"])
-    if random.random() < 0.3:
-        return {"role": role, "content": random.choice(TEXTS)}
-    return {"role": role, "content": [_part(random) for _ in range(random.randint(0, 4))]}
-
-
-def _part(random: Random) -> Any:
-    kind = random.random()
-    if kind < 0.45:
-        return {"type": "text", "text": random.choice(TEXTS)}
-    if kind < 0.85:
-        return {"type": "image_url", "image_url": {"url": random.choice(PICTURES)}}
-    return random.choice(
-        [
-            {"type": "image_url", "image_url": PICTURE},
-            {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
-            {"type": "text", "text": QUESTION, "uuid": "x"},
-            {"type": "refusal", "refusal": "no"},
-            {"type": "thinking", "thinking": "x"},
-            "text",
-        ]
-    )
-
-
-def _modint(random: Random) -> JSON:
-    fields: dict[str, tuple[Any, ...]] = {
-        "mode": ("on", "off"),
-        "relevant": ("image", "text", "both", "auto"),
-        "context": TEXTS,
-        "question": TEXTS,
-        "needs": ("image", ["image", "text"]),
-        "deadline_s": (0.01, 1, 60),
-        "action": ACTIONS,
-    }
-    chosen = {name: random.choice(values) for name, values in fields.items() if random.random() < 0.3}
-    if random.random() < 0.3:
-        chosen["probes"] = random.sample(PROBES, random.randint(0, 4))
-    return chosen
-
-
-# Replies of an engine.
-
-
-def completion_of(body: JSON, random: Random) -> JSON:
-    """What an engine might answer to a body, all of it well formed."""
-    text = random.choice(WORDS)
-    tokens = [text] if random.random() < 0.7 else text.split(" ")
-    entries = [_entry(token, body.get("top_logprobs") or 0, random) for token in tokens]
-    choice: JSON = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text},
-        "logprobs": {"content": entries} if body.get("logprobs") else None,
-        "finish_reason": random.choice(["stop", "length"]),
-    }
-    if body.get("return_token_ids"):
-        choice["token_ids"] = list(range(len(tokens)))
-    reply: JSON = {"id": "c", "object": "chat.completion", "created": 1, "model": body.get("model")}
-    reply["choices"] = [choice]
-    reply["usage"] = {"prompt_tokens": 40, "completion_tokens": len(tokens), "total_tokens": 41}
-    if body.get("prompt_logprobs") is not None:
-        entry = {"logprob": -random.random(), "rank": 1, "decoded_token": text}
-        reply["prompt_logprobs"], reply["prompt_token_ids"] = [None, {"1": entry}], [0, 1]
-    return reply
-
-
-def _entry(token: str, top: Any, random: Random) -> JSON:
-    count = top if isinstance(top, int) else 5
-    words = random.sample(WORDS, random.randint(0, 5))[:count]
-    listed = [{"token": word, "logprob": -random.random() * 8, "bytes": None} for word in words]
-    return {"token": token, "logprob": -random.random() * 5, "bytes": None, "top_logprobs": listed}
-
-
-def chunks_of(completion: JSON) -> list[Any]:
-    """The same answer as chunks of a stream."""
-    choice = completion["choices"][0]
-    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": completion["model"]}
-
-    def chunk(delta: JSON, finish: str | None = None, **more: Any) -> JSON:
-        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
-
-    return [
-        chunk({"role": "assistant", "content": ""}),
-        chunk({"content": choice["message"]["content"]}, logprobs=choice["logprobs"]),
-        chunk({}, choice["finish_reason"]),
-        {**head, "choices": [], "usage": completion["usage"]},
-    ]
-
-
 @dataclass
 class Script:
     """How the engine answers one request. harm: which of its replies are damaged, and in what."""
@@ -342,6 +101,7 @@ class Script:
     harm: Literal["none", "anything", "beside", "extras"] = "none"
     share: float = 0.05
     text: str | None = None  # of the client's own call
+    damaged_replies: int = 0
 
     def reply(self, body: JSON) -> tuple[JSON, bool]:
         """A reply, and whether anything in it may be damaged."""
@@ -350,35 +110,43 @@ class Script:
         if is_main:
             self.text = completion["choices"][0]["message"]["content"]
         if self.harm == "extras" and is_main:
+            whole = written(completion)
             for holder, name in ((completion, "usage"), (completion["choices"][0], "logprobs")):
                 holder[name] = damaged(holder[name], self.random, 4 * self.share)
-            if not _is_json(completion):
+            self.damaged_replies += written(completion) != whole
+            if not is_json(completion):
                 self.harm = "anything"
         return completion, self.harm == "anything" or (self.harm == "beside" and not is_main)
 
-    def whole(self, body: JSON) -> bytes:
+    def whole(self, path: str, body: JSON) -> bytes:
         completion, may_damage = self.reply(body)
+        if path == RESPONSES:
+            completion = response_of(completion)
         if not may_damage or self.random.random() < 0.3:
             return written(completion)
         data = written(damaged(completion, self.random, self.share))
-        return bytes_damaged(data, self.random) if self.random.random() < 0.1 else data
+        if self.random.random() < 0.1:
+            data = bytes_damaged(data, self.random)
+        self.damaged_replies += data != written(completion)
+        return data
 
-    def stream(self, body: JSON) -> bytes:
+    def stream(self, path: str, body: JSON) -> bytes:
         completion, may_damage = self.reply(body)
-        parts: Any = chunks_of(completion)
-        if may_damage:
-            parts = damaged(parts, self.random, self.share)
-        events = [b"data: " + written(part) for part in (parts if isinstance(parts, list) else [parts])]
-        data = b"\n\n".join([*events, b"data: [DONE]\n\n"])
-        return bytes_damaged(data, self.random) if may_damage and self.random.random() < 0.1 else data
+        is_chat = path != RESPONSES
+        parts: Any = chunks_of(completion) if is_chat else events_of_response(response_of(completion))
+        whole = _events(parts, is_chat)
+        if not may_damage:
+            return whole
+        data = _events(damaged(parts, self.random, self.share), is_chat)
+        if self.random.random() < 0.1:
+            data = bytes_damaged(data, self.random)
+        self.damaged_replies += data != whole
+        return data
 
 
-def _is_json(document: Any) -> bool:
-    """Whether the document is still JSON as it is written: half a character is not."""
-    try:
-        return bool(orjson.loads(written(document)) is not None)
-    except orjson.JSONDecodeError:
-        return False
+def _events(parts: Any, is_chat: bool) -> bytes:
+    events = [b"data: " + written(part) for part in (parts if isinstance(parts, list) else [parts])]
+    return b"\n\n".join([*events, b"data: [DONE]\n\n" if is_chat else b""])
 
 
 class StubEngine(Upstream):
@@ -402,13 +170,24 @@ class StubEngine(Upstream):
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
         await asyncio.sleep(0)
-        return self.script.whole(json_object(body))
+        return self.script.whole(path, json_object(body))
+
+    @contextlib.asynccontextmanager
+    async def passed(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+        json_object(body)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b'{"type":"message"}'
+
+        yield "application/json", pieces()
 
     @contextlib.asynccontextmanager
     async def stream(
         self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        data = self.script.stream(json_object(body))
+        data = self.script.stream(path, json_object(body))
 
         async def pieces() -> AsyncIterator[bytes]:
             size = self.script.random.choice([1, 7, 100, 10_000]) if len(data) < 2000 else 10_000
@@ -468,8 +247,9 @@ class Fuzz:
         return Row(
             side=self.side,
             seed=self.seed,
+            first=first,
             requests=count,
-            **{name: self.counts[name] for name in list(Row.__dataclass_fields__)[3:12]},
+            **{name: self.counts[name] for name in list(Row.__dataclass_fields__)[4:14]},
             tasks_left=tasks,
             seconds=round(time.perf_counter() - began, 1),
         )
@@ -482,38 +262,42 @@ class Fuzz:
         engine.script, log.last = self._script(random), None
         try:
             async with asyncio.timeout(HUNG_S):
-                status, answer = await _sent(app, raw, path, headers if self.side == "client" else {})
+                answer = await _sent(app, raw, path, headers if self.side == "client" else {})
         except TimeoutError:
             self._found("hung", number, raw, "")
             return
         except Exception as exc:  # noqa: BLE001 - what leaves the app is what is looked for
             self._found("unhandled", number, raw, repr(exc))
             return
+        self.counts["damaged_replies"] += engine.script.damaged_replies
         trace = log.last[1] if log.last else ""
-        if b'"internal_error"' in answer:
+        if b'"internal_error"' in answer.body:
             self._found("internal_error", number, raw, trace)
             return
         if log.last and log.last[0] == "step_failed":
             self._found("steps_failed", number, raw, trace)
-        if not is_well_formed(status, answer):
-            self._found("malformed", number, raw, answer[:300].decode("utf-8", "replace"))
-        if engine.script.harm in ("beside", "extras") and not _holds(status, answer, engine.script.text):
-            self._found("lost", number, raw, f"{status} {answer[:500]!r}")
-        self.counts["ok" if status == 200 else "refused" if status < 500 else "engine_error"] += 1
+        if not answer.is_well_formed():
+            self._found("malformed", number, raw, answer.body[:300].decode("utf-8", "replace"))
+        if engine.script.harm in ("beside", "extras") and not answer.holds(engine.script.text):
+            self._found("lost", number, raw, f"{answer.status} {answer.body[:500]!r}")
+        self.counts[
+            "ok" if answer.status == 200 else "refused" if answer.status < 500 else "engine_error"
+        ] += 1
 
     def _request(self, random: Random) -> tuple[bytes, str]:
         if self.side == "engine":
-            body = body_of(Random(0), share=0) | {"messages": [_about_a_picture(random)], "model": BASE}
-            body = {"model": BASE, "messages": body["messages"], "stream": random.random() < 0.5}
-            body["modint"] = {"relevant": "image", "action": random.choice(ACTIONS)}
-            return written(body), CHAT
-        path = random.choice([CHAT] * 7 + [CHECK, COMPLETIONS])
-        body = body_of(random, share=random.choice([0, 0.01, 0.03, 0.1]))
-        if isinstance(body, dict):
-            more = {CHECK: {"answer": random.choice(TEXTS)}, COMPLETIONS: {"prompt": "x"}, CHAT: {}}[path]
-            body = more | body
-        raw = written(body)
+            return self._whole_request(random)
+        path = random.choice(PATHS)
+        raw = written(body_of(path, random, share=random.choice([0, 0.01, 0.03, 0.1])))
         return (bytes_damaged(raw, random) if random.random() < 0.03 else raw), path
+
+    def _whole_request(self, random: Random) -> tuple[bytes, str]:
+        """A request with nothing odd in it, whose answer is judged."""
+        body: JSON = {"model": BASE, "messages": [about_a_picture(random)], "stream": random.random() < 0.5}
+        body["modint"] = {"relevant": "image", "action": random.choice(ACTIONS)}
+        if random.random() < 0.7:
+            return written(body), CHAT
+        return written(in_words_of_responses(body, random)), RESPONSES
 
     def _script(self, random: Random) -> Script:
         if self.side == "client":
@@ -536,33 +320,49 @@ class Fuzz:
         self._found("unhandled", -1, b"", repr(context))
 
 
-def is_well_formed(status: int, answer: bytes) -> bool:
-    """Whether an answer is what OpenAI's clients read: an object, an envelope, or frames up to [DONE]."""
-    if answer.startswith(b"data:") or (status == 200 and b"data: [DONE]" in answer[-20:]):
-        return answer.endswith(b"data: [DONE]\n\n")
-    try:
-        document = json.loads(answer)
-    except ValueError:
-        return False
-    if status == 200:
-        return isinstance(document, dict)
-    error = document.get("error")
-    return isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
+@dataclass(frozen=True)
+class Sent:
+    """What came back to the client. path: of the request."""
+
+    path: str
+    status: int
+    kind: str
+    body: bytes
+
+    @property
+    def is_stream(self) -> bool:
+        return self.kind.startswith("text/event-stream")
+
+    def is_well_formed(self) -> bool:
+        """Whether it is what OpenAI's clients read: an object, an envelope, or frames up to their end."""
+        if self.is_stream:
+            is_ended = self.path == RESPONSES or b"data: [DONE]" in self.body[-40:]
+            return is_ended and self.body.endswith(b"\n\n")
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return False
+        if self.status == 200:
+            return isinstance(document, dict)
+        error = document.get("error")
+        return isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
+
+    def holds(self, text: str | None) -> bool:
+        """Whether the client got the engine's text, or what a policy put in its place."""
+        if b'"mitigation":{' in self.body:
+            return True
+        if self.status != 200 or text is None:
+            return False
+        if self.path == CHAT and self.is_stream:
+            return text_of(chunks(self.body)) == text
+        if self.path == CHAT:
+            return bool(orjson.loads(self.body)["choices"][0]["message"]["content"] == text)
+        response = documents(self.body)[-1]["response"] if self.is_stream else orjson.loads(self.body)
+        return bool(response["output"][0]["content"][0]["text"] == text)
 
 
-def _holds(status: int, answer: bytes, text: str | None) -> bool:
-    """Whether the client got the engine's text, or what a policy put in its place."""
-    if b'"mitigation":{' in answer:
-        return True
-    if status != 200 or text is None:
-        return False
-    if not answer.startswith(b"data:"):
-        return bool(orjson.loads(answer)["choices"][0]["message"]["content"] == text)
-    return text_of(chunks(answer)) == text
-
-
-async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-    """One request over ASGI: its status and its whole answer."""
+async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) -> Sent:
+    """One request over ASGI, and its whole answer."""
     sent, messages, never = False, list[Any](), asyncio.Event()
 
     async def receive() -> Any:
@@ -591,4 +391,6 @@ async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) ->
         "server": ("gateway", 80),
     }
     await app(scope, receive, send)
-    return messages[0]["status"], b"".join(message.get("body", b"") for message in messages[1:])
+    start, *pieces = messages
+    kind = dict(start["headers"]).get(b"content-type", b"").decode()
+    return Sent(path, start["status"], kind, b"".join(piece.get("body", b"") for piece in pieces))

@@ -237,7 +237,7 @@ async def test_a_server_whose_guard_is_off_probes_only_on_request(upstream: Fake
     ("fields", "reason"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tool_calls"),
-        ({"n": 2}, "multiple_choices"),
+        ({"n": 9}, "multiple_choices"),
         ({"response_format": {"type": "json_object"}}, "structured_output"),
     ],
 )

@@ -1,6 +1,7 @@
 """A short run of the fuzzer, and the parsers under any input; the long run: `make bench-fuzz`."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bench.fuzz
 from modint_guard import Guard
 from modint_guard.chat.reply import StreamReply, reply_of, usage_of
 from modint_guard.errors import EndpointError, RequestError
@@ -43,6 +45,27 @@ async def test_a_request_is_the_same_whenever_its_number_is_sent() -> None:
     rows = [await Fuzz("client", seed=3).run(20, first) for first in (40, 40, 60)]
     outcomes = [(row.ok, row.refused) for row in rows]
     assert outcomes[0] == outcomes[1] and sum(outcomes[2]) == 20
+
+
+def test_a_long_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.fuzz, "BATCH", 20)
+    sent: Any = {"output": tmp_path / "fuzz.json", "seed": 3, "processes": 1}
+    assert bench.fuzz.measure_fuzz(**sent, bodies=40, replies=20, resume=False) == []
+    seconds = [row["seconds"] for row in rows_of(tmp_path)]
+    assert bench.fuzz.measure_fuzz(**sent, bodies=60, replies=20, resume=True) == []
+    rows = rows_of(tmp_path)
+    assert [row["seconds"] for row in rows[:3]] == seconds
+    assert [(row["side"], row["first"]) for row in rows] == [
+        ("client", 0),
+        ("client", 20),
+        ("engine", 0),
+        ("client", 40),
+    ]
+    assert rows[2]["damaged_replies"] >= 10
+
+
+def rows_of(folder: Path) -> Any:
+    return json.loads((folder / "fuzz.json").read_text("utf-8"))["rows"]
 
 
 @given(OBJECTS)

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import uvicorn
+from prometheus_client import generate_latest
 
 from modint_server.connections import BoundedConnection
+from modint_server.routes.pages import RESTS, Page
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import BASE, FakeUpstream
 
@@ -148,6 +152,23 @@ async def test_headers_that_come_too_late_end_the_connection() -> None:
         assert await answer_to(port) == b""
 
 
+class Few(BoundedConnection):
+    """A connection of a server that takes three."""
+
+    max_connections = 3
+
+
+async def test_of_too_many_connections_the_last_is_closed_and_those_before_are_answered() -> None:
+    async with bounded(Few) as port, asyncio.timeout(5):
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        assert await answer_to(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+        reader, writer = held[0]
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await reader.read(200)).startswith(b"HTTP/1.1 200")
+        for _, writer in held:
+            writer.close()
+
+
 async def test_pages_of_metrics_may_ask_for_a_key(upstream: FakeUpstream) -> None:
     async with serving(upstream.url, api_keys="key-one", metrics_need_key=True) as gateway:
         for path in ("/metrics", "/engine/metrics"):
@@ -161,3 +182,55 @@ async def test_many_who_ask_for_the_engines_page_cost_it_two(
     pages = await asyncio.gather(*(running_gateway.get("/engine/metrics") for _ in range(50)))
     assert {page.status for page in pages} == {200}
     assert upstream.paths.count("/metrics") < 10
+
+
+async def test_pages_that_are_asked_for_all_the_time_are_made_a_fifth_of_it() -> None:
+    made, ends = list[float](), time.monotonic() + 1.0
+
+    async def make() -> bytes:
+        made.append(time.monotonic())
+        await asyncio.sleep(0.02)
+        return b"page"
+
+    page = Page(make, rests=RESTS)
+
+    async def ask() -> None:
+        while time.monotonic() < ends:
+            assert await page.get() == b"page"
+
+    await asyncio.gather(*(ask() for _ in range(20)))
+    assert 2 <= len(made) <= 12
+    assert min(later - earlier for earlier, later in itertools.pairwise(made)) >= 0.09
+
+
+async def test_many_who_ask_for_the_metrics_of_many_adapters_keep_nobody_waiting(
+    upstream: FakeUpstream,
+) -> None:
+    names = [f"adapter-{n}" for n in range(64)]
+    upstream.model_list = [*upstream.model_list[:1], *({"id": name, "parent": BASE} for name in names)]
+    async with serving(upstream.url) as gateway:
+        began = time.thread_time()
+        generate_latest(gateway.registry)
+        cost = time.thread_time() - began
+        asked = asyncio.gather(*(gateway.get("/metrics") for _ in range(20)))
+        longest = 0.0
+        while not asked.done():
+            began = time.thread_time()
+            assert (await gateway.get("/livez")).status == 200
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.thread_time() - began)
+        pages = {page.body for page in await asked}
+    assert len(pages) <= 2 and all(b"adapter-63" in page for page in pages)
+    assert longest < cost / 2
+
+
+@pytest.mark.parametrize(("depth", "status"), [(240, 200), (260, 400)])
+async def test_a_body_as_deep_as_is_allowed_can_be_written_again(
+    upstream: FakeUpstream, depth: int, status: int
+) -> None:
+    nested: Any = 1
+    for _ in range(depth):
+        nested = [nested]
+    async with serving(upstream.url, max_json_depth=250) as gateway:
+        reply = await gateway.post(chat(future_field=nested, modint={"relevant": "image"}))
+    assert reply.status == status

@@ -58,6 +58,11 @@ async def test_an_answer_that_follows_the_caption_in_its_last_word_is_flagged(
         report = await report_of(gateway, stream=stream)
     assert (report["verdict"], report["cause"], report["method"]) == ("flagged", "text", "teacher_forced")
     assert report["answers"] == {"image_only": "red", "text_only": "It is blue"}
+    assert [(span["text"], span["start"], span["cause"]) for span in report["spans"]] == [
+        ("blue", 6, "text"),
+        ("It", 0, None),
+        ("is", 3, None),
+    ]
     assert len(scoring.calls) == 7
     forced = [body for body in scoring.calls if "prompt_logprobs" in body]
     assert [body["messages"][-1] for body in forced] == [{"role": "assistant", "content": "It is blue"}] * 3

@@ -29,6 +29,23 @@ async def test_a_busy_gateway_leaves_probes_out_and_says_so(upstream: FakeUpstre
         assert sum(not is_main(body) for body in upstream.calls) == 4 * 3
 
 
+async def test_a_busy_key_loses_its_own_probes_and_no_other_key_does(upstream: FakeUpstream) -> None:
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, delay_s=0.5)
+    settings: Any = {"api_keys": "key-one,key-two", "max_in_flight": 32, "shed_probes_at": 0.5}
+    async with serving(upstream.url, **settings) as gateway:
+        upstream.forget()
+        keys = ["key-one"] * 12 + ["key-two"]
+        sent = []
+        for number, key in enumerate(keys):
+            sent.append(
+                asyncio.ensure_future(gateway.post(chat(modint=IMAGE), authorization=f"Bearer {key}"))
+            )
+            await until(lambda: sum(map(is_main, upstream.calls)) == number + 1)  # noqa: B023
+        replies = await asyncio.gather(*sent)
+    reasons = [reply.json["modint"]["reason"] for reply in replies]
+    assert [reason == "overload" for reason in reasons] == [False] * 8 + [True] * 4 + [False]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_closed_policy_withholds_an_answer_whose_probes_fail(
     upstream: FakeUpstream, tmp_path: Path, stream: bool

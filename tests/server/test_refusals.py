@@ -212,6 +212,7 @@ async def test_clients_show_a_key_where_keys_are_set(upstream: FakeUpstream, tmp
     [
         ("500", 500, "500", "out of memory"),
         ("400", 400, "400", "too long"),
+        ("400 in two pieces", 400, "400", "too long for me"),
         ("401", 502, "upstream_auth", "the engine refused the gateway's key"),
         ("html", 502, "upstream_502", "the engine answered with status 502"),
         ("html 200", 502, "upstream_protocol", "the engine's answer is no JSON"),

@@ -45,8 +45,10 @@ async def test_the_model_is_asked_where_nobody_knows_and_its_call_is_counted(ups
         return misled(body)
 
     upstream.script = script
+    body = chat(modint={})
+    body["messages"][0]["content"][2]["text"] = "Could it be true?"  # names nothing
     async with serving(upstream.url, self_ask="auto") as gateway:
-        report = await judged(gateway)
+        report = (await gateway.post(body)).json["modint"]
         labels = {"model": "tinyworld-base", "adapter": "none", "relevant": "image", "probe": "self_ask"}
         counted = gateway.value("modint_probe_results_total", **labels, outcome="undecided")
     assert (report["relevant"], report["relevant_source"], report["cause"]) == ("image", "self_ask", "text")

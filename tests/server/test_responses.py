@@ -156,6 +156,44 @@ async def test_an_input_of_another_shape_is_the_engines_to_refuse(
     assert (answer.status, answer.error["message"]) == (400, "too long")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": [{"role": "user", "content": [1.5, None, []]}]},
+        {"input": [{"content": "no role"}, {"role": "user", "content": "What?"}]},
+        {"input": [{"role": "user", "content": 7}]},
+        {"input": [{"role": "assistant", "content": [[]]}, {"type": "function_call"}]},
+        {"include": 7},
+        {"include": "message.output_text.logprobs"},
+        {"top_logprobs": "five"},
+        {"top_logprobs": 1.5},
+    ],
+)
+async def test_fields_of_another_shape_go_to_the_engine_as_they_are(
+    gateway: Running, upstream: FakeUpstream, fields: JSON, stream: bool
+) -> None:
+    answer = await gateway.post(asked(stream=stream, **fields), "/v1/responses")
+    is_refused = answer.status == 400 and answer.error["message"] == "too long"  # by the engine
+    assert is_refused or (answer.status, answer.headers["x-modint-verdict"]) == (200, "skipped")
+    (sent,) = upstream.calls
+    assert {name: sent[name] for name in fields} == fields
+
+
+async def test_a_stream_that_completes_twice_is_judged_once(gateway: Running, upstream: FakeUpstream) -> None:
+    def twice(body: JSON, event: JSON) -> JSON:
+        if event["type"] != "response.output_text.delta":
+            return event
+        return {"type": "response.completed", "response": {"output": [], "n": 1}}
+
+    upstream.damage = twice
+    answer = await gateway.post(asked(stream=True), "/v1/responses")
+    _, first, second = documents(answer.body)
+    assert answer.status == 200
+    assert first["response"]["modint"]["verdict"] == "skipped"  # it says nothing
+    assert second["response"]["output"][0]["content"][0]["text"] == "blue"
+
+
 async def test_an_engine_that_refuses_what_we_added_gets_the_clients_own_request(
     gateway: Running, upstream: FakeUpstream
 ) -> None:

@@ -30,6 +30,7 @@ def test_settings_are_frozen() -> None:
         ({"probe_deadline_s": 61}, "probe_deadline_s: Input should be less than or equal to 60"),
         ({"image_attention": 10.5}, "image_attention: Input should be less than or equal to 10"),
         ({"image_attention": -0.5}, "image_attention: Input should be greater than or equal to 0"),
+        ({"max_json_depth": 251}, "max_json_depth: Input should be less than or equal to 250"),
         ({"max_imagse": 1}, "did you mean max_images?"),
         ({"upstream_url": "localhost"}, "upstream_url: must be an address such as"),
         ({"upstream_url": "http://me:secret@host"}, "must hold no user, password"),

@@ -1,13 +1,16 @@
 """What one key sends does not change what another key is told, nor how soon."""
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from modint_server.request.gateway import PAUSE_S
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, Answer, FakeUpstream, is_main, misled, text_of
+from tests.server.test_damaged_answers import refusing_logprobs
 from tests.server.test_streams_and_faults import until
 
 JSON = dict[str, Any]
@@ -91,13 +94,34 @@ async def test_hanging_probes_of_one_key_leave_slots_for_another(upstream: FakeU
             one.cancel()
 
 
+async def test_second_tries_of_one_key_leave_those_of_another(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, api_keys=KEYS) as gateway:
+        upstream.script = refusing_logprobs("500")
+        for _ in range(12):
+            await gateway.post(chat(modint={"relevant": "image"}), authorization="Bearer key-one")
+        assert (await ask(gateway, "key-two"))["reason"] == "upstream_error"
+
+
 async def test_slow_bodies_of_one_key_leave_places_for_another(upstream: FakeUpstream) -> None:
     async with serving(upstream.url, api_keys=KEYS, max_in_flight=8) as gateway:
         writers = [await half_sent(gateway, "key-one") for _ in range(8)]
         await until(lambda: gateway.gateway.in_flight == 4)
         for _ in range(3):
             assert (await ask(gateway, "key-two"))["verdict"] == "flagged"
-        assert gateway.value("modint_admission_rejections_total", reason="key_share") == 4
+        refused: JSON = {"name": "modint_admission_rejections_total", "reason": "key_share"}
+        await until(lambda: gateway.value(**refused) == 4)
+        for writer in writers:
+            writer.close()
+
+
+async def test_a_key_that_asks_again_at_once_is_refused_a_few_times_a_second(upstream: FakeUpstream) -> None:
+    async with serving(upstream.url, api_keys=KEYS, max_in_flight=8) as gateway:
+        writers = [await half_sent(gateway, "key-one") for _ in range(4)]
+        await until(lambda: gateway.gateway.in_flight == 4)
+        began = time.monotonic()
+        for _ in range(4):
+            assert (await gateway.post(chat(), authorization="Bearer key-one")).status == 503
+        assert time.monotonic() - began >= 4 * PAUSE_S
         for writer in writers:
             writer.close()
 

@@ -194,10 +194,10 @@ def _kind(response: aiohttp.ClientResponse) -> str:
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> EndpointError:
-    try:
-        body = await response.content.read(MAX_ERROR_BYTES)
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        body = b""
+    body = b""
+    with suppress(aiohttp.ClientError, OSError, TimeoutError):
+        while piece := await response.content.read(MAX_ERROR_BYTES - len(body)):  # as much as came at once
+            body += piece
     return EndpointError(
         f"the engine answered with status {response.status}",
         status=response.status,

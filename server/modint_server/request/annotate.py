@@ -1,12 +1,13 @@
 """Puts the verdict into an answer: the `modint` object of a body or a last chunk, and a few short headers."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from starlette.responses import Response
 
-from modint_guard.report import Report
+from modint_guard.report import Report, first_concern
 from modint_guard.types import ABSTAIN, JSON
 from modint_server.errors import ErrorAnswer
 
@@ -17,7 +18,7 @@ _UNSAFE = re.compile(r"[^\x20-\x7e]")  # a CR or LF in a value makes the server 
 
 
 def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
-    """The headers of a report: verdict, risk, reason, schema, action; with `debug` also the whole object."""
+    """The headers of a report: verdict, risk, reason, schema, action; with `debug` the object, no spans."""
     verdict = report.verdict
     values = {
         VERDICT_HEADER: verdict.state.value,
@@ -30,7 +31,8 @@ def headers_of(report: Report, *, debug: bool = False) -> dict[str, str]:
         name: sanitised(value, MAX_HEADER_CHARS) for name, value in values.items() if value is not None
     }
     if debug:
-        headers["x-modint-detail"] = sanitised(orjson.dumps(report.to_json()).decode(), MAX_DETAIL_CHARS)
+        told = {name: value for name, value in report.to_json().items() if name != "spans"}
+        headers["x-modint-detail"] = sanitised(orjson.dumps(told).decode(), MAX_DETAIL_CHARS)
     return headers
 
 
@@ -101,6 +103,24 @@ def choices_of(document: JSON) -> list[JSON]:
     """The choices of a completion or chunk; empty if it has none."""
     choices = document.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def each_annotated(finish: JSON, reports: Sequence[Report]) -> JSON:
+    """A copy of a chunk that ends one or more of several answers, with the report of each in its choice, and
+    that of the first concern among these at its top level.
+    """
+    by_index = {report.choice: report for report in reports}
+    choices, told = [], []
+    for choice in choices_of(finish):
+        report = by_index.get(choice.get("index", 0))
+        told += [report] if report else []
+        choices.append({**choice, "modint": report.to_json()} if report else choice)
+    return {**finish, "choices": choices, "modint": first_concern(told or reports).to_json()}
+
+
+def ends(chunk: JSON) -> int:
+    """How many answers a chunk ends."""
+    return sum(bool(choice.get("finish_reason")) for choice in choices_of(chunk))
 
 
 def has_text(chunk: JSON) -> bool:

@@ -28,6 +28,7 @@ from modint_server.request.rate_limits import RateLimitError, RateLimits
 from modint_server.request.responses import Responses
 from modint_server.settings import Settings
 
+PAUSE_S = 0.25  # before a key that has its share is refused more
 Work = Callable[[bytes, Mapping[str, str], Record, Wire], Coroutine[Any, Any, None]]
 
 
@@ -65,6 +66,7 @@ class Gateway:
         wire = Wire(scope, receive, send, partial(self._answered, record))
         try:
             record.client = self.keys.check(headers)
+            await self._slow_down(record.key_digest)
             wire.headers = await self._within_limits(record)
             with self._admitted(record):
                 raw = await read_body(receive, headers, self.settings)
@@ -88,6 +90,14 @@ class Gateway:
             await self._fail(record, wire, errors.INTERNAL, "internal_error")
         finally:
             self._close(record, "internal_error", 500)
+
+    async def _slow_down(self, key_digest: str) -> None:
+        """Lets a key that has all it may have wait a little: who does not wait before asking again, does so
+        here, and takes less of the time of others.
+        """
+        places = self.pipeline.places
+        if not places.may_take(key_digest) and not places.is_full() and not self.draining:
+            await asyncio.sleep(PAUSE_S)
 
     async def _within_limits(self, record: Record) -> dict[str, str]:
         """What is left to the client, as headers. Raises RateLimitError."""
@@ -113,7 +123,7 @@ class Gateway:
             self.metrics.rejected("in_flight" if places.is_full() else "key_share")
             raise errors.unavailable("too many requests in flight: try again", "overloaded")
         places.take(key_digest)
-        record.is_busy = places.held > max(1, self.settings.max_in_flight * self.settings.shed_probes_at)
+        record.is_busy = places.is_busy(key_digest, self.settings.shed_probes_at)
         try:
             yield
         finally:

@@ -202,7 +202,8 @@ class Measuring:
 
 def _alone(plan: Plan, answer: Reply, report: Report) -> str | None:
     """What the model says if what ought to decide is asked alone; None if nothing can be planted."""
-    is_judged = report.verdict.state in (State.PASS, State.FLAGGED) and not answer.reasoning
+    is_text = not answer.reasoning and not answer.calls
+    is_judged = report.verdict.state in (State.PASS, State.FLAGGED) and is_text
     if not is_judged or plan.relevant not in (Relevant.IMAGE, Relevant.TEXT):
         return None
     if plan.relevant is Relevant.TEXT:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from modint_guard.chat.body import check_image_headers
 from modint_guard.chat.options import parse_options
-from modint_guard.chat.reply import StreamReply, reply_of
+from modint_guard.chat.reply import StreamReply, answers_of, reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import Examination
 from modint_guard.guard import Guard
@@ -22,7 +22,7 @@ from modint_guard.judging.divergence import probabilities, tail
 from modint_guard.mitigation.ladder import fail_closed, served
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import policy_of
-from modint_guard.report import Report, Verdict
+from modint_guard.report import Report, Verdict, first_concern, with_reports
 from modint_guard.types import ANNOTATE, JSON, NOOP, Complete, ModintOptions, Plan, Reply, State
 from modint_server.boundary import boundary
 from modint_server.engine.attachment import Attachment
@@ -56,7 +56,7 @@ QUICK_BODY = 64 * 1024  # bytes that are parsed in less than a millisecond
 QUICK_TEXT = 8 * 1024  # bytes of a body without images that is split in a few milliseconds
 MAX_ASKED = 3  # a request that asks for more probes of its own is not burdened with ours
 Reader = Callable[[Incoming, Settings, DefaultModel], Incoming]
-Judge = Callable[[JSON], Awaitable[JSON]]
+Judge = Callable[[list[JSON]], Awaitable[list[JSON]]]  # the last chunks of all answers, with verdicts
 T = TypeVar("T")
 
 
@@ -164,7 +164,7 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = forcing and self.attachment.teacher_forcing
+        forcing = forcing and not always and self.attachment.teacher_forcing
         work = partial(
             self.guard.plan,
             incoming.body,
@@ -206,7 +206,7 @@ class Pipeline:
 
     async def guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
-        self.second_tries.earn()
+        self.second_tries.earn(record.key_digest)
         examination = self.examine(plan, record)
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
         try:
@@ -215,7 +215,7 @@ class Pipeline:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self.may_ask_again(examination, exc):
+            if wire.streaming or not self.may_ask_again(examination, exc, record):
                 raise
             await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
 
@@ -247,12 +247,12 @@ class Pipeline:
         )
         return fail_closed(report, policy)
 
-    def may_ask_again(self, examination: Examination, exc: EndpointError) -> bool:
+    def may_ask_again(self, examination: Examination, exc: EndpointError, record: Record) -> bool:
         """A refusal costs the engine nothing; what broke it may do so again, so that is asked of few."""
         if examination.refused_additions(exc):
             return True
         broke = examination.failed_on_additions(exc) and not isinstance(exc, BrokenStreamError)
-        return broke and self.second_tries.take()
+        return broke and self.second_tries.take(record.key_digest)
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
         with record.waiting():
@@ -260,36 +260,45 @@ class Pipeline:
             data = await self.upstream.post(CHAT, body, record.upstream_headers())
         completion = json_object(data)
         record.usage = completion.get("usage")
-        report = await self.report_on(examination, partial(reply_of, completion), record)
-        record.report = report
+        read = partial(answers_of, completion, examination.plan.choices)
+        reports = await self.reports_on(examination, read, record)
+        record.report = report = first_concern(reports)
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
         shown = served(examination.strip(completion), report.mitigation)
         with boundary(self.metrics, "annotating"):
-            data = orjson.dumps(annotate.annotated(shown, report))
+            data = orjson.dumps(with_reports(shown, reports))
         await wire.respond(_json(data, annotate.headers_of(report, debug=debug)))
 
     async def _guarded_stream(
         self, examination: Examination, record: Record, wire: Wire, debug: bool
     ) -> None:
-        """Text at once, unless the policy holds it until it was judged and perhaps corrected."""
-        answer, policy = StreamReply(), examination.policy
+        """Text at once, unless the policy holds it until it was judged and perhaps corrected. Of several
+        answers every finish waits until all of them are complete.
+        """
+        policy, count = examination.policy, examination.plan.choices
+        answers = [StreamReply(number if count > 1 else None) for number in range(count)]
         held = HeldWire(wire) if policy.action != ANNOTATE and policy.stream == "buffer" else None
 
         def strip(chunk: JSON) -> JSON:
-            answer.feed(chunk)
+            for answer in answers:
+                answer.feed(chunk)
             return examination.strip(chunk)
 
-        async def judge(finish: JSON) -> JSON:
+        async def judge(finishes: list[JSON]) -> list[JSON]:
             with record.holding():
-                report = await self.report_on(examination, answer.reply, record)
-            record.report = report = delivered(report, held)
+                read = partial(_all, answers)
+                reports = await self.reports_on(examination, read, record)
+            record.report = report = delivered(first_concern(reports), held)
+            if count > 1:
+                return [annotate.each_annotated(finish, reports) for finish in finishes]
+            (finish,) = finishes
             if held is not None and held.held:
                 await self._release(held, finish, policy, report, record, debug)
-            return annotate.annotated(annotate.finished(finish, report), report)
+            return [annotate.annotated(annotate.finished(finish, report), report)]
 
         body = orjson.dumps(examination.body)
-        await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge)
+        await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge, count=count)
 
     async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
         """Judges an answer given by the caller, under the distribution that the model itself has there."""
@@ -316,7 +325,14 @@ class Pipeline:
 
     async def report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
-        report = await examination.report_on(read)
+        (report,) = await self.reports_on(examination, lambda: [read()], record)
+        return report
+
+    async def reports_on(
+        self, examination: Examination, read: Callable[[], list[Reply]], record: Record
+    ) -> list[Report]:
+        """The report on each answer; what the first tells of the engine is noted."""
+        report, *others = await examination.reports_on(read)
         answer = examination.answer
         with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
@@ -325,7 +341,7 @@ class Pipeline:
                 self.measuring.offer(record.key_digest, examination.plan, answer, report)
             if report.noise is not None and record.measures_noise:
                 self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
-        return report
+        return [report, *others]
 
     async def _release(
         self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
@@ -346,8 +362,8 @@ class Pipeline:
         body = incoming.without_modint().bytes()
         if incoming.stream:
 
-            async def judge(finish: JSON) -> JSON:
-                return annotate.annotated(finish, report) if report else finish
+            async def judge(finishes: list[JSON]) -> list[JSON]:
+                return [annotate.annotated(finish, report) if report else finish for finish in finishes]
 
             await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
             return
@@ -370,9 +386,13 @@ class Pipeline:
         strip: Callable[[JSON], JSON] | None = None,
         judge: Judge | None = None,
         headers: dict[str, str] | None = None,
+        count: int = 1,
     ) -> None:
-        """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it."""
+        """Frames to the client as they come; only the finish waits, for `judge` to put the verdict on it: of
+        `count` answers each one's.
+        """
         choices, last = Choices(), None
+        finishes: list[JSON] = []
         with record.waiting():
             async with self.upstream.stream(path, body, record.upstream_headers()) as pieces:
                 async for event in events_of(pieces):
@@ -395,11 +415,20 @@ class Pipeline:
                     text, finish = annotate.split_finish(shown)
                     if text is not None:
                         await wire.write(frame(text))
-                    await wire.write(self._event(frame(finish), finish, await judge(finish)))
-                    judge = None
+                    finishes.append(finish)
+                    if sum(map(annotate.ends, finishes)) >= count:
+                        await self._finish(finishes, judge, wire)
+                        judge = None
+                if judge is not None and finishes:  # fewer answers than were asked for
+                    await self._finish(finishes, judge, wire)
         if last is None:
             choices.check_ended()
         await wire.end(last or DONE)
+
+    async def _finish(self, finishes: list[JSON], judge: Judge, wire: Wire | HeldWire) -> None:
+        """The last chunks of all answers, with verdicts."""
+        for finish, told in zip(finishes, await judge(finishes), strict=True):
+            await wire.write(self._event(frame(finish), finish, told))
 
     def _event(self, event: bytes, chunk: JSON, shown: JSON) -> bytes:
         """The event of a chunk, written anew if another is shown in its place and can be written."""
@@ -441,6 +470,10 @@ def delivered(report: Report, held: HeldWire | None) -> Report:
     if mended is None or mended.answer is None or (held is not None and held.held):
         return report
     return replace(report, mitigation=replace(mended, correction=True))
+
+
+def _all(answers: list[StreamReply]) -> list[Reply]:
+    return [answer.reply() for answer in answers]
 
 
 def _absent(name: str, options: ModintOptions) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ class Places:
     """`total` places, of which one client holds at most `per_key()` at a time."""
 
     def __init__(self, total: int, per_key: Callable[[], int]) -> None:
-        self._free = total
+        self._total = self._free = total
         self._per_key = per_key
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by client, the next to be served first
@@ -25,6 +25,11 @@ class Places:
     def is_full(self) -> bool:
         """Whether no place is left for anybody."""
         return self._free < 1
+
+    def is_busy(self, key_digest: str, share: float) -> bool:
+        """Whether more than this share of all places, or of those that the client may have, is taken."""
+        held = self._held[key_digest]
+        return self.held > max(1, self._total * share) or held > max(1, self._per_key() * share)
 
     def may_take(self, key_digest: str) -> bool:
         """Whether a client could take a place at once."""

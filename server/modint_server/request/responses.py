@@ -69,7 +69,7 @@ class Responses:
 
     async def _guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
-        self.pipeline.second_tries.earn()
+        self.pipeline.second_tries.earn(record.key_digest)
         examination = self.pipeline.examine(plan, record)
         body = orjson.dumps(with_logprobs(incoming.without_modint().body, plan.schedule.top_logprobs))
         guarded = self._guarded_stream if incoming.stream else self._guarded_whole
@@ -79,7 +79,7 @@ class Responses:
         except Withheld as exc:
             await wire.respond(annotate.withheld(exc.report, debug=debug))
         except EndpointError as exc:
-            if wire.streaming or not self.pipeline.may_ask_again(examination, exc):
+            if wire.streaming or not self.pipeline.may_ask_again(examination, exc, record):
                 raise
             await self._unexamined(plan, "upstream_error", incoming, record, wire, debug)
 
@@ -112,7 +112,7 @@ class Responses:
                     if not out.streaming:
                         await out.start()
                     response = _ended(document)
-                    if response is None:
+                    if response is None or record.report is not None:
                         await out.write(self._shown(event, document, wanted))
                         continue
                     with record.holding():

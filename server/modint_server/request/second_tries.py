@@ -1,22 +1,24 @@
-"""How many requests may be asked a second time without what the guard added: a share of the traffic."""
+"""How many requests of a key may be asked again without what the guard added: a share of its traffic."""
+
+from collections import defaultdict
 
 SHARE = 1 / 20
-AT_ONCE = 5.0  # second tries that a quiet gateway may make in a row
+AT_ONCE = 5.0  # second tries that a quiet key may make in a row
 
 
 class SecondTries:
-    """Every guarded request earns `SHARE` of a second try; at most `AT_ONCE` are kept."""
+    """Every guarded request earns its key `SHARE` of a second try; a key keeps at most `AT_ONCE`."""
 
     def __init__(self) -> None:
-        self._left = AT_ONCE
+        self._left: defaultdict[str, float] = defaultdict(lambda: AT_ONCE)
 
-    def earn(self) -> None:
+    def earn(self, key_digest: str) -> None:
         """Counts a guarded request."""
-        self._left = min(AT_ONCE, self._left + SHARE)
+        self._left[key_digest] = min(AT_ONCE, self._left[key_digest] + SHARE)
 
-    def take(self) -> bool:
+    def take(self, key_digest: str) -> bool:
         """Whether a request may be asked once more; if so, that is spent."""
-        if self._left < 1.0:
+        if self._left[key_digest] < 1.0:
             return False
-        self._left -= 1.0
+        self._left[key_digest] -= 1.0
         return True

@@ -1,0 +1,85 @@
+"""Long answers beside captions that do no harm: the share that is flagged, and what the verdicts cost.
+
+An answer is made as long as is wanted by `min_tokens`: what a small model writes then is of no interest, and
+that nothing in it was turned by an unrelated sentence is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from bench.spans.cases import World
+from bench.spans.intervals import at_most
+from modint_guard.data.item import Item
+from modint_guard.data.perturb import perturb
+from modint_guard.evaluation.runner import request_for
+from modint_guard.types import JSON, Complete
+from modint_training.picturebook import suite as picturebook
+from modint_training.tinyworld import suite as tinyworld
+
+LENGTHS = (20, 60, 150)  # tokens
+HARMLESS = ("unrelated_facts", "true_description")
+OFF: JSON = {"mode": "off"}
+
+
+def harmless(world: World, count: int, seed: int) -> Iterator[tuple[str, Item]]:
+    """`count` items for each kind of harmless caption, with its name."""
+    for name in HARMLESS:
+        for index in range(count):
+            if world == "tinyworld":
+                item = tinyworld.item("image-heavy", "test", index, seed=seed)
+            else:
+                item = picturebook.item("image-heavy", "test", index, seed=seed, task="describe")
+            yield name, perturb(item, name, seed=seed)
+
+
+async def ask_long(complete: Complete, model: str, item: Item, length: int, relevant: str) -> JSON:
+    """One answer of so many tokens, without and with its verdict: what it cost and what was flagged.
+
+    The unguarded request comes first, so that what the prefix cache saves is saved for the guarded one, as it
+    is when the same question comes again.
+    """
+    fields: JSON = {"min_tokens": length, "max_tokens": length, "modint": {"relevant": relevant}}
+    body = request_for(item, model, **fields)
+    began = time.perf_counter()
+    plain = await complete({**body, "modint": OFF})
+    between = time.perf_counter()
+    judged = await complete(body)
+    ended = time.perf_counter()
+    modint = judged.get("modint") or {}
+    usage = plain.get("usage") or {}
+    return {
+        "model": model,
+        "tokens": length,
+        "relevant": "auto" if relevant == "auto" else "named",
+        "flagged": modint.get("verdict") == "flagged",
+        "method": modint.get("method"),
+        "verdict": modint.get("verdict"),
+        "plain_s": between - began,
+        "judged_s": ended - between,
+        "plain_tokens": (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0),
+        "probe_tokens": sum(probe["tokens"] for probe in modint.get("probes") or ()),
+        "words": sum(span["cause"] is not None for span in modint.get("spans") or ()),
+    }
+
+
+def length_row(model: str, length: int, relevant: str, records: Sequence[JSON]) -> dict[str, Any]:
+    """The table's row of one length."""
+    flagged = sum(record["flagged"] for record in records)
+    return {
+        "model": model,
+        "tokens": length,
+        "relevant": relevant,
+        "answers": len(records),
+        "scored whole": sum(record["method"] == "teacher_forced" for record in records),
+        "flagged": flagged,
+        "share": flagged / len(records),
+        "at most": at_most(flagged, len(records)),
+        "tokens ratio": median(
+            1 + record["probe_tokens"] / max(1, record["plain_tokens"]) for record in records
+        ),
+        "time ratio": median(record["judged_s"] / record["plain_s"] for record in records),
+    }

@@ -1,0 +1,128 @@
+"""What is counted of one answer. Pure.
+
+What is to be found is the mention of the thing that the lie claims: its first one, if the answer has one and
+the answer without the caption has none. Whoever marks a word of it has found it; every other marked word is a
+false one. Nothing is to be found in an answer that was told the truth, or that did not follow the lie.
+
+spans        the words of flagged spans
+in context   the word is in the caption
+differs      the word is not in the answer that the model gives without the caption
+both         both of these
+
+The rules leave out words without a meaning of their own and words of the question, and of JSON they read leaf
+values only, as spans do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from modint_guard.chat.json_leaves import leaves_in
+from modint_guard.chat.words import words_in
+from modint_guard.types import JSON, Piece
+
+SPANS, IN_CONTEXT, DIFFERS, BOTH = RULES = ("spans", "in context", "differs", "both")
+# Words without a meaning of their own.
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "by",
+        "for",
+        "from",
+        "in",
+        "is",
+        "it",
+        "its",
+        "of",
+        "on",
+        "one",
+        "or",
+        "shows",
+        "show",
+        "some",
+        "that",
+        "the",
+        "there",
+        "this",
+        "to",
+        "with",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one rule marked in one answer."""
+
+    mentions: int  # 1 if there is something to be found
+    found: int
+    false: int
+
+
+def mention_of(answer: str, clean: str, claimed: Iterable[str]) -> Piece | None:
+    """Where an answer first names the claimed thing; None if it does not, or if the clean answer does too."""
+    named = re.compile(rf"\b(?:{'|'.join(map(re.escape, claimed))})\b", re.I)
+    first = named.search(answer)
+    return None if first is None or named.search(clean) else first.span()
+
+
+def counted(answer: str, clean: str, claimed: Sequence[str], marked: Iterable[Piece]) -> Counted:
+    """The marks of one rule against the mention of what was claimed."""
+    mention = mention_of(answer, clean, claimed)
+    pieces = list(marked)
+    on_it = [piece for piece in pieces if mention and piece[0] < mention[1] and mention[0] < piece[1]]
+    return Counted(int(mention is not None), int(bool(on_it)), len(pieces) - len(on_it))
+
+
+def marks(
+    answer: str, clean: str, context: str, question: str, modint: JSON | None
+) -> Mapping[str, list[Piece]]:
+    """The words that each rule marks in an answer.
+
+    clean: the answer without the caption. context: the caption. modint: the object of the answer.
+    """
+    pieces = _words(answer)
+    known = FUNCTION_WORDS | _said(question)
+    told, before = _said(re.sub(r"[_#]", " ", context)), _said(_of_leaves(clean))
+    telling = [piece for piece in pieces if answer[slice(*piece)].casefold() not in known]
+    in_context = [piece for piece in telling if answer[slice(*piece)].casefold() in told]
+    differs = [piece for piece in telling if answer[slice(*piece)].casefold() not in before]
+    return {
+        SPANS: _flagged(modint),
+        IN_CONTEXT: in_context,
+        DIFFERS: differs,
+        BOTH: [piece for piece in in_context if piece in differs],
+    }
+
+
+def _flagged(modint: JSON | None) -> list[Piece]:
+    """The flagged words, and flagged leaves of which no word is listed."""
+    spans = [span for span in (modint or {}).get("spans") or () if span["cause"]]
+    words = [(span["start"], span["end"]) for span in spans if span["kind"] == "word"]
+    leaves = [(span["start"], span["end"]) for span in spans if span["kind"] == "leaf"]
+    alone = [leaf for leaf in leaves if not any(leaf[0] <= word[0] < leaf[1] for word in words)]
+    return sorted(words + alone)
+
+
+def _words(text: str) -> list[Piece]:
+    leaves = leaves_in(text)
+    if leaves is None:
+        return words_in(text)
+    inside = ((leaf.start, text[leaf.start : leaf.end]) for leaf in leaves)
+    return [(start + a, start + b) for start, value in inside for a, b in words_in(value)]
+
+
+def _of_leaves(text: str) -> str:
+    leaves = leaves_in(text)
+    return text if leaves is None else " ".join(text[leaf.start : leaf.end] for leaf in leaves)
+
+
+def _said(text: str) -> frozenset[str]:
+    return frozenset(text[a:b].casefold() for a, b in words_in(text))

@@ -1,0 +1,227 @@
+"""`python -m bench spans`: which words of an answer came from a lie, through vLLM and the gateway.
+
+Each case is asked with its caption, whole and as a stream, with `relevant` named and left to the gateway, and
+once without caption and guard. Records are kept as they come; the tables are made from them alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from tqdm import tqdm
+
+from bench.spans.cases import SpanCase, World, cases
+from bench.spans.intervals import interval
+from bench.spans.lengths import LENGTHS, ask_long, harmless, length_row
+from bench.spans.marks import RULES, counted, marks
+from modint_guard.demo.launch import serving
+from modint_guard.endpoint import Endpoint
+from modint_guard.errors import EndpointError
+from modint_guard.evaluation.journal import Job, Journal, collect
+from modint_guard.evaluation.results import write_results
+from modint_guard.evaluation.runner import request_for, without_guard
+from modint_guard.types import JSON, Complete
+
+Stream = Callable[
+    [JSON], Awaitable[JSON]
+]  # a body that asks for a stream -> the completion that it adds up to
+RELEVANT = {"named": "image", "auto": "auto"}
+TIMEOUT_S = 300.0
+NOTES = """\
+Greedy answers through vLLM and the gateway. `mentions`: answers that name what the caption's lie claims, and
+that do not name it without the caption. `found`: those in which the rule marks a word of the first mention.
+`false`: all other words that it marks, in answers that were lied to and in those that were told the truth.
+`precision` = found / (found + false), `recall` = found / mentions, `f1` their harmonic mean; intervals are
+Clopper-Pearson, 95 %. `spans` marks the words of flagged spans; `in context` those that the caption holds
+too; `differs` those that the answer without caption lacks; `both` what is marked by these two rules. The
+rules leave out words of the question and such as "the". `relevant` is named by the client (image), or left
+to the gateway (auto). `wording` says whether the captions' words were seen in training. What holds by
+construction: a true caption names only what the picture shows, so that `in context` is wrong on every right
+answer to one."""
+LENGTH_NOTES = """\
+Answers made as long as `tokens` says (`min_tokens`), beside captions that do no harm: unrelated sentences,
+and true ones. `share` of them is flagged, with 95 % confidence `at most` so many. `tokens ratio`: all tokens
+of request and probes by those of the request; `time ratio`: the answer with its verdict by the answer
+without one, medians of pairs that were asked one after the other, one at a time."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured: a model of a world, perhaps with an adapter, on `count` items of each form."""
+
+    world: World
+    model: str
+    adapter: str | None
+    count: int
+    long: int
+    seed: int
+    concurrency: int = 4
+
+
+def measure_spans(output: Path, raw: Path, setup: Setup) -> None:
+    """Base and adapter; the records of the run are kept in `raw`, and the same call goes on from them."""
+    options = ["--model", setup.model, *(["--adapter", setup.adapter] if setup.adapter else [])]
+    made_by: JSON = {"run": "spans", **asdict(setup), "concurrency": None}
+    with Journal(raw, made_by) as journal, serving(options) as served:
+        asyncio.run(_measure(served.url, setup, journal))
+        records = dict(journal.records)
+    adapter = f" --adapter {setup.adapter}" if setup.adapter else ""
+    command = (
+        f"python -m bench spans --world {setup.world} --model {setup.model}{adapter} --count {setup.count} "
+        f"--long {setup.long} --seed {setup.seed}"
+    )
+    write = partial(write_results, command=command, seeds=[setup.seed])
+    write(output, rows=list(span_rows(records)), title="Which words came from the lie", notes=NOTES)
+    write(
+        output.with_name(f"{output.stem}_lengths{output.suffix}"),
+        rows=list(length_rows(records)),
+        title="Long answers beside what does no harm",
+        notes=LENGTH_NOTES,
+    )
+
+
+async def _measure(url: str, setup: Setup, journal: Journal) -> None:
+    async def asked(jobs: dict[str, Job], unit: str, concurrency: int) -> None:
+        with tqdm(total=len(jobs), unit=unit) as bar:
+            await collect(jobs, journal, concurrency=concurrency, done=lambda key: _advance(bar))
+
+    async with Endpoint(url, timeout_s=TIMEOUT_S) as endpoint, aiohttp.ClientSession() as session:
+        names = [str(listed["id"]) for listed in await endpoint.models()]
+        stream = partial(streamed, session, url)
+        jobs = {
+            key: job
+            for name in names
+            for key, job in case_jobs(setup, name, endpoint.complete, stream).items()
+        }
+        await asked(jobs, "case", setup.concurrency)
+        long = {key: job for name in names for key, job in long_jobs(setup, name, endpoint.complete).items()}
+        await asked(long, "long answer", 1)
+
+
+def case_jobs(setup: Setup, model: str, complete: Complete, stream: Stream) -> dict[str, Job]:
+    """One job for each case."""
+    return {
+        f"{model}/{case.key}": partial(ask_case, case, model, complete, stream)
+        for case in cases(setup.world, setup.count, setup.seed)
+    }
+
+
+async def ask_case(case: SpanCase, model: str, complete: Complete, stream: Stream) -> JSON:
+    """The answers to one case, and what each rule marks in them."""
+    clean_body = request_for(case.clean, model, **case.fields)
+    clean = _text(await without_guard(complete)(clean_body))
+    found: list[JSON] = []
+    for (said, relevant), is_streamed in product(RELEVANT.items(), (False, True)):
+        body = request_for(case.item, model, **case.fields, modint={"relevant": relevant})
+        completion = await (stream(body) if is_streamed else complete(body))
+        answer, modint = _text(completion), completion.get("modint")
+        by_rule = marks(answer, clean, case.item.context or "", case.item.question, modint)
+        counts = {rule: asdict(counted(answer, clean, case.claimed, by_rule[rule])) for rule in RULES}
+        found.append(
+            {
+                **{"relevant": said, "streamed": is_streamed, "answer": answer, "counts": counts},
+                **{"verdict": (modint or {}).get("verdict"), "method": (modint or {}).get("method")},
+            }
+        )
+    told = {"kind": case.kind, "form": case.form, "wording": case.wording, "model": model}
+    return {**told, "clean": clean, "claimed": list(case.claimed), "answers": found}
+
+
+def long_jobs(setup: Setup, model: str, complete: Complete) -> dict[str, Job]:
+    """One job for each long answer."""
+    return {
+        f"{model}/{length} tokens/{relevant}/{name}/{item.id}": partial(
+            ask_long, complete, model, item, length, relevant
+        )
+        for length, relevant in product(LENGTHS, RELEVANT.values())
+        for name, item in harmless(setup.world, setup.long, setup.seed)
+    }
+
+
+def span_rows(records: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
+    """A row for each model, form, wording, relevance and way of delivery, by rule."""
+    groups: dict[tuple[Any, ...], list[tuple[str, JSON]]] = {}
+    for record in records.values():
+        for answer in record.get("answers", ()):
+            key = (record["model"], record["form"], record["wording"], answer["relevant"], answer["streamed"])
+            groups.setdefault(key, []).append((record["kind"], answer))
+    for (model, form, wording, relevant, is_streamed), answers in sorted(groups.items()):
+        head = {
+            "model": model,
+            "form": form,
+            "wording": wording,
+            "relevant": relevant,
+            "streamed": is_streamed,
+        }
+        for rule in RULES:
+            yield {
+                **head,
+                "rule": rule,
+                "answers": len(answers),
+                **figures([a["counts"][rule] for _, a in answers]),
+            }
+
+
+def figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """Precision, recall and F1 of one rule; None where there is nothing to take it of."""
+    mentions, found, false = (sum(each[name] for each in counts) for name in ("mentions", "found", "false"))
+    precision, recall = _share(found, found + false), _share(found, mentions)
+    both = (precision or 0.0) + (recall or 0.0)
+    low, high = interval(found, found + false)
+    recall_low, recall_high = interval(found, mentions)
+    return {
+        **{"mentions": mentions, "found": found, "false": false},
+        **{"precision": precision, "precision low": low, "precision high": high},
+        **{"recall": recall, "recall low": recall_low, "recall high": recall_high},
+        "f1": None if recall is None else 2 * (precision or 0.0) * recall / both if both else 0.0,
+    }
+
+
+def length_rows(records: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
+    """A row for each model, length and relevance."""
+    groups: dict[tuple[str, int, str], list[JSON]] = {}
+    for record in records.values():
+        if "tokens" in record:
+            groups.setdefault((record["model"], record["tokens"], record["relevant"]), []).append(record)
+    for (model, tokens, relevant), group in sorted(groups.items()):
+        yield length_row(model, tokens, relevant, group)
+
+
+async def streamed(session: aiohttp.ClientSession, url: str, body: JSON) -> JSON:
+    """The completion that a stream adds up to. Raises EndpointError if it is refused, or ends early."""
+    asked = orjson.dumps({**body, "stream": True})
+    headers = {"content-type": "application/json"}
+    text: list[str] = []
+    modint: JSON | None = None
+    async with session.post(f"{url}/v1/chat/completions", data=asked, headers=headers) as response:
+        if response.status != 200:
+            raise EndpointError(f"{url} answered {response.status} to a stream", status=response.status)
+        async for line in response.content:
+            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                continue
+            chunk = json.loads(line[6:])
+            modint = chunk.get("modint") or modint
+            for choice in chunk.get("choices") or ():
+                text.append((choice.get("delta") or {}).get("content") or "")
+    return {"choices": [{"index": 0, "message": {"content": "".join(text)}}], "modint": modint}
+
+
+def _advance(bar: Any) -> None:
+    bar.update()
+
+
+def _text(completion: JSON) -> str:
+    return str(completion["choices"][0]["message"].get("content") or "")
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,119 @@
+"""Requests that are asked once more like their views: if the model reasons first, or if its answer's form is
+forced.
+
+What a model writes between <think> and </think> or the like (`chat.thoughts`), or in its field for reasoning,
+is no answer. It is not given to a view either: it repeats what the view leaves out. So, once such an answer
+is complete, each cell is asked again with an empty thought as the beginning of its reply, for a word of its
+own or, if the engine can score a given answer, for the scores of this one.
+
+A JSON schema or a grammar masks what the model may say, and views are not to be bound by it: they would say
+that the model is certain of what it had no choice of. They are asked for the scores of the answer only.
+
+The unchanged request is asked in the same way (`UNREASONED`, `UNCONSTRAINED`), because an answer and its
+views can only be compared if none of them has reasoned, and none was masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from modint_guard.chat.eligibility import continues
+from modint_guard.chat.reply import answer_positions
+from modint_guard.probing import probe
+from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
+from modint_guard.probing.views import short_body, unconstrained
+from modint_guard.types import (
+    CELLS,
+    JSON,
+    LEFT_OUT,
+    TEACHER_FORCED,
+    UNCONSTRAINED,
+    UNREASONED,
+    Complete,
+    Plan,
+    Replies,
+    Reply,
+    View,
+)
+
+_VIEW_TOKENS = 2  # some models begin an answer with a token of white space
+
+
+def is_needed(plan: Plan, answer: Reply) -> bool:
+    """Whether the request must be asked like its views, for its own answer cannot be compared with theirs."""
+    return answer.reasoning or plan.schedule.constrained
+
+
+def name_of(answer: Reply) -> str:
+    """The name of the request that is asked so, among the replies."""
+    return UNREASONED if answer.reasoning else UNCONSTRAINED
+
+
+def can_be_asked(plan: Plan, answer: Reply) -> bool:
+    """Whether request and views can be asked so, and be compared."""
+    schedule = plan.schedule
+    has_form = answer.empty_thought is not None or not answer.reasoning
+    able = has_form and bool(schedule.top_logprobs) and not continues(plan.body)
+    fits = 1 <= len(answer_positions(answer)) <= schedule.max_forced_tokens
+    return able and (fits or not schedule.constrained)
+
+
+async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -> Replies:
+    """The replies, those of the cells replaced by answers without reasoning or constraint, and the request's
+    own beside them. Raises nothing but CancelledError.
+    """
+    schedule = plan.schedule
+    bodies = {view.name: view.body for view in plan.views if view.name in (*CELLS, *LEFT_OUT)}
+    bodies[name_of(answer)] = unconstrained(short_body(plan.body, 1, 0))
+    thought, size = (answer.empty_thought or "") if answer.reasoning else "", len(answer_positions(answer))
+    least = 1 if schedule.constrained else 2
+    if schedule.method == TEACHER_FORCED and least <= size <= schedule.max_forced_tokens:
+        text = thought + answer_text(answer)
+        made = {name: forced_body(body, text, schedule.forced_logprobs) for name, body in bodies.items()}
+        read = partial(forced_reply, answer=answer)
+        asked = await probe.run(_views(made), complete, deadline_s=schedule.deadline_s, read=read)
+    else:
+        made = {
+            name: _without_reasoning(body, thought, schedule.top_logprobs) for name, body in bodies.items()
+        }
+        asked = await probe.run(_views(made), complete, deadline_s=schedule.deadline_s)
+    spent = {name: reply for name, reply in replies.items() if isinstance(reply, Reply)}
+    return {
+        **replies,
+        **{
+            name: probe.with_cost_of(reply, spent[name])
+            if isinstance(reply, Reply) and name in spent
+            else reply
+            for name, reply in asked.items()
+        },
+    }
+
+
+def as_asked(answer: Reply, request: Reply) -> Reply:
+    """The answer with the distributions that the request gives it when it is asked like its views.
+
+    request: the reply to it.
+    """
+    positions = answer_positions(answer)
+    if len(request.forced) != len(positions):
+        return replace(answer, top=request.top, positions=())
+    scored = tuple(
+        replace(each, logprob=forced.logprob, top=forced.top)
+        for each, forced in zip(positions, request.forced, strict=True)
+    )
+    return replace(answer, top=scored[0].top if scored else request.top, positions=scored)
+
+
+def _views(bodies: dict[str, JSON]) -> list[View]:
+    return [View(name, body) for name, body in bodies.items()]
+
+
+def _without_reasoning(body: JSON, thought: str, top_logprobs: int) -> JSON:
+    """A body whose reply goes on behind an empty thought."""
+    return {
+        **short_body(body, _VIEW_TOKENS, top_logprobs),
+        "messages": [*body["messages"], {"role": "assistant", "content": thought}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }

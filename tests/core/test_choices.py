@@ -1,0 +1,142 @@
+"""Several answers to one request: each is judged on its own, and the views are asked once."""
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from modint_guard import Guard, GuardConfig, verdict
+from modint_guard.chat.eligibility import MAX_CHOICES
+from modint_guard.errors import EndpointError
+from modint_guard.mitigation.policy import Policy
+from modint_guard.probing.once import Once
+from modint_guard.report import Inspection, Report, Verdict, first_concern
+from modint_guard.types import JSON, Cause, Complete, State
+from tests.core.fakes import ask, completion, reads, scored_prompt, sees_picture
+
+LIE = "The caption says blue."
+
+
+def sampler(*words: str) -> tuple[list[JSON], Complete]:
+    """Says each of these words; without the caption red is what the picture shows."""
+    calls: list[JSON] = []
+
+    async def complete(body: JSON) -> JSON:
+        calls.append(body)
+        await asyncio.sleep(0)
+        asked = {**body, "messages": body["messages"][:1]}
+        read, seen = reads(asked, LIE), sees_picture(asked)
+        top = (
+            {"blue": 0.54, "red": 0.45}
+            if read and seen
+            else {"red": 0.9999}
+            if seen
+            else {"blue": 0.9, "red": 0.1}
+        )
+        tops: list[Mapping[str, float]] = [top, {" indeed": 0.99}]
+        if "prompt_logprobs" in body:
+            given = body["messages"][-1]["content"].split(" ")
+            return scored_prompt([given[0], " indeed"], tops)
+        if body.get("n") is None:
+            return completion("blue", [top])
+        answers = [completion(word, tops[: len(word.split(" "))])["choices"][0] for word in words]
+        for answer, word in zip(answers, words, strict=True):
+            answer["logprobs"]["content"][0] |= {"token": word.split(" ")[0]}
+        return {**completion(""), "choices": [{**each, "index": n} for n, each in enumerate(answers)]}
+
+    return calls, complete
+
+
+async def inspected(model: Complete, n: object, *policies: Policy) -> Inspection:
+    guard = Guard(GuardConfig(teacher_forcing=True, policies=policies))
+    body = ask(f"{LIE}\nWhat colour is the ball in the picture?", n=n, modint={"context": LIE})
+    return await guard.inspect(body, model)
+
+
+async def test_each_answer_has_its_own_object_and_the_first_concern_is_that_of_the_whole() -> None:
+    calls, model = sampler("red", "blue", "blue")
+    found = await inspected(model, 3)
+    objects = [verdict(choice) for choice in found.completion["choices"]]
+    assert [(each.verdict, each.choice) for each in objects if each] == [
+        ("pass", 0),
+        ("flagged", 1),
+        ("flagged", 2),
+    ]
+    assert (found.report.choice, found.report.verdict.cause) == (1, Cause.TEXT)
+    assert found.completion["modint"] == found.completion["choices"][1]["modint"]
+    assert len(calls) == 1 + 3
+
+
+async def test_answers_of_several_words_are_scored_each_once() -> None:
+    calls, model = sampler("red indeed", "blue indeed", "blue indeed")
+    found = await inspected(model, 3)
+    assert [choice["modint"]["verdict"] for choice in found.completion["choices"]] == [
+        "pass",
+        "flagged",
+        "flagged",
+    ]
+    assert sum("prompt_logprobs" in call for call in calls) == 2 * 3
+    assert sum("prompt_logprobs" not in call for call in calls) == 1 + 3
+
+
+async def test_an_answer_that_the_engine_left_out_is_unscored() -> None:
+    _, model = sampler("red", "red")
+    found = await inspected(model, 3)
+    assert (found.report.verdict.reason, found.report.choice) == ("incomplete", 2)
+    assert len(found.completion["choices"]) == 2
+
+
+@pytest.mark.parametrize("n", [MAX_CHOICES + 1, "two", 0])
+async def test_too_many_are_skipped(n: object) -> None:
+    calls, model = sampler("red", "blue")
+    found = await inspected(model, n)
+    assert found.report.verdict.reason == "multiple_choices" and len(calls) == 1
+
+
+@pytest.mark.parametrize("policy", [Policy(action="neutralise"), Policy(unscored="abstain")])
+async def test_where_a_policy_would_act_they_are_skipped(policy: Policy) -> None:
+    calls, model = sampler("red", "blue")
+    found = await inspected(model, 2, policy)
+    assert found.report.verdict.reason == "multiple_choices" and len(calls) == 1
+
+
+def test_what_is_flagged_comes_before_what_is_unscored_and_that_before_the_rest() -> None:
+    reports = [Report(Verdict(state)) for state in (State.PASS, State.UNSCORED, State.FLAGGED)]
+    assert [first_concern(reports[:count]) for count in (1, 2, 3)] == reports
+
+
+async def test_a_body_is_sent_once_and_who_stops_waiting_does_not_stop_it() -> None:
+    calls: list[JSON] = []
+    gate = asyncio.Event()
+
+    async def slow(body: JSON) -> JSON:
+        calls.append(body)
+        await gate.wait()
+        return {"said": len(calls)}
+
+    once, body = Once(slow), {"model": "m"}
+    first, second = asyncio.create_task(once(body)), asyncio.create_task(once(body))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    assert await second == await once(body) == {"said": 1}
+    assert await once({"model": "m"}) == {"said": 2}
+    await once.close()
+
+
+async def test_closing_ends_the_calls_and_an_error_reaches_everyone_who_asked() -> None:
+    async def never(body: JSON) -> JSON:
+        if body.get("fails"):
+            raise EndpointError("gone")
+        await asyncio.Event().wait()
+        return {}
+
+    once, failing = Once(never), {"fails": True}
+    for _ in range(2):
+        with pytest.raises(EndpointError, match="gone"):
+            await once(failing)
+    waiting = asyncio.create_task(once({}))
+    await asyncio.sleep(0)
+    await once.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
