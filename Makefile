@@ -1,5 +1,6 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. What that is of the system, .ci/needs says first.
-#   make install   make demo   make serve   make test   make test-picturebook   make check   make clean
+#   make install   make demo   make serve   make test   make test-picturebook   make test-clients   make check
+#   make clean
 #   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
@@ -13,6 +14,7 @@ comma  := ,
 VENV   := .venv
 BIN    := $(VENV)/bin
 CHECKERS := .venv-checkers
+CLIENTS := .venv-clients
 RENDERED := build/overlays
 STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
@@ -28,8 +30,8 @@ PARALLEL := --numprocesses auto
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 NEED  := PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' .ci/needs
-NEEDS := needs-demo needs-test needs-panels needs-deploy-check
-.PHONY: install demo serve test test-picturebook check bench-mitigation generated panels deploy-check $(NEEDS) clean help
+NEEDS := needs-demo needs-test needs-test-clients needs-panels needs-deploy-check
+.PHONY: install demo serve test test-picturebook test-clients check bench-mitigation generated panels deploy-check $(NEEDS) clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -40,12 +42,15 @@ demo: needs-demo $(STAMP)  ## the main job on a small model: serve, probe, flag,
 serve: needs-demo $(STAMP)  ## the bundled model and its robust adapter behind the guard
 	$(BIN)/modint-guard serve --adapter robust-lora $(ARGS)
 
-test: needs-test $(STAMP)  ## every test, those with the real engine included, but for those on a fetched model
-	$(BIN)/python -m pytest $(PARALLEL) -m "not fetched" $(ARGS)
+test: needs-test $(STAMP)  ## every test, with the real engine, but those on a fetched model and client libraries
+	$(BIN)/python -m pytest $(PARALLEL) -m "not fetched and not clients" $(ARGS)
 
 test-picturebook: needs-test $(STAMP)  ## fetch picturebook-base (93 MB by pip), and test it in the real engine
 	$(BIN)/modint-guard fetch picturebook
 	$(BIN)/python -m pytest -m fetched $(ARGS)
+
+test-clients: needs-test-clients $(STAMP) $(CLIENTS)/.installed  ## openai, LangChain, AI SDK, … as clients (3 minutes)
+	$(BIN)/python -m pytest -m clients $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, import directions
 	$(BIN)/ruff check .
@@ -89,8 +94,18 @@ $(CHECKERS)/.installed: deploy/checkers.txt | $(VENV)/bin/python
 	@$(CHECKERS)/bin/pip install --quiet --disable-pip-version-check --requirement deploy/checkers.txt
 	@touch $@
 
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json | $(VENV)/bin/python
+	@echo "installing client libraries in $(CLIENTS): their pins are not ours"
+	@$(BIN)/python -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@cp tests/clients/package.json $(CLIENTS)/
+	@if command -v npm >/dev/null; then \
+	    npm install --prefix $(CLIENTS) --no-package-lock --no-audit --no-fund --silent; \
+	else echo "npm was not found: libraries for Node are left out"; fi
+	@touch $@
+
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CHECKERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CHECKERS) $(CLIENTS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 help:  ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /  make \1  /p' Makefile | sed 's/%/NAME/'

@@ -38,6 +38,8 @@ def chat_of(request: JSON) -> JSON:
         messages.append(_unknown("input"))
     messages += [_unknown(name) for name in _ELSEWHERE if request.get(name)]
     body = {name: request[name] for name in _SAME if request.get(name) is not None}
+    if not body.get("tools"):
+        body.pop("tools", None)  # vLLM's chat refuses an empty list, which clients of responses send
     return {**body, "messages": messages, **_length(request), **_format(request), **_logprobs(request)}
 
 

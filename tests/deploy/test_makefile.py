@@ -224,6 +224,23 @@ def test_the_demo_needs_libnuma_and_goes_on_without_a_compiler(machine: Machine)
     assert machine.make("needs-demo", extras="gpu,train") == (0, "", "")
 
 
+def test_client_libraries_for_node_are_left_out_where_it_is_too_old(machine: Machine) -> None:
+    machine.has("node", "exit 1")  # not yet version 20
+    machine.has("npm")
+    code, _, said = machine.make("needs-test-clients")
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            "nodejs is missing: client libraries for Node 20 are tested in it",
+            "not installed (there is no apt-get here): make test-clients goes on without and leaves out the "
+            f"tests that need it; to have it: {APT_GET} nodejs",
+        ],
+    )
+    assert machine.make("needs-test-clients", ci="true")[0] == 2
+    machine.has("node")
+    assert machine.make("needs-test-clients", ci="true") == (0, "", "")
+
+
 def test_checks_of_deployment_need_promtool_and_a_kubectl_with_kustomize(machine: Machine) -> None:
     machine.installed()
     machine.has("prometheus")

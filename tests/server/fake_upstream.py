@@ -200,6 +200,9 @@ class FakeUpstream:
         if body.get("logprobs") and (body.get("top_logprobs") or 1) > self.max_logprobs:
             error = b'{"error":{"message":"too many logprobs","type":"BadRequest","param":null,"code":400}}'
             return await _whole(writer, error, status=400)
+        if body.get("tools") == []:  # as vLLM does
+            error = b'{"error":{"message":"`tools` must not be empty","type":"BadRequest","code":400}}'
+            return await _whole(writer, error, status=400)
         if body.get("priority") and not self.priorities:
             error = (
                 b'{"error":{"message":"no priority scheduling","type":"BadRequest","param":null,"code":400}}'
@@ -279,23 +282,33 @@ class FakeUpstream:
         response = {
             "id": "resp_1",
             "object": "response",
+            "created_at": 7,
             "status": "completed",
             "model": body["model"],
             "output": [item],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
             "top_logprobs": body.get("top_logprobs"),
             "usage": {"input_tokens": 40, "output_tokens": 2, "total_tokens": 42},
         }
         if not body.get("stream"):
             return await _whole(writer, json.dumps(self.damage(body, response)).encode())
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        delta = {"type": "response.output_text.delta", "item_id": "msg_1", "delta": answer.text}
+        at = {"output_index": 0, "content_index": 0, "item_id": "msg_1"}
+        begun = {**item, "status": "in_progress", "content": []}
         events: list[JSON] = [
-            {"type": "response.created", "response": {**response, "output": []}},
-            {**delta, "output_index": 0, "content_index": 0, "logprobs": entries},
+            {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
+            {"type": "response.output_item.added", "output_index": 0, "item": begun},
+            {"type": "response.content_part.added", **at, "part": {**part, "text": "", "logprobs": []}},
+            {"type": "response.output_text.delta", **at, "delta": answer.text, "logprobs": entries},
+            {"type": "response.output_text.done", **at, "text": answer.text, "logprobs": entries},
+            {"type": "response.content_part.done", **at, "part": part},
+            {"type": "response.output_item.done", "output_index": 0, "item": item},
             {"type": "response.completed", "response": response},
         ]
         self.sent = b""
-        for number, event in enumerate(events[: 2 if answer.fault == "die" else 3]):
+        for number, event in enumerate(events[: 4 if answer.fault == "die" else 8]):
             data = json.dumps({**self.damage(body, event), "sequence_number": number})
             frame = f"event: {event['type']}\ndata: {data}\n\n".encode()
             self.sent += frame

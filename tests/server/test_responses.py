@@ -67,8 +67,14 @@ async def test_an_answer_that_the_picture_decided_passes(gateway: Running, upstr
     assert (await gateway.post(asked(), "/v1/responses")).json["modint"]["verdict"] == "pass"
 
 
+async def test_an_empty_list_of_tools_which_chat_refuses_is_no_obstacle(gateway: Running) -> None:
+    answer = await gateway.post(asked(tools=[]), "/v1/responses")
+    assert answer.json["modint"]["verdict"] == "flagged"
+
+
 async def test_the_verdict_of_a_stream_is_in_the_completed_response(gateway: Running) -> None:
-    created, delta, completed = documents((await gateway.post(asked(stream=True), "/v1/responses")).body)
+    events = documents((await gateway.post(asked(stream=True), "/v1/responses")).body)
+    created, delta, completed = events[0], events[3], events[-1]
     assert (created["type"], delta["delta"], delta["logprobs"]) == ("response.created", "blue", [])
     assert completed["type"] == "response.completed"
     assert completed["response"]["modint"]["verdict"] == "flagged"
