@@ -172,6 +172,7 @@ def spans(
     count: Count = 100,
     long: Annotated[int, typer.Option(min=1, help="Long answers for each length and harmless caption.")] = 75,
     seed: Seed = 0,
+    null: Annotated[bool, typer.Option(help="Judge by the model's own null, measured first.")] = True,
     raw: Annotated[Path, typer.Option(help="The records, from which the same run goes on.")] = Path(
         "runs/spans.jsonl"
     ),
@@ -179,7 +180,7 @@ def spans(
     """Which words of an answer came from a lie, beside simple rules; and long answers, where nothing lies."""
     from bench.spans.measure import Setup, measure_spans
 
-    measure_spans(output, raw, Setup(world, model, adapter, count, long, seed))
+    measure_spans(output, raw, Setup(world, model, adapter, count, long, seed, null))
     typer.echo(f"wrote {output}")
 
 
