@@ -47,6 +47,13 @@ async def test_a_plain_completion_asks_for_a_bounded_number_of_answers(
     assert (reply.status, reply.error["code"], upstream.raw) == (400, code, [])
 
 
+async def test_a_picture_whose_part_has_an_odd_text_fails_nothing(running_gateway: Running) -> None:
+    body = chat()
+    odd = {**body["messages"][0]["content"][0], "text": [None]}
+    body["messages"].insert(0, {"role": "developer", "content": [odd]})
+    assert (await running_gateway.post(body)).status == 200
+
+
 async def test_a_prompt_of_many_tokens_is_one_prompt(running_gateway: Running) -> None:
     body = {"model": BASE, "prompt": list(range(1000))}
     assert (await running_gateway.post(body, "/v1/completions")).status == 200
