@@ -4,7 +4,8 @@
 #   make bench-tinyworld   make bench-base   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
-#   make bench-training-gpu   make bench-faults   make bench-locate   make bench-spans   make deploy-check
+#   make bench-training-gpu   make bench-gateway   make bench-faults   make bench-locate   make bench-spans
+#   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3
@@ -105,7 +106,7 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
 	@touch $@
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CHECKERS) $(CLIENTS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CHECKERS) $(CLIENTS) .venv-litellm dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 help:  ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /  make \1  /p' Makefile | sed 's/%/NAME/'

@@ -49,6 +49,19 @@ def faults(
 
 
 @app.command()
+def gateway(
+    output: Output = Path("bench/results/gateway.json"),
+    seconds: Annotated[float, typer.Option(min=0.2, help="The length of a turn under full load.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each arm.")] = 5,
+) -> None:
+    """Requests a second, CPU a request and added time, beside LiteLLM's proxy and no gateway."""
+    from bench.gateway.measure import measure_gateway
+
+    measure_gateway(output, seconds=seconds, rounds=rounds)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def fuzz(
     output: Output = Path("bench/results/fuzz.json"),
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
@@ -159,6 +172,7 @@ def spans(
     count: Count = 100,
     long: Annotated[int, typer.Option(min=1, help="Long answers for each length and harmless caption.")] = 75,
     seed: Seed = 0,
+    null: Annotated[bool, typer.Option(help="Judge by the model's own null, measured first.")] = True,
     raw: Annotated[Path, typer.Option(help="The records, from which the same run goes on.")] = Path(
         "runs/spans.jsonl"
     ),
@@ -166,7 +180,7 @@ def spans(
     """Which words of an answer came from a lie, beside simple rules; and long answers, where nothing lies."""
     from bench.spans.measure import Setup, measure_spans
 
-    measure_spans(output, raw, Setup(world, model, adapter, count, long, seed))
+    measure_spans(output, raw, Setup(world, model, adapter, count, long, seed, null))
     typer.echo(f"wrote {output}")
 
 

@@ -42,7 +42,11 @@ async def ask_long(complete: Complete, model: str, item: Item, length: int, rele
     The unguarded request comes first, so that what the prefix cache saves is saved for the guarded one, as it
     is when the same question comes again.
     """
-    fields: JSON = {"min_tokens": length, "max_tokens": length, "modint": {"relevant": relevant}}
+    fields: JSON = {
+        "min_tokens": length,
+        "max_tokens": length,
+        "modint": {"relevant": relevant, "deadline_s": 60},
+    }
     body = request_for(item, model, **fields)
     began = time.perf_counter()
     plain = await complete({**body, "modint": OFF})

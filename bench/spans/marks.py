@@ -5,6 +5,7 @@ the answer without the caption has none. Whoever marks a word of it has found it
 false one. Nothing is to be found in an answer that was told the truth, or that did not follow the lie.
 
 spans        the words of flagged spans
+influence    the words that the text gave: its influence is 3.3 nats or more, and more than the picture's
 in context   the word is in the caption
 differs      the word is not in the answer that the model gives without the caption
 both         both of these
@@ -16,14 +17,15 @@ values only, as spans do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.words import words_in
 from modint_guard.types import JSON, Piece
 
-SPANS, IN_CONTEXT, DIFFERS, BOTH = RULES = ("spans", "in context", "differs", "both")
+SPANS, INFLUENCE, IN_CONTEXT, DIFFERS, BOTH = RULES = ("spans", "influence", "in context", "differs", "both")
+MOVED = 3.3  # nats: what chance moves a single token by once in a hundred times (docs/scores.md)
 # Words without a meaning of their own.
 FUNCTION_WORDS = frozenset(
     [
@@ -95,20 +97,26 @@ def marks(
     in_context = [piece for piece in telling if answer[slice(*piece)].casefold() in told]
     differs = [piece for piece in telling if answer[slice(*piece)].casefold() not in before]
     return {
-        SPANS: _flagged(modint),
+        SPANS: _finest(modint, lambda span: span["cause"] is not None),
+        INFLUENCE: _finest(modint, _text_gave),
         IN_CONTEXT: in_context,
         DIFFERS: differs,
         BOTH: [piece for piece in in_context if piece in differs],
     }
 
 
-def _flagged(modint: JSON | None) -> list[Piece]:
-    """The flagged words, and flagged leaves of which no word is listed."""
-    spans = [span for span in (modint or {}).get("spans") or () if span["cause"]]
-    words = [(span["start"], span["end"]) for span in spans if span["kind"] == "word"]
-    leaves = [(span["start"], span["end"]) for span in spans if span["kind"] == "leaf"]
-    alone = [leaf for leaf in leaves if not any(leaf[0] <= word[0] < leaf[1] for word in words)]
-    return sorted(words + alone)
+def _finest(modint: JSON | None, wanted: Callable[[JSON], bool]) -> list[Piece]:
+    """The words that are wanted, and such leaves of which no word is listed."""
+    listed = (modint or {}).get("spans") or ()
+    words = [span for span in listed if span["kind"] == "word"]
+    paths = {span["path"] for span in words}
+    leaves = [span for span in listed if span["kind"] == "leaf" and span["path"] not in paths]
+    return sorted((span["start"], span["end"]) for span in (*words, *leaves) if wanted(span))
+
+
+def _text_gave(span: JSON) -> bool:
+    of_text, of_image = (span["influence"][name] or 0.0 for name in ("text", "image"))
+    return of_text >= MOVED and of_text > of_image
 
 
 def _words(text: str) -> list[Piece]:

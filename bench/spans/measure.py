@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,15 +38,19 @@ Stream = Callable[
 ]  # a body that asks for a stream -> the completion that it adds up to
 RELEVANT = {"named": "image", "auto": "auto"}
 TIMEOUT_S = 300.0
+NULL_S = 3600.0
+DEADLINE_S = 60.0  # of the views: what is late on a busy machine is no matter of spans
 NOTES = """\
 Greedy answers through vLLM and the gateway. `mentions`: answers that name what the caption's lie claims, and
 that do not name it without the caption. `found`: those in which the rule marks a word of the first mention.
 `false`: all other words that it marks, in answers that were lied to and in those that were told the truth.
 `precision` = found / (found + false), `recall` = found / mentions, `f1` their harmonic mean; intervals are
-Clopper-Pearson, 95 %. `spans` marks the words of flagged spans; `in context` those that the caption holds
+Clopper-Pearson, 95 %. `spans` marks the words of flagged spans; `influence` those that the text
+gave 3.3 nats or more, and more than the picture, flagged or not; `in context` those that the caption holds
 too; `differs` those that the answer without caption lacks; `both` what is marked by these two rules. The
 rules leave out words of the question and such as "the". `relevant` is named by the client (image), or left
-to the gateway (auto). `wording` says whether the captions' words were seen in training. What holds by
+to the gateway (auto). `wording` says whether the captions' words were seen in training. Answers are
+judged by the model's own null, measured on the packaged items before. What holds by
 construction: a true caption names only what the picture shows, so that `in context` is wrong on every right
 answer to one."""
 LENGTH_NOTES = """\
@@ -64,12 +70,15 @@ class Setup:
     count: int
     long: int
     seed: int
+    null: bool = True
     concurrency: int = 4
 
 
 def measure_spans(output: Path, raw: Path, setup: Setup) -> None:
     """Base and adapter; the records of the run are kept in `raw`, and the same call goes on from them."""
     options = ["--model", setup.model, *(["--adapter", setup.adapter] if setup.adapter else [])]
+    if setup.null:
+        os.environ["MODINT_NULL_CHECKUP"] = "on"  # `serving` leaves it out of measurements otherwise
     made_by: JSON = {"run": "spans", **asdict(setup), "concurrency": None}
     with Journal(raw, made_by) as journal, serving(options) as served:
         asyncio.run(_measure(served.url, setup, journal))
@@ -77,7 +86,7 @@ def measure_spans(output: Path, raw: Path, setup: Setup) -> None:
     adapter = f" --adapter {setup.adapter}" if setup.adapter else ""
     command = (
         f"python -m bench spans --world {setup.world} --model {setup.model}{adapter} --count {setup.count} "
-        f"--long {setup.long} --seed {setup.seed}"
+        f"--long {setup.long} --seed {setup.seed}{'' if setup.null else ' --no-null'}"
     )
     write = partial(write_results, command=command, seeds=[setup.seed])
     write(output, rows=list(span_rows(records)), title="Which words came from the lie", notes=NOTES)
@@ -96,6 +105,8 @@ async def _measure(url: str, setup: Setup, journal: Journal) -> None:
 
     async with Endpoint(url, timeout_s=TIMEOUT_S) as endpoint, aiohttp.ClientSession() as session:
         names = [str(listed["id"]) for listed in await endpoint.models()]
+        if setup.null:
+            await nulls_measured(session, url, names)
         stream = partial(streamed, session, url)
         jobs = {
             key: job
@@ -105,6 +116,22 @@ async def _measure(url: str, setup: Setup, journal: Journal) -> None:
         await asked(jobs, "case", setup.concurrency)
         long = {key: job for name in names for key, job in long_jobs(setup, name, endpoint.complete).items()}
         await asked(long, "long answer", 1)
+
+
+async def nulls_measured(
+    session: aiohttp.ClientSession, url: str, names: Sequence[str], *, every_s: float = 5.0
+) -> None:
+    """Return once the null of each model is measured, so that every answer is judged by it. Raises
+    EndpointError if that takes longer than NULL_S.
+    """
+    until = time.monotonic() + NULL_S
+    while time.monotonic() < until:
+        async with session.get(f"{url}/readyz") as response:
+            models = (await response.json())["null"]["models"]
+        if all(models.get(name, {}).get("sure") is not None for name in names):
+            return
+        await asyncio.sleep(every_s)
+    raise EndpointError(f"{url} has not measured the null of {', '.join(names)} within {NULL_S:.0f} s.")
 
 
 def case_jobs(setup: Setup, model: str, complete: Complete, stream: Stream) -> dict[str, Job]:
@@ -121,7 +148,8 @@ async def ask_case(case: SpanCase, model: str, complete: Complete, stream: Strea
     clean = _text(await without_guard(complete)(clean_body))
     found: list[JSON] = []
     for (said, relevant), is_streamed in product(RELEVANT.items(), (False, True)):
-        body = request_for(case.item, model, **case.fields, modint={"relevant": relevant})
+        options = {"relevant": relevant, "deadline_s": DEADLINE_S}
+        body = request_for(case.item, model, **case.fields, modint=options)
         completion = await (stream(body) if is_streamed else complete(body))
         answer, modint = _text(completion), completion.get("modint")
         by_rule = marks(answer, clean, case.item.context or "", case.item.question, modint)
@@ -129,7 +157,10 @@ async def ask_case(case: SpanCase, model: str, complete: Complete, stream: Strea
         found.append(
             {
                 **{"relevant": said, "streamed": is_streamed, "answer": answer, "counts": counts},
-                **{"verdict": (modint or {}).get("verdict"), "method": (modint or {}).get("method")},
+                **{
+                    name: (modint or {}).get(name) for name in ("verdict", "cause", "method", "score", "risk")
+                },
+                **{"ought": (modint or {}).get("relevant"), "null": (modint or {}).get("null")},
             }
         )
     told = {"kind": case.kind, "form": case.form, "wording": case.wording, "model": model}

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
+from modint_guard.chat.reply import usage_of
+from modint_guard.errors import EndpointError
 from modint_guard.types import JSON
 
 _SAME = ("model", "modint", "temperature", "top_p", "top_k", "chat_template_kwargs", "cache_salt")
@@ -55,9 +57,14 @@ def image_url_of(source: JSON) -> str:
 
 
 def message_of(completion: JSON) -> JSON:
-    """The message that says what a completion says, with its `modint` object if it has one."""
-    choice = (completion.get("choices") or [{}])[0]
-    said = choice.get("message") or {}
+    """The message that says what a completion says, with its `modint` object if it has one. Raises
+    EndpointError for a completion of another shape.
+    """
+    choices = completion.get("choices") or [{}]
+    choice = choices[0] if isinstance(choices, list) else None
+    said = (choice.get("message") or {}) if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(said, dict):
+        raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.")
     content: list[JSON] = []
     if thought := said.get("reasoning") or said.get("reasoning_content"):
         content.append({"type": "thinking", "thinking": thought, "signature": uuid4().hex})
@@ -89,15 +96,18 @@ class MessageEvents:
         self._more: JSON = {}
 
     def feed(self, chunk: JSON) -> Iterator[JSON]:
-        """The events of one chunk; none for one that only ends the answer or tells its tokens."""
+        """The events of one chunk; none for one that only ends the answer or tells its tokens, and for what
+        is not of OpenAI's shape.
+        """
         self._usage = _usage(chunk["usage"]) if chunk.get("usage") else self._usage
         if "modint" in chunk:
             self._more = {"modint": chunk["modint"]}
         if not self._begun:
             self._begun = True
             yield {"type": "message_start", "message": self._empty(chunk)}
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
+        for choice in _objects(chunk.get("choices")):
+            delta = choice.get("delta")
+            delta = delta if isinstance(delta, dict) else {}
             if thought := delta.get("reasoning") or delta.get("reasoning_content"):
                 yield from self._said("thinking", {"type": "thinking_delta", "thinking": thought})
             if text := delta.get("content"):
@@ -155,7 +165,7 @@ def usage_of_message(usage: object) -> JSON | None:
 def _system(system: Any) -> str:
     if isinstance(system, str):
         return system
-    texts = [block.get("text") for block in system or () if isinstance(block, dict)]
+    texts = [block.get("text") for block in _objects(system)]
     return "".join(text for text in texts if isinstance(text, str) and not text.startswith(_BILLING))
 
 
@@ -198,13 +208,13 @@ def _part(block: Any) -> JSON | None:
 
 
 def _has_tools(messages: Any) -> bool:
-    blocks = (
-        block
-        for message in messages or ()
-        if isinstance(message, dict) and isinstance(message.get("content"), list)
-        for block in message["content"]
-    )
-    return any(isinstance(block, dict) and block.get("type") in _TOOLS for block in blocks)
+    blocks = (block for message in _objects(messages) for block in _objects(message.get("content")))
+    return any(block.get("type") in _TOOLS for block in blocks)
+
+
+def _objects(document: Any) -> list[JSON]:
+    """The objects of a list; none of anything else."""
+    return [entry for entry in document if isinstance(entry, dict)] if isinstance(document, list) else []
 
 
 def _unknown(kind: str) -> JSON:
@@ -247,11 +257,11 @@ def _stop(choice: JSON) -> tuple[str | None, str | None]:
 
 def _usage(usage: Any) -> JSON:
     """Tokens by the names of messages; those read from the cache are not among `input_tokens`."""
-    usage = usage if isinstance(usage, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    tokens = usage_of({"usage": usage})
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    tells = isinstance(details, dict) and details.get("cached_tokens") is not None
     return {
-        "input_tokens": max(0, (usage.get("prompt_tokens") or 0) - (cached or 0)),
-        "output_tokens": usage.get("completion_tokens") or 0,
-        **({} if cached is None else {"cache_read_input_tokens": cached}),
+        "input_tokens": max(0, tokens.prompt_tokens - tokens.cached_tokens),
+        "output_tokens": tokens.completion_tokens,
+        **({"cache_read_input_tokens": tokens.cached_tokens} if tells else {}),
     }

@@ -84,7 +84,11 @@ def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool =
     """
     limits = limits or ImageLimits()
     image = _open(io.BytesIO(_payload(url, limits)), limits)
-    return _upright_size(_load(image) if whole else image)
+    size = image.size
+    if whole:
+        image.draft("L", (1, 1))  # a JPEG is read to its end all the same, and an eighth of it computed
+        _load(image)
+    return _upright_size(image, size)
 
 
 def check_total(sizes: Iterable[tuple[int, int]], limits: ImageLimits) -> None:
@@ -178,8 +182,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
+def _upright_size(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """size: what the header says, if the image was computed smaller."""
+    width, height = size or image.size
     if image.format == "TIFF":  # Pillow's reader turns it itself
         return width, height
     if image.format == "PNG" and not {"exif", "xmp"} & set(image.info):

@@ -203,7 +203,8 @@ def _system_prompt(chat: Chat) -> str:
         content = message.get("content")
         parts = [(None, content)] if isinstance(content, str) else enumerate(content or [])
         for place, part in parts:
-            text = part if isinstance(part, str) else part.get("text") or ""
+            text = part if isinstance(part, str) else part.get("text")
+            text = text if isinstance(text, str) else ""
             here = [(s.start, s.end) for s in spans if (s.message, s.part) == (number, place)]
             stops = [0, *(end for _, end in here)], [*(start for start, _ in here), len(text)]
             texts.extend(text[a:b] for a, b in zip(*stops, strict=True))

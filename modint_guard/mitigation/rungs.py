@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from modint_guard.chat.reply import answer_positions, replies_of, reply_of, token_text
-from modint_guard.errors import EndpointError
+from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.judging.divergence import Distribution, option_distribution
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.text_match import is_short, same_answer
@@ -137,7 +137,12 @@ async def _by_parts(flagged: FlaggedAnswer, policy: Policy, view: View, complete
     """The answer with its flagged parts generated again under the view; None if that is not possible."""
     if not (found := parts.flagged_parts(flagged.report)):
         return None
-    new = await parts.rewritten(flagged.answer, found, flagged.plan.body, view.body, complete)
+    try:
+        new = await parts.rewritten(flagged.answer, found, flagged.plan.body, view.body, complete)
+    except EndpointTimeout:
+        raise
+    except EndpointError:  # it does not go on behind a given beginning
+        return None
     if new is None:
         return None
     sure = math.exp(math.fsum(new.logprobs) / len(new.logprobs)) if new.logprobs else 0.0

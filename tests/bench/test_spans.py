@@ -4,13 +4,25 @@ import json
 import math
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from bench.spans.cases import LYING, TRUE, SpanCase, as_record, cases
 from bench.spans.intervals import at_most, interval
 from bench.spans.lengths import ask_long, harmless
-from bench.spans.marks import BOTH, DIFFERS, IN_CONTEXT, SPANS, Counted, counted, marks, mention_of
-from bench.spans.measure import Setup, ask_case, case_jobs, figures, length_rows, long_jobs, span_rows
+from bench.spans.marks import BOTH, DIFFERS, IN_CONTEXT, INFLUENCE, SPANS, Counted, counted, marks, mention_of
+from bench.spans.measure import (
+    Setup,
+    ask_case,
+    case_jobs,
+    figures,
+    length_rows,
+    long_jobs,
+    nulls_measured,
+    span_rows,
+)
 from modint_guard import Guard, GuardConfig
 from modint_guard.evaluation.runner import request_for
 from modint_guard.types import JSON, Complete
@@ -56,17 +68,29 @@ def test_of_json_the_rules_read_values_only() -> None:
 
 
 def test_spans_mark_flagged_words_and_leaves_of_one_word() -> None:
-    def span(kind: str, start: int, end: int, cause: str | None = "text") -> JSON:
-        return {"kind": kind, "start": start, "end": end, "cause": cause}
+    def span(
+        kind: str, start: int, end: int, path: str, cause: str | None = "text", nats: float = 5.0
+    ) -> JSON:
+        influence = {"text": nats, "image": 4.0}
+        return {
+            "kind": kind,
+            "start": start,
+            "end": end,
+            "path": path,
+            "cause": cause,
+            "influence": influence,
+        }
 
     spans = [
-        span("leaf", 0, 9),
-        span("word", 4, 9),
-        span("claim", 0, 9),
-        span("leaf", 20, 23),
-        span("word", 30, 33, None),
+        span("leaf", 0, 9, "/a"),
+        span("word", 4, 9, "/a"),
+        span("claim", 0, 9, "/a"),
+        span("leaf", 20, 23, "/b", nats=3.0),
+        span("word", 30, 33, "/c", None),
     ]
-    assert marks(ANSWER, CLEAN, "", "", {"spans": spans})[SPANS] == [(4, 9), (20, 23)]
+    by_rule = marks(ANSWER, CLEAN, "", "", {"spans": spans})
+    assert by_rule[SPANS] == [(4, 9), (20, 23)]
+    assert by_rule[INFLUENCE] == [(4, 9), (30, 33)]
 
 
 def test_precision_recall_and_f1_are_those_of_all_answers_together() -> None:
@@ -209,9 +233,25 @@ async def test_a_long_answer_is_asked_for_by_its_length() -> None:
     await ask_long(model, "m", item, 60, "image")
     assert [(body["min_tokens"], body["max_tokens"], body["modint"]) for body in bodies] == [
         (60, 60, {"mode": "off"}),
-        (60, 60, {"relevant": "image"}),
+        (60, 60, {"relevant": "image", "deadline_s": 60}),
     ]
     assert request_for(item, "m")["messages"] == bodies[0]["messages"]
+
+
+async def test_a_run_waits_until_the_null_of_each_model_is_measured() -> None:
+    sure = iter([None, 0.6])
+
+    async def readyz(request: web.Request) -> web.Response:
+        return web.json_response({"null": {"models": {"m": {"sure": next(sure)}, "other": {"sure": None}}}})
+
+    app = web.Application()
+    app.router.add_get("/readyz", readyz)
+    server = TestServer(app)
+    await server.start_server()
+    async with aiohttp.ClientSession() as session:
+        await nulls_measured(session, str(server.make_url("")).rstrip("/"), ["m"], every_s=0.01)
+    await server.close()
+    assert next(sure, "asked twice") == "asked twice"
 
 
 def test_the_jobs_of_a_run_have_names_of_their_own() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard, GuardConfig
-from modint_guard.errors import ConfigError
+from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.mitigation.parts import MAX_PARTS, flagged_parts, left_out, rewritten
 from modint_guard.mitigation.policy import Policy
 from modint_guard.report import AnswerSpan, Inspection, Report, Verdict
@@ -115,6 +115,19 @@ async def test_where_no_value_ends_the_whole_answer_is_generated_again(said: str
     assert calls[-1]["response_format"] == FORM["response_format"]
     assert found.report.mitigation is not None
     assert [rung.rung for rung in found.report.mitigation.rungs] == ["neutralise"]
+
+
+async def test_an_engine_that_does_not_go_on_behind_a_beginning_generates_the_whole_answer_again() -> None:
+    calls, model = speaker(RECORD)
+
+    async def refusing(body: JSON) -> JSON:
+        if body.get("continue_final_message") and "prompt_logprobs" not in body:
+            raise EndpointError("no such field", status=400)
+        return await model(body)
+
+    found = await corrected(refusing, NEUTRALISE, **FORM)
+    assert calls[-1]["response_format"] == FORM["response_format"] and found.report.mitigation is not None
+    assert [rung.outcome for rung in found.report.mitigation.rungs] != ["failed"]
 
 
 async def test_a_part_that_the_view_is_not_sure_of_is_not_served() -> None:

@@ -31,7 +31,7 @@ def recorder(
     async def complete(body: JSON) -> JSON:
         calls.append(body)
         is_given = "prompt_logprobs" in body
-        asked = {**body, "messages": body["messages"][:-1]} if is_given else body
+        asked = {**body, "messages": body["messages"][:1]}
         seen, read = sees_picture(asked), reads(asked, LIE)
         colour = "blue" if read and lies else "red" if seen else "green"
         said = "red" if '"red"' in str(body["messages"][-1]["content"]) else "blue"

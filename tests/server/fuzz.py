@@ -26,6 +26,7 @@ from modint_server.settings import Settings
 from tests.server.fake_upstream import ADAPTER, BASE
 from tests.server.fuzz_documents import (
     ACTIONS,
+    ASKED,
     CHAT,
     CHECK,
     COMPLETIONS,
@@ -39,6 +40,7 @@ from tests.server.fuzz_documents import (
     completion_of,
     damaged,
     events_of_response,
+    in_words_of_messages,
     in_words_of_responses,
     is_json,
     response_of,
@@ -105,7 +107,8 @@ class Script:
 
     def reply(self, body: JSON) -> tuple[JSON, bool]:
         """A reply, and whether anything in it may be damaged."""
-        is_main = self.text is None and body.get("model") == BASE and "max_tokens" not in body
+        is_whole = body.get("max_tokens", ASKED) == ASKED
+        is_main = self.text is None and body.get("model") == BASE and is_whole
         completion = completion_of(body, self.random)
         if is_main:
             self.text = completion["choices"][0]["message"]["content"]
@@ -176,10 +179,11 @@ class StubEngine(Upstream):
     async def passed(
         self, path: str, body: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
-        json_object(body)
+        completion = self.script.reply(json_object(body))[0]
+        text = completion["choices"][0]["message"]["content"]
 
         async def pieces() -> AsyncIterator[bytes]:
-            yield b'{"type":"message"}'
+            yield written({"type": "message", "content": [{"type": "text", "text": text}]})
 
         yield "application/json", pieces()
 
@@ -295,9 +299,12 @@ class Fuzz:
         """A request with nothing odd in it, whose answer is judged."""
         body: JSON = {"model": BASE, "messages": [about_a_picture(random)], "stream": random.random() < 0.5}
         body["modint"] = {"relevant": "image", "action": random.choice(ACTIONS)}
-        if random.random() < 0.7:
-            return written(body), CHAT
-        return written(in_words_of_responses(body, random)), RESPONSES
+        match random.choice([CHAT, CHAT, CHAT, RESPONSES, MESSAGES]):
+            case "/v1/responses":
+                return written(in_words_of_responses(body, random)), RESPONSES
+            case "/v1/messages":
+                return written(in_words_of_messages(body)), MESSAGES
+        return written(body), CHAT
 
     def _script(self, random: Random) -> Script:
         if self.side == "client":
@@ -336,7 +343,7 @@ class Sent:
     def is_well_formed(self) -> bool:
         """Whether it is what OpenAI's clients read: an object, an envelope, or frames up to their end."""
         if self.is_stream:
-            is_ended = self.path == RESPONSES or b"data: [DONE]" in self.body[-40:]
+            is_ended = self.path in (RESPONSES, MESSAGES) or b"data: [DONE]" in self.body[-40:]
             return is_ended and self.body.endswith(b"\n\n")
         try:
             document = json.loads(self.body)
@@ -357,8 +364,18 @@ class Sent:
             return text_of(chunks(self.body)) == text
         if self.path == CHAT:
             return bool(orjson.loads(self.body)["choices"][0]["message"]["content"] == text)
+        if self.path == MESSAGES:
+            return _said(documents(self.body) if self.is_stream else [orjson.loads(self.body)]) == text
         response = documents(self.body)[-1]["response"] if self.is_stream else orjson.loads(self.body)
         return bool(response["output"][0]["content"][0]["text"] == text)
+
+
+def _said(events: list[JSON]) -> str:
+    """The text of a message of Anthropic's API, or of its events."""
+    parts = [event.get("delta", {}) for event in events] + [
+        part for event in events for part in event.get("content", ())
+    ]
+    return "".join(part.get("text", "") for part in parts)
 
 
 async def _sent(app: FastAPI, raw: bytes, path: str, headers: dict[str, str]) -> Sent:

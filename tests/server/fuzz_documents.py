@@ -14,6 +14,7 @@ from tests.server.fake_upstream import ADAPTER, BASE
 JSON = dict[str, Any]
 CHAT, CHECK, COMPLETIONS = "/v1/chat/completions", "/v1/guard/check", "/v1/completions"
 RESPONSES, MESSAGES, PASSED = "/v1/responses", "/v1/messages", "/v1/embeddings"
+ASKED = 7  # tokens of an answer, where a client has to say how many
 QUESTION = "What colour is the shape?"
 PICTURE = picture()
 PICTURES: tuple[str, ...] = (
@@ -202,7 +203,7 @@ def body_of(path: str, random: Random, *, share: float) -> Any:
     if path == RESPONSES:
         body = in_words_of_responses(body, random)
     elif path == MESSAGES:
-        body = _in_words_of_messages(body)
+        body = in_words_of_messages(body)
     body = damaged(body, random, share) if share else body
     more = {CHECK: {"answer": random.choice(TEXTS)}, COMPLETIONS: {"prompt": "x"}, PASSED: {"input": "x"}}
     return more.get(path, {}) | body if isinstance(body, dict) else body
@@ -231,7 +232,7 @@ def _part_of_responses(part: Any) -> Any:
     return part
 
 
-def _in_words_of_messages(body: JSON) -> JSON:
+def in_words_of_messages(body: JSON) -> JSON:
     """The same request in the words of Anthropic's API."""
     messages = copy.deepcopy(body["messages"])
     for message in messages:
@@ -241,7 +242,7 @@ def _in_words_of_messages(body: JSON) -> JSON:
                     part.clear()
                     source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
                     part |= {"type": "image", "source": source}
-    return {**body, "messages": messages, "max_tokens": 7}
+    return {**body, "messages": messages, "max_tokens": ASKED}
 
 
 def about_a_picture(random: Random) -> JSON:

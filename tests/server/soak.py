@@ -5,6 +5,7 @@ The engine is scripted and runs in this process, so that the memory measured is 
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -32,6 +33,7 @@ CHAT = "/v1/chat/completions"
 KINDS = {"whole": 22, "stream": 22, "neutralise": 8, "escalate": 8, "ladder": 8, "text": 8, "off": 6}
 KINDS |= {"unknown": 4, "no JSON": 3, "check": 3, "completion": 3, "left": 5}
 BATCHES = 20
+JSON_HEADERS = {"content-type": "application/json"}
 LOST, NO_VERDICT = "lost", "none"
 STATES = tuple(State)
 
@@ -125,14 +127,15 @@ async def _ready(gateway: Gateway) -> None:
 
 async def soaked(count: int, *, seed: int = 0, concurrency: int = 16) -> AsyncIterator[Row]:
     """A row after each of `BATCHES` batches, of `count` requests in all."""
-    random = Random(seed)
-    async with running(FakeUpstream(_script)) as upstream, gateway_process(upstream.url) as gateway:
+    random, arrived = Random(seed), Arrived()
+    upstream = FakeUpstream(lambda body: _script(body, arrived))
+    async with running(upstream), gateway_process(upstream.url) as gateway:
         sent, told, lost = Counter[str](), Counter[str](), 0
         places = asyncio.Semaphore(concurrency)
 
         async def one(kind: str, pause: float) -> str:
             async with places:
-                return await _answered(gateway, kind, pause)
+                return await (_left(gateway, arrived, pause) if kind == "left" else _answered(gateway, kind))
 
         for _ in range(BATCHES):
             kinds = random.choices(list(KINDS), list(KINDS.values()), k=max(1, count // BATCHES))
@@ -180,8 +183,28 @@ def _miscounted(sent: Counter[str], told: Counter[str], counters: dict[str, Coun
     return sum(map(abs, differences))
 
 
-def _script(body: JSON) -> Answer:
+class Arrived:
+    """Which requests have arrived at the engine, by the name that they have there."""
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self._events: dict[str, asyncio.Event] = {}
+
+    def expect(self) -> tuple[str, asyncio.Event]:
+        """A new name, and what is set once the request that bears it has arrived."""
+        name = f"left-{next(self._count)}"
+        self._events[name] = asyncio.Event()
+        return name, self._events[name]
+
+    def note(self, name: object) -> None:
+        """Notes a request of this name."""
+        if (event := self._events.pop(str(name), None)) is not None:
+            event.set()
+
+
+def _script(body: JSON, arrived: Arrived) -> Answer:
     """`misled`, which the adapter is not: escalating corrects it."""
+    arrived.note(body.get("user"))
     if body["model"] == ADAPTER and is_main(body):
         return Answer("red", {"red": 0.99, "blue": 0.01})
     if "plain" in text_of(body):
@@ -194,7 +217,6 @@ def _request(kind: str) -> tuple[str, bytes]:
     bodies: dict[str, JSON] = {
         "whole": chat(modint=modint),
         "stream": chat(stream=True),
-        "left": chat(stream=True, modint=modint),
         "off": chat(modint={"mode": "off"}),
         "text": {"model": BASE, "messages": [{"role": "user", "content": "plain?"}], "max_tokens": 4},
         "unknown": chat() | {"model": "nobody"},
@@ -206,18 +228,29 @@ def _request(kind: str) -> tuple[str, bytes]:
     return path, b"{" if kind == "no JSON" else orjson.dumps(body)
 
 
-async def _answered(gateway: Gateway, kind: str, pause: float) -> str:
+async def _left(gateway: Gateway, arrived: Arrived, pause: float) -> str:
+    """Leaves so many seconds after the request has arrived at the engine; before, nobody may know of it."""
+    name, event = arrived.expect()
+    raw = orjson.dumps(chat(stream=True, modint={"relevant": "image"}, user=name))
+
+    async def ask() -> None:
+        async with gateway.http.post(gateway.url + CHAT, data=raw, headers=JSON_HEADERS) as response:
+            await response.read()
+
+    asking = asyncio.ensure_future(ask())
+    await event.wait()
+    await asyncio.sleep(pause)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    return NO_VERDICT
+
+
+async def _answered(gateway: Gateway, kind: str) -> str:
     """The verdict that the client was told, NO_VERDICT if there is none to tell, or LOST if it did not get
     what its kind of request should get.
     """
     path, raw = _request(kind)
-    headers = {"content-type": "application/json"}
-    if kind == "left":
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause + 0.01):
-                await (await gateway.http.post(gateway.url + path, data=raw, headers=headers)).read()
-        return NO_VERDICT
-    async with gateway.http.post(gateway.url + path, data=raw, headers=headers) as response:
+    async with gateway.http.post(gateway.url + path, data=raw, headers=JSON_HEADERS) as response:
         answer, verdict = await response.read(), response.headers.get("x-modint-verdict", NO_VERDICT)
     if response.status != {"unknown": 404, "no JSON": 400}.get(kind, 200):
         return LOST

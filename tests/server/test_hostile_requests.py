@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from prometheus_client import generate_latest
 
+from modint_guard import Guard
 from modint_server.connections import BoundedConnection
 from modint_server.routes.pages import RESTS, Page
 from tests.server.conftest import Running, chat, serving
@@ -45,6 +46,13 @@ async def test_a_plain_completion_asks_for_a_bounded_number_of_answers(
 ) -> None:
     reply = await running_gateway.post({"model": BASE, **fields}, "/v1/completions")
     assert (reply.status, reply.error["code"], upstream.raw) == (400, code, [])
+
+
+def test_a_picture_whose_part_has_an_odd_text_fails_nothing() -> None:
+    body = chat()
+    odd = {**body["messages"][0]["content"][0], "text": [None]}
+    body["messages"].insert(0, {"role": "developer", "content": [odd]})
+    assert Guard().plan(body).skip is None
 
 
 async def test_a_prompt_of_many_tokens_is_one_prompt(running_gateway: Running) -> None:

@@ -100,6 +100,40 @@ async def test_a_flagged_message_is_corrected_as_a_chat_is(upstream: FakeUpstrea
         assert answer.json["content"] == [{"type": "text", "text": "red"}]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "usage", [7, {"prompt_tokens": "many", "completion_tokens": []}, {"prompt_tokens": -1}]
+)
+async def test_an_odd_usage_costs_no_message(
+    running_gateway: Running, upstream: FakeUpstream, usage: Any, stream: bool
+) -> None:
+    upstream.damage = lambda body, answer: {**answer, "usage": usage}
+    answer = await running_gateway.post(asked(stream=stream, modint={"relevant": "image"}), ROUTE)
+    assert answer.status == 200 and b'"text":"blue"' in answer.body
+    assert b'"input_tokens":0,"output_tokens":0' in answer.body
+
+
+@pytest.mark.parametrize("choices", [7, [7], [{"message": "blue"}], [{"delta": 7}], {"a": 1}])
+async def test_an_answer_that_is_no_chat_is_an_error_of_the_engine(
+    running_gateway: Running, upstream: FakeUpstream, choices: Any
+) -> None:
+    upstream.damage = lambda body, answer: {**answer, "choices": choices}
+    whole = await running_gateway.post(asked(modint={"relevant": "image"}), ROUTE)
+    is_empty = choices == [{"delta": 7}]  # a message that says nothing
+    assert (whole.status, "error" in whole.json) == ((200, False) if is_empty else (502, True))
+    stream = await running_gateway.post(asked(stream=True, modint={"relevant": "image"}), ROUTE)
+    assert stream.status in (200, 502) and b"internal_error" not in stream.body
+
+
+@pytest.mark.parametrize("fields", [{"messages": 7}, {"messages": [7]}, {"system": 7}, {"system": [7]}])
+async def test_a_request_of_another_shape_is_the_engines_to_refuse(
+    running_gateway: Running, upstream: FakeUpstream, fields: JSON
+) -> None:
+    upstream.further[ROUTE] = ("application/json", MESSAGE)
+    answer = await running_gateway.post(asked(**fields), ROUTE)
+    assert answer.status == 200
+
+
 async def test_an_error_within_a_stream_is_an_event_of_messages(upstream: FakeUpstream) -> None:
     upstream.script = lambda body: Answer(
         "blue", {"blue": 0.9}, fault="error frame" if is_main(body) else None
