@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from bench.soak import slope_kb
 from tests.core.pages import DOCS, README, ROOT, prose
+from tests.server.soak import Row
 
 RESULTS = DOCS / "results.md"
 
@@ -280,3 +282,33 @@ def test_the_deployment_page_quotes_the_latency_table() -> None:
     seconds, probes, capacity = row["unguarded_ms_p50"] / 1000, row["probes"], row["capacity_per_s"]
     quoted = f"{seconds:.2f} s, {probes:.1f} and {capacity:.0f} answers of 32 tokens a second"
     assert quoted in prose(DOCS / "deploy.md")
+
+
+def test_the_page_of_results_quotes_what_breaks_the_gateway() -> None:
+    faults, soak, tenants = rows_of("faults"), rows_of("soak"), rows_of("tenants")
+    sides = {
+        side: {
+            name: sum(row[name] for row in rows_of("fuzz") if row["side"] == side)
+            for name in ("requests", "internal_error", "unhandled", "lost", "hung", "damaged_replies")
+        }
+        for side in ("client", "engine")
+    }
+    lost = sum(not row["answer_intact"] for row in faults)
+    left = sum(row["tasks_left"] + row["sockets_left"] for row in faults)
+    slow = [row for row in tenants if row["engine_ms"] == 200]
+    quick = [row for row in tenants if row["engine_ms"] == 20]
+    page = prose(RESULTS)
+    for quoted in (
+        f"{lost} answers lost to {len(faults)} faults, {left} tasks or sockets left",
+        f"{sides['client']['requests']:,} requests, {sides['engine']['damaged_replies']:,} damaged replies: "
+        f"{sum(side['internal_error'] for side in sides.values())} internal errors, "
+        f"{sum(side['unhandled'] for side in sides.values())} unhandled, "
+        f"{sum(side['lost'] for side in sides.values())} answers lost",
+        f"{soak[-1]['requests']:,} requests: {soak[-1]['lost']} lost, {soak[-1]['miscounted']} miscounted, "
+        f"{max(0, slope_kb([Row(**row) for row in soak])):.0f} kB for each 10,000",
+        f"verdicts the same under {sum(row['same_verdicts'] for row in slow)} of {len(slow)} attacks, p99 "
+        f"at most {max(row['ratio'] for row in slow)} times, `/livez` p99.9 at most "
+        f"{max(row['livez_p999_ms'] for row in slow):.0f} ms",
+        f"at most {max(row['ratio'] for row in quick)} times",
+    ):
+        assert quoted in page, quoted
