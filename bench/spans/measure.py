@@ -122,8 +122,8 @@ async def _measure(url: str, setup: Setup, journal: Journal) -> None:
 async def nulls_measured(
     session: aiohttp.ClientSession, url: str, names: Sequence[str], *, every_s: float = 5.0
 ) -> None:
-    """Return once the packaged items were asked of each model, so that answers are judged by its null, if that
-    is large enough. Raises EndpointError if it takes longer than NULL_S.
+    """Return once the packaged items were asked of each model, so that answers are judged by its null, if
+    that is large enough. Raises EndpointError if it takes longer than NULL_S.
     """
     until = time.monotonic() + NULL_S
     while time.monotonic() < until:
