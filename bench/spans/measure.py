@@ -45,7 +45,7 @@ Greedy answers through vLLM and the gateway. `mentions`: answers that name what 
 that do not name it without the caption. `found`: those in which the rule marks a word of the first mention.
 `false`: all other words that it marks, in answers that were lied to and in those that were told the truth.
 `precision` = found / (found + false), `recall` = found / mentions, `f1` their harmonic mean; intervals are
-Clopper-Pearson, 95 %. `spans` marks the words of flagged spans; `influence` those that the text
+Clopper-Pearson, 95 %. `spans` marks the words of spans flagged as `text`; `influence` those that the text
 gave 3.3 nats or more, and more than the picture, flagged or not; `in context` those that the caption holds
 too; `differs` those that the answer without caption lacks; `both` what is marked by these two rules. The
 rules leave out words of the question and such as "the". `relevant` is named by the client (image), or left
