@@ -286,7 +286,13 @@ def _by_prior(
 
 
 def _sure_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
-    return all(cells[name].reproduces and cells[name].p_answer >= thresholds.sure for name in names)
+    """Whether each view gives all of y, what was drawn by chance included, and is sure of the rest."""
+    return all(
+        cells[name].reproduces
+        and cells[name].p_answer >= thresholds.sure
+        and all(token.odds > 0.0 for token in cells[name].tokens)
+        for name in names
+    )
 
 
 def _word(answer: str) -> str:

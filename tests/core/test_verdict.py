@@ -141,6 +141,17 @@ def test_an_answer_that_the_picture_made_surer_is_no_guess() -> None:
     assert decided(Score(unsure, {}), Relevant.IMAGE).state == "pass"
 
 
+def test_an_answer_of_which_a_word_was_drawn_by_chance_is_no_guess_for_the_words_after_it() -> None:
+    # "red indeed" where "blue" was likelier: every view is sure of "indeed", and none would say "red".
+    drawn = TokenScore(lost=0.0, shift=0.0, odds=-2.0, other=0.9, preferred=False)
+    views = {name: replace(cell(SURE), shift=0.0) for name in ("no_context", "neutral_image", "prior")}
+    assert decided(Score(views, {}), Relevant.IMAGE).cause == "prior"
+    for name, view in views.items():
+        first = replace(drawn, odds=2.0, other=0.1) if name == "no_context" else drawn
+        views[name] = replace(view, tokens=(first, *view.tokens))
+    assert decided(Score(views, {}), Relevant.IMAGE).state == "pass"
+
+
 # -- what weighs the score ---------------------------------------------------------------------------
 
 FITTED = Fitted(
