@@ -9,6 +9,7 @@ take turns, so that what else the machine does meets both. The engine is scripte
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -166,6 +167,7 @@ ATTACKS: dict[str, Attack] = {
 
 async def _attacker(url: str) -> None:
     """Begins the attack that a line of the input names; an empty line ends it. Answers with a line."""
+    os.nice(10)  # elsewhere it would have a machine of its own
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     attacking: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
