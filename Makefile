@@ -1,7 +1,7 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. What that is of the system, .ci/needs says first.
 #   make install   make demo   make serve   make test   make test-picturebook   make test-clients   make check
 #   make clean
-#   make bench-tinyworld   make bench-base   make bench-thresholds   make generated   make panels
+#   make bench-tinyworld   make bench-base   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
 #   make bench-training-gpu   make bench-gateway   make bench-faults   make bench-locate   make bench-spans

@@ -186,17 +186,6 @@ def spans(
 
 
 @app.command()
-def thresholds(
-    output: Output = Path("bench/results/thresholds.json"), count: Count = 200, seed: Seed = 0
-) -> None:
-    """Fit the default risk on the validation split, through vLLM."""
-    from bench.thresholds import measure_thresholds
-
-    measure_thresholds(output, count=count, seed=seed)
-    typer.echo(f"wrote {output}")
-
-
-@app.command()
 def mitigation(
     output: Output = Path("bench/results/mitigation.json"),
     split: Annotated[

@@ -1,8 +1,7 @@
 """All settings of the guard, read once into frozen objects.
 
-The default thresholds are NOT calibrated, and a report that uses them says `"calibrated": false`. A
-calibration file (`judging.calibration`) holds others, fitted for one model, one adapter and one set of
-probes.
+What is flagged is measured on each model: by its null (`judging.null`), or by a calibration made with labels
+(`judging.calibration`). Without either a fixed rule decides, and the report says `"calibrated": false`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Guard:
         nulls: Mapping[str, Null] | None = None,
     ) -> None:
         """extra_views: further probes, which a request may ask for by name in `modint.probes`. calibrations:
-        replace the default thresholds for the models that they were made for. nulls: by served name, the
+        are used for the models that they were made for. nulls: by served name, the
         scores of harmless inputs that answers of these models are judged by; read anew for each answer.
         """
         self.config = config or GuardConfig()

@@ -9,14 +9,14 @@ from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.thoughts import behind_thoughts
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
-from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.calibration import Calibration, Fitted
 from modint_guard.judging.explanation import explained
 from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.spans import flagged_words, spans_of, turned_tokens
 from modint_guard.judging.statistic import flag_statistic, token_statistics
-from modint_guard.judging.text_match import is_short, score_words, words_result
+from modint_guard.judging.text_match import is_short, score_words, turned, words_result
 from modint_guard.probing import like_views, regenerate
 from modint_guard.report import AnswerSpan, NullSummary, ProbeResult, Report, Verdict
 from modint_guard.types import (
@@ -62,7 +62,7 @@ NOTE_FIRST_TOKEN = "Judged at the first word of the answer; what follows it was 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judges answers by the null of their model, by a calibration, or by the thresholds of `config`.
+    """Judges answers by a calibration of their model, by its null, or, if it has neither, by a fixed rule.
 
     calibrations, nulls: by served name. A calibration, which was made with labels, goes before a null.
     """
@@ -95,31 +95,30 @@ class Judge:
         """Judge by probabilities."""
         score = self.score(plan, answer, replies)
         assert score is not None
-        thresholds, is_fitted = self._thresholds(plan, score)
-        null = None if is_fitted else self.nulls.get(str(plan.body.get("model")))
+        null, fitted = self._null(plan), self._fitted(plan, score)
+        thresholds = self._thresholds(null)
         statistic = self.statistic(plan, score)
-        weighed = (
-            verdict.weighed(statistic, null, thresholds, self.config.alpha) if statistic and null else None
-        )
+        by_null = verdict.by_null(statistic, null, thresholds, self.config.alpha) if null else None
+        by_calibration = verdict.by_calibration(score, plan.relevant, fitted) if fitted else None
         decided = verdict.decide(
             score,
             plan.relevant,
             thresholds,
+            weighed=by_calibration or by_null or verdict.by_rule(statistic, thresholds),
             has_context=_has_context(plan.chat),
             is_named=plan.relevant_source in NAMED_SOURCES,
-            weighed=weighed,
         )
-        if statistic and null and weighed:
+        if by_null and not by_calibration and null and statistic:
             summary = NullSummary(null.source, int(null.near(statistic.length)), null.power)
             decided = replace(decided, null=summary)
-        # The guarantee of a calibration holds for answers of one token, and for answers scored as a whole,
-        # that are the most probable ones.
+        # What was measured holds for answers of one token, and for answers scored as a whole, that are the
+        # most probable ones.
         covered = not score.partial and not _is_not_preferred(score)
-        calibrated = (is_fitted or weighed is not None) and covered and decided.risk is not None
+        calibrated = covered and decided.risk is not None
 
         def flags(found: Statistic) -> bool:
-            by_null = verdict.weighed(found, null, thresholds, self.config.alpha) if null else None
-            return by_null.flags if by_null else found.sure >= thresholds.sure
+            by_null = verdict.by_null(found, null, thresholds, self.config.alpha) if null else None
+            return (by_null or verdict.by_rule(found, thresholds)).flags
 
         spans = _spans(plan, answer, score, decided.cause, flags)
         return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated), spans)
@@ -162,12 +161,13 @@ class Judge:
         score = None if answer.skip else self.score(plan, answer, replies)
         if score is None:
             return False
-        thresholds, _ = self._thresholds(plan, score)
-        decided = verdict.early_verdict(score, plan.relevant, thresholds, corrects=corrects)
-        if decided is None or not corrects or decided.state is not State.FLAGGED:
-            return decided is not None
-        # What is corrected part by part (`mitigation.parts`) needs the spans, and these need every cell.
-        return score.method != TEACHER_FORCED or all(name in score.cells for name in CELLS)
+        thresholds, fitted = self._thresholds(self._null(plan)), self._fitted(plan, score)
+        if not verdict.settles(score, plan.relevant, thresholds, fitted, corrects=corrects):
+            return False
+        # What is corrected part by part (`mitigation.parts`) needs the spans, and these need every
+        # cell. Where something is corrected, one view settles only what passes.
+        passes = not corrects or len(score.cells) == 1
+        return passes or score.method != TEACHER_FORCED or all(name in score.cells for name in CELLS)
 
     def informed(self, plan: Plan, replies: Replies) -> Plan:
         """The plan with the relevance that the model itself named, if it was asked and is confident."""
@@ -178,16 +178,21 @@ class Judge:
         source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
         return replace(plan, relevant=relevant, relevant_source=source, relevant_probability=None)
 
-    def _thresholds(self, plan: Plan, score: Score) -> tuple[Thresholds, bool]:
-        """The thresholds for this request, and whether they were fitted for its model."""
+    def _fitted(self, plan: Plan, score: Score) -> Fitted | None:
+        """The calibration of this request's model, for what ought to decide and the way of comparing."""
         calibration = self.calibrations.get(str(plan.body.get("model")))
-        if calibration is not None and calibration.method != score.method:
-            calibration = None
-        fitted = calibration.thresholds(plan.relevant, self.config.thresholds) if calibration else None
-        thresholds = fitted or self.config.thresholds
-        if plan.schedule.early_stop:  # below flag_at nothing is flagged as text or image
-            thresholds = replace(thresholds, clear_below=thresholds.flag_at)
-        return thresholds, fitted is not None
+        if calibration is None or calibration.method != score.method:
+            return None
+        return calibration.fitted_for(plan.relevant)
+
+    def _null(self, plan: Plan) -> Null | None:
+        return self.nulls.get(str(plan.body.get("model")))
+
+    def _thresholds(self, null: Null | None) -> Thresholds:
+        """The constants, with `sure` as it was measured on the model."""
+        if null is None or null.sure is None:
+            return self.config.thresholds
+        return replace(self.config.thresholds, sure=null.sure)
 
     def _like_views(self, plan: Plan, answer: Reply, replies: Replies) -> Report:
         """Judge what follows reasoning, or has a forced form, by a request that was asked like its views."""
@@ -208,8 +213,12 @@ class Judge:
             return replace(report, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
         compared = replies if plan.schedule.method == REGENERATED else regenerate.whole_replies(replies)
         score = score_words(answer, compared, plan.chat)
-        lenient = replace(self.config.thresholds, flag_at=0.0, clear_below=0.0, sure=0.0)
-        decided = verdict.decide(score, plan.relevant, lenient, has_context=_has_context(plan.chat))
+        decided = verdict.decide(
+            score,
+            plan.relevant,
+            weighed=verdict.Weighed(turned(score.cells, plan.relevant)),
+            has_context=_has_context(plan.chat),
+        )
         if decided.state is State.FLAGGED and NOOP in score.missing:
             decided = Verdict(State.UNSCORED, reason=score.missing[NOOP])
         return self._report(plan, answer, replies, score, replace(decided, risk=None))

@@ -96,9 +96,7 @@ def make_plan(
         bodies = {name: unconstrained(changed) if changed else None for name, changed in bodies.items()}
     views = tuple(View(name, view_body(changed, top, config)) for name, changed in bodies.items() if changed)
     later = (
-        frozenset()
-        if regenerate
-        else _later(chat, options, relevant, config, calibrations, early_stop=early_stop)
+        frozenset() if regenerate else _later(chat, options, relevant, calibrations, early_stop=early_stop)
     )
     return Plan(
         body=chat.body,
@@ -171,7 +169,6 @@ def _later(
     chat: Chat,
     options: ModintOptions,
     relevant: Relevant,
-    config: GuardConfig,
     calibrations: Mapping[str, Calibration],
     *,
     early_stop: bool,
@@ -179,7 +176,7 @@ def _later(
     """The views that an early stop may save: all that are sent without being asked for, but the first."""
     first = verdict.FIRST_VIEW.get(relevant)
     calibration = calibrations.get(str(chat.body.get("model")))
-    clears = config.thresholds.clear_below if calibration is None else calibration.stops_early(relevant)
+    clears = calibration is not None and calibration.stops_early(relevant)
     if first is None or chat.context is None or not (early_stop or clears):
         return frozenset()
     return frozenset((*CELLS, *LEFT_OUT)) - {first} - frozenset(options.probes or ())

@@ -136,7 +136,7 @@ class ModintObject(_Record):
     )
     calibrated: bool = Field(description="whether the risk has the guarantee of a null or of a calibration")
     null: NullObject | None = Field(
-        description="what the risk was measured against; null where thresholds decided"
+        description="what the risk was measured against; null where a calibration or the fixed rule decided"
     )
     neglect: float | None = Field(
         default=None,

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 PATH = "/v1/chat/completions"
@@ -33,7 +34,7 @@ async def client(address: tuple[str, int], request: bytes, until: float, ms: lis
             ms.append(1000 * (time.perf_counter() - began))
 
 
-async def loaded(url: str, body: bytes, seconds: float, connections: int) -> dict[str, object]:
+async def loaded(url: str, body: bytes, seconds: float, connections: int) -> dict[str, Any]:
     """Asks on so many connections at once for so long."""
     parts = urlsplit(url)
     assert parts.hostname and parts.port

@@ -4,7 +4,7 @@ What is to be found is the mention of the thing that the lie claims: its first o
 the answer without the caption has none. Whoever marks a word of it has found it; every other marked word is a
 false one. Nothing is to be found in an answer that was told the truth, or that did not follow the lie.
 
-spans        the words of flagged spans
+spans        the words of spans that are flagged as given by the text
 influence    the words that the text gave: its influence is 3.3 nats or more, and more than the picture's
 in context   the word is in the caption
 differs      the word is not in the answer that the model gives without the caption
@@ -97,7 +97,7 @@ def marks(
     in_context = [piece for piece in telling if answer[slice(*piece)].casefold() in told]
     differs = [piece for piece in telling if answer[slice(*piece)].casefold() not in before]
     return {
-        SPANS: _finest(modint, lambda span: span["cause"] is not None),
+        SPANS: _finest(modint, lambda span: span["cause"] == "text"),
         INFLUENCE: _finest(modint, _text_gave),
         IN_CONTEXT: in_context,
         DIFFERS: differs,

@@ -45,12 +45,13 @@ Greedy answers through vLLM and the gateway. `mentions`: answers that name what 
 that do not name it without the caption. `found`: those in which the rule marks a word of the first mention.
 `false`: all other words that it marks, in answers that were lied to and in those that were told the truth.
 `precision` = found / (found + false), `recall` = found / mentions, `f1` their harmonic mean; intervals are
-Clopper-Pearson, 95 %. `spans` marks the words of flagged spans; `influence` those that the text
+Clopper-Pearson, 95 %. `spans` marks the words of spans flagged as `text`; `influence` those that the text
 gave 3.3 nats or more, and more than the picture, flagged or not; `in context` those that the caption holds
 too; `differs` those that the answer without caption lacks; `both` what is marked by these two rules. The
 rules leave out words of the question and such as "the". `relevant` is named by the client (image), or left
-to the gateway (auto). `wording` says whether the captions' words were seen in training. Answers are
-judged by the model's own null, measured on the packaged items before. What holds by
+to the gateway (auto). `wording` says whether the captions' words were seen in training. `by null`:
+answers that were judged by the model's own null, measured on the packaged items before; the others by the
+default thresholds. `scored`: answers that were scored as a whole. What holds by
 construction: a true caption names only what the picture shows, so that `in context` is wrong on every right
 answer to one."""
 LENGTH_NOTES = """\
@@ -121,14 +122,14 @@ async def _measure(url: str, setup: Setup, journal: Journal) -> None:
 async def nulls_measured(
     session: aiohttp.ClientSession, url: str, names: Sequence[str], *, every_s: float = 5.0
 ) -> None:
-    """Return once the null of each model is measured, so that every answer is judged by it. Raises
-    EndpointError if that takes longer than NULL_S.
+    """Return once the packaged items were asked of each model, so that answers are judged by its null, if
+    that is large enough. Raises EndpointError if it takes longer than NULL_S.
     """
     until = time.monotonic() + NULL_S
     while time.monotonic() < until:
         async with session.get(f"{url}/readyz") as response:
             models = (await response.json())["null"]["models"]
-        if all(models.get(name, {}).get("sure") is not None for name in names):
+        if all(models.get(name, {}).get("n") for name in names):
             return
         await asyncio.sleep(every_s)
     raise EndpointError(f"{url} has not measured the null of {', '.join(names)} within {NULL_S:.0f} s.")
@@ -180,11 +181,11 @@ def long_jobs(setup: Setup, model: str, complete: Complete) -> dict[str, Job]:
 
 def span_rows(records: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
     """A row for each model, form, wording, relevance and way of delivery, by rule."""
-    groups: dict[tuple[Any, ...], list[tuple[str, JSON]]] = {}
+    groups: dict[tuple[Any, ...], list[JSON]] = {}
     for record in records.values():
         for answer in record.get("answers", ()):
             key = (record["model"], record["form"], record["wording"], answer["relevant"], answer["streamed"])
-            groups.setdefault(key, []).append((record["kind"], answer))
+            groups.setdefault(key, []).append(answer)
     for (model, form, wording, relevant, is_streamed), answers in sorted(groups.items()):
         head = {
             "model": model,
@@ -193,13 +194,11 @@ def span_rows(records: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
             "relevant": relevant,
             "streamed": is_streamed,
         }
+        scored = sum(answer["method"] == "teacher_forced" for answer in answers)
+        by_null = sum(answer["null"] is not None for answer in answers)
+        head |= {"answers": len(answers), "scored": scored, "by null": by_null}
         for rule in RULES:
-            yield {
-                **head,
-                "rule": rule,
-                "answers": len(answers),
-                **figures([a["counts"][rule] for _, a in answers]),
-            }
+            yield {**head, "rule": rule, **figures([answer["counts"][rule] for answer in answers])}
 
 
 def figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:

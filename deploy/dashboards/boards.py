@@ -283,14 +283,14 @@ INTERFERENCE = Board(
             "Risk",
             (
                 Panel(
-                    "Mean risk",
+                    "Risk of 1 − α or more",
                     _share(
-                        _increase("modint_risk_ratio_sum", where=RELEVANT),
+                        _increase("modint_unusual_answers_total", where=RELEVANT),
                         _increase("modint_risk_ratio_count", where=RELEVANT),
                     ),
                     _MA,
                     "percentunit",
-                    "modint_risk_ratio: sum over count.",
+                    "modint_unusual_answers_total over modint_risk_ratio's count; of harmless ones α.",
                     empty="no answer had a risk in the time shown",
                     samples="Answers with a risk",
                 ),

@@ -27,7 +27,7 @@ from modint_guard.evaluation.variants import Variant, variants_of
 from modint_guard.guard import Guard
 from modint_guard.judging.null import Null, NullScore, sure_at, with_checkup, with_lie
 from modint_guard.judging.text_match import same_answer
-from modint_guard.judging.verdict import weighed
+from modint_guard.judging.verdict import by_null
 from modint_guard.report import Report
 from modint_guard.types import (
     ANNOTATE,
@@ -129,8 +129,9 @@ async def checkup_null(
 
 def is_flagged(report: Report, null: Null, guard: Guard) -> bool:
     """Whether an answer is flagged if it is judged by this null, or as it was if the null says nothing."""
-    config = guard.config
-    found = report.statistic and weighed(report.statistic, null, config.thresholds, config.alpha)
+    thresholds = guard.config.thresholds
+    thresholds = thresholds if null.sure is None else replace(thresholds, sure=null.sure)
+    found = by_null(report.statistic, null, thresholds, guard.config.alpha)
     return found.flags if found else report.verdict.state is State.FLAGGED
 
 

@@ -16,13 +16,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modint_guard.errors import ConfigError
-from modint_guard.judging.risk import FEATURES, Logistic, Thresholds
+from modint_guard.judging.risk import Logistic
 from modint_guard.types import CELLS, Relevant
 
 SCHEMA = "modint-calibration-1"
 CALIBRATION = "calibration.json"  # beside a model's weights: `serve` uses it if no other file is named
-
-_NOT_FITTED = ("flip_margin", "confident", "min_option_mass", "sure", "negligible")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ class Fitted(_Record):
     bias: float
     weights: dict[str, float]
     flag_at: float = Field(ge=0, le=1)
-    clear_below: float = Field(default=0.0, ge=0, le=1)
+    clear_below: float = Field(default=0.0, ge=0, le=1, description="passes by the first view; 0: none does")
     expected_probes: float = Field(default=3.0, ge=1, description="of the labelled answers, cells alone")
     promises: tuple[Promise, ...]
     positives: int = Field(ge=1)
@@ -94,20 +92,6 @@ class Fitted(_Record):
     def risk(self, answer: Labelled) -> float:
         """The risk of an answer, in [0, 1]. Raises KeyError if one of its features is missing."""
         return Logistic(self.bias, self.weights).risk(dict(answer.features))
-
-    def thresholds(self, base: Thresholds) -> Thresholds:
-        """The constants of a verdict: the fitted ones, and those of `base` for all others."""
-        kept = {name: getattr(base, name) for name in _NOT_FITTED}
-        weights = {f"weight_{name}": self.weights.get(name, 0.0) for name in FEATURES}
-        return Thresholds(
-            bias=self.bias,
-            flag_at=self.flag_at,
-            clear_below=self.clear_below,
-            by_risk_alone=True,
-            min_probability=base.min_probability,
-            **weights,
-            **kept,
-        )
 
 
 class Calibration(_Record):
@@ -131,10 +115,9 @@ class Calibration(_Record):
         """The model name of the requests that it is for."""
         return self.adapter or self.model
 
-    def thresholds(self, relevant: Relevant, base: Thresholds) -> Thresholds | None:
-        """The constants for requests that this modality ought to decide; None if none were fitted for it."""
-        fitted = {Relevant(name): fit for name, fit in self.fitted.items()}.get(relevant)
-        return None if fitted is None else fitted.thresholds(base)
+    def fitted_for(self, relevant: Relevant) -> Fitted | None:
+        """What was fitted for requests that this modality ought to decide; None if nothing was."""
+        return {Relevant(name): fit for name, fit in self.fitted.items()}.get(relevant)
 
     def stops_early(self, relevant: Relevant) -> bool:
         """Whether the first view may settle requests with this relevance; for `both`, whether it may settle

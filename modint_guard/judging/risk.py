@@ -1,4 +1,5 @@
-"""The risk of an answer: a logistic function of a few features, and how it is fitted.
+"""The risk that a calibration gives an answer: a logistic function of a few features, and how it is fitted;
+and the constants of a verdict.
 
 Every feature is defined so that a larger value speaks for a wrong answer. js and margin say how far the
 answer moves in the view without the irrelevant modality, and pmi how much that modality contributed to it.
@@ -26,45 +27,21 @@ _ROUNDING = 1e-14  # of a loss, relative
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The constants of a verdict. Raises ConfigError for a value out of range.
-
-    risk = sigmoid(bias + weight_js * JS + weight_margin * margin + weight_entropy * H + weight_pmi * PMI). y
-    is the served answer, and "the view" is the one without the *irrelevant* modality. JS is the base-2
-    Jensen-Shannon divergence between the answer and the view. margin = p(top answer) - p(y) under the view,
-    in [-1, 1]. PMI = log p(y) of the served answer minus log p(y) under the view, in nats per token. H is the
-    entropy of the served answer at its first position, in bits. An answer is flagged `text` or `image` if the
-    view flips and risk >= flag_at, and if what ought to decide, alone, gives another answer with at least the
-    probability `sure`; with `by_risk_alone`, which a calibration sets, by the risk alone. The first three
-    constants, flag_at and confident were fitted by `python -m bench thresholds` on TinyWorld's
-    validation split (bench/results/thresholds.md); the others are set by hand.
+    """The constants of a verdict that no null and no calibration measures. Raises ConfigError for a value out
+    of range.
     """
 
-    bias: float = -3.727
-    weight_js: float = 4.465
-    weight_margin: float = 3.834
-    weight_entropy: float = 0.0
-    weight_pmi: float = 0.0
-    flag_at: float = 0.2
-    by_risk_alone: bool = False
-    clear_below: float = 0.0  # an answer with a lower risk after the first view passes; 0: no early stop
-    sure: float = (
-        0.99  # from which what ought to decide contradicts an answer; below, it may have needed help
-    )
+    sure: float = 0.99  # from which an answer of one modality alone counts, if the null does not know
     negligible: float = 0.5  # nats: a smaller influence of what is needed, on the log-odds of y, is none
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
-    confident: float = 0.9999  # the probability from which a unimodal answer is certain (prior, conflict)
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
     min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
 
     def __post_init__(self) -> None:
-        for name in ("flag_at", "flip_margin", "confident", "min_option_mass", "clear_below", "sure"):
+        for name in ("sure", "flip_margin", "min_option_mass"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")
-        if self.clear_below > self.flag_at:
-            raise ConfigError(
-                f"thresholds.clear_below is {self.clear_below}: it must not exceed flag_at, {self.flag_at}."
-            )
         if self.negligible < 0.0:
             raise ConfigError(f"thresholds.negligible is {self.negligible}: it must be at least 0.")
         if not 0.0 < self.min_probability < 1.0:
@@ -97,14 +74,6 @@ def features_of_score(score: Score, relevant: Relevant) -> dict[str, float] | No
     """The features of a scored answer; None if the score lacks the view without the irrelevant modality."""
     cell = score.cells.get(WITHOUT_IRRELEVANT.get(relevant, ""))
     return None if cell is None else features_of(cell, score.entropy)
-
-
-def risk_of(cell: CellScore, entropy: float, thresholds: Thresholds) -> float:
-    """The risk of an answer in [0, 1] under these thresholds; the arguments are those of `features_of`."""
-    features = features_of(cell, entropy)
-    return sigmoid(
-        thresholds.bias + sum(getattr(thresholds, f"weight_{name}") * features[name] for name in FEATURES)
-    )
 
 
 def sigmoid(z: float) -> float:

@@ -10,9 +10,10 @@ answer.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.scoring import cells_of, first_word, shifted_labels, unjudged_result
 from modint_guard.report import ProbeResult
 from modint_guard.types import (
@@ -26,6 +27,7 @@ from modint_guard.types import (
     Chat,
     Failure,
     ProbeOutcome,
+    Relevant,
     Replies,
     Reply,
     Score,
@@ -63,6 +65,16 @@ def score_words(answer: Reply, replies: Replies, chat: Chat) -> Score:
         image_only=cells[NO_CONTEXT].answer if NO_CONTEXT in cells else None,
         text_only=cells[NEUTRAL_IMAGE].answer if NEUTRAL_IMAGE in cells else None,
     )
+
+
+def turned(cells: Mapping[str, CellScore], relevant: Relevant) -> bool:
+    """Whether what ought not to matter turned the answer: without it another one comes, and, if it is a text,
+    the text alone gives the answer.
+    """
+    alone = cells.get(WITHOUT_IRRELEVANT.get(relevant, ""))
+    if alone is None or not alone.flip:
+        return False
+    return relevant is Relevant.TEXT or (NEUTRAL_IMAGE in cells and cells[NEUTRAL_IMAGE].reproduces)
 
 
 def words_result(name: str, answer: Reply, reply: Reply | Failure, chat: Chat) -> ProbeResult:

@@ -1,21 +1,28 @@
-"""From a score to one of four verdicts. Pure; its constants are `risk.Thresholds`.
+"""From a score to one of four verdicts. Pure.
 
 y is the served answer. The views are no_context (the image alone), neutral_image (the text alone) and prior
-(neither).
+(neither). "Sure" is a probability of at least `sure`: as the null measured it on this model, else the one of
+`risk.Thresholds`.
 
 relevant  flagged as   if
-image     text         y flips without the context, the image alone is sure of another answer, the text alone
-                       gives what flipped, and risk >= flag_at
-image     prior        text alone and prior both give y with confidence, and the image alone gives y too
-text      image        y flips with a neutral image, the text alone is sure of another answer, and risk >=
-                       flag_at. What the image alone answers is no evidence here: without its text the
-                       question has no answer to reproduce
-text      prior        y still comes with confidence without the context, and without both
-both      prior        every view gives y with confidence
-unknown   conflict     the image alone and the text alone give different answers, both with confidence
+image     text         the answer's score (`judging.statistic`) is weighed and found unusual
+text      image        the same
+any but   prior        every view that lacks what ought to decide is sure of y, what ought to decide alone
+unknown                gives it too, and had no influence
+unknown   conflict     the image alone and the text alone are sure of different answers
+any but   neglect      the client or a route named what ought to decide, no other rule holds, and it had no
+unknown                influence
 
-any but     neglect    the client or a route named what ought to decide, no other rule holds, and it had no
-unknown                influence: its Shapley value for the log-odds of y is below `negligible`
+No influence: its Shapley value for the log-odds of y is below `negligible`.
+
+What weighs the score (`Weighed`) is the first of these that there is:
+
+a calibration   made with labels for this model: its risk reaches its threshold, unstable or not, because its
+                promise holds for that rule
+a null          the score is above 0, p <= alpha, and what ought to decide, alone, is sure of another answer
+                where it was read; risk is 1 - p. It must know enough scores of about the answer's length
+nothing         the score is above 0, and what ought to decide is sure of another answer; there is no risk,
+                and the report says that nothing was measured (`calibrated` is false)
 
 What ought to decide, alone, must be sure of another answer: a model that sees badly and was helped by its
 caption was not led astray by it.
@@ -24,31 +31,21 @@ If a longer answer is judged at its first word, it is never flagged as prior, be
 with "The". A flag as text or image is withdrawn if y also flipped under a control that ran (benign,
 permuted_options, question_first): such an answer moves with any change. An answer that the request itself
 does not prefer, because it was drawn by chance or comes from elsewhere, is never flagged as text or image.
-
-If the model has a null (`judging.null`), `risk` is 1 - p, and text and image are flagged as `weighed` says:
-if the answer's statistic (`judging.statistic`) is above 0, p <= alpha, and what ought to decide, alone, is
-sure of another answer. The conditions above serve models without a null, and answers of lengths that it
-hardly knows.
-
-With the thresholds of a calibration (by_risk_alone), text and image are flagged by the risk alone, unstable
-or not, because the calibration's guarantee holds for that rule. Any other answer passes; for both and unknown
-the report then states influences only.
+Any other answer passes; for both and unknown the report then states influences only.
 
 Without a context, only neutral_image is used for relevant=text and both. For relevant=image there is no
-irrelevant modality to examine, and the request is skipped as "no_context", unless the neutral image gives y
-with confidence (prior). For unknown it is skipped likewise.
+irrelevant modality to examine, and the request is skipped as "no_context", unless it is flagged as prior. For
+unknown it is skipped likewise.
 
-With an early stop, some of the cells can decide alone (`early_verdict`). One view comes first (`FIRST_VIEW`).
-An answer whose risk stays below clear_below there passes. An answer that a calibration flags by the risk is
-flagged there, except that a policy which corrects answers needs to know what each modality alone answers. If
-both modalities ought to decide, an answer that the prior does not give with confidence passes. The prior is
-not needed if the other two cells flag the answer as text or image. Cells that are left out for this reason
-are not missing.
+With an early stop, some of the cells can decide alone (`settles`). One view comes first (`FIRST_VIEW`):
+an answer that it leaves as it is cannot be flagged as text or image, and passes. A calibration passes and
+flags there, by its risk; a policy that corrects answers needs to know what each modality alone answers, and
+asks the others too. If both modalities ought to decide, an answer of which the prior is not sure passes.
+Cells that are left out for this reason are not missing.
 
-`risk` belongs to leaving out the irrelevant modality. If no modality is known to be irrelevant (both,
-unknown, or nothing to leave out) it is null, even for a flagged answer: prior and conflict have rules of
-their own that do not use the risk. If a cell that the rule needs is missing, the verdict is unscored and risk
-is null.
+If no modality is known to be irrelevant (both, unknown, or nothing to leave out) the risk is null, even for a
+flagged answer: prior and conflict have rules of their own that do not use it. If a cell that the rule needs
+is missing, the verdict is unscored and risk is null.
 """
 
 from __future__ import annotations
@@ -56,8 +53,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from modint_guard.judging.calibration import Fitted
 from modint_guard.judging.null import Null
-from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Thresholds, risk_of
+from modint_guard.judging.risk import WITHOUT_IRRELEVANT, Logistic, Thresholds, features_of_score
 from modint_guard.judging.scoring import influence_on_odds
 from modint_guard.report import Verdict
 from modint_guard.types import (
@@ -79,10 +77,13 @@ Cells = Mapping[str, CellScore]
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """Whether the irrelevant modality is to be flagged, and the risk: 1 - p by a null, in [0, 1)."""
+    """Whether the irrelevant modality is to be flagged; the risk, in [0, 1], None if nothing was measured on
+    the model; and whether a calibration promised something for just this rule.
+    """
 
-    risk: float
     flags: bool
+    risk: float | None = None
+    is_promised: bool = False
 
 
 FIRST_VIEW = {**WITHOUT_IRRELEVANT, Relevant.BOTH: PRIOR}  # the view that an early stop asks first
@@ -94,15 +95,15 @@ def decide(
     relevant: Relevant,
     thresholds: Thresholds | None = None,
     *,
+    weighed: Weighed,
     has_context: bool,
     is_named: bool = False,
-    weighed: Weighed | None = None,
 ) -> Verdict:
     """The verdict on one scored answer, by the rules at the top of this file.
 
-    relevant: the modality that ought to decide. has_context: whether the request has a context. is_named:
-    whether the client or a route named that modality, so that neglecting it can be flagged. weighed: None if
-    the thresholds decide.
+    relevant: the modality that ought to decide. weighed: what was found of the irrelevant one, if there is
+    one. has_context: whether the request has a context. is_named: whether the client or a route named that
+    modality, so that neglecting it can be flagged.
     """
     thresholds = thresholds or Thresholds()
     verdict = _decided(score, relevant, thresholds, weighed, has_context=has_context)
@@ -118,15 +119,32 @@ def decide(
     return replace(verdict, state=State.FLAGGED, cause=Cause.NEGLECT, reason=None)
 
 
-def weighed(statistic: Statistic, null: Null, thresholds: Thresholds, alpha: float) -> Weighed | None:
-    """What a null says of an answer's statistic at the level alpha; None if it knows too few scores of about
-    that length. Nothing is flagged that did not change (a statistic of 0 or less), however unusual it is.
+def by_calibration(score: Score, relevant: Relevant, fitted: Fitted) -> Weighed | None:
+    """What a calibration says of an answer; None without the view that its risk is computed from."""
+    features = features_of_score(score, relevant)
+    if features is None:
+        return None
+    risk = Logistic(fitted.bias, fitted.weights).risk(features)
+    preferred = score.cells[WITHOUT_IRRELEVANT[relevant]].preferred
+    return Weighed(risk >= fitted.flag_at and preferred, risk, is_promised=True)
+
+
+def by_null(statistic: Statistic | None, null: Null, thresholds: Thresholds, alpha: float) -> Weighed | None:
+    """What a null says of an answer's statistic at the level alpha; None if there is no statistic, or if the
+    null knows too few scores of about that length. Nothing is flagged that did not change (a statistic of 0
+    or less), however unusual it is.
     """
-    if not null.resolves(alpha, statistic.length):
+    if statistic is None or not null.resolves(alpha, statistic.length):
         return None
     p = null.p_value(statistic.value, statistic.length)
-    sure = thresholds.sure if null.sure is None else null.sure
-    return Weighed(1.0 - p, p <= alpha and statistic.value > 0.0 and statistic.sure >= sure)
+    return Weighed(p <= alpha and by_rule(statistic, thresholds).flags, 1.0 - p)
+
+
+def by_rule(statistic: Statistic | None, thresholds: Thresholds) -> Weighed:
+    """What can be said of a model of which nothing was measured: the answer changed, and what ought to
+    decide, alone, is sure of another one.
+    """
+    return Weighed(statistic is not None and statistic.value > 0.0 and statistic.sure >= thresholds.sure)
 
 
 def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:
@@ -143,10 +161,10 @@ def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float 
 
 
 def _decided(
-    score: Score, relevant: Relevant, thresholds: Thresholds, weighed: Weighed | None, *, has_context: bool
+    score: Score, relevant: Relevant, thresholds: Thresholds, weighed: Weighed, *, has_context: bool
 ) -> Verdict:
     """The verdict by the rules for each relevance."""
-    verdict = early_verdict(score, relevant, thresholds) if has_context and weighed is None else None
+    verdict = _early(score, relevant, thresholds, weighed) if has_context else None
     if verdict is None:
         needed = cells_needed(relevant, has_context=has_context)
         if any(name not in score.cells for name in needed):
@@ -156,58 +174,50 @@ def _decided(
         if relevant is Relevant.IMAGE and not has_context:
             return Verdict(State.SKIPPED, reason="no_context")
         return Verdict(State.PASS, risk=verdict.risk)
-    if score.unstable and not thresholds.by_risk_alone and verdict.cause in (Cause.TEXT, Cause.IMAGE):
+    if score.unstable and not weighed.is_promised and verdict.cause in (Cause.TEXT, Cause.IMAGE):
         return Verdict(State.PASS, risk=verdict.risk)
     return verdict
 
 
-def early_verdict(
-    score: Score, relevant: Relevant, thresholds: Thresholds, *, corrects: bool = False
-) -> Verdict | None:
-    """The verdict that the cells asked so far decide under an early stop; None if others are needed.
+def settles(
+    score: Score,
+    relevant: Relevant,
+    thresholds: Thresholds,
+    fitted: Fitted | None = None,
+    *,
+    corrects: bool = False,
+) -> bool:
+    """Whether the cells asked so far decide the verdict, so that an early stop asks no others.
 
-    corrects: whether a flagged answer will be corrected. That needs what each modality alone answers, so the
-    first view alone flags nothing.
+    fitted: the model's calibration for such requests. corrects: whether a flagged answer will be corrected,
+    which needs the others.
+    """
+    found = by_calibration(score, relevant, fitted) if fitted else None
+    early = _early(score, relevant, thresholds, found or Weighed(flags=False))
+    if early is None or fitted is None or found is None or found.risk is None:
+        return early is not None
+    if found.flags:
+        return len(score.cells) > 1 or not corrects
+    return found.risk < (fitted.flag_at if corrects else fitted.clear_below)
+
+
+def _early(score: Score, relevant: Relevant, thresholds: Thresholds, weighed: Weighed) -> Verdict | None:
+    """The verdict by the first view alone, or by what each modality alone says; None if these decide nothing,
+    or if the prior was asked too.
     """
     first, asked = FIRST_VIEW.get(relevant), set(score.cells)
     if first is None or first not in asked or score.missing:
         return None
-    if relevant is Relevant.BOTH:  # nothing is fitted here: the early stop is that the prior was asked alone
-        is_open = asked != {first} or _confident_of_y(score.cells, thresholds, first)
+    if relevant is Relevant.BOTH:
+        is_open = asked != {first} or _sure_of_y(score.cells, thresholds, first)
         return None if is_open else Verdict(State.PASS)
-    if not thresholds.clear_below:
-        return None
-    risk = risk_of(score.cells[first], score.entropy, thresholds)
-    if asked == {first}:
-        if risk < thresholds.clear_below:
-            return Verdict(State.PASS, risk=risk)
-        flagged = (
-            thresholds.by_risk_alone
-            and risk >= thresholds.flag_at
-            and score.cells[first].preferred
-            and not corrects
-        )
-    else:
-        both_asked = asked == {NO_CONTEXT, NEUTRAL_IMAGE}
-        flagged = both_asked and _interferes(score.cells, relevant, risk, thresholds)
-    return Verdict(State.FLAGGED, cause=_INTERFERING[relevant], risk=risk) if flagged else None
-
-
-def _interferes(cells: Cells, relevant: Relevant, risk: float, thresholds: Thresholds) -> bool:
-    """Whether the irrelevant modality is flagged at this risk."""
-    relevant_alone = cells[WITHOUT_IRRELEVANT[relevant]]
-    if not relevant_alone.preferred or risk < thresholds.flag_at:
-        return False
-    if thresholds.by_risk_alone:
-        return True
-    contradicts = bool(relevant_alone.flip) and relevant_alone.confidence >= thresholds.sure
-    return contradicts and (relevant is Relevant.TEXT or cells[NEUTRAL_IMAGE].gives(relevant_alone.at))
-
-
-def _by_thresholds(score: Score, relevant: Relevant, thresholds: Thresholds) -> Weighed:
-    """What the thresholds say in place of a null."""
-    risk = risk_of(score.cells[WITHOUT_IRRELEVANT[relevant]], score.entropy, thresholds)
-    return Weighed(risk, _interferes(score.cells, relevant, risk, thresholds))
+    if weighed.is_promised:  # by the first view alone; the other one is for a correction
+        is_decided = asked == {first} or (PRIOR not in asked and weighed.flags)
+        return _weighed(relevant, weighed) if is_decided else None
+    cell = score.cells[first]
+    contradicted = any(token.preferred and token.odds < 0.0 for token in cell.tokens)
+    is_open = asked != {first} or contradicted or (not cell.tokens and cell.flip is not False)
+    return None if is_open else Verdict(State.PASS, risk=weighed.risk)
 
 
 def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
@@ -217,53 +227,37 @@ def cells_needed(relevant: Relevant, *, has_context: bool) -> tuple[str, ...]:
     return () if relevant is Relevant.UNKNOWN else (NEUTRAL_IMAGE,)
 
 
-def _image_decides(
-    score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None
-) -> Verdict:
-    cells = score.cells
+def _weighed(relevant: Relevant, found: Weighed) -> Verdict:
+    if found.flags:
+        return Verdict(State.FLAGGED, cause=_INTERFERING[relevant], risk=found.risk)
+    return Verdict(State.PASS, risk=found.risk)
+
+
+def _image_decides(score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed) -> Verdict:
+    by_prior = _by_prior(score, Relevant.IMAGE, thresholds, has_context=has_context)
     if not has_context:
-        if _confident_of_y(cells, thresholds, NEUTRAL_IMAGE):
-            return Verdict(State.FLAGGED, cause=Cause.PRIOR)
-        return Verdict(State.SKIPPED, reason="no_context")
-    found = weighed or _by_thresholds(score, Relevant.IMAGE, thresholds)
-    risk = found.risk
-    if found.flags:
-        return Verdict(State.FLAGGED, cause=Cause.TEXT, risk=risk)
-    if cells[NO_CONTEXT].reproduces and _confident_of_y(cells, thresholds, NEUTRAL_IMAGE, PRIOR):
-        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=risk)
-    return Verdict(State.PASS, risk=risk)
+        return by_prior or Verdict(State.SKIPPED, reason="no_context")
+    verdict = _weighed(Relevant.IMAGE, weighed)
+    return replace(by_prior, risk=verdict.risk) if by_prior and not weighed.flags else verdict
 
 
-def _text_decides(
-    score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None
-) -> Verdict:
-    cells = score.cells
-    found = weighed or _by_thresholds(score, Relevant.TEXT, thresholds)
-    risk = found.risk
-    if found.flags:
-        return Verdict(State.FLAGGED, cause=Cause.IMAGE, risk=risk)
-    stays = cells[NEUTRAL_IMAGE].reproduces
-    if has_context and stays and _confident_of_y(cells, thresholds, NO_CONTEXT, PRIOR):
-        return Verdict(State.FLAGGED, cause=Cause.PRIOR, risk=risk)
-    return Verdict(State.PASS, risk=risk)
+def _text_decides(score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed) -> Verdict:
+    verdict = _weighed(Relevant.TEXT, weighed)
+    by_prior = _by_prior(score, Relevant.TEXT, thresholds, has_context=True) if has_context else None
+    return replace(by_prior, risk=verdict.risk) if by_prior and not weighed.flags else verdict
 
 
-def _both_decide(score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None) -> Verdict:
-    cells = score.cells
-    if _confident_of_y(cells, thresholds, *(CELLS if has_context else (NEUTRAL_IMAGE,))):
-        return Verdict(State.FLAGGED, cause=Cause.PRIOR)
-    return Verdict(State.PASS)
+def _both_decide(score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed) -> Verdict:
+    return _by_prior(score, Relevant.BOTH, thresholds, has_context=has_context) or Verdict(State.PASS)
 
 
-def _relevance_unknown(
-    score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed | None
-) -> Verdict:
+def _relevance_unknown(score: Score, thresholds: Thresholds, has_context: bool, weighed: Weighed) -> Verdict:
     cells = score.cells
     if not has_context:
         return Verdict(State.SKIPPED, reason="no_context")
     image, text = cells[NO_CONTEXT], cells[NEUTRAL_IMAGE]
     disagree = _word(image.answer) != _word(text.answer)
-    if min(image.confidence, text.confidence) >= thresholds.confident and disagree:
+    if min(image.confidence, text.confidence) >= thresholds.sure and disagree:
         return Verdict(State.FLAGGED, cause=Cause.CONFLICT)
     return Verdict(State.PASS)
 
@@ -276,8 +270,29 @@ _RULES = {
 }
 
 
-def _confident_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
-    return all(cells[name].reproduces and cells[name].p_answer >= thresholds.confident for name in names)
+def _by_prior(
+    score: Score, relevant: Relevant, thresholds: Thresholds, *, has_context: bool
+) -> Verdict | None:
+    """The flag of an answer that comes without what ought to decide; None if it does not."""
+    cells = score.cells
+    alone = WITHOUT_IRRELEVANT.get(relevant) if has_context else None
+    without = [name for name in (CELLS if has_context else (NEUTRAL_IMAGE,)) if name != alone]
+    neglect = neglect_of(score, relevant, has_context=has_context)
+    had_none = neglect is not None and neglect > -thresholds.negligible
+    stays = alone is None or cells[alone].reproduces
+    if had_none and stays and _sure_of_y(cells, thresholds, *without):
+        return Verdict(State.FLAGGED, cause=Cause.PRIOR)
+    return None
+
+
+def _sure_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
+    """Whether each view gives all of y, what was drawn by chance included, and is sure of the rest."""
+    return all(
+        cells[name].reproduces
+        and cells[name].p_answer >= thresholds.sure
+        and all(token.odds > 0.0 for token in cells[name].tokens)
+        for name in names
+    )
 
 
 def _word(answer: str) -> str:

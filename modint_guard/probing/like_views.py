@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 
 from modint_guard.chat.eligibility import continues
-from modint_guard.chat.reply import answer_positions
+from modint_guard.chat.reply import answer_positions, token_text
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.probing.views import short_body, unconstrained
@@ -71,7 +71,7 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
     if schedule.method == TEACHER_FORCED and least <= size <= schedule.max_forced_tokens:
         text = thought + answer_text(answer)
         made = {name: forced_body(body, text, schedule.forced_logprobs) for name, body in bodies.items()}
-        read = partial(forced_reply, answer=answer)
+        read = partial(forced_reply, answer=answer, by_text=True)
         asked = await probe.run(_views(made), complete, deadline_s=schedule.deadline_s, read=read)
     else:
         made = {
@@ -95,14 +95,10 @@ def as_asked(answer: Reply, request: Reply) -> Reply:
 
     request: the reply to it.
     """
-    positions = answer_positions(answer)
-    if len(request.forced) != len(positions):
+    if not request.forced:
         return replace(answer, top=request.top, positions=())
-    scored = tuple(
-        replace(each, logprob=forced.logprob, top=forced.top)
-        for each, forced in zip(positions, request.forced, strict=True)
-    )
-    return replace(answer, top=scored[0].top if scored else request.top, positions=scored)
+    first = next((each for each in request.forced if token_text(each.token)), request.forced[0])
+    return replace(answer, token=first.token, top=first.top, positions=request.forced)
 
 
 def _views(bodies: dict[str, JSON]) -> list[View]:

@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from modint_guard.chat.reply import answer_positions, reply_of, token_text
+from modint_guard.chat.token_places import bytes_of
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply
 
+_LONGEST_TOKEN = 256  # bytes
 _NOT_FORCED = ("logprobs", "top_logprobs", "stop", "stop_token_ids")
 
 
@@ -45,15 +47,20 @@ def answer_text(answer: Reply) -> str:
     return answer.text.rstrip() + text[len(text.rstrip()) :]
 
 
-def forced_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
+def forced_reply(completion: JSON, ms: float, answer: Reply, *, by_text: bool = False) -> Reply:
     """The reply to `forced_body`: its `forced` holds the answer's positions as the view scores them.
 
-    ms: the duration of the call in milliseconds. Raises EndpointError if the completion holds no
-    log-probabilities of the prompt, or if the answer was split into other tokens.
+    ms: the duration of the call in milliseconds. by_text: whether the answer may be split into other tokens
+    than were generated, as that of a grammar often is, which leaves the model other tokens than its own. Then
+    the request's side must be scored in the same way. Raises EndpointError if the completion holds no
+    log-probabilities of the prompt, or if the answer was split otherwise.
     """
     reply = reply_of(completion, ms)
     try:
-        scored = _positions(completion, answer_positions(answer))
+        if by_text:
+            scored = _positions_of_text(completion, answer_text(answer))
+        else:
+            scored = _positions(completion, answer_positions(answer))
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise EndpointError("The upstream's answer holds no log-probabilities of the prompt.") from exc
     return replace(
@@ -82,6 +89,23 @@ def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Positio
             "The answer was split into other tokens than were generated: it cannot be scored."
         )
     return scored
+
+
+def _positions_of_text(completion: JSON, text: str) -> tuple[Position, ...]:
+    """The last positions of the prompt that together are the text, however it was split."""
+    entries: list[dict[str, JSON] | None] = completion["prompt_logprobs"]
+    ids: list[int] | None = completion.get("prompt_token_ids")
+    sought, joined = text.strip(), b""
+    least = len(sought.encode(errors="replace"))
+    for count in range(1, len(entries)):
+        position = _position(entries[-count] or {}, ids[-count] if ids else None)
+        joined = bytes_of(position) + joined
+        if len(joined) >= least and joined.decode(errors="replace").strip() == sought:
+            last = zip(entries[-count:], ids[-count:] if ids else [None] * count, strict=True)
+            return tuple(_position(entry or {}, id_) for entry, id_ in last)
+        if len(joined) > least + _LONGEST_TOKEN:
+            break
+    raise EndpointError("The answer is not at the end of the prompt: it cannot be scored.")
 
 
 def _position(entry: dict[str, JSON], token_id: int | None) -> Position:

@@ -161,7 +161,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
     nulls = Nulls(settings.null_file, several=keys.are_several)
     guard = Guard(guard_config(settings), calibrations=calibrations.values(), nulls=nulls)
     places = _shared(settings.max_in_flight, settings, keys)
-    metrics.null_alpha.set(settings.alpha)
+    metrics.set_alpha(settings.alpha)
     metrics.sample.set(settings.sample)
     pipeline = Pipeline(
         guard=guard,

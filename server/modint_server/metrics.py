@@ -139,6 +139,9 @@ class Metrics:
         )
         self.verdicts = counter("verdicts_total", "Verdicts.", (*ma, "relevant", "verdict", "cause"))
         self.risk = histogram("risk_ratio", "Risk of judged answers.", (*ma, "relevant"), _RATIOS)
+        self.unusual = counter(
+            "unusual_answers_total", "Judged answers with a risk of at least 1 - alpha.", (*ma, "relevant")
+        )
         self.probe_results = counter(
             "probe_results_total", "Probes by outcome.", (*ma, "relevant", "probe", "outcome")
         )
@@ -199,6 +202,7 @@ class Metrics:
             "null_scores", "Scores of harmless inputs that answers are judged by.", (*ma, "source")
         )
         self.null_alpha = gauge("null_alpha_ratio", "Share of harmless inputs that may be flagged.", ())
+        self.alpha = 0.0
         self.null_power = gauge(
             "null_power_ratio",
             "Share of planted lies that is flagged, of those that changed the answer; absent below 20.",
@@ -281,6 +285,8 @@ class Metrics:
                 self.rungs.labels(*ma, rung.rung, rung.outcome.value).inc()
         if verdict.risk is not None:
             self.risk.labels(*ma, report.relevant.value).observe(verdict.risk)
+            if verdict.risk >= 1.0 - self.alpha:
+                self.unusual.labels(*ma, report.relevant.value).inc()
         if verdict.state is State.SKIPPED:
             self.probe_skipped.labels(served.model, verdict.reason or UNKNOWN).inc()
         if report.noise is not None:
@@ -349,8 +355,14 @@ class Metrics:
         for status in ADAPTER_STATUSES if card.modules is not None else ():
             self.adapter_modules.labels(*ma, status).set((card.modules or {}).get(status, 0))
 
+    def set_alpha(self, alpha: float) -> None:
+        """From now on a risk of at least 1 - alpha counts as unusual."""
+        self.alpha = alpha
+        self.null_alpha.set(alpha)
+
     def _judgements_of(self, ma: tuple[str, str], relevant: str) -> None:
         self.risk.labels(*ma, relevant)
+        self.unusual.labels(*ma, relevant)
         for state in (State.PASS, State.UNSCORED, State.SKIPPED):
             self.verdicts.labels(*ma, relevant, state.value, NONE)
         for cause in Cause:

@@ -166,8 +166,8 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
     assert right == {*mending, "always_neutralise", "always_escalate"}
     assert asked.served["abstain"].abstained and not asked.served["abstain"].right
     spent = {name: one.tokens // 31 for name, one in asked.served.items()}
-    # annotate asks every cell; a policy that mends leaves the prior out; the adapter is cleared by one probe
-    assert (spent["annotate"], spent["neutralise"], spent["escalate"]) == (4, 3, 3 + 2)
+    # a flag rests on every cell, whoever acts on it; the adapter is cleared by one probe
+    assert (spent["annotate"], spent["neutralise"], spent["escalate"]) == (4, 4, 4 + 2)
     assert {spent[name] for name in CONTROLS} == {1}
 
 
@@ -387,7 +387,7 @@ async def test_tokens_and_times_are_those_of_every_policy_as_a_client_asks() -> 
     }
     assert {row["prompt"] for row in rows} == {"short", "padded"}
     assert (cells["annotate", LYING.name], cells["annotate", CLEAN.name]) == ({3.0}, {1.0})
-    assert cells["ladder", LYING.name] <= {1.0, 2.0} and cells["ladder", CLEAN.name] == {0.0}
+    assert cells["ladder", LYING.name] <= {1.0, 3.0} and cells["ladder", CLEAN.name] == {0.0}
     taken = await timings(gateway, [LIE], LYING, "base")
     assert {"annotate", "ladder", "ladder_abstain", *CONTROLS} <= set(taken)
     assert all(value is not None for value in taken.values())

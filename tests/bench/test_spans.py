@@ -239,10 +239,10 @@ async def test_a_long_answer_is_asked_for_by_its_length() -> None:
 
 
 async def test_a_run_waits_until_the_null_of_each_model_is_measured() -> None:
-    sure = iter([None, 0.6])
+    counts = iter([0, 35])
 
     async def readyz(request: web.Request) -> web.Response:
-        return web.json_response({"null": {"models": {"m": {"sure": next(sure)}, "other": {"sure": None}}}})
+        return web.json_response({"null": {"models": {"m": {"n": next(counts)}, "other": {"n": 0}}}})
 
     app = web.Application()
     app.router.add_get("/readyz", readyz)
@@ -251,7 +251,7 @@ async def test_a_run_waits_until_the_null_of_each_model_is_measured() -> None:
     async with aiohttp.ClientSession() as session:
         await nulls_measured(session, str(server.make_url("")).rstrip("/"), ["m"], every_s=0.01)
     await server.close()
-    assert next(sure, "asked twice") == "asked twice"
+    assert next(counts, "asked twice") == "asked twice"
 
 
 def test_the_jobs_of_a_run_have_names_of_their_own() -> None:

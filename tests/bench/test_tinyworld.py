@@ -1,29 +1,16 @@
-"""The table of TinyWorld and the default thresholds: which cells there are, and what a row counts."""
+"""The table of TinyWorld: which cells there are, and what a row counts."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bench.base import base_notes, base_table, collect_base
-from bench.thresholds import (
-    FITTED_ON,
-    GRID,
-    GuessSample,
-    RiskSample,
-    choose_confident,
-    choose_flag_at,
-    constants,
-    fit,
-    guessed_of_right,
-    outcomes,
-)
 from bench.tinyworld import side_by_side, table_rows, tinyworld_notes
 from modint_guard.data.item import FAMILIES, reply_for
-from modint_guard.data.perturb import REGISTRY, applicable
+from modint_guard.data.perturb import applicable
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.runner import Row
 from modint_training.tinyworld.conditions import Condition, every_condition
@@ -220,81 +207,3 @@ def test_the_committed_page_shows_the_committed_rows_in_short(
     table = ROOT / "bench" / "results" / f"{name}.json"
     rows = json.loads(table.read_text("utf-8"))["rows"]
     assert f"\n\n{notes(rows)}\n\n" in table.with_suffix(".md").read_text("utf-8")
-
-
-# Default thresholds
-
-
-def sample(divergence: float, *, wrong: bool, flip: bool = True) -> RiskSample:
-    return RiskSample(divergence=divergence, margin=0.0, flip=flip, wrong=wrong)
-
-
-SAMPLES = [sample(0.9, wrong=True)] * 20 + [sample(0.1, wrong=False)] * 20
-
-
-def test_thresholds_are_chosen_on_nothing_that_is_held_out() -> None:
-    for family, name in FITTED_ON:
-        kind = REGISTRY[name]
-        assert kind.role != "held_out"
-        assert kind in applicable(family)
-
-
-def test_a_risk_fitted_to_divergence_tells_wrong_from_right_where_the_view_flips() -> None:
-    model = fit(SAMPLES)
-    fitted = constants(model, 0.5)
-    assert set(fitted) == {"bias", "weight_js", "weight_margin", "flag_at"}
-    # Symmetric samples: the risk is one half in the middle.
-    assert fitted["bias"] + 0.5 * fitted["weight_js"] == pytest.approx(0, abs=0.01)
-    assert (fitted["weight_margin"], fitted["flag_at"]) == (pytest.approx(0, abs=1e-6), 0.5)
-    seen = [*SAMPLES, sample(0.9, wrong=True, flip=False), sample(0.8, wrong=False)]
-    assert outcomes(model, seen, 0.5) == {
-        "wrong": 21,
-        "flagged_of_wrong": pytest.approx(20 / 21),
-        "flagged_of_right": pytest.approx(1 / 21),
-    }
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_no_risk_is_fitted_where_there_is_nothing_to_tell_apart(wrong: bool) -> None:
-    with pytest.raises(ConfigError, match="3 answers, all right or all wrong: no risk can be fitted"):
-        fit([sample(0.9, wrong=wrong)] * 3)
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_shares_of_nothing_are_nought(wrong: bool) -> None:
-    shares = outcomes(fit(SAMPLES), [sample(0.9, wrong=wrong)], 0.5)
-    assert shares["flagged_of_right" if wrong else "flagged_of_wrong"] == 0.0
-    assert not any(np.isnan(value) for value in shares.values())
-
-
-def test_the_threshold_is_the_lowest_that_spares_right_answers() -> None:
-    model = fit(SAMPLES)  # the risk is 1/2 at a divergence of 0.5 and grows with it
-    risky_but_right = [*SAMPLES, *[sample(0.45, wrong=False)] * 2]  # 2 of 22 right answers is too many
-    chosen = choose_flag_at(model, risky_but_right)
-    below = GRID[GRID.index(chosen) - 1]
-    assert outcomes(model, risky_but_right, chosen)["flagged_of_right"] == 0.0
-    assert outcomes(model, risky_but_right, below)["flagged_of_right"] == pytest.approx(2 / 22)
-
-
-def test_without_such_a_threshold_the_strictest_is_taken() -> None:
-    hopeless = [*SAMPLES, *[sample(2.0, wrong=False)] * 20]
-    assert choose_flag_at(fit(SAMPLES), hopeless) == GRID[-1]
-
-
-def test_the_risk_never_falls_as_the_answer_moves_further() -> None:
-    apart = [
-        RiskSample(0.9, 0.9, True, False),
-        RiskSample(0.1, 0.8, True, True),
-    ] * 20  # the divergence misleads here
-    near = [RiskSample(0.5, -0.9, False, False)] * 20
-    assert constants(fit([*apart, *near]), 0.5)["weight_js"] == 0.0
-
-
-def test_an_answer_is_called_a_guess_where_hardly_any_right_one_would_be() -> None:
-    sure = [GuessSample(0.9995, wrong=False)] * 2
-    unsure = [GuessSample(0.5, wrong=False)] * 198
-    assert choose_confident([*sure, *unsure]) == 0.9  # 2 of 200 are 1 %
-    assert choose_confident([*sure, *unsure[2:]]) == 0.9999  # 2 of 198 are more
-    assert choose_confident([GuessSample(1.0, wrong=False)]) == 0.99999
-    assert guessed_of_right([GuessSample(0.95, wrong=True), GuessSample(0.95, wrong=False)], 0.9) == 1.0
-    assert guessed_of_right([], 0.9) == 0.0

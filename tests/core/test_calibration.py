@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modint_guard import Guard, GuardConfig, Thresholds
+from modint_guard import Guard, GuardConfig
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.fit_calibration import calibrate, halves, lowered, write_calibration
 from modint_guard.judging.calibration import (
@@ -57,8 +57,7 @@ def test_a_calibration_keeps_its_miss_rate_on_answers_it_has_not_seen() -> None:
     missed = []
     for seed in range(60):
         found = calibrate(answers(200, seed=seed), alpha=0.1, seed=seed)
-        logistic = found.thresholds(Thresholds())
-        z = np.array([logistic.bias + sum(found.weights[n] * a.features[n] for n in FEATURES) for a in new])
+        z = np.array([found.bias + sum(found.weights[n] * a.features[n] for n in FEATURES) for a in new])
         missed.append(float((1 / (1 + np.exp(-z)) < found.flag_at).mean()))
     assert np.mean(missed) <= 0.1 + 3 * np.std(missed) / np.sqrt(len(missed))
 
@@ -238,9 +237,7 @@ async def test_no_promise_covers_a_longer_answer_that_is_judged_at_its_first_wor
     assert any("first word" in note for note in found.notes)
 
 
-def test_thresholds_that_were_set_by_hand_stay() -> None:
-    base = Thresholds(flip_margin=0.2, confident=0.8)
-    found = made().thresholds(Relevant.IMAGE, base)
-    assert found is not None and (found.flip_margin, found.confident) == (0.2, 0.8)
-    assert (found.by_risk_alone, found.weight_js, found.weight_margin) == (True, 4.0, 0.0)
-    assert made().thresholds(Relevant.TEXT, base) is made().thresholds(Relevant.BOTH, base) is None
+def test_what_was_fitted_is_for_one_modality() -> None:
+    found = made().fitted_for(Relevant.IMAGE)
+    assert found is not None and found.weights["js"] == 4.0
+    assert made().fitted_for(Relevant.TEXT) is made().fitted_for(Relevant.BOTH) is None

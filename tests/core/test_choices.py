@@ -33,7 +33,7 @@ def sampler(*words: str) -> tuple[list[JSON], Complete]:
             if seen
             else {"blue": 0.9, "red": 0.1}
         )
-        tops: list[Mapping[str, float]] = [top, {" indeed": 0.99}]
+        tops: list[Mapping[str, float]] = [top, {" indeed": 0.9, " so": 0.1}]
         if "prompt_logprobs" in body:
             given = body["messages"][-1]["content"].split(" ")
             return scored_prompt([given[0], " indeed"], tops)

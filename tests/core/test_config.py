@@ -14,10 +14,9 @@ from modint_guard.judging.risk import Thresholds
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Thresholds(flag_at=1.5), "flag_at is 1.5"),
         (lambda: Thresholds(sure=1.5), "sure is 1.5"),
         (lambda: Thresholds(negligible=-1.0), "negligible is -1.0"),
-        (lambda: Thresholds(confident=-0.1), "confident is -0.1"),
+        (lambda: Thresholds(flip_margin=-0.1), "flip_margin is -0.1"),
         (lambda: Thresholds(min_probability=0.0), "min_probability is 0.0"),
         (lambda: ImageLimits(max_pixels=0), "max_pixels is 0"),
         (lambda: GuardConfig(deadline_s=0), "deadline_s is 0"),

@@ -15,16 +15,21 @@ from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED, NOTE_UNLISTED
+from modint_guard.judging.calibration import Calibration
+from modint_guard.judging.null import Null
 from modint_guard.mitigation.policy import Policy
 from modint_guard.plan import NOTE_IMAGE_ONLY, main_body
 from modint_guard.report import Report
 from modint_guard.types import JSON, Complete, Failure, ProbeOutcome, Relevant, Reply, State
 from tests.core.fakes import GREY, RED, ask, completion, image_part, reply, sees_picture, text_part, world
+from tests.core.test_calibration import made
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
 SUM = "What is 2 plus 3?"
 ABOUT_THE_PICTURE = ask(QUESTION, modint={"relevant": "image"})
+_FLAGS = made().fitted["image"].model_copy(update={"flag_at": 0.0})
+FLAGS_ALL = made(fitted={"image": _FLAGS, "text": _FLAGS})
 
 
 def others() -> set[asyncio.Task[object]]:
@@ -43,7 +48,7 @@ async def test_an_answer_that_follows_a_lying_caption_is_flagged_text() -> None:
         "image",
         "rules",
     )
-    assert said["risk"] >= GuardConfig().thresholds.flag_at
+    assert said["score"] > 5 and said["risk"] is None and not said["calibrated"]  # nothing was measured
     assert said["answers"] == {"image_only": "red", "text_only": "blue"}
     assert said["examined"] == ["text", "image"]
     assert [row["name"] for row in said["probes"]] == ["no_context", "neutral_image", "prior"]
@@ -55,7 +60,7 @@ async def test_a_true_caption_passes() -> None:
     model = world(both="red", image="red", text="red", neither="round", lie="red.")
     found = await Guard().inspect(ask(f"The ball is red.\n{QUESTION}"), model)
     assert found.report.verdict.state is State.PASS
-    assert found.report.verdict.risk is not None and found.report.verdict.risk < 0.1
+    assert found.report.statistic is not None and found.report.statistic.value < 0
 
 
 async def test_a_sum_answered_from_the_picture_beside_it_is_flagged_image() -> None:
@@ -68,10 +73,10 @@ async def test_a_sum_answered_from_the_picture_beside_it_is_flagged_image() -> N
     assert said["notes"] == [NOTE_IMAGE_ONLY]
 
 
-@pytest.mark.parametrize("by_risk_alone", [False, True])
+@pytest.mark.parametrize("calibrations", [[], [FLAGS_ALL]])
 @pytest.mark.parametrize("relevant", ["text", "image"])
 async def test_an_answer_drawn_by_chance_is_not_flagged_where_no_view_changes_anything(
-    relevant: str, by_risk_alone: bool
+    relevant: str, calibrations: list[Calibration]
 ) -> None:
     async def model(body: JSON) -> JSON:
         sampled = "max_tokens" not in body  # the request at temperature 1; every view is greedy
@@ -80,11 +85,10 @@ async def test_an_answer_drawn_by_chance_is_not_flagged_where_no_view_changes_an
             drawn["choices"][0]["logprobs"]["content"][0] |= {"token": "green", "logprob": math.log(0.12)}
         return drawn
 
-    guard = Guard(GuardConfig(thresholds=Thresholds(by_risk_alone=by_risk_alone)))
+    guard = Guard(calibrations=calibrations)
     body = ask(f"{LIE}\n{QUESTION}", temperature=1, modint={"relevant": relevant})
     found = (await guard.inspect(body, model)).report
     assert (found.verdict.state, found.notes) == (State.PASS, (NOTE_NOT_PREFERRED,))
-    assert found.verdict.risk is not None and found.verdict.risk < guard.config.thresholds.flag_at
     assert {row.outcome for row in found.probes} == {ProbeOutcome.UNDECIDED}
 
 
@@ -446,9 +450,17 @@ async def test_of_a_long_answer_only_the_first_word_is_judged_and_the_report_say
     assert found.report.notes == (NOTE_FIRST_TOKEN,)
 
 
+async def test_from_when_on_a_model_is_sure_is_what_its_null_measured() -> None:
+    model = world(both="red", image="red", text="blue", neither="green", sure=0.7)
+    body = ask(f"{LIE}\nIs it so?", modint={"relevant": "auto"})
+    for sure, cause in ((None, None), (0.75, None), (0.65, "conflict")):
+        found = await Guard(nulls={"m": Null(sure=sure)}).inspect(body, model)
+        assert found.report.verdict.cause == cause
+
+
 async def test_thresholds_decide_what_is_flagged() -> None:
     model = world(both="blue", image="red", text="blue", neither="round")
-    never = GuardConfig(thresholds=Thresholds(flag_at=1.0))
+    never = GuardConfig(thresholds=Thresholds(sure=1.0))
     found = await Guard(never).inspect(ask(f"{LIE}\n{QUESTION}"), model)
     assert found.report.verdict.state is State.PASS
 
@@ -528,7 +540,6 @@ async def test_a_flag_is_withdrawn_where_the_answer_also_flips_under_a_harmless_
     assert (await Guard().inspect(body, model)).report.verdict.cause == "text"
     found = await Guard().inspect({**body, "modint": {"probes": ["benign"]}}, model)
     assert (found.report.verdict.state, found.report.verdict.cause) == ("pass", None)
-    assert found.report.verdict.risk is not None
     assert any("(benign)" in note for note in found.report.notes)
 
 

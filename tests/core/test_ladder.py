@@ -170,7 +170,7 @@ async def test_a_guess_at_what_is_relevant_gives_no_other_answer_unless_it_is_tr
     complete, seen = with_adapter(honest)
     found = await guard(action=rung).inspect(asked(relevant="auto"), complete)
     assert (found.report.relevant, found.report.relevant_source) == ("image", "rules")
-    assert (said(found), outcomes(found), len(seen)) == ("blue", [(rung, "unfit")], 3)
+    assert (said(found), outcomes(found), len(seen)) == ("blue", [(rung, "unfit")], 4)
     named = await guard(action="neutralise", trust_guess=True).inspect(asked(relevant="auto"), complete)
     assert said(named) == "red"
 
@@ -207,7 +207,7 @@ async def test_a_longer_answer_of_the_relevant_modality_is_generated_at_the_clie
 
     body = {**asked(), "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.3}
     found = await guard(action="neutralise", accept_at=0.5).inspect(body, talkative)
-    assert (said(found), len(seen)) == ("red it is", 4)
+    assert (said(found), len(seen)) == ("red it is", 5)
     assert (seen[-1]["max_tokens"], seen[-1]["temperature"]) == (8, 0.3)
     assert not {"stream", "stream_options", "modint"} & set(seen[-1])
     assert not reads(seen[-1], LIE) and sees_picture(seen[-1])
@@ -244,7 +244,7 @@ async def test_an_adapter_that_is_flagged_as_well_is_not_believed_and_not_asked_
     complete, seen = with_adapter(MISLED)
     found = await guard(action="escalate").inspect(asked(action="escalate"), complete)
     assert (said(found), outcomes(found)) == ("blue", [("escalate", "flagged")])
-    assert len(seen) == 6
+    assert len(seen) == 8
 
 
 async def test_an_adapter_that_agrees_confirms_the_answer_and_the_ladder_ends() -> None:
@@ -258,7 +258,7 @@ async def test_an_adapter_that_agrees_confirms_the_answer_and_the_ladder_ends() 
 async def test_a_request_to_the_robust_adapter_itself_has_nowhere_to_escalate() -> None:
     complete, seen = with_adapter(MISLED)
     found = await guard(action="escalate").inspect({**asked(), "model": ROBUST}, complete)
-    assert (outcomes(found), len(seen)) == ([("escalate", "unfit")], 3)
+    assert (outcomes(found), len(seen)) == ([("escalate", "unfit")], 4)
 
 
 def fails(error: Exception) -> Complete:
@@ -340,7 +340,7 @@ async def test_where_no_time_is_left_a_rung_with_calls_is_not_begun_and_costs_no
     assert outcomes(found) == [("escalate", "timeout"), ("neutralise", "timeout")]
     assert found.report.mitigation is not None
     assert [each.tokens for each in found.report.mitigation.rungs] == [4 * 31, 0]
-    assert [body["model"] for body in seen].count("m") == 3  # the request and two cells
+    assert [body["model"] for body in seen].count("m") == 4  # the request and its cells
     complete, _ = with_adapter(hangs)
     found = await guard(action="ladder", order=order, deadline_s=0.05).inspect(asked(), complete)
     assert outcomes(found) == [("escalate", "timeout"), ("neutralise", "mended")]  # which needs no call
@@ -399,7 +399,7 @@ async def test_options_are_debiased_from_the_replies_that_are_there_at_no_cost()
         return await MISLED_LETTERS(body)
 
     found = await guard(action="debias").inspect(asked(f"{LIE}\n{LETTERED}"), counted)
-    assert (said(found), outcomes(found), len(seen)) == ("A", [("debias", "mended")], 3)
+    assert (said(found), outcomes(found), len(seen)) == ("A", [("debias", "mended")], 4)
     found = await guard(action="debias", debias_lambda=0.1).inspect(asked(f"{LIE}\n{LETTERED}"), counted)
     assert (said(found), outcomes(found)) == ("B", [("debias", "unchanged")])
     assert found.report.action == "annotate"
@@ -541,7 +541,7 @@ async def test_an_answer_that_is_cut_into_other_tokens_when_it_is_given_is_not_r
     found = await forcing(action="rerank").inspect(asked(), complete)
     assert (found.report.verdict.cause, found.report.method) == ("text", "first_token")
     assert outcomes(found) == [("rerank", "unfit")]
-    assert len(calls) == 1 + 2 * 2  # the request, and two cells that were asked to score its answer too
+    assert len(calls) == 1 + 2 * 3  # the request, and three cells that were asked to score its answer too
 
 
 # -- abstain, budgets, loops ----------------------------------------------------------------------
@@ -565,7 +565,7 @@ async def test_a_ladder_that_settles_nothing_may_end_in_abstaining() -> None:
 async def test_a_rung_that_would_cost_more_than_is_left_is_not_begun() -> None:
     complete, seen = with_adapter(MISLED)
     found = await guard(action="escalate", max_tokens=4 * 31 - 1).inspect(asked(), complete)
-    assert (said(found), outcomes(found), len(seen)) == ("blue", [("escalate", "budget")], 3)
+    assert (said(found), outcomes(found), len(seen)) == ("blue", [("escalate", "budget")], 4)
 
 
 async def test_what_costs_nothing_is_tried_without_a_budget() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from modint_guard.judging.risk import Thresholds, risk_of
+from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.scoring import compare_forced
-from modint_guard.judging.verdict import decide
+from modint_guard.judging.statistic import flag_statistic
+from modint_guard.judging.verdict import by_rule, decide
 from modint_guard.report import Verdict
 from modint_guard.types import CellScore, Position, Relevant, Reply, Score
 
@@ -54,14 +55,13 @@ def test_noise_alone_flips_long_answers_no_more_often_than_short_ones(
     sd: float, length: int, at_most: int
 ) -> None:
     rng = np.random.default_rng(length)
-    flagged, risks = 0, []
+    flipped = flagged = 0
     for _ in range(100):
         logits = request(length, rng)
-        cell = compared(logits, noisy(logits, rng, sd))
-        risks.append(risk_of(cell, 0.0, THRESHOLDS))
-        flagged += bool(cell.flip and risks[-1] >= THRESHOLDS.flag_at)
-    assert flagged <= at_most
-    assert np.quantile(risks, 0.85) < THRESHOLDS.flag_at
+        view, text = noisy(logits, rng, sd), noisy(logits, rng, sd)
+        flipped += compared(logits, view).flip is True
+        flagged += judged(logits, view, text).cause == "text"
+    assert flipped <= at_most and flagged <= at_most
 
 
 def lied_to(length: int, rng: np.random.Generator) -> tuple[Logits, Logits, Logits]:
@@ -80,7 +80,8 @@ def lied_to(length: int, rng: np.random.Generator) -> tuple[Logits, Logits, Logi
 def judged(logits: Logits, image: Logits, text: Logits) -> Verdict:
     cells = {"no_context": compared(logits, image), "neutral_image": compared(logits, text)}
     cells["prior"] = replace(cells["neutral_image"])
-    return decide(Score(cells, {}), Relevant.IMAGE, has_context=True)
+    found = by_rule(flag_statistic(cells, Relevant.IMAGE, has_context=True), THRESHOLDS)
+    return decide(Score(cells, {}), Relevant.IMAGE, weighed=found, has_context=True)
 
 
 @pytest.mark.parametrize("length", [3, 20, 60, 150])

@@ -98,7 +98,7 @@ async def test_an_answer_that_does_not_follow_the_lie_passes_and_says_that_it_wa
     _, model = thinker(believes=False)
     found = (await report_of(model)).to_json()
     assert (found["verdict"], found["reasoning"], found["method"]) == ("pass", True, "first_token")
-    assert found["risk"] < 0.1
+    assert found["score"] < 0
     assert {row["flip"] for row in found["probes"] if row["name"] in ("no_context", "unreasoned")} == {False}
 
 

@@ -11,11 +11,9 @@ from modint_guard.errors import ConfigError
 from modint_guard.judging.risk import (
     FEATURES,
     Logistic,
-    Thresholds,
     features_of_score,
     fit,
     fit_logistic,
-    risk_of,
     sigmoid,
 )
 from modint_guard.types import CellScore, Relevant, Score
@@ -74,15 +72,13 @@ def test_nothing_is_fitted_where_there_is_nothing_to_tell_apart(wrong: bool) -> 
         fit([dict.fromkeys(FEATURES, 0.0)] * 2, [wrong] * 2)
 
 
-def test_a_fitted_risk_is_the_one_that_the_policy_uses() -> None:
+def test_the_risk_of_a_scored_answer_by_hand() -> None:
     weights = {"js": 1.0, "margin": 2.0, "entropy": 0.5, "pmi": 0.25}
-    fields = {f"weight_{name}": value for name, value in weights.items()}
     features = features_of_score(Score({"no_context": CELL}, {}, entropy=1.5), Relevant.IMAGE)
     assert features == {"js": 0.5, "margin": 0.4, "entropy": 1.5, "pmi": 2.0}
     # -1 + 0.5 + 0.8 + 0.75 + 0.5 = 1.55
     expected = 1 / (1 + math.exp(-1.55))
     assert Logistic(-1.0, weights).risk(features) == pytest.approx(expected)
-    assert risk_of(CELL, 1.5, Thresholds(bias=-1.0, **fields)) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
 def test_without_an_irrelevant_modality_or_its_view_there_are_no_features() -> None:

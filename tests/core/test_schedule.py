@@ -1,7 +1,6 @@
 """An early stop: what the first probe settles is asked no more, and no flag is lost by it."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -9,17 +8,31 @@ from modint_guard import Guard, GuardConfig, Thresholds
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.evaluation.fit_calibration import calibrate, clear_threshold, expected_probes
 from modint_guard.judge import NOTE_BY_EACH, NOTE_BY_FIRST
-from modint_guard.judging.verdict import early_verdict
+from modint_guard.judging.calibration import Fitted
+from modint_guard.judging.verdict import settles
 from modint_guard.mitigation.policy import Policy
 from modint_guard.types import JSON, Complete, Relevant, Score
 from tests.core.fakes import ask, reads, sees_picture, world
-from tests.core.test_calibration import answers
-from tests.core.test_verdict import FLIP, SAME, cell
+from tests.core.test_calibration import answers, made
+from tests.core.test_verdict import FLIP, SAME, SURE, cell
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
-EARLY = GuardConfig(thresholds=replace(Thresholds(), flag_at=0.65, clear_below=0.3))
-BY_RISK = GuardConfig(thresholds=replace(EARLY.thresholds, by_risk_alone=True))
+EARLY = (
+    made()
+    .fitted["image"]
+    .model_copy(  # a risk of 0.27 if nothing moves, of 0.95 if all does
+        update={"flag_at": 0.65, "clear_below": 0.3}
+    )
+)
+CALIBRATED = made(fitted={"image": EARLY, "text": EARLY})
+HALF = made(fitted={"image": EARLY.model_copy(update={"flag_at": 0.97})})  # such an answer is in between
+
+
+def early(config: GuardConfig | None = None) -> Guard:
+    return Guard(config, calibrations=[CALIBRATED])
+
+
 BODY = ask(f"{LIE}\n{QUESTION}")
 NAMED = {**BODY, "modint": {"relevant": "image"}}
 
@@ -36,7 +49,7 @@ def counted(model: Complete) -> tuple[list[JSON], Complete]:
 
 async def test_an_answer_that_hardly_moves_takes_one_probe() -> None:
     calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
-    found = (await Guard(EARLY).inspect(BODY, model)).report
+    found = (await early().inspect(BODY, model)).report
     assert (found.verdict.state, found.examined) == ("pass", ("text",))
     assert found.verdict.risk is not None and found.verdict.risk < 0.3
     assert [row.name for row in found.probes] == ["no_context"]
@@ -44,26 +57,24 @@ async def test_an_answer_that_hardly_moves_takes_one_probe() -> None:
     assert len(calls) == 2
 
 
-async def test_an_answer_that_moves_is_asked_every_cell_and_flagged_with_its_cause() -> None:
+async def test_an_answer_between_what_passes_and_what_is_flagged_is_asked_every_cell() -> None:
     calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
-    found = (await Guard(EARLY).inspect(BODY, model)).report
-    assert (found.verdict.state, found.verdict.cause) == ("flagged", "text")
+    found = (await Guard(calibrations=[HALF]).inspect(BODY, model)).report
+    assert found.verdict.state == "pass" and 0.9 < (found.verdict.risk or 0) < 0.97
     assert [row.name for row in found.probes] == ["no_context", "neutral_image", "prior"]
     assert found.notes == () and len(calls) == 4
-    whole = (await Guard().inspect(BODY, model)).report
-    assert (whole.verdict, whole.influence_text) == (found.verdict, found.influence_text)
 
 
 async def test_where_text_ought_to_decide_the_picture_is_taken_out_first() -> None:
     calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
-    found = (await Guard(EARLY).inspect({**BODY, "modint": {"relevant": "text"}}, model)).report
+    found = (await early().inspect({**BODY, "modint": {"relevant": "text"}}, model)).report
     assert [row.name for row in found.probes] == ["neutral_image"]
     assert (found.verdict.state, found.examined, len(calls)) == ("pass", ("image",), 2)
 
 
 async def test_a_risk_that_flags_alone_needs_no_other_cell() -> None:
     calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
-    found = (await Guard(BY_RISK).inspect(BODY, model)).report
+    found = (await early().inspect(BODY, model)).report
     assert (found.verdict.state, found.verdict.cause) == ("flagged", "text")
     assert [row.name for row in found.probes] == ["no_context"]
     assert found.notes == (NOTE_BY_FIRST,) and len(calls) == 2
@@ -71,11 +82,10 @@ async def test_a_risk_that_flags_alone_needs_no_other_cell() -> None:
 
 async def test_a_flag_that_is_to_be_mended_has_what_each_modality_alone_says() -> None:
     _, model = counted(world(both="blue", image="red", text="blue", neither="green"))
-    config = replace(BY_RISK, policies=(Policy(action="neutralise"),))
-    found = (await Guard(config).inspect(NAMED, model)).report
+    found = (await early(MENDS).inspect(NAMED, model)).report
     assert [row.name for row in found.probes] == ["no_context", "neutral_image"]
     assert (found.action, found.notes) == ("neutralise", (NOTE_BY_EACH,))
-    whole = replace(BY_RISK, policies=(Policy(action="neutralise", early_stop=False),))
+    whole = GuardConfig(policies=(Policy(action="neutralise", early_stop=False),))
     asked = (await Guard(whole).inspect(BODY, model)).report
     assert [row.name for row in asked.probes] == ["no_context", "neutral_image", "prior"]
 
@@ -83,7 +93,7 @@ async def test_a_flag_that_is_to_be_mended_has_what_each_modality_alone_says() -
 async def test_where_both_decide_an_answer_that_the_prior_does_not_give_passes_on_it() -> None:
     calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
     body = ask(f"{LIE}\nIs it so?", modint={"relevant": "both"})
-    found = (await Guard(EARLY).inspect(body, model)).report
+    found = (await early().inspect(body, model)).report
     assert [row.name for row in found.probes] == ["prior"]
     assert (found.verdict.state, found.verdict.risk, len(calls)) == ("pass", None, 2)
 
@@ -91,20 +101,19 @@ async def test_where_both_decide_an_answer_that_the_prior_does_not_give_passes_o
 async def test_where_both_decide_an_answer_of_the_prior_is_asked_every_cell() -> None:
     calls, model = counted(world(both="red", image="red", text="red", neither="red"))
     body = ask(f"{LIE}\nIs it so?", modint={"relevant": "both"})
-    sure = GuardConfig(thresholds=replace(EARLY.thresholds, confident=0.5))
-    found = (await Guard(sure).inspect(body, model)).report
+    found = (await early().inspect(body, model)).report
     assert (found.verdict.cause, len(calls)) == ("prior", 4)
 
 
 async def test_where_nobody_knows_what_is_irrelevant_every_cell_is_asked_at_once() -> None:
     calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
-    await Guard(EARLY).inspect(ask(f"{LIE}\nIs it so?", modint={"relevant": "auto"}), model)
+    await early().inspect(ask(f"{LIE}\nIs it so?", modint={"relevant": "auto"}), model)
     assert len(calls) == 4
 
 
 async def test_a_cell_that_the_request_names_is_not_saved() -> None:
     _, model = counted(world(both="red", image="red", text="blue", neither="green"))
-    found = (await Guard(EARLY).inspect({**BODY, "modint": {"probes": ["prior", "noop"]}}, model)).report
+    found = (await early().inspect({**BODY, "modint": {"probes": ["prior", "noop"]}}, model)).report
     assert {row.name for row in found.probes} == {"no_context", "prior", "noop", "neutral_image"}
 
 
@@ -116,7 +125,7 @@ async def test_a_first_probe_that_fails_clears_nothing() -> None:
             raise EndpointError("busy", status=503)
         return await steady(body)
 
-    found = (await Guard(EARLY).inspect(BODY, model)).report
+    found = (await early().inspect(BODY, model)).report
     assert (found.verdict.state, found.verdict.reason) == ("unscored", "upstream_error")
     assert len(found.probes) == 3
 
@@ -131,59 +140,54 @@ async def test_cancelling_between_the_stages_leaves_no_task() -> None:
             await asyncio.sleep(60)
         return await fast(body)
 
-    running = asyncio.create_task(Guard(EARLY).inspect(BODY, model))
-    await late.wait()
+    running = asyncio.create_task(Guard(calibrations=[HALF]).inspect(BODY, model))
+    async with asyncio.timeout(10):
+        await late.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def state_by(
-    score: Score, relevant: Relevant, thresholds: Thresholds = EARLY.thresholds, *, corrects: bool = False
-) -> str | None:
-    found = early_verdict(score, relevant, thresholds, corrects=corrects)
-    return None if found is None else found.state.value
+def settled(
+    score: Score, relevant: Relevant, fitted: Fitted | None = None, *, corrects: bool = False
+) -> bool:
+    return settles(score, relevant, Thresholds(), fitted, corrects=corrects)
 
 
-def test_the_first_cell_alone_settles_what_is_clear_and_what_a_calibration_flags() -> None:
+def test_without_a_calibration_the_first_cell_settles_what_it_does_not_contradict() -> None:
     same, flip = Score({"no_context": cell(SAME)}, {}), Score({"no_context": cell(FLIP)}, {})
-    late = Score({"no_context": cell(SAME)}, {"prior": "timeout"})
-    assert state_by(same, Relevant.IMAGE) == "pass"
-    assert state_by(flip, Relevant.IMAGE) is None
-    assert state_by(flip, Relevant.IMAGE, BY_RISK.thresholds) == "flagged"
-    assert state_by(late, Relevant.IMAGE) is None
-    assert state_by(same, Relevant.TEXT) is None
-    assert state_by(same, Relevant.IMAGE, Thresholds()) is None
+    assert settled(same, Relevant.IMAGE) and not settled(flip, Relevant.IMAGE)
+    assert not settled(Score({"no_context": cell(SAME)}, {"prior": "timeout"}), Relevant.IMAGE)
+    assert not settled(same, Relevant.TEXT)  # it is not the first one there
+    assert settled(Score({"neutral_image": cell(SAME)}, {}), Relevant.TEXT)
+    assert not settled(same, Relevant.UNKNOWN)
+    each = Score({"no_context": cell(FLIP), "neutral_image": cell(SAME)}, {})
+    assert not settled(each, Relevant.IMAGE)  # its influence is not known without the prior
 
 
-def test_where_a_policy_mends_the_first_cell_passes_and_does_not_flag() -> None:
-    by_risk = BY_RISK.thresholds
+def test_a_calibration_settles_what_it_clears_and_what_it_flags() -> None:
+    same, flip = Score({"no_context": cell(SAME)}, {}), Score({"no_context": cell(FLIP)}, {})
+    assert settled(same, Relevant.IMAGE, EARLY) and settled(flip, Relevant.IMAGE, EARLY)
+    never = EARLY.model_copy(update={"clear_below": 0.0})
+    assert not settled(same, Relevant.IMAGE, never) and settled(flip, Relevant.IMAGE, never)
+    assert not settled(flip, Relevant.IMAGE, HALF.fitted["image"])
+
+
+def test_where_a_policy_mends_the_first_cell_passes_and_flags_with_what_each_alone_says() -> None:
     moved = {"no_context": cell(FLIP)}
-    assert state_by(Score(moved, {}), Relevant.IMAGE, by_risk, corrects=True) is None
-    assert state_by(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, by_risk, corrects=True) == "pass"
+    assert not settled(Score(moved, {}), Relevant.IMAGE, EARLY, corrects=True)
+    assert settled(Score(moved, {}), Relevant.IMAGE, HALF.fitted["image"], corrects=True)  # it passes
+    assert settled(Score({"no_context": cell(SAME)}, {}), Relevant.IMAGE, EARLY, corrects=True)
     each = Score({**moved, "neutral_image": cell(FLIP)}, {})
-    assert state_by(each, Relevant.IMAGE, by_risk, corrects=True) == "flagged"  # by the risk alone
+    assert settled(each, Relevant.IMAGE, EARLY, corrects=True)  # by the risk alone
 
 
 def test_where_both_decide_the_prior_alone_passes_what_it_does_not_give() -> None:
-    sure = replace(EARLY.thresholds, confident=0.5)
-    assert state_by(Score({"prior": cell(FLIP)}, {}), Relevant.BOTH, sure) == "pass"
-    assert state_by(Score({"prior": cell(SAME)}, {}), Relevant.BOTH, sure) is None
-    assert state_by(Score({"no_context": cell(FLIP)}, {}), Relevant.BOTH, sure) is None
-
-
-def test_the_answers_of_both_modalities_flag_without_the_prior_and_never_clear() -> None:
-    def verdict(no_context: str, neutral_image: str, relevant: Relevant) -> str | None:
-        cells = {"no_context": cell(no_context), "neutral_image": cell(neutral_image)}
-        found = early_verdict(Score(cells, {}), relevant, EARLY.thresholds)
-        return None if found is None or found.cause is None else found.cause.value
-
-    assert verdict(FLIP, SAME, Relevant.IMAGE) == "text"
-    assert verdict(FLIP, FLIP, Relevant.IMAGE) is None  # the text alone does not say so
-    assert verdict(SAME, FLIP, Relevant.TEXT) == "image"
-    assert verdict(SAME, SAME, Relevant.IMAGE) is None
-    assert verdict(FLIP, SAME, Relevant.BOTH) is None
+    assert settled(Score({"prior": cell(FLIP)}, {}), Relevant.BOTH)
+    assert settled(Score({"prior": cell(SAME)}, {}), Relevant.BOTH)  # it is not sure
+    assert not settled(Score({"prior": cell(SURE)}, {}), Relevant.BOTH)
+    assert not settled(Score({"no_context": cell(FLIP)}, {}), Relevant.BOTH)
 
 
 # -- where a policy mends --------------------------------------------------------------------------
@@ -191,17 +195,17 @@ def test_the_answers_of_both_modalities_flag_without_the_prior_and_never_clear()
 MENDS = GuardConfig(policies=(Policy("neutralise"),))
 
 
-async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_two_of_what_is_flagged() -> None:
+async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_every_cell_of_what_is_flagged() -> None:
     calls, steady = counted(world(both="red", image="red", text="blue", neither="green"))
     passed = (await Guard(MENDS).inspect(BODY, steady)).report
     assert (passed.verdict.state, passed.notes, len(calls)) == ("pass", (NOTE_BY_FIRST,), 2)
     calls, misled = counted(world(both="blue", image="red", text="blue", neither="green"))
     flagged = (await Guard(MENDS).inspect(NAMED, misled)).report
-    assert (flagged.verdict.cause, flagged.action, flagged.notes) == ("text", "neutralise", (NOTE_BY_EACH,))
-    assert [row.name for row in flagged.probes] == ["no_context", "neutral_image"]
-    assert (len(calls), flagged.image_only, flagged.text_only) == (3, "red", "blue")
-    whole = (await Guard().inspect(BODY, misled)).report
-    assert (whole.verdict.risk, whole.verdict.cause) == (flagged.verdict.risk, flagged.verdict.cause)
+    assert (flagged.verdict.cause, flagged.action, flagged.notes) == ("text", "neutralise", ())
+    assert [row.name for row in flagged.probes] == ["no_context", "neutral_image", "prior"]
+    assert (len(calls), flagged.image_only, flagged.text_only) == (4, "red", "blue")
+    whole = (await Guard().inspect(NAMED, misled)).report
+    assert whole.verdict == flagged.verdict
 
 
 async def test_where_the_first_two_settle_nothing_the_prior_is_asked_as_well() -> None:
@@ -248,12 +252,7 @@ async def test_the_adapters_answer_is_probed_as_sparingly() -> None:
 
     calls, both = counted(model)
     found = await Guard(GuardConfig(policies=(Policy("escalate"),))).inspect(NAMED, both)
-    assert (found.report.action, len(calls)) == ("escalate", 3 + 2)
-
-
-def test_clearing_may_not_reach_into_the_flags() -> None:
-    with pytest.raises(ConfigError, match=r"clear_below is 0.9: it must not exceed flag_at"):
-        Thresholds(clear_below=0.9)
+    assert (found.report.action, len(calls)) == ("escalate", 4 + 2)
 
 
 def test_a_budget_of_probes_by_hand() -> None:
@@ -269,7 +268,7 @@ def test_a_budget_of_probes_by_hand() -> None:
 
 
 def test_a_calibration_keeps_its_budget_and_never_clears_what_it_flags() -> None:
-    plain, early = calibrate(answers(600)), calibrate(answers(600), probes=1.2)
+    plain, saving = calibrate(answers(600)), calibrate(answers(600), probes=1.2)
     assert plain.clear_below == 0.0 and plain.expected_probes == 3.0
-    assert 1.1 < early.expected_probes <= 1.2 and early.clear_below <= early.flag_at
-    assert (early.flag_at, early.promises) == (plain.flag_at, plain.promises)
+    assert 1.1 < saving.expected_probes <= 1.2 and saving.clear_below <= saving.flag_at
+    assert (saving.flag_at, saving.promises) == (plain.flag_at, plain.promises)

@@ -20,11 +20,12 @@ KEYS = ('{"', "colour", '": "'), ('", "', "number", '": ', "3", "}")
 
 
 def recorder(
-    *, lies: bool = True, keys_move: bool = False, scores: bool = True
+    *, lies: bool = True, keys_move: bool = False, scores: bool = True, pieces: bool = False
 ) -> tuple[list[JSON], Complete]:
     """Says {"colour": …, "number": 3}; the colour is red to the picture, and blue by the caption if it lies.
 
     keys_move: whether the second key depends on the caption. scores: whether it scores a given answer.
+    pieces: whether the mask leaves it single characters, which a given answer is not split into.
     """
     calls: list[JSON] = []
 
@@ -46,6 +47,8 @@ def recorder(
             tops[5] = {"number": 0.999, "count": 0.001} if read else {"number": 0.001, "count": 0.999}
         if is_given:
             return scored_prompt(words, tops) if scores else completion("!")
+        if pieces:
+            return completion("".join(words), [{sign: 1.0} for sign in "".join(words)])
         return completion("".join(words), tops)
 
     return calls, complete
@@ -93,6 +96,30 @@ async def test_the_leaf_that_a_lie_gave_is_flagged_by_its_path(constraint: JSON)
         "prior",
         "unconstrained",
     }
+
+
+async def test_an_answer_that_the_mask_split_otherwise_is_judged_as_the_model_itself_splits_it() -> None:
+    _, model = recorder(pieces=True)
+    report = await judged(model)
+    assert (report.verdict.cause, report.method) == (Cause.TEXT, "teacher_forced")
+    assert [(span.path, span.text, span.cause) for span in report.spans] == [
+        ("/colour", "blue", Cause.TEXT),
+        ("/number", "3", None),
+    ]
+
+
+async def test_a_prompt_that_does_not_end_in_the_answer_scores_nothing() -> None:
+    _, model = recorder()
+
+    async def other(body: JSON) -> JSON:
+        return (
+            scored_prompt(("So", "thing"), [{"So": 0.9}, {"thing": 0.9}])
+            if "prompt_logprobs" in body
+            else await model(body)
+        )
+
+    report = await judged(other)
+    assert (report.verdict.state, report.verdict.reason) == (State.UNSCORED, "upstream_error")
 
 
 async def test_a_true_record_passes() -> None:

@@ -1,24 +1,29 @@
 """The table of verdicts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from modint_guard.judging.risk import Thresholds, risk_of
-from modint_guard.judging.verdict import cells_needed, decide
+from modint_guard.judging.calibration import Fitted, Promise
+from modint_guard.judging.null import Null, NullScore
+from modint_guard.judging.risk import Thresholds
+from modint_guard.judging.statistic import flag_statistic
+from modint_guard.judging.verdict import by_calibration, by_null, by_rule, cells_needed, decide
 from modint_guard.report import Verdict
-from modint_guard.types import CellScore, Relevant, Score
+from modint_guard.types import CellScore, Relevant, Score, Statistic, TokenScore
 
 FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
+CERTAIN = math.log(0.99995 / 0.00005)  # the log-odds of y in the request itself
 
 
 def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
     """flip: sure of another answer. same: gives y without confidence. sure: gives y with 0.99995."""
     p = {FLIP: 0.00005, SAME: 0.6, SURE: 0.99995, UNDECIDED: 0.48}[kind]
     other = {FLIP: 0.99995, SAME: 0.3, SURE: 0.00005, UNDECIDED: 0.5}[kind]
+    odds = math.log(p / other)
+    token = TokenScore(lost=0.0, shift=CERTAIN - odds, odds=odds, other=other, preferred=True)
     return CellScore(
         divergence=0.9 if kind == FLIP else divergence,
         exact=True,
@@ -31,12 +36,22 @@ def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
         delta_logprob=1.0,
         entropy=0.5,
         answer=answer or ("other" if kind in (FLIP, UNDECIDED) else "y"),
+        shift=token.shift,
+        tokens=(token,),
     )
 
 
+def decided(score: Score, relevant: Relevant, thresholds: Thresholds | None = None) -> Verdict:
+    """The verdict on an answer of a model of which nothing was measured."""
+    thresholds = thresholds or Thresholds()
+    has_context = "no_context" in {**score.cells, **score.missing} or not score.cells
+    statistic = flag_statistic(score.cells, relevant, has_context=has_context)
+    found = by_rule(statistic, thresholds)
+    return decide(score, relevant, thresholds, weighed=found, has_context=has_context)
+
+
 def judged(relevant: str, **kinds: str) -> Verdict:
-    cells = {name: cell(kind) for name, kind in kinds.items()}
-    return decide(Score(cells, {}), Relevant(relevant), has_context="no_context" in kinds)
+    return decided(Score({name: cell(kind) for name, kind in kinds.items()}, {}), Relevant(relevant))
 
 
 @pytest.mark.parametrize(
@@ -94,68 +109,134 @@ def test_the_table_without_a_context(relevant: str, neutral_image: str, verdict:
     assert "/".join(filter(None, (found.state, found.cause or found.reason))) == verdict
 
 
-def test_a_flip_below_the_threshold_of_risk_passes() -> None:
-    cells = {"neutral_image": cell(FLIP)}
-    strict = Thresholds(bias=-20.0)
-    found = decide(Score(cells, {}), Relevant.TEXT, strict, has_context=False)
-    assert found.state == "pass" and found.risk is not None and found.risk < 0.01
-
-
 @pytest.mark.parametrize(
     ("relevant", "alone"), [(Relevant.IMAGE, "no_context"), (Relevant.TEXT, "neutral_image")]
 )
-@pytest.mark.parametrize(("confidence", "state"), [(0.6, "pass"), (0.98, "pass"), (0.99, "flagged")])
+@pytest.mark.parametrize(("other", "state"), [(0.6, "pass"), (0.98, "pass"), (0.99, "flagged")])
 def test_what_ought_to_decide_must_alone_be_sure_of_another_answer(
-    relevant: Relevant, alone: str, confidence: float, state: str
+    relevant: Relevant, alone: str, other: float, state: str
 ) -> None:
     # A poor picture under a caption that says what it shows: without the caption the model guesses.
     cells = {"no_context": cell(SAME), "neutral_image": cell(SAME), "prior": cell(FLIP)}
-    cells[alone] = replace(cell(FLIP), confidence=confidence)
-    found = decide(Score(cells, {}), relevant, has_context=True)
-    assert found.state == state and found.risk is not None
-    anyhow = decide(Score(cells, {}), relevant, Thresholds(sure=0.5), has_context=True)
-    assert anyhow.state == "flagged"
+    (token,) = cell(FLIP).tokens
+    cells[alone] = replace(cell(FLIP), tokens=(replace(token, other=other),))
+    assert decided(Score(cells, {}), relevant).state == state
+    assert decided(Score(cells, {}), relevant, Thresholds(sure=0.5)).state == "flagged"
 
 
-def test_an_answer_that_the_request_does_not_prefer_is_not_flagged_even_by_the_risk_alone() -> None:
-    cells = {"no_context": cell(FLIP), "neutral_image": cell(SAME), "prior": cell(FLIP)}
-    drawn = {name: replace(each, preferred=False) for name, each in cells.items()}
-    for thresholds in (Thresholds(), Thresholds(by_risk_alone=True), Thresholds(sure=0.0)):
-        assert decide(Score(cells, {}), Relevant.IMAGE, thresholds, has_context=True).state == "flagged"
-        assert decide(Score(drawn, {}), Relevant.IMAGE, thresholds, has_context=True).state == "pass"
+def test_of_a_model_of_which_nothing_was_measured_there_is_no_risk() -> None:
+    for relevant in Relevant:
+        assert judged(relevant, no_context=FLIP, neutral_image=SURE, prior=FLIP).risk is None
 
 
-def test_risk_by_hand() -> None:
+def test_an_answer_that_the_picture_made_surer_is_no_guess() -> None:
+    # Every view is sure of y, at 0.993; with its picture the model gives it odds of 20,000 to 1.
+    less = replace(cell(SURE), p_answer=0.993, shift=5.0)
+    views = {"no_context": cell(SURE), "neutral_image": less, "prior": less}
+    assert decided(Score(views, {}), Relevant.IMAGE).state == "pass"
+    assert decided(Score({"neutral_image": less}, {}), Relevant.IMAGE).reason == "no_context"
+    idle = {name: replace(each, shift=0.4) for name, each in views.items()}
+    assert decided(Score(idle, {}), Relevant.IMAGE).cause == "prior"
+    unsure = {name: replace(each, p_answer=0.98) for name, each in idle.items()}
+    assert decided(Score(unsure, {}), Relevant.IMAGE).state == "pass"
+
+
+def test_an_answer_of_which_a_word_was_drawn_by_chance_is_no_guess_for_the_words_after_it() -> None:
+    # "red indeed" where "blue" was likelier: every view is sure of "indeed", and none would say "red".
+    drawn = TokenScore(lost=0.0, shift=0.0, odds=-2.0, other=0.9, preferred=False)
+    views = {name: replace(cell(SURE), shift=0.0) for name in ("no_context", "neutral_image", "prior")}
+    assert decided(Score(views, {}), Relevant.IMAGE).cause == "prior"
+    for name, view in views.items():
+        first = replace(drawn, odds=2.0, other=0.1) if name == "no_context" else drawn
+        views[name] = replace(view, tokens=(first, *view.tokens))
+    assert decided(Score(views, {}), Relevant.IMAGE).state == "pass"
+
+
+# -- what weighs the score ---------------------------------------------------------------------------
+
+FITTED = Fitted(
+    bias=-4.0,
+    weights={"js": 4.0, "margin": 4.0, "entropy": 0.0, "pmi": 0.0},
+    flag_at=0.9,
+    promises=(Promise(kind="miss", alpha=0.1, flag_at=0.9, n=40),),
+    positives=40,
+    negatives=40,
+    wrong_on_both=0,
+    right_only_when_disturbed=0,
+    flagged_of_negatives=0.0,
+    feasible_flags=0.1,
+    auroc=1.0,
+    calibration_error=0.0,
+)
+
+
+def test_the_risk_of_a_calibration_by_hand() -> None:
     # -4 + 4 * 0.9 + 4 * 0.9999 = 3.5996; 1 / (1 + exp(-3.5996)) = 0.9734
-    fitted = Thresholds(bias=-4.0, weight_js=4.0, weight_margin=4.0)
-    assert risk_of(cell(FLIP), 0.0, fitted) == pytest.approx(0.9734, abs=1e-4)
-    assert risk_of(cell(FLIP), 0.0, Thresholds(bias=-1e6)) == 0.0
-    # 0 + 2 * 0.5 bits + 1 * 1 nat = 2; 1 / (1 + exp(-2)) = 0.8808
-    more = Thresholds(bias=0.0, weight_js=0.0, weight_margin=0.0, weight_entropy=2.0, weight_pmi=1.0)
-    assert risk_of(cell(FLIP), 0.5, more) == pytest.approx(0.8808, abs=1e-4)
+    found = by_calibration(Score({"no_context": cell(FLIP)}, {}), Relevant.IMAGE, FITTED)
+    assert found is not None and found.flags and found.risk == pytest.approx(0.9734, abs=1e-4)
+    strict = FITTED.model_copy(update={"flag_at": 0.98})
+    found = by_calibration(Score({"no_context": cell(FLIP)}, {}), Relevant.IMAGE, strict)
+    assert found is not None and not found.flags
+    assert by_calibration(Score({"no_context": cell(FLIP)}, {}), Relevant.TEXT, FITTED) is None
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_risk_grows_with_the_divergence_and_stays_within_0_and_1(a: float, b: float) -> None:
-    low, high = (risk_of(cell(SAME, divergence), 0.0, Thresholds()) for divergence in sorted((a, b)))
-    assert 0.0 <= low <= high <= 1.0
+def test_a_calibration_flags_by_the_risk_alone() -> None:
+    cells = {"no_context": cell(FLIP), "neutral_image": cell(FLIP), "prior": cell(FLIP)}
+    moves = Score(cells, {}, unstable=("benign",))  # with anything, and the text alone does not say so
+    assert decided(moves, Relevant.IMAGE).state == "pass"
+    promised = by_calibration(moves, Relevant.IMAGE, FITTED)
+    assert promised is not None
+    found = decide(moves, Relevant.IMAGE, weighed=promised, has_context=True)
+    assert (found.state, found.cause, found.risk) == ("flagged", "text", promised.risk)
+
+
+def test_a_flag_is_withdrawn_if_a_control_changes_the_answer_too() -> None:
+    cells = {"no_context": cell(FLIP), "neutral_image": cell(SURE), "prior": cell(FLIP)}
+    assert decided(Score(cells, {}), Relevant.IMAGE).state == "flagged"
+    assert decided(Score(cells, {}, unstable=("benign",)), Relevant.IMAGE).state == "pass"
+
+
+NULL = Null(tuple(NullScore(value / 100, 1) for value in range(-80, 20)))
 
 
 @pytest.mark.parametrize(
-    ("relevant", "has_risk"), [("image", True), ("text", True), ("both", False), ("unknown", False)]
+    ("value", "sure", "flags"),
+    [(0.5, 0.99, True), (0.5, 0.98, False), (0.185, 0.99, False), (-0.1, 0.99, False)],
 )
-def test_there_is_a_risk_only_where_a_modality_is_known_to_be_irrelevant(
-    relevant: str, has_risk: bool
+def test_a_null_flags_what_changed_is_unusual_and_contradicted_for_sure(
+    value: float, sure: float, flags: bool
 ) -> None:
-    found = judged(relevant, no_context=FLIP, neutral_image=SURE, prior=FLIP)
-    assert (found.risk is not None) is has_risk
+    found = by_null(Statistic(value, 1, sure), NULL, Thresholds(), 0.01)
+    assert found is not None and found.flags is flags
+    assert found.risk == pytest.approx(1 - NULL.p_value(value, 1)) and not found.is_promised
+
+
+def test_a_null_of_too_few_scores_or_an_answer_without_one_is_not_weighed() -> None:
+    few = Null(NULL.scores[:98])
+    assert by_null(Statistic(0.5, 1, 0.99), few, Thresholds(), 0.01) is None
+    assert by_null(None, NULL, Thresholds(), 0.01) is None
+    unusual_but_unchanged = Null(tuple(NullScore(-5.0, 1) for _ in range(200)))
+    found = by_null(Statistic(-1.0, 1, 0.99), unusual_but_unchanged, Thresholds(), 0.01)
+    assert found is not None and found.risk is not None and found.risk > 0.99 and not found.flags
+
+
+def test_an_answer_that_the_request_does_not_prefer_is_not_flagged_even_by_a_calibration() -> None:
+    cells = {"no_context": cell(FLIP), "neutral_image": cell(SAME), "prior": cell(FLIP)}
+    drawn = {
+        name: replace(each, preferred=False, tokens=(replace(each.tokens[0], preferred=False),))
+        for name, each in cells.items()
+    }
+    assert decided(Score(cells, {}), Relevant.IMAGE).state == "flagged"
+    assert decided(Score(drawn, {}), Relevant.IMAGE).state == "pass"
+    found = by_calibration(Score(drawn, {}), Relevant.IMAGE, FITTED)
+    assert found is not None and not found.flags
 
 
 @pytest.mark.parametrize("relevant", list(Relevant))
 @pytest.mark.parametrize("lost", ["no_context", "neutral_image", "prior"])
 def test_a_missing_cell_that_the_rule_names_leaves_the_answer_unscored(relevant: Relevant, lost: str) -> None:
     cells = {name: cell(FLIP) for name in ("no_context", "neutral_image", "prior") if name != lost}
-    found = decide(Score(cells, {lost: "timeout"}), relevant, has_context=True)
+    found = decided(Score(cells, {lost: "timeout"}), relevant)
     if lost in cells_needed(relevant, has_context=True):
         assert (found.state, found.reason, found.risk) == ("unscored", "timeout", None)
     else:
@@ -172,22 +253,14 @@ def test_a_missing_cell_that_the_rule_names_leaves_the_answer_unscored(relevant:
     ],
 )
 def test_the_gravest_reason_is_given(missing: Mapping[str, str], reason: str) -> None:
-    found = decide(Score({}, missing), Relevant.IMAGE, has_context=True)
+    found = decided(Score({}, missing), Relevant.IMAGE)
     assert (found.state, found.reason, found.risk, found.cause) == ("unscored", reason, None, None)
 
 
 def test_of_a_longer_answer_only_begun_nothing_is_flagged_as_prior() -> None:
     cells = {name: cell(SURE) for name in ("no_context", "neutral_image", "prior")}
-    assert decide(Score(cells, {}), Relevant.IMAGE, has_context=True).cause == "prior"
+    assert decided(Score(cells, {}), Relevant.IMAGE).cause == "prior"
     for relevant in (Relevant.IMAGE, Relevant.TEXT, Relevant.BOTH):
-        assert decide(Score(cells, {}, partial=True), relevant, has_context=True).state == "pass"
+        assert decided(Score(cells, {}, partial=True), relevant).state == "pass"
     alone = Score({"neutral_image": cell(SURE)}, {}, partial=True)
-    assert decide(alone, Relevant.IMAGE, has_context=False).reason == "no_context"
-
-
-def test_a_calibration_flags_by_the_risk_alone() -> None:
-    cells = {"no_context": cell(UNDECIDED), "neutral_image": cell(FLIP), "prior": cell(FLIP)}
-    alone = Thresholds(bias=3.0, by_risk_alone=True)
-    assert decide(Score(cells, {}), Relevant.IMAGE, Thresholds(bias=3.0), has_context=True).state == "pass"
-    found = decide(Score(cells, {}, unstable=("benign",)), Relevant.IMAGE, alone, has_context=True)
-    assert (found.state, found.cause) == ("flagged", "text")
+    assert decided(alone, Relevant.IMAGE).reason == "no_context"

@@ -16,6 +16,7 @@ from tests.server.fake_upstream import BASE, JSON
 
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
 INTERFERENCE, SERVING, ADAPTERS = (board.title for board in BOARDS)
+ALPHA = 0.01  # as the gateway has it
 ENOUGH = 200  # examined or judged answers, from which on the rules record a share
 Key = frozenset[tuple[str, str]]
 Values = dict[Key, float]
@@ -137,8 +138,9 @@ def from_any_traffic(seen: Seen, baselines: Mapping[str, float]) -> Expected:
         (INTERFERENCE, "Flips, by probe"): {
             labels(probe=probe): sent.flips(probe, sent.names) for probe in probes
         },
-        (INTERFERENCE, "Mean risk"): {
-            who[name]: sum(risks) / len(risks) for name, risks in sent.risks.items()
+        (INTERFERENCE, "Risk of 1 − α or more"): {
+            who[name]: sum(risk >= 1 - ALPHA for risk in risks) / len(risks)
+            for name, risks in sent.risks.items()
         },
         (INTERFERENCE, "Answers, by action"): by("action", sent.actions, factor),
         (INTERFERENCE, "Attempts, by rung and outcome"): by_rung(sent, factor),

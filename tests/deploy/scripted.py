@@ -34,6 +34,7 @@ from tests.server.fake_upstream import (
     steady,
     text_of,
 )
+from tests.server.test_calibrated import written
 
 NO_EFFECT = "idle-lora"
 STRANGERS = 110  # requests for a model that does not exist
@@ -111,6 +112,7 @@ async def watched(folder: Path) -> AsyncIterator[Seen]:
         test = {**calm, "adapter_selftest": "report", "probe_deadline_s": 30.0, "max_adapter_labels": 3}
         test["mitigation_tokens_per_minute"] = 6 * 4 * 42  # six answers of the adapter, each with its probes
         known = [_adapter(folder)]
+        test["calibrations"] = (written(folder),)  # so that the base's answers have a risk
         main = await stack.enter_async_context(serving(upstream.url, adapters=known, **test))
         await tested(main)  # before anyone else asks: base answers are the base's only while it is alone
         stalled = await stack.enter_async_context(serving(upstream.url, **calm))

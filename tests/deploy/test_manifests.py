@@ -368,6 +368,25 @@ def test_compose_refuses_what_is_not_set_and_mounts_what_exists() -> None:
     assert services["vllm"]["networks"] == ["engine"] and "ports" not in services["vllm"]
 
 
+def test_what_was_measured_on_a_model_outlives_the_process_that_measured_it() -> None:
+    file = "/var/lib/modint-guard/nulls.json"
+    gateway = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["gateway"]
+    assert gateway["environment"]["MODINT_NULL_FILE"] == file
+    assert f"state:{Path(file).parent}" in gateway["volumes"] and gateway["read_only"]
+    owned = re.search(
+        r"install --directory --owner=modint \S+ (\S+)", (DEPLOY / "Dockerfile").read_text("utf-8")
+    )
+    assert owned and owned[1] == str(Path(file).parent)  # a new volume has the owner of what it covers
+    pod = yaml.safe_load_all((DEPLOY / "kustomize" / "base" / "gateway.yaml").read_text("utf-8"))
+    spec = next(one for one in pod if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert {"name": "MODINT_NULL_FILE", "value": file} in container["env"]
+    assert {"name": "state", "mountPath": str(Path(file).parent)} in container["volumeMounts"]
+    assert "state" in {volume["name"] for volume in spec["volumes"]}
+    unit = (DEPLOY / "systemd" / "modint-guard.service").read_text("utf-8")
+    assert "\nStateDirectory=modint-guard\nEnvironment=MODINT_NULL_FILE=%S/modint-guard/nulls.json\n" in unit
+
+
 def test_composes_prometheus_asks_the_same_as_the_other() -> None:
     ours, theirs = (
         yaml.safe_load((DEPLOY / name).read_text("utf-8"))

@@ -40,12 +40,20 @@ def written(folder: Path, **changes: str) -> Path:
 async def test_verdicts_of_its_model_are_calibrated_and_others_are_not(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
-    async with serving(upstream.url, calibrations=(written(tmp_path),)) as gateway:
-        own = (await gateway.post(chat(modint={"relevant": "image"}))).json["modint"]
+    async with serving(upstream.url, calibrations=(written(tmp_path),), alpha=0.49) as gateway:
+        said = await gateway.post(chat(modint={"relevant": "image"}))
+        own = said.json["modint"]
         other = (await gateway.post(chat(model=ADAPTER, modint={"relevant": "image"}))).json["modint"]
+        labels = {"model": BASE, "adapter": "none"}
+        unusual = [
+            gateway.value("modint_unusual_answers_total", **labels, relevant=relevant)
+            for relevant in ("image", "text")
+        ]
     assert (own["verdict"], own["calibrated"]) == ("flagged", True)
     assert other["calibrated"] is False
-    assert own["risk"] != other["risk"]
+    assert float(said.headers["x-modint-risk"]) == pytest.approx(own["risk"], abs=1e-4)
+    assert other["risk"] is None
+    assert unusual == [1, 0] and own["risk"] >= 0.51  # 1 - alpha
 
 
 async def test_one_made_for_another_model_keeps_the_gateway_from_being_ready(

@@ -27,7 +27,7 @@ async def test_an_answer_that_followed_the_caption_is_flagged_as_driven_by_text(
     assert {probe["name"] for probe in report["probes"]} == {"no_context", "neutral_image", "prior"}
     assert said.json["choices"][0]["message"]["content"] == "blue"
     assert said.headers["x-modint-verdict"] == "flagged"
-    assert float(said.headers["x-modint-risk"]) == pytest.approx(report["risk"], abs=1e-4)
+    assert "x-modint-risk" not in said.headers and report["risk"] is None  # nothing was measured on the model
     assert said.headers["x-modint-schema"] == "2"
     assert "x-modint-detail" not in said.headers
     assert len(upstream.calls) == 4

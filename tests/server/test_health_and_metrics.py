@@ -119,7 +119,7 @@ async def test_counters_rise_before_the_client_has_its_answer(running_gateway: R
     value = running_gateway.value
     assert value("modint_requests_total", **base, route="chat", outcome="ok") == 2
     assert value("modint_verdicts_total", **base, relevant="image", verdict="flagged", cause="text") == 2
-    assert value("modint_risk_ratio_count", **base, relevant="image") == 2
+    assert value("modint_risk_ratio_count", **base, relevant="image") == 0  # nothing was measured
     flips = {**base, "relevant": "image", "probe": "no_context", "outcome": "flipped"}
     assert value("modint_probe_results_total", **flips) == 2
     assert value("modint_probe_divergence_ratio_count", **base, probe="prior") == 2

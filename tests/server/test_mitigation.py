@@ -76,7 +76,7 @@ async def test_the_official_client_gets_the_mended_answer_and_reads_what_it_was(
     assert (report["action"], rungs(report)) == ("neutralise", [("neutralise", "mended")])
     told = report["mitigation"]
     assert (told["original"], told["answer"], told["correction"]) == ("blue", "red", False)
-    assert len(upstream.calls) == 3
+    assert len(upstream.calls) == 4
     assert running_gateway.value("modint_policy_actions_total", **MA, action="neutralise") == 1
     counted = {"rung": "neutralise", "outcome": "mended"}
     assert running_gateway.value("modint_mitigation_rungs_total", **MA, **counted) == 1
@@ -138,7 +138,7 @@ async def test_abstaining_may_be_an_envelope_that_no_client_repeats(
     assert said.error["message"].endswith(ABSTAINED)
     assert (said.status, said.headers["x-should-retry"]) == (422, "false")
     assert said.headers["x-modint-action"] == said.json["modint"]["action"] == "abstain"
-    assert len(upstream.calls) == 6
+    assert len(upstream.calls) == 8
 
 
 async def test_a_verdict_alone_has_nothing_to_mend(running_gateway: Running) -> None:
@@ -153,7 +153,10 @@ async def test_a_verdict_alone_has_every_cell_under_any_policy(upstream: FakeUps
         upstream.forget()
         said = await gateway.post({**ask(), "answer": "blue"}, "/v1/guard/check")
         assert len(said.json["modint"]["probes"]) == 3
-        assert len((await gateway.post(ask())).json["modint"]["probes"]) == 2
+        upstream.script = steady
+        said = await gateway.post({**ask(), "answer": "red"}, "/v1/guard/check")
+        assert len(said.json["modint"]["probes"]) == 3
+        assert len((await gateway.post(ask())).json["modint"]["probes"]) == 1
 
 
 async def test_a_picture_alone_costs_one_call_where_a_policy_mends(upstream: FakeUpstream) -> None:
@@ -335,7 +338,7 @@ async def test_an_adapter_that_is_not_served_is_missing_and_is_not_asked_for(
         said = await gateway.post(ask("escalate"))
     assert rungs(said.json["modint"]) == [("escalate", "missing")]
     assert said.json["choices"][0]["message"]["content"] == "blue"
-    assert len(upstream.calls) == 3
+    assert len(upstream.calls) == 4
 
 
 async def test_an_adapter_that_failed_its_self_test_is_not_escalated_to(upstream: FakeUpstream) -> None:
@@ -351,7 +354,7 @@ async def test_mending_the_adapters_own_answer_does_not_ask_it_again(
 ) -> None:
     said = await running_gateway.post(ask("escalate", model=ADAPTER))
     assert rungs(said.json["modint"]) == [("escalate", "unfit")]
-    assert len(upstream.calls) == 3
+    assert len(upstream.calls) == 4
 
 
 async def test_a_budget_is_each_keys_own(upstream: FakeUpstream) -> None:
