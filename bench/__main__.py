@@ -103,15 +103,13 @@ def soak(
 @app.command()
 def tenants(
     output: Output = Path("bench/results/tenants.json"),
-    requests: Annotated[
-        int,
-        typer.Option(min=1, help="Of the victim, under each attack; five times as many of a quick engine."),
-    ] = 120,
+    requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 120,
+    again: Annotated[bool, typer.Option(help="Keep rows of the file from a quieter machine.")] = False,
 ) -> None:
     """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
     from bench.tenants import measure_tenants
 
-    measure_tenants(output, requests=requests)
+    measure_tenants(output, requests=requests, again=again)
     typer.echo(f"wrote {output}")
 
 
