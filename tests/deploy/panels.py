@@ -122,8 +122,8 @@ async def before_vllm(folder: Path, serve: int) -> tuple[list[Row], str]:
 
 
 def may_be_empty(board: str, panel: str) -> bool:
-    """No streams were sent, the shipped adapter bears no doctor's record, no lies were planted, no model has a
-    null, and alerts wait for trouble."""
+    """No streams were sent, the shipped adapter bears no doctor's record, no lies were planted, nothing was
+    measured of the models, and alerts wait for trouble."""
     return board == "alerts" or panel in (
         "To the first token, median",
         "Modules, by what the doctor recorded",
