@@ -148,8 +148,9 @@ def compare_forced(
     and of these only such as moved further than chance moves one of so many (`_moved`). The deciding one is
     that at which another token leads y_t by most under the view. The divergence is the largest of the
     positions that moved; if none did, margin and divergence are means, which do not grow with the length of
-    an answer. `p_answer` is the smallest p(y_t) of the positions that can decide, and `delta_logprob` the
-    mean over all that are compared (pointwise mutual information), in nats per token.
+    an answer; the shift likewise, over all words, those that were drawn by chance included: what made them
+    likelier had influence. `p_answer` is the smallest p(y_t) of the positions that can decide, and
+    `delta_logprob` the mean over all that are compared (pointwise mutual information), in nats per token.
     """
     counted = range(len(whole)) if counted is None else counted
     full, view = [whole[t] for t in counted], [view[t] for t in counted]
@@ -163,8 +164,9 @@ def compare_forced(
         _token(p, q, thresholds, preferred=t in certain)
         for t, (p, q) in enumerate(zip(full, view, strict=True))
     )
-    shifts = {t: tokens[t].shift for t in able}
-    moved = _moved({t: shifts[t] for t in certain})
+    shifts = {t: tokens[t].shift for t, position in enumerate(full) if token_text(position.token)}
+    shifts = shifts or {t: token.shift for t, token in enumerate(tokens)}
+    moved = _moved({t: tokens[t].shift for t in certain})
     deciding = max(moved or able, key=leads.__getitem__)
     view_p = word_distribution(view[deciding].top)
     best = max(view_p, key=view_p.__getitem__)
@@ -189,7 +191,7 @@ def compare_forced(
         if leads[deciding] < 0.0
         else _begun(whole[: counted[deciding]], view[deciding].top) + best,
         preferred=bool(certain),
-        shift=max(shifts[t] for t in moved) if moved else fmean(shifts.values()),
+        shift=max((shifts[t] for t in _moved(shifts)), default=fmean(shifts.values())),
         at=deciding,
         tokens=tokens,
     )

@@ -79,6 +79,17 @@ async def test_answers_of_several_words_are_scored_each_once() -> None:
     assert sum("prompt_logprobs" not in call for call in calls) == 1 + 3
 
 
+async def test_what_made_a_word_likelier_that_was_drawn_by_chance_is_not_neglected() -> None:
+    # The request itself prefers "blue"; without the picture "red" falls from .45 to .1.
+    _, model = sampler("red indeed", "blue indeed")
+    guard = Guard(GuardConfig(teacher_forcing=True))
+    options = {"context": LIE, "relevant": "image"}
+    body = ask(f"{LIE}\nWhat colour is the ball in the picture?", n=2, modint=options)
+    found = await guard.inspect(body, model)
+    verdicts = [choice["modint"]["verdict"] for choice in found.completion["choices"]]
+    assert verdicts == ["pass", "flagged"]
+
+
 async def test_an_answer_that_the_engine_left_out_is_unscored() -> None:
     _, model = sampler("red", "red")
     found = await inspected(model, 3)
