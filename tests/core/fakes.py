@@ -15,11 +15,30 @@ from PIL import Image
 
 from modint_guard.chat.images import neutral_image, png_data_url
 from modint_guard.cli import GROUP, main
+from modint_guard.judging.calibration import Fitted, Promise
 from modint_guard.types import JSON, Complete, Reply
 
 SIZE = (12, 8)
 RED = png_data_url(Image.new("RGB", SIZE, (255, 0, 0)))
 GREY = neutral_image(SIZE)
+
+
+def fitted(*, bias: float = -1.0, flag_at: float, **weights: float) -> Fitted:
+    """One calibration's risk, fitted on a hundred answers, with a promise about misses at its threshold."""
+    return Fitted(
+        bias=bias,
+        weights={"js": 4.0, "margin": 0.0, "entropy": 0.0, "pmi": 0.0} | weights,
+        flag_at=flag_at,
+        promises=(Promise(kind="miss", alpha=0.1, flag_at=flag_at, n=40),),
+        positives=40,
+        negatives=60,
+        wrong_on_both=3,
+        right_only_when_disturbed=1,
+        flagged_of_negatives=0.05,
+        feasible_flags=0.1,
+        auroc=0.97,
+        calibration_error=0.02,
+    )
 
 
 def image_part(url: str = RED) -> JSON:

@@ -11,15 +11,13 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.fit_calibration import calibrate, halves, lowered, write_calibration
 from modint_guard.judging.calibration import (
     Calibration,
-    Fitted,
     Labelled,
-    Promise,
     check_for,
     read_calibration,
 )
 from modint_guard.judging.risk import FEATURES
 from modint_guard.types import CELLS, JSON, Relevant
-from tests.core.fakes import ask, world
+from tests.core.fakes import ask, fitted, world
 
 
 def answers(count: int, seed: int = 0, share: float = 0.4, per_source: int = 1) -> list[Labelled]:
@@ -35,21 +33,7 @@ def answers(count: int, seed: int = 0, share: float = 0.4, per_source: int = 1) 
 
 
 def made(**changes: object) -> Calibration:
-    fitted = Fitted(
-        bias=-1.0,
-        weights={"js": 4.0, "margin": 0.0, "entropy": 0.0, "pmi": 0.0},
-        flag_at=0.2,
-        promises=(Promise(kind="miss", alpha=0.1, flag_at=0.2, n=40),),
-        positives=40,
-        negatives=60,
-        wrong_on_both=3,
-        right_only_when_disturbed=1,
-        flagged_of_negatives=0.05,
-        feasible_flags=0.1,
-        auroc=0.97,
-        calibration_error=0.02,
-    )
-    return Calibration.model_validate({"model": "m", "fitted": {"image": fitted}, **changes})
+    return Calibration.model_validate({"model": "m", "fitted": {"image": fitted(flag_at=0.2)}, **changes})
 
 
 def test_a_calibration_keeps_its_miss_rate_on_answers_it_has_not_seen() -> None:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from modint_guard.judging.calibration import Fitted, Promise
 from modint_guard.judging.null import Null, NullScore
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.statistic import flag_statistic
 from modint_guard.judging.verdict import by_calibration, by_null, by_rule, cells_needed, decide
 from modint_guard.report import Verdict
 from modint_guard.types import CellScore, Relevant, Score, Statistic, TokenScore
+from tests.core.fakes import fitted
 
 FLIP, SAME, SURE, UNDECIDED = "flip", "same", "sure", "undecided"
 CERTAIN = math.log(0.99995 / 0.00005)  # the log-odds of y in the request itself
@@ -154,20 +154,7 @@ def test_an_answer_of_which_a_word_was_drawn_by_chance_is_no_guess_for_the_words
 
 # -- what weighs the score ---------------------------------------------------------------------------
 
-FITTED = Fitted(
-    bias=-4.0,
-    weights={"js": 4.0, "margin": 4.0, "entropy": 0.0, "pmi": 0.0},
-    flag_at=0.9,
-    promises=(Promise(kind="miss", alpha=0.1, flag_at=0.9, n=40),),
-    positives=40,
-    negatives=40,
-    wrong_on_both=0,
-    right_only_when_disturbed=0,
-    flagged_of_negatives=0.0,
-    feasible_flags=0.1,
-    auroc=1.0,
-    calibration_error=0.0,
-)
+FITTED = fitted(bias=-4.0, flag_at=0.9, margin=4.0)
 
 
 def test_the_risk_of_a_calibration_by_hand() -> None:

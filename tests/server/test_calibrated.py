@@ -6,27 +6,15 @@ import pytest
 
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.fit_calibration import write_calibration
-from modint_guard.judging.calibration import CALIBRATION, Calibration, Fitted, Promise
+from modint_guard.judging.calibration import CALIBRATION, Calibration
 from modint_server.app import create_app
 from modint_server.serving import shipped_with
 from modint_server.settings import Settings, load_settings
+from tests.core.fakes import fitted
 from tests.server.conftest import chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, FakeUpstream
 
-FITTED = Fitted(
-    bias=-1.0,
-    weights={"js": 4.0},
-    flag_at=0.5,
-    promises=(Promise(kind="miss", alpha=0.1, flag_at=0.5, n=40),),
-    positives=40,
-    negatives=60,
-    wrong_on_both=0,
-    right_only_when_disturbed=0,
-    flagged_of_negatives=0.05,
-    feasible_flags=0.1,
-    auroc=0.97,
-    calibration_error=0.02,
-)
+FITTED = fitted(flag_at=0.5)
 
 
 def written(folder: Path, **changes: str) -> Path:
