@@ -104,12 +104,11 @@ def soak(
 def tenants(
     output: Output = Path("bench/results/tenants.json"),
     requests: Annotated[int, typer.Option(min=1, help="Of the victim, under each attack.")] = 120,
-    again: Annotated[bool, typer.Option(help="Keep rows of the file from a quieter machine.")] = False,
 ) -> None:
     """One client attacks: another's verdicts and times, and those of /livez. Needs quiet cores."""
     from bench.tenants import measure_tenants
 
-    measure_tenants(output, requests=requests, again=again)
+    measure_tenants(output, requests=requests)
     typer.echo(f"wrote {output}")
 
 
