@@ -7,8 +7,8 @@ y is the served answer. The views are no_context (the image alone), neutral_imag
 relevant  flagged as   if
 image     text         the answer's score (`judging.statistic`) is weighed and found unusual
 text      image        the same
-any but   prior        every view that lacks what ought to decide is sure of y, what ought to decide alone
-unknown                gives it too, and had no influence
+any but   prior        the client or a route named what ought to decide: every view that lacks it is sure of
+unknown                y, alone it gives y too, and it had no influence
 unknown   conflict     the image alone and the text alone are sure of different answers
 any but   neglect      the client or a route named what ought to decide, no other rule holds, and it had no
 unknown                influence
@@ -27,10 +27,12 @@ nothing         the score is above 0, and what ought to decide is sure of anothe
 What ought to decide, alone, must be sure of another answer: a model that sees badly and was helped by its
 caption was not led astray by it.
 
-If a longer answer is judged at its first word, it is never flagged as prior, because every view may begin
-with "The". A flag as text or image is withdrawn if y also flipped under a control that ran (benign,
-permuted_options, question_first): such an answer moves with any change. An answer that the request itself
-does not prefer, because it was drawn by chance or comes from elsewhere, is never flagged as text or image.
+A guess of what ought to decide is not enough for prior and neglect: a right answer may need neither picture
+nor text ("no", to a question after something that the picture lacks). If a longer answer is judged at its
+first word, it is never flagged as prior either, because every view may begin with "The". A flag as text or
+image is withdrawn if y also flipped under a control that ran (benign, permuted_options, question_first): such
+an answer moves with any change. An answer that the request itself does not prefer, because it was drawn by
+chance or comes from elsewhere, is never flagged as text or image.
 Any other answer passes; for both and unknown the report then states influences only.
 
 Without a context, only neutral_image is used for relevant=text and both. For relevant=image there is no
@@ -103,10 +105,10 @@ def decide(
 
     relevant: the modality that ought to decide. weighed: what was found of the irrelevant one, if there is
     one. has_context: whether the request has a context. is_named: whether the client or a route named that
-    modality, so that neglecting it can be flagged.
+    modality, so that an answer that did without it can be flagged.
     """
     thresholds = thresholds or Thresholds()
-    verdict = _decided(score, relevant, thresholds, weighed, has_context=has_context)
+    verdict = _decided(score, relevant, thresholds, weighed, has_context=has_context, is_named=is_named)
     if verdict.state is State.UNSCORED or score.partial:
         return verdict
     neglect = neglect_of(score, relevant, has_context=has_context)
@@ -161,7 +163,13 @@ def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float 
 
 
 def _decided(
-    score: Score, relevant: Relevant, thresholds: Thresholds, weighed: Weighed, *, has_context: bool
+    score: Score,
+    relevant: Relevant,
+    thresholds: Thresholds,
+    weighed: Weighed,
+    *,
+    has_context: bool,
+    is_named: bool,
 ) -> Verdict:
     """The verdict by the rules for each relevance."""
     verdict = _early(score, relevant, thresholds, weighed) if has_context else None
@@ -170,7 +178,7 @@ def _decided(
         if any(name not in score.cells for name in needed):
             return Verdict(State.UNSCORED, reason=_why_missing(score, needed))
         verdict = _RULES[relevant](score, thresholds, has_context, weighed)
-    if score.partial and verdict.cause is Cause.PRIOR:
+    if verdict.cause is Cause.PRIOR and (score.partial or not is_named):
         if relevant is Relevant.IMAGE and not has_context:
             return Verdict(State.SKIPPED, reason="no_context")
         return Verdict(State.PASS, risk=verdict.risk)

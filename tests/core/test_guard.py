@@ -94,10 +94,10 @@ async def test_an_answer_drawn_by_chance_is_not_flagged_where_no_view_changes_an
 
 async def test_an_answer_that_needs_neither_is_flagged_prior() -> None:
     model = world(both="red", image="red", text="red", neither="red")
-    found = await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)
-    assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
-    found = await Guard().inspect(ABOUT_THE_PICTURE, model)
-    assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
+    named = ModintOptions(relevant=Relevant.IMAGE, relevant_source="request")
+    for body in (ask(f"{LIE}\n{QUESTION}"), ABOUT_THE_PICTURE):
+        found = await Guard().inspect(body, model, named)
+        assert (found.report.verdict.state, found.report.verdict.cause) == ("flagged", "prior")
 
 
 async def test_a_question_about_the_picture_without_a_context_is_skipped_for_want_of_one() -> None:

@@ -41,17 +41,20 @@ def cell(kind: str, divergence: float = 0.0, answer: str = "") -> CellScore:
     )
 
 
-def decided(score: Score, relevant: Relevant, thresholds: Thresholds | None = None) -> Verdict:
+def decided(
+    score: Score, relevant: Relevant, thresholds: Thresholds | None = None, *, is_named: bool = False
+) -> Verdict:
     """The verdict on an answer of a model of which nothing was measured."""
     thresholds = thresholds or Thresholds()
     has_context = "no_context" in {**score.cells, **score.missing} or not score.cells
     statistic = flag_statistic(score.cells, relevant, has_context=has_context)
     found = by_rule(statistic, thresholds)
-    return decide(score, relevant, thresholds, weighed=found, has_context=has_context)
+    return decide(score, relevant, thresholds, weighed=found, has_context=has_context, is_named=is_named)
 
 
-def judged(relevant: str, **kinds: str) -> Verdict:
-    return decided(Score({name: cell(kind) for name, kind in kinds.items()}, {}), Relevant(relevant))
+def judged(relevant: str, *, is_named: bool = False, **kinds: str) -> Verdict:
+    score = Score({name: cell(kind) for name, kind in kinds.items()}, {})
+    return decided(score, Relevant(relevant), is_named=is_named)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,8 @@ def judged(relevant: str, **kinds: str) -> Verdict:
 def test_the_table_with_a_context(
     relevant: str, no_context: str, neutral_image: str, prior: str, verdict: str
 ) -> None:
-    found = judged(relevant, no_context=no_context, neutral_image=neutral_image, prior=prior)
+    views = {"no_context": no_context, "neutral_image": neutral_image, "prior": prior}
+    found = judged(relevant, is_named=verdict == "flagged/prior", **views)
     assert "/".join(filter(None, (found.state, found.cause))) == verdict
     assert (found.reason, found.calibrated) == (None, False)
 
@@ -105,8 +109,18 @@ def test_the_table_with_a_context(
     ],
 )
 def test_the_table_without_a_context(relevant: str, neutral_image: str, verdict: str) -> None:
-    found = judged(relevant, neutral_image=neutral_image)
+    found = judged(relevant, is_named=verdict == "flagged/prior", neutral_image=neutral_image)
     assert "/".join(filter(None, (found.state, found.cause or found.reason))) == verdict
+
+
+@pytest.mark.parametrize("relevant", ["image", "text", "both"])
+def test_an_answer_that_comes_without_what_ought_to_decide_is_not_flagged_on_a_guess(relevant: str) -> None:
+    # "Is there a dog?" "no", and a grey picture shows none either: nothing says that the answer is wrong.
+    views = dict.fromkeys(("no_context", "neutral_image", "prior"), SURE)
+    assert judged(relevant, **views).state == "pass"
+    assert judged(relevant, is_named=True, **views).cause == "prior"
+    alone = judged(relevant, neutral_image=SURE)
+    assert alone.reason == ("no_context" if relevant == "image" else None) and alone.cause is None
 
 
 @pytest.mark.parametrize(
@@ -133,23 +147,23 @@ def test_an_answer_that_the_picture_made_surer_is_no_guess() -> None:
     # Every view is sure of y, at 0.993; with its picture the model gives it odds of 20,000 to 1.
     less = replace(cell(SURE), p_answer=0.993, shift=5.0)
     views = {"no_context": cell(SURE), "neutral_image": less, "prior": less}
-    assert decided(Score(views, {}), Relevant.IMAGE).state == "pass"
-    assert decided(Score({"neutral_image": less}, {}), Relevant.IMAGE).reason == "no_context"
+    assert decided(Score(views, {}), Relevant.IMAGE, is_named=True).state == "pass"
+    assert decided(Score({"neutral_image": less}, {}), Relevant.IMAGE, is_named=True).reason == "no_context"
     idle = {name: replace(each, shift=0.4) for name, each in views.items()}
-    assert decided(Score(idle, {}), Relevant.IMAGE).cause == "prior"
+    assert decided(Score(idle, {}), Relevant.IMAGE, is_named=True).cause == "prior"
     unsure = {name: replace(each, p_answer=0.98) for name, each in idle.items()}
-    assert decided(Score(unsure, {}), Relevant.IMAGE).state == "pass"
+    assert decided(Score(unsure, {}), Relevant.IMAGE, is_named=True).cause == "neglect"
 
 
 def test_an_answer_of_which_a_word_was_drawn_by_chance_is_no_guess_for_the_words_after_it() -> None:
     # "red indeed" where "blue" was likelier: every view is sure of "indeed", and none would say "red".
     drawn = TokenScore(lost=0.0, shift=0.0, odds=-2.0, other=0.9, preferred=False)
     views = {name: replace(cell(SURE), shift=0.0) for name in ("no_context", "neutral_image", "prior")}
-    assert decided(Score(views, {}), Relevant.IMAGE).cause == "prior"
+    assert decided(Score(views, {}), Relevant.IMAGE, is_named=True).cause == "prior"
     for name, view in views.items():
         first = replace(drawn, odds=2.0, other=0.1) if name == "no_context" else drawn
         views[name] = replace(view, tokens=(first, *view.tokens))
-    assert decided(Score(views, {}), Relevant.IMAGE).state == "pass"
+    assert decided(Score(views, {}), Relevant.IMAGE, is_named=True).cause == "neglect"
 
 
 # -- what weighs the score ---------------------------------------------------------------------------
@@ -246,8 +260,8 @@ def test_the_gravest_reason_is_given(missing: Mapping[str, str], reason: str) ->
 
 def test_of_a_longer_answer_only_begun_nothing_is_flagged_as_prior() -> None:
     cells = {name: cell(SURE) for name in ("no_context", "neutral_image", "prior")}
-    assert decided(Score(cells, {}), Relevant.IMAGE).cause == "prior"
+    assert decided(Score(cells, {}), Relevant.IMAGE, is_named=True).cause == "prior"
     for relevant in (Relevant.IMAGE, Relevant.TEXT, Relevant.BOTH):
-        assert decided(Score(cells, {}, partial=True), relevant).state == "pass"
+        assert decided(Score(cells, {}, partial=True), relevant, is_named=True).state == "pass"
     alone = Score({"neutral_image": cell(SURE)}, {}, partial=True)
-    assert decided(alone, Relevant.IMAGE).reason == "no_context"
+    assert decided(alone, Relevant.IMAGE, is_named=True).reason == "no_context"
