@@ -254,7 +254,7 @@ def early_stop_cost(answer: Answer, value: float, clear_below: float, flag_at: f
     name = PRIOR if answer.relevant == "both" else answer.first_cell
     goes_on = clear_below <= value < flag_at
     if answer.relevant == "both":
-        goes_on = answer.feature("sure", PRIOR) >= Thresholds().sure
+        goes_on = answer.feature("sure", PRIOR) >= Thresholds().certain
     first = cells_cost(answer, [name])
     return first.then(cells_cost(answer, [each for each in CELLS if each != name])) if goes_on else first
 

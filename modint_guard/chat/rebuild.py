@@ -40,12 +40,12 @@ def with_texts_at(chat: Chat, changes: Sequence[tuple[Span, str]]) -> JSON:
     return {**chat.body, "messages": messages}
 
 
-def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | None = None) -> JSON:
+def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str | None] | None = None) -> JSON:
     """A new body with the context, the images or both replaced.
 
     context: the new context; "" leaves it out, so that the text reads as if there had been none. If the
     request had no context, the new one is put on a line above the question. images: the new image URLs, one
-    for each image of the request, in order; raises ValueError for another number.
+    for each image of the request, in order, or None to leave it out; raises ValueError for another number.
     """
     messages = list(chat.body["messages"])
     if images is not None:
@@ -54,13 +54,24 @@ def rebuild(chat: Chat, *, context: str | None = None, images: Sequence[str] | N
         places = by_place(chat.context_spans)
         for index in {span.message for span in chat.context_spans} or {chat.turn}:
             messages[index] = _with_text(messages[index], index, chat, places, context)
+    if images is not None and None in images:
+        for index in {image.message for image in chat.images}:
+            kept = [part for part in messages[index]["content"] if part is not _LEFT_OUT]
+            messages[index] = {**messages[index], "content": kept or ""}
     return {**chat.body, "messages": messages}
 
 
-def _replace_images(messages: list[JSON], parts: tuple[ImagePart, ...], urls: Sequence[str]) -> None:
+_LEFT_OUT: JSON = {"type": "left_out"}  # stands for an image until the texts are in place, which go by number
+
+
+def _replace_images(messages: list[JSON], parts: tuple[ImagePart, ...], urls: Sequence[str | None]) -> None:
     for image, url in zip(parts, urls, strict=True):
         message = messages[image.message]
         content = list(message["content"])
+        if url is None:
+            content[image.part] = _LEFT_OUT
+            messages[image.message] = {**message, "content": content}
+            continue
         part = content[image.part]
         old = part["image_url"]
         new = {**part, "image_url": {**old, "url": url} if isinstance(old, dict) else url}

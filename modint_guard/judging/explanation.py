@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.report import Verdict
-from modint_guard.types import NEUTRAL_IMAGE, Cause, CellScore, Relevant, RelevantSource, Score, State
+from modint_guard.types import Cause, CellScore, Relevant, RelevantSource, Score, State
 
 _MAX_CHARACTERS = 60  # of an answer that is quoted
 _MAX_WORDS = 3  # of a longer answer that are named
@@ -103,9 +103,6 @@ def _why_it_passes(cell: CellScore, score: Score, relevant: Relevant) -> str:
         return f"and the answer stays the same without {_OTHER[relevant]}"
     if score.unstable:
         return "but the answer also changes under a harmless change, so that nothing can be said"
-    text_alone = score.cells.get(NEUTRAL_IMAGE)
-    if cell.flip and relevant is Relevant.IMAGE and text_alone is not None and not text_alone.gives(cell.at):
-        return "and neither it nor the text alone gives the answer: it comes of both"
     return f"and it may have needed {_OTHER[relevant]}: alone it does not clearly give another answer"
 
 

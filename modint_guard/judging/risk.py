@@ -31,14 +31,15 @@ class Thresholds:
     of range.
     """
 
-    sure: float = 0.99  # from which an answer of one modality alone counts, if the null does not know
+    sure: float = 0.9  # from which what ought to decide, alone, speaks against an answer, if no null knows
+    certain: float = 0.99  # from which confidence counts where it is all there is: `prior` and `conflict`
     negligible: float = 0.5  # nats: a smaller influence of what is needed, on the log-odds of y, is none
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
     min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
 
     def __post_init__(self) -> None:
-        for name in ("sure", "flip_margin", "min_option_mass"):
+        for name in ("sure", "certain", "flip_margin", "min_option_mass"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")

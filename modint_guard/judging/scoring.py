@@ -145,7 +145,7 @@ def compare_forced(
     whole, view: the same tokens y_t, one or more, as the request itself and the view score them, with
     alternatives. counted: the indices of those that are compared (`evidence`), in order, one or more; None
     for all. Of these only positions at which the request prefers y_t by more than the noise floor can decide,
-    and of these only such as moved further than chance moves one of so many (`_moved`). The deciding one is
+    and of these only such as moved further than chance moves one of so many (`moved`). The deciding one is
     that at which another token leads y_t by most under the view. The divergence is the largest of the
     positions that moved; if none did, margin and divergence are means, which do not grow with the length of
     an answer; the shift likewise, over all words, those that were drawn by chance included: what made them
@@ -166,19 +166,19 @@ def compare_forced(
     )
     shifts = {t: tokens[t].shift for t, position in enumerate(full) if token_text(position.token)}
     shifts = shifts or {t: token.shift for t, token in enumerate(tokens)}
-    moved = _moved({t: tokens[t].shift for t in certain})
-    deciding = max(moved or able, key=leads.__getitem__)
+    moving = moved({t: tokens[t].shift for t in certain})
+    deciding = max(moving or able, key=leads.__getitem__)
     view_p = word_distribution(view[deciding].top)
     best = max(view_p, key=view_p.__getitem__)
     p_answer = min(1.0, min(math.exp(min(0.0, view[t].logprob)) for t in able))
     reproduces = all(leads[t] < 0.0 for t in able)
-    flips = bool(moved) and leads[deciding] > thresholds.flip_margin
+    flips = bool(moving) and leads[deciding] > thresholds.flip_margin
     return CellScore(
-        divergence=max(divergences[t] for t in moved) if moved else fmean(divergences),
+        divergence=max(divergences[t] for t in moving) if moving else fmean(divergences),
         exact=False,
         coverage=coverage(full[deciding].top, view[deciding].top),
         flip=True if flips else False if certain and reproduces else None,
-        margin=added[deciding] if moved else fmean(added[t] for t in able),
+        margin=added[deciding] if moving else fmean(added[t] for t in able),
         confidence=p_answer if reproduces else min(1.0, view_p[best]),
         p_answer=p_answer,
         reproduces=reproduces,
@@ -191,7 +191,7 @@ def compare_forced(
         if leads[deciding] < 0.0
         else _begun(whole[: counted[deciding]], view[deciding].top) + best,
         preferred=bool(certain),
-        shift=max((shifts[t] for t in _moved(shifts)), default=fmean(shifts.values())),
+        shift=max((shifts[t] for t in moved(shifts)), default=fmean(shifts.values())),
         at=deciding,
         tokens=tokens,
     )
@@ -210,7 +210,7 @@ def _token(full: Position, view: Position, thresholds: Thresholds, *, preferred:
     )
 
 
-def _moved(shifts: Mapping[int, float]) -> list[int]:
+def moved(shifts: Mapping[int, float]) -> list[int]:
     """The positions that a view moves further than chance would move the furthest of them.
 
     shifts: by position, the log-odds of y_t against the best other token, request minus view. If nothing but

@@ -8,10 +8,11 @@ influence      of what ought not to matter: its Shapley value for the log-odds o
                token
 contradiction  the log-odds of another token over y_t if what ought to decide is asked alone
 
-Both are nats. If the picture ought to decide and the text alone does not give y_t either, then neither of the
-two turned it alone, and s_t is at most the log-odds of y_t under the text alone, which are negative. The
-statistic is the largest s_t. It is above 0 only if the answer changed; how far above, against the null of the
-model (`judging.null`), says whether that means anything.
+Both are nats. The statistic is the largest s_t. It is above 0 only if the answer changed; how far above,
+against the null of the model (`judging.null`), says whether that means anything. That what ought not to
+matter gives y_t alone is not asked for: a caption can bring a word that a picture has to make room for. s_t
+is at most 0 if the view without what ought not to matter moved y_t no further than chance moves the furthest
+of so many tokens (`scoring.moved`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modint_guard.judging.risk import WITHOUT_IRRELEVANT
-from modint_guard.judging.scoring import token_influences_on_odds
-from modint_guard.types import CELLS, NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Influence, Relevant, Statistic
+from modint_guard.judging.scoring import moved, token_influences_on_odds
+from modint_guard.types import CELLS, NEUTRAL_IMAGE, CellScore, Influence, Relevant, Statistic, TokenScore
 
 
 def flag_statistic(
@@ -44,17 +45,18 @@ def token_statistics(
     if alone is None or alone not in needed or any(name not in cells for name in needed):
         return {}
     influences = token_influences_on_odds(cells, has_context=has_context)
+    preferred = {t: token for t, token in enumerate(cells[alone].tokens) if token.preferred}
+    beyond_chance = moved({t: token.shift for t, token in preferred.items()})
+    values = {t: _turned(token, relevant, influences[t]) for t, token in preferred.items()}
     return {
-        t: Statistic(_turned(cells, relevant, t, influences[t]), len(influences), token.other)
-        for t, token in enumerate(cells[alone].tokens)
-        if token.preferred
+        t: Statistic(
+            values[t] if t in beyond_chance else min(values[t], 0.0), len(influences), preferred[t].other
+        )
+        for t in values
     }
 
 
-def _turned(cells: Mapping[str, CellScore], relevant: Relevant, t: int, influences: Influence) -> float:
-    """s_t of the answer's token at position t."""
-    text_alone = cells[NEUTRAL_IMAGE].tokens[t].odds
-    if relevant is Relevant.TEXT:
-        return min(influences.image or 0.0, -text_alone)
-    turned = min(influences.text or 0.0, -cells[NO_CONTEXT].tokens[t].odds)
-    return turned if text_alone > 0.0 else min(turned, text_alone)
+def _turned(token: TokenScore, relevant: Relevant, influences: Influence) -> float:
+    """The smaller of influence and contradiction. token: as what ought to decide scores it alone."""
+    influence = influences.image if relevant is Relevant.TEXT else influences.text
+    return min(influence or 0.0, -token.odds)

@@ -2,14 +2,15 @@
 
 y is the served answer. The views are no_context (the image alone), neutral_image (the text alone) and prior
 (neither). "Sure" is a probability of at least `sure`: as the null measured it on this model, else the one of
-`risk.Thresholds`.
+`risk.Thresholds`. "Certain" is one of at least `certain`: where an answer need not have changed, a model's
+confidence is all there is.
 
 relevant  flagged as   if
 image     text         the answer's score (`judging.statistic`) is weighed and found unusual
 text      image        the same
-any but   prior        the client or a route named what ought to decide: every view that lacks it is sure of
-unknown                y, alone it gives y too, and it had no influence
-unknown   conflict     the image alone and the text alone are sure of different answers
+any but   prior        the client or a route named what ought to decide: every view that lacks it is certain
+unknown                of y, alone it gives y too, and it had no influence
+unknown   conflict     the image alone and the text alone are certain of different answers
 any but   neglect      the client or a route named what ought to decide, no other rule holds, and it had no
 unknown                influence
 
@@ -217,7 +218,7 @@ def _early(score: Score, relevant: Relevant, thresholds: Thresholds, weighed: We
     if first is None or first not in asked or score.missing:
         return None
     if relevant is Relevant.BOTH:
-        is_open = asked != {first} or _sure_of_y(score.cells, thresholds, first)
+        is_open = asked != {first} or _certain_of_y(score.cells, thresholds, first)
         return None if is_open else Verdict(State.PASS)
     if weighed.is_promised:  # by the first view alone; the other one is for a correction
         is_decided = asked == {first} or (PRIOR not in asked and weighed.flags)
@@ -265,7 +266,7 @@ def _relevance_unknown(score: Score, thresholds: Thresholds, has_context: bool, 
         return Verdict(State.SKIPPED, reason="no_context")
     image, text = cells[NO_CONTEXT], cells[NEUTRAL_IMAGE]
     disagree = _word(image.answer) != _word(text.answer)
-    if min(image.confidence, text.confidence) >= thresholds.sure and disagree:
+    if min(image.confidence, text.confidence) >= thresholds.certain and disagree:
         return Verdict(State.FLAGGED, cause=Cause.CONFLICT)
     return Verdict(State.PASS)
 
@@ -288,16 +289,16 @@ def _by_prior(
     neglect = neglect_of(score, relevant, has_context=has_context)
     had_none = neglect is not None and neglect > -thresholds.negligible
     stays = alone is None or cells[alone].reproduces
-    if had_none and stays and _sure_of_y(cells, thresholds, *without):
+    if had_none and stays and _certain_of_y(cells, thresholds, *without):
         return Verdict(State.FLAGGED, cause=Cause.PRIOR)
     return None
 
 
-def _sure_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
-    """Whether each view gives all of y, what was drawn by chance included, and is sure of the rest."""
+def _certain_of_y(cells: Cells, thresholds: Thresholds, *names: str) -> bool:
+    """Whether each view gives all of y, what was drawn by chance included, and is certain of the rest."""
     return all(
         cells[name].reproduces
-        and cells[name].p_answer >= thresholds.sure
+        and cells[name].p_answer >= thresholds.certain
         and all(token.odds > 0.0 for token in cells[name].tokens)
         for name in names
     )

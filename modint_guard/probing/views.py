@@ -4,6 +4,7 @@ noop               P0  the unchanged request, which shows the engine's own noise
 no_context         P1  the image alone
 neutral_image      P2  the text alone: every image is mean grey, in its own size
 prior              P3  neither: no context and neutral images
+                       (if the text ought to decide, both are without any image: `TEXT_DECIDES`)
 without_image_N        the N-th of several images is mean grey, and all else as it was
 benign             P4  the image slightly blurred and the context's sentences in another order, which must not
                        change the answer
@@ -193,6 +194,17 @@ def _neutral(chat: Chat) -> list[str]:
     return [neutral_image(image.size) for image in chat.images]
 
 
+def without_pictures(chat: Chat, *, context: str | None = None) -> JSON:
+    """The request without its images, as the paper asks a text that ought to decide (arXiv 2505.19616,
+    section 3): a grey one misleads, too. Grey where a message would hold nothing else.
+
+    context: as in `rebuild`.
+    """
+    bare = rebuild(chat, context=context, images=[None] * len(chat.images))
+    is_empty = any(not message.get("content") for message in bare["messages"] if message["role"] == "user")
+    return rebuild(chat, context=context, images=_neutral(chat)) if is_empty else bare
+
+
 def without_image(number: int) -> ViewMaker:
     """A view in which the image of this number, from 1 on, is mean grey. None for a request with fewer
     images, and for one with a single image, which `neutral_image` leaves out.
@@ -218,4 +230,9 @@ VIEWS: dict[str, ViewMaker] = {
     PERMUTED_OPTIONS: permuted_options,
     QUESTION_FIRST: question_first,
     **{name: from_registry(name) for name in FROM_REGISTRY},
+}
+# In place of those above, if the text ought to decide.
+TEXT_DECIDES: dict[str, ViewMaker] = {
+    NEUTRAL_IMAGE: without_pictures,
+    PRIOR: lambda chat: without_pictures(chat, context=""),
 }

@@ -451,10 +451,17 @@ async def test_of_a_long_answer_only_the_first_word_is_judged_and_the_report_say
 
 
 async def test_from_when_on_a_model_is_sure_is_what_its_null_measured() -> None:
-    model = world(both="red", image="red", text="blue", neither="green", sure=0.7)
+    model = world(both="blue", image="red", text="blue", neither="green", sure=0.7)
+    for sure, cause in ((None, None), (0.75, None), (0.65, "text")):
+        found = await Guard(nulls={"m": Null(sure=sure)}).inspect(ask(f"{LIE}\n{QUESTION}"), model)
+        assert found.report.verdict.cause == cause
+
+
+async def test_picture_and_text_are_in_conflict_only_if_both_are_certain() -> None:
     body = ask(f"{LIE}\nIs it so?", modint={"relevant": "auto"})
-    for sure, cause in ((None, None), (0.75, None), (0.65, "conflict")):
-        found = await Guard(nulls={"m": Null(sure=sure)}).inspect(body, model)
+    for sure, cause in ((0.98, None), (0.991, "conflict")):
+        model = world(both="red", image="red", text="blue", neither="green", sure=sure)
+        found = await Guard(nulls={"m": Null(sure=0.5)}).inspect(body, model)
         assert found.report.verdict.cause == cause
 
 

@@ -208,10 +208,10 @@ async def test_a_policy_that_mends_asks_one_probe_of_what_passes_and_every_cell_
     assert whole.verdict == flagged.verdict
 
 
-async def test_where_the_first_two_settle_nothing_the_prior_is_asked_as_well() -> None:
+async def test_where_the_first_two_contradict_the_answer_the_prior_is_asked_as_well() -> None:
     calls, model = counted(world(both="blue", image="red", text="green", neither="green"))
     found = (await Guard(MENDS).inspect(BODY, model)).report
-    assert (found.verdict.state, found.notes, len(calls)) == ("pass", (), 4)
+    assert (found.verdict.cause, found.notes, len(calls)) == ("text", (), 4)
 
 
 async def test_where_both_decide_what_neither_would_say_clears_or_the_others_are_asked() -> None:

@@ -57,11 +57,12 @@ def test_a_lie_scores_by_its_influence_or_by_what_contradicts_it_whichever_is_le
     ) == pytest.approx(7.5)
 
 
-def test_a_caption_that_was_needed_together_with_the_picture_scores_below_nothing() -> None:
-    # Neither alone gives y: the text alone is 1 against it.
+def test_a_caption_counts_that_does_not_give_the_word_by_itself() -> None:
+    # Under a grey picture "In a word, please" brings "word"; still, the caption made "blue" of "red".
+    # Influence of the text: ((4 + 3) + (-1 + 2)) / 2 = 4; the image alone is 3 against it.
     assert value_of(
         flag_statistic(cells([4.0], [-3.0], [-1.0], [-2.0]), Relevant.IMAGE, has_context=True)
-    ) == pytest.approx(-1.0)
+    ) == pytest.approx(3.0)
 
 
 def test_a_picture_beside_a_text_is_scored_without_regard_to_what_the_picture_alone_says() -> None:
@@ -121,7 +122,7 @@ def test_it_is_above_nothing_only_if_the_answer_changed(found: tuple[float, floa
     request_odds, image, text, prior = found
     scored = flag_statistic(cells([request_odds], [image], [text], [prior]), Relevant.IMAGE, has_context=True)
     if scored is not None and scored.value > 0:
-        assert request_odds > 0 and image < 0 and text > 0
+        assert request_odds > 0 and image < 0 and request_odds - image + text - prior > 0
 
 
 # -- verdicts by a null -------------------------------------------------------------------------------------
@@ -176,8 +177,8 @@ async def test_an_answer_that_did_not_change_is_not_flagged_however_unusual_it_i
 
 
 async def test_what_is_sure_is_measured_on_the_model() -> None:
-    # The picture alone says "red" at .9: below the .99 by hand, above what suffices for this model.
-    unsure = world(both="blue", image="red", text="blue", neither="red", sure=0.9)
+    # The picture alone says "red" at .88: below the .9 by hand, above what suffices for this model.
+    unsure = world(both="blue", image="red", text="blue", neither="red", sure=0.88)
     null = null_of(200)
     assert (await judged(null, unsure)).verdict.state == "pass"
     assert (await judged(replace(null, sure=0.85), unsure)).verdict.state == "flagged"

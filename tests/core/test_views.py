@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from modint_guard import Guard
 from modint_guard.chat.images import decode_data_url, png_data_url
 from modint_guard.chat.request import parse
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.scoring import probe_result, relabelled, score, shifted_labels
-from modint_guard.probing.views import FROM_REGISTRY, VIEWS
+from modint_guard.probing.views import FROM_REGISTRY, VIEWS, without_pictures
 from modint_guard.types import JSON, LEFT_OUT, ProbeOutcome
 from tests.core.fakes import RED, ask, image_part, reply, text_part
 
@@ -161,3 +162,41 @@ def test_every_picture_of_a_request_is_changed() -> None:
         view = made(name, {"messages": [{"role": "user", "content": content}]})
         urls = [part["image_url"]["url"] for part in view["messages"][0]["content"] if "image_url" in part]
         assert len(urls) == 2 and RED not in urls
+
+
+# -- if the text ought to decide ----------------------------------------------------------------------------
+
+
+def pictures_in(body: JSON) -> int:
+    contents = [message["content"] for message in body["messages"] if isinstance(message["content"], list)]
+    return sum(part["type"] == "image_url" for content in contents for part in content)
+
+
+@pytest.mark.parametrize(("relevant", "shown"), [("text", 0), ("image", 1), ("both", 1)])
+def test_the_picture_is_left_out_only_if_the_text_ought_to_decide(relevant: str, shown: int) -> None:
+    plan = Guard().plan({**BODY, "modint": {"relevant": relevant, "context": LIE}})
+    bodies = {view.name: view.body for view in plan.views}
+    assert {name: pictures_in(body) for name, body in bodies.items()} == {
+        "no_context": 1,
+        "neutral_image": shown,
+        "prior": shown,
+    }
+    assert text(bodies["neutral_image"]) == f"{LIE}\n{QUESTION}\n{OPTIONS}"
+    assert text(bodies["prior"]) == f"{QUESTION}\n{OPTIONS}"
+
+
+def test_every_picture_of_every_turn_is_left_out_and_its_texts_stay() -> None:
+    earlier = {"role": "user", "content": [text_part("One."), image_part(RED), text_part("Two.")]}
+    body = ask(f"{LIE}\n{QUESTION}", images=2)
+    body = {**body, "messages": [earlier, {"role": "assistant", "content": "Yes."}, *body["messages"]]}
+    bare = without_pictures(parse(body))
+    assert pictures_in(bare) == 0 and pictures_in(body) == 3
+    assert bare["messages"][0]["content"] == [text_part("One."), text_part("Two.")]
+    assert [part["text"] for part in bare["messages"][2]["content"]] == [f"{LIE}\n{QUESTION}"]
+
+
+def test_a_picture_that_is_a_message_by_itself_is_grey_instead_for_no_message_may_be_empty() -> None:
+    body = ask(f"{LIE}\n{QUESTION}")
+    body = {**body, "messages": [{"role": "user", "content": [image_part(RED)]}, *body["messages"]]}
+    grey = without_pictures(parse(body))
+    assert pictures_in(grey) == 2 and RED not in str(grey)
