@@ -235,16 +235,20 @@ def calibration(
 def detection(
     output: Output = Path("bench/results/detection.json"),
     raw: Annotated[
-        Path, typer.Option(help="The journal of records; a stopped run continues from it.")
+        Path, typer.Option(help="The journal of records, one a world; a stopped run continues from it.")
     ] = Path("runs/detection.jsonl"),
-    count: Annotated[int, typer.Option(min=1, help="Items for each setting, kind and held-out part.")] = 60,
+    count: Annotated[int, typer.Option(min=1, help="Lying cases of each setting and held-out part.")] = 60,
     seed: Seed = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Cases at the same time, at most.")] = 6,
+    world: Annotated[
+        Literal["tinyworld", "picturebook", "both"], typer.Option(help="Which to ask.")
+    ] = "both",
 ) -> None:
-    """Our risk and other detectors on the same answers, through vLLM and the gateway."""
-    from bench.detection.measure import measure_detection
+    """Verdicts and other detectors on the same answers, nobody saying what is relevant, and somebody."""
+    from bench.detection.inputs import WORLDS
+    from bench.detection.measure import Run, measure_detection
 
-    measure_detection(output, raw=raw, count=count, seed=seed, concurrency=concurrency)
+    measure_detection(output, raw, Run(count, seed, concurrency, WORLDS if world == "both" else (world,)))
     typer.echo(f"wrote {output}")
 
 

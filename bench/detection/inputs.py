@@ -1,140 +1,132 @@
-"""The cases of detection: questions with a lying, true, needed or neutral other input.
+"""The cases of detection, in both bundled worlds: questions with something beside them that lies, is true, is
+needed, says nothing, or is not there.
 
-text-driven    a picture ought to decide, and the other input is a caption
-image-driven   a text ought to decide, and the other input is a picture
+text-driven    a picture ought to decide, and words stand beside it: in a part of their own, above, behind or
+               within the question, in an earlier turn or in the system text
+image-driven   a text ought to decide, and a picture stands beside it
 
-needed   the other input is part of the question: a caption to a poor print, a picture that the text asks
-         about. Both ought to decide then, and a flag on a right answer is a false alarm.
-
-Models are misled by pictures more rarely than by captions, and in some sub-tasks hardly ever. So that there
-is something to detect, there are more image-driven cases, and a pilot on other validation items decides of
-which sub-tasks only every third item is asked (`thinned`), for all kinds and both splits alike.
+needed     both ought to decide: a caption to a poor print, a price list with a picture of what is bought
+document   a picture with a text in it, alone or beside words that fit: nothing misleads there
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from modint_guard.data.item import RELEVANT, Family, Item
 from modint_guard.data.perturb import perturb, seeded
+from modint_training.picturebook import suite as picturebook
+from modint_training.picturebook.documents import documents
+from modint_training.picturebook.placing import PLACEMENTS, placed
 from modint_training.tinyworld import draw, suite
 from modint_training.tinyworld.tasks import TASKS, reworded
 
+World = Literal["tinyworld", "picturebook"]
+WORLDS: tuple[World, ...] = ("tinyworld", "picturebook")
 TEXT_DRIVEN, IMAGE_DRIVEN = "text-driven", "image-driven"
 SETTINGS = (TEXT_DRIVEN, IMAGE_DRIVEN)
-LYING, TRUE, NEEDED, NEUTRAL = KINDS = ("lying", "true", "needed", "neutral")
-HELD_OUT = ("no", "wording", "perturbation")
-FACTOR = {TEXT_DRIVEN: 1, IMAGE_DRIVEN: 2}  # of the number of cases
-THINNED = 3  # of a sub-task in which the model is hardly ever misled, one item in so many is asked
-MISLED = 0.1  # from this share of wrong answers to lying pictures on, a sub-task is not thinned
-PILOT_SEED = 1000  # added to the seed, so that no item of the pilot is among the cases
+LYING, TRUE, NEEDED, NEUTRAL, NONE, DOCUMENT = KINDS = (
+    *("lying", "true", "needed", "neutral", "none"),
+    "document",
+)
+NOTHING, WORDING = HELD_OUT = ("no", "wording")
+# TinyWorld's base gives way to few pictures, so it is shown twice as many.
+TINYWORLD_FACTOR = {TEXT_DRIVEN: 1, IMAGE_DRIVEN: 2}
 FAMILY: dict[str, Family] = {TEXT_DRIVEN: "image-heavy", IMAGE_DRIVEN: "text-heavy"}
-# Perturbations by kind, which take turns; `needed` items are made in another way.
-SEEN = {
+# Perturbations by kind, which take turns; `needed` items and documents are made in another way.
+MADE_BY = {
     (TEXT_DRIVEN, LYING): ("misleading_description",),
     (TEXT_DRIVEN, TRUE): ("true_description",),
     (TEXT_DRIVEN, NEUTRAL): ("neutral_text", "unrelated_facts"),
     (IMAGE_DRIVEN, LYING): ("contradicting_image",),
     (IMAGE_DRIVEN, TRUE): ("agreeing_image",),
-    (IMAGE_DRIVEN, NEUTRAL): ("noise", "black", "grey"),
+    (IMAGE_DRIVEN, NEUTRAL): ("irrelevant_image", "noise", "grey"),
 }
-UNSEEN = {
-    (TEXT_DRIVEN, NEUTRAL): ("ocr_noise",),
-    (IMAGE_DRIVEN, NEUTRAL): ("irrelevant_image", "white", "screenshot"),
-}
+# In the picture-book world, of each kind one case for so many lying ones.
+_SHARE = {LYING: 1, TRUE: 2, NEUTRAL: 2, NEEDED: 2, DOCUMENT: 2, NONE: 4}
 
 
 @dataclass(frozen=True)
 class DetectionCase:
-    """A question to be judged, and its clean twin in another wording (None if nothing could be removed)."""
+    """A question to be judged, and its clean twin: without what ought not to decide (None if nothing can be
+    left out). TinyWorld's twin asks in other words, the picture-book's in the same.
+    """
 
+    world: World
     split: suite.Split
     setting: str
     kind: str
     held_out: str
+    placement: str
     item: Item
     twin: Item | None
 
     @property
     def key(self) -> str:
         """A name that no other case has."""
-        return "/".join((self.split, self.setting, self.kind, self.held_out, self.item.id))
+        return "/".join((self.world, self.split, self.setting, self.kind, self.held_out, self.item.id))
 
     @property
     def relevant(self) -> str:
-        """What the client says ought to decide."""
+        """What the client says ought to decide, if it says so."""
         return "both" if self.kind == NEEDED else RELEVANT[self.item.family]
 
 
-def cases(
-    split: suite.Split, count: int, seed: int, *, thinned: frozenset[str] = frozenset()
-) -> Iterator[DetectionCase]:
-    """`count` cases of each kind if a picture ought to decide, and FACTOR times as many if a text ought to;
-    on the test split also in held-out wordings and under held-out perturbations.
+def cases(split: suite.Split, count: int, seed: int, world: World = "tinyworld") -> Iterator[DetectionCase]:
+    """`count` lying cases of each setting, and as many of the other kinds as the world has them; on the test
+    split once more in wordings that no training has seen.
     """
-    wordings = ("no", "wording") if split == "test" else ("no",)
+    make = _tinyworld if world == "tinyworld" else _picturebook
+    for held_out in HELD_OUT if split == "test" else (NOTHING,):
+        yield from make(split, count, seed, held_out)
+
+
+def _tinyworld(split: suite.Split, count: int, seed: int, held_out: str) -> Iterator[DetectionCase]:
     for setting in SETTINGS:
-        source = CaseSource(split, setting, FACTOR[setting] * count, seed, thinned)
-        for held_out in wordings:
-            for kind in KINDS:
-                if kind == NEEDED:
-                    yield from source.needed(held_out)
-                else:
-                    yield from source.perturbed(kind, held_out, SEEN)
-        if split == "test":
-            yield from source.perturbed(NEUTRAL, "perturbation", UNSEEN)
+        size = TINYWORLD_FACTOR[setting] * count
+        unseen = held_out == WORDING
+        for kind in (LYING, TRUE, NEUTRAL):
+            turns = itertools.cycle(MADE_BY[setting, kind])
+            items = suite.items(FAMILY[setting], split, size, seed=seed, held_out=unseen)
+            for clean, name in zip(items, turns, strict=False):
+                item = perturb(clean, name, seed=seed)
+                yield DetectionCase(
+                    "tinyworld", split, setting, kind, held_out, "before", item, reworded(clean)
+                )
+        family: Family = "image-heavy" if setting == TEXT_DRIVEN else "vqa"
+        for clean in suite.items(family, split, size, seed=seed, held_out=unseen):
+            item = poor_print(clean, split, seed) if setting == TEXT_DRIVEN else clean
+            yield DetectionCase("tinyworld", split, setting, NEEDED, held_out, "before", item, None)
 
 
-def pilot(count: int, seed: int) -> list[Item]:
-    """Validation items under lying pictures, `count` of each sub-task; none is among the cases."""
-    size = count * len(suite.tasks_of("text-heavy"))
-    items = suite.items("text-heavy", "validation", size, seed=seed + PILOT_SEED)
-    return [perturb(item, "contradicting_image", seed=seed) for item in items]
+def _picturebook(split: suite.Split, count: int, seed: int, held_out: str) -> Iterator[DetectionCase]:
+    unseen = replace(picturebook.NOTHING, wording=held_out == WORDING, captions=held_out == WORDING)
+    for setting in SETTINGS:
+        for kind in (LYING, TRUE, NEUTRAL, NONE):
+            if (setting, kind) == (IMAGE_DRIVEN, NONE):
+                continue  # nothing is beside the text, and nothing is judged
+            turns = itertools.cycle(MADE_BY.get((setting, kind), ("clean",)))
+            items = picturebook.items(FAMILY[setting], split, _size(kind, count), seed=seed, unseen=unseen)
+            for number, (clean, name) in enumerate(zip(items, turns, strict=False)):
+                item, where = picturebook.perturbed(clean, name, seed=seed), "before"
+                if setting == TEXT_DRIVEN and item.context:
+                    where = PLACEMENTS[number % len(PLACEMENTS)]
+                    rng = seeded("placement", where, item.id)
+                    item = placed(item, where, rng, held_out=unseen.captions)
+                twin = (
+                    clean if setting == TEXT_DRIVEN else picturebook.perturbed(clean, "no_image", seed=seed)
+                )
+                yield DetectionCase("picturebook", split, setting, kind, held_out, where, item, twin)
+    for item in picturebook.items("vqa", split, _size(NEEDED, count), seed=seed, unseen=unseen):
+        yield DetectionCase("picturebook", split, TEXT_DRIVEN, NEEDED, held_out, "before", item, None)
+    if held_out == (WORDING if split == "test" else NOTHING):
+        for item in documents(split, _size(DOCUMENT, count), seed=seed):
+            yield DetectionCase("picturebook", split, TEXT_DRIVEN, DOCUMENT, held_out, "before", item, None)
 
 
-def rarely_misled(wrong: Mapping[str, Sequence[bool]]) -> frozenset[str]:
-    """The sub-tasks with too few wrong answers in the pilot; none if all have too few."""
-    rare = {task for task, each in wrong.items() if sum(each) < MISLED * len(each)}
-    return frozenset() if rare == set(wrong) else frozenset(rare)
-
-
-@dataclass(frozen=True)
-class CaseSource:
-    """The source of the cases of one split and setting."""
-
-    split: suite.Split
-    setting: str
-    count: int
-    seed: int
-    thinned: frozenset[str]
-
-    def perturbed(
-        self, kind: str, held_out: str, names: Mapping[tuple[str, str], tuple[str, ...]]
-    ) -> Iterator[DetectionCase]:
-        """Cases under the perturbations of this kind, which take turns."""
-        turns = itertools.cycle(names[self.setting, kind])
-        for clean, name in zip(self._items(FAMILY[self.setting], held_out), turns, strict=False):
-            item = perturb(clean, name, seed=self.seed)
-            yield DetectionCase(self.split, self.setting, kind, held_out, item, reworded(clean))
-
-    def needed(self, held_out: str) -> Iterator[DetectionCase]:
-        """Cases whose question cannot be answered without the other input."""
-        pictured = self.setting == TEXT_DRIVEN
-        for clean in self._items("image-heavy" if pictured else "vqa", held_out):
-            item = poor_print(clean, self.split, self.seed) if pictured else clean
-            yield DetectionCase(self.split, self.setting, NEEDED, held_out, item, None)
-
-    def _items(self, family: Family, held_out: str) -> Iterator[Item]:
-        """Clean items: sub-tasks and forms take turns, thinned sub-tasks only every third time."""
-        tasks = suite.tasks_of(family)
-        turns = (divmod(index, len(tasks)) for index in itertools.count())
-        indices = (
-            turn * len(tasks) + place
-            for turn, place in turns
-            if tasks[place].name not in self.thinned or turn % THINNED == 0
-        )
-        for index in itertools.islice(indices, self.count):
-            yield suite.item(family, self.split, index, seed=self.seed, held_out=held_out == "wording")
+def _size(kind: str, count: int) -> int:
+    return -(-count // _SHARE[kind])
 
 
 def poor_print(clean: Item, split: suite.Split, seed: int) -> Item:

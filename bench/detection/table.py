@@ -1,525 +1,359 @@
-"""From the records of detection to its tables: labels, fitted risk, thresholds, a row for each score. Pure
-functions."""
+"""From the records of detection to its table: a row for each score and group of answers. Pure functions."""
 
-import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bench.detection import baselines
-from bench.detection.inputs import HELD_OUT, KINDS, MISLED, SETTINGS, TEXT_DRIVEN
-from modint_guard.errors import ConfigError
+from bench.detection.inputs import HELD_OUT, LYING, NEEDED, SETTINGS, TEXT_DRIVEN, WORDING
+from bench.spans.intervals import interval
 from modint_guard.evaluation import curves
-from modint_guard.evaluation.fit_calibration import clear_threshold
-from modint_guard.evaluation.statistics import auroc_resamples, mean, percentile_interval
-from modint_guard.judging import risk
-from modint_guard.judging.risk import Thresholds
-from modint_guard.types import CELLS, JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
+from modint_guard.evaluation.results import table
+from modint_guard.evaluation.statistics import auroc_resamples, percentile_interval
+from modint_guard.judging.risk import fit_logistic
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT
 
-logger = logging.getLogger(__name__)
-PROBES = 1.6  # the early stop's average for each request
-ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.0)  # candidates for VAUQ; the best on the validation items is used
-ENOUGH_STATED = 0.9  # of a model's answers must name a number, for it to count as stating a confidence
-BOTH_SETTINGS = "both"
-INTERFERENCE, WRONG = TRUTHS = ("interference", "wrong")
+INTERFERENCE, WRONG, NEGLECT = TRUTHS = ("interference", "wrong", "neglect")
+MODES = ("auto", "named")
+GUARD, WITH_SURPRISE, NEGLECT_SCORE = "guard", "guard and surprise", "neglect"
+FALSE_FLAGS = 0.02  # of right answers, at which a baseline has its threshold, on validation answers
+FEWEST = 10  # positives and negatives of a group, below which there is no AUROC
+PREVALENCES = (0.01, 0.02, 0.05, 0.10)
+ALL = "all"
+_UNCHANGED = -30.0  # nats: the score of an answer that has none, below every other
+_CLIP = 15.0  # nats: a logistic sees no larger score
 
 NOTES = f"""\
-Answers of the bundled models through vLLM and the gateway, first content token, greedy. `truth`
-interference: positives are wrong and right on a clean twin worded otherwise, negatives right on both;
-answers whose clean twin is wrong are left out. `truth` wrong: wrong against right, over all answers. Inputs
-of four kinds, as many of each: lying, true, needed (the client says that both decide; a right answer is a
-negative), neutral. `held_out` says what no training has seen; validation items have nothing held out.
-`setting` both pools the two, each with its own fit. Of the adapter half as many cases are asked. Without
-rows, because validation allows no fit: {{unfitted}}.
+Greedy answers of the bundled models through vLLM and the gateway, as it ships: `tinyworld-base` has a
+calibration, and the other models no null (it is measured in the background, and was not waited for), so that
+the fixed rule flags. `relevance` auto: nobody says what ought to decide; named: the client does.
 
-Image-driven cells hold twice as many cases, and of sub-tasks in which the base gave way to fewer than
-{MISLED:.0%} of the lying pictures every third only: this time {{thinned}}, found on validation items apart
-from all these.
+`truth` interference: positives are wrong, and right on the clean twin; negatives are all other answers, those
+that are wrong on both included. wrong: wrong against right. neglect: answers to needed inputs that are wrong,
+against all right ones. No answer is left out, whatever its kind of input and its length.
 
-Ours: `gateway` is the risk of the verdict as served (where it is null, 1 for a flag and 0 for none); `risk`
-a logistic of js, margin, entropy and pmi fitted on the validation items; `risk_early_stop` the same with
-the other cells left out where the first clears the answer or flags it, at {PROBES:g} probes on average there.
-Then each feature alone, of the view without the other input: js, margin, pmi, flip; shapley is that input's
-influence; a feature that an answer lacks counts as 0. Baselines: max_probability, entropy, semantic_entropy
-(5 and 10 samples at T = 1, clusters by option), vl_uncertainty_5 (blurred pictures and other wordings),
-vauq (whole picture masked, alpha chosen on the validation items), verbalised (empty where fewer than
-{ENOUGH_STATED:.0%} of the answers came with a number; asked of the pilot first).
+`guard`: as served; the score in nats orders answers, those without one last, and `recall` and `fpr` are those
+of its flags (`neglect`, which is no interference, apart). `guard and surprise` adds the answer's own
+uncertainty, weighed on validation answers. Baselines get the same: flip, divergence and loss are of the view
+without what ought not to decide, as named or as the guard guesses it (without the context, where nobody
+knows); any flip is that of either view. surprise and entropy are of the answer itself; semantic_entropy has
+three samples and vl_uncertainty three blurred pictures, as many calls as the guard. A baseline's threshold
+flags {FALSE_FLAGS:.0%} of right validation answers.
 
-By construction: in text-driven items without the caption the view is the clean twin but for its words, so
-that its flip and margin nearly repeat the label. The image-driven setting and `truth` wrong have no such
-help.
+`recall` is of positives, `fpr` of right answers. `precision_at_Npct`: if N in a hundred answers are
+positives. `macro_f1`: of the cause (text, image, none). `auroc` needs {FEWEST} of each class; its interval:
+95 %, bootstrap of whole sources; of recall and fpr: exact. `probes` and `new_tokens` are means a request.
 
-Intervals: 95 %, bootstrap of whole sources. `gain` is the AUROC less that of the best baseline of the same
-rows, `gain_low` its paired interval's end. `threshold` is the one of the best macro-F1 on the validation
-items; `tpr` and `fpr` are those of the test items at it, `fpr_at_95` that of the test items' own curve.
-`macro_f1` is of the cause (text, image, none) at the threshold; no baseline names one. `probes` and tokens
-are means a request beyond the answer itself, `ms_p50` a median. `latency_ratio`: the median of the time that
-answer and detector took over that of the answer, were all sent at once but what needs the answer first;
-under the run's own load. In open loop: [latency.md](latency.md)."""
-FLAG_NOTES = """\
-Shares of wrong and of right answers that are flagged, by kind: as the gateway served them, and by `risk` at
-its threshold from the validation items. A flag on a right answer to a needed input is a false alarm."""
+By construction: a clean twin is the request without what ought not to decide, and so is the first view. In
+TinyWorld it asks in other words, in the picture-book world in the same, so that a flip or a score above 0
+nearly repeats the label `interference` there. Neither false flags nor `wrong` nor what `auto` misses has such
+help."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of a detector beyond the answer: calls, computed and cached tokens, and the milliseconds of
-    calls that are sent with the request (`ms`) and of calls that wait for the answer (`after_ms`).
-    """
+class View:
+    """What one view found: whether it prefers another answer, the divergence, what log p(y) lost in nats."""
 
-    calls: int = 0
-    new_tokens: int = 0
-    cached_tokens: int = 0
-    ms: float = 0.0
-    after_ms: float = 0.0
+    flip: bool
+    divergence: float
+    loss: float
 
-    def beside(self, other: "Cost") -> "Cost":
-        """Both at the same time: as long as the slower one."""
-        return Cost(
-            self.calls + other.calls,
-            self.new_tokens + other.new_tokens,
-            self.cached_tokens + other.cached_tokens,
-            max(self.ms, other.ms),
-            max(self.after_ms, other.after_ms),
-        )
 
-    def then(self, other: "Cost") -> "Cost":
-        """This, and the other once the answer is complete."""
-        return replace(self.beside(other), ms=self.ms, after_ms=self.after_ms + other.ms + other.after_ms)
+@dataclass(frozen=True)
+class Judged:
+    """A verdict on an answer, and its views by name. tokens: that views computed."""
 
-    def slower(self, answer_ms: float) -> float:
-        """The time that answer and detector take together, as a multiple of the answer alone."""
-        return (max(answer_ms, self.ms) + self.after_ms) / answer_ms
+    verdict: str
+    cause: str | None
+    reason: str | None
+    score: float | None
+    neglect: float | None
+    relevant: str
+    relevant_source: str
+    calibrated: bool
+    views: Mapping[str, View]
+    tokens: int
+
+    @property
+    def flagged(self) -> bool:
+        """Whether it is flagged as interference."""
+        return self.verdict == "flagged" and self.cause != "neglect"
+
+    @property
+    def first(self) -> View:
+        """The view without what ought not to decide; without the context, if that is not known. In one that
+        was not asked, nothing moved."""
+        name = NEUTRAL_IMAGE if self.relevant == "text" else NO_CONTEXT
+        return self.views.get(name, View(False, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer with its truth and all measurements; entropies in bits, pmi and influence in nats. `cells`
-    holds the features of each view, `sampled` and `varied` the clusters of other answers.
+    """One answer with its truth and all measurements. judged: by MODES. surprise: minus the mean
+    log-probability of its tokens, nats. entropy: of its first word, bits. sampled, varied: the clusters of
+    other answers.
     """
 
+    world: str
     model: str
     split: str
     setting: str
     kind: str
     held_out: str
+    placement: str
     source: str
-    relevant: str
+    task: str
+    length: int
     right: bool
     right_when_clean: bool
-    verdict: str
-    cause: str | None
-    risk: float | None
+    judged: Mapping[str, Judged]
+    surprise: float
     entropy: float
-    max_probability: float
-    cells: Mapping[str, Mapping[str, float]]
-    influence: Mapping[str, float | None]
-    relative_entropy: float | None
     sampled: Sequence[str]
     varied: Sequence[str]
-    stated: float | None
-    answer_ms: float
-    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, record: JSON) -> "Answer":
         """The answer from its JSON (`dataclasses.asdict`)."""
-        return cls(**{**record, "costs": {name: Cost(**cost) for name, cost in record["costs"].items()}})
+        judged = {
+            mode: Judged(**{**each, "views": {name: View(**view) for name, view in each["views"].items()}})
+            for mode, each in record["judged"].items()
+        }
+        return cls(**{**record, "judged": judged})
 
-    @property
-    def other(self) -> str:
-        """The modality of the other input, which ought not to decide."""
-        return "text" if self.setting == TEXT_DRIVEN else "image"
-
-    @property
-    def first_cell(self) -> str:
-        """The view without the other input."""
-        return NO_CONTEXT if self.setting == TEXT_DRIVEN else NEUTRAL_IMAGE
-
-    def feature(self, name: str, cell: str | None = None) -> float:
-        """A feature of a view (by default the first cell); 0 if the answer lacks it."""
-        return self.cells.get(cell or self.first_cell, {}).get(name, 0.0)
+    def is_positive(self, truth: str) -> bool:
+        """Whether it is one of those that a detector should find."""
+        if truth == INTERFERENCE:
+            return not self.right and self.right_when_clean
+        return not self.right and (truth == WRONG or self.kind == NEEDED)
 
 
 Value = Callable[[Answer], float]
-Spent = Callable[[Answer], Cost]
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A score, fitted on validation items: higher is worse, and an answer is flagged from `threshold` on.
-
-    `flags`, if there is one, decides instead of the threshold; `cause` names the cause of a flag.
+    """A score of answers: higher is worse. flags: whether it flags an answer. probes: calls beyond the
+    answer. tokens: that these compute. cause: what it says moved an answer, "none" if nothing.
     """
 
     name: str
-    ours: bool
     value: Value
-    cost: Spent
-    threshold: float = 1.0
+    flags: Callable[[Answer], bool]
+    probes: Value
+    tokens: Value | None = None
     cause: Callable[[Answer], str] | None = None
-    flags: Callable[[Answer], bool] | None = None
-
-    def flagged(self, answer: Answer) -> bool:
-        """Whether it flags the answer."""
-        return self.flags(answer) if self.flags else self.value(answer) >= self.threshold
-
-    def named_cause(self, answer: Answer) -> str:
-        """The cause that it names, or "none"."""
-        return self.cause(answer) if self.cause and self.flagged(answer) else "none"
 
 
-# -- scores -------------------------------------------------------------------------------------------
+def detectors(answers: Sequence[Answer], mode: str) -> Iterator[Detector]:
+    """Ours, and the baselines with thresholds from these validation answers."""
+
+    def verdict(answer: Answer) -> Judged:
+        return answer.judged[mode]
+
+    def score(answer: Answer) -> float:
+        found = verdict(answer).score
+        return found if found is not None else 0.0 if verdict(answer).flagged else _UNCHANGED
+
+    def probes(answer: Answer) -> float:
+        return len(verdict(answer).views)
+
+    def new_tokens(answer: Answer) -> float:
+        return verdict(answer).tokens
+
+    def cause(answer: Answer) -> str:
+        return verdict(answer).cause or "none" if verdict(answer).flagged else "none"
+
+    yield Detector(GUARD, score, lambda a: verdict(a).flagged, probes, new_tokens, cause)
+    yield Detector(
+        NEGLECT_SCORE,
+        lambda a: _UNCHANGED if verdict(a).neglect is None else verdict(a).neglect or 0.0,
+        lambda a: verdict(a).cause in ("neglect", "prior"),
+        probes,
+        new_tokens,
+    )
+    both = _with_surprise(answers, score)
+    for name, value, calls in (
+        (WITH_SURPRISE, both, probes),
+        ("flip", lambda a: float(verdict(a).first.flip), lambda a: 1.0),
+        ("any flip", lambda a: float(any(view.flip for view in verdict(a).views.values())), probes),
+        ("divergence", lambda a: verdict(a).first.divergence, lambda a: 1.0),
+        ("loss", lambda a: verdict(a).first.loss, lambda a: 1.0),
+        ("surprise", lambda a: a.surprise, lambda a: 0.0),
+        ("entropy", lambda a: a.entropy, lambda a: 0.0),
+        ("semantic_entropy", lambda a: baselines.semantic_entropy(a.sampled), lambda a: len(a.sampled)),
+        ("vl_uncertainty", lambda a: baselines.semantic_entropy(a.varied), lambda a: len(a.varied)),
+    ):
+        least = threshold([value(a) for a in answers if a.right])
+        yield Detector(name, value, lambda a, value=value, least=least: value(a) > least, calls)  # type: ignore[misc]
 
 
-def as_served(answer: Answer) -> float:
-    """The verdict's risk; if it is null, 1 for a flag and 0 for none."""
-    return answer.risk if answer.risk is not None else float(answer.verdict == "flagged")
+def threshold(right: Sequence[float]) -> float:
+    """The value that at most FALSE_FLAGS of these right answers exceed."""
+    return float(np.quantile(right, 1 - FALSE_FLAGS, method="higher")) if right else 0.0
 
 
-def _shapley(answer: Answer) -> float:
-    return answer.influence.get(answer.other) or 0.0
+def _with_surprise(answers: Sequence[Answer], score: Value) -> Value:
+    """Score and surprise in one, by a logistic of wrong answers among these."""
+    wrong = np.array([not answer.right for answer in answers], dtype=float)
+    if not 0 < wrong.sum() < len(wrong):
+        return score
+    features = np.array([[_clipped(score(a)), a.surprise] for a in answers])
+    bias, weights = fit_logistic(features, wrong, ridge=0.1)
+    return lambda a: float(bias + weights @ np.array([_clipped(score(a)), a.surprise]))
 
 
-def _relative_certainty(answer: Answer) -> float:
-    """How much more certain the other modality alone is than the one that ought to decide."""
-    value = answer.relative_entropy or 0.0  # above 0 if the image alone is the more certain one
-    return value if answer.other == "image" else -value
+def _clipped(score: float) -> float:
+    return float(np.clip(score, -_CLIP, _CLIP))
 
 
-FEATURES: dict[str, Value] = {
-    "js": lambda a: a.feature("js"),
-    "margin": lambda a: a.feature("margin"),
-    "pmi": lambda a: a.feature("pmi"),
-    "flip": lambda a: a.feature("flip"),
-    "js_prior": lambda a: a.feature("js", PRIOR),
-    "shapley": _shapley,
-    "synergy": lambda a: a.influence.get("synergy") or 0.0,
-    "relative_entropy": _relative_certainty,
-}
-BASELINES: dict[str, Value] = {
-    "max_probability": lambda a: a.max_probability,
-    "entropy": lambda a: a.entropy,
-    "semantic_entropy_5": lambda a: baselines.semantic_entropy(a.sampled[:5]),
-    "semantic_entropy_10": lambda a: baselines.semantic_entropy(a.sampled),
-    "vl_uncertainty_5": lambda a: baselines.semantic_entropy(a.varied),
-    "verbalised": lambda a: 1.0 - (0.5 if a.stated is None else a.stated),
-}
+def rows(answers: Sequence[Answer], *, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """A row for each model, relevance, truth, setting, held-out part and score, and for each placement of a
+    lying caption."""
+    for model in dict.fromkeys(a.model for a in answers):
+        of_model = [a for a in answers if a.model == model]
+        test = [a for a in of_model if a.split == "test"]
+        for mode in MODES:
+            found = list(detectors([a for a in of_model if a.split == "validation"], mode))
+            for truth in TRUTHS:
+                for held_out in HELD_OUT:
+                    for setting in (ALL, *SETTINGS):
+                        group = [a for a in test if a.held_out == held_out and setting in (ALL, a.setting)]
+                        head = {"world": test[0].world, "model": model, "relevance": mode, "truth": truth}
+                        where = {"setting": setting, "held_out": held_out, "placement": ALL}
+                        for detector in found:
+                            if _is_asked(detector.name, truth):
+                                yield {**head, **where, **_row(detector, group, truth, seed)}
+            for place in dict.fromkeys(a.placement for a in test):
+                group = [a for a in test if _is_placed(a, place)]
+                if group:
+                    yield {
+                        **{"world": test[0].world, "model": model, "relevance": mode},
+                        **{"truth": INTERFERENCE, "setting": TEXT_DRIVEN},
+                        **{"held_out": WORDING, "placement": place},
+                        **_row(found[0], group, INTERFERENCE, seed),
+                    }
 
 
-def fitted_risk(validation: Sequence[Answer]) -> Value:
-    """The logistic of the calibration's features, fitted to interference; if both modalities decide, the
-    gateway's own risk or flag.
+def _is_placed(answer: Answer, place: str) -> bool:
+    asked = answer.setting, answer.kind, answer.held_out, answer.placement
+    return asked == (TEXT_DRIVEN, LYING, WORDING, place)
+
+
+def _is_asked(name: str, truth: str) -> bool:
+    """Whether a score is compared under a truth: `neglect` has one of its own."""
+    return (name == NEGLECT_SCORE) == (truth == NEGLECT) or (
+        truth == NEGLECT and name in ("surprise", "entropy")
+    )
+
+
+def _row(detector: Detector, group: Sequence[Answer], truth: str, seed: int) -> dict[str, Any]:
+    counted = [a for a in group if truth != NEGLECT or a.right or a.is_positive(truth)]
+    positive = [a.is_positive(truth) for a in counted]
+    values = [detector.value(a) for a in counted]
+    auroc = low = high = None
+    if min(sum(positive), len(positive) - sum(positive)) >= FEWEST:
+        auroc = curves.auroc(values, positive)
+        low, high = percentile_interval(
+            auroc_resamples(values, positive, [a.source or a.task for a in counted], seed=seed)
+        )
+    found = [detector.flags(a) for a in counted if a.is_positive(truth)]
+    false = [detector.flags(a) for a in counted if a.right]
+    recall, fpr = _share(found), _share(false)
+    return {
+        "score": detector.name,
+        "auroc": auroc,
+        "ci_low": low,
+        "ci_high": high,
+        "n": len(counted),
+        "positives": sum(positive),
+        "recall": recall,
+        "recall_low": interval(sum(found), len(found))[0],
+        "recall_high": interval(sum(found), len(found))[1],
+        "right": len(false),
+        "fpr": fpr,
+        "fpr_high": interval(sum(false), len(false))[1],
+        "macro_f1": cause_f1(counted, detector.cause) if detector.cause and truth == INTERFERENCE else None,
+        **{f"precision_at_{100 * share:.0f}pct": precision(share, recall, fpr) for share in PREVALENCES},
+        "probes": _mean([detector.probes(a) for a in group]),
+        "new_tokens": _mean([detector.tokens(a) for a in group]) if detector.tokens else None,
+    }
+
+
+def cause_f1(answers: Sequence[Answer], cause: Callable[[Answer], str]) -> float | None:
+    """The mean F1 over the causes that occur: "text" and "image" of positives by their setting, else "none".
+    None without answers.
     """
-    fit_on = [a for a in labelled(validation, INTERFERENCE) if a.relevant != "both"]
-    model = risk.fit([_features(a) for a in fit_on], [not a.right for a in fit_on])
-    return lambda a: as_served(a) if a.relevant == "both" else model.risk(_features(a))
-
-
-def _features(answer: Answer) -> dict[str, float]:
-    return {**{n: answer.feature(n) for n in ("js", "margin", "pmi")}, "entropy": answer.entropy}
-
-
-def chosen_alpha(validation: Sequence[Answer]) -> float:
-    """The alpha of VAUQ with the highest AUROC for wrong answers to the validation items."""
-    wrong = [not a.right for a in validation]
-    return max(ALPHAS, key=lambda alpha: curves.auroc([_vauq(a, alpha) for a in validation], wrong))
-
-
-def _vauq(answer: Answer, alpha: float) -> float:
-    return baselines.vauq(answer.entropy, answer.feature("entropy", NEUTRAL_IMAGE), alpha)
-
-
-# -- costs --------------------------------------------------------------------------------------------
-
-
-def cells_cost(answer: Answer, names: Sequence[str] = CELLS) -> Cost:
-    """The cost of these cells, asked at the same time."""
-    total = Cost()
-    for name in names:
-        total = total.beside(answer.costs.get(name, Cost()))
-    return total
-
-
-def early_stop_cost(answer: Answer, value: float, clear_below: float, flag_at: float) -> Cost:
-    """The cost of the first cell, and of the others if it neither clears nor flags the answer. If both
-    modalities decide, the prior goes first, and an answer that it does not give with confidence is cleared.
-    """
-    if NO_CONTEXT not in answer.cells:  # one view is all there is
-        return cells_cost(answer)
-    name = PRIOR if answer.relevant == "both" else answer.first_cell
-    goes_on = clear_below <= value < flag_at
-    if answer.relevant == "both":
-        goes_on = answer.feature("sure", PRIOR) >= Thresholds().certain
-    first = cells_cost(answer, [name])
-    return first.then(cells_cost(answer, [each for each in CELLS if each != name])) if goes_on else first
-
-
-def _named(name: str) -> Spent:
-    return lambda answer: answer.costs.get(name, Cost())
-
-
-# -- detectors ----------------------------------------------------------------------------------------
-
-
-def detectors(validation: Sequence[Answer]) -> list[Detector]:
-    """Every score, with its free constants and its threshold from the validation items of one setting.
-
-    Raises ConfigError if these hold one class only.
-    """
-    risk_of = fitted_risk(validation)
-    alpha = chosen_alpha(validation)
-
-    def from_(name: str, ours: bool, value: Value, cost: Spent, **more: Any) -> Detector:
-        cause = (lambda a: a.other) if ours else None
-        return Detector(name, ours, value, cost, threshold_of(value, validation), cause, **more)
-
-    ours = from_("risk", True, risk_of, cells_cost)
-    risks = [risk_of(a) for a in validation if a.relevant != "both"]
-    clear = clear_threshold(risks, ours.threshold, PROBES)
-
-    def early_stop(answer: Answer) -> Cost:
-        return early_stop_cost(answer, risk_of(answer), clear, ours.threshold)
-
-    return [
-        Detector(
-            "gateway",
-            True,
-            as_served,
-            _named("gateway"),
-            cause=lambda a: a.cause or "none",
-            flags=lambda a: a.verdict == "flagged",
-        ),
-        ours,
-        from_("risk_early_stop", True, risk_of, early_stop),
-        *(from_(name, True, value, _feature_cost(name)) for name, value in FEATURES.items()),
-        *(from_(name, False, value, _named(name)) for name, value in BASELINES.items()),
-        from_("vauq", False, lambda a: _vauq(a, alpha), lambda a: cells_cost(a, [NEUTRAL_IMAGE])),
+    truth = [
+        ("text" if a.setting == TEXT_DRIVEN else "image") if a.is_positive(INTERFERENCE) else "none"
+        for a in answers
     ]
-
-
-def _feature_cost(name: str) -> Spent:
-    if name in ("js", "margin", "pmi", "flip"):
-        return lambda answer: cells_cost(answer, [answer.first_cell])
-    if name == "js_prior":
-        return lambda answer: cells_cost(answer, [PRIOR])
-    if name == "relative_entropy":
-        return lambda answer: cells_cost(answer, [NO_CONTEXT, NEUTRAL_IMAGE])
-    return cells_cost
-
-
-def threshold_of(value: Value, validation: Sequence[Answer]) -> float:
-    """The threshold with the best macro-F1 on the validation items; of equal ones the highest."""
-    answers = labelled(validation, INTERFERENCE)
-    scores = np.array([value(a) for a in answers])
-    truth = np.array([not a.right for a in answers])
-    best, threshold = -1.0, 1.0
-    for at in sorted(set(scores.tolist()), reverse=True):
-        flags = scores >= at
-        f1 = macro_f1([str(each) for each in truth], [str(each) for each in flags])
-        if f1 > best:
-            best, threshold = f1, at
-    return threshold
-
-
-# -- labels and figures -------------------------------------------------------------------------------
-
-
-def labelled(answers: Sequence[Answer], truth: str) -> list[Answer]:
-    """The answers that count: for interference, those that are right on the clean twin."""
-    return [a for a in answers if truth == WRONG or a.right_when_clean]
-
-
-def macro_f1(truth: Sequence[str], named: Sequence[str]) -> float:
-    """The mean F1 over the classes that occur among the truths; naming any other class is a miss."""
+    named = [cause(a) for a in answers]
     scores = []
     for name in sorted(set(truth)):
         hits = sum(t == n == name for t, n in zip(truth, named, strict=True))
-        scores.append(2 * hits / (sum(t == name for t in truth) + sum(n == name for n in named)))
-    return sum(scores) / len(scores)
+        scores.append(2 * hits / (truth.count(name) + named.count(name)))
+    return _mean(scores)
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One answer as one detector judges it."""
-
-    answer: Answer
-    value: float
-    flagged: bool
-    cause: str
-    cost: Cost
-    threshold: float | None
+def precision(prevalence: float, recall: float | None, fpr: float | None) -> float | None:
+    """The share of flags that are positives, if so many answers are; None if nothing is flagged or known."""
+    if recall is None or fpr is None or not recall + fpr:
+        return None
+    found = prevalence * recall
+    return found / (found + (1 - prevalence) * fpr)
 
 
-def rows(answers: Sequence[Answer], *, seed: int = 0, resamples: int = 1000) -> Iterator[dict[str, Any]]:
-    """A row for each model, setting, held-out part, truth and score. Groups with one class only have none."""
-    for model in dict.fromkeys(a.model for a in answers):
-        judged = _judge_all([a for a in answers if a.model == model])
-        for setting in _fitted_settings(judged):
-            for held_out in HELD_OUT:
-                for truth in TRUTHS:
-                    group = [
-                        (
-                            detector,
-                            [each for each in of_detector if _is_in(each.answer, setting, held_out, truth)],
-                        )
-                        for detector, of_detector in judged
-                    ]
-                    head = {"model": model, "setting": setting, "held_out": held_out, "truth": truth}
-                    yield from (
-                        {**head, **row} for row in _group_rows(group, truth, seed=seed, resamples=resamples)
-                    )
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
-def unfitted(answers: Sequence[Answer]) -> Iterator[str]:
-    """Model, setting and reason, for each that has no rows."""
-    for model, setting in product(dict.fromkeys(a.model for a in answers), SETTINGS):
-        here = [a for a in answers if (a.model, a.setting, a.split) == (model, setting, "validation")]
-        try:
-            detectors(here)
-        except ConfigError as exc:
-            yield f"{model} {setting} ({exc})"
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
-def _judge_all(answers: Sequence[Answer]) -> list[tuple[Detector, list[_Judged]]]:
-    """Every detector with its judgements of one model's test answers, fitted to each setting apart. A setting
-    whose validation answers allow no fit is left out.
-    """
-    judged: dict[str, tuple[Detector, list[_Judged]]] = {}
-    for setting in SETTINGS:
-        here = [a for a in answers if a.setting == setting]
-        try:
-            fitted = detectors([a for a in here if a.split == "validation"])
-        except ConfigError as exc:
-            logger.warning("%s: no table: %s", setting, exc)
-            continue
-        for detector in fitted:
-            of_detector = judged.setdefault(detector.name, (detector, []))[1]
-            of_detector += [_judge(detector, a) for a in here if a.split == "test"]
-    return list(judged.values())
+# -- the page ------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    *("score", "auroc", "ci_low", "ci_high", "recall", "fpr", "fpr_high"),
+    *("precision_at_5pct", "macro_f1", "probes"),
+)
 
 
-def _fitted_settings(judged: Sequence[tuple[Detector, Sequence[_Judged]]]) -> tuple[str, ...]:
-    """The settings that could be fitted, and both together if both could."""
-    present = {each.answer.setting for _, of_detector in judged for each in of_detector}
-    fitted = tuple(setting for setting in SETTINGS if setting in present)
-    return (*fitted, BOTH_SETTINGS) if len(fitted) == len(SETTINGS) else fitted
-
-
-def _judge(detector: Detector, answer: Answer) -> _Judged:
-    threshold = None if detector.flags else detector.threshold
-    value, flagged = detector.value(answer), detector.flagged(answer)
-    return _Judged(answer, value, flagged, detector.named_cause(answer), detector.cost(answer), threshold)
-
-
-def _is_in(answer: Answer, setting: str, held_out: str, truth: str) -> bool:
-    fits = setting in (answer.setting, BOTH_SETTINGS) and answer.held_out == held_out
-    return fits and (truth == WRONG or answer.right_when_clean)
-
-
-def _group_rows(
-    group: Sequence[tuple[Detector, Sequence[_Judged]]], truth: str, *, seed: int, resamples: int
-) -> Iterator[dict[str, Any]]:
-    first = group[0][1] if group else ()
-    wrong = [not each.answer.right for each in first]
-    if len(set(wrong)) < 2:
-        return
-    clusters = [each.answer.source for each in first]
-    has_score = {d.name: d.name != "verbalised" or _share_stated(first) >= ENOUGH_STATED for d, _ in group}
-    resampled = {
-        detector.name: auroc_resamples(
-            [each.value for each in judged], wrong, clusters, resamples=resamples, seed=seed
-        )
-        for detector, judged in group
-        if has_score[detector.name]
-    }
-    areas = {
-        detector.name: curves.auroc([each.value for each in judged], wrong)
-        for detector, judged in group
-        if has_score[detector.name]
-    }
-    best = max((d.name for d, _ in group if not d.ours and has_score[d.name]), key=areas.__getitem__)
-    for detector, judged in group:
-        row = _row(detector, judged, wrong, truth)
-        if has_score[detector.name]:
-            low, high = percentile_interval(resampled[detector.name])
-            row |= {"auroc": areas[detector.name], "auroc_low": low, "auroc_high": high}
-            if detector.ours:
-                row["gain"] = areas[detector.name] - areas[best]
-                row["gain_low"] = percentile_interval(resampled[detector.name] - resampled[best])[0]
-        else:
-            row |= dict.fromkeys(("auprc", "fpr_at_95", "risk_at_80", "threshold", "tpr", "fpr"))
-        yield row
-
-
-def _share_stated(judged: Sequence[_Judged]) -> float:
-    return sum(each.answer.stated is not None for each in judged) / len(judged)
-
-
-def _row(detector: Detector, judged: Sequence[_Judged], wrong: Sequence[bool], truth: str) -> dict[str, Any]:
-    values = [each.value for each in judged]
-    causes = [each.answer.other if bad else "none" for each, bad in zip(judged, wrong, strict=True)]
-    names_cause = truth == INTERFERENCE and detector.cause is not None
-    thresholds = {each.threshold for each in judged}
-    costs = [each.cost for each in judged]
-    return {
-        "score": detector.name,
-        "n": len(judged),
-        "positives": sum(wrong),
-        "auroc": None,
-        "auroc_low": None,
-        "auroc_high": None,
-        "gain": None,
-        "gain_low": None,
-        "auprc": curves.auprc(values, wrong),
-        "fpr_at_95": curves.fpr_at(values, wrong),
-        "risk_at_80": curves.risk_at(values, wrong),
-        "threshold": thresholds.pop() if len(thresholds) == 1 else None,
-        "tpr": mean([each.flagged for each, bad in zip(judged, wrong, strict=True) if bad]),
-        "fpr": mean([each.flagged for each, bad in zip(judged, wrong, strict=True) if not bad]),
-        "macro_f1": macro_f1(causes, [each.cause for each in judged]) if names_cause else None,
-        "probes": sum(cost.calls for cost in costs) / len(costs),
-        "new_tokens": sum(cost.new_tokens for cost in costs) / len(costs),
-        "cached_tokens": sum(cost.cached_tokens for cost in costs) / len(costs),
-        "ms_p50": float(np.median([cost.ms + cost.after_ms for cost in costs])),
-        "latency_ratio": float(np.median([each.cost.slower(each.answer.answer_ms) for each in judged])),
-    }
-
-
-def flag_rows(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-    """A row for each model, setting, held-out part and kind: the shares flagged of wrong and right
-    answers."""
-    for model in dict.fromkeys(a.model for a in answers):
-        judged = {
-            d.name: of_detector for d, of_detector in _judge_all([a for a in answers if a.model == model])
-        }
-        if not judged:
-            continue
-        groups: dict[tuple[str, str, str], list[tuple[_Judged, _Judged]]] = defaultdict(list)
-        for served, fitted in zip(judged["gateway"], judged["risk"], strict=True):
-            a = served.answer
-            groups[a.setting, a.held_out, a.kind].append((served, fitted))
-        for (setting, held_out, kind), pairs in sorted(groups.items(), key=lambda each: _order(each[0])):
-            wrong = [pair for pair in pairs if not pair[0].answer.right]
-            right = [pair for pair in pairs if pair[0].answer.right]
-            yield {
-                "model": model,
-                "setting": setting,
-                "held_out": held_out,
-                "kind": kind,
-                "n": len(pairs),
-                "wrong": len(wrong),
-                "gateway_flagged_of_wrong": mean([served.flagged for served, _ in wrong]),
-                "gateway_flagged_of_right": mean([served.flagged for served, _ in right]),
-                "risk_flagged_of_wrong": mean([fitted.flagged for _, fitted in wrong]),
-                "risk_flagged_of_right": mean([fitted.flagged for _, fitted in right]),
-            }
-
-
-def _order(key: tuple[str, str, str]) -> tuple[int, int, int]:
-    setting, held_out, kind = key
-    return SETTINGS.index(setting), HELD_OUT.index(held_out), KINDS.index(kind)
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page: first the headline of each model, in held-out wordings, then every group in short."""
+    parts = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for mode in MODES:
+            for truth in TRUTHS:
+                shown = [
+                    row
+                    for row in rows
+                    if (row["model"], row["relevance"], row["truth"]) == (model, mode, truth)
+                    and (row["setting"], row["held_out"], row["placement"]) == (ALL, WORDING, ALL)
+                ]
+                if not shown or (truth == NEGLECT and mode == "auto"):
+                    continue
+                head = shown[0]
+                parts.append(
+                    f"## {model}, relevance {mode}, {truth}\n\nHeld-out wordings; {head['positives']} of "
+                    f"{head['n']} answers are positives, {head['right']} are right."
+                )
+                parts.append(table([{name: row[name] for name in COLUMNS} for row in shown]))
+    ours = [row for row in rows if row["score"] == (NEGLECT_SCORE if row["truth"] == NEGLECT else GUARD)]
+    names = (
+        "model",
+        "relevance",
+        "truth",
+        "setting",
+        "held_out",
+        "placement",
+        "auroc",
+        "positives",
+        "recall",
+        "fpr",
+    )
+    parts += ["## Ours, by group", table([{name: row[name] for name in names} for row in ours])]
+    return "\n\n".join(part.strip() for part in parts)
