@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make demo` sets up what it needs. What that is of the system, .ci/needs says first.
-#   make install   make demo   make serve   make test   make test-picturebook   make test-clients   make check
-#   make clean
+#   make install   make demo   make serve   make test   make test-training   make test-picturebook
+#   make test-clients   make check   make clean
 #   make bench-tinyworld   make bench-base   make generated   make panels
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
@@ -32,7 +32,7 @@ PARALLEL := --numprocesses auto
 .NOTPARALLEL:
 NEED  := PYTHON='$(PYTHON)' VENV='$(VENV)' EXTRAS='$(EXTRAS)' .ci/needs
 NEEDS := needs-demo needs-test needs-test-clients needs-panels needs-deploy-check
-.PHONY: install demo serve test test-picturebook test-clients check bench-mitigation generated panels deploy-check $(NEEDS) clean help
+.PHONY: install demo serve test test-training test-picturebook test-clients check bench-mitigation generated panels deploy-check $(NEEDS) clean help
 
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
@@ -43,8 +43,11 @@ demo: needs-demo $(STAMP)  ## the main job on a small model: serve, probe, flag,
 serve: needs-demo $(STAMP)  ## the bundled model and its robust adapter behind the guard
 	$(BIN)/modint-guard serve --adapter robust-lora $(ARGS)
 
-test: needs-test $(STAMP)  ## every test, with the real engine, but those on a fetched model and client libraries
-	$(BIN)/python -m pytest $(PARALLEL) -m "not fetched and not clients" $(ARGS)
+test: needs-test $(STAMP)  ## every test, with the real engine, but for those of the next three targets
+	$(BIN)/python -m pytest $(PARALLEL) -m "not trains and not fetched and not clients" $(ARGS)
+
+test-training: needs-test $(STAMP)  ## trainings by several processes, and engines that serve what is trained
+	$(BIN)/python -m pytest $(PARALLEL) -m trains $(ARGS)
 
 test-picturebook: needs-test $(STAMP)  ## fetch picturebook-base (93 MB by pip), and test it in the real engine
 	$(BIN)/modint-guard fetch picturebook

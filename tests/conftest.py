@@ -1,6 +1,7 @@
 """Rules for every test: in CI nothing is skipped in silence, and no test reaches a model hub."""
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     """The files in the order of collection, in which the long ones come first."""
     config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without looking for garbage: what is imported and collected lives to the end, a million objects, which
+    every search would go through anew, in each process."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

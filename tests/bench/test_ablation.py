@@ -47,6 +47,7 @@ from tests.training.small import save_small_base
 
 SHORT = ("rank=2", "steps=1", "batch=8", "evaluate_steps=1", "evaluate_items=2", "precision=fp32")
 TWO = ("tinyworld-sft", "tinyworld-aug")
+Answers = dict[Condition, list[Answered]]
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,7 @@ def test_to_help_or_to_harm_takes_the_interval_and_every_seed(
 # The goals of the shipped adapter, of a hundred items a condition
 
 
-def answers_of(*conditions: tuple[Condition, Collection[int]]) -> dict[Condition, list[Answered]]:
+def answers_of(*conditions: tuple[Condition, Collection[int]]) -> Answers:
     """Answers of which those at the given places are wrong."""
     return {
         cell: [
@@ -294,28 +295,31 @@ def answers_of(*conditions: tuple[Condition, Collection[int]]) -> dict[Condition
     }
 
 
-BASE_ANSWERS = answers_of(
-    (Condition("vqa", "clean"), {0}),
-    (Condition("vqa", "clean", True), {0}),
-)
-OWN_ANSWERS = answers_of(
-    (Condition("image-heavy", "clean"), {0}),
-    (Condition("image-heavy", "misleading_description"), {1, 2}),  # one that was wrong is right
-    (Condition("image-heavy", "neutral_text"), range(50)),  # a control, of no goal
-    (Condition("image-heavy", "ocr_noise"), range(4)),
-    (Condition("text-heavy", "no_image"), ()),
-    (Condition("text-heavy", "noise"), ()),
-    (Condition("text-heavy", "white"), {0}),
-    (Condition("image-heavy", "clean", True), range(4)),
-    (Condition("image-heavy", "misleading_description", True), range(8)),
-    (Condition("vqa", "clean"), {1}),
-    (Condition("vqa", "clean", True), {0, 1}),
-)
+@pytest.fixture(scope="module")
+def of_base() -> Answers:
+    return answers_of((Condition("vqa", "clean"), {0}), (Condition("vqa", "clean", True), {0}))
 
 
-def test_each_goal_is_decided_by_its_worst_condition() -> None:
+@pytest.fixture(scope="module")
+def of_adapter() -> Answers:
+    return answers_of(
+        (Condition("image-heavy", "clean"), {0}),
+        (Condition("image-heavy", "misleading_description"), {1, 2}),  # one that was wrong is right
+        (Condition("image-heavy", "neutral_text"), range(50)),  # a control, of no goal
+        (Condition("image-heavy", "ocr_noise"), range(4)),
+        (Condition("text-heavy", "no_image"), ()),
+        (Condition("text-heavy", "noise"), ()),
+        (Condition("text-heavy", "white"), {0}),
+        (Condition("image-heavy", "clean", True), range(4)),
+        (Condition("image-heavy", "misleading_description", True), range(8)),
+        (Condition("vqa", "clean"), {1}),
+        (Condition("vqa", "clean", True), {0, 1}),
+    )
+
+
+def test_each_goal_is_decided_by_its_worst_condition(of_base: Answers, of_adapter: Answers) -> None:
     keys = ("worst", "value", "bar", "verdict")
-    assert [tuple(row[key] for key in keys) for row in goal_rows(OWN_ANSWERS, BASE_ANSWERS)] == [
+    assert [tuple(row[key] for key in keys) for row in goal_rows(of_adapter, of_base)] == [
         ("image-heavy/misleading_description", -0.01, -0.01, "met"),  # 98 - 99 of 100
         ("image-heavy/ocr_noise", -0.03, -0.03, "met"),  # 96 - 99
         ("image-heavy/misleading_description/held-out wording", -0.04, -0.03, "missed"),  # 92 - 96
@@ -325,12 +329,12 @@ def test_each_goal_is_decided_by_its_worst_condition() -> None:
     ]
 
 
-def test_a_goal_has_an_interval_where_the_items_are_the_same() -> None:
-    rows = goal_rows(OWN_ANSWERS, BASE_ANSWERS)
+def test_a_goal_has_an_interval_where_the_items_are_the_same(of_base: Answers, of_adapter: Answers) -> None:
+    rows = goal_rows(of_adapter, of_base)
     assert [row["ci_low"] is None for row in rows] == [False, False, False, True, False, False]
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in rows if row["ci_low"] is not None)
-    *_, vqa = goal_rows(BASE_ANSWERS, BASE_ANSWERS)
-    digits = len(set(sources(BASE_ANSWERS[Condition("vqa", "clean")])))
+    *_, vqa = goal_rows(of_base, of_base)
+    digits = len(set(sources(of_base[Condition("vqa", "clean")])))
     bound = 1 - 0.05 ** (1 / digits)  # where no answer differs
     assert (vqa["value"], vqa["verdict"]) == (0.0, "met")
     assert (vqa["ci_low"], vqa["ci_high"]) == pytest.approx((-bound, bound))

@@ -11,13 +11,16 @@ from modint_guard.data.item import Item
 from modint_guard.data.write import PICTURES
 from modint_guard.evaluation.checkup import FOLDER
 
-MADE = checkup_items()
+
+@pytest.fixture(scope="module")
+def made() -> list[Item]:
+    return checkup_items()
 
 
-def test_the_packaged_items_are_the_ones_that_would_be_written_again() -> None:
+def test_the_packaged_items_are_the_ones_that_would_be_written_again(made: list[Item]) -> None:
     packaged = read_items(FOLDER)
-    assert packaged == MADE
-    for old, new in zip(packaged, MADE, strict=True):
+    assert packaged == made
+    for old, new in zip(packaged, made, strict=True):
         for name in PICTURES:
             assert is_alike(getattr(old, name), getattr(new, name)), (old.id, name)
 
@@ -30,14 +33,14 @@ def is_alike(packaged: Image.Image | None, made: Image.Image | None) -> bool:
     return first.shape == second.shape and float(np.abs(first - second).mean()) < 4
 
 
-def test_pictures_are_384_pixels_wide_but_for_documents() -> None:
-    shown = [item.image or item.contradicting for item in MADE if item.task != "document"]
+def test_pictures_are_384_pixels_wide_but_for_documents(made: list[Item]) -> None:
+    shown = [item.image or item.contradicting for item in made if item.task != "document"]
     assert {image.size for image in shown if image} == {(SIDE, SIDE)} == {(384, 384)}
 
 
 @pytest.mark.parametrize("kind", ["digit", "shape", "drawing", "thing", "document"])
-def test_lies_of_a_kind_are_worded_in_several_ways(kind: str) -> None:
-    items = [item for item in MADE if item.task == kind]
+def test_lies_of_a_kind_are_worded_in_several_ways(kind: str, made: list[Item]) -> None:
+    items = [item for item in made if item.task == kind]
     used = {template for item in items for template in (*CAPTIONS, *QUOTED[1:]) if is_worded(item, template)}
     assert len(used) >= 5
 

@@ -1,6 +1,7 @@
 """The Makefile says in one sentence what a machine lacks, and installs nothing twice."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -261,3 +262,17 @@ def test_help_lists_every_target() -> None:
     _, out, _ = make("help")
     for target in ("install", "demo", "serve", "test", "check", "bench-mitigation", "bench-NAME", "clean"):
         assert f"make {target} " in out
+
+
+def test_ci_runs_what_make_test_leaves_out() -> None:
+    recipes = (ROOT / "Makefile").read_text("utf-8")
+    (chosen,) = re.findall(r"^test: .*\n.* -m \"(.*)\" ", recipes, re.MULTILINE)
+    left_out = re.findall(r"not (\w+)", chosen)
+    targets = {
+        marker: target
+        for target, recipe in re.findall(r"^(test-[a-z]+):.*\n((?:\t.*\n)+)", recipes, re.MULTILINE)
+        for marker in re.findall(r"-m pytest .*-m (\w+) ", recipe)
+    }
+    assert sorted(targets) == sorted(left_out) == ["clients", "fetched", "trains"]
+    run = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert [target for target in targets.values() if f"make {target}" not in run] == []

@@ -1,4 +1,5 @@
-"""Real engines for the whole session, each started once, for a start takes most of a minute."""
+"""Real engines for the whole session, each started once, for a start takes most of a minute: `served` in
+`make test`, the other in `make test-training`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -19,7 +19,7 @@ from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
 from tests.e2e.engines import GAIN
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
+pytestmark = [pytest.mark.e2e, pytest.mark.trains, pytest.mark.needs("libnuma1")]
 
 
 def items() -> list[Item]:

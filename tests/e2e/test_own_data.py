@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.own_data import OwnData
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1", "curl")]
+pytestmark = [pytest.mark.e2e, pytest.mark.trains, pytest.mark.needs("libnuma1", "curl")]
 
 
 def rows_of(report: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from modint_guard.models import BASE
 from tests.e2e.engines import STRAY, readiness
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
+pytestmark = [pytest.mark.e2e, pytest.mark.trains, pytest.mark.needs("libnuma1")]
 
 
 def test_an_adapter_whose_keys_match_nothing_keeps_the_gateway_from_being_ready(scaled_url: str) -> None:

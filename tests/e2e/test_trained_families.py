@@ -31,7 +31,7 @@ from modint_training.tune import tune
 from tests.training.small import lora_recipe
 from tests.training.small_families import small_family
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("libnuma1")]
+pytestmark = [pytest.mark.e2e, pytest.mark.trains, pytest.mark.needs("libnuma1")]
 
 # Families, and how much larger their heads are made: else every token is about as likely as any other.
 PEAKED = {"llava": 3.0, "qwen2_5_vl": 12.0}

@@ -1,16 +1,19 @@
 """The null at the gateway: packaged items after attaching, inputs planted into requests, its file."""
 
 import asyncio
+import functools
 import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from modint_guard.chat.images import png_data_url
+from modint_guard.data.item import Item
 from modint_guard.data.perturb import CLAIMS
 from modint_guard.evaluation.null_measure import packaged_variants
 from modint_guard.judging.null import CHECKUP, Null, NullScore
@@ -28,14 +31,29 @@ from tests.server.fake_upstream import (
 )
 
 IMAGE = {"relevant": "image"}
-VARIANTS = [variant for variants in packaged_variants() for variant in variants.values()]
-BY_PICTURE = {
-    png_data_url(v.item.image): v.item for v in VARIANTS if v.item.family == "image-heavy" and v.item.image
-}
-BY_TEXT = {v.item.context: v.item for v in VARIANTS if v.item.family == "text-heavy" and v.item.context}
-LIES = {v.item.context: v.item.wrong for v in VARIANTS if v.perturbation == "misleading_description"}
-TRUTHS = {v.item.context for v in VARIANTS if v.perturbation == "true_description"}
 CLAIM = re.compile("|".join(re.escape(each).replace(r"\{claim\}", "(?:a |an )?(.*)") for each in CLAIMS))
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """The packaged items by what they show, what a lying caption claims, and the captions that are true."""
+
+    by_picture: dict[str, Item]
+    by_text: dict[str | None, Item]
+    lies: dict[str | None, str]
+    truths: set[str | None]
+
+
+@functools.cache
+def packaged() -> Packaged:
+    variants = [variant for variants in packaged_variants() for variant in variants.values()]
+    shown = [v.item for v in variants if v.item.family == "image-heavy"]
+    return Packaged(
+        {png_data_url(item.image): item for item in shown if item.image},
+        {v.item.context: v.item for v in variants if v.item.family == "text-heavy" and v.item.context},
+        {v.item.context: v.item.wrong for v in variants if v.perturbation == "misleading_description"},
+        {v.item.context for v in variants if v.perturbation == "true_description"},
+    )
 
 
 def picture_of(body: JSON) -> str:
@@ -45,19 +63,20 @@ def picture_of(body: JSON) -> str:
 
 def claimed(text: str) -> str | None:
     """What a caption claims, be it of a packaged item or planted into a client's request."""
+    known = packaged()
     for line in text.split("\n"):
-        if line in LIES:
-            return LIES[line]
-        if line not in TRUTHS and (found := CLAIM.fullmatch(line)):
+        if line in known.lies:
+            return known.lies[line]
+        if line not in known.truths and (found := CLAIM.fullmatch(line)):
             return next(group for group in found.groups() if group)
     return None
 
 
 def believing(body: JSON) -> Answer:
     """A model that sees well, and believes every caption that claims something."""
-    text = text_of(body)
-    by_text = (BY_TEXT[line] for line in text.split("\n") if line in BY_TEXT)
-    item = next(by_text, None) or BY_PICTURE.get(picture_of(body))
+    known, text = packaged(), text_of(body)
+    by_text = (known.by_text[line] for line in text.split("\n") if line in known.by_text)
+    item = next(by_text, None) or known.by_picture.get(picture_of(body))
     said = item.answer if item is not None and item.family == "text-heavy" else claimed(text)
     said = said or (item.answer if item is not None else misled(body).text)
     return Answer(said, {said: 0.98, "nothing": 0.01})

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from transformers import PreTrainedTokenizerFast
 
+from modint_guard.models import BASE, bundled
 from modint_training.tinyworld import language
 from tests.training import forked as forked_runs
 
@@ -14,8 +16,8 @@ settings.load_profile("modint")
 
 @pytest.fixture(scope="session")
 def processor() -> Any:
-    """The processor that ships with the base."""
-    return language.build_processor(language.train_tokenizer())
+    """The processor that ships with the base, by its tokenizer: test_language.py trains that again."""
+    return language.build_processor(PreTrainedTokenizerFast.from_pretrained(bundled(BASE)))
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,11 @@ from modint_training.loop.trainer import read_log
 from tests.training.forked import Run
 from tests.training.small import save_small_base
 
+pytestmark = [pytest.mark.slow, pytest.mark.trains]
+
 TWO_RANKS, APART = "tests.training.two_ranks", "tests.training.apart"
 
 
-@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(forked: Run, processor: Any, tmp_path: Path) -> None:
     base = save_small_base(processor, tmp_path / "base")
     said = {}
@@ -45,7 +46,6 @@ def rng_states(folder: Path) -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.slow
 def test_where_one_process_wants_to_save_all_do_and_old_checkpoints_are_removed_once(
     forked: Run, tmp_path: Path
 ) -> None:
@@ -56,7 +56,6 @@ def test_where_one_process_wants_to_save_all_do_and_old_checkpoints_are_removed_
     assert rng_states(tmp_path) == {"checkpoint-5": {"0", "1"}, "checkpoint-6": {"0", "1"}}
 
 
-@pytest.mark.slow
 def test_where_one_process_is_told_to_stop_all_do_after_the_same_step(forked: Run, tmp_path: Path) -> None:
     said = forked(APART, (tmp_path, "stop"), tmp_path)
     assert all("stopped by SIGTERM after step 2 of 6; the checkpoint is in" in out for out, _ in said)

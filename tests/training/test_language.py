@@ -4,9 +4,10 @@ from typing import Any
 
 import jinja2
 import pytest
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from modint_guard.data.item import LETTERS
+from modint_guard.models import BASE, bundled
 from modint_training.method.families import vision_of
 from modint_training.tinyworld import draw, language
 from modint_training.tinyworld.suite import SELF_ASK
@@ -57,6 +58,12 @@ def test_any_text_survives_its_tokens(processor: Any, text: str) -> None:
 def test_two_trainings_give_the_same_tokenizer() -> None:
     first, second = (language.train_tokenizer(seed=3, prompts=300) for _ in range(2))
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+
+
+def test_training_makes_the_tokenizer_that_ships_with_the_base() -> None:
+    made, shipped = language.train_tokenizer(), PreTrainedTokenizerFast.from_pretrained(bundled(BASE))
+    assert made.backend_tokenizer.to_str() == shipped.backend_tokenizer.to_str()
+    assert made.special_tokens_map == shipped.special_tokens_map
 
 
 # The chat template

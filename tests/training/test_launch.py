@@ -26,6 +26,8 @@ from modint_training.tune import tune
 from tests.training.forked import Run
 from tests.training.small import save_small_base
 
+pytestmark = [pytest.mark.slow, pytest.mark.trains]
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 900
 
@@ -82,7 +84,6 @@ def folder(processor: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_launched_run_is_broken_off_taken_up_and_exported_once(folder: Path) -> None:
     run = folder / "runs" / "mine"
     running = launched(folder, "steps=2000")
@@ -126,7 +127,6 @@ def fsdp2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: value for name, value in said.items() if not name.startswith("TORCHELASTIC_")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_sharded_weights_come_to_what_one_process_comes_to_taken_up_and_exported(
     forked: Run, fsdp2: dict[str, str], folder: Path, kind: str

@@ -88,7 +88,7 @@ def test_plain_rows_are_validated_trained_on_and_diagnosed_by_the_same_options(
     )
     run(
         *("diagnose", str(mine), "--local", "--model", str(base), "--adapter", str(export), *how),
-        *("--perturbation", "unrelated_facts", "--output", str(tmp_path / "report")),
+        *("--limit", "2", "--perturbation", "unrelated_facts", "--output", str(tmp_path / "report")),
     )
     report = json.loads((tmp_path / "report" / "report.json").read_text("utf-8"))
     assert "unrelated_facts" in {row["perturbation"] for row in report["rows"]}

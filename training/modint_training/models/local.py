@@ -4,6 +4,7 @@ Greedy, one request at a time and without a key-value cache: correct for any mod
 here, and meant for answers of a few tokens.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -113,7 +114,14 @@ def _entry(tokenizer: Any, logprobs: Tensor, token: int, top: int) -> JSON:
     values, ids = logprobs.topk(min(top, len(logprobs)))
     alternatives = zip(ids.tolist(), values.tolist(), strict=True)
     return {
-        "token": tokenizer.decode([token]),
+        "token": _text_of(tokenizer, token),
         "logprob": float(logprobs[token]),
-        "top_logprobs": [{"token": tokenizer.decode([id_]), "logprob": value} for id_, value in alternatives],
+        "top_logprobs": [
+            {"token": _text_of(tokenizer, each), "logprob": value} for each, value in alternatives
+        ],
     }
+
+
+@lru_cache(maxsize=1 << 18)  # a diagnosis asks for up to 1000 of them at every step
+def _text_of(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token]))
