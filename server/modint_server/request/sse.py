@@ -9,7 +9,7 @@ from modint_guard.types import JSON
 from modint_server.engine.upstream import json_object
 
 DONE = b"data: [DONE]\n\n"
-MAX_EVENT_BYTES = 8 * 2**20
+MAX_EVENT_BYTES = 64 * 2**20  # the last event of a response holds the log-probabilities of 32,000 tokens
 _LONGEST_DONE = 1024  # bytes, with comments
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
