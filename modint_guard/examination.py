@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from modint_guard.chat.reply import reply_of, strip_added
 from modint_guard.chat.tool_calls import as_written
@@ -35,13 +35,27 @@ from modint_guard.probing import like_views, regenerate, schedule
 from modint_guard.probing.once import Once
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
 from modint_guard.report import Report
-from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
+from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, Score, State
 
+QUICK_TOKENS = 16  # of an answer that is judged in a few milliseconds
 NOTE_CALLS = "Tool calls are judged, not corrected."
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
 _BROKEN = (None, 500, 502)  # of an engine that fails at a body, or answers it with what is no JSON
 STEPS = ("reading", "probing", "judging", "correcting")  # of an examination; each may fail by itself
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Does work that takes long, and returns or raises what it does; in a thread, beside an event loop."""
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        """The result of the work."""
+
+
+async def at_once(work: Callable[[], T]) -> T:
+    """Does the work here and now."""
+    return work()
 
 
 class Budget(Protocol):
@@ -84,12 +98,13 @@ class Examination:
         given: str | None = None,
         correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
+        run: Run = at_once,
     ) -> None:
         """complete: sends the bodies of views to the engine. policy: None for that of the configuration.
         budget: None for one without a limit. given: an answer from elsewhere; `body` then asks for the first
         words of the model's own answer only, all views are sent at once, and nothing is corrected. correct:
         sends the bodies of rungs; None for `complete`. on_failure: called with the step, one of STEPS, that
-        failed.
+        failed. run: reads large answers and judges those of more than QUICK_TOKENS tokens.
         """
         self.plan = plan
         self.policy = policy or policy_of(plan.chat, plan.options, judge.config)
@@ -104,6 +119,7 @@ class Examination:
         self._budget = budget or Unlimited()
         self.given = given
         self._on_failure = on_failure
+        self._run = run
         self._future_answer: FutureAnswer | None = None
         self._probing: asyncio.Task[Replies] | None = None
         self._once: Once | None = None
@@ -112,7 +128,7 @@ class Examination:
             self._complete = self._once = Once(complete)
             alone = replace(plan, choices=1)
             self._others = [
-                Examination(alone, self._once, judge, policy=self.policy, on_failure=on_failure)
+                Examination(alone, self._once, judge, policy=self.policy, on_failure=on_failure, run=run)
                 for _ in range(1, plan.choices)
             ]
 
@@ -122,7 +138,9 @@ class Examination:
         if self.plan.views:
             if self.given is None:
                 self._future_answer = asyncio.get_running_loop().create_future()
-            replies = probe(self.plan, self._judge, self._complete, future_answer=self._future_answer)
+            replies = probe(
+                self.plan, self._judge, self._complete, future_answer=self._future_answer, run=self._run
+            )
             self._probing = asyncio.create_task(replies)
         return self
 
@@ -159,39 +177,45 @@ class Examination:
             self._failed("reading", "an answer could not be freed of what the guard had asked for")
             return document
 
-    async def report_on(self, read: Callable[[], Reply]) -> Report:
+    async def report_on(self, read: Callable[[], Reply], *, is_large: bool = False) -> Report:
         """The report on the engine's answer, which must be complete. Raises nothing but CancelledError.
 
-        read: returns the answer; if it raises, the answer is unscored.
+        read: returns the answer; if it raises, the answer is unscored. is_large: whether it takes long.
         """
-        self.answer = self._read(read)
+        self.answer = await self._read(read, self._run if is_large else at_once)
         if self._future_answer is not None:
             self._future_answer.set_result(self.answer)
         replies = await self._replies()
-        report = self._judged(replies)
+        report = await self._judged(replies)
         if self.given is not None:
             return report
         original = self.answer.text if self.answer else ""
         return ladder.fail_closed(await self._corrected(report, replies), self.policy, original)
 
-    async def reports_on(self, read: Callable[[], Sequence[Reply]]) -> list[Report]:
+    async def reports_on(
+        self, read: Callable[[], Sequence[Reply]], *, is_large: bool = False
+    ) -> list[Report]:
         """The report on each of the engine's answers, one for each that the request asks for. Raises nothing
         but CancelledError. Answers of the same words are judged once.
 
-        read: returns the answers; those that are missing, and all if it raises, are unscored.
+        read: returns the answers; those that are missing, and all if it raises, are unscored. is_large:
+        whether it takes long.
         """
         if not self._others:
-            return [await self.report_on(lambda: next(iter(read())))]
+            return [await self.report_on(lambda: next(iter(read())), is_large=is_large)]
         each = [self, *self._others]
+        run = self._run if is_large else at_once
         try:
-            answers = list(read())[: len(each)]
+            answers = list(await run(read))[: len(each)]
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answers could not be read")
             answers = []
         said = [(answer.text, answer.calls) for answer in answers]
         first = [said.index(words) for words in said]
         judging = {
-            place: asyncio.ensure_future(each[place].report_on(partial(answers.__getitem__, place)))
+            place: asyncio.ensure_future(
+                each[place].report_on(partial(answers.__getitem__, place), is_large=is_large)
+            )
             for place in sorted(set(first))
         }
         await asyncio.gather(*judging.values())
@@ -199,10 +223,10 @@ class Examination:
         reports += [unscored(self.plan, "incomplete")] * (len(each) - len(reports))
         return [replace(report, choice=number) for number, report in enumerate(reports)]
 
-    def _read(self, read: Callable[[], Reply]) -> Reply | None:
+    async def _read(self, read: Callable[[], Reply], run: Run) -> Reply | None:
+        written = self.plan.schedule.constrained
         try:
-            answer = read()
-            return as_written(answer) if self.plan.schedule.constrained else answer
+            return await run(lambda: as_written(read()) if written else read())
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answer could not be read")
             return None
@@ -216,14 +240,15 @@ class Examination:
             self._failed("probing", "the probes failed")
             return {}
 
-    def _judged(self, replies: Replies) -> Report:
+    async def _judged(self, replies: Replies) -> Report:
         """The report before any correction. An error of ours must not cost the client the answer."""
-        if self.answer is None:
+        answer = self.answer
+        if answer is None:
             return unscored(self.plan, "incomplete", replies)
         try:
             if self.given is not None:
-                return self._judge.report_on_given(self.plan, self.given, self.answer, replies)
-            return self._judge.report(self.plan, self.answer, replies)
+                return self._judge.report_on_given(self.plan, self.given, answer, replies)
+            return await _run_for(answer, self._run)(partial(self._judge.report, self.plan, answer, replies))
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("judging", "the answer could not be judged")
             return unscored(self.plan, "incomplete", replies)
@@ -245,6 +270,7 @@ class Examination:
                 self._correct,
                 policy=self.policy,
                 max_tokens=granted,
+                run=self._run,
             )
             unspent = granted - (report.mitigation.tokens if report.mitigation else 0)
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
@@ -259,16 +285,26 @@ class Examination:
 
 
 async def probe(
-    plan: Plan, judge: Judge, complete: Complete, *, future_answer: FutureAnswer | None = None
+    plan: Plan,
+    judge: Judge,
+    complete: Complete,
+    *,
+    future_answer: FutureAnswer | None = None,
+    run: Run = at_once,
 ) -> Replies:
     """The replies to the views of a plan, by name; `schedule` says when each view is sent. Raises nothing but
     CancelledError.
 
-    future_answer: the answer, once it is complete. Without one, all views are sent at once.
+    future_answer: the answer, once it is complete. Without one, all views are sent at once. run: judges
+    longer answers in between.
     """
     config = judge.config
     corrects = policy_of(plan.chat, plan.options, config).action != ANNOTATE
-    settles = partial(judge.settles, plan, corrects=corrects)
+
+    async def settles(answer: Reply, replies: Replies) -> bool:
+        work = partial(judge.settles, plan, answer, replies, corrects=corrects)
+        return await _run_for(answer, run)(work)
+
     replies = await schedule.ask(plan.schedule, complete, settles=settles, future_answer=future_answer)
     answer = await asyncio.shield(future_answer) if future_answer is not None else None
     if answer is None:
@@ -279,8 +315,9 @@ async def probe(
     if not config.regenerate:
         return replies
     plan = judge.informed(plan, replies)
-    is_open = partial(regenerate.should_regenerate, plan, answer, partial(judge.score, plan, answer, replies))
-    if not schedule.false_on_error(is_open, "the first word"):
+    scored: Callable[[], Score | None] = partial(judge.score, plan, answer, replies)
+    is_open = partial(regenerate.should_regenerate, plan, answer, scored)
+    if not await schedule.false_on_error(at_once(is_open), "the first word"):
         return replies
     return await regenerate.ask(plan, complete, answer, replies)
 
@@ -295,11 +332,12 @@ async def mitigate(
     *,
     policy: Policy,
     max_tokens: int | None = None,
+    run: Run = at_once,
 ) -> Report:
     """The report with what was tried about a flagged answer; unchanged if there is nothing to do.
 
-    max_tokens: a limit on the cost besides the policy's own. Raises nothing but CancelledError: a failing
-    rung leaves the original answer.
+    max_tokens: a limit on the cost besides the policy's own. run: judges longer answers. Raises nothing but
+    CancelledError: a failing rung leaves the original answer.
     """
     if not _is_to_be_corrected(report, policy):
         return report
@@ -310,14 +348,19 @@ async def mitigate(
         report=report,
         min_option_mass=judge.config.thresholds.min_option_mass,
     )
-    examine = partial(_examined, judge)
+    examine = partial(_examined, judge, run)
     mitigation = await ladder.climb(flagged, policy, complete, examine, max_tokens=max_tokens)
     return replace(report, action=mitigation.action, mitigation=mitigation)
 
 
-async def _examined(judge: Judge, plan: Plan, complete: Complete) -> tuple[Reply, Report]:
+def _run_for(answer: Reply, run: Run) -> Run:
+    """How an answer of this length is judged."""
+    return run if len(answer.positions) > QUICK_TOKENS else at_once
+
+
+async def _examined(judge: Judge, run: Run, plan: Plan, complete: Complete) -> tuple[Reply, Report]:
     """A request sent and judged, but not corrected. Raises EndpointError if it gets no answer."""
-    async with Examination(plan, complete, judge, policy=Policy()) as examination:
+    async with Examination(plan, complete, judge, policy=Policy(), run=run) as examination:
         answer = reply_of(await complete(examination.body))
         return answer, await examination.report_on(lambda: answer)
 

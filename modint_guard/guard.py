@@ -17,7 +17,7 @@ from dataclasses import replace
 from modint_guard.chat.reply import answers_of
 from modint_guard.config import GuardConfig
 from modint_guard.errors import EndpointError
-from modint_guard.examination import Budget, Examination
+from modint_guard.examination import Budget, Examination, Run, at_once
 from modint_guard.judge import Judge, unscored
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.null import Null
@@ -117,6 +117,7 @@ class Guard:
         given: str | None = None,
         correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
+        run: Run = at_once,
     ) -> Examination:
         """The examination of one request, to be used in `async with`.
 
@@ -124,6 +125,7 @@ class Guard:
         cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an answer from
         elsewhere, to be judged in place of the model's own. correct: sends the bodies of rungs; None for
         `complete`. on_failure: called with a step that failed and cost no answer, one of `examination.STEPS`.
+        run: does what takes long, the judging of longer answers; beside an event loop, in a thread.
         """
         policy = policy_of(plan.chat, plan.options, self.config)
         if not usable(policy.robust):
@@ -137,4 +139,5 @@ class Guard:
             given=given,
             correct=correct,
             on_failure=on_failure,
+            run=run,
         )

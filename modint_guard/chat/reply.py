@@ -12,15 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from modint_guard.chat.thoughts import DEFAULT_EMPTY, behind_thoughts, empty_thought
 from modint_guard.chat.token_places import bytes_of
 from modint_guard.chat.tool_calls import Arguments
+from modint_guard.chat.unread import changed, entries
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
 
 MAX_TOKENS = 2**31  # of one call; an engine that reports more is wrong
+_UNFINISHED = 3  # signs that may stand for one that is not complete yet
 
 
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -52,14 +55,14 @@ def _read(completion: JSON, ms: float) -> Reply:
     choices = completion.get("choices") or [{}]
     choice = choices[0]
     message = choice.get("message") or {}
-    entries = (choice.get("logprobs") or {}).get("content")
-    token, top = _first_content(entries)
+    listed = (choice.get("logprobs") or {}).get("content")
+    token, top = _first_content(listed)
     text = _text(message.get("content"))
     skip = "multiple_choices" if len(choices) > 1 else _skip(message)
     reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
     calls = Arguments()
     calls.feed(message)
-    positions = tuple(_positions(entries, choice.get("token_ids")))
+    positions = tuple(_positions(listed, choice.get("token_ids")))
     reply = replace(reply, positions=positions, calls=calls.all())
     return _behind_reasoning(reply, apart=_has_reasoning(message))
 
@@ -83,6 +86,11 @@ class StreamReply:
         self._calls = Arguments()
         self._problem: Exception | None = None
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens with alternatives there are so far."""
+        return len(self._positions)
+
     def feed(self, chunk: JSON) -> None:
         """Add one `chat.completion.chunk` object. One that cannot be read makes `reply` raise."""
         try:
@@ -104,10 +112,10 @@ class StreamReply:
             self._calls.feed(delta)
             self._reasons_apart = self._reasons_apart or _has_reasoning(delta)
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
-            entries = (choice.get("logprobs") or {}).get("content")
-            self._positions.extend(_positions(entries, choice.get("token_ids")))
+            listed = (choice.get("logprobs") or {}).get("content")
+            self._positions.extend(_positions(listed, choice.get("token_ids")))
             if self._token is None:
-                self._token, self._top = _first_content(entries)
+                self._token, self._top = _first_content(listed)
 
     def reply(self, ms: float = 0.0) -> Reply:
         """The reply as far as the chunks go, with `ms` milliseconds as its duration. Raises EndpointError for
@@ -174,27 +182,29 @@ def _stripped(choice: JSON, wanted: TokenOptions) -> JSON:
         return choice
     if not wanted.logprobs:
         return {**choice, "logprobs": None}
-    content = [
-        {**entry, "top_logprobs": (entry.get("top_logprobs") or [])[: wanted.top_logprobs]}
-        for entry in logprobs.get("content") or ()
-    ]
-    return {**choice, "logprobs": {**logprobs, "content": content}}
+    return {**choice, "logprobs": {**logprobs, "content": shortened(logprobs.get("content"), wanted)}}
 
 
-def _first_content(entries: Any) -> tuple[str | None, dict[str, float] | None]:
+def shortened(listed: Any, wanted: TokenOptions) -> list[Any]:
+    """Entries of log-probabilities with no more alternatives than the client asked for."""
+    count = wanted.top_logprobs
+    return changed(listed, lambda entry: {**entry, "top_logprobs": (entry.get("top_logprobs") or [])[:count]})
+
+
+def _first_content(listed: Any) -> tuple[str | None, dict[str, float] | None]:
     """The token at the first content position and its alternatives, None if its entry lists none."""
-    for entry in entries or ():
+    for entry in entries(listed):
         if str(entry.get("token") or "").strip(" \t\r\n\u2581\u0120\u010a"):
             alternatives = entry.get("top_logprobs") or []
             return str(entry["token"]), _alternatives(entry, alternatives) if alternatives else None
     return None, None
 
 
-def _positions(entries: Any, ids: Any) -> Iterator[Position]:
+def _positions(listed: Any, ids: Any) -> Iterator[Position]:
     """Every token that has alternatives, with its id if there is one for each entry."""
-    listed = list(entries or ())
-    token_ids = ids if isinstance(ids, list) and len(ids) == len(listed) else [None] * len(listed)
-    for entry, id_ in zip(listed, token_ids, strict=True):
+    count = len(listed or ())
+    token_ids = ids if isinstance(ids, list) and len(ids) == count else [None] * count
+    for entry, id_ in zip(entries(listed), token_ids, strict=True):
         if alternatives := entry.get("top_logprobs"):
             yield Position(
                 str(entry["token"]),
@@ -313,10 +323,14 @@ def answer_positions(answer: Reply) -> tuple[Position, ...]:
     """The positions whose tokens make up the answer's text, without white space and the end-of-answer token
     after it. Empty if the tokens do not add up to the text.
     """
-    text, joined = answer.text.strip(), b""
-    least = len(text.encode(errors="replace"))
-    for count, position in enumerate(answer.positions, 1):
-        joined += bytes_of(position)
-        if len(joined) >= least and joined.decode(errors="replace").strip() == text:
+    text, pieces = answer.text.strip(), [bytes_of(position) for position in answer.positions]
+    joined, least = b"".join(pieces), len(answer.text.strip().encode(errors="replace"))
+    for count, end in enumerate(accumulate(map(len, pieces)), 1):
+        if end < least:
+            continue
+        said = joined[:end].decode(errors="replace").strip()
+        if said == text:
             return answer.positions[:count]
+        if len(said) > len(text) + _UNFINISHED:
+            break
     return ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modint_guard.chat.reply import shortened
 from modint_guard.types import JSON, TokenOptions
 
 LOGPROBS = "message.output_text.logprobs"  # of the request's `include`
@@ -210,10 +211,7 @@ def _shown(name: str, value: Any, document: JSON, wanted: TokenOptions) -> Any:
     if name == "logprobs" and isinstance(value, list):
         if not wanted.logprobs:
             return None if document.get("type") == "output_text" else []
-        return [
-            {**entry, "top_logprobs": (entry.get("top_logprobs") or [])[: wanted.top_logprobs]}
-            for entry in value
-        ]
+        return shortened(value, wanted)
     if name == "top_logprobs" and isinstance(value, int):
         return wanted.top_logprobs
     return without_added(value, wanted)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.reply import reply_of
+from modint_guard.chat.unread import entries
 from modint_guard.chat.words import claims_in
 from modint_guard.probing.views import full_body, unconstrained
 from modint_guard.report import AnswerSpan, Report
@@ -125,9 +126,9 @@ def _value(text: str, start: int, written: str) -> str | None:
 
 def _logprobs(completion: JSON, new: str) -> list[float]:
     """The log-probabilities of the tokens up to the end of the new part."""
-    entries = (completion["choices"][0].get("logprobs") or {}).get("content") or ()
+    listed = (completion["choices"][0].get("logprobs") or {}).get("content")
     said, found = "", []
-    for entry in entries:
+    for entry in entries(listed):
         if len(said.lstrip()) >= len(new.rstrip()):
             break
         said += str(entry["token"])

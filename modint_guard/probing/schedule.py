@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -32,7 +32,7 @@ from modint_guard.types import (
 )
 
 logger = logging.getLogger(__name__)
-Settles = Callable[[Reply, Replies], bool]  # whether these replies suffice for a verdict on this answer
+Settles = Callable[[Reply, Replies], Awaitable[bool]]  # whether these suffice for a verdict on this answer
 
 
 async def ask(
@@ -50,18 +50,18 @@ async def ask(
     replies = await _stage(schedule, schedule.stage(first), complete, future_answer)
     for names in others:
         answer = await asyncio.shield(future_answer)
-        if answer is None or false_on_error(partial(settles, answer, replies), "the first probes"):
+        if answer is None or await false_on_error(settles(answer, replies), "the first probes"):
             break
         replies = {**replies, **await _stage(schedule, schedule.stage(names), complete, future_answer)}
     return replies
 
 
-def false_on_error(condition: Callable[[], bool], subject: str) -> bool:
+async def false_on_error(condition: Awaitable[bool], subject: str) -> bool:
     """Whether a condition on replies holds. If checking it raises, it does not, and the log says that
     `subject` could not be judged: such an error must not cost the user the answer.
     """
     try:
-        return condition()
+        return await condition
     except Exception:
         logger.exception("%s could not be judged", subject)
         return False

@@ -13,6 +13,7 @@ from typing import Any
 
 from modint_guard.chat.reply import answer_positions, reply_of, token_text
 from modint_guard.chat.token_places import bytes_of
+from modint_guard.chat.unread import entry
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply
 
@@ -77,13 +78,13 @@ def forced_reply(completion: JSON, ms: float, answer: Reply, *, by_text: bool = 
 
 def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Position, ...]:
     """The last positions of the prompt, as many as were generated."""
-    entries: list[dict[str, JSON] | None] = completion["prompt_logprobs"]
+    listed: list[Any] = completion["prompt_logprobs"]
     ids: list[int] | None = completion.get("prompt_token_ids")
     count = len(generated)
-    if not count or len(entries) <= count:
+    if not count or len(listed) <= count:
         raise EndpointError("The answer's tokens are not among those of the prompt.")
     last_ids = ids[-count:] if ids else [None] * count
-    scored = tuple(_position(entry or {}, id_) for entry, id_ in zip(entries[-count:], last_ids, strict=True))
+    scored = tuple(_position(each, id_) for each, id_ in zip(listed[-count:], last_ids, strict=True))
     if not all(_is_same_token(a, b) for a, b in zip(generated, scored, strict=True)):
         raise EndpointError(
             "The answer was split into other tokens than were generated: it cannot be scored."
@@ -93,29 +94,30 @@ def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Positio
 
 def _positions_of_text(completion: JSON, text: str) -> tuple[Position, ...]:
     """The last positions of the prompt that together are the text, however it was split."""
-    entries: list[dict[str, JSON] | None] = completion["prompt_logprobs"]
+    listed: list[Any] = completion["prompt_logprobs"]
     ids: list[int] | None = completion.get("prompt_token_ids")
     sought, joined = text.strip(), b""
     least = len(sought.encode(errors="replace"))
-    for count in range(1, len(entries)):
-        position = _position(entries[-count] or {}, ids[-count] if ids else None)
+    for count in range(1, len(listed)):
+        position = _position(listed[-count], ids[-count] if ids else None)
         joined = bytes_of(position) + joined
         if len(joined) >= least and joined.decode(errors="replace").strip() == sought:
-            last = zip(entries[-count:], ids[-count:] if ids else [None] * count, strict=True)
-            return tuple(_position(entry or {}, id_) for entry, id_ in last)
+            last = zip(listed[-count:], ids[-count:] if ids else [None] * count, strict=True)
+            return tuple(_position(each, id_) for each, id_ in last)
         if len(joined) > least + _LONGEST_TOKEN:
             break
     raise EndpointError("The answer is not at the end of the prompt: it cannot be scored.")
 
 
-def _position(entry: dict[str, JSON], token_id: int | None) -> Position:
+def _position(listed: Any, token_id: int | None) -> Position:
     """One prompt position. The prompt's own token has this id; if it is not known, vLLM lists it first."""
-    key = str(token_id) if token_id is not None else next(iter(entry), "")
+    by_id: dict[str, JSON] = entry(listed) or {}
+    key = str(token_id) if token_id is not None else next(iter(by_id), "")
     top: dict[str, float] = {}
-    for alternative in entry.values():
+    for alternative in by_id.values():
         token = str(alternative["decoded_token"])
         top[token] = max(float(alternative["logprob"]), top.get(token, -float("inf")))
-    prompt_token: dict[str, Any] = entry[key]
+    prompt_token: dict[str, Any] = by_id[key]
     return Position(str(prompt_token["decoded_token"]), float(prompt_token["logprob"]), top, int(key))
 
 

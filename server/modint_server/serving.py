@@ -7,6 +7,7 @@ port bound → alive → engine ready → gateway ready → (a signal, or the en
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import signal
 import socket
@@ -250,6 +251,7 @@ async def _serve(
     gateway: Gateway = app.state.gateway
     configure_logs(gateway.settings.log_level)
     sys.setswitchinterval(SWITCH_S)
+    gc.freeze()  # what was imported stays: to look through it again and again holds up all threads for 50 ms
     server = _Server(server_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     reads_keys_again = gateway.settings.api_keys_file is not None

@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
 from modint_guard import Guard, GuardConfig
 from modint_guard.chat.reply import reply_of
 from modint_guard.errors import EndpointError
+from modint_guard.examination import QUICK_TOKENS
 from modint_guard.mitigation.policy import Policy
 from modint_guard.types import JSON, Reply, State
 from tests.core.fakes import ask, world
 
 MISLED = world(both="blue", image="red", text="blue", neither="round")
+T = TypeVar("T")
 BODY = ask("The ball is blue.\nWhat colour is the ball in the picture?", modint={"relevant": "image"})
 
 
@@ -54,6 +59,26 @@ async def test_an_answer_that_cannot_be_judged_is_unscored(caplog: pytest.LogCap
         report = await examination.report_on(lambda: answer)
     assert (report.verdict.state, report.verdict.reason) == (State.UNSCORED, "incomplete")
     assert "could not be judged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_large", "left"), [(1, False, False), (1, True, True), (QUICK_TOKENS + 1, False, True)]
+)
+async def test_reading_a_large_answer_and_judging_a_long_one_are_left_to_run(
+    tokens: int, is_large: bool, left: bool
+) -> None:
+    taken: list[str] = []
+
+    async def run(work: Callable[[], T]) -> T:
+        taken.append("work")
+        return work()
+
+    guard = Guard()
+    async with guard.examine(guard.plan(BODY), MISLED, run=run) as examination:
+        answer = reply_of(await MISLED(examination.body))
+        answer = replace(answer, positions=answer.positions[:1] * tokens)
+        report = await examination.report_on(lambda: answer, is_large=is_large)
+    assert (report.verdict.state, bool(taken)) == (State.FLAGGED, left)
 
 
 async def test_leaving_the_context_cancels_what_is_under_way() -> None:

@@ -20,7 +20,16 @@ import aiohttp
 import numpy as np
 
 from tests.server.conftest import chat
-from tests.server.fake_upstream import ADAPTER, Answer, FakeUpstream, is_main, misled, running, text_of
+from tests.server.fake_upstream import (
+    ADAPTER,
+    Answer,
+    FakeUpstream,
+    is_main,
+    lengthy,
+    misled,
+    running,
+    text_of,
+)
 from tests.server.soak import CHAT, Gateway, gateway_process
 from tests.server.test_stalls import BODIES, large
 
@@ -154,6 +163,7 @@ ATTACKS: dict[str, Attack] = {
     "noise": _again_and_again(_noisy(), 4),
     "long rungs": _again_and_again(_about("attack on rungs", action="escalate"), 70),
     "hanging probes": _again_and_again(_about("attack on probes", deadline_s=60), 64),
+    "long answers with alternatives": _again_and_again(_about("attack by length"), 2),
     "pictures": _again_and_again(_pictures(), 16),
     **{name: _again_and_again(body, 2) for name, body in BODIES.items()},
     "bodies that are too large": _again_and_again(b"x" * 34 * 2**20, 2),
@@ -183,12 +193,17 @@ async def _attacker(url: str) -> None:
 # The engine.
 
 
+LONG = lengthy(4000)
+
+
 def _script(body: JSON, seconds: float) -> Answer:
     """The victim's questions are answered by `misled`; those of the attacker cost the engine nothing."""
     text = text_of(body)
     if "under" not in text and len(text) < 1000:
         return replace(misled(body), delay_s=seconds)
     answer = Answer("blue", {"blue": 0.95, "red": 0.04}, delay_s=seconds)
+    if "attack by length" in text and body["max_tokens"] != 2:
+        return replace(LONG, delay_s=seconds)
     is_probe = "caption" not in text
     if "attack by noise" in text and body["max_tokens"] == 2 and is_main(body):
         return replace(answer, text="red", top={"red": 0.999, "blue": 0.001})

@@ -21,7 +21,7 @@ class Answer:
     """The answer to one call: its text, and the probabilities of words in its place (`top`).
 
     For an answer of several words `tops` has them for each place. others: the further answers, if several are
-    asked for; without them all are the same.
+    asked for; without them all are the same. raw: the kind and the bytes of a whole answer, as they are sent.
     """
 
     text: str
@@ -30,6 +30,7 @@ class Answer:
     delay_s: float = 0.0
     fault: str | None = None
     others: tuple["Answer", ...] = ()
+    raw: tuple[str, bytes] | None = None
 
     def all(self, body: JSON) -> list["Answer"]:
         """As many answers as a body asks for."""
@@ -82,6 +83,23 @@ def talkative(body: JSON) -> Answer:
     answer = misled(body)
     last = {f" {word}": p for word, p in answer.top.items()}
     return Answer(f"It is {answer.text}", tops=({"It": 0.95, "A": 0.05}, {" is": 0.95, " was": 0.05}, last))
+
+
+def lengthy(tokens: int, *, stream: bool = False) -> Answer:
+    """An answer of so many tokens with 20 alternatives each, 2 kB a token; every token is the same."""
+    listed = [
+        {"token": f" word{n}", "logprob": -n - 0.01, "bytes": list(f" word{n}".encode())} for n in range(20)
+    ]
+    entry = json.dumps({**listed[0], "top_logprobs": listed})
+    head = '{"id": "chatcmpl-1", "created": 7, "model": "m", "choices": [{"index": 0, '
+    if stream:
+        said = f'data: {head}"delta": {{"content": " word0"}}, "logprobs": {{"content": [{entry}]}}}}]}}\n\n'
+        end = f'data: {head}"delta": {{}}, "finish_reason": "stop"}}]}}\n\ndata: [DONE]\n\n'
+        return Answer("", raw=("text/event-stream", (said * tokens + end).encode()))
+    message = json.dumps({"role": "assistant", "content": " word0" * tokens})
+    entries = ",".join([entry] * tokens)
+    tail = f'"finish_reason": "stop", "message": {message}, "logprobs": {{"content": [{entries}]}}}}]}}'
+    return Answer("", raw=("application/json", (head + tail).encode()))
 
 
 def is_main(body: JSON) -> bool:
@@ -197,6 +215,8 @@ class FakeUpstream:
     async def _chat(self, body: JSON, writer: asyncio.StreamWriter) -> bool:
         answer = self.script(body)
         await asyncio.sleep(answer.delay_s)
+        if answer.raw is not None:
+            return await _whole(writer, answer.raw[1], kind=answer.raw[0])
         if body.get("logprobs") and (body.get("top_logprobs") or 1) > self.max_logprobs:
             error = b'{"error":{"message":"too many logprobs","type":"BadRequest","param":null,"code":400}}'
             return await _whole(writer, error, status=400)

@@ -86,6 +86,10 @@ class Gateway:
         links = (each.readlink() for each in Path(f"/proc/{self.pid}/fd").iterdir() if each.is_symlink())
         return sum(str(link).startswith("socket") for link in links)
 
+    def cpu_s(self) -> float:
+        """The CPU time of all its threads so far: Linux has a clock of every process."""
+        return time.clock_gettime((~self.pid << 3) | 2)
+
     def threads(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
 

@@ -72,6 +72,21 @@ async def test_an_empty_list_of_tools_which_chat_refuses_is_no_obstacle(gateway:
     assert answer.json["modint"]["verdict"] == "flagged"
 
 
+async def test_a_response_whose_events_hold_thousands_of_tokens_is_judged_and_streamed(
+    gateway: Running, upstream: FakeUpstream
+) -> None:
+    words = ["blue", *(f" word{n}" for n in range(4_600))]  # with 20 alternatives each: more than 8 MiB
+    tops = tuple({word: 0.8} | {f" other{n}": 0.01 for n in range(19)} for word in words)
+    upstream.script = lambda body: Answer("".join(words), tops=tops) if "input" in body else misled(body)
+    events = documents((await gateway.post(asked(stream=True), "/v1/responses")).body)
+    assert len(upstream.sent) > 4 * 8 * 2**20
+    assert events[-1]["type"] == "response.completed"
+    response = events[-1]["response"]
+    assert response["modint"]["verdict"] == "flagged"
+    assert response["output"][0]["content"][0]["text"] == "".join(words)
+    assert response["output"][0]["content"][0]["logprobs"] is None
+
+
 async def test_the_verdict_of_a_stream_is_in_the_completed_response(gateway: Running) -> None:
     events = documents((await gateway.post(asked(stream=True), "/v1/responses")).body)
     created, delta, completed = events[0], events[3], events[-1]

@@ -6,13 +6,15 @@ import json
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from modint_guard import Guard
 from tests.server.conftest import Running, chat, serving, with_image
-from tests.server.fake_upstream import FakeUpstream
+from tests.server.fake_upstream import Answer, FakeUpstream, lengthy, misled, running
+from tests.server.soak import CHAT, Gateway, gateway_process
 
 JSON = dict[str, Any]
 
@@ -70,6 +72,56 @@ BODIES = {
 async def test_no_body_stalls_the_loop(upstream: FakeUpstream, name: str) -> None:
     async with serving(upstream.url, image_timeout_s=60) as gateway:
         assert await longest_wait(gateway, BODIES[name]) < 0.3
+
+
+def long_of(tokens: int) -> Callable[[JSON], Answer]:
+    """An answer of so many words, which the engine can score, with 20 alternatives each."""
+    words = ["It", *(f" is{n}" for n in range(tokens - 1))]
+    tops = tuple({word: 0.8} | {f" other{n}": 0.01 for n in range(19)} for word in words)
+    first, whole = Answer("It", tops=tops[:1]), Answer("".join(words), tops=tops)
+    return lambda body: whole if body["max_tokens"] == 4 or "prompt_logprobs" in body else first
+
+
+SHOWN = {"logprobs": True, "top_logprobs": 20}
+LONG = lengthy(16_000)
+ANSWERS: dict[str, tuple[Callable[[JSON], Answer], JSON]] = {
+    "16,000 tokens": (lambda body: LONG if body["max_tokens"] == 4 else misled(body), {}),
+    "16,000 tokens, shown": (lambda body: LONG if body["max_tokens"] == 4 else misled(body), SHOWN),
+    "500 tokens, scored as a whole": (long_of(500), {}),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_no_answer_with_alternatives_stalls_the_loop(name: str) -> None:
+    script, asked = ANSWERS[name]
+    body = json.dumps(chat(modint={"relevant": "image", "deadline_s": 60}, **asked)).encode()
+    settings = {"null_checkup": "off", "image_timeout_s": "60", "teacher_forcing": "on"}
+    async with (
+        running(FakeUpstream(script, scores=True)) as upstream,
+        gateway_process(upstream.url, **settings) as gateway,
+    ):
+        waits = [await longest_wait_in_a_process(gateway, body) for _ in range(2)]
+    assert min(waits) < 0.15, waits  # one of them may meet a busy machine
+
+
+async def longest_wait_in_a_process(gateway: Gateway, body: bytes) -> float:
+    """The most work in seconds that all threads of the gateway did while one /livez waited."""
+
+    async def ask() -> str:
+        headers = {"content-type": "application/json"}
+        async with gateway.http.post(gateway.url + CHAT, data=body, headers=headers) as response:
+            await response.read()
+            return response.headers["x-modint-verdict"]
+
+    asking, longest = asyncio.ensure_future(ask()), 0.0
+    while not asking.done():
+        began = gateway.cpu_s()
+        async with gateway.http.get(gateway.url + "/livez") as response:
+            assert response.status == 200
+        longest = max(longest, gateway.cpu_s() - began)
+        await asyncio.sleep(0.005)
+    assert await asking in ("pass", "flagged")
+    return longest
 
 
 def test_many_parts_are_read_in_linear_time() -> None:

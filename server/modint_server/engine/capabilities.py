@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from modint_guard.chat.unread import entry
 from modint_guard.endpoint import TOP_LOGPROBS
 from modint_guard.errors import EndpointError, EndpointTimeout
 from modint_guard.probing.teacher_forcing import forced_body
@@ -119,7 +120,9 @@ async def _scores_answers(upstream: Upstream, model: str, timeout_s: float) -> b
     body: JSON = {"model": model, "messages": [{"role": "user", "content": YES}], "temperature": 0}
     completion = await _answered(upstream, forced_body(body, "yes", 1), timeout_s)
     try:
-        return completion is not None and "logprob" in next(iter(completion["prompt_logprobs"][-1].values()))
+        return completion is not None and "logprob" in next(
+            iter(entry(completion["prompt_logprobs"][-1]).values())
+        )
     except (AttributeError, IndexError, KeyError, TypeError, StopIteration):
         return False
 
@@ -175,6 +178,6 @@ async def _answered(upstream: Upstream, body: JSON, timeout_s: float) -> JSON | 
 
 def _has_logprobs(completion: JSON) -> bool:
     try:
-        return bool(completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
+        return bool(entry(completion["choices"][0]["logprobs"]["content"][0])["top_logprobs"])
     except (KeyError, IndexError, TypeError):
         return False

@@ -1,5 +1,6 @@
 """The HTTP client that calls the engine: pooled connections, a limit to every wait, errors by their kind."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
+from modint_guard.chat.unread import LARGE, loads
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.types import JSON
 from modint_server.errors import kind_of
@@ -81,7 +83,12 @@ class Upstream:
 
     async def complete(self, body: JSON, headers: Mapping[str, str] = NO_HEADERS) -> JSON:
         """A chat body → its completion (a core `Complete`); raises EndpointError."""
-        return json_object(await self.post(CHAT, orjson.dumps({**body, "stream": False}), headers))
+        data = await self.completed(body, headers)
+        return json_object(data) if len(data) <= LARGE else await asyncio.to_thread(json_object, data)
+
+    async def completed(self, body: JSON, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
+        """The same, not read."""
+        return await self.post(CHAT, orjson.dumps({**body, "stream": False}), headers)
 
     async def models(self) -> list[JSON]:
         """The `data` of the engine's model list; raises EndpointError."""
@@ -178,11 +185,12 @@ class Upstream:
 def json_object(data: bytes, source: str = "the engine's answer") -> JSON:
     """The JSON object in `data`. Raises EndpointError for anything else (HTML, half a document).
 
-    source: how the error calls the data.
+    Of a large one the log-probabilities are not read yet (`modint_guard.chat.unread`). source: how the error
+    calls the data.
     """
     try:
-        parsed = orjson.loads(data)
-    except orjson.JSONDecodeError as exc:
+        parsed = loads(data)
+    except ValueError as exc:
         raise EndpointError(f"{source} is no JSON") from exc
     if not isinstance(parsed, dict):
         raise EndpointError(f"{source} is no JSON object")

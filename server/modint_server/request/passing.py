@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import orjson
 from starlette.responses import Response
 
 from modint_guard.chat.anthropic import image_url_of, usage_of_message
 from modint_guard.chat.body import check_image_count, check_media, url_of
 from modint_guard.chat.images import ImageLimits, check_data_url, check_total
+from modint_guard.chat.unread import fields
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.types import JSON
 from modint_server.engine.upstream import Upstream
@@ -145,12 +145,12 @@ def _media_in(document: object) -> Iterator[JSON]:
 def _usage_in(data: bytes, before: object = None) -> object:
     """The tokens that an answer, or an event of one, says it cost so far; `before` if it does not."""
     try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        document = fields(data, "usage", "message")
+    except ValueError:
         return before
-    message = document.get("message") if isinstance(document, dict) else None
+    message = document.get("message")
     holder = message if isinstance(message, dict) else document
-    usage = holder.get("usage") if isinstance(holder, dict) else None
+    usage = holder.get("usage")
     if not isinstance(usage, dict):
         return before
     if "prompt_tokens" in usage:

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from modint_guard.chat.body import check_image_headers
 from modint_guard.chat.options import parse_options
 from modint_guard.chat.reply import StreamReply, answers_of, reply_of
+from modint_guard.chat.unread import dumps
 from modint_guard.errors import EndpointError, RequestError
-from modint_guard.examination import Examination
+from modint_guard.examination import QUICK_TOKENS, Examination
 from modint_guard.guard import Guard
 from modint_guard.judge import skipped, skipped_unread, unjudged, unscored
 from modint_guard.judging.divergence import probabilities, tail
@@ -255,20 +256,32 @@ class Pipeline:
         return broke and self.second_tries.take(record.key_digest)
 
     async def _guarded_whole(self, examination: Examination, record: Record, wire: Wire, debug: bool) -> None:
-        with record.waiting():
-            body = orjson.dumps(examination.body)
-            data = await self.upstream.post(CHAT, body, record.upstream_headers())
-        completion = json_object(data)
+        data, completion = await self.answered(CHAT, orjson.dumps(examination.body), record)
         record.usage = completion.get("usage")
         read = partial(answers_of, completion, examination.plan.choices)
-        reports = await self.reports_on(examination, read, record)
+        reports = await self.reports_on(examination, read, record, is_large=len(data) > QUICK_BODY)
         record.report = report = first_concern(reports)
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
-        shown = served(examination.strip(completion), report.mitigation)
+
+        def shown() -> bytes:
+            document = served(examination.strip(completion), report.mitigation)
+            return self.written(lambda: with_reports(document, reports), data)
+
+        sent = await self.done(shown, len(data), record)
+        await wire.respond(_json(sent, annotate.headers_of(report, debug=debug)))
+
+    async def answered(self, path: str, body: bytes, record: Record) -> tuple[bytes, JSON]:
+        """The engine's whole answer as it came, and read. Raises EndpointError."""
+        with record.waiting():
+            data = await self.upstream.post(path, body, record.upstream_headers())
+        return data, await self.done(partial(json_object, data), len(data), record)
+
+    def written(self, document: Callable[[], JSON], data: bytes) -> bytes:
+        """An annotated answer, or what came from the engine if it cannot be annotated."""
         with boundary(self.metrics, "annotating"):
-            data = orjson.dumps(with_reports(shown, reports))
-        await wire.respond(_json(data, annotate.headers_of(report, debug=debug)))
+            return dumps(document())
+        return data
 
     async def _guarded_stream(
         self, examination: Examination, record: Record, wire: Wire, debug: bool
@@ -287,8 +300,8 @@ class Pipeline:
 
         async def judge(finishes: list[JSON]) -> list[JSON]:
             with record.holding():
-                read = partial(_all, answers)
-                reports = await self.reports_on(examination, read, record)
+                read, is_large = partial(_all, answers), any(each.tokens > QUICK_TOKENS for each in answers)
+                reports = await self.reports_on(examination, read, record, is_large=is_large)
             record.report = report = delivered(first_concern(reports), held)
             if count > 1:
                 return [annotate.each_annotated(finish, reports) for finish in finishes]
@@ -321,18 +334,28 @@ class Pipeline:
             budget=self.budget.of(record.key_digest),
             given=given,
             on_failure=self.metrics.step_failed,
+            run=partial(self.workers.run, record.key_digest),
         )
 
-    async def report_on(self, examination: Examination, read: Callable[[], Reply], record: Record) -> Report:
+    async def report_on(
+        self, examination: Examination, read: Callable[[], Reply], record: Record, *, is_large: bool = False
+    ) -> Report:
         """The report on an answer; what it tells of the engine is noted, and costs the client nothing."""
-        (report,) = await self.reports_on(examination, lambda: [read()], record)
+        (report,) = await self.reports_on(examination, lambda: [read()], record, is_large=is_large)
         return report
 
     async def reports_on(
-        self, examination: Examination, read: Callable[[], list[Reply]], record: Record
+        self,
+        examination: Examination,
+        read: Callable[[], list[Reply]],
+        record: Record,
+        *,
+        is_large: bool = False,
     ) -> list[Report]:
-        """The report on each answer; what the first tells of the engine is noted."""
-        report, *others = await examination.reports_on(read)
+        """The report on each answer; what the first tells of the engine is noted. is_large: whether `read`
+        takes long.
+        """
+        report, *others = await examination.reports_on(read, is_large=is_large)
         answer = examination.answer
         with boundary(self.metrics, "measuring"):
             if answer is not None and answer.top:
@@ -367,13 +390,11 @@ class Pipeline:
 
             await self._relay(path, body, record, wire, judge=judge if mark else None, headers=headers)
             return
-        with record.waiting():
-            data = await self.upstream.post(path, body, record.upstream_headers())
-        completion = json_object(data)
+        data, completion = await self.answered(path, body, record)
         record.usage = completion.get("usage")
         if report is not None and mark:
-            with boundary(self.metrics, "annotating"):
-                data = orjson.dumps(annotate.annotated(completion, report))
+            marked = partial(annotate.annotated, completion, report)
+            data = await self.done(partial(self.written, marked, data), len(data), record)
         await wire.respond(_json(data, headers))
 
     async def _relay(
@@ -457,7 +478,8 @@ class Pipeline:
                 await slots.wait(record.key_digest)
             try:
                 headers = record.upstream_headers(f"-probe-{next(record.probes)}")
-                return await self.upstream.complete(body | self.attachment.probe_options, headers)
+                data = await self.upstream.completed(body | self.attachment.probe_options, headers)
+                return await self.done(partial(json_object, data), len(data), record)
             finally:
                 slots.give_back(record.key_digest)
 

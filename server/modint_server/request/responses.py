@@ -1,6 +1,6 @@
 """POST /v1/responses: guarded like chat. The engine answers the request itself, and views are chat bodies."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,18 +22,19 @@ from modint_guard.chat.responses import (
     with_logprobs,
     without_added,
 )
+from modint_guard.chat.unread import dumps
 from modint_guard.errors import EndpointError
 from modint_guard.examination import Examination
 from modint_guard.judge import skipped
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Plan, Reply, TokenOptions
 from modint_server.boundary import boundary
-from modint_server.engine.upstream import RESPONSES, json_object
+from modint_server.engine.upstream import RESPONSES
 from modint_server.request import annotate
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import DefaultModel, Incoming, keyed_by_gain
 from modint_server.request.passing import known_to_the_engine, read_passed
-from modint_server.request.pipeline import Pipeline, Withheld, delivered, is_told
+from modint_server.request.pipeline import QUICK_BODY, Pipeline, Withheld, delivered, is_told
 from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of
 from modint_server.settings import Settings
 
@@ -86,16 +87,16 @@ class Responses:
     async def _guarded_whole(
         self, examination: Examination, body: bytes, record: Record, wire: Wire, debug: bool
     ) -> None:
-        with record.waiting():
-            data = await self.pipeline.upstream.post(RESPONSES, body, record.upstream_headers())
-        response = json_object(data)
+        pipeline = self.pipeline
+        data, response = await pipeline.answered(RESPONSES, body, record)
         record.usage = usage_of_response(response)
-        report = await self.pipeline.report_on(examination, partial(_reply, response), record)
+        read, is_large = partial(_reply, response), len(data) > QUICK_BODY
+        report = await pipeline.report_on(examination, read, record, is_large=is_large)
         record.report = report
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
-        with boundary(self.pipeline.metrics, "annotating"):
-            data = orjson.dumps(_served(response, report, examination))
+        shown = partial(_served, response, report, examination)
+        data = await pipeline.done(partial(pipeline.written, shown, data), len(data), record)
         headers = annotate.headers_of(report, debug=debug)
         await wire.respond(Response(data, 200, headers, "application/json"))
 
@@ -113,20 +114,21 @@ class Responses:
                         await out.start()
                     response = _ended(document)
                     if response is None or record.report is not None:
-                        await out.write(self._shown(event, document, wanted))
+                        shown = partial(self._shown, event, document, wanted)
+                        await out.write(await self.pipeline.done(shown, len(event), record))
                         continue
                     with record.holding():
-                        read = partial(_reply, response)
-                        report = await self.pipeline.report_on(examination, read, record)
+                        read, is_large = partial(_reply, response), len(event) > QUICK_BODY
+                        report = await self.pipeline.report_on(examination, read, record, is_large=is_large)
                     record.report = report = delivered(report, held)
                     if annotate.is_withheld(report, policy.abstain_as) and not wire.streaming:
                         raise Withheld(report)
-                    with boundary(self.pipeline.metrics, "annotating"):
-                        shown = _served(response, report, examination)
-                        event = _frame({**(document or {}), "response": shown})
-                        if held is not None and held.held and _is_replaced(report):
-                            held.replace(_frames_of(shown))
+                    served = partial(_served, response, report, examination)
+                    last = partial(self._last, event, document or {}, served, replaces=_is_replaced(report))
+                    event, instead = await self.pipeline.done(last, len(event), record)
                     if held is not None and held.held:
+                        if instead:
+                            held.replace(instead)
                         record.first_token_s = record.elapsed_s()
                         await held.release(annotate.headers_of(report, debug=debug))
                     await out.write(event)
@@ -150,13 +152,13 @@ class Responses:
         upstream, told_engine = self.pipeline.upstream, record.upstream_headers()
         body = incoming.without_modint().bytes()
         if not incoming.stream:
-            with record.waiting():
-                data = await upstream.post(RESPONSES, body, told_engine)
-            response = json_object(data)
+            data, response = await self.pipeline.answered(RESPONSES, body, record)
             record.usage = usage_of_response(response)
             if mark is not None:
-                with boundary(self.pipeline.metrics, "annotating"):
-                    data = orjson.dumps(annotate.annotated(response, mark))
+                marked = partial(annotate.annotated, response, mark)
+                data = await self.pipeline.done(
+                    partial(self.pipeline.written, marked, data), len(data), record
+                )
             await wire.respond(Response(data, 200, headers, "application/json"))
             return
         with record.waiting():
@@ -165,8 +167,9 @@ class Responses:
                     if not wire.streaming:
                         await wire.start(headers)
                     if mark is not None and document and (ended := _ended(document)) is not None:
-                        with boundary(self.pipeline.metrics, "annotating"):
-                            event = _frame({**document, "response": annotate.annotated(ended, mark)})
+                        marked = partial(annotate.annotated, ended, mark)
+                        last = partial(self._last, event, document, marked)
+                        event, _ = await self.pipeline.done(last, len(event), record)
                     await wire.write(event)
         await wire.end(b"")
 
@@ -179,7 +182,9 @@ class Responses:
         ended = False
         async for event in events_of(pieces):
             data = data_of(event)
-            document = None if data is None or data == b"[DONE]" else chunk_of(data)
+            document = None
+            if data is not None and data != b"[DONE]":
+                document = await self.pipeline.done(partial(chunk_of, data), len(data), record)
             kind = document.get("type") if document else None
             if document and kind is None and document.get("error"):
                 raise self.pipeline.upstream.failed(
@@ -193,6 +198,17 @@ class Responses:
             yield event, document
         if not ended:
             raise BrokenStreamError("the engine ended the stream before its response was whole")
+
+    def _last(
+        self, event: bytes, document: JSON, served: Callable[[], JSON], *, replaces: bool = False
+    ) -> tuple[bytes, bytes]:
+        """The event that ends a stream, with the response that is served; and the events of this response if
+        it goes out in place of what was streamed.
+        """
+        with boundary(self.pipeline.metrics, "annotating"):
+            response = served()
+            return _frame({**document, "response": response}), _frames_of(response) if replaces else b""
+        return event, b""
 
     def _shown(self, event: bytes, document: JSON | None, wanted: TokenOptions) -> bytes:
         """An event without what only the guard asked for."""
@@ -248,4 +264,4 @@ def _reply(response: JSON) -> Reply:
 
 
 def _frame(event: JSON) -> bytes:
-    return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+    return b"event: " + str(event.get("type")).encode() + b"\ndata: " + dumps(event) + b"\n\n"

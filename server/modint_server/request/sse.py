@@ -3,14 +3,14 @@
 import re
 from collections.abc import AsyncIterator, Iterator
 
-import orjson
-
+from modint_guard.chat.unread import dumps
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON
 from modint_server.engine.upstream import json_object
 
 DONE = b"data: [DONE]\n\n"
-MAX_EVENT_BYTES = 8 * 2**20
+MAX_EVENT_BYTES = 64 * 2**20  # the last event of a response holds the log-probabilities of 32,000 tokens
+_LONGEST_DONE = 1024  # bytes, with comments
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
@@ -81,13 +81,13 @@ class Choices:
 
 def data_of(event: bytes) -> bytes | None:
     """The data of an event, its lines joined; None for a comment or an event without data."""
-    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    lines = [line[5 + line.startswith(b"data: ") :] for line in event.splitlines() if line[:5] == b"data:"]
     return b"\n".join(lines) if lines else None
 
 
 def is_done(event: bytes) -> bool:
     """Whether an event is [DONE], the end of the stream."""
-    return data_of(event) == b"[DONE]"
+    return len(event) < _LONGEST_DONE and data_of(event) == b"[DONE]"
 
 
 def chunk_of(data: bytes) -> JSON:
@@ -97,4 +97,4 @@ def chunk_of(data: bytes) -> JSON:
 
 def frame(chunk: JSON) -> bytes:
     """An event with this data."""
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+    return b"data: " + dumps(chunk) + b"\n\n"

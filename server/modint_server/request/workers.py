@@ -42,7 +42,7 @@ class Workers:
                 working.add_done_callback(is_done)
                 return await asyncio.wrap_future(working)
         except TimeoutError as exc:
-            message = "the pictures and texts could not be read in time: try again, or send less"
+            message = "pictures, texts or the answer could not be read in time: try again, or send less"
             raise unavailable(message, "image_timeout") from exc
 
     def close(self) -> None:
