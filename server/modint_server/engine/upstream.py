@@ -1,7 +1,6 @@
 """The HTTP client that calls the engine: pooled connections, a limit to every wait, errors by their kind."""
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
