@@ -22,7 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from modint_guard.chat.reply import reply_of, strip_added
+from modint_guard.chat.reply import given_reply, reply_of, strip_added
 from modint_guard.chat.tool_calls import as_written
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.judge import Judge, unscored
@@ -34,6 +34,7 @@ from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import like_views, regenerate, schedule
 from modint_guard.probing.once import Once
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
+from modint_guard.probing.views import unconstrained
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, State
 
@@ -81,13 +82,14 @@ class Examination:
         *,
         policy: Policy | None = None,
         budget: Budget | None = None,
-        given: str | None = None,
+        given: str | JSON | None = None,
         correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
     ) -> None:
         """complete: sends the bodies of views to the engine. policy: None for that of the configuration.
-        budget: None for one without a limit. given: an answer from elsewhere; `body` then asks for the first
-        words of the model's own answer only, all views are sent at once, and nothing is corrected. correct:
+        budget: None for one without a limit. given: an answer from elsewhere, its text or the assistant's
+        message that it is; `body` then asks for the first words of the model's own answer only, all views are
+        sent at once, and nothing is corrected. Raises EndpointError for a message of another shape. correct:
         sends the bodies of rungs; None for `complete`. on_failure: called with the step, one of STEPS, that
         failed.
         """
@@ -96,13 +98,13 @@ class Examination:
         self.body = (
             main_body(plan)
             if given is None
-            else view_body(plan.body, plan.schedule.top_logprobs, judge.config)
+            else view_body(unconstrained(plan.body), plan.schedule.top_logprobs, judge.config)
         )
         self.answer: Reply | None = None
         self._complete, self._judge = complete, judge
         self._correct = correct or complete
         self._budget = budget or Unlimited()
-        self.given = given
+        self.given = None if given is None else given_reply(given)
         self._on_failure = on_failure
         self._future_answer: FutureAnswer | None = None
         self._probing: asyncio.Task[Replies] | None = None
@@ -120,7 +122,7 @@ class Examination:
         for other in self._others:
             await other.__aenter__()
         if self.plan.views:
-            if self.given is None:
+            if self.given is None or self.plan.schedule.constrained:
                 self._future_answer = asyncio.get_running_loop().create_future()
             replies = probe(self.plan, self._judge, self._complete, future_answer=self._future_answer)
             self._probing = asyncio.create_task(replies)
@@ -202,7 +204,11 @@ class Examination:
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
         try:
             answer = read()
-            return as_written(answer) if self.plan.schedule.constrained else answer
+            if not self.plan.schedule.constrained:
+                return answer
+            if self.given is not None:
+                answer = replace(self.given, prompt_tokens=answer.prompt_tokens)
+            return as_written(answer)
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answer could not be read")
             return None
@@ -221,7 +227,7 @@ class Examination:
         if self.answer is None:
             return unscored(self.plan, "incomplete", replies)
         try:
-            if self.given is not None:
+            if self.given is not None and not self.plan.schedule.constrained:
                 return self._judge.report_on_given(self.plan, self.given, self.answer, replies)
             return self._judge.report(self.plan, self.answer, replies)
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`

@@ -114,7 +114,7 @@ class Guard:
         *,
         usable: Callable[[str], bool] = lambda adapter: True,
         budget: Budget | None = None,
-        given: str | None = None,
+        given: str | JSON | None = None,
         correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
     ) -> Examination:
@@ -122,7 +122,8 @@ class Guard:
 
         complete: sends the bodies of views to the engine. usable: whether an adapter can be asked; one that
         cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an answer from
-        elsewhere, to be judged in place of the model's own. correct: sends the bodies of rungs; None for
+        elsewhere, its text or the assistant's message that it is, to be judged in place of the model's own.
+        Raises EndpointError for a message of another shape. correct: sends the bodies of rungs; None for
         `complete`. on_failure: called with a step that failed and cost no answer, one of `examination.STEPS`.
         """
         policy = policy_of(plan.chat, plan.options, self.config)

@@ -112,7 +112,7 @@ class Pipeline:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
-        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
+        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call at most."""
         incoming = await self.read(read_chat, raw, record)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
@@ -143,7 +143,6 @@ class Pipeline:
         record: Record,
         *,
         always: bool = False,
-        forcing: bool = True,
     ) -> Plan | None:
         """What will be probed; None where the request does not ask for the guard, and that is off or did not
         draw it. `record.report` then says why.
@@ -164,13 +163,12 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = forcing and not always and self.attachment.teacher_forcing
         work = partial(
             self.guard.plan,
             incoming.body,
             options,
             max_top_logprobs=top,
-            forcing=forcing,
+            forcing=self.attachment.teacher_forcing,
             noise=self.noise.of(record.key_digest, model),
         )
         is_quick = not incoming.images and incoming.size <= QUICK_TEXT
@@ -300,7 +298,7 @@ class Pipeline:
         body = orjson.dumps(examination.body)
         await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge, count=count)
 
-    async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
+    async def _checked(self, plan: Plan, answer: str | JSON, record: Record) -> Report:
         """Judges an answer given by the caller, under the distribution that the model itself has there."""
         if plan.skip:
             return skipped(plan)
@@ -311,7 +309,7 @@ class Pipeline:
                 completion = await self.upstream.complete(examination.body, record.upstream_headers())
             return await self.report_on(examination, partial(reply_of, completion), record)
 
-    def examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
+    def examine(self, plan: Plan, record: Record, *, given: str | JSON | None = None) -> Examination:
         """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
@@ -488,11 +486,17 @@ def is_told(report: Report, incoming: Incoming) -> bool:
     return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)
 
 
-def _answer_of(body: JSON) -> str:
+def _answer_of(body: JSON) -> str | JSON:
     answer = body.get("answer")
-    if not isinstance(answer, str) or not answer.strip():
-        raise RequestError("answer must be the text to be judged", param="answer", code="invalid_answer")
-    return answer
+    said = answer.get("content") if isinstance(answer, dict) else answer
+    calls = answer.get("tool_calls") if isinstance(answer, dict) else None
+    if not (isinstance(said, str) and said.strip()) and not (isinstance(calls, list) and calls):
+        raise RequestError(
+            "answer must be the text to be judged, or an assistant's message with content or tool_calls",
+            param="answer",
+            code="invalid_answer",
+        )
+    return answer if isinstance(answer, dict) else str(answer)
 
 
 def _error_in(chunk: JSON, data: bytes) -> EndpointError:
