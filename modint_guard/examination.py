@@ -4,8 +4,8 @@
         completion = await complete(examination.body)                the request, as it goes to the engine
         report = await examination.report_on(lambda: reply_of(completion))    judged, and corrected
 
-If the request asks for several answers, the views are asked once, and each answer is judged on its own
-(`reports_on`).
+If the request asks for several answers, the views are asked once, and each answer is judged and corrected on
+its own (`reports_on`).
 
 Leaving the context cancels whatever is still running. Nothing that goes wrong here costs the client the
 answer of the engine: a failing probe or verdict makes the report `unscored`, and a failing correction leaves
@@ -114,7 +114,15 @@ class Examination:
             self._complete = self._once = Once(complete)
             alone = replace(plan, choices=1)
             self._others = [
-                Examination(alone, self._once, judge, policy=self.policy, on_failure=on_failure)
+                Examination(
+                    alone,
+                    self._once,
+                    judge,
+                    policy=self.policy,
+                    budget=budget,
+                    correct=self._correct,
+                    on_failure=on_failure,
+                )
                 for _ in range(1, plan.choices)
             ]
 
@@ -166,19 +174,30 @@ class Examination:
 
         read: returns the answer; if it raises, the answer is unscored.
         """
+        return await self._settled(*await self._verdict_on(read))
+
+    async def _verdict_on(self, read: Callable[[], Reply]) -> tuple[Report, Replies]:
+        """The report on an answer before any correction, and what it rests on."""
         self.answer = self._read(read)
         if self._future_answer is not None:
             self._future_answer.set_result(self.answer)
         replies = await self._replies()
-        report = self._judged(replies)
+        return self._judged(replies), replies
+
+    async def _settled(self, report: Report, replies: Replies, shared_by: int = 1) -> Report:
+        """The report with what was done about the answer. shared_by: how many answers to the request are to
+        be corrected, and share what that may cost.
+        """
         if self.given is not None:
             return report
         original = self.answer.text if self.answer else ""
-        return ladder.fail_closed(await self._corrected(report, replies), self.policy, original)
+        corrected = await self._corrected(report, replies, self.policy.max_tokens // shared_by)
+        return ladder.fail_closed(corrected, self.policy, original)
 
     async def reports_on(self, read: Callable[[], Sequence[Reply]]) -> list[Report]:
         """The report on each of the engine's answers, one for each that the request asks for. Raises nothing
-        but CancelledError. Answers of the same words are judged once.
+        but CancelledError. Answers of the same words are judged and corrected once; all flagged ones are
+        corrected at the same time, each for its share of what the policy lets a request cost.
 
         read: returns the answers; those that are missing, and all if it raises, are unscored.
         """
@@ -192,13 +211,17 @@ class Examination:
             answers = []
         said = [(answer.text, answer.calls) for answer in answers]
         first = [said.index(words) for words in said]
-        judging = {
-            place: asyncio.ensure_future(each[place].report_on(partial(answers.__getitem__, place)))
-            for place in sorted(set(first))
-        }
-        await asyncio.gather(*judging.values())
-        reports = [judging[place].result() for place in first]
-        reports += [unscored(self.plan, "incomplete")] * (len(each) - len(reports))
+        places = sorted(set(first))
+        reading = (each[place]._verdict_on(partial(answers.__getitem__, place)) for place in places)
+        judged = await asyncio.gather(*reading)
+        count = sum(_is_to_be_corrected(report, self.policy) for report, _ in judged)
+        settling = (
+            each[place]._settled(*found, max(1, count)) for place, found in zip(places, judged, strict=True)
+        )
+        settled = dict(zip(places, await asyncio.gather(*settling), strict=True))
+        reports = [settled[place] for place in first]
+        missing = ladder.fail_closed(unscored(self.plan, "incomplete"), self.policy)
+        reports += [missing] * (len(each) - len(reports))
         return [replace(report, choice=number) for number, report in enumerate(reports)]
 
     def _read(self, read: Callable[[], Reply]) -> Reply | None:
@@ -234,13 +257,13 @@ class Examination:
             self._failed("judging", "the answer could not be judged")
             return unscored(self.plan, "incomplete", replies)
 
-    async def _corrected(self, report: Report, replies: Replies) -> Report:
-        """The report, with a flagged answer corrected as far as policy and budget allow."""
+    async def _corrected(self, report: Report, replies: Replies, max_tokens: int) -> Report:
+        """The report, with a flagged answer corrected as far as policy, budget and `max_tokens` allow."""
         if self.answer is None or not _is_to_be_corrected(report, self.policy):
             return report
         if self.answer.calls:
             return replace(report, notes=(*report.notes, NOTE_CALLS))
-        granted, unspent = self._budget.take(self.policy.max_tokens), 0
+        granted, unspent = self._budget.take(max_tokens), 0
         try:  # a cancelled request gets nothing back: what it spent is not known
             report = await mitigate(
                 self.plan,

@@ -77,7 +77,7 @@ class Guard:
                 raise
             completion, reports = await complete(plan.body), [unscored(plan, "upstream_error")]
         report = first_concern(reports)
-        completion = served(examination.strip(completion), report.mitigation)
+        completion = served(examination.strip(completion), reports)
         return Inspection(with_reports(completion, reports), report)
 
     def plan(

@@ -3,7 +3,7 @@
 A request that is probed is an `Examination`; whole answers, streams and the check are short users of it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -43,6 +43,7 @@ from modint_server.request.sse import (
     DONE,
     BrokenStreamError,
     Choices,
+    Splitter,
     chunk_of,
     data_of,
     events_of,
@@ -260,10 +261,11 @@ class Pipeline:
         record.usage = completion.get("usage")
         read = partial(answers_of, completion, examination.plan.choices)
         reports = await self.reports_on(examination, read, record)
-        record.report = report = first_concern(reports)
-        if annotate.is_withheld(report, examination.policy.abstain_as):
+        report = _noted(reports, record)
+        came = reports[: len(annotate.choices_of(completion))] or reports
+        if _all_withheld(came, examination.policy):
             raise Withheld(report)
-        shown = served(examination.strip(completion), report.mitigation)
+        shown = served(examination.strip(completion), reports)
         with boundary(self.metrics, "annotating"):
             data = orjson.dumps(with_reports(shown, reports))
         await wire.respond(_json(data, annotate.headers_of(report, debug=debug)))
@@ -287,12 +289,13 @@ class Pipeline:
             with record.holding():
                 read = partial(_all, answers)
                 reports = await self.reports_on(examination, read, record)
-            record.report = report = delivered(first_concern(reports), held)
+            reports = [delivered(each, held) for each in reports]
+            report = _noted(reports, record)
+            if held is not None and held.held:
+                await self._release(held, finishes, policy, reports, record, debug)
             if count > 1:
                 return [annotate.each_annotated(finish, reports) for finish in finishes]
             (finish,) = finishes
-            if held is not None and held.held:
-                await self._release(held, finish, policy, report, record, debug)
             return [annotate.annotated(annotate.finished(finish, report), report)]
 
         body = orjson.dumps(examination.body)
@@ -342,13 +345,29 @@ class Pipeline:
         return [report, *others]
 
     async def _release(
-        self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
+        self,
+        held: HeldWire,
+        finishes: list[JSON],
+        policy: Policy,
+        reports: Sequence[Report],
+        record: Record,
+        debug: bool,
     ) -> None:
-        """Sends a held stream, or another answer in its place; raises Withheld."""
-        if annotate.is_withheld(report, policy.abstain_as):
+        """Sends a held stream, with other answers in place of some of its own; raises Withheld."""
+        report = first_concern(reports)
+        ended = {choice.get("index", 0) for finish in finishes for choice in annotate.choices_of(finish)}
+        came = [each for each in reports if each.choice in ended] or reports
+        if _all_withheld(came, policy):
             raise Withheld(report)
-        if report.mitigation is not None and report.mitigation.answer is not None:
-            held.replace(frame(annotate.said_instead(finish, report.mitigation.answer)))
+        instead = {
+            each.choice: each.mitigation.answer
+            for each in came
+            if each.mitigation is not None and each.mitigation.answer is not None
+        }
+        if instead:
+            said = (annotate.said_instead(finishes[0], answer, index) for index, answer in instead.items())
+            others = _without(held.kept, instead) if len(reports) > 1 else b""
+            held.replace(others + b"".join(map(frame, said)))
         record.first_token_s = record.elapsed_s()
         await held.release(annotate.headers_of(report, debug=debug))
 
@@ -468,6 +487,29 @@ def delivered(report: Report, held: HeldWire | None) -> Report:
     if mended is None or mended.answer is None or (held is not None and held.held):
         return report
     return replace(report, mitigation=replace(mended, correction=True))
+
+
+def _noted(reports: Sequence[Report], record: Record) -> Report:
+    """The report that speaks for all answers; the record has all of them."""
+    record.report = first_concern(reports)
+    record.others = [report for report in reports if report is not record.report]
+    return record.report
+
+
+def _all_withheld(reports: Sequence[Report], policy: Policy) -> bool:
+    """Whether the client gets an error envelope: of the answers that came, none is given."""
+    return all(annotate.is_withheld(report, policy.abstain_as) for report in reports)
+
+
+def _without(frames: bytes, indices: Collection[int]) -> bytes:
+    """The frames of a stream without what they say of these answers."""
+    kept = b""
+    for event in Splitter().feed(frames):
+        data = data_of(event)
+        chunk = chunk_of(data) if data is not None else None
+        others = annotate.without_answers(chunk, indices) if chunk is not None else None
+        kept += event if others is chunk else frame(others) if others is not None else b""
+    return kept
 
 
 def _all(answers: list[StreamReply]) -> list[Reply]:
