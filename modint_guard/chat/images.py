@@ -1,8 +1,8 @@
 """Images of a request: strict reading of data URLs, and the neutral image that replaces one.
 
 The format and the number of pixels are checked by an image's header, before a pixel is decoded. The image is
-then decoded once, so that a truncated file is an error here and not in the engine. Remote addresses are never
-fetched.
+then decoded once, so that a truncated file is an error here and not in the engine; of most JPEGs only the
+beginning is (`jpeg`). Remote addresses are never fetched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import BinaryIO
 import pybase64
 from PIL import ExifTags, Image, ImageOps
 
+from modint_guard.chat.jpeg import beginning_of
 from modint_guard.errors import ConfigError, ImageError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # only the first frame is read
@@ -80,10 +81,11 @@ def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool =
     """Size in pixels (width, height) of the upright image in a base64 data URL. Raises ImageError if it is
     unusable.
 
-    whole: decode it to its end; otherwise only its header is read.
+    whole: fail as decoding it to its end would; otherwise only its header is read.
     """
     limits = limits or ImageLimits()
-    image = _open(io.BytesIO(_payload(url, limits)), limits)
+    data = _payload(url, limits)
+    image = _open(io.BytesIO(beginning_of(data) if whole else data), limits)
     size = image.size
     if whole:
         image.draft("L", (1, 1))  # a JPEG is read to its end all the same, and an eighth of it computed

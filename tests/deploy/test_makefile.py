@@ -51,7 +51,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.path, self.venv = folder / "bin", folder / "venv"
         self.path.mkdir()
-        for name in ("make", "git", "curl"):
+        for name in ("make", "git", "curl", "nginx"):
             self.has(name)
         self.has("python3", PYTHON)
         self.has("ensurepip")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from modint_guard import Guard
+from modint_server.errors import unavailable
+from modint_server.request.workers import Workers
 from tests.server.conftest import Running, chat, serving, with_image
 from tests.server.fake_upstream import Answer, FakeUpstream, lengthy, misled, running
 from tests.server.soak import CHAT, Gateway, gateway_process
@@ -124,6 +126,26 @@ async def test_no_answer_with_alternatives_stalls_the_loop(name: str) -> None:
     ):
         waits = [await longest_wait_in_a_process(gateway, body) for _ in range(2)]
     assert min(waits) < 0.15, waits  # one of them may meet a busy machine
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+async def test_an_answer_is_served_even_if_no_thread_comes_free_to_read_it(
+    mode: str, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.script = lambda body: LONG if body["max_tokens"] == 4 else misled(body)
+    run = Workers.run
+
+    async def busy(self: Workers, key_digest: str, work: Callable[[], Any]) -> Any:
+        if upstream.calls:  # the engine was asked, so that this is about its answer
+            raise unavailable("the answer could not be read in time", "image_timeout")
+        return await run(self, key_digest, work)
+
+    monkeypatch.setattr(Workers, "run", busy)
+    body = json.dumps(chat(modint={"mode": mode}, **SHOWN)).encode()
+    async with serving(upstream.url, null_checkup="off") as gateway:
+        upstream.calls.clear()
+        reply = await gateway.post(body)
+    assert (reply.status, reply.json["choices"][0]["message"]["content"]) == (200, " word0" * 16_000)
 
 
 async def longest_wait_in_a_process(gateway: Gateway, body: bytes) -> float:

@@ -1,7 +1,6 @@
 """The HTTP client that calls the engine: pooled connections, a limit to every wait, errors by their kind."""
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 METRICS = "/metrics"
 MAX_ERROR_BYTES = 64 * 1024
+PIECE_BYTES = 256 * 1024  # of a body, sent at once
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _KEEP_IDLE_S = 4.0  # less than the 5 s after which uvicorn, and so vLLM, closes an idle connection
 # The connection was closed, or could not be made, before the first byte of an answer: safe to try again.
@@ -164,11 +164,11 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         assert self._sessions, "use the upstream inside `async with`"
         if body is not None:
-            headers = {"content-type": "application/json", **headers}
+            headers = {"content-type": "application/json", "content-length": str(len(body)), **headers}
         url = self.base_url + path
 
         async def on(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
-            data = io.BytesIO(body) if body is not None else None  # sent in pieces: other requests go on
+            data = _pieces_of(body) if body is not None else None
             return await session.request(method, url, data=data, headers=headers, allow_redirects=False)
 
         kept_connections, fresh_connections = self._sessions
@@ -195,6 +195,15 @@ def json_object(data: bytes, source: str = "the engine's answer") -> JSON:
     if not isinstance(parsed, dict):
         raise EndpointError(f"{source} is no JSON object")
     return parsed
+
+
+async def _pieces_of(body: bytes) -> AsyncIterator[memoryview]:
+    """The body for one call, sent in pieces: other requests go on in between. They are not copied."""
+    whole = memoryview(body)
+    for start in range(0, len(body), PIECE_BYTES):
+        if start:
+            await asyncio.sleep(0)
+        yield whole[start : start + PIECE_BYTES]
 
 
 def _kind(response: aiohttp.ClientResponse) -> str:

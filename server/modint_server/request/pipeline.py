@@ -204,6 +204,15 @@ class Pipeline:
         """The result of work on a body of so many bytes; on a large one it is done in a thread."""
         return work() if size <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
+    async def done_with_answer(self, work: Callable[[], T], size: int, record: Record) -> T:
+        """The same for what the engine answered: done at once if the threads are busy for too long, for no
+        answer may be lost to that.
+        """
+        try:
+            return await self.done(work, size, record)
+        except RequestError:
+            return work()
+
     async def guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
         self.second_tries.earn(record.key_digest)
@@ -268,14 +277,14 @@ class Pipeline:
             document = served(examination.strip(completion), reports)
             return self.written(lambda: with_reports(document, reports), data)
 
-        sent = await self.done(shown, len(data), record)
+        sent = await self.done_with_answer(shown, len(data), record)
         await wire.respond(_json(sent, annotate.headers_of(report, debug=debug)))
 
     async def answered(self, path: str, body: bytes, record: Record) -> tuple[bytes, JSON]:
         """The engine's whole answer as it came, and read. Raises EndpointError."""
         with record.waiting():
             data = await self.upstream.post(path, body, record.upstream_headers())
-        return data, await self.done(partial(json_object, data), len(data), record)
+        return data, await self.done_with_answer(partial(json_object, data), len(data), record)
 
     def written(self, document: Callable[[], JSON], data: bytes) -> bytes:
         """An annotated answer, or what came from the engine if it cannot be annotated."""
@@ -391,7 +400,7 @@ class Pipeline:
         if instead:
             said = (annotate.said_instead(finishes[0], answer, index) for index, answer in instead.items())
             kept = held.kept if len(reports) > 1 else b""
-            others = await self.done(partial(_without, kept, instead), len(kept), record)
+            others = await self.done_with_answer(partial(_without, kept, instead), len(kept), record)
             held.replace(others + b"".join(map(frame, said)))
         record.first_token_s = record.elapsed_s()
         await held.release(annotate.headers_of(report, debug=debug))
@@ -413,7 +422,7 @@ class Pipeline:
         record.usage = completion.get("usage")
         if report is not None and mark:
             marked = partial(annotate.annotated, completion, report)
-            data = await self.done(partial(self.written, marked, data), len(data), record)
+            data = await self.done_with_answer(partial(self.written, marked, data), len(data), record)
         await wire.respond(_json(data, headers))
 
     async def _relay(

@@ -96,7 +96,7 @@ class Responses:
         if annotate.is_withheld(report, examination.policy.abstain_as):
             raise Withheld(report)
         shown = partial(_served, response, report, examination)
-        data = await pipeline.done(partial(pipeline.written, shown, data), len(data), record)
+        data = await pipeline.done_with_answer(partial(pipeline.written, shown, data), len(data), record)
         headers = annotate.headers_of(report, debug=debug)
         await wire.respond(Response(data, 200, headers, "application/json"))
 
@@ -115,7 +115,7 @@ class Responses:
                     response = _ended(document)
                     if response is None or record.report is not None:
                         shown = partial(self._shown, event, document, wanted)
-                        await out.write(await self.pipeline.done(shown, len(event), record))
+                        await out.write(await self.pipeline.done_with_answer(shown, len(event), record))
                         continue
                     with record.holding():
                         read, is_large = partial(_reply, response), len(event) > QUICK_BODY
@@ -125,7 +125,7 @@ class Responses:
                         raise Withheld(report)
                     served = partial(_served, response, report, examination)
                     last = partial(self._last, event, document or {}, served, replaces=_is_replaced(report))
-                    event, instead = await self.pipeline.done(last, len(event), record)
+                    event, instead = await self.pipeline.done_with_answer(last, len(event), record)
                     if held is not None and held.held:
                         if instead:
                             held.replace(instead)
@@ -156,7 +156,7 @@ class Responses:
             record.usage = usage_of_response(response)
             if mark is not None:
                 marked = partial(annotate.annotated, response, mark)
-                data = await self.pipeline.done(
+                data = await self.pipeline.done_with_answer(
                     partial(self.pipeline.written, marked, data), len(data), record
                 )
             await wire.respond(Response(data, 200, headers, "application/json"))
@@ -169,7 +169,7 @@ class Responses:
                     if mark is not None and document and (ended := _ended(document)) is not None:
                         marked = partial(annotate.annotated, ended, mark)
                         last = partial(self._last, event, document, marked)
-                        event, _ = await self.pipeline.done(last, len(event), record)
+                        event, _ = await self.pipeline.done_with_answer(last, len(event), record)
                     await wire.write(event)
         await wire.end(b"")
 
@@ -184,7 +184,7 @@ class Responses:
             data = data_of(event)
             document = None
             if data is not None and data != b"[DONE]":
-                document = await self.pipeline.done(partial(chunk_of, data), len(data), record)
+                document = await self.pipeline.done_with_answer(partial(chunk_of, data), len(data), record)
             kind = document.get("type") if document else None
             if document and kind is None and document.get("error"):
                 raise self.pipeline.upstream.failed(
