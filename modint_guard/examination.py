@@ -4,8 +4,8 @@
         completion = await complete(examination.body)                the request, as it goes to the engine
         report = await examination.report_on(lambda: reply_of(completion))    judged, and corrected
 
-If the request asks for several answers, the views are asked once, and each answer is judged on its own
-(`reports_on`).
+If the request asks for several answers, the views are asked once, and each answer is judged and corrected on
+its own (`reports_on`).
 
 Leaving the context cancels whatever is still running. Nothing that goes wrong here costs the client the
 answer of the engine: a failing probe or verdict makes the report `unscored`, and a failing correction leaves
@@ -22,7 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from modint_guard.chat.reply import reply_of, strip_added
+from modint_guard.chat.reply import given_reply, reply_of, strip_added
 from modint_guard.chat.tool_calls import as_written
 from modint_guard.errors import EndpointError, EndpointTimeout, EndpointUnreachable
 from modint_guard.judge import Judge, unscored
@@ -34,6 +34,7 @@ from modint_guard.plan import main_body, policy_of, view_body
 from modint_guard.probing import like_views, regenerate, schedule
 from modint_guard.probing.once import Once
 from modint_guard.probing.probe import FutureAnswer, cancel_and_wait
+from modint_guard.probing.views import unconstrained
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, Score, State
 
@@ -95,14 +96,15 @@ class Examination:
         *,
         policy: Policy | None = None,
         budget: Budget | None = None,
-        given: str | None = None,
+        given: str | JSON | None = None,
         correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
         run: Run = at_once,
     ) -> None:
         """complete: sends the bodies of views to the engine. policy: None for that of the configuration.
-        budget: None for one without a limit. given: an answer from elsewhere; `body` then asks for the first
-        words of the model's own answer only, all views are sent at once, and nothing is corrected. correct:
+        budget: None for one without a limit. given: an answer from elsewhere, its text or the assistant's
+        message that it is; `body` then asks for the first words of the model's own answer only, all views are
+        sent at once, and nothing is corrected. Raises EndpointError for a message of another shape. correct:
         sends the bodies of rungs; None for `complete`. on_failure: called with the step, one of STEPS, that
         failed. run: reads large answers and judges those of more than QUICK_TOKENS tokens.
         """
@@ -111,13 +113,13 @@ class Examination:
         self.body = (
             main_body(plan)
             if given is None
-            else view_body(plan.body, plan.schedule.top_logprobs, judge.config)
+            else view_body(unconstrained(plan.body), plan.schedule.top_logprobs, judge.config)
         )
         self.answer: Reply | None = None
         self._complete, self._judge = complete, judge
         self._correct = correct or complete
         self._budget = budget or Unlimited()
-        self.given = given
+        self.given = None if given is None else given_reply(given)
         self._on_failure = on_failure
         self._run = run
         self._future_answer: FutureAnswer | None = None
@@ -128,7 +130,16 @@ class Examination:
             self._complete = self._once = Once(complete)
             alone = replace(plan, choices=1)
             self._others = [
-                Examination(alone, self._once, judge, policy=self.policy, on_failure=on_failure, run=run)
+                Examination(
+                    alone,
+                    self._once,
+                    judge,
+                    policy=self.policy,
+                    budget=budget,
+                    correct=self._correct,
+                    on_failure=on_failure,
+                    run=run,
+                )
                 for _ in range(1, plan.choices)
             ]
 
@@ -136,7 +147,7 @@ class Examination:
         for other in self._others:
             await other.__aenter__()
         if self.plan.views:
-            if self.given is None:
+            if self.given is None or self.plan.schedule.constrained:
                 self._future_answer = asyncio.get_running_loop().create_future()
             replies = probe(
                 self.plan, self._judge, self._complete, future_answer=self._future_answer, run=self._run
@@ -182,21 +193,32 @@ class Examination:
 
         read: returns the answer; if it raises, the answer is unscored. is_large: whether it takes long.
         """
+        return await self._settled(*await self._verdict_on(read, is_large=is_large))
+
+    async def _verdict_on(self, read: Callable[[], Reply], *, is_large: bool) -> tuple[Report, Replies]:
+        """The report on an answer before any correction, and what it rests on."""
         self.answer = await self._read(read, self._run if is_large else at_once)
         if self._future_answer is not None:
             self._future_answer.set_result(self.answer)
         replies = await self._replies()
-        report = await self._judged(replies)
+        return await self._judged(replies, is_large=is_large), replies
+
+    async def _settled(self, report: Report, replies: Replies, shared_by: int = 1) -> Report:
+        """The report with what was done about the answer. shared_by: how many answers to the request are to
+        be corrected, and share what that may cost.
+        """
         if self.given is not None:
             return report
         original = self.answer.text if self.answer else ""
-        return ladder.fail_closed(await self._corrected(report, replies), self.policy, original)
+        corrected = await self._corrected(report, replies, self.policy.max_tokens // shared_by)
+        return ladder.fail_closed(corrected, self.policy, original)
 
     async def reports_on(
         self, read: Callable[[], Sequence[Reply]], *, is_large: bool = False
     ) -> list[Report]:
         """The report on each of the engine's answers, one for each that the request asks for. Raises nothing
-        but CancelledError. Answers of the same words are judged once.
+        but CancelledError. Answers of the same words are judged and corrected once; all flagged ones are
+        corrected at the same time, each for its share of what the policy lets a request cost.
 
         read: returns the answers; those that are missing, and all if it raises, are unscored. is_large:
         whether it takes long.
@@ -212,24 +234,37 @@ class Examination:
             answers = []
         said = [(answer.text, answer.calls) for answer in answers]
         first = [said.index(words) for words in said]
-        judging = {
-            place: asyncio.ensure_future(
-                each[place].report_on(partial(answers.__getitem__, place), is_large=is_large)
+        places = sorted(set(first))
+        judged = await asyncio.gather(
+            *(
+                each[place]._verdict_on(partial(answers.__getitem__, place), is_large=is_large)
+                for place in places
             )
-            for place in sorted(set(first))
-        }
-        await asyncio.gather(*judging.values())
-        reports = [judging[place].result() for place in first]
-        reports += [unscored(self.plan, "incomplete")] * (len(each) - len(reports))
+        )
+        count = sum(_is_to_be_corrected(report, self.policy) for report, _ in judged)
+        settling = (
+            each[place]._settled(*found, max(1, count)) for place, found in zip(places, judged, strict=True)
+        )
+        settled = dict(zip(places, await asyncio.gather(*settling), strict=True))
+        reports = [settled[place] for place in first]
+        missing = ladder.fail_closed(unscored(self.plan, "incomplete"), self.policy)
+        reports += [missing] * (len(each) - len(reports))
         return [replace(report, choice=number) for number, report in enumerate(reports)]
 
     async def _read(self, read: Callable[[], Reply], run: Run) -> Reply | None:
-        written = self.plan.schedule.constrained
         try:
-            return await run(lambda: as_written(read()) if written else read())
+            return await run(lambda: self._as_judged(read()))
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answer could not be read")
             return None
+
+    def _as_judged(self, answer: Reply) -> Reply:
+        """The answer in the form that is judged; in a forced form, one from elsewhere in place of our own."""
+        if not self.plan.schedule.constrained:
+            return answer
+        if self.given is not None:
+            answer = replace(self.given, prompt_tokens=answer.prompt_tokens)
+        return as_written(answer)
 
     async def _replies(self) -> Replies:
         if self._probing is None:
@@ -240,26 +275,29 @@ class Examination:
             self._failed("probing", "the probes failed")
             return {}
 
-    async def _judged(self, replies: Replies) -> Report:
+    async def _judged(self, replies: Replies, *, is_large: bool) -> Report:
         """The report before any correction. An error of ours must not cost the client the answer."""
         answer = self.answer
         if answer is None:
             return unscored(self.plan, "incomplete", replies)
         try:
-            if self.given is not None:
-                return self._judge.report_on_given(self.plan, self.given, answer, replies)
-            return await _run_for(answer, self._run)(partial(self._judge.report, self.plan, answer, replies))
+            if self.given is not None and not self.plan.schedule.constrained:
+                judged = partial(self._judge.report_on_given, self.plan, self.given, answer, replies)
+            else:
+                judged = partial(self._judge.report, self.plan, answer, replies)
+            run = self._run if is_large else _run_for(answer, replies, self._run)
+            return await run(judged)
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("judging", "the answer could not be judged")
             return unscored(self.plan, "incomplete", replies)
 
-    async def _corrected(self, report: Report, replies: Replies) -> Report:
-        """The report, with a flagged answer corrected as far as policy and budget allow."""
+    async def _corrected(self, report: Report, replies: Replies, max_tokens: int) -> Report:
+        """The report, with a flagged answer corrected as far as policy, budget and `max_tokens` allow."""
         if self.answer is None or not _is_to_be_corrected(report, self.policy):
             return report
         if self.answer.calls:
             return replace(report, notes=(*report.notes, NOTE_CALLS))
-        granted, unspent = self._budget.take(self.policy.max_tokens), 0
+        granted, unspent = self._budget.take(max_tokens), 0
         try:  # a cancelled request gets nothing back: what it spent is not known
             report = await mitigate(
                 self.plan,
@@ -303,7 +341,7 @@ async def probe(
 
     async def settles(answer: Reply, replies: Replies) -> bool:
         work = partial(judge.settles, plan, answer, replies, corrects=corrects)
-        return await _run_for(answer, run)(work)
+        return await _run_for(answer, replies, run)(work)
 
     replies = await schedule.ask(plan.schedule, complete, settles=settles, future_answer=future_answer)
     answer = await asyncio.shield(future_answer) if future_answer is not None else None
@@ -353,9 +391,10 @@ async def mitigate(
     return replace(report, action=mitigation.action, mitigation=mitigation)
 
 
-def _run_for(answer: Reply, run: Run) -> Run:
-    """How an answer of this length is judged."""
-    return run if len(answer.positions) > QUICK_TOKENS else at_once
+def _run_for(answer: Reply, replies: Replies, run: Run) -> Run:
+    """How an answer of this length is judged; where its own tokens are not known, views tell how many."""
+    scored = (len(reply.forced) for reply in replies.values() if isinstance(reply, Reply))
+    return run if max(len(answer.positions), *scored, 0) > QUICK_TOKENS else at_once
 
 
 async def _examined(judge: Judge, run: Run, plan: Plan, complete: Complete) -> tuple[Reply, Report]:

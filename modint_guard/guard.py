@@ -77,7 +77,7 @@ class Guard:
                 raise
             completion, reports = await complete(plan.body), [unscored(plan, "upstream_error")]
         report = first_concern(reports)
-        completion = served(examination.strip(completion), report.mitigation)
+        completion = served(examination.strip(completion), reports)
         return Inspection(with_reports(completion, reports), report)
 
     def plan(
@@ -114,7 +114,7 @@ class Guard:
         *,
         usable: Callable[[str], bool] = lambda adapter: True,
         budget: Budget | None = None,
-        given: str | None = None,
+        given: str | JSON | None = None,
         correct: Complete | None = None,
         on_failure: Callable[[str], None] = lambda step: None,
         run: Run = at_once,
@@ -123,7 +123,8 @@ class Guard:
 
         complete: sends the bodies of views to the engine. usable: whether an adapter can be asked; one that
         cannot is left out of the policy. budget: what corrections may cost, in tokens. given: an answer from
-        elsewhere, to be judged in place of the model's own. correct: sends the bodies of rungs; None for
+        elsewhere, its text or the assistant's message that it is, to be judged in place of the model's own.
+        Raises EndpointError for a message of another shape. correct: sends the bodies of rungs; None for
         `complete`. on_failure: called with a step that failed and cost no answer, one of `examination.STEPS`.
         run: does what takes long, the judging of longer answers; beside an event loop, in a thread.
         """

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from modint_guard.chat.json_leaves import leaves_in
-from modint_guard.chat.thoughts import behind_thoughts
 from modint_guard.config import GuardConfig
 from modint_guard.judging import scoring, verdict
 from modint_guard.judging.calibration import Calibration, Fitted
@@ -123,17 +122,18 @@ class Judge:
         spans = _spans(plan, answer, score, decided.cause, flags)
         return self._report(plan, answer, replies, score, replace(decided, calibrated=calibrated), spans)
 
-    def report_on_given(self, plan: Plan, given: str, reply: Reply, replies: Replies) -> Report:
-        """Judge an answer that was given elsewhere.
+    def report_on_given(self, plan: Plan, given: Reply, reply: Reply, replies: Replies) -> Report:
+        """Judge an answer that was given elsewhere by its first word.
 
-        given: its text; y is its first word. reply: the model's own reply to the unchanged request, asked for
-        a word like a view, which gives the distribution of the request. The report is unscored if neither
+        given: the answer; y is its first word. reply: the model's own reply to the unchanged request, asked
+        for a word like a view, which gives the distribution of the request. The report is unscored if neither
         this reply nor a view lists that word.
         """
-        given = behind_thoughts(given) if behind_thoughts(given).strip() else given
-        word = scoring.first_word(given, [option.label for option in plan.chat.options])
+        if given.skip:
+            return unjudged(plan, Verdict(State.SKIPPED, reason=given.skip), replies)
+        word = scoring.first_word(given.text, [option.label for option in plan.chat.options])
         skip = None if reply.skip == "empty_answer" else reply.skip
-        report = self.report(plan, replace(reply, text=given, token=word, skip=skip), replies)
+        report = self.report(plan, replace(reply, text=given.text, token=word, skip=skip), replies)
         if skip or plan.skip or not reply.top or scoring.is_listed(word, (reply, *replies.values())):
             return report
         reason = report.verdict.reason if report.verdict.state is State.UNSCORED else "incomplete"
@@ -201,9 +201,12 @@ class Judge:
             of_form = "tool_calls" if plan.body.get("tools") else "structured_output"
             reason = "reasoning" if answer.reasoning else of_form
             return unjudged(plan, Verdict(State.SKIPPED, reason=reason), replies)
-        if isinstance(request, Failure) or not (request.top or request.forced) or answer.token is None:
-            reason = request.reason if isinstance(request, Failure) else "no_logprobs"
-            return unscored(plan, reason, replies)
+        if isinstance(request, Failure):
+            return unscored(plan, request.reason, replies)
+        if request.skip == "tool_calls":  # they were not found in its prompt
+            return unjudged(plan, Verdict(State.SKIPPED, reason="tool_calls"), replies)
+        if not request.forced and (not request.top or answer.token is None):
+            return unscored(plan, "no_logprobs", replies)
         return self._scored(plan, like_views.as_asked(answer, request), replies)
 
     def _by_words(self, plan: Plan, answer: Reply, replies: Replies) -> Report:

@@ -77,9 +77,6 @@ def make_plan(
     early_stop = _stops_early(policy)
     can_force = bool(top) and forcing and config.teacher_forcing and not continues(chat.body)
     skip = why_skipped(chat, options, can_score=can_force)
-    choices = choices_of(chat.body) or 1
-    if skip is None and choices > 1 and (policy.action != ANNOTATE or policy.unscored != "original"):
-        skip = "multiple_choices"  # they are judged, and no policy knows which of them to correct
     constrained = skip is None and is_constrained(chat.body)
     if skip is None and not set(options.probes or ()) - {NOOP}:
         skip = "no_context" if _is_settled(chat, relevant, source, early_stop=early_stop) else None
@@ -120,7 +117,7 @@ def make_plan(
         ),
         noise=noise,
         skip=skip,
-        choices=choices,
+        choices=choices_of(chat.body) or 1,
         notes=(
             *(() if skip or chat.context is not None else (NOTE_IMAGE_ONLY,)),
             *((NOTE_MANY_PICTURES,) if names and len(chat.images) > len(LEFT_OUT) else ()),

@@ -218,6 +218,13 @@ class Leaf(NamedTuple):
     at: int | None = None
 
 
+class Call(NamedTuple):
+    """A tool call of an answer: the function's name, and its arguments as the engine wrote them (JSON)."""
+
+    name: str
+    arguments: str
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """One token of an answer.
@@ -245,8 +252,8 @@ class Reply:
     (`probing.regenerate`), which is then its text. reasoning: whether the model reasoned first; text, token
     and positions are those of the answer behind it. empty_thought: how a reply without reasoning begins then;
     None if its marks have no such form. start: the character at which `text` begins in the text of the reply
-    that the client gets. calls: the arguments of each tool call. leaves: what counts of the text, if that is
-    known (`chat.tool_calls`).
+    that the client gets. calls: its tool calls. leaves: what counts of the text, if that is known
+    (`chat.tool_calls`).
     """
 
     text: str
@@ -264,7 +271,7 @@ class Reply:
     reasoning: bool = False
     empty_thought: str | None = None
     start: int = 0
-    calls: tuple[str, ...] = ()
+    calls: tuple[Call, ...] = ()
     leaves: tuple[Leaf, ...] | None = None
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from modint_guard.chat.thoughts import DEFAULT_EMPTY, behind_thoughts, empty_thought
 from modint_guard.chat.token_places import bytes_of
-from modint_guard.chat.tool_calls import Arguments
+from modint_guard.chat.tool_calls import Calls
 from modint_guard.chat.unread import changed, entries
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply, TokenOptions
@@ -37,6 +37,14 @@ def reply_of(completion: JSON, ms: float = 0.0) -> Reply:
         return _read(completion, ms)
     except _UNREADABLE as exc:
         raise EndpointError("The upstream's answer is not a chat completion of OpenAI's shape.") from exc
+
+
+def given_reply(given: str | JSON) -> Reply:
+    """An answer from elsewhere as a reply without tokens: its text, or the assistant's message that it is.
+    Raises EndpointError if the message is not of OpenAI's shape.
+    """
+    message = {"content": given} if isinstance(given, str) else given
+    return reply_of({"choices": [{"message": message, "finish_reason": "stop"}]})
 
 
 def answers_of(completion: JSON, count: int) -> list[Reply]:
@@ -60,7 +68,7 @@ def _read(completion: JSON, ms: float) -> Reply:
     text = _text(message.get("content"))
     skip = "multiple_choices" if len(choices) > 1 else _skip(message)
     reply = _reply(text, choice.get("finish_reason"), token, top, usage_of(completion), ms, skip)
-    calls = Arguments()
+    calls = Calls()
     calls.feed(message)
     positions = tuple(_positions(listed, choice.get("token_ids")))
     reply = replace(reply, positions=positions, calls=calls.all())
@@ -83,7 +91,7 @@ class StreamReply:
         self._usage = Usage()
         self._skip: str | None = None
         self._reasons_apart = False
-        self._calls = Arguments()
+        self._calls = Calls()
         self._problem: Exception | None = None
 
     @property
@@ -254,9 +262,14 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
     apart: whether the reasoning came in a field of its own, so that the text is the answer's alone.
     """
     text = reply.text if apart else behind_thoughts(reply.text)
-    if not apart and text == reply.text:
+    written, said = reply.text, text
+    if reply.calls:  # the engine took them out of the text
+        written = b"".join(map(bytes_of, reply.positions)).decode(errors="replace")
+        said = behind_thoughts(written)
+    if not apart and (text, said) == (reply.text, written):
         return reply if text.strip() else replace(reply, skip=reply.skip or "empty_answer")
-    positions = _last_positions(reply.positions, text)
+    ends = not reply.calls or said != written  # else it is not known where the reasoning does
+    positions = _last_positions(reply.positions, said) if ends else ()
     first = next((each for each in positions if token_text(each.token)), None)
     return replace(
         reply,
@@ -267,7 +280,7 @@ def _behind_reasoning(reply: Reply, *, apart: bool) -> Reply:
         positions=positions,
         skip=reply.skip or (None if text.strip() else "reasoning"),
         reasoning=True,
-        empty_thought=DEFAULT_EMPTY if apart else empty_thought(reply.text),
+        empty_thought=empty_thought(written) or (DEFAULT_EMPTY if apart else None),
     )
 
 

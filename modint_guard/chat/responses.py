@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from modint_guard.chat.reply import shortened
-from modint_guard.types import JSON, TokenOptions
+from modint_guard.types import JSON, Call, TokenOptions
 
 LOGPROBS = "message.output_text.logprobs"  # of the request's `include`
 ENDED = ("response.completed", "response.incomplete")  # the events that hold the whole response
 FAILED = ("response.failed", "error")  # those that end a stream without one
 _SAME = (
     *("model", "modint", "temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "tools", "chat_template_kwargs"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "chat_template_kwargs"),
     *("cache_salt", "structured_outputs", "stop"),
 )
 # What brings text into the prompt that is not in the request.
@@ -42,10 +42,11 @@ def chat_of(request: JSON) -> JSON:
     messages = [message if _is_readable(message) else _unknown("input") for message in messages]
     messages += [_unknown(name) for name in _ELSEWHERE if request.get(name)]
     messages += [_unknown(name) for name, kind in _ADDED_TO if not isinstance(request.get(name), kind)]
+    tools = _tools(request)
+    messages += [_unknown("tools")] if tools is None else []
     body = {name: request[name] for name in _SAME if request.get(name) is not None}
-    if not body.get("tools"):
-        body.pop("tools", None)  # vLLM's chat refuses an empty list, which clients of responses send
-    return {**body, "messages": messages, **_length(request), **_format(request), **_logprobs(request)}
+    more = {**(tools or {}), **_length(request), **_format(request), **_logprobs(request)}
+    return {**body, "messages": messages, **more}
 
 
 def with_logprobs(request: JSON, top_logprobs: int) -> JSON:
@@ -67,12 +68,14 @@ def completion_of(response: JSON) -> JSON:
     parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]
     texts = [part["text"] for part in parts if part.get("type") == "output_text"]
     entries = [entry for part in parts for entry in part.get("logprobs") or ()]
-    kinds = {item.get("type") for item in items} - {"message"}
+    kinds = {item.get("type") for item in items} - {"message", "reasoning"}
+    called = [item for item in items if item.get("type") == "function_call"]
+    calls: list[JSON] = [{"function": {key: item.get(key) for key in Call._fields}} for item in called]
     reason = (response.get("incomplete_details") or {}).get("reason")
     message: JSON = {
         "content": "".join(texts),
-        "reasoning": "reasoning" if "reasoning" in kinds else None,
-        "tool_calls": [{}] if kinds - {"reasoning"} else None,
+        "reasoning": "reasoning" if any(item.get("type") == "reasoning" for item in items) else None,
+        "tool_calls": [*calls, *({} for _ in kinds - {"function_call"})] or None,
         "refusal": next((part.get("refusal") for part in parts if part.get("type") == "refusal"), None),
     }
     choice: JSON = {
@@ -190,9 +193,37 @@ def _length(request: JSON) -> JSON:
     return {} if limit is None else {"max_completion_tokens": limit}
 
 
+def _tools(request: JSON) -> JSON | None:
+    """The functions that may be called, and whether one must be; None if other tools are offered too. vLLM's
+    chat refuses an empty list, which clients of responses send.
+    """
+    tools, choice = request.get("tools"), request.get("tool_choice")
+    if not tools:
+        return {}
+    if not isinstance(tools, list) or not all(_is_function(tool) for tool in tools):
+        return None
+    chosen = choice
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        chosen = {"type": "function", "function": {"name": choice.get("name")}}
+    return {
+        "tools": [{"type": "function", "function": _without_type(tool)} for tool in tools],
+        **({} if choice is None else {"tool_choice": chosen}),
+    }
+
+
+def _is_function(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == "function"
+
+
+def _without_type(part: JSON) -> JSON:
+    return {name: value for name, value in part.items() if name != "type"}
+
+
 def _format(request: JSON) -> JSON:
     text, reasoning = request.get("text"), request.get("reasoning")
     wanted = text.get("format") if isinstance(text, dict) else None
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        wanted = {"type": "json_schema", "json_schema": _without_type(wanted)}
     effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
     return {
         **({"response_format": wanted} if wanted else {}),

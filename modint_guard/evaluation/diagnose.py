@@ -30,6 +30,7 @@ from modint_guard.endpoint import TOP_LOGPROBS, read_key
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.evaluation.checkup import NAME as CHECKUP
 from modint_guard.evaluation.checkup import checkup_variants
+from modint_guard.evaluation.coloured import with_colours
 from modint_guard.evaluation.diagnosis import diagnosis_of
 from modint_guard.evaluation.extensions import LOCAL, load
 from modint_guard.evaluation.items import KINDS_OF_DATA, Limit, items_of
@@ -243,7 +244,8 @@ async def ask_all(
     concurrency: int = 8,
     per_second: float | None = None,
 ) -> list[list[Answer]]:
-    """The answers of every model, in the variants' order; one model is let go before the next is reached.
+    """The answers of every model, in the variants' order, a few of them judged as well; one model is let go
+    before the next is reached.
 
     logprobs: whether to ask for them. views: whether to ask the guard's views as well; without these no
     log-probabilities are asked for. per_second: calls that may begin in a second; None for any number.
@@ -252,17 +254,30 @@ async def ask_all(
 
     async def ask_one(number: int, target: Target, progress: Progress) -> list[Answer]:
         bar = progress.add_task(target.name, total=len(variants))
-        async with reach(target) as complete:
-            return await ask_each_variant(
+        tried = target.top_logprobs if logprobs else ()
+        async with reach(target) as reached:
+            complete = paced(reached, per_second)
+            answers = await ask_each_variant(
                 target.name,
-                paced(complete, per_second),
+                complete,
                 variants,
                 journal,
                 name=str(number),
-                tried=target.top_logprobs if logprobs else (),
+                tried=tried,
                 views=views,
                 concurrency=concurrency,
                 done=partial(_advance, progress, bar),
+            )
+            if not views:
+                return answers
+            return await with_colours(
+                target.name,
+                complete,
+                answers,
+                journal,
+                top_logprobs=partial(top_logprobs_of, complete, target.name, variants[0].item, tried),
+                name=str(number),
+                concurrency=concurrency,
             )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,6 +1,7 @@
 """All that a report says of one or two models, as plain records: finding, tables, radar, worst answers.
 
-Bounded whatever the number of items: figures are over all of them, and at most WORST answers are kept.
+Bounded whatever the number of items: figures are over all of them, and at most WORST answers are kept, and
+of each model those that are shown in colours.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from modint_guard.evaluation.tables import (
 )
 from modint_guard.evaluation.variants import CONDITION
 from modint_guard.judging.divergence import js_divergence
+from modint_guard.types import State
 
 WORST = 24  # answers shown with their pictures
 THUMBNAIL = 192  # pixels, the longer side
@@ -51,6 +53,7 @@ class Diagnosis:
     consistency: Sequence[ResultRow]
     radar: Mapping[str, Mapping[str, float]]
     worst: Sequence[ResultRow]
+    coloured: Sequence[ResultRow]
     notes: Sequence[str]
 
 
@@ -80,6 +83,10 @@ def diagnosis_of(
         consistency=[{"model": model, **known} for model, known in same.items()],
         radar={model: radar(model, rows, same.get(model)) for model in models},
         worst=worst[:WORST],
+        coloured=sorted(
+            (card for model, of_model in answers.items() for card in coloured_of(model, of_model)),
+            key=lambda card: card["judged"]["modint"]["verdict"] != State.FLAGGED,
+        ),
         notes=(*(NOTES if is_checkup else ()), *LIMITS, *_notes(answers)),
     )
 
@@ -157,6 +164,25 @@ def _weighted(rows: Sequence[ResultRow], name: str) -> float | None:
 
 def _less(value: float | None) -> float | None:
     return None if value is None else 1.0 - value
+
+
+def coloured_of(model: str, answers: Sequence[Answer]) -> list[ResultRow]:
+    """The answers that have a verdict, to be shown with their words coloured by what gave them."""
+    return [
+        {
+            "model": model,
+            "id": each.variant.item.id,
+            "perturbation": each.variant.perturbation,
+            "severity": each.variant.severity,
+            "context": each.variant.item.context,
+            "question": question_text(each.variant.item),
+            "truth": each.variant.item.answer,
+            "judged": each.judged,
+            "image": _thumbnail(each),
+        }
+        for each in answers
+        if each.judged is not None and each.judged["modint"]["verdict"] in (State.PASS, State.FLAGGED)
+    ]
 
 
 def worst_of(model: str, answers: Sequence[Answer]) -> list[ResultRow]:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from modint_guard.evaluation.diagnosis import Diagnosis, probability
 from modint_guard.evaluation.results import ResultRow, recorded, table
+from modint_guard.showing.notebook import highlight
+from modint_guard.showing.pieces import shown as shown_answer
 from modint_guard.types import JSON
 
 TURNED = "Answers that turned wrong, the furthest moved first"  # their heading
+COLOURED = "What gave the words of some answers, flagged ones first"
 CELL_CHARACTERS = 200  # of a text in a Markdown table
 CARD_CHARACTERS = 500  # of a text on the page
 RADIUS = 100.0  # of the radar, in its own units
@@ -66,7 +69,8 @@ def as_json(record: JSON, diagnosis: Diagnosis) -> JSON:
         "comparison": list(diagnosis.comparison),
         "consistency": list(diagnosis.consistency),
         "radar": {model: dict(values) for model, values in diagnosis.radar.items()},
-        "worst": [{key: value for key, value in card.items() if key != "image"} for card in diagnosis.worst],
+        "worst": [_without_picture(card) for card in diagnosis.worst],
+        "coloured": [_without_picture(card) for card in diagnosis.coloured],
         "notes": list(diagnosis.notes),
     }
 
@@ -82,6 +86,7 @@ def markdown(record: JSON, diagnosis: Diagnosis) -> str:
         Table("By perturbation", diagnosis.rows),
         *_further(diagnosis),
         Table(TURNED, [_in_a_row(card) for card in diagnosis.worst]),
+        Table(COLOURED, [_by_words(card) for card in diagnosis.coloured]),
     ):
         if each.rows:
             parts += [f"## {each.heading}", table(each.rows), *[each.note] * bool(each.note)]
@@ -135,6 +140,29 @@ def _in_a_row(card: ResultRow) -> ResultRow:
     return {**{name: card[name] for name in ("model", "perturbation", "severity")}, **texts, "js": card["js"]}
 
 
+def _by_words(card: ResultRow) -> ResultRow:
+    """One of the answers that are shown in colours for a Markdown table, without them."""
+    answer = shown_answer(card["judged"])
+    said = "".join(piece.text for text in answer.texts for piece in text)
+    texts = {
+        "question": card["question"],
+        "truth": card["truth"],
+        "answer": said,
+        "from the text": " · ".join(answer.given_by("text")),
+        "from the picture": " · ".join(answer.given_by("image")),
+        "flagged": " · ".join(answer.flagged),
+    }
+    return {
+        **{name: card[name] for name in ("model", "perturbation", "severity")},
+        "id": _one_line(card["id"]),
+        **{name: _one_line(text) for name, text in texts.items()},
+    }
+
+
+def _without_picture(card: ResultRow) -> JSON:
+    return {key: value for key, value in card.items() if key != "image"}
+
+
 def _one_line(text: str) -> str:
     """A text cut short, without a mark that Markdown would take for its own."""
     return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", cut(" ".join(text.split()), CELL_CHARACTERS))
@@ -142,6 +170,8 @@ def _one_line(text: str) -> str:
 
 def html(record: JSON, diagnosis: Diagnosis) -> str:
     """One page: style, figures and pictures inside; texts escaped. Needs jinja2."""
+    from markupsafe import Markup
+
     axes = _axes(diagnosis)
     return rendered(
         "page.html.jinja",
@@ -152,6 +182,8 @@ def html(record: JSON, diagnosis: Diagnosis) -> str:
         kinds=_kinds(diagnosis),
         further=_further(diagnosis),
         turned=TURNED,
+        coloured=COLOURED,
+        in_colours=lambda card: Markup(highlight(card["judged"])._repr_html_()),
         heat=HEAT,
         axes=[(name, *point(index, len(axes), 1.0)) for index, name in enumerate(axes)],
         rings=[polygon([share] * len(axes)) for share in (0.25, 0.5, 0.75, 1.0)],

@@ -29,7 +29,8 @@ class Answer:
     """What a model answered to one variant. `options` are probabilities by choice, `top` the
     log-probabilities of the first token's alternatives, `cells` the answers of the views by name, `influence`
     Shapley values of text and image in nats and their synergy; `reordered` says whether another order of the
-    options, or of question and context, moved the answer. None or empty if it is not known.
+    options, or of question and context, moved the answer. None or empty if it is not known. judged: of a few
+    answers a completion with its `modint` object (`evaluation.coloured`).
     """
 
     variant: Variant
@@ -41,6 +42,7 @@ class Answer:
     reordered: bool | None = None
     method: str = "first_token"
     skip: str | None = None
+    judged: JSON | None = None
 
     @classmethod
     def from_json(cls, variant: Variant, record: JSON) -> Answer:

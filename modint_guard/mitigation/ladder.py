@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from modint_guard.chat.reply import usage_of
@@ -81,22 +81,28 @@ def fail_closed(report: Report, policy: Policy, original: str = "") -> Report:
     return replace(report, action=ABSTAIN, mitigation=withheld)
 
 
-def served(completion: JSON, mitigation: Mitigation | None) -> JSON:
-    """The completion with the corrected answer in it; unchanged if the original answer stands.
+def served(completion: JSON, reports: Sequence[Report]) -> JSON:
+    """The completion with corrected answers in it; unchanged if every original answer stands.
 
-    The log-probabilities and token ids of a replaced answer are taken out: they belong to the original.
+    reports: on its choices, in their order. The log-probabilities and token ids of a replaced answer are
+    taken out: they belong to the original.
     """
-    if mitigation is None or mitigation.answer is None:
+    mitigations = [report.mitigation for report in reports]
+    if all(mitigation is None or mitigation.answer is None for mitigation in mitigations):
         return completion
-    choice = {
-        **completion["choices"][0],
+    pairs = zip(completion["choices"], mitigations, strict=False)
+    return {**completion, "choices": [_served(*pair) for pair in pairs]}
+
+
+def _served(choice: JSON, mitigation: Mitigation | None) -> JSON:
+    if mitigation is None or mitigation.answer is None:
+        return choice
+    replaced = {
+        **choice,
         "finish_reason": mitigation.finish_reason,
-        "message": {**completion["choices"][0]["message"], "content": mitigation.answer},
+        "message": {**choice["message"], "content": mitigation.answer},
     }
-    for key in ("logprobs", "token_ids", "stop_reason"):
-        if key in choice:
-            choice[key] = None
-    return {**completion, "choices": [choice]}
+    return {**replaced, **{key: None for key in ("logprobs", "token_ids", "stop_reason") if key in choice}}
 
 
 def _mitigation(

@@ -289,6 +289,7 @@ def for_model(flagged: FlaggedAnswer, model: str) -> Plan:
         relevant_probability=report.relevant_probability,
         schedule=replace(schedule, views=views, method=method),
         notes=(),
+        choices=1,
     )
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from modint_guard.chat.reply import answer_positions, reply_of, token_text
 from modint_guard.chat.token_places import bytes_of
+from modint_guard.chat.tool_calls import as_message, as_rendered
 from modint_guard.chat.unread import entry
 from modint_guard.errors import EndpointError
 from modint_guard.types import JSON, Position, Reply
 
 _LONGEST_TOKEN = 256  # bytes
+_LONGEST_CALLS = 2048  # tokens at the end of a prompt that tool calls are looked for in
 _NOT_FORCED = ("logprobs", "top_logprobs", "stop", "stop_token_ids")
 
 
@@ -26,11 +28,22 @@ def forced_body(view: JSON, answer: str, top_logprobs: int) -> JSON:
 
     top_logprobs: the number of alternatives asked for at each position of the prompt.
     """
+    message = {"role": "assistant", "content": answer}
+    return {**_scoring(view, message, top_logprobs), "continue_final_message": True}
+
+
+def called_body(view: JSON, answer: Reply, top_logprobs: int) -> JSON:
+    """A body that makes the engine score tool calls as the model's template writes them: the view with the
+    calls as its last message, which is not gone on with.
+    """
+    return _scoring(view, as_message(answer), top_logprobs)
+
+
+def _scoring(view: JSON, message: JSON, top_logprobs: int) -> JSON:
     kept = {key: value for key, value in view.items() if key not in _NOT_FORCED}
     return {
         **kept,
-        "messages": [*view["messages"], {"role": "assistant", "content": answer}],
-        "continue_final_message": True,
+        "messages": [*view["messages"], message],
         "add_generation_prompt": False,
         "prompt_logprobs": top_logprobs,
         "return_token_ids": True,
@@ -64,6 +77,27 @@ def forced_reply(completion: JSON, ms: float, answer: Reply, *, by_text: bool = 
             scored = _positions(completion, answer_positions(answer))
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise EndpointError("The upstream's answer holds no log-probabilities of the prompt.") from exc
+    return _given(reply, answer, scored)
+
+
+def called_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
+    """The reply to `called_body`: its text, `leaves` and `forced` are those of the calls as the template
+    wrote them (`as_rendered`). It is to be skipped, `tool_calls`, if their values are not found in the
+    prompt. Raises EndpointError if the completion holds no log-probabilities of the prompt.
+    """
+    reply = reply_of(completion, ms)
+    try:
+        count = min(len(completion["prompt_logprobs"]) - 1, _LONGEST_CALLS)
+        found = as_rendered(answer, _last_of(completion, count))
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise EndpointError("The upstream's answer holds no log-probabilities of the prompt.") from exc
+    if found is None:
+        return replace(_given(reply, answer, ()), skip="tool_calls")
+    return replace(_given(reply, found, found.positions), leaves=found.leaves)
+
+
+def _given(reply: Reply, answer: Reply, scored: tuple[Position, ...]) -> Reply:
+    """The reply of a view that was given an answer."""
     return replace(
         reply,
         text=answer.text,
@@ -78,13 +112,10 @@ def forced_reply(completion: JSON, ms: float, answer: Reply, *, by_text: bool = 
 
 def _positions(completion: JSON, generated: Sequence[Position]) -> tuple[Position, ...]:
     """The last positions of the prompt, as many as were generated."""
-    listed: list[Any] = completion["prompt_logprobs"]
-    ids: list[int] | None = completion.get("prompt_token_ids")
     count = len(generated)
-    if not count or len(listed) <= count:
+    if not count or len(completion["prompt_logprobs"]) <= count:
         raise EndpointError("The answer's tokens are not among those of the prompt.")
-    last_ids = ids[-count:] if ids else [None] * count
-    scored = tuple(_position(each, id_) for each, id_ in zip(listed[-count:], last_ids, strict=True))
+    scored = _last_of(completion, count)
     if not all(_is_same_token(a, b) for a, b in zip(generated, scored, strict=True)):
         raise EndpointError(
             "The answer was split into other tokens than were generated: it cannot be scored."
@@ -102,11 +133,18 @@ def _positions_of_text(completion: JSON, text: str) -> tuple[Position, ...]:
         position = _position(listed[-count], ids[-count] if ids else None)
         joined = bytes_of(position) + joined
         if len(joined) >= least and joined.decode(errors="replace").strip() == sought:
-            last = zip(listed[-count:], ids[-count:] if ids else [None] * count, strict=True)
-            return tuple(_position(each, id_) for each, id_ in last)
+            return _last_of(completion, count)
         if len(joined) > least + _LONGEST_TOKEN:
             break
     raise EndpointError("The answer is not at the end of the prompt: it cannot be scored.")
+
+
+def _last_of(completion: JSON, count: int) -> tuple[Position, ...]:
+    """The last positions of the prompt, one or more."""
+    listed: list[Any] = completion["prompt_logprobs"]
+    ids: list[int] | None = completion.get("prompt_token_ids")
+    last = zip(listed[-count:], ids[-count:] if ids else [None] * count, strict=True)
+    return tuple(_position(each, id_) for each, id_ in last)
 
 
 def _position(listed: Any, token_id: int | None) -> Position:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import orjson
 import typer
@@ -21,7 +21,7 @@ from modint_guard.showing.pieces import ShownAnswer, ShownPiece, shown
 from modint_guard.types import JSON
 
 COLOURS = {"text": "yellow", "image": "cyan", None: ""}
-NAMES = {"text": "text", "image": "picture"}
+NAMES: dict[Literal["text", "image"], str] = {"text": "text", "image": "picture"}
 FLAGGED = "bold underline"
 RELEVANT = ("image", "text", "both", "auto")
 
@@ -97,18 +97,19 @@ def rendered(answer: ShownAnswer) -> list[Text]:
     lines = [
         Text.assemble(*((printable(piece.text), _style(piece)) for piece in text)) for text in answer.texts
     ]
-    pieces = [piece for text in answer.texts for piece in text]
     for modality, name in NAMES.items():
-        words = [printable(piece.text) for piece in pieces if piece.gave == modality]
-        if words:
-            lines.append(Text(f"from the {name}: {' · '.join(words)}", COLOURS[modality]))
-    flagged = [printable(piece.text) for piece in pieces if piece.is_flagged]
-    if flagged:
-        lines.append(Text(f"flagged: {' · '.join(flagged)}", FLAGGED))
+        if words := answer.given_by(modality):
+            lines.append(Text(f"from the {name}: {_listed(words)}", COLOURS[modality]))
+    if answer.flagged:
+        lines.append(Text(f"flagged: {_listed(answer.flagged)}", FLAGGED))
     if answer.modint is not None:
         reason = f" ({answer.modint.reason})" if answer.modint.reason else ""
         lines.append(Text(f"{answer.modint.verdict}{reason}: {printable(answer.modint.explanation)}", "dim"))
     return lines
+
+
+def _listed(words: list[str]) -> str:
+    return " · ".join(map(printable, words))
 
 
 def _style(piece: ShownPiece) -> str:

@@ -36,6 +36,15 @@ class ShownAnswer:
     texts: tuple[tuple[ShownPiece, ...], ...]
     modint: ModintObject | None
 
+    def given_by(self, modality: Literal["text", "image"]) -> list[str]:
+        """The pieces that a modality gave."""
+        return [piece.text for text in self.texts for piece in text if piece.gave == modality]
+
+    @property
+    def flagged(self) -> list[str]:
+        """The pieces that an interfering modality turned."""
+        return [piece.text for text in self.texts for piece in text if piece.is_flagged]
+
 
 def shown(completion: Any, choice: int = 0) -> ShownAnswer:
     """An answer of a completion, in pieces.

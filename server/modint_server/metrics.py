@@ -12,7 +12,7 @@ from modint_guard.chat.reply import usage_of
 from modint_guard.examination import STEPS as EXAMINATION_STEPS
 from modint_guard.judging.null import CHECKUP, TRAFFIC, Null
 from modint_guard.probing.views import VIEWS
-from modint_guard.report import Report
+from modint_guard.report import Mitigation, Report
 from modint_guard.types import (
     RUNGS,
     SELF_ASKED,
@@ -273,16 +273,11 @@ class Metrics:
         self.mixed_ok.labels(model).set(float(ok))
 
     def judged(self, served: Served, report: Report) -> None:
-        """Counts a verdict, its probes, and the attempts at a better answer."""
+        """Counts a verdict and its probes."""
         verdict, ma = report.verdict, (served.model, served.adapter)
         cause = verdict.cause.value if verdict.cause else NONE
         self.verdicts.labels(*ma, report.relevant.value, verdict.state.value, cause).inc()
         self.actions.labels(*ma, report.action if report.action in ACTIONS else OTHER).inc()
-        if (tried := report.mitigation) is not None:
-            self.mitigation_seconds.labels(*ma).observe(tried.ms / 1000)
-            self.mitigation_tokens.labels(*ma).inc(tried.tokens)
-            for rung in tried.rungs:
-                self.rungs.labels(*ma, rung.rung, rung.outcome.value).inc()
         if verdict.risk is not None:
             self.risk.labels(*ma, report.relevant.value).observe(verdict.risk)
             if verdict.risk >= 1.0 - self.alpha:
@@ -298,6 +293,14 @@ class Metrics:
             self.probe_cached.labels(*ma).inc(probe.cached_tokens)
             if probe.divergence is not None:
                 self.divergence.labels(*ma, probe.name).observe(probe.divergence)
+
+    def mitigated(self, served: Served, tried: Mitigation) -> None:
+        """Counts the attempts at a better answer in place of one."""
+        ma = (served.model, served.adapter)
+        self.mitigation_seconds.labels(*ma).observe(tried.ms / 1000)
+        self.mitigation_tokens.labels(*ma).inc(tried.tokens)
+        for rung in tried.rungs:
+            self.rungs.labels(*ma, rung.rung, rung.outcome.value).inc()
 
     def _children_of_closed_sets(self) -> None:
         for reason in REJECTIONS:

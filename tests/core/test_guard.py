@@ -11,7 +11,7 @@ import pytest
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
 from modint_guard.chat.rebuild import rebuild
 from modint_guard.chat.relevance_rules import RelevanceRule
-from modint_guard.chat.reply import reply_of
+from modint_guard.chat.reply import given_reply, reply_of
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.examination import probe
 from modint_guard.judge import NOTE_FIRST_TOKEN, NOTE_NOT_PREFERRED, NOTE_UNLISTED
@@ -474,7 +474,8 @@ async def test_thresholds_decide_what_is_flagged() -> None:
 
 def judged(given: str, own: Reply, **cells: Reply | Failure) -> Report:
     guard = Guard()
-    return guard.judge.report_on_given(guard.plan(ask(f"{LIE}\n{QUESTION}")), given, own, cells)
+    plan = guard.plan(ask(f"{LIE}\n{QUESTION}"))
+    return guard.judge.report_on_given(plan, given_reply(given), own, cells)
 
 
 BELIEVES: dict[str, Reply | Failure] = {

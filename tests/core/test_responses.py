@@ -8,7 +8,7 @@ from modint_guard.chat.eligibility import unsupported_part
 from modint_guard.chat.parts import in_one_form
 from modint_guard.chat.reply import reply_of
 from modint_guard.chat.responses import chat_of, completion_of, with_logprobs, without_added
-from modint_guard.types import JSON, TokenOptions
+from modint_guard.types import JSON, Call, TokenOptions
 
 CALL = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
 MADE = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -63,6 +63,8 @@ def test_calls_of_tools_in_the_history_are_chats() -> None:
         {"messages": []},
         {"input": [{"type": "item_reference", "id": "x"}]},
         {"input": [{"type": "reasoning", "summary": []}]},
+        {"input": "What?", "tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]},
+        {"input": "What?", "tools": {"type": "function"}},
     ],
 )
 def test_what_chat_cannot_say_is_not_probed(request_: JSON) -> None:
@@ -73,7 +75,30 @@ def test_what_chat_cannot_say_is_not_probed(request_: JSON) -> None:
 def test_effort_and_format_are_chats() -> None:
     wanted = {"type": "json_schema", "name": "a", "schema": {}}
     chat = chat_of({"input": "What?", "reasoning": {"effort": "low"}, "text": {"format": wanted}})
-    assert (chat["reasoning_effort"], chat["response_format"]) == ("low", wanted)
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
+    assert (chat["reasoning_effort"], chat["response_format"]) == ("low", schema)
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [
+        ("required", "required"),
+        ({"type": "function", "name": "look"}, {"type": "function", "function": {"name": "look"}}),
+    ],
+)
+def test_functions_that_may_be_called_are_chats(choice: Any, chosen: Any) -> None:
+    told = {"name": "look", "parameters": {"type": "object"}}
+    chat = chat_of({"input": "What?", "tools": [{"type": "function", **told}], "tool_choice": choice})
+    assert chat["tools"] == [{"type": "function", "function": told}]
+    assert (chat["tool_choice"], chat_of({"input": "What?", "tools": []}).get("tools")) == (chosen, None)
+
+
+def test_the_calls_of_a_response_are_read_and_so_is_a_call_that_chat_does_not_know() -> None:
+    reply = reply_of(completion_of(output({"type": "reasoning", "id": "r"}, said("So:"), CALL, CALL)))
+    assert (reply.calls, reply.text) == ((Call("look", "{}"), Call("look", "{}")), "So:")
+    assert (reply.skip, reply.reasoning) == ("tool_calls", True)
+    searched = reply_of(completion_of(output({"type": "web_search_call"})))
+    assert (searched.skip, searched.calls) == ("tool_calls", (Call("", ""),))
 
 
 def test_log_probabilities_are_asked_for_and_only_those_wanted_are_shown() -> None:

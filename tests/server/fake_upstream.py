@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ def text_of(body: JSON) -> str:
     """All text of a conversation."""
     texts = []
     for message in body["messages"]:
-        content = message["content"]
+        content = message["content"] or ""
         parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
         texts += parts
     return "\n".join(texts)
@@ -277,14 +278,21 @@ class FakeUpstream:
         return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": listed}
 
     def _scored(self, body: JSON) -> JSON:
-        """The answer at the end of the prompt, each of its words as probable as after this body."""
-        words = _tokens(body["messages"][-1]["content"])
+        """The answer at the end of the prompt, each of its words as probable as after this body; of what
+        stands around it, nothing is known.
+        """
+        message = body["messages"][-1]
+        called = "".join(_written(call["function"]) for call in message.get("tool_calls") or ())
+        words = _tokens(called or message["content"])
         view = self.script({**body, "messages": body["messages"][:-1]})
-        tops = view.tops if len(view.tops) == len(words) else (view.top,) * len(words)
+        tops = (*view.tops, {}) if called else view.tops
+        before = len(words) - len(tops)
+        tops = (*({},) * before, *tops) if view.tops and before >= 0 else (view.top,) * len(words)
         entries = [_prompt_entry(*pair) for pair in zip(words, tops, strict=True)]
         ids = [1, *map(_token_id, words)]
         return {
             **self._completion(body, Answer("!")),
+            "usage": {"prompt_tokens": 40 + len(words), "completion_tokens": 1},
             "prompt_logprobs": [None, *entries],
             "prompt_token_ids": ids,
         }
@@ -449,10 +457,13 @@ def _as_part(part: JSON) -> JSON:
     return {"type": "text", "text": part["text"]}
 
 
+def _written(function: JSON) -> str:
+    return f"<call> {function['name']} {function['arguments']} </call>"
+
+
 def _tokens(text: str) -> list[str]:
-    """Words, each with the blank in front of it."""
-    first, *rest = text.split(" ")
-    return [first, *(f" {word}" for word in rest)]
+    """Words, each with the blank in front of it and the line ends behind it."""
+    return re.split(r"(?= )|(?<=\n)(?=[^\s])", text)
 
 
 def _token_id(token: str) -> int:

@@ -42,18 +42,18 @@ def about(text: str, *, picture: bool = True, **modint: Any) -> bytes:
     return json.dumps(body).encode()
 
 
-async def longest_wait(gateway: Running, *bodies: bytes) -> float:
-    """The most work in seconds that the loop's thread did while one /livez waited and these bodies were sent.
+async def longest_wait(gateway: Running, *bodies: bytes, path: str = CHAT) -> float:
+    """The most work in seconds that the loop's thread did between two /livez while these bodies were sent.
 
     It is counted as CPU time: on a busy machine the thread itself may have to wait.
     """
-    sent = asyncio.gather(*(gateway.post(body) for body in bodies))
+    sent = asyncio.gather(*(gateway.post(body, path) for body in bodies))
     longest = 0.0
     while not sent.done():
         began = time.thread_time()
         assert (await gateway.get("/livez")).status == 200
-        longest = max(longest, time.thread_time() - began)
         await asyncio.sleep(0.005)
+        longest = max(longest, time.thread_time() - began)
     assert {reply.status for reply in await sent} <= {200, 400, 413}
     return longest
 
@@ -74,6 +74,28 @@ BODIES = {
 async def test_no_body_stalls_the_loop(upstream: FakeUpstream, name: str) -> None:
     async with serving(upstream.url, image_timeout_s=60) as gateway:
         assert await longest_wait(gateway, BODIES[name]) < 0.3
+
+
+VALUES = json.dumps({f"value {n}": "" for n in range(5_000)})  # nothing is said in them, but all are read
+CALLS = [{"function": {"name": "f", "arguments": values}} for values in (*[VALUES] * 9, '{"colour": "blue"}')]
+GIVEN = {
+    "a record": chat(answer=json.dumps([*range(14_000)])),
+    "a record in a forced form": chat(
+        answer=json.dumps([*range(14_000)]), response_format={"type": "json_object"}
+    ),
+    "calls": chat(
+        answer={"tool_calls": CALLS},
+        tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+async def test_no_answer_from_elsewhere_stalls_the_loop(name: str) -> None:
+    fake = FakeUpstream(misled, scores=True)
+    fake.model_list = fake.model_list[:1]
+    async with running(fake), serving(fake.url) as gateway:
+        assert await longest_wait(gateway, json.dumps(GIVEN[name]).encode(), path="/v1/guard/check") < 0.05
 
 
 def long_of(tokens: int) -> Callable[[JSON], Answer]:

@@ -1,7 +1,7 @@
 """Puts the verdict into an answer: the `modint` object of a body or a last chunk, and a few short headers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -63,11 +63,13 @@ def is_withheld(report: Report, abstain_as: str) -> bool:
     return report.action == ABSTAIN and abstain_as == "error"
 
 
-def said_instead(finish: JSON, answer: str) -> JSON:
-    """A chunk with another answer, to go before the stream's last chunk `finish`, whose ids it has."""
+def said_instead(finish: JSON, answer: str, index: int = 0) -> JSON:
+    """A chunk with another answer in place of that of this index, to go before the stream's last chunk
+    `finish`, whose ids it has.
+    """
     head = {key: value for key, value in finish.items() if key not in ("usage", "choices")}
     delta = {"role": "assistant", "content": answer}
-    return {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
+    return {**head, "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]}
 
 
 def finished(finish: JSON, report: Report) -> JSON:
@@ -75,13 +77,28 @@ def finished(finish: JSON, report: Report) -> JSON:
 
     If the text was already sent, its own reason stays, unless the policy abstained.
     """
+    if not (reason := _reason_of(report)):
+        return finish
+    return {**finish, "choices": [{**choice, **reason} for choice in choices_of(finish)]}
+
+
+def _reason_of(report: Report) -> JSON:
+    """What the end of an answer says that is served in place of the engine's; empty for that one."""
     mitigation = report.mitigation
     if mitigation is None or mitigation.answer is None:
-        return finish
+        return {}
     if mitigation.correction and report.action != ABSTAIN:
-        return finish
-    reason = {"finish_reason": mitigation.finish_reason, "logprobs": None}
-    return {**finish, "choices": [{**choice, **reason} for choice in choices_of(finish)]}
+        return {}
+    return {"finish_reason": mitigation.finish_reason, "logprobs": None}
+
+
+def without_answers(chunk: JSON, indices: Collection[int]) -> JSON | None:
+    """A chunk without what it says of these answers; None if it says nothing else."""
+    choices = choices_of(chunk)
+    others = [choice for choice in choices if choice.get("index", 0) not in indices]
+    if len(others) == len(choices):
+        return chunk
+    return {**chunk, "choices": others} if others else None
 
 
 def sanitised(value: str, limit: int) -> str:
@@ -106,15 +123,15 @@ def choices_of(document: JSON) -> list[JSON]:
 
 
 def each_annotated(finish: JSON, reports: Sequence[Report]) -> JSON:
-    """A copy of a chunk that ends one or more of several answers, with the report of each in its choice, and
-    that of the first concern among these at its top level.
+    """A copy of a chunk that ends one or more of several answers, with the report of each in its choice and
+    the finish reason of what is served, and that of the first concern among these at its top level.
     """
     by_index = {report.choice: report for report in reports}
     choices, told = [], []
     for choice in choices_of(finish):
         report = by_index.get(choice.get("index", 0))
         told += [report] if report else []
-        choices.append({**choice, "modint": report.to_json()} if report else choice)
+        choices.append({**choice, **_reason_of(report), "modint": report.to_json()} if report else choice)
     return {**finish, "choices": choices, "modint": first_concern(told or reports).to_json()}
 
 

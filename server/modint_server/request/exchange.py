@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class Record:
     measures_noise: bool = False  # whether the gateway itself asks the request twice
     usage: Any = None
     report: Report | None = None
+    others: Sequence[Report] = ()  # on the further answers, if several were asked for
     coverage: float | None = None  # probability held by the tokens listed at the first content position
     first_token_s: float | None = None
     closed: bool = False
@@ -182,6 +183,11 @@ class HeldWire:
         if len(self._kept) > self._limit:
             await self.release()
 
+    @property
+    def kept(self) -> bytes:
+        """The frames that are held."""
+        return bytes(self._kept)
+
     def replace(self, data: bytes) -> None:
         """Other frames in place of those that are held."""
         self._kept = bytearray(data)
@@ -191,7 +197,7 @@ class HeldWire:
         if self.held:
             self.held = False
             await self._wire.start(headers)
-            await self._wire.write(bytes(self._kept))
+            await self._wire.write(self.kept)
             self._kept.clear()
 
     async def end(self, last: bytes) -> None:

@@ -187,6 +187,9 @@ def count(metrics: Metrics, record: Record) -> None:
         metrics.coverage.labels(served.model).observe(record.coverage)
     if record.report is not None:
         metrics.judged(served, record.report)
+        tried = [each.mitigation for each in (record.report, *record.others) if each.mitigation is not None]
+        for mitigation in {id(each): each for each in tried}.values():  # answers of the same words share one
+            metrics.mitigated(served, mitigation)
 
 
 class Exchange(Response):

@@ -3,7 +3,7 @@
 A request that is probed is an `Examination`; whole answers, streams and the check are short users of it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -44,6 +44,7 @@ from modint_server.request.sse import (
     DONE,
     BrokenStreamError,
     Choices,
+    Splitter,
     chunk_of,
     data_of,
     events_of,
@@ -113,7 +114,7 @@ class Pipeline:
             await self._plain(COMPLETIONS, incoming, record, wire, debug=False)
 
     async def check(self, raw: bytes, headers: Mapping[str, str], record: Record, wire: Wire) -> None:
-        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call."""
+        """POST /v1/guard/check: {model, messages, answer, modint?} → {modint}; two tokens a call at most."""
         incoming = await self.read(read_chat, raw, record)
         answer = _answer_of(incoming.body)
         record.images = incoming.images
@@ -144,7 +145,6 @@ class Pipeline:
         record: Record,
         *,
         always: bool = False,
-        forcing: bool = True,
     ) -> Plan | None:
         """What will be probed; None where the request does not ask for the guard, and that is off or did not
         draw it. `record.report` then says why.
@@ -165,13 +165,12 @@ class Pipeline:
         if record.measures_noise:
             options = replace(options, probes=(*(options.probes or ()), *_absent(NOOP, options)))
         top = self.attachment.top_logprobs
-        forcing = forcing and not always and self.attachment.teacher_forcing
         work = partial(
             self.guard.plan,
             incoming.body,
             options,
             max_top_logprobs=top,
-            forcing=forcing,
+            forcing=self.attachment.teacher_forcing,
             noise=self.noise.of(record.key_digest, model),
         )
         is_quick = not incoming.images and incoming.size <= QUICK_TEXT
@@ -269,12 +268,13 @@ class Pipeline:
         record.usage = completion.get("usage")
         read = partial(answers_of, completion, examination.plan.choices)
         reports = await self.reports_on(examination, read, record, is_large=len(data) > QUICK_BODY)
-        record.report = report = first_concern(reports)
-        if annotate.is_withheld(report, examination.policy.abstain_as):
+        report = _noted(reports, record)
+        came = reports[: len(annotate.choices_of(completion))] or reports
+        if _all_withheld(came, examination.policy):
             raise Withheld(report)
 
         def shown() -> bytes:
-            document = served(examination.strip(completion), report.mitigation)
+            document = served(examination.strip(completion), reports)
             return self.written(lambda: with_reports(document, reports), data)
 
         sent = await self.done_with_answer(shown, len(data), record)
@@ -311,18 +311,19 @@ class Pipeline:
             with record.holding():
                 read, is_large = partial(_all, answers), any(each.tokens > QUICK_TOKENS for each in answers)
                 reports = await self.reports_on(examination, read, record, is_large=is_large)
-            record.report = report = delivered(first_concern(reports), held)
+            reports = [delivered(each, held) for each in reports]
+            report = _noted(reports, record)
+            if held is not None and held.held:
+                await self._release(held, finishes, policy, reports, record, debug)
             if count > 1:
                 return [annotate.each_annotated(finish, reports) for finish in finishes]
             (finish,) = finishes
-            if held is not None and held.held:
-                await self._release(held, finish, policy, report, record, debug)
             return [annotate.annotated(annotate.finished(finish, report), report)]
 
         body = orjson.dumps(examination.body)
         await self._relay(CHAT, body, record, held or wire, strip=strip, judge=judge, count=count)
 
-    async def _checked(self, plan: Plan, answer: str, record: Record) -> Report:
+    async def _checked(self, plan: Plan, answer: str | JSON, record: Record) -> Report:
         """Judges an answer given by the caller, under the distribution that the model itself has there."""
         if plan.skip:
             return skipped(plan)
@@ -331,9 +332,10 @@ class Pipeline:
         async with self.examine(plan, record, given=answer) as examination:
             with record.waiting():
                 completion = await self.upstream.complete(examination.body, record.upstream_headers())
-            return await self.report_on(examination, partial(reply_of, completion), record)
+            is_large = len(orjson.dumps(answer)) > QUICK_TEXT
+            return await self.report_on(examination, partial(reply_of, completion), record, is_large=is_large)
 
-    def examine(self, plan: Plan, record: Record, *, given: str | None = None) -> Examination:
+    def examine(self, plan: Plan, record: Record, *, given: str | JSON | None = None) -> Examination:
         """Views and rungs need slots, of which each key has a share; corrections are paid for by the key."""
         return self.guard.examine(
             plan,
@@ -376,13 +378,30 @@ class Pipeline:
         return [report, *others]
 
     async def _release(
-        self, held: HeldWire, finish: JSON, policy: Policy, report: Report, record: Record, debug: bool
+        self,
+        held: HeldWire,
+        finishes: list[JSON],
+        policy: Policy,
+        reports: Sequence[Report],
+        record: Record,
+        debug: bool,
     ) -> None:
-        """Sends a held stream, or another answer in its place; raises Withheld."""
-        if annotate.is_withheld(report, policy.abstain_as):
+        """Sends a held stream, with other answers in place of some of its own; raises Withheld."""
+        report = first_concern(reports)
+        ended = {choice.get("index", 0) for finish in finishes for choice in annotate.choices_of(finish)}
+        came = [each for each in reports if each.choice in ended] or reports
+        if _all_withheld(came, policy):
             raise Withheld(report)
-        if report.mitigation is not None and report.mitigation.answer is not None:
-            held.replace(frame(annotate.said_instead(finish, report.mitigation.answer)))
+        instead = {
+            each.choice: each.mitigation.answer
+            for each in came
+            if each.mitigation is not None and each.mitigation.answer is not None
+        }
+        if instead:
+            said = (annotate.said_instead(finishes[0], answer, index) for index, answer in instead.items())
+            kept = held.kept if len(reports) > 1 else b""
+            others = await self.done_with_answer(partial(_without, kept, instead), len(kept), record)
+            held.replace(others + b"".join(map(frame, said)))
         record.first_token_s = record.elapsed_s()
         await held.release(annotate.headers_of(report, debug=debug))
 
@@ -503,6 +522,30 @@ def delivered(report: Report, held: HeldWire | None) -> Report:
     return replace(report, mitigation=replace(mended, correction=True))
 
 
+def _noted(reports: Sequence[Report], record: Record) -> Report:
+    """The report that speaks for all answers; the record has all of them."""
+    record.report = first_concern(reports)
+    record.others = [report for report in reports if report is not record.report]
+    return record.report
+
+
+def _all_withheld(reports: Sequence[Report], policy: Policy) -> bool:
+    """Whether the client gets an error envelope: of the answers that came, none is given."""
+    return all(annotate.is_withheld(report, policy.abstain_as) for report in reports)
+
+
+def _without(frames: bytes, indices: Collection[int]) -> bytes:
+    """The frames of a stream without what they say of these answers."""
+    kept = []
+    for event in Splitter().feed(frames):
+        data = data_of(event)
+        chunk = chunk_of(data) if data is not None else None
+        others = annotate.without_answers(chunk, indices) if chunk is not None else None
+        if others is not None:
+            kept.append(event if others is chunk else frame(others))
+    return b"".join(kept)
+
+
 def _all(answers: list[StreamReply]) -> list[Reply]:
     return [answer.reply() for answer in answers]
 
@@ -519,11 +562,17 @@ def is_told(report: Report, incoming: Incoming) -> bool:
     return verdict.state is State.UNSCORED or (verdict.reason != "opted_out" and "modint" in incoming.body)
 
 
-def _answer_of(body: JSON) -> str:
+def _answer_of(body: JSON) -> str | JSON:
     answer = body.get("answer")
-    if not isinstance(answer, str) or not answer.strip():
-        raise RequestError("answer must be the text to be judged", param="answer", code="invalid_answer")
-    return answer
+    said = answer.get("content") if isinstance(answer, dict) else answer
+    calls = answer.get("tool_calls") if isinstance(answer, dict) else None
+    if not (isinstance(said, str) and said.strip()) and not (isinstance(calls, list) and calls):
+        raise RequestError(
+            "answer must be the text to be judged, or an assistant's message with content or tool_calls",
+            param="answer",
+            code="invalid_answer",
+        )
+    return answer if isinstance(answer, dict) else str(answer)
 
 
 def _error_in(chunk: JSON, data: bytes) -> EndpointError:

@@ -38,7 +38,7 @@ from modint_server.request.pipeline import QUICK_BODY, Pipeline, Withheld, deliv
 from modint_server.request.sse import BrokenStreamError, chunk_of, data_of, events_of
 from modint_server.settings import Settings
 
-_DELTA = "response.output_text.delta"
+_DELTAS = ("response.output_text.delta", "response.function_call_arguments.delta")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Responses:
         asked = await pipeline.done(partial(as_chat, incoming), incoming.size, record)
         debug = headers.get("x-modint-debug", "").lower() == "true"
         async with pipeline.attachment.serving(incoming.body["model"]) as record.served:
-            plan = await pipeline.plan(asked, headers, record, forcing=False)
+            plan = await pipeline.plan(asked, headers, record)
             with known_to_the_engine(RESPONSES):
                 if plan is None or plan.skip is not None:
                     record.report = skipped(plan) if plan else record.report
@@ -190,7 +190,7 @@ class Responses:
                 raise self.pipeline.upstream.failed(
                     EndpointError("the engine reported an error in the stream", status=500, body=data or b"")
                 )
-            if kind == _DELTA:
+            if kind in _DELTAS:
                 record.token_seen()
             if (response := _ended(document)) is not None:
                 record.usage = usage_of_response(response)

@@ -1,4 +1,4 @@
-"""POST /v1/guard/check: judges an answer that another server gave, at its first word."""
+"""POST /v1/guard/check: judges an answer that another server gave."""
 
 from fastapi import APIRouter, Request, Response
 
