@@ -34,8 +34,12 @@ CALLS = 3  # of a baseline that asks again: as many as the guard has cells
 LONGEST = 64  # tokens of an answer in words of its own
 # The models of a world, and one case in how many each is asked.
 MODELS: dict[World, dict[str, int]] = {
-    "tinyworld": {BASE: 1, ADAPTER: 2},
+    "tinyworld": {BASE: 2, ADAPTER: 2},
     "picturebook": {"picturebook-base": 1},
+}
+SERVED: dict[World, list[str]] = {
+    "tinyworld": ["--adapter", ADAPTER],
+    "picturebook": ["--model", "picturebook-base"],
 }
 
 
@@ -70,9 +74,7 @@ def measure_detection(output: Path, raw: Path, run: Run) -> None:
         asked = {key_of(model, case): case for model in models for case in run.cases(world, model)}
         with Journal(raw.with_stem(f"{raw.stem}-{world}"), made_by) as journal:
             if asked.keys() - journal.records.keys():
-                base, *adapters = models
-                options = ["--model", base, *(word for name in adapters for word in ("--adapter", name))]
-                with serving(options) as served:
+                with serving(SERVED[world]) as served:
                     asyncio.run(_ask(served.url, journal, world, run))
             answers += [Answer.from_json(journal.records[key]) for key in asked]
     write_results(

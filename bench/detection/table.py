@@ -26,9 +26,9 @@ _UNCHANGED = -30.0  # nats: the score of an answer that has none, below every ot
 _CLIP = 15.0  # nats: a logistic sees no larger score
 
 NOTES = f"""\
-Greedy answers of the bundled models through vLLM and the gateway, as it ships: `tinyworld-base` has a
-calibration, and the other models no null (it is measured in the background, and was not waited for), so that
-the fixed rule flags. `relevance` auto: nobody says what ought to decide; named: the client does.
+Greedy answers of the bundled models through vLLM and the gateway, as it ships: `tinyworld-base` is judged by
+its calibration, `robust-lora` by its null as soon as that is measured (two minutes), and `picturebook-base` by
+the fixed rule, for too few of its answers to packaged items are right. `relevance` auto: nobody says what ought to decide; named: the client does.
 
 `truth` interference: positives are wrong, and right on the clean twin; negatives are all other answers, those
 that are wrong on both included. wrong: wrong against right. neglect: answers to needed inputs that are wrong,
