@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.detection import baselines
-from bench.detection.inputs import HELD_OUT, LYING, NEEDED, SETTINGS, TEXT_DRIVEN, WORDING
+from bench.detection.inputs import HELD_OUT, KINDS, LYING, NEEDED, SETTINGS, TEXT_DRIVEN, WORDING
 from bench.spans.intervals import interval
 from modint_guard.evaluation import curves
 from modint_guard.evaluation.results import table
@@ -27,8 +27,9 @@ _CLIP = 15.0  # nats: a logistic sees no larger score
 
 NOTES = f"""\
 Greedy answers of the bundled models through vLLM and the gateway, as it ships: `tinyworld-base` is judged by
-its calibration, `robust-lora` by its null as soon as that is measured (two minutes), and `picturebook-base` by
-the fixed rule, for too few of its answers to packaged items are right. `relevance` auto: nobody says what ought to decide; named: the client does.
+its calibration, `robust-lora` by its null as soon as that is measured (two minutes), `picturebook-base` by
+the fixed rule, for too few of its answers to packaged items are right. `relevance` auto: nobody says what
+ought to decide; named: the client does.
 
 `truth` interference: positives are wrong, and right on the clean twin; negatives are all other answers, those
 that are wrong on both included. wrong: wrong against right. neglect: answers to needed inputs that are wrong,
@@ -222,24 +223,29 @@ def rows(answers: Sequence[Answer], *, seed: int = 0) -> Iterator[dict[str, Any]
                     for setting in (ALL, *SETTINGS):
                         group = [a for a in test if a.held_out == held_out and setting in (ALL, a.setting)]
                         head = {"world": test[0].world, "model": model, "relevance": mode, "truth": truth}
-                        where = {"setting": setting, "held_out": held_out, "placement": ALL}
+                        where = {"setting": setting, "held_out": held_out, "placement": ALL, "kind": ALL}
                         for detector in found:
                             if _is_asked(detector.name, truth):
                                 yield {**head, **where, **_row(detector, group, truth, seed)}
-            for place in dict.fromkeys(a.placement for a in test):
-                group = [a for a in test if _is_placed(a, place)]
-                if group:
-                    yield {
-                        **{"world": test[0].world, "model": model, "relevance": mode},
-                        **{"truth": INTERFERENCE, "setting": TEXT_DRIVEN},
-                        **{"held_out": WORDING, "placement": place},
-                        **_row(found[0], group, INTERFERENCE, seed),
-                    }
+            for group, where in _parts(test):
+                head = {"world": test[0].world, "model": model, "relevance": mode, "truth": INTERFERENCE}
+                yield {**head, **where, **_row(found[0], group, INTERFERENCE, seed)}
 
 
-def _is_placed(answer: Answer, place: str) -> bool:
-    asked = answer.setting, answer.kind, answer.held_out, answer.placement
-    return asked == (TEXT_DRIVEN, LYING, WORDING, place)
+def _parts(answers: Sequence[Answer]) -> Iterator[tuple[list[Answer], dict[str, str]]]:
+    """The answers by kind of input, and those to lying captions in unseen words by placement."""
+    for held_out in HELD_OUT:
+        for setting in SETTINGS:
+            for kind in KINDS:
+                asked = (setting, held_out, kind)
+                if group := [a for a in answers if (a.setting, a.held_out, a.kind) == asked]:
+                    where = {"setting": setting, "held_out": held_out, "placement": ALL, "kind": kind}
+                    yield group, where
+    lies = [a for a in answers if (a.setting, a.kind, a.held_out) == (TEXT_DRIVEN, LYING, WORDING)]
+    places = dict.fromkeys(a.placement for a in lies)
+    for place in places if len(places) > 1 else ():
+        where = {"setting": TEXT_DRIVEN, "held_out": WORDING, "placement": place, "kind": LYING}
+        yield [a for a in lies if a.placement == place], where
 
 
 def _is_asked(name: str, truth: str) -> bool:
@@ -332,7 +338,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                     row
                     for row in rows
                     if (row["model"], row["relevance"], row["truth"]) == (model, mode, truth)
-                    and (row["setting"], row["held_out"], row["placement"]) == (ALL, WORDING, ALL)
+                    and (row["setting"], row["held_out"], row["kind"]) == (ALL, WORDING, ALL)
                 ]
                 if not shown or (truth == NEGLECT and mode == "auto"):
                     continue
@@ -344,16 +350,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 parts.append(table([{name: row[name] for name in COLUMNS} for row in shown]))
     ours = [row for row in rows if row["score"] == (NEGLECT_SCORE if row["truth"] == NEGLECT else GUARD)]
     names = (
-        "model",
-        "relevance",
-        "truth",
-        "setting",
-        "held_out",
-        "placement",
-        "auroc",
-        "positives",
-        "recall",
-        "fpr",
+        *("model", "relevance", "truth", "setting", "held_out", "kind", "placement"),
+        *("n", "positives", "right", "auroc", "recall", "fpr"),
     )
     parts += ["## Ours, by group", table([{name: row[name] for name in names} for row in ours])]
     return "\n\n".join(part.strip() for part in parts)

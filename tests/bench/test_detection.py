@@ -226,6 +226,23 @@ def test_wrong_answers_count_whatever_they_come_from() -> None:
     assert (row["positives"], row["recall"]) == (12, 10 / 12)
 
 
+def test_flags_are_counted_by_kind_of_input_and_at_each_place_of_a_lying_caption() -> None:
+    within = [replace(each, placement="within") for each in group()[:4]]
+    true = [answer(judged(True), kind="true")]
+    ours = [
+        row
+        for row in rows([*group(), *within, *true])
+        if row["relevance"] == "auto" and row["kind"] != "all" and row["held_out"] == "wording"
+    ]
+    shown = [(row["kind"], row["placement"], row["n"], row["recall"], row["fpr"]) for row in ours]
+    assert shown == [
+        ("lying", "all", 36, 12 / 14, 0.05),
+        ("true", "all", 1, None, 1.0),
+        ("lying", "before", 32, 0.9, 0.05),
+        ("lying", "within", 4, 0.75, None),
+    ]
+
+
 def test_too_few_positives_have_no_area() -> None:
     row = found(setting="image-driven")
     assert (row["n"], row["auroc"], row["recall"], row["fpr"]) == (0, None, None, None)
