@@ -70,20 +70,55 @@ def test_the_page_of_results_quotes_what_captions_do() -> None:
         assert quoted in page
 
 
-def test_the_page_of_results_quotes_detection() -> None:
-    asked = {"model": "tinyworld-base", "held_out": "no", "truth": "interference", "score": "risk"}
-    shown = []
-    for setting in ("text-driven", "image-driven"):
-        row = measured("detection", setting=setting, **asked)
-        shown.append(f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}] {setting}")
-    assert f"AUROC {shown[0]}, {shown[1]}" in prose(RESULTS)
-    wrong = sum(
-        row["wrong"]
-        for row in rows_of("detection_flags")
-        if (row["model"], row["setting"], row["held_out"]) == ("tinyworld-base", "image-driven", "no")
-        and row["kind"] != "needed"
-    )
-    assert f"image-driven detection was measured on {wrong} wrong answers" in prose(RESULTS)
+def detected(mode: str, model: str = "picturebook-base", **asked: str) -> dict[str, Any]:
+    """A row of all answers in held-out wordings, of a model that nobody or somebody told what is relevant."""
+    wanted = {"truth": "interference", "setting": "all", "kind": "all", "score": "guard"} | asked
+    return measured("detection", model=model, relevance=mode, held_out="wording", placement="all", **wanted)
+
+
+def found_and_false(row: dict[str, Any]) -> tuple[int, int]:
+    """How many positives were flagged, and how many right answers."""
+    return round(row["recall"] * row["positives"]), round(row["fpr"] * row["right"])
+
+
+def test_readme_and_results_quote_what_is_found_and_falsely_flagged_in_unseen_wordings() -> None:
+    auto, named = detected("auto"), detected("named")
+    (found, false), (found_named, false_named) = map(found_and_false, (auto, named))
+    assert (
+        f"{found} of {auto['positives']} misled answers were flagged, and {false} of {auto['right']} right "
+        f"ones; with the requests saying so {found_named} and {false_named}"
+    ) in prose(README)
+    by_setting = [detected("auto", setting=setting) for setting in ("text-driven", "image-driven")]
+    words, pictures = [(found_and_false(row)[0], row["positives"]) for row in by_setting]
+    loss, divergence = detected("auto", score="loss"), detected("named", score="divergence")
+    neglect = detected("named", "robust-lora", truth="neglect", score="neglect")
+    base, toy = detected("auto", "tinyworld-base"), detected("named", "tinyworld-base")
+    prints = detected("auto", "tinyworld-base", setting="text-driven", kind="needed")
+    papers = detected("auto", setting="text-driven", kind="document")
+    page = prose(RESULTS)
+    for quoted in (
+        f"{found} of {auto['positives']} flagged, and {false} of {auto['right']} right answers",
+        f"{found_named} of {named['positives']} flagged, and {false_named} of {named['right']} right "
+        f"answers; AUROC {named['auroc']:.3f} {interval(named)}",
+        f"{found} of {auto['positives']} were found and {false} of {auto['right']} right answers flagged "
+        f"({auto['fpr']:.1%}".replace("%", " %"),
+        f"{words[0]} of {words[1]} that words misled, {pictures[0]} of {pictures[1]} that a picture misled",
+        f"(AUROC {auto['auroc']:.3f};",
+        f"orders better, {loss['auroc']:.3f}, and flags {loss['fpr']:.1%} of right".replace("%", " %"),
+        f"divergence, has {divergence['auroc']:.3f}, and finds {divergence['recall']:.0%} at "
+        f"{divergence['fpr']:.1%}".replace("%", " %"),
+        f"only {papers['right']} of {papers['n']} were right",
+        f"all {base['positives']} were found either way",
+        f"flags {round(prints['fpr'] * prints['right'])} of {prints['right']} right answers to poor prints",
+        f"({base['fpr']:.1%} of all right answers)".replace("%", " %"),
+        f"{toy['fpr']:.1%} (base) and {detected('named', 'robust-lora')['fpr']:.1%}".replace("%", " %"),
+        f"AUROC of {neglect['auroc']:.3f} {interval(neglect)}",
+    ):
+        assert quoted in page, quoted
+    assert base["recall"] == toy["recall"] == 1.0 and not papers["fpr"]
+    by_pictures = found_and_false(detected("named", setting="image-driven"))[0]
+    quoted = f"found in {pictures[0]} of {pictures[1]} answers, and in {by_pictures} if requests name"
+    assert quoted in prose(DOCS / "limits.md")
 
 
 def test_the_page_of_results_quotes_the_calibrations_misses() -> None:
@@ -153,12 +188,13 @@ def test_the_pages_quote_what_a_step_of_the_whole_method_takes() -> None:
 
 
 def test_the_limits_quote_what_the_adapter_makes_of_needed_captions() -> None:
-    setting = {"setting": "text-driven", "held_out": "no", "kind": "needed"}
-    adapter = measured("detection_flags", model="robust-lora", **setting)
-    base = measured("detection_flags", model="tinyworld-base", **setting)
-    assert base["wrong"] == 0
+    adapter, base = (
+        detected("named", model, setting="text-driven", kind="needed")
+        for model in ("robust-lora", "tinyworld-base")
+    )
     quoted = (
-        f"{adapter['wrong']} of its {adapter['n']} answers were wrong, and none of the base's {base['n']}"
+        f"{adapter['n'] - adapter['right']} of its {adapter['n']} answers were wrong, and "
+        f"{base['n'] - base['right']} of the base's {base['n']}"
     )
     assert quoted in prose(DOCS / "limits.md")
 
