@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,3 +151,13 @@ def with_image(url: Any) -> JSON:
     body = chat()
     body["messages"][0]["content"][0]["image_url"] = url
     return body
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Without looking for garbage: a search goes through all that a process of tests has imported, and may
+    take most of a second of the thread whose work is measured. The gateway freezes what it starts with."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

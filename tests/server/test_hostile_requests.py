@@ -212,7 +212,7 @@ async def test_pages_that_are_asked_for_all_the_time_are_made_a_fifth_of_it() ->
 
 
 async def test_many_who_ask_for_the_metrics_of_many_adapters_keep_nobody_waiting(
-    upstream: FakeUpstream,
+    upstream: FakeUpstream, no_garbage: None
 ) -> None:
     names = [f"adapter-{n}" for n in range(64)]
     upstream.model_list = [*upstream.model_list[:1], *({"id": name, "parent": BASE} for name in names)]

@@ -73,7 +73,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_no_body_stalls_the_loop(upstream: FakeUpstream, name: str) -> None:
+async def test_no_body_stalls_the_loop(upstream: FakeUpstream, no_garbage: None, name: str) -> None:
     async with serving(upstream.url, image_timeout_s=60) as gateway:
         assert await longest_wait(gateway, BODIES[name]) < 0.3
 
