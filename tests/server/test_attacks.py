@@ -1,10 +1,6 @@
 """Each attack of one client, and another client's verdicts meanwhile; times: `make bench-tenants`."""
 
-import pytest
-
 from tests.server.attacks import ATTACKS, GIVE_UP_S, VICTIMS, measured
-
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
 
 SOON_MS = 15_000  # on a machine that is busy with other tests; far below what an attack could hold up
 

@@ -7,8 +7,6 @@ import pytest
 from bench.soak import slope_kb
 from tests.server.soak import Row, soaked
 
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_hundreds_of_requests_of_every_kind_are_answered_counted_and_let_go() -> None:

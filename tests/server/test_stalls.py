@@ -18,8 +18,6 @@ from tests.server.conftest import Running, chat, serving, with_image
 from tests.server.fake_upstream import Answer, FakeUpstream, lengthy, misled, running
 from tests.server.soak import CHAT, Gateway, gateway_process
 
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
-
 JSON = dict[str, Any]
 
 

@@ -28,8 +28,6 @@ from modint_training.tinyworld.tasks import NUMBER_WORDS
 from modint_training.tinyworld.tower import TowerBatch, TowerHeads, tower_batch, tower_loss
 from tests.training.small import WIDTH, pretrain_recipe, small_model
 
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
-
 
 def test_the_base_is_a_llava_within_its_limits(processor: Any) -> None:
     model = build_model(processor.tokenizer)

@@ -17,8 +17,6 @@ from modint_training.tune import training_source
 from modint_training.world import data_digest
 from tests.training.small import lora_recipe, save_small_base
 
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
-
 OWN = ("letter=null", "quotas=[1, 0, 0]", "batch=4")
 
 

@@ -47,8 +47,6 @@ from modint_training.models.loading import lora_config
 from modint_training.tinyworld import suite
 from tests.training.small import lora_recipe, small_model
 
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
-
 NEVER, ALWAYS = 1e6, 1e-9  # minutes between checkpoints
 STEPS = 6
 ROOT = Path(__file__).parents[2]

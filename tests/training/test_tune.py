@@ -34,8 +34,6 @@ from modint_training.tinyworld.tasks import TASKS
 from modint_training.tune import check_device, tune
 from tests.training.small import lora_recipe, save_small_base, small_model, tinyworld_batches
 
-pytestmark = pytest.mark.slow  # all of it together, so that it comes early
-
 
 @pytest.fixture(scope="module")
 def base(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
