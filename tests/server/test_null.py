@@ -185,7 +185,9 @@ async def test_what_is_planted_takes_the_place_of_the_clients_own_context(
     assert all("modint" not in call for call in engine.calls)
 
 
-async def test_a_landscape_is_drawn_while_others_are_served(engine: FakeUpstream, tmp_path: Path) -> None:
+async def test_a_landscape_is_drawn_while_others_are_served(
+    engine: FakeUpstream, tmp_path: Path, no_garbage: None
+) -> None:
     write_nulls(tmp_path / "null.json", {BASE: null_of()})
     engine.script = lambda body: Answer("five", {"five": 0.98, "nothing": 0.01})
     picture = {"type": "image_url", "image_url": {"url": png_data_url(Image.new("RGB", (2000, 2000)))}}
