@@ -342,12 +342,6 @@ class CellScore:
     at: int = 0  # the position of the answer that all of this was read at
     tokens: tuple[TokenScore, ...] = ()  # of each token that was compared: of all, or of the first one
 
-    def gives(self, at: int) -> bool:
-        """Whether y's token is the view's top one at this position; one view without tokens gives y or does
-        not.
-        """
-        return self.tokens[at].odds > 0.0 if self.tokens else self.reproduces
-
 
 @dataclass(frozen=True, slots=True)
 class Score:

@@ -99,4 +99,4 @@ def test_a_lie_is_read_where_the_request_itself_prefers_its_word_and_not_where_a
         WORDS[1]
     )  # its tokens have no spaces
     assert min(token.odds for token in found.tokens) == found.tokens[5].odds < found.tokens[30].odds
-    assert not compared(logits, text).reproduces and compared(logits, text).gives(30)
+    assert not compared(logits, text).reproduces and compared(logits, text).tokens[30].odds > 0.0
