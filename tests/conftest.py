@@ -41,9 +41,9 @@ class ByFile(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)  # without xdist nothing runs in parallel
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One more than there are cores, for many tests wait for an engine or a socket, and four at most: each of
+    """Two more than there are cores, for many tests wait for an engine or a socket, and four at most: each of
     them holds torch, and engines run beside."""
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min((os.cpu_count() or 1) + 1, 4)
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min((os.cpu_count() or 1) + 2, 4)
 
 
 @pytest.hookimpl(optionalhook=True)

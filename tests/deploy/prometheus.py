@@ -16,6 +16,7 @@ from modint_guard.demo.launch import free_port
 RULES = Path(__file__).parents[2] / "deploy" / "rules" / "modint.yml"
 SPAN = "1h"  # every window: all of the traffic lies in it
 PATIENCE_S = 120.0
+RECORDED = "modint:flips_examined:increase30m"
 Samples = list[tuple[dict[str, str], float]]
 
 
@@ -82,15 +83,19 @@ class Prometheus:
         """A moment two scrapes from now, once all that was scraped and recorded up to it has been stored.
 
         A target's scrapes come one after the other: with a later one stored, none of before is still to come.
-        At that moment all targets were up that ever were: one that answers too late has no values.
+        At that moment all targets were up that ever were: one that answers too late has no values. And what
+        was recorded last by then was computed from scrapes of now or later: on a busy machine rules wait.
         """
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
-            at = time.time() + 5.0
-            recorded = f"min(timestamp(modint:flips_examined:increase30m)) > {at}"
-            await self._until(f"min(timestamp(up)) > {at} and {recorded}")
+            now = time.time()
+            at = now + 5.0
+            await self._until(f"min(timestamp(up)) > {at} and min(timestamp({RECORDED})) > {at}")
             all_up = f"sum(up) >= max_over_time(sum(up)[{SPAN}:1s])"
-            if (await asyncio.to_thread(self.query, all_up, at))[1]:
+            in_time = f"min(timestamp({RECORDED})) > {at - 1.5}"
+            by_then = f"min(timestamp(up offset 2s)) > {now}"
+            asked = f"{all_up} and {in_time} and {by_then}"
+            if (await asyncio.to_thread(self.query, asked, at))[1]:
                 return at
         raise RuntimeError(f"within {PATIENCE_S:.0f} s there was no moment at which every target answered")
 
