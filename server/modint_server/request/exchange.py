@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from modint_guard.report import Report
 from modint_guard.types import JSON
+from modint_server.engine.upstream import pieces_of
 from modint_server.errors import ErrorAnswer
 from modint_server.metrics import NOBODY, Served
 from modint_server.request.intake import ClientLeft
@@ -125,7 +126,11 @@ class Wire:
             kept = {name: value for name, value in response.headers.items() if name != "content-length"}
             response = Response(self.translation.whole(bytes(response.body)), 200, kept)
         response.headers.update(self.headers)
-        await response(self._scope, self._receive, self._send)
+        head = {"status": response.status_code, "headers": response.raw_headers}
+        await self._send({"type": "http.response.start", **head})
+        async for piece in pieces_of(response.body):
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def start(self, headers: dict[str, str] | None = None) -> None:
         """Sends a stream's headers; the engine has accepted the request by now."""
@@ -139,8 +144,8 @@ class Wire:
     async def write(self, data: bytes) -> None:
         if self.translation is not None:
             data = self.translation.pieces(data)
-        if data:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        async for piece in pieces_of(data):
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def end(self, last: bytes) -> None:
         """The stream's last frame."""

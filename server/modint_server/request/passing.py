@@ -4,6 +4,7 @@ Nothing is judged there. The limits of bodies and pictures hold, media by addres
 wherever they stand, and the fields that the engine trusts are taken out.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from modint_guard.chat.images import ImageLimits, check_data_url, check_total
 from modint_guard.chat.unread import fields
 from modint_guard.errors import EndpointError, RequestError
 from modint_guard.types import JSON
-from modint_server.engine.upstream import Upstream
+from modint_server.engine.upstream import Upstream, collected
 from modint_server.request.exchange import Record, Wire
 from modint_server.request.intake import STRIPPED, DefaultModel, Incoming, read_any
 from modint_server.request.keys import Client
@@ -81,9 +82,9 @@ async def forward(
             async with upstream.passed(path, body, {**record.upstream_headers(), **(sent or {})}) as answer:
                 kind, pieces = answer
                 if not kind.startswith("text/event-stream"):
-                    data = b"".join([piece async for piece in pieces])
+                    data = await collected(pieces)
                     if record.client.tokens_per_minute:
-                        record.usage = _usage_in(data)
+                        record.usage = await asyncio.to_thread(_usage_in, data)
                     await wire.respond(Response(data, 200, {"content-type": kind, **(told or {})}))
                     return
                 record.stream = True
