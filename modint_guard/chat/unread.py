@@ -2,8 +2,7 @@
 
 Log-probabilities are the bulk of an answer: with 20 alternatives 2 kB a token. Read as a whole they become
 hundreds of thousands of objects, and no other thread runs while these are made or freed. In a large document
-each entry of such a list is therefore found only (`msgspec.Raw`), which takes a twentieth of the time, and is
-read by itself.
+each entry of such a list is therefore found only (`msgspec.Raw`), and is read by itself.
 """
 
 from __future__ import annotations
@@ -14,33 +13,28 @@ from typing import Any
 import msgspec
 import orjson
 
+from modint_guard.chat.brackets import Container, container
+
 LARGE = 256 * 1024  # bytes; what is smaller is read as a whole, in at most two milliseconds
 _UNREAD = ("logprobs", "prompt_logprobs")  # names of lists; the one of chat is `content` of `logprobs`
-_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_lists = msgspec.json.Decoder(list[msgspec.Raw])
+_raw = msgspec.json.Decoder(msgspec.Raw)
 
 
 def loads(data: bytes) -> Any:
     """The JSON value in `data`; in a large one, entries of log-probabilities are not read. Raises ValueError
-    for what is no JSON, and for a large one that is no object.
+    for what is no JSON, and for a large one that is no object and no list.
     """
-    if len(data) <= LARGE:
-        return orjson.loads(data)
-    try:
-        return {name: _value(raw, "", name) for name, raw in _objects.decode(data).items()}
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise ValueError(str(exc)) from exc
+    return orjson.loads(data) if len(data) <= LARGE else _value(container(data), "", "")
 
 
 def fields(data: bytes, *names: str) -> dict[str, Any]:
-    """The fields of these names, as far as the JSON object in `data` has them; nothing else is read. Raises
-    ValueError for what is no JSON object.
+    """The fields of these names, as far as the JSON object in `data` has them; of a large one nothing else is
+    read. Raises ValueError for what is no JSON object.
     """
-    try:
-        found = _objects.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise ValueError(str(exc)) from exc
-    return {name: orjson.loads(memoryview(found[name])) for name in names if name in found}
+    document = orjson.loads(data) if len(data) <= LARGE else container(data).read()
+    if not isinstance(document, dict):
+        raise ValueError("this is no JSON object")
+    return {name: _value(document[name], "", name) for name in names if name in document}
 
 
 def dumps(document: Any) -> bytes:
@@ -68,19 +62,26 @@ def changed(listed: Any, change: Callable[[Any], Any]) -> list[Any]:
     ]
 
 
-def _value(raw: msgspec.Raw, parent: str, name: str) -> Any:
+def _value(found: Any, parent: str, name: str) -> Any:
     """parent, name: by which the value is called, and by which the object is that holds it."""
-    written = memoryview(raw)
-    if written.nbytes <= LARGE:
-        return orjson.loads(written)
-    if written[0] == ord("{"):
-        return {inner: _value(each, name, inner) for inner, each in _objects.decode(written).items()}
-    if written[0] == ord("["):
-        listed = _lists.decode(written)
-        if name in _UNREAD or (parent, name) == ("logprobs", "content"):
-            return listed
-        return [_value(each, parent, name) for each in listed]
-    return orjson.loads(written)
+    if not isinstance(found, Container):
+        return found
+    if found.is_deepest or found.written.nbytes <= LARGE:
+        return orjson.loads(found.written)
+    document = found.read()
+    if isinstance(document, dict):
+        return {inner: _value(each, name, inner) for inner, each in document.items()}
+    if name in _UNREAD or (parent, name) == ("logprobs", "content"):
+        return [_checked(each) for each in document]
+    return [_value(each, parent, name) for each in document]
+
+
+def _checked(found: Any) -> Any:
+    """An entry that stays unread, known to be JSON."""
+    try:
+        return _raw.decode(found.written) if isinstance(found, Container) else found
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ValueError(str(exc)) from exc
 
 
 def _as_written(value: Any) -> orjson.Fragment:
