@@ -38,6 +38,7 @@ from modint_guard.probing.views import unconstrained
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, Cause, Complete, Plan, Replies, Reply, Score, State
 
+FREE_S = 1e-6  # to free a token with 20 alternatives
 QUICK_TOKENS = 16  # of an answer that is judged in a few milliseconds
 NOTE_CALLS = "Tool calls are judged, not corrected."
 _NOT_OURS = (401, 408, 429)  # refusals that are not about the body
@@ -158,7 +159,8 @@ class Examination:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        probing = (each._probing for each in (self, *self._others))
+        probing = [each._probing for each in (self, *self._others)]
+        _free(self._others)
         await cancel_and_wait([task for task in probing if task is not None])
         if self._once is not None:
             await self._once.close()
@@ -232,6 +234,8 @@ class Examination:
         except Exception:  # noqa: BLE001 - logged and counted by `_failed`
             self._failed("reading", "the answers could not be read")
             answers = []
+        for examination, answer in zip(each, answers, strict=False):
+            examination.answer = answer
         said = [(answer.text, answer.calls) for answer in answers]
         first = [said.index(words) for words in said]
         places = sorted(set(first))
@@ -320,6 +324,15 @@ class Examination:
     def _failed(self, step: str, sentence: str) -> None:
         logger.exception(sentence)
         self._on_failure(step)
+
+
+def _free(examinations: list[Examination]) -> None:
+    """Frees their answers one by one, and lets other requests go on for as long as each has taken."""
+    if examinations:
+        answer = examinations.pop().answer
+        tokens = len(answer.positions) if answer else 0
+        del answer
+        asyncio.get_running_loop().call_later(tokens * FREE_S, _free, examinations)
 
 
 async def probe(

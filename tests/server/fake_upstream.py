@@ -86,21 +86,27 @@ def talkative(body: JSON) -> Answer:
     return Answer(f"It is {answer.text}", tops=({"It": 0.95, "A": 0.05}, {" is": 0.95, " was": 0.05}, last))
 
 
-def lengthy(tokens: int, *, stream: bool = False) -> Answer:
-    """An answer of so many tokens with 20 alternatives each, 2 kB a token; every token is the same."""
+def lengthy(tokens: int, *, stream: bool = False, count: int = 1) -> Answer:
+    """An answer of so many tokens with 20 alternatives each, 2 kB a token; every token is the same.
+
+    count: how many answers, each of another token.
+    """
     listed = [
         {"token": f" word{n}", "logprob": -n - 0.01, "bytes": list(f" word{n}".encode())} for n in range(20)
     ]
-    entry = json.dumps({**listed[0], "top_logprobs": listed})
-    head = '{"id": "chatcmpl-1", "created": 7, "model": "m", "choices": [{"index": 0, '
+    entries = [json.dumps({**listed[n], "top_logprobs": listed}) for n in range(count)]
+    head = '{"id": "chatcmpl-1", "created": 7, "model": "m", "choices": ['
     if stream:
-        said = f'data: {head}"delta": {{"content": " word0"}}, "logprobs": {{"content": [{entry}]}}}}]}}\n\n'
-        end = f'data: {head}"delta": {{}}, "finish_reason": "stop"}}]}}\n\ndata: [DONE]\n\n'
+        delta = f'"delta": {{"content": " word0"}}, "logprobs": {{"content": [{entries[0]}]}}'
+        said = f'data: {head}{{"index": 0, {delta}}}]}}\n\n'
+        end = f'data: {head}{{"index": 0, "delta": {{}}, "finish_reason": "stop"}}]}}\n\ndata: [DONE]\n\n'
         return Answer("", raw=("text/event-stream", (said * tokens + end).encode()))
-    message = json.dumps({"role": "assistant", "content": " word0" * tokens})
-    entries = ",".join([entry] * tokens)
-    tail = f'"finish_reason": "stop", "message": {message}, "logprobs": {{"content": [{entries}]}}}}]}}'
-    return Answer("", raw=("application/json", (head + tail).encode()))
+    choices = (
+        f'{{"index": {n}, "finish_reason": "stop", "message": {{"content": "{f" word{n}" * tokens}"}}, '
+        f'"logprobs": {{"content": [{",".join([entry] * tokens)}]}}}}'
+        for n, entry in enumerate(entries)
+    )
+    return Answer("", raw=("application/json", f"{head}{', '.join(choices)}]}}".encode()))
 
 
 def is_main(body: JSON) -> bool:

@@ -4,9 +4,11 @@ import asyncio
 import base64
 import json
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from modint_guard import Guard
 from modint_server.errors import unavailable
 from modint_server.request.workers import Workers
+from tests.server import livez
 from tests.server.conftest import Running, chat, serving, with_image
 from tests.server.fake_upstream import Answer, FakeUpstream, lengthy, misled, running
 from tests.server.soak import CHAT, Gateway, gateway_process
@@ -107,10 +110,14 @@ def long_of(tokens: int) -> Callable[[JSON], Answer]:
 
 
 SHOWN = {"logprobs": True, "top_logprobs": 20}
-LONG = lengthy(16_000)
+LONG, FOUR = lengthy(16_000), lengthy(16_000, count=4)
 ANSWERS: dict[str, tuple[Callable[[JSON], Answer], JSON]] = {
     "16,000 tokens": (lambda body: LONG if body["max_tokens"] == 4 else misled(body), {}),
     "16,000 tokens, shown": (lambda body: LONG if body["max_tokens"] == 4 else misled(body), SHOWN),
+    "16,000 tokens four times": (
+        lambda body: FOUR if body["max_tokens"] == 4 else misled(body),
+        {"n": 4, **SHOWN},
+    ),
     "500 tokens, scored as a whole": (long_of(500), {}),
 }
 
@@ -124,13 +131,15 @@ async def test_no_answer_with_alternatives_stalls_the_loop(name: str) -> None:
         running(FakeUpstream(script, scores=True)) as upstream,
         gateway_process(upstream.url, **settings) as gateway,
     ):
-        waits = [await longest_wait_in_a_process(gateway, body) for _ in range(2)]
-    assert min(waits) < 0.15, waits  # one of them may meet a busy machine
+        waits = [await longest_wait_in_a_process(gateway, body)]
+        while min(waits) >= 0.1 and len(waits) < 3:  # some may meet a busy machine
+            waits.append(await longest_wait_in_a_process(gateway, body))
+    assert min(waits) < 0.1, waits
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])
 async def test_an_answer_is_served_even_if_no_thread_comes_free_to_read_it(
-    mode: str, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+    mode: str, upstream: FakeUpstream, no_garbage: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream.script = lambda body: LONG if body["max_tokens"] == 4 else misled(body)
     run = Workers.run
@@ -145,27 +154,24 @@ async def test_an_answer_is_served_even_if_no_thread_comes_free_to_read_it(
     async with serving(upstream.url, null_checkup="off") as gateway:
         upstream.calls.clear()
         reply = await gateway.post(body)
+        upstream.calls.clear()
+        assert await longest_wait(gateway, body) < 0.1  # the loop does not read it either
     assert (reply.status, reply.json["choices"][0]["message"]["content"]) == (200, " word0" * 16_000)
 
 
 async def longest_wait_in_a_process(gateway: Gateway, body: bytes) -> float:
     """The most work in seconds that all threads of the gateway did while one /livez waited."""
-
-    async def ask() -> str:
-        headers = {"content-type": "application/json"}
-        async with gateway.http.post(gateway.url + CHAT, data=body, headers=headers) as response:
-            await response.read()
-            return response.headers["x-modint-verdict"]
-
-    asking, longest = asyncio.ensure_future(ask()), 0.0
-    while not asking.done():
-        began = gateway.cpu_s()
-        async with gateway.http.get(gateway.url + "/livez") as response:
-            assert response.status == 200
-        longest = max(longest, gateway.cpu_s() - began)
-        await asyncio.sleep(0.005)
-    assert await asking in ("pass", "flagged")
-    return longest
+    host, port = gateway.url.removeprefix("http://").split(":")
+    command = (sys.executable, str(Path(livez.__file__)), host, port, str(gateway.pid))
+    pipe = asyncio.subprocess.PIPE
+    asking = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    await asyncio.sleep(0.2)  # it has begun
+    headers = {"content-type": "application/json"}
+    async with gateway.http.post(gateway.url + CHAT, data=body, headers=headers) as response:
+        await response.read()
+        assert response.headers["x-modint-verdict"] in ("pass", "flagged")
+    told, _ = await asking.communicate(b"")
+    return float(told)
 
 
 def test_many_parts_are_read_in_linear_time() -> None:

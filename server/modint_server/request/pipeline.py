@@ -3,6 +3,7 @@
 A request that is probed is an `Examination`; whole answers, streams and the check are short users of it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -205,13 +206,13 @@ class Pipeline:
         return work() if size <= QUICK_BODY else await self.workers.run(record.key_digest, work)
 
     async def done_with_answer(self, work: Callable[[], T], size: int, record: Record) -> T:
-        """The same for what the engine answered: done at once if the threads are busy for too long, for no
-        answer may be lost to that.
+        """The same for what the engine answered: done in a further thread if those are busy for too long, for
+        no answer may be lost to that.
         """
         try:
             return await self.done(work, size, record)
         except RequestError:
-            return work()
+            return await asyncio.to_thread(work)
 
     async def guarded(self, plan: Plan, incoming: Incoming, record: Record, wire: Wire, debug: bool) -> None:
         """The request and its probes; unguarded, once, if the engine refuses what we added or breaks."""
