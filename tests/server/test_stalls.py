@@ -132,9 +132,9 @@ async def test_no_answer_with_alternatives_stalls_the_loop(name: str) -> None:
         gateway_process(upstream.url, **settings) as gateway,
     ):
         waits = [await longest_wait_in_a_process(gateway, body)]
-        while min(waits) >= 0.1 and len(waits) < 3:  # some may meet a busy machine
+        while min(waits) >= 0.08 and len(waits) < 3:  # some may meet a busy machine
             waits.append(await longest_wait_in_a_process(gateway, body))
-    assert min(waits) < 0.1, waits
+    assert min(waits) < 0.08, waits
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])
