@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modint_guard.errors import ConfigError
-from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Relevant, Score
+from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Relevant, Score, Statistic
 
 FEATURES = ("js", "margin", "entropy", "pmi")
 WITHOUT_IRRELEVANT = {Relevant.IMAGE: NO_CONTEXT, Relevant.TEXT: NEUTRAL_IMAGE}
@@ -31,15 +31,29 @@ class Thresholds:
     of range.
     """
 
-    sure: float = 0.9  # from which what ought to decide, alone, speaks against an answer, if no null knows
+    sure: float = 0.9  # of y and another answer: from which share the other is relied on, if no null knows
+    definite: float = 0.5  # an answer of less probability is a guess, and speaks against no other
     certain: float = 0.99  # from which confidence counts where it is all there is: `prior` and `conflict`
     negligible: float = 0.5  # nats: a smaller influence of what is needed, on the log-odds of y, is none
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
     min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
 
+    @property
+    def least_score(self) -> float:
+        """The least score of a flag, nats: the log-odds of `sure`, or 0 if these are below 0."""
+        if self.sure in (0.0, 1.0):
+            return math.inf if self.sure else 0.0
+        return max(0.0, math.log(self.sure / (1.0 - self.sure)))
+
+    def are_met_by(self, statistic: Statistic) -> bool:
+        """Whether the answer changed and what ought to decide, alone, is sure that it is wrong: it gives
+        another token `definite` at least, and of the probability of the two `sure` at least.
+        """
+        return 0.0 < statistic.value >= self.least_score and statistic.other >= self.definite
+
     def __post_init__(self) -> None:
-        for name in ("sure", "certain", "flip_margin", "min_option_mass"):
+        for name in ("sure", "definite", "certain", "flip_margin", "min_option_mass"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")

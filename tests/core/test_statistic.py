@@ -12,7 +12,7 @@ from modint_guard.config import GuardConfig
 from modint_guard.errors import ConfigError
 from modint_guard.judging.null import Null, NullScore, sure_at, with_lie
 from modint_guard.judging.scoring import influence, token_influences
-from modint_guard.judging.statistic import flag_statistic
+from modint_guard.judging.statistic import flag_statistic, likeliest_statistic
 from modint_guard.report import Report
 from modint_guard.types import CELLS, CellScore, Complete, Influence, Relevant, Statistic, TokenScore
 from tests.core.fakes import ask, world
@@ -93,6 +93,29 @@ def test_of_a_longer_answer_the_token_that_was_turned_most_counts() -> None:
 @pytest.mark.parametrize("relevant", [Relevant.BOTH, Relevant.UNKNOWN])
 def test_where_nothing_is_known_to_be_irrelevant_there_is_no_statistic(relevant: Relevant) -> None:
     assert flag_statistic(cells([4.0], [-3.0], [2.0], [-1.0]), relevant, has_context=True) is None
+
+
+def test_of_unknown_relevance_each_hypothesis_counts_by_its_probability() -> None:
+    # Under `image` the score is 3 (above); under `text`, whose view alone gives y with log-odds 2, it is -2.
+    scored = cells([4.0], [-3.0], [2.0], [-1.0])
+
+    def score(**likely: float) -> float:
+        probabilities = {Relevant(name): value for name, value in likely.items()}
+        return value_of(likeliest_statistic(scored, probabilities, has_context=True))
+
+    assert score(image=1.0, text=0.0) == pytest.approx(3.0)
+    assert score(image=0.5, text=0.5) == pytest.approx(3.0 + log(0.5))
+    assert score(image=0.001, text=0.9) == pytest.approx(-2.0 + log(0.9))
+    assert likeliest_statistic(scored, {}, has_context=True) is None
+    assert likeliest_statistic(scored, {Relevant.IMAGE: 0.0}, has_context=True) is None
+
+
+async def test_an_answer_whose_relevance_is_unknown_has_a_score_and_is_not_flagged_by_it() -> None:
+    body = ask("It is blue.\nAnd?", modint={"relevant": "auto"})
+    model = world(both="blue", image="red", text="blue", neither="red", sure=0.9)  # too little for a conflict
+    report = (await Guard().inspect(body, model)).report
+    assert (report.relevant, report.verdict.state, report.verdict.risk) == (Relevant.UNKNOWN, "pass", None)
+    assert report.statistic is not None and 0.0 < report.statistic.value < SURE_ODDS
 
 
 def test_without_a_cell_or_a_token_that_the_request_prefers_there_is_no_statistic() -> None:
@@ -177,8 +200,8 @@ async def test_an_answer_that_did_not_change_is_not_flagged_however_unusual_it_i
 
 
 async def test_what_is_sure_is_measured_on_the_model() -> None:
-    # The picture alone says "red" at .88: below the .9 by hand, above what suffices for this model.
-    unsure = world(both="blue", image="red", text="blue", neither="red", sure=0.88)
+    # The picture alone says "red" at .65 and "blue" at .0875, seven to one: below the nine of .9.
+    unsure = world(both="blue", image="red", text="blue", neither="red", sure=0.65)
     null = null_of(200)
     assert (await judged(null, unsure)).verdict.state == "pass"
     assert (await judged(replace(null, sure=0.85), unsure)).verdict.state == "flagged"
