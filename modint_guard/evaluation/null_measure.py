@@ -57,7 +57,8 @@ class Measured:
 
     score: of the harmless input, if its answer is right: what it turned wrong it harmed, and an answer that
     is wrong anyway says nothing of right ones. confidence: of the answer by what ought to decide alone, the
-    probability of its first token among the two likeliest; right: whether it is. lie: the report on a lie that changed the answer.
+    probability of its first token among the two likeliest; right: whether it is. lie: the report on a lie
+    that changed the answer.
     """
 
     score: Statistic | None

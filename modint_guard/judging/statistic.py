@@ -9,11 +9,11 @@ influence      of what ought not to matter: its Shapley value for the log-odds o
 contradiction  the log-odds of another token over y_t if what ought to decide is asked alone
 
 Both are nats. The statistic is the largest s_t. It is above 0 only if the answer changed. A flag wants more:
-that what ought to decide, alone, is sure that y_t is wrong (`Thresholds.are_met_by`), and that the null of the
-model (`judging.null`), if there is one, rarely gets as high. That what ought not to
-matter gives y_t alone is not asked for: a caption can bring a word that a picture has to make room for. s_t
-is at most 0 if the view without what ought not to matter moved y_t no further than chance moves the furthest
-of so many tokens (`scoring.moved`).
+that what ought to decide, alone, is sure that y_t is wrong (`Thresholds.are_met_by`), and that the null of
+the model (`judging.null`), if there is one, rarely gets as high. That what ought not to matter gives y_t
+alone is not asked for: a caption can bring a word that a picture has to make room for. s_t is at most 0 if
+the view without what ought not to matter moved y_t no further than chance moves the furthest of so many
+tokens (`scoring.moved`).
 """
 
 from __future__ import annotations

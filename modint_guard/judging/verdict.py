@@ -3,8 +3,8 @@
 y is the served answer. The views are no_context (the image alone), neutral_image (the text alone) and prior
 (neither). What ought to decide is sure that y is wrong if, alone, it gives another token at least `definite`
 where the score was read, and of the probability of the two at least `sure`: as the null measured it on this
-model, else the one of `risk.Thresholds`. "Certain" is a probability of at least `certain`: where an answer need not have changed, a model's
-confidence is all there is.
+model, else the one of `risk.Thresholds`. "Certain" is a probability of at least `certain`: where an answer
+need not have changed, a model's confidence is all there is.
 
 relevant  flagged as   if
 image     text         the answer's score (`judging.statistic`) is weighed and found unusual
