@@ -302,13 +302,11 @@ class Influence(NamedTuple):
 class Statistic(NamedTuple):
     """The number that a flag rests on (`judging.statistic`).
 
-    value: nats. length: how many tokens were compared. other: the probability of the other token where the
-    answer was turned most, if what ought to decide is asked alone.
+    value: nats. length: how many tokens were compared.
     """
 
     value: float
     length: int
-    other: float
 
 
 @dataclass(frozen=True, slots=True)

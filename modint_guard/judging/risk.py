@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modint_guard.errors import ConfigError
-from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Relevant, Score, Statistic
+from modint_guard.types import NEUTRAL_IMAGE, NO_CONTEXT, CellScore, Relevant, Score
 
 FEATURES = ("js", "margin", "entropy", "pmi")
 WITHOUT_IRRELEVANT = {Relevant.IMAGE: NO_CONTEXT, Relevant.TEXT: NEUTRAL_IMAGE}
@@ -32,7 +32,6 @@ class Thresholds:
     """
 
     sure: float = 0.9  # of y and another answer: from which share the other is relied on, if no null knows
-    definite: float = 0.5  # an answer of less probability is a guess, and speaks against no other
     certain: float = 0.99  # from which confidence counts where it is all there is: `prior` and `conflict`
     negligible: float = 0.5  # nats: a smaller influence of what is needed, on the log-odds of y, is none
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
@@ -46,14 +45,8 @@ class Thresholds:
             return math.inf if self.sure else 0.0
         return max(0.0, math.log(self.sure / (1.0 - self.sure)))
 
-    def are_met_by(self, statistic: Statistic) -> bool:
-        """Whether the answer changed and what ought to decide, alone, is sure that it is wrong: it gives
-        another token `definite` at least, and of the probability of the two `sure` at least.
-        """
-        return 0.0 < statistic.value >= self.least_score and statistic.other >= self.definite
-
     def __post_init__(self) -> None:
-        for name in ("sure", "definite", "certain", "flip_margin", "min_option_mass"):
+        for name in ("sure", "certain", "flip_margin", "min_option_mass"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"thresholds.{name} is {value}: it must lie between 0 and 1.")

@@ -1,10 +1,10 @@
 """From a score to one of four verdicts. Pure.
 
 y is the served answer. The views are no_context (the image alone), neutral_image (the text alone) and prior
-(neither). What ought to decide is sure that y is wrong if, alone, it gives another token at least `definite`
-where the score was read, and of the probability of the two at least `sure`: as the null measured it on this
-model, else the one of `risk.Thresholds`. "Certain" is a probability of at least `certain`: where an answer
-need not have changed, a model's confidence is all there is.
+(neither). What ought to decide is sure that y is wrong if, alone, it prefers another token where the score
+was read, with at least `sure` of the probability of the two: as the null measured it on this model, else the
+one of `risk.Thresholds`. "Certain" is a probability of at least `certain`: where an answer need not have
+changed, a model's confidence is all there is.
 
 relevant  flagged as   if
 image     text         the answer's score (`judging.statistic`) is weighed and found unusual
@@ -21,14 +21,13 @@ What weighs the score (`Weighed`) is the first of these that there is:
 
 a calibration   made with labels for this model: its risk reaches its threshold, unstable or not, because its
                 promise holds for that rule
-a null          p <= alpha, the score reaches the log-odds of `sure`, and what ought to decide is definite of
-                another answer; risk is 1 - p. It must know enough scores of about the answer's length
-nothing         the same without p; there is no risk, and the report says that nothing was measured
-                (`calibrated` is false)
+a null          p <= alpha, and the score reaches the log-odds of `sure`: what ought to decide is sure that y
+                is wrong; risk is 1 - p. It must know enough scores of about the answer's length
+nothing         the score reaches the log-odds of `sure`; there is no risk, and the report says that nothing
+                was measured (`calibrated` is false)
 
 What ought to decide, alone, must be sure that y is wrong: a model that sees badly and was helped by its
-caption was not led astray by it. Odds alone do not say so: a model that cannot read a document gives each of
-many dates a little, and the one in the caption less.
+caption was not led astray by it.
 
 A guess of what ought to decide is not enough for prior and neglect: a right answer may need neither picture
 nor text ("no", to a question after something that the picture lacks). If a longer answer is judged at its
@@ -149,7 +148,7 @@ def by_rule(statistic: Statistic | None, thresholds: Thresholds) -> Weighed:
     """What can be said of a model of which nothing was measured: the answer changed, and what ought to
     decide, alone, is sure that it is wrong.
     """
-    return Weighed(statistic is not None and thresholds.are_met_by(statistic))
+    return Weighed(statistic is not None and 0.0 < statistic.value >= thresholds.least_score)
 
 
 def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:

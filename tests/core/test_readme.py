@@ -395,7 +395,7 @@ def test_every_threshold_is_stated_as_it_is() -> None:
     pairs = [*re.findall(r"`(\w+)` \((0\.\d+)\)", said)]
     pairs += [(name, value) for value, name in re.findall(r"(0\.\d+) \(`(\w+)`\)", said)]
     assert {name: float(value) for name, value in pairs} == {
-        name: getattr(Thresholds(), name) for name in ("flip_margin", "sure", "definite", "certain")
+        name: getattr(Thresholds(), name) for name in ("flip_margin", "sure", "certain")
     }
 
 

@@ -50,7 +50,7 @@ def test_a_lie_scores_by_its_influence_or_by_what_contradicts_it_whichever_is_le
     # Log-odds of y: request 4, image alone -3, text alone 2, neither -1.
     # Influence of the text: ((4 + 3) + (2 + 1)) / 2 = 5; the image alone is 3 against it.
     scored = cells([4.0], [-3.0], [2.0], [-1.0])
-    assert flag_statistic(scored, Relevant.IMAGE, has_context=True) == Statistic(3.0, 1, 0.9)
+    assert flag_statistic(scored, Relevant.IMAGE, has_context=True) == Statistic(3.0, 1)
     # Image alone -8: influence 7.5, against it 8.
     assert value_of(
         flag_statistic(cells([4.0], [-8.0], [2.0], [-1.0]), Relevant.IMAGE, has_context=True)
@@ -75,6 +75,16 @@ def test_a_picture_beside_a_text_is_scored_without_regard_to_what_the_picture_al
     assert value_of(flag_statistic(alone, Relevant.TEXT, has_context=False)) == pytest.approx(2.0)
 
 
+def test_a_token_against_which_nothing_definite_speaks_scores_nothing() -> None:
+    # The picture alone gives 30:1 against the second token, but it could be anything; 3:1 at the first.
+    scored = cells([4.0, 4.0], [-1.1, -3.4], [2.0, 2.0], [-1.0, -1.0])
+    vague = scored["no_context"].tokens
+    scored["no_context"] = replace(scored["no_context"], tokens=(vague[0], replace(vague[1], other=0.49)))
+    assert value_of(flag_statistic(scored, Relevant.IMAGE, has_context=True)) == pytest.approx(1.1)
+    scored["no_context"] = replace(scored["no_context"], tokens=vague)
+    assert value_of(flag_statistic(scored, Relevant.IMAGE, has_context=True)) == pytest.approx(3.4)
+
+
 def test_an_answer_that_stays_scores_at_most_nothing() -> None:
     scored = flag_statistic(cells([4.0], [3.0], [2.0], [-1.0]), Relevant.IMAGE, has_context=True)
     assert value_of(scored) == pytest.approx(-3.0)
@@ -87,7 +97,7 @@ def test_of_a_longer_answer_the_token_that_was_turned_most_counts() -> None:
         has_context=True,
     )
     # The third would score 9: but the request itself does not prefer it.
-    assert found == Statistic(3.0, 3, 0.9)
+    assert found == Statistic(3.0, 3)
 
 
 @pytest.mark.parametrize("relevant", [Relevant.BOTH, Relevant.UNKNOWN])

@@ -144,7 +144,9 @@ def test_what_ought_to_decide_must_alone_be_sure_that_the_answer_is_wrong(
     token = TokenScore(lost=0.0, shift=CERTAIN - odds, odds=odds, other=other, preferred=True)
     cells[alone] = replace(cell(FLIP), tokens=(token,))
     assert decided(Score(cells, {}), relevant).state == state
-    assert decided(Score(cells, {}), relevant, Thresholds(sure=0.5, definite=0.4)).state == "flagged"
+    assert decided(Score(cells, {}), relevant, Thresholds(sure=0.5)).state == (
+        "pass" if other < 0.5 else "flagged"
+    )
     assert decided(Score(cells, {}), relevant, Thresholds(sure=0.99)).state == "pass"
 
 
@@ -217,17 +219,17 @@ NULL = Null(tuple(NullScore(value / 100, 1) for value in range(-80, 20)))
 def test_a_null_flags_what_changed_is_unusual_and_contradicted_for_sure(
     value: float, sure: float, flags: bool
 ) -> None:
-    found = by_null(Statistic(value, 1, 0.5), NULL, Thresholds(sure=sure), 0.01)  # log-odds of .6: 0.41
+    found = by_null(Statistic(value, 1), NULL, Thresholds(sure=sure), 0.01)  # log-odds of .6: 0.41
     assert found is not None and found.flags is flags
     assert found.risk == pytest.approx(1 - NULL.p_value(value, 1)) and not found.is_promised
 
 
 def test_a_null_of_too_few_scores_or_an_answer_without_one_is_not_weighed() -> None:
     few = Null(NULL.scores[:98])
-    assert by_null(Statistic(0.5, 1, 0.99), few, Thresholds(), 0.01) is None
+    assert by_null(Statistic(0.5, 1), few, Thresholds(), 0.01) is None
     assert by_null(None, NULL, Thresholds(), 0.01) is None
     unusual_but_unchanged = Null(tuple(NullScore(-5.0, 1) for _ in range(200)))
-    found = by_null(Statistic(-1.0, 1, 0.99), unusual_but_unchanged, Thresholds(), 0.01)
+    found = by_null(Statistic(-1.0, 1), unusual_but_unchanged, Thresholds(), 0.01)
     assert found is not None and found.risk is not None and found.risk > 0.99 and not found.flags
 
 
