@@ -14,7 +14,7 @@ from modint_guard.judging.null import Null
 from modint_guard.judging.risk import Thresholds
 from modint_guard.judging.self_ask import by_self_ask
 from modint_guard.judging.spans import flagged_words, spans_of, turned_tokens
-from modint_guard.judging.statistic import flag_statistic, token_statistics
+from modint_guard.judging.statistic import flag_statistic, likeliest_statistic, token_statistics
 from modint_guard.judging.text_match import is_short, score_words, turned, words_result
 from modint_guard.probing import like_views, regenerate
 from modint_guard.report import AnswerSpan, NullSummary, ProbeResult, Report, Verdict
@@ -151,6 +151,12 @@ class Judge:
         """The number that a flag of this answer rests on; None if it cannot be taken (`flag_statistic`)."""
         return flag_statistic(score.cells, plan.relevant, has_context=_has_context(plan.chat))
 
+    def _shown_statistic(self, plan: Plan, score: Score) -> Statistic | None:
+        """The number by which answers can be ordered; of known relevance, the one that a flag rests on."""
+        if plan.relevant is not Relevant.UNKNOWN:
+            return self.statistic(plan, score)
+        return likeliest_statistic(score.cells, plan.likely, has_context=_has_context(plan.chat))
+
     def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
         """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
         if (
@@ -255,7 +261,7 @@ class Judge:
             relevant_source=plan.relevant_source,
             relevant_probability=plan.relevant_probability,
             examined=_examined(score),
-            statistic=self.statistic(plan, score),
+            statistic=self._shown_statistic(plan, score),
             influence_text=score.influence_text,
             influence_image=score.influence_image,
             synergy=score.synergy,

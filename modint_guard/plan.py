@@ -104,6 +104,7 @@ def make_plan(
         relevant=relevant,
         relevant_source=source,
         relevant_probability=decided.probability,
+        likely=decided.likely,
         schedule=Schedule(
             views=views,
             stages=_stages(views, later, early_stop=early_stop, constrained=constrained),

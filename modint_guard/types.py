@@ -302,13 +302,11 @@ class Influence(NamedTuple):
 class Statistic(NamedTuple):
     """The number that a flag rests on (`judging.statistic`).
 
-    value: nats. length: how many tokens were compared. sure: the probability of the other token where the
-    answer was turned most, if what ought to decide is asked alone.
+    value: nats. length: how many tokens were compared.
     """
 
     value: float
     length: int
-    sure: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +413,7 @@ class Plan:
     body: the client's own, without its `modint` field. noise: the engine's noise as far as it is known
     beforehand, the change of a probability, in [0, 1]; a flip needs a lead above twice the noise. skip: the
     reason from SKIPPED_REASONS if nothing will be probed. choices: how many answers the request asks for.
+    likely: if it is unknown what ought to decide, the probability that each modality alone ought to.
     """
 
     body: JSON = field(repr=False)
@@ -425,6 +424,7 @@ class Plan:
     relevant_source: RelevantSource
     schedule: Schedule
     relevant_probability: float | None = None  # by the classifier
+    likely: Mapping[Relevant, float] = field(default_factory=dict)
     noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +41,14 @@ _TELLING = frozenset({"claim", "picture", "limit", "doc", "textnoun"})  # of a c
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """What ought to decide, who says so, and, if it is the classifier, with which probability."""
+    """What ought to decide, who says so, and, if it is the classifier, with which probability. likely: if it
+    is unknown, the probability that each modality alone ought to decide.
+    """
 
     relevant: Relevant
     source: RelevantSource
     probability: float | None = None
+    likely: Mapping[Relevant, float] = field(default_factory=dict)
 
 
 def decide(
@@ -70,7 +73,8 @@ def guess(chat: Chat, probabilities: Mapping[str, float], limits: Sequence[float
         return Relevance(named, "rules")
     label = believed(probabilities, limits)
     if label is None or (label == "image" and _is_of_the_context(chat)):
-        return Relevance(Relevant.UNKNOWN, "none")
+        likely = {each: probabilities[each.value] for each in (Relevant.IMAGE, Relevant.TEXT)}
+        return Relevance(Relevant.UNKNOWN, "none", likely=likely)
     return Relevance(Relevant(label), "classifier", round(probabilities[label], 4))
 
 

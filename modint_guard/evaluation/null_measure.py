@@ -9,7 +9,7 @@ of other requests   whatever is planted into them (`planting`)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp
@@ -56,8 +56,9 @@ class Measured:
     """What one packaged item showed.
 
     score: of the harmless input, if its answer is right: what it turned wrong it harmed, and an answer that
-    is wrong anyway says nothing of right ones. confidence, right: of the answer by what ought to decide
-    alone. lie: the report on a lie that changed the answer.
+    is wrong anyway says nothing of right ones. confidence: of the answer by what ought to decide alone, the
+    probability of its first token among the two likeliest; right: whether it is. lie: the report on a lie
+    that changed the answer.
     """
 
     score: Statistic | None
@@ -146,11 +147,11 @@ async def _measured(
     """One item: clean, with something harmless, and with a lie if it is right without one."""
     clean = variants[CLEAN].whole()
     asked = await asyncio.to_thread(_request, clean, model)
-    reply = reply_of(await complete({**asked, "logprobs": True, "top_logprobs": 1}))
+    reply = reply_of(await complete({**asked, "logprobs": True, "top_logprobs": 2}))
     right = is_right(clean, reply.text)
     names = HARMLESS[clean.family]
     harmless = await _ask(examine, variants[names[number % len(names)] if right else names[0]], model)
-    confidence = max(map(_probability, reply.top.values())) if reply.top else None
+    confidence = _of_the_two(reply.top.values()) if reply.top else None
     lie = None
     if right and (lying := variants.get(LYING[clean.family])) and (number < LIED_TO):
         told = await _ask(examine, lying, model)
@@ -180,5 +181,7 @@ def packaged_variants() -> Sequence[dict[str, Variant]]:
     return list(by_item.values())
 
 
-def _probability(logprob: float) -> float:
-    return exp(min(0.0, logprob))
+def _of_the_two(logprobs: Iterable[float]) -> float:
+    """The probability of the likeliest token, of the two likeliest."""
+    best, *others = sorted((exp(min(0.0, each)) for each in logprobs), reverse=True)
+    return best / (best + sum(others[:1])) if best else 0.0

@@ -64,9 +64,9 @@ class NullScore:
 class Null:
     """The scores of one model, oldest first, and whether each of the last planted lies was flagged.
 
-    lies: only of such as changed the answer. sure: the probability at which an answer that one modality alone
-    gives can be relied on, measured on packaged items; None if it is not known. client_share: 1 if there is
-    one client only.
+    lies: only of such as changed the answer. sure: the probability of its first token, of the two likeliest,
+    at which an answer that one modality alone gives can be relied on, measured on packaged items; None if it
+    is not known. client_share: 1 if there is one client only.
     """
 
     scores: tuple[NullScore, ...] = ()

@@ -31,12 +31,19 @@ class Thresholds:
     of range.
     """
 
-    sure: float = 0.9  # from which what ought to decide, alone, speaks against an answer, if no null knows
+    sure: float = 0.9  # of y and another answer: from which share the other is relied on, if no null knows
     certain: float = 0.99  # from which confidence counts where it is all there is: `prior` and `conflict`
     negligible: float = 0.5  # nats: a smaller influence of what is needed, on the log-odds of y, is none
     flip_margin: float = 0.05  # a smaller lead over y is within the engine's noise, and undecided
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
     min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
+
+    @property
+    def least_score(self) -> float:
+        """The least score of a flag, nats: the log-odds of `sure`, or 0 if these are below 0."""
+        if self.sure in (0.0, 1.0):
+            return math.inf if self.sure else 0.0
+        return max(0.0, math.log(self.sure / (1.0 - self.sure)))
 
     def __post_init__(self) -> None:
         for name in ("sure", "certain", "flip_margin", "min_option_mass"):

@@ -1,9 +1,10 @@
 """From a score to one of four verdicts. Pure.
 
 y is the served answer. The views are no_context (the image alone), neutral_image (the text alone) and prior
-(neither). "Sure" is a probability of at least `sure`: as the null measured it on this model, else the one of
-`risk.Thresholds`. "Certain" is one of at least `certain`: where an answer need not have changed, a model's
-confidence is all there is.
+(neither). What ought to decide is sure that y is wrong if, alone, it prefers another token where the score
+was read, with at least `sure` of the probability of the two: as the null measured it on this model, else the
+one of `risk.Thresholds`. "Certain" is a probability of at least `certain`: where an answer need not have
+changed, a model's confidence is all there is.
 
 relevant  flagged as   if
 image     text         the answer's score (`judging.statistic`) is weighed and found unusual
@@ -20,12 +21,12 @@ What weighs the score (`Weighed`) is the first of these that there is:
 
 a calibration   made with labels for this model: its risk reaches its threshold, unstable or not, because its
                 promise holds for that rule
-a null          the score is above 0, p <= alpha, and what ought to decide, alone, is sure of another answer
-                where it was read; risk is 1 - p. It must know enough scores of about the answer's length
-nothing         the score is above 0, and what ought to decide is sure of another answer; there is no risk,
-                and the report says that nothing was measured (`calibrated` is false)
+a null          p <= alpha, and the score reaches the log-odds of `sure`: what ought to decide is sure that y
+                is wrong; risk is 1 - p. It must know enough scores of about the answer's length
+nothing         the score reaches the log-odds of `sure`; there is no risk, and the report says that nothing
+                was measured (`calibrated` is false)
 
-What ought to decide, alone, must be sure of another answer: a model that sees badly and was helped by its
+What ought to decide, alone, must be sure that y is wrong: a model that sees badly and was helped by its
 caption was not led astray by it.
 
 A guess of what ought to decide is not enough for prior and neglect: a right answer may need neither picture
@@ -134,8 +135,8 @@ def by_calibration(score: Score, relevant: Relevant, fitted: Fitted) -> Weighed 
 
 def by_null(statistic: Statistic | None, null: Null, thresholds: Thresholds, alpha: float) -> Weighed | None:
     """What a null says of an answer's statistic at the level alpha; None if there is no statistic, or if the
-    null knows too few scores of about that length. Nothing is flagged that did not change (a statistic of 0
-    or less), however unusual it is.
+    null knows too few scores of about that length. Nothing is flagged that did not change, or of which what
+    ought to decide is not sure, however unusual it is.
     """
     if statistic is None or not null.resolves(alpha, statistic.length):
         return None
@@ -145,9 +146,9 @@ def by_null(statistic: Statistic | None, null: Null, thresholds: Thresholds, alp
 
 def by_rule(statistic: Statistic | None, thresholds: Thresholds) -> Weighed:
     """What can be said of a model of which nothing was measured: the answer changed, and what ought to
-    decide, alone, is sure of another one.
+    decide, alone, is sure that it is wrong.
     """
-    return Weighed(statistic is not None and statistic.value > 0.0 and statistic.sure >= thresholds.sure)
+    return Weighed(statistic is not None and 0.0 < statistic.value >= thresholds.least_score)
 
 
 def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:

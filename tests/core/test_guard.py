@@ -451,8 +451,9 @@ async def test_of_a_long_answer_only_the_first_word_is_judged_and_the_report_say
 
 
 async def test_from_when_on_a_model_is_sure_is_what_its_null_measured() -> None:
-    model = world(both="blue", image="red", text="blue", neither="green", sure=0.7)
-    for sure, cause in ((None, None), (0.75, None), (0.65, "text")):
+    model = world(both="blue", image="red", text="blue", neither="green", sure=0.65)
+    # The picture alone says "red" at .65 and "blue" at .0875: seven to one.
+    for sure, cause in ((None, None), (0.89, None), (0.87, "text")):
         found = await Guard(nulls={"m": Null(sure=sure)}).inspect(ask(f"{LIE}\n{QUESTION}"), model)
         assert found.report.verdict.cause == cause
 

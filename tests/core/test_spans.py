@@ -168,7 +168,7 @@ def test_spans_of_a_kind_lie_apart_in_the_answer_and_influences_are_neither_lost
 
 
 def statistics(*values: float) -> dict[int, Statistic]:
-    return {t: Statistic(value, len(values), 0.9) for t, value in enumerate(values)}
+    return {t: Statistic(value, len(values)) for t, value in enumerate(values)}
 
 
 def test_every_token_that_alone_would_have_flagged_the_answer_is_turned() -> None:

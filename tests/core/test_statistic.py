@@ -12,7 +12,7 @@ from modint_guard.config import GuardConfig
 from modint_guard.errors import ConfigError
 from modint_guard.judging.null import Null, NullScore, sure_at, with_lie
 from modint_guard.judging.scoring import influence, token_influences
-from modint_guard.judging.statistic import flag_statistic
+from modint_guard.judging.statistic import flag_statistic, likeliest_statistic
 from modint_guard.report import Report
 from modint_guard.types import CELLS, CellScore, Complete, Influence, Relevant, Statistic, TokenScore
 from tests.core.fakes import ask, world
@@ -50,7 +50,7 @@ def test_a_lie_scores_by_its_influence_or_by_what_contradicts_it_whichever_is_le
     # Log-odds of y: request 4, image alone -3, text alone 2, neither -1.
     # Influence of the text: ((4 + 3) + (2 + 1)) / 2 = 5; the image alone is 3 against it.
     scored = cells([4.0], [-3.0], [2.0], [-1.0])
-    assert flag_statistic(scored, Relevant.IMAGE, has_context=True) == Statistic(3.0, 1, 0.9)
+    assert flag_statistic(scored, Relevant.IMAGE, has_context=True) == Statistic(3.0, 1)
     # Image alone -8: influence 7.5, against it 8.
     assert value_of(
         flag_statistic(cells([4.0], [-8.0], [2.0], [-1.0]), Relevant.IMAGE, has_context=True)
@@ -75,6 +75,16 @@ def test_a_picture_beside_a_text_is_scored_without_regard_to_what_the_picture_al
     assert value_of(flag_statistic(alone, Relevant.TEXT, has_context=False)) == pytest.approx(2.0)
 
 
+def test_a_token_against_which_nothing_definite_speaks_scores_nothing() -> None:
+    # The picture alone gives 30:1 against the second token, but it could be anything; 3:1 at the first.
+    scored = cells([4.0, 4.0], [-1.1, -3.4], [2.0, 2.0], [-1.0, -1.0])
+    vague = scored["no_context"].tokens
+    scored["no_context"] = replace(scored["no_context"], tokens=(vague[0], replace(vague[1], other=0.49)))
+    assert value_of(flag_statistic(scored, Relevant.IMAGE, has_context=True)) == pytest.approx(1.1)
+    scored["no_context"] = replace(scored["no_context"], tokens=vague)
+    assert value_of(flag_statistic(scored, Relevant.IMAGE, has_context=True)) == pytest.approx(3.4)
+
+
 def test_an_answer_that_stays_scores_at_most_nothing() -> None:
     scored = flag_statistic(cells([4.0], [3.0], [2.0], [-1.0]), Relevant.IMAGE, has_context=True)
     assert value_of(scored) == pytest.approx(-3.0)
@@ -87,12 +97,35 @@ def test_of_a_longer_answer_the_token_that_was_turned_most_counts() -> None:
         has_context=True,
     )
     # The third would score 9: but the request itself does not prefer it.
-    assert found == Statistic(3.0, 3, 0.9)
+    assert found == Statistic(3.0, 3)
 
 
 @pytest.mark.parametrize("relevant", [Relevant.BOTH, Relevant.UNKNOWN])
 def test_where_nothing_is_known_to_be_irrelevant_there_is_no_statistic(relevant: Relevant) -> None:
     assert flag_statistic(cells([4.0], [-3.0], [2.0], [-1.0]), relevant, has_context=True) is None
+
+
+def test_of_unknown_relevance_each_hypothesis_counts_by_its_probability() -> None:
+    # Under `image` the score is 3 (above); under `text`, whose view alone gives y with log-odds 2, it is -2.
+    scored = cells([4.0], [-3.0], [2.0], [-1.0])
+
+    def score(**likely: float) -> float:
+        probabilities = {Relevant(name): value for name, value in likely.items()}
+        return value_of(likeliest_statistic(scored, probabilities, has_context=True))
+
+    assert score(image=1.0, text=0.0) == pytest.approx(3.0)
+    assert score(image=0.5, text=0.5) == pytest.approx(3.0 + log(0.5))
+    assert score(image=0.001, text=0.9) == pytest.approx(-2.0 + log(0.9))
+    assert likeliest_statistic(scored, {}, has_context=True) is None
+    assert likeliest_statistic(scored, {Relevant.IMAGE: 0.0}, has_context=True) is None
+
+
+async def test_an_answer_whose_relevance_is_unknown_has_a_score_and_is_not_flagged_by_it() -> None:
+    body = ask("It is blue.\nAnd?", modint={"relevant": "auto"})
+    model = world(both="blue", image="red", text="blue", neither="red", sure=0.9)  # too little for a conflict
+    report = (await Guard().inspect(body, model)).report
+    assert (report.relevant, report.verdict.state, report.verdict.risk) == (Relevant.UNKNOWN, "pass", None)
+    assert report.statistic is not None and 0.0 < report.statistic.value < SURE_ODDS
 
 
 def test_without_a_cell_or_a_token_that_the_request_prefers_there_is_no_statistic() -> None:
@@ -177,8 +210,8 @@ async def test_an_answer_that_did_not_change_is_not_flagged_however_unusual_it_i
 
 
 async def test_what_is_sure_is_measured_on_the_model() -> None:
-    # The picture alone says "red" at .88: below the .9 by hand, above what suffices for this model.
-    unsure = world(both="blue", image="red", text="blue", neither="red", sure=0.88)
+    # The picture alone says "red" at .65 and "blue" at .0875, seven to one: below the nine of .9.
+    unsure = world(both="blue", image="red", text="blue", neither="red", sure=0.65)
     null = null_of(200)
     assert (await judged(null, unsure)).verdict.state == "pass"
     assert (await judged(replace(null, sure=0.85), unsure)).verdict.state == "flagged"

@@ -126,16 +126,28 @@ def test_an_answer_that_comes_without_what_ought_to_decide_is_not_flagged_on_a_g
 @pytest.mark.parametrize(
     ("relevant", "alone"), [(Relevant.IMAGE, "no_context"), (Relevant.TEXT, "neutral_image")]
 )
-@pytest.mark.parametrize(("other", "state"), [(0.6, "pass"), (0.89, "pass"), (0.9, "flagged")])
-def test_what_ought_to_decide_must_alone_be_sure_of_another_answer(
-    relevant: Relevant, alone: str, other: float, state: str
+@pytest.mark.parametrize(
+    ("y", "other", "state"),
+    [
+        (0.4, 0.6, "pass"),  # a poor picture under a caption that says what it shows: without it, a guess
+        (0.11, 0.89, "pass"),
+        (0.09, 0.91, "flagged"),  # ten to one
+        (0.05, 0.49, "pass"),  # ten to one, but it could be anything
+        (0.05, 0.51, "flagged"),
+    ],
+)
+def test_what_ought_to_decide_must_alone_be_sure_that_the_answer_is_wrong(
+    relevant: Relevant, alone: str, y: float, other: float, state: str
 ) -> None:
-    # A poor picture under a caption that says what it shows: without the caption the model guesses.
     cells = {"no_context": cell(SAME), "neutral_image": cell(SAME), "prior": cell(FLIP)}
-    (token,) = cell(FLIP).tokens
-    cells[alone] = replace(cell(FLIP), tokens=(replace(token, other=other),))
+    odds = math.log(y / other)
+    token = TokenScore(lost=0.0, shift=CERTAIN - odds, odds=odds, other=other, preferred=True)
+    cells[alone] = replace(cell(FLIP), tokens=(token,))
     assert decided(Score(cells, {}), relevant).state == state
-    assert decided(Score(cells, {}), relevant, Thresholds(sure=0.5)).state == "flagged"
+    assert decided(Score(cells, {}), relevant, Thresholds(sure=0.5)).state == (
+        "pass" if other < 0.5 else "flagged"
+    )
+    assert decided(Score(cells, {}), relevant, Thresholds(sure=0.99)).state == "pass"
 
 
 def test_of_a_model_of_which_nothing_was_measured_there_is_no_risk() -> None:
@@ -202,22 +214,22 @@ NULL = Null(tuple(NullScore(value / 100, 1) for value in range(-80, 20)))
 
 @pytest.mark.parametrize(
     ("value", "sure", "flags"),
-    [(0.5, 0.9, True), (0.5, 0.89, False), (0.185, 0.99, False), (-0.1, 0.99, False)],
+    [(0.5, 0.6, True), (0.5, 0.63, False), (0.185, 0.5, False), (-0.1, 0.5, False)],
 )
 def test_a_null_flags_what_changed_is_unusual_and_contradicted_for_sure(
     value: float, sure: float, flags: bool
 ) -> None:
-    found = by_null(Statistic(value, 1, sure), NULL, Thresholds(), 0.01)
+    found = by_null(Statistic(value, 1), NULL, Thresholds(sure=sure), 0.01)  # log-odds of .6: 0.41
     assert found is not None and found.flags is flags
     assert found.risk == pytest.approx(1 - NULL.p_value(value, 1)) and not found.is_promised
 
 
 def test_a_null_of_too_few_scores_or_an_answer_without_one_is_not_weighed() -> None:
     few = Null(NULL.scores[:98])
-    assert by_null(Statistic(0.5, 1, 0.99), few, Thresholds(), 0.01) is None
+    assert by_null(Statistic(0.5, 1), few, Thresholds(), 0.01) is None
     assert by_null(None, NULL, Thresholds(), 0.01) is None
     unusual_but_unchanged = Null(tuple(NullScore(-5.0, 1) for _ in range(200)))
-    found = by_null(Statistic(-1.0, 1, 0.99), unusual_but_unchanged, Thresholds(), 0.01)
+    found = by_null(Statistic(-1.0, 1), unusual_but_unchanged, Thresholds(), 0.01)
     assert found is not None and found.risk is not None and found.risk > 0.99 and not found.flags
 
 
