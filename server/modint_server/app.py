@@ -183,6 +183,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             every=settings.null_every if settings.guard == "on" else 0,
             checkup=settings.null_checkup == "on" and settings.guard == "on",
             is_busy=lambda: places.held > max(1, settings.max_in_flight * QUIET),
+            idle_s=lambda: places.idle_s,
         ),
         probe_slots=_shared(settings.max_probes_in_flight, settings, keys),
         rung_slots=_shared(settings.max_rungs_in_flight, settings, keys),
