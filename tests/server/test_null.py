@@ -265,6 +265,10 @@ async def test_packaged_items_wait_for_a_pause_of_the_clients(
             assert len(engine.calls) == asked
             await asyncio.sleep(0.15)
         await until(lambda: len(engine.calls) > 30)
+        await gateway.post(chat(modint={"mode": "off"}))
+        asked = len(engine.calls)
+        await asyncio.sleep(0.5)
+        assert len(engine.calls) <= asked + 1  # one was under way
 
 
 async def test_packaged_items_wait_for_a_pause_only_so_long(
