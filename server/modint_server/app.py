@@ -103,6 +103,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
+            allow_private_network=True,  # a page of a listed origin may ask a gateway on this machine
             expose_headers=READABLE_HEADERS,
         )
     app.add_middleware(RequestIds)

@@ -98,6 +98,8 @@ class _Reader(h11.Connection):
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.left == 0:
             return h11.NEED_DATA
+        if self.their_state is h11.IDLE and self._receive_buffer._data.startswith(b"\r\n"):
+            self._receive_buffer.maybe_extract_at_most(2)  # an empty line (RFC 9112, 2.2), which h11 refuses
         event = super().next_event()
         if event is not h11.NEED_DATA and event is not h11.PAUSED:
             self.left -= 1

@@ -1,6 +1,7 @@
 """What a client sent: read with limits, parsed once, checked, and freed of what must not reach the engine."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import re
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter, ValidationError
 from starlette.types import Receive
 
 from modint_guard.chat.body import check_image_count, check_media, messages_of, parts_of
@@ -38,6 +40,7 @@ STRIPPED = frozenset(
     }
 )
 MAX_DRAINED = 64 * 2**20
+_TYPES: Mapping[str, TypeAdapter[Any]] = {"stream": TypeAdapter(bool), "n": TypeAdapter(int)}
 _MEDIA = b";base64,"
 _MAX_MEDIA = 64  # that are left out where values are counted: each takes a few microseconds
 STRIPPED_PREFIXES = ("chat_template",)
@@ -176,7 +179,19 @@ def read_document(raw: bytes, settings: Settings) -> Incoming:
         raise RequestError(
             f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
         )
-    return Incoming(body, raw, 0, len(raw))
+    typed = _typed(body)
+    return Incoming(body | typed, None if typed else raw, 0, len(raw))
+
+
+def _typed(body: JSON) -> JSON:
+    """Fields in the types that the gateway reads, where vLLM takes other forms of them: "yes", 0, "2"."""
+    found: JSON = {}
+    for name, kind in _TYPES.items():
+        value = body.get(name)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            with contextlib.suppress(ValidationError):
+                found[name] = kind.validate_python(value)
+    return {name: value for name, value in found.items() if value is not body[name]}
 
 
 def _check_values(raw: bytes, limit: int) -> None:
