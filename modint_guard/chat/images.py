@@ -28,6 +28,9 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # only th
 NEUTRAL_GREY = 128  # the mean of 0..255
 _NOT_DECODABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.I)
+_HEADER_CHARACTERS = 1 << 16  # of base64, a multiple of 4: more than most headers have
+_HEADED = ("JPEG", "PNG", "GIF", "BMP")  # Pillow opens them by their beginning
+_LATE_EXIF = frozenset({"exif", "xmp"})  # for which Pillow decodes the pixels of all but JPEG
 _ON_THE_SIDE = (5, 6, 7, 8)  # Exif orientations with width and height exchanged
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -84,13 +87,25 @@ def check_data_url(url: str, limits: ImageLimits | None = None, *, whole: bool =
     whole: fail as decoding it to its end would; otherwise only its header is read.
     """
     limits = limits or ImageLimits()
-    data = _payload(url, limits)
-    image = _open(io.BytesIO(beginning_of(data) if whole else data), limits)
+    if not whole:
+        return _size_by_header(url, limits)
+    image = _open(io.BytesIO(beginning_of(_payload(url, limits))), limits)
     size = image.size
-    if whole:
-        image.draft("L", (1, 1))  # a JPEG is read to its end all the same, and an eighth of it computed
-        _load(image)
+    image.draft("L", (1, 1))  # a JPEG is read to its end all the same, and an eighth of it computed
+    _load(image)
     return _upright_size(image, size)
+
+
+def _size_by_header(url: str, limits: ImageLimits) -> tuple[int, int]:
+    """The size as the beginning of the data says it, where that holds all of a header; else as all do."""
+    beginning = url.find(",") + 1 + _HEADER_CHARACTERS
+    if len(url) > beginning:
+        _check_length(len(url) - beginning + _HEADER_CHARACTERS, url, limits)
+        with contextlib.suppress(ImageError):
+            image = _open(io.BytesIO(_payload(url[:beginning], limits)), limits)
+            if image.format in _HEADED and (image.format == "JPEG" or not _LATE_EXIF & set(image.info)):
+                return _upright_size(image)
+    return _upright_size(_open(io.BytesIO(_payload(url, limits)), limits))
 
 
 def check_total(sizes: Iterable[tuple[int, int]], limits: ImageLimits) -> None:
@@ -139,12 +154,16 @@ def _payload(url: str, limits: ImageLimits) -> bytes:
         )
     if not comma or not header.lower().endswith(";base64"):  # the media type says nothing sure: bytes decide
         raise ImageError("The image's data URL is not base64: send data:image/png;base64,… .")
-    if len(data) // 4 * 3 - data[-2:].count("=") > limits.max_bytes:
-        raise _too_many_bytes(limits)
+    _check_length(len(data), url, limits)
     try:
         return pybase64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as exc:
         raise ImageError("The image's base64 text is damaged: encode the file's bytes again.") from exc
+
+
+def _check_length(characters: int, url: str, limits: ImageLimits) -> None:
+    if characters // 4 * 3 - url[-2:].count("=") > limits.max_bytes:
+        raise _too_many_bytes(limits)
 
 
 def _open(file: BinaryIO, limits: ImageLimits) -> Image.Image:
@@ -189,7 +208,7 @@ def _upright_size(image: Image.Image, size: tuple[int, int] | None = None) -> tu
     width, height = size or image.size
     if image.format == "TIFF":  # Pillow's reader turns it itself
         return width, height
-    if image.format == "PNG" and not {"exif", "xmp"} & set(image.info):
+    if image.format == "PNG" and not _LATE_EXIF & set(image.info):
         return width, height  # Pillow would decode all of it to look behind the pixels
     with contextlib.suppress(Exception):
         if image.getexif().get(ExifTags.Base.Orientation) in _ON_THE_SIDE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from modint_guard.chat.reply import token_text
 
@@ -83,9 +84,15 @@ def word_distribution(top: Mapping[str, float]) -> Distribution:
     """The probabilities of the listed tokens, added up if they differ only in white space or case."""
     merged: dict[str, float] = {}
     for token, probability in probabilities(top).items():
-        key = token_text(token).casefold()
+        key = _word(token)
         merged[key] = merged.get(key, 0.0) + probability
     return merged
+
+
+@lru_cache(maxsize=4096)
+def _word(token: str) -> str:
+    """A token without white space and case. The same few are listed at each position, in every view."""
+    return token_text(token).casefold()
 
 
 def entropy(distribution: Distribution) -> float:

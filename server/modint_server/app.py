@@ -103,6 +103,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
+            allow_private_network=True,  # a page of a listed origin may ask a gateway on this machine
             expose_headers=READABLE_HEADERS,
         )
     app.add_middleware(RequestIds)
@@ -183,6 +184,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
             every=settings.null_every if settings.guard == "on" else 0,
             checkup=settings.null_checkup == "on" and settings.guard == "on",
             is_busy=lambda: places.held > max(1, settings.max_in_flight * QUIET),
+            idle_s=lambda: places.idle_s,
         ),
         probe_slots=_shared(settings.max_probes_in_flight, settings, keys),
         rung_slots=_shared(settings.max_rungs_in_flight, settings, keys),

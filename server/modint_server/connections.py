@@ -9,12 +9,14 @@ import asyncio
 from typing import Any
 
 import h11
+from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 10.0  # from the first byte of a request, or from an empty connection, to the end of its headers
 MAX_CONNECTIONS = 2048
+MAX_WAITING_BYTES = 2**20  # of a body, that were read and not yet asked for
 EVENTS_A_TURN = 100  # h11 takes 15 µs for a chunk of a body, however short: other connections have their turn
 
 
@@ -36,6 +38,15 @@ class BoundedConnection(H11Protocol):
             transport.close()
         else:
             self._begin_head()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._reader.takes_for_body(data):
+            super().data_received(data)
+            return
+        self.cycle.body += data
+        if len(self.cycle.body) > MAX_WAITING_BYTES:
+            self._flow.pause_reading()
+        self.cycle.message_event.set()
 
     def handle_events(self) -> None:
         if self._flow.held:  # the next turn goes on
@@ -87,12 +98,29 @@ class _Reader(h11.Connection):
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.left == 0:
             return h11.NEED_DATA
+        if self.their_state is h11.IDLE and self._receive_buffer._data.startswith(b"\r\n"):
+            self._receive_buffer.maybe_extract_at_most(2)  # an empty line (RFC 9112, 2.2), which h11 refuses
         event = super().next_event()
         if event is not h11.NEED_DATA and event is not h11.PAUSED:
             self.left -= 1
         if isinstance(event, h11.Request) and _length(event) > MAX_HEAD_BYTES:
             raise h11.RemoteProtocolError("the headers are too long")
         return event
+
+    def takes_for_body(self, data: bytes) -> bool:
+        """Whether all of the data are of the body of a request whose answer has not begun, and not its last:
+        then they count as read, without the events that h11 makes of them.
+        """
+        body: Any = self._reader
+        is_within = (
+            isinstance(body, ContentLengthReader)
+            and len(data) < body._remaining
+            and not self._receive_buffer
+            and self.our_state is h11.SEND_RESPONSE
+        )
+        if is_within:
+            body._remaining -= len(data)
+        return is_within
 
 
 def _length(request: h11.Request) -> int:

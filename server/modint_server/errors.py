@@ -14,6 +14,7 @@ from modint_guard.types import JSON
 from modint_server.logs import LOGGER
 
 MAX_MESSAGE_CHARS = 1000
+MAX_COMPLAINTS = 5
 _PAUSE = re.compile(r"\d{1,9}|[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 # Pydantic repeats the client's body in its messages, from here on.
 _ECHO = re.compile(r"[\s,\[{(]*['\"]?\binput(_value)?['\"]?\s*[:=].*", re.DOTALL)
@@ -88,18 +89,28 @@ def _pause(retry_after: str | None) -> str | None:
 def translate(body: bytes) -> dict[str, str | None]:
     """Message, type, code and param of an error's body; None for those that it does not have.
 
-    The body may be an envelope, a plain string, or something else such as HTML (all None).
+    The body may be an envelope, a plain string, FastAPI's list of complaints, or something else such as HTML
+    (all None).
     """
     try:
         parsed: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
         parsed = None
     inner = parsed.get("error", parsed.get("detail", parsed)) if isinstance(parsed, dict) else parsed
+    if isinstance(inner, list):
+        inner = "; ".join(_complaint(each) for each in inner[:MAX_COMPLAINTS] if isinstance(each, Mapping))
     if isinstance(inner, str):
         inner = {"message": inner}
     if not isinstance(inner, Mapping):
         inner = {}
     return {key: _text(inner.get(key)) for key in ("message", "type", "code", "param")}
+
+
+def _complaint(each: Mapping[str, object]) -> str:
+    """Where in a request what is wrong."""
+    where, what = each.get("loc"), _text(each.get("msg")) or "invalid"
+    path = ".".join(map(str, where[1:])) if isinstance(where, list) else ""
+    return f"{path}: {what}" if path else what
 
 
 def _text(value: object) -> str | None:

@@ -3,10 +3,12 @@
 import base64
 import io
 
+import pybase64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from modint_guard.chat.images import (
     NEUTRAL_GREY,
@@ -145,6 +147,49 @@ def test_bytes_are_counted_before_decoding() -> None:
 def test_without_decoding_only_the_header_is_checked() -> None:
     data = encoded("PNG", (40, 30))
     assert check_data_url(url(data[: len(data) // 2]), whole=False) == (40, 30)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_of_a_large_picture_the_beginning_says_the_size(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.effect_noise((500, 400), 80).convert("RGB")
+    buffer = io.BytesIO()
+    noise.save(buffer, kind, **({"quality": 100} if kind in ("JPEG", "WEBP") else {}))
+    address = url(buffer.getvalue())
+    assert len(address) > 80_000
+    decoded: list[int] = []
+    decode_text = pybase64.b64decode
+
+    def counted(text: str, *, validate: bool) -> bytes:
+        decoded.append(len(text))
+        return decode_text(text, validate=validate)
+
+    monkeypatch.setattr(pybase64, "b64decode", counted)
+    assert check_data_url(address, whole=False) == (500, 400)
+    is_short = decoded == [1 << 16]
+    assert is_short == (kind in ("PNG", "JPEG", "GIF", "BMP"))
+
+
+def test_a_header_longer_than_the_beginning_is_read_all_the_same() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((300, 200), 80).save(buffer, "JPEG", quality=100, icc_profile=b"x" * 60_000)
+    assert check_data_url(url(buffer.getvalue()), whole=False) == (300, 200)
+
+
+def test_a_large_picture_that_is_turned_is_upright_by_its_beginning_too() -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    told = PngInfo()
+    told.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    for kind, how in (("JPEG", {"exif": turned}), ("PNG", {"exif": turned}), ("PNG", {"pnginfo": told})):
+        buffer = io.BytesIO()
+        Image.effect_noise((500, 400), 80).save(buffer, kind, **how)
+        assert check_data_url(url(buffer.getvalue()), whole=False) == (400, 500)
+
+
+def test_bytes_are_counted_though_the_beginning_says_the_size() -> None:
+    data = encoded("PNG", (40, 30)) + bytes(100_000)
+    with pytest.raises(ImageError, match="larger than 100000 bytes"):
+        check_data_url(url(data), ImageLimits(max_bytes=100_000), whole=False)
 
 
 @given(st.integers(1, 60), st.integers(1, 60))

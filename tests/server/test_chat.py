@@ -7,7 +7,7 @@ import pytest
 
 from modint_server.request.sse import Splitter, data_of
 from tests.server.conftest import Running, chat, serving
-from tests.server.fake_upstream import ADAPTER, BASE, Answer, FakeUpstream, is_main, misled, steady
+from tests.server.fake_upstream import ADAPTER, BASE, JSON, Answer, FakeUpstream, is_main, misled, steady
 
 IMAGE = {"relevant": "image"}
 
@@ -149,6 +149,28 @@ async def test_the_settings_say_which_options_of_the_template_may_be_set(upstrea
     first, *_, last = upstream.calls
     assert "chat_template_kwargs" not in first
     assert last["chat_template_kwargs"] == {"style": "short"}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [({"n": "2"}, {"n": 2}), ({"n": 2.0}, {"n": 2}), ({"stream": "no"}, {"stream": False})],
+)
+async def test_fields_may_have_the_forms_that_the_engine_takes(
+    running_gateway: Running, upstream: FakeUpstream, given: JSON, read: JSON
+) -> None:
+    answer = await running_gateway.post(chat(modint={"mode": "off"}, **given))
+    assert answer.status == 200
+    assert len(answer.json["choices"]) == read.get("n", 1)
+    assert {name: upstream.calls[0][name] for name in read} == read
+
+
+@pytest.mark.parametrize("stream", ["yes", "True", 1])
+async def test_a_stream_may_be_asked_for_in_the_forms_that_the_engine_takes(
+    running_gateway: Running, stream: object
+) -> None:
+    answer = await running_gateway.post(chat(stream=stream, modint={"relevant": "image"}))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert b'"verdict":"flagged"' in answer.body.replace(b" ", b"")
 
 
 @pytest.mark.parametrize("model", [{}, {"model": None}])

@@ -8,13 +8,17 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import h11
 import pytest
 import uvicorn
 from prometheus_client import generate_latest
 
 from modint_guard import Guard
+from modint_guard.errors import RequestError
 from modint_server.connections import BoundedConnection
+from modint_server.request.intake import read_document
 from modint_server.routes.pages import RESTS, Page
+from modint_server.settings import load_settings
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import BASE, FakeUpstream
 
@@ -80,17 +84,21 @@ async def test_a_client_that_is_still_sending_sees_the_413(upstream: FakeUpstrea
     assert head.startswith(b"HTTP/1.1 413") and json.loads(body)["error"]["code"] == "body_too_large"
 
 
+async def reading(scope: Any, receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
 @contextlib.asynccontextmanager
-async def bounded(connection: type[BoundedConnection] = BoundedConnection) -> AsyncIterator[int]:
+async def bounded(
+    connection: type[BoundedConnection] = BoundedConnection, app: Any = reading
+) -> AsyncIterator[int]:
     """A server whose connections are bounded as those of `serve`; the port."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
-
-    config = uvicorn.Config(app, http=connection, port=0, lifespan="off", log_level="critical")
+    config = uvicorn.Config(
+        app, http=connection, port=0, lifespan="off", log_level="critical", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110
@@ -129,6 +137,53 @@ async def test_a_long_body_is_no_long_head() -> None:
     async with bounded() as port:
         post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000
         assert (await answer_to(port, post)).startswith(b"HTTP/1.1 200")
+
+
+async def test_bytes_behind_a_long_body_are_the_next_request() -> None:
+    async with bounded() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n" + b"x" * 900_000
+        writer.write(post + post + b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answers = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert answers.count(b"HTTP/1.1 200") == 3
+
+
+async def test_a_long_body_makes_few_events() -> None:
+    events: list[Any] = []
+
+    class Counted(BoundedConnection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._read: Any = self.conn.next_event
+            self.conn.next_event = self._noted  # type: ignore[method-assign]
+
+        def _noted(self) -> Any:
+            events.append(self._read())
+            return events[-1]
+
+    async with bounded(Counted) as port:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 50000\r\n\r\n"
+        assert (await answer_to(port, head, *[b"x" * 2500] * 20)).startswith(b"HTTP/1.1 200")
+    assert sum(isinstance(event, h11.Data) for event in events) == 1
+
+
+async def test_of_a_body_that_nobody_reads_little_is_taken() -> None:
+    waiting: list[Any] = []
+
+    async def idle(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        waiting.append(receive)
+        await asyncio.sleep(60)
+
+    async with bounded(app=idle) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 90000000\r\n\r\n" + b"x" * 80_000_000)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.drain(), 1)
+        body = waiting[0].__self__.body
+        writer.transport.abort()
+    assert len(body) < 2**21
 
 
 async def test_long_headers_that_come_at_once_are_refused() -> None:
@@ -230,6 +285,34 @@ async def test_many_who_ask_for_the_metrics_of_many_adapters_keep_nobody_waiting
         pages = {page.body for page in await asked}
     assert len(pages) <= 2 and all(b"adapter-63" in page for page in pages)
     assert longest < cost / 2
+
+
+MEDIA = b'"data:image/png;base64,%s"' % (b"AAAA" * 100)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": [' + b"[]," * 60 + b"[]]}",
+        b'{"a": %s, "b": [' % MEDIA + b"1," * 120 + b"1]}",
+        b'{"a": [' + b"1," * 120 + b"1], " + b'"b": %s, "c": %s}' % (MEDIA, MEDIA),
+        b'{"a": ";base64,", "b": [' + b"1," * 120 + b"1]}",
+        b"[" * 120 + b'";base64,',
+        b'{"a": ["' + b";base64," * 100 + b'", ' + b"1," * 120 + b"1]}",
+        b'{"a": [' + b'";base64,", ' * 100 + b"1," * 10 + b"1]}",
+    ],
+)
+def test_a_body_of_many_values_is_refused_wherever_it_holds_media(body: bytes) -> None:
+    settings = load_settings(upstream_url="http://engine", max_json_values=100)
+    with pytest.raises(RequestError) as caught:
+        read_document(body, settings)
+    assert caught.value.code == "too_many_values"
+
+
+def test_media_are_no_values() -> None:
+    settings = load_settings(upstream_url="http://engine", max_json_values=10)
+    body = b'{"a": [%s, %s, "x;base64,%s"]}' % (MEDIA, MEDIA, b"," * 100)
+    assert len(read_document(body, settings).body["a"]) == 3
 
 
 @pytest.mark.parametrize(("depth", "status"), [(240, 200), (260, 400)])

@@ -237,7 +237,10 @@ async def test_an_engine_that_fails_packaged_items_still_serves(
         assert gateway.value("modint_step_failures_total", step="measuring") == 0.0
 
 
-async def test_while_clients_need_the_engine_nothing_is_measured(engine: FakeUpstream) -> None:
+async def test_while_clients_need_the_engine_nothing_is_measured(
+    engine: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modint_server.request.measuring.QUIET_S", 0.0)
     async with serving(engine.url, null_checkup="on", max_in_flight=1) as gateway:
         places = gateway.gateway.pipeline.places
         for client in ("a", "b"):
@@ -249,6 +252,33 @@ async def test_while_clients_need_the_engine_nothing_is_measured(engine: FakeUps
         for client in ("a", "b"):
             places.give_back(client)
         await until(lambda: len(engine.calls) > before + 10)
+
+
+async def test_packaged_items_wait_for_a_pause_of_the_clients(
+    engine: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modint_server.request.measuring.QUIET_S", 1.0)
+    async with serving(engine.url, null_checkup="on") as gateway:
+        engine.forget()
+        for asked in range(1, 15):
+            await gateway.post(chat(modint={"mode": "off"}))
+            assert len(engine.calls) == asked
+            await asyncio.sleep(0.15)
+        await until(lambda: len(engine.calls) > 30)
+        await gateway.post(chat(modint={"mode": "off"}))
+        asked = len(engine.calls)
+        await asyncio.sleep(0.5)
+        assert len(engine.calls) <= asked + 1  # one was under way
+
+
+async def test_packaged_items_wait_for_a_pause_only_so_long(
+    engine: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modint_server.request.measuring.QUIET_S", 60.0)
+    monkeypatch.setattr("modint_server.request.measuring.PATIENCE_S", 0.5)
+    async with serving(engine.url, null_checkup="on") as gateway:
+        await gateway.post(chat(modint={"mode": "off"}))
+        await until(lambda: len(engine.calls) > 30)
 
 
 async def test_one_key_of_several_has_at_most_an_eighth(engine: FakeUpstream, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ REFUSALS: list[tuple[str, Any, int, str]] = [
     ("half of a UTF-16 text", b"\xff\xfe{\x00\xd8", 400, "invalid_json"),
     ("a model that is a number", chat(model=5), 400, "invalid_model"),
     ("an unknown model", chat(model="gpt-9"), 404, "model_not_found"),
-    ("stream of the wrong type", chat(stream="yes"), 400, "invalid_type"),
-    ("n of the wrong type", chat(n="2"), 400, "invalid_type"),
+    ("stream of the wrong type", chat(stream="maybe"), 400, "invalid_type"),
+    ("n of the wrong type", chat(n="two"), 400, "invalid_type"),
     ("n over the cap", chat(n=1000), 400, "over_limit"),
     ("prompt_logprobs over the cap", chat(prompt_logprobs=1000), 400, "over_limit"),
     ("an image that is none", with_image({"url": "data:image/png;base64,aGVsbG8="}), 400, "invalid_image"),
@@ -272,6 +272,19 @@ async def test_pydantic_messages_of_the_engine_do_not_carry_the_body_back(
         "error": {"message": "1 validation error: bad [type=x, input_value={'secret': 1}, input_type=dict]"}
     }
     assert translate(json.dumps(body).encode())["message"] == "1 validation error: bad [type=x"
+
+
+def test_what_fastapi_says_of_a_request_is_told() -> None:
+    from modint_server.errors import translate
+
+    wrong = {
+        "type": "missing",
+        "loc": ["body", "messages", 0, "role"],
+        "msg": "Field required",
+        "input": "me",
+    }
+    told = translate(json.dumps({"detail": [wrong, {"msg": "No"}, 5]}).encode())
+    assert told["message"] == "messages.0.role: Field required; No"
 
 
 async def test_more_requests_than_admitted_are_turned_away_with_a_time_to_come_back(

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
-from modint_server.request.sse import BrokenStreamError, Choices, Splitter, data_of
+from modint_server.request.sse import COMMENT, BrokenStreamError, Choices, Splitter, data_of, events_of
 from tests.server.conftest import Running, chat
 from tests.server.fake_upstream import Answer, FakeUpstream, is_main, misled
 
@@ -105,6 +106,23 @@ async def test_an_error_of_null_in_every_chunk_is_no_error(
     assert b'"error":{' not in answer.body
     assert answer.body.endswith(b"data: [DONE]\n\n")
     assert b'"verdict"' in answer.body
+
+
+async def test_empty_data_are_signs_of_life_and_no_chunks(
+    running_gateway: Running, upstream: FakeUpstream
+) -> None:
+    stream = b'data: {"choices":[{"index":0,"delta":{"content":"blue"},"finish_reason":"stop"}]}\n\n'
+    sent = b"data:\n\n" + stream + b"data: \r\n\r\ndata: [DONE]\n\n"
+    upstream.script = lambda body: Answer("", raw=("text/event-stream", sent))
+    create: Any = running_gateway.openai.chat.completions.create
+    chunks = [chunk async for chunk in await create(**chat(stream=True))]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "blue"
+    assert [await anext(events_of(one(b"data:\n\n")))] == [COMMENT]
+    assert [event async for event in events_of(one(b"data: {}\n\ndata:"))] == [b"data: {}\n\n"]
+
+
+async def one(piece: bytes) -> AsyncIterator[bytes]:
+    yield piece
 
 
 def test_a_stream_is_whole_only_if_every_choice_has_ended() -> None:

@@ -77,6 +77,26 @@ async def test_web_pages_of_any_origin_may_call(running_gateway: Running) -> Non
     assert "x-modint-verdict" in answer.headers["access-control-expose-headers"]
 
 
+async def test_web_pages_may_call_a_gateway_in_a_private_network(running_gateway: Running) -> None:
+    http, url = running_gateway.http, running_gateway.url + "/v1/chat/completions"
+    async with http.options(
+        url, headers={**ASKING, "access-control-request-private-network": "true"}
+    ) as preflight:
+        assert preflight.status == 200
+        assert preflight.headers["access-control-allow-private-network"] == "true"
+
+
+async def test_an_empty_line_before_a_request_is_read_over(running_gateway: Running) -> None:
+    body = json.dumps(chat(modint={"mode": "off"})).encode()
+    async with connected(running_gateway) as (reader, writer):
+        writer.write(b"\r\n" + posted(body, "1.1") + b"\r\n")
+        first = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert first.startswith(b"HTTP/1.1 200")
+        writer.write(posted(body, "1.1", "Connection: close"))
+        answers = await asyncio.wait_for(reader.read(), 10)
+    assert answers.count(b"HTTP/1.1 200") == 1
+
+
 async def test_only_the_configured_origins_may_call(upstream: FakeUpstream) -> None:
     async with serving(upstream.url, cors_origins=(ORIGIN,)) as gateway:
         url = gateway.url + "/v1/chat/completions"

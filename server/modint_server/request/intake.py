@@ -1,9 +1,11 @@
 """What a client sent: read with limits, parsed once, checked, and freed of what must not reach the engine."""
 
 import asyncio
+import contextlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -11,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter, ValidationError
 from starlette.types import Receive
 
 from modint_guard.chat.body import check_image_count, check_media, messages_of, parts_of
@@ -37,6 +40,9 @@ STRIPPED = frozenset(
     }
 )
 MAX_DRAINED = 64 * 2**20
+_TYPES: Mapping[str, TypeAdapter[Any]] = {"stream": TypeAdapter(bool), "n": TypeAdapter(int)}
+_MEDIA = b";base64,"
+_MAX_MEDIA = 64  # that are left out where values are counted: each takes a few microseconds
 STRIPPED_PREFIXES = ("chat_template",)
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 
@@ -173,21 +179,50 @@ def read_document(raw: bytes, settings: Settings) -> Incoming:
         raise RequestError(
             f"the request body is nested deeper than {settings.max_json_depth} levels", code="too_deep"
         )
-    return Incoming(body, raw, 0, len(raw))
+    typed = _typed(body)
+    return Incoming(body | typed, None if typed else raw, 0, len(raw))
+
+
+def _typed(body: JSON) -> JSON:
+    """Fields in the types that the gateway reads, where vLLM takes other forms of them: "yes", 0, "2"."""
+    found: JSON = {}
+    for name, kind in _TYPES.items():
+        value = body.get(name)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            with contextlib.suppress(ValidationError):
+                found[name] = kind.validate_python(value)
+    return {name: value for name, value in found.items() if value is not body[name]}
 
 
 def _check_values(raw: bytes, limit: int) -> None:
     """Raises RequestError for a body of too many values: an empty list takes thirty times its bytes."""
-    if len(raw) > limit and sum(_count(raw, sign) for sign in b",[{") > limit:
+    signs = itertools.product(_without_media(raw), b",[{") if len(raw) > limit else ()
+    if sum(itertools.starmap(_count, signs)) > limit:
         raise RequestError(
             f"the request body holds more than {limit} commas and opening brackets: send less",
             code="too_many_values",
         )
 
 
-def _count(raw: bytes, byte: int) -> int:
-    """As `raw.count`, in a fifth of the time."""
-    return int(np.count_nonzero(np.frombuffer(raw, np.uint8) == byte))
+def _without_media(raw: bytes) -> Iterator[memoryview]:
+    """The pieces of a JSON text between the first media in it. From `;base64,`, which is JSON within a string
+    only, to the next quotation mark nothing is a value.
+    """
+    whole, at = memoryview(raw), 0
+    for _ in range(_MAX_MEDIA):
+        media = raw.find(_MEDIA, at)
+        if media < 0:
+            break
+        yield whole[at:media]
+        at = raw.find(b'"', media)
+        if at < 0:
+            return
+    yield whole[at:]
+
+
+def _count(raw: memoryview, byte: int) -> int:
+    """As `bytes.count`, in a fifth of the time."""
+    return int(np.count_nonzero(np.frombuffer(raw, np.uint8) == byte)) if raw else 0
 
 
 def utf8(raw: bytes) -> bytes:

@@ -6,6 +6,7 @@ left out, and costs no answer.
 
 import asyncio
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from modint_server.metrics import Metrics
 WAITING = 8  # requests that wait to have something planted into them; more are left out
 PAUSE_S = 0.2  # between two looks at whether there is something to do, or whether the gateway is still busy
 RETRY_S = 60.0  # after packaged items that the engine failed
+QUIET_S = 2.0  # without a request, before the engine is asked
+PATIENCE_S = 60.0  # from the attaching on; later it is asked without that
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Task:
 
 class Measuring:
     """Keeps the nulls up to date. every: one judged request in so many, for each key and model; 0: none.
-    checkup: whether packaged items are asked. is_busy: whether clients need the engine.
+    checkup: whether packaged items are asked. is_busy: whether clients need the engine. idle_s: for how long
+    no client has asked anything.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Measuring:
         every: int,
         checkup: bool,
         is_busy: Callable[[], bool],
+        idle_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.nulls = nulls
         self._guard = guard
@@ -70,6 +75,10 @@ class Measuring:
         self._every = every
         self._checkup = checkup
         self._is_busy = is_busy
+        self._idle_s = idle_s
+        self._engine: tuple[Capabilities | None, float] | None = (
+            None  # the engine, and since when it is known
+        )
         self._seen: Counter[tuple[str, str]] = Counter()
         self._asked: dict[
             str, Capabilities
@@ -117,6 +126,8 @@ class Measuring:
         able = self._attachment.capabilities
         if not self._attachment.ready or able is None or not (able.top_logprobs and able.images):
             return None
+        if not self._is_quiet():
+            return None
         now = asyncio.get_running_loop().time()
         return next(
             (
@@ -129,6 +140,16 @@ class Measuring:
             ),
             None,
         )
+
+    def _is_quiet(self) -> bool:
+        """Whether clients leave a pause, or had time to: those who come first are not to find the engine at
+        work on packaged items.
+        """
+        able, now = self._attachment.capabilities, asyncio.get_running_loop().time()
+        if self._engine is None or self._engine[0] is not able:
+            self._engine = (able, now)
+        known_s = now - self._engine[1]
+        return min(known_s, self._idle_s()) >= QUIET_S or known_s >= PATIENCE_S
 
     async def _ask_checkup(self, model: str) -> None:
         able = self._attachment.capabilities
@@ -195,7 +216,7 @@ class Measuring:
 
     async def _complete(self, body: JSON) -> JSON:
         """A call of the engine, once no client needs it."""
-        while self._is_busy():  # noqa: ASYNC110 - nothing tells when clients need it no longer
+        while self._is_busy() or not self._is_quiet():  # noqa: ASYNC110 - nothing tells when no client needs it
             await asyncio.sleep(PAUSE_S)
         return await self._upstream.complete(body)
 

@@ -4,6 +4,8 @@ A client is known by its key's digest. Nobody who asks for much at once can take
 """
 
 import asyncio
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -15,12 +17,18 @@ class Places:
         self._total = self._free = total
         self._per_key = per_key
         self._held: Counter[str] = Counter()
+        self._taken_at = -math.inf
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by client, the next to be served first
 
     @property
     def held(self) -> int:
         """How many places are taken."""
         return self._held.total()
+
+    @property
+    def idle_s(self) -> float:
+        """For how long no place was taken."""
+        return time.monotonic() - self._taken_at
 
     def is_full(self) -> bool:
         """Whether no place is left for anybody."""
@@ -39,6 +47,7 @@ class Places:
         """Takes a place that `may_take` says is there."""
         self._free -= 1
         self._held[key_digest] += 1
+        self._taken_at = time.monotonic()
 
     def give_back(self, key_digest: str) -> None:
         """Gives a place back; whoever waits for one and is next gets it."""

@@ -9,6 +9,7 @@ from modint_guard.types import JSON
 from modint_server.engine.upstream import json_object
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b":\n\n"
 MAX_EVENT_BYTES = 64 * 2**20  # the last event of a response holds the log-probabilities of 32,000 tokens
 _LONGEST_DONE = 1024  # bytes, with comments
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -42,7 +43,7 @@ class Splitter:
     def rest(self) -> bytes | None:
         """What came after the last whole event, as an event; None if it holds no data."""
         rest = bytes(self._rest).rstrip(b"\r\n")
-        return rest + b"\n\n" if data_of(rest) is not None else None
+        return None if data_of(rest) is None or is_blank(rest) else rest + b"\n\n"
 
 
 async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -50,7 +51,7 @@ async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     splitter = Splitter()
     async for piece in pieces:
         for event in splitter.feed(piece):
-            yield event
+            yield COMMENT if is_blank(event) else event
             if is_done(event):
                 return
     if (rest := splitter.rest()) is not None:
@@ -83,6 +84,12 @@ def data_of(event: bytes) -> bytes | None:
     """The data of an event, its lines joined; None for a comment or an event without data."""
     lines = [line[5 + line.startswith(b"data: ") :] for line in event.splitlines() if line[:5] == b"data:"]
     return b"\n".join(lines) if lines else None
+
+
+def is_blank(event: bytes) -> bool:
+    """Whether an event has data, and these are nothing: a sign of life that clients would read as JSON."""
+    data = data_of(event) if len(event) < _LONGEST_DONE else None
+    return data is not None and not data.strip()
 
 
 def is_done(event: bytes) -> bool:
