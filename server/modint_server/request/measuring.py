@@ -76,9 +76,7 @@ class Measuring:
         self._checkup = checkup
         self._is_busy = is_busy
         self._idle_s = idle_s
-        self._engine: tuple[Capabilities | None, float] | None = (
-            None  # the engine, and since when it is known
-        )
+        self._engine: tuple[Capabilities | None, float] | None = None  # and since when it is known
         self._seen: Counter[tuple[str, str]] = Counter()
         self._asked: dict[
             str, Capabilities
