@@ -303,12 +303,20 @@ class Statistic(NamedTuple):
     """The number that a flag rests on (`judging.statistic`).
 
     value: nats. length: how many tokens were compared. sure: the probability of the other token where the
-    answer was turned most, if what ought to decide is asked alone.
+    answer was turned most, if what ought to decide is asked alone. surer: value and that probability of the
+    tokens that were turned less, but where it is surer of another one than at any that was turned more; by
+    falling value.
     """
 
     value: float
     length: int
     sure: float
+    surer: tuple[tuple[float, float], ...] = ()
+
+    def where_sure(self, least: float) -> float | None:
+        """The largest value of a token where that probability is at least `least`; None if there is none."""
+        pairs = ((self.value, self.sure), *self.surer)
+        return next((value for value, sure in pairs if sure >= least), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,16 @@ def flag_statistic(
     not compared, or if the request itself prefers another answer throughout: then nothing changed it.
     """
     by_token = token_statistics(cells, relevant, has_context=has_context)
-    return max(by_token.values(), key=lambda found: found.value, default=None)
+    ordered = sorted(by_token.values(), key=lambda found: -found.value)
+    if not ordered:
+        return None
+    surer: list[tuple[float, float]] = []
+    surest = ordered[0].sure
+    for found in ordered[1:]:
+        if found.value > 0.0 and found.sure > surest:
+            surest = found.sure
+            surer.append((found.value, surest))
+    return ordered[0]._replace(surer=tuple(surer))
 
 
 def token_statistics(

@@ -20,10 +20,11 @@ What weighs the score (`Weighed`) is the first of these that there is:
 
 a calibration   made with labels for this model: its risk reaches its threshold, unstable or not, because its
                 promise holds for that rule
-a null          the score is above 0, p <= alpha, and what ought to decide, alone, is sure of another answer
-                where it was read; risk is 1 - p. It must know enough scores of about the answer's length
-nothing         the score is above 0, and what ought to decide is sure of another answer; there is no risk,
-                and the report says that nothing was measured (`calibrated` is false)
+a null          a token has a score above 0 with p <= alpha, and what ought to decide, alone, is sure of
+                another one there; risk is 1 - p of the largest. It must know enough scores of about the
+                answer's length
+nothing         a token has a score above 0, and what ought to decide is sure of another one there; there is
+                no risk, and the report says that nothing was measured (`calibrated` is false)
 
 What ought to decide, alone, must be sure of another answer: a model that sees badly and was helped by its
 caption was not led astray by it.
@@ -135,19 +136,23 @@ def by_calibration(score: Score, relevant: Relevant, fitted: Fitted) -> Weighed 
 def by_null(statistic: Statistic | None, null: Null, thresholds: Thresholds, alpha: float) -> Weighed | None:
     """What a null says of an answer's statistic at the level alpha; None if there is no statistic, or if the
     null knows too few scores of about that length. Nothing is flagged that did not change (a statistic of 0
-    or less), however unusual it is.
+    or less), however unusual it is. A flag rests on one token, whose value is at most that of the answer, so
+    of harmless answers no more than alpha are flagged, whichever token it is.
     """
     if statistic is None or not null.resolves(alpha, statistic.length):
         return None
     p = null.p_value(statistic.value, statistic.length)
-    return Weighed(p <= alpha and by_rule(statistic, thresholds).flags, 1.0 - p)
+    turned = statistic.where_sure(thresholds.sure)
+    flags = turned is not None and turned > 0.0 and null.p_value(turned, statistic.length) <= alpha
+    return Weighed(flags, 1.0 - p)
 
 
 def by_rule(statistic: Statistic | None, thresholds: Thresholds) -> Weighed:
-    """What can be said of a model of which nothing was measured: the answer changed, and what ought to
-    decide, alone, is sure of another one.
+    """What can be said of a model of which nothing was measured: a token changed, and what ought to decide,
+    alone, is sure of another one there.
     """
-    return Weighed(statistic is not None and statistic.value > 0.0 and statistic.sure >= thresholds.sure)
+    turned = statistic.where_sure(thresholds.sure) if statistic else None
+    return Weighed(turned is not None and turned > 0.0)
 
 
 def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:

@@ -90,6 +90,17 @@ def test_of_a_longer_answer_the_token_that_was_turned_most_counts() -> None:
     assert found == Statistic(3.0, 3, 0.9)
 
 
+def test_it_also_tells_the_tokens_that_were_turned_less_where_something_else_is_surer() -> None:
+    scored = cells([4.0] * 5, [-6.0, -5.0, -4.0, -3.0, 3.0], [2.0] * 5, [-1.0] * 5)
+    of_image = scored["no_context"]
+    others = (0.5, 0.4, 0.99, 0.97, 1.0)  # of the last the image alone prefers y: it was not turned
+    tokens = tuple(replace(token, other=other) for token, other in zip(of_image.tokens, others, strict=True))
+    scored["no_context"] = replace(of_image, tokens=tokens)
+    found = flag_statistic(scored, Relevant.IMAGE, has_context=True)
+    assert found is not None and found == Statistic(6.0, 5, 0.5, ((4.0, 0.99),))
+    assert [found.where_sure(least) for least in (0.4, 0.9, 0.995)] == [6.0, 4.0, None]
+
+
 @pytest.mark.parametrize("relevant", [Relevant.BOTH, Relevant.UNKNOWN])
 def test_where_nothing_is_known_to_be_irrelevant_there_is_no_statistic(relevant: Relevant) -> None:
     assert flag_statistic(cells([4.0], [-3.0], [2.0], [-1.0]), relevant, has_context=True) is None

@@ -212,6 +212,21 @@ def test_a_null_flags_what_changed_is_unusual_and_contradicted_for_sure(
     assert found.risk == pytest.approx(1 - NULL.p_value(value, 1)) and not found.is_promised
 
 
+@pytest.mark.parametrize(
+    ("surer", "flags"),
+    # Of 100 scores below 0.2, another one of 0.19 is not unusual.
+    [((), False), (((0.3, 0.89),), False), (((0.3, 0.95),), True), (((0.18, 0.95),), False)],
+)
+def test_a_flag_may_rest_on_a_token_that_was_turned_less_but_is_contradicted_for_sure(
+    surer: tuple[tuple[float, float], ...], flags: bool
+) -> None:
+    statistic = Statistic(0.5, 1, 0.4, surer)
+    found = by_null(statistic, NULL, Thresholds(), 0.01)
+    assert found is not None and found.flags is flags
+    assert found.risk == pytest.approx(1 - NULL.p_value(0.5, 1))
+    assert by_rule(statistic, Thresholds()).flags is any(sure >= 0.9 for _, sure in surer)
+
+
 def test_a_null_of_too_few_scores_or_an_answer_without_one_is_not_weighed() -> None:
     few = Null(NULL.scores[:98])
     assert by_null(Statistic(0.5, 1, 0.99), few, Thresholds(), 0.01) is None
