@@ -122,7 +122,7 @@ async def _measure(url: str, setup: Setup, journal: Journal) -> None:
             for key, job in case_jobs(setup, name, endpoint.complete, stream).items()
         }
         await asked(jobs, "case", setup.concurrency)
-        ways = {WHOLE: endpoint.complete, STREAMED: stream}
+        ways: dict[str, Complete] = {WHOLE: endpoint.complete, STREAMED: stream}
         long = {key: job for name in names for key, job in long_jobs(setup, name, ways).items()}
         await asked(long, "long answer", 1)
 
