@@ -380,6 +380,17 @@ def picture(
     typer.echo(f"wrote {output}")
 
 
+@app.command()
+def coloured(
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("docs/coloured.png"),
+) -> None:
+    """The coloured answer in the README: of the picture-book's base, drawn from a real run."""
+    from bench.coloured import draw_coloured
+
+    typer.echo(draw_coloured(output).summary)
+    typer.echo(f"wrote {output}")
+
+
 @app.command(**OWN_OPTIONS)
 def training(context: typer.Context) -> None:
     """The cost of a training step of each part of the method, against plain SFT."""
