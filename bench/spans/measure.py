@@ -33,6 +33,7 @@ from modint_guard.errors import EndpointError
 from modint_guard.evaluation.journal import Job, Journal, collect
 from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for, without_guard
+from modint_guard.models import BASE
 from modint_guard.types import JSON, Complete
 
 Stream = Callable[
@@ -84,7 +85,8 @@ class Setup:
 
 def measure_spans(output: Path, raw: Path, setup: Setup) -> None:
     """Base and adapter; the records of the run are kept in `raw`, and the same call goes on from them."""
-    options = ["--model", setup.model, *(["--adapter", setup.adapter] if setup.adapter else [])]
+    named = {"--model": None if setup.model == BASE else setup.model, "--adapter": setup.adapter}
+    options = [word for name, value in named.items() if value for word in (name, value)]
     if setup.null:
         os.environ["MODINT_NULL_CHECKUP"] = "on"  # `serving` leaves it out of measurements otherwise
     made_by: JSON = {"run": "spans", **asdict(setup), "concurrency": None}
