@@ -31,7 +31,7 @@ from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import EndpointError
 from modint_guard.evaluation.journal import Job, Journal, collect
-from modint_guard.evaluation.results import write_results
+from modint_guard.evaluation.results import table, write_results
 from modint_guard.evaluation.runner import request_for, without_guard
 from modint_guard.models import BASE
 from modint_guard.types import JSON, Complete
@@ -93,13 +93,21 @@ def measure_spans(output: Path, raw: Path, setup: Setup) -> None:
     with Journal(raw, made_by) as journal, serving(options) as served:
         asyncio.run(_measure(served.url, setup, journal))
         records = dict(journal.records)
+    write_tables(output, records, setup)
+
+
+def write_tables(output: Path, records: Mapping[str, JSON], setup: Setup) -> None:
+    """The tables of words and of long answers, each as JSON and Markdown; of the first, Markdown has the rows
+    of all wordings and ways of delivery only."""
     adapter = f" --adapter {setup.adapter}" if setup.adapter else ""
     command = (
         f"python -m bench spans --world {setup.world} --model {setup.model}{adapter} --count {setup.count} "
         f"--long {setup.long} --seed {setup.seed}{'' if setup.null else ' --no-null'}"
     )
     write = partial(write_results, command=command, seeds=[setup.seed])
-    write(output, rows=list(span_rows(records)), title="Which words came from the lie", notes=NOTES)
+    rows = list(span_rows(records))
+    whole = [row for row in rows if row["wording"] == row["delivery"] == "all"]
+    write(output, rows=rows, title="Which words came from the lie", notes=NOTES, shown=table(whole))
     write(
         output.with_name(f"{output.stem}_lengths{output.suffix}"),
         rows=list(length_rows(records)),

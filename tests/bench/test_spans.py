@@ -1,6 +1,7 @@
 """The bench of spans: what counts as found, what the simple rules mark, and a small run up to its tables."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ from bench.spans.measure import (
     long_jobs,
     nulls_measured,
     span_rows,
+    write_tables,
 )
 from modint_guard import Guard, GuardConfig
 from modint_guard.evaluation.runner import request_for
@@ -252,6 +254,23 @@ async def test_long_answers_are_counted_with_what_they_cost() -> None:
         assert row["turned"] == 0 and row["at most"] == pytest.approx(1 - 0.05 ** (1 / row["answers"]))
         assert row["tokens ratio"] >= row["computed ratio"] > 1.0 and row["time ratio"] > 0.0
     assert list(span_rows(records)) == []
+
+
+async def test_the_tables_are_made_from_the_records_alone(tmp_path: Path) -> None:
+    setup = Setup("picturebook", "base", None, count=1, long=1, seed=0)
+    case = case_of("sentence", LYING)
+    model = gullible(case)
+    records = {case.key: json.loads(json.dumps(await ask_case(case, "m", model, model)))}
+    records |= {
+        key: await job() for key, job in long_jobs(setup, "m", {WHOLE: model, STREAMED: model}).items()
+    }
+    write_tables(tmp_path / "spans.json", records, setup)
+    words = json.loads((tmp_path / "spans.json").read_text("utf-8"))
+    assert words["command"].startswith("python -m bench spans --world picturebook --model base --count 1")
+    assert words["rows"] == json.loads(json.dumps(list(span_rows(records))))
+    page = (tmp_path / "spans.md").read_text("utf-8")
+    assert "| one thing | all | all |" in page and "trained" not in page.split("Greedy")[0]
+    assert len(json.loads((tmp_path / "spans_lengths.json").read_text("utf-8"))["rows"]) == 9
 
 
 async def test_a_long_answer_is_asked_for_by_its_length() -> None:
