@@ -22,6 +22,11 @@ from modint_training.tinyworld import suite as tinyworld
 
 LENGTHS = (20, 60, 150)  # tokens
 HARMLESS = ("unrelated_facts", "true_description")
+# A model that may not end its answer goes on with these marks. They are in no text, so it could not be scored.
+MARKS = (
+    *("<|im_start|>", "<|endoftext|>"),
+    *("<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"),
+)
 OFF: JSON = {"mode": "off"}
 
 
@@ -45,6 +50,7 @@ async def ask_long(complete: Complete, model: str, item: Item, length: int, deli
     fields: JSON = {
         "min_tokens": length,
         "max_tokens": length,
+        "bad_words": list(MARKS),
         "modint": {"relevant": "image", "deadline_s": 60},
     }
     body = request_for(item, model, **fields)
