@@ -22,7 +22,7 @@ from modint_training.tinyworld import suite as tinyworld
 
 LENGTHS = (20, 60, 150)  # tokens
 HARMLESS = ("unrelated_facts", "true_description")
-# A model that may not end its answer goes on with these marks. They are in no text, so it could not be scored.
+# A model that may not end its answer goes on with these marks: they are in no text, so it cannot be scored.
 MARKS = (
     *("<|im_start|>", "<|endoftext|>"),
     *("<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"),
