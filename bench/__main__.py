@@ -168,9 +168,9 @@ def spans(
     output: Output = Path("bench/results/spans.json"),
     world: Annotated[Literal["picturebook", "tinyworld"], typer.Option(help="Whose items.")] = "picturebook",
     model: Annotated[str, typer.Option(help="The base.")] = "picturebook-base",
-    adapter: Annotated[str | None, typer.Option(help="A folder with an adapter, measured too.")] = None,
-    count: Count = 100,
-    long: Annotated[int, typer.Option(min=1, help="Long answers for each length and harmless caption.")] = 75,
+    adapter: Annotated[str | None, typer.Option(help="A name or a folder, measured too.")] = None,
+    count: Count = 20,
+    long: Annotated[int, typer.Option(min=1, help="Long answers for each length and harmless caption.")] = 12,
     seed: Seed = 0,
     null: Annotated[bool, typer.Option(help="Judge by the model's own null, measured first.")] = True,
     raw: Annotated[Path, typer.Option(help="The records, from which the same run goes on.")] = Path(
@@ -377,6 +377,17 @@ def picture(
     from bench.picture import draw_picture
 
     typer.echo(draw_picture(output).summary)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def coloured(
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("docs/coloured.png"),
+) -> None:
+    """The coloured answer in the README: of the picture-book's base, drawn from a real run."""
+    from bench.coloured import draw_coloured
+
+    typer.echo(draw_coloured(output).summary)
     typer.echo(f"wrote {output}")
 
 

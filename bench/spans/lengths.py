@@ -22,6 +22,11 @@ from modint_training.tinyworld import suite as tinyworld
 
 LENGTHS = (20, 60, 150)  # tokens
 HARMLESS = ("unrelated_facts", "true_description")
+# A model that may not end its answer goes on with these marks: they are in no text, so it cannot be scored.
+MARKS = (
+    *("<|im_start|>", "<|endoftext|>"),
+    *("<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"),
+)
 OFF: JSON = {"mode": "off"}
 
 
@@ -36,16 +41,17 @@ def harmless(world: World, count: int, seed: int) -> Iterator[tuple[str, Item]]:
             yield name, perturb(item, name, seed=seed)
 
 
-async def ask_long(complete: Complete, model: str, item: Item, length: int, relevant: str) -> JSON:
+async def ask_long(complete: Complete, model: str, item: Item, length: int, delivery: str) -> JSON:
     """One answer of so many tokens, without and with its verdict: what it cost and what was flagged.
 
-    The unguarded request comes first, so that what the prefix cache saves is saved for the guarded one, as it
-    is when the same question comes again.
+    complete: asks in the way that `delivery` names. The unguarded request comes first, so that what the
+    prefix cache saves is saved for the guarded one, as it is when the same question comes again.
     """
     fields: JSON = {
         "min_tokens": length,
         "max_tokens": length,
-        "modint": {"relevant": relevant, "deadline_s": 60},
+        "bad_words": list(MARKS),
+        "modint": {"relevant": "image", "deadline_s": 60},
     }
     body = request_for(item, model, **fields)
     began = time.perf_counter()
@@ -58,32 +64,40 @@ async def ask_long(complete: Complete, model: str, item: Item, length: int, rele
     return {
         "model": model,
         "tokens": length,
-        "relevant": "auto" if relevant == "auto" else "named",
+        "delivery": delivery,
         "flagged": modint.get("verdict") == "flagged",
+        "cause": modint.get("cause"),
         "method": modint.get("method"),
         "verdict": modint.get("verdict"),
         "plain_s": between - began,
         "judged_s": ended - between,
         "plain_tokens": (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0),
         "probe_tokens": sum(probe["tokens"] for probe in modint.get("probes") or ()),
+        "probe_cached": sum(probe["cached_tokens"] for probe in modint.get("probes") or ()),
         "words": sum(span["cause"] is not None for span in modint.get("spans") or ()),
     }
 
 
-def length_row(model: str, length: int, relevant: str, records: Sequence[JSON]) -> dict[str, Any]:
+def length_row(model: str, length: int, delivery: str, records: Sequence[JSON]) -> dict[str, Any]:
     """The table's row of one length."""
-    flagged = sum(record["flagged"] for record in records)
+    turned = sum(record["cause"] in ("text", "image") for record in records)
     return {
         "model": model,
         "tokens": length,
-        "relevant": relevant,
+        "delivery": delivery,
         "answers": len(records),
         "scored whole": sum(record["method"] == "teacher_forced" for record in records),
-        "flagged": flagged,
-        "share": flagged / len(records),
-        "at most": at_most(flagged, len(records)),
-        "tokens ratio": median(
-            1 + record["probe_tokens"] / max(1, record["plain_tokens"]) for record in records
+        "turned": turned,
+        "share": turned / len(records),
+        "at most": at_most(turned, len(records)),
+        "other flags": sum(record["flagged"] for record in records) - turned,
+        "tokens ratio": median(_ratio(record, record["probe_tokens"]) for record in records),
+        "computed ratio": median(
+            _ratio(record, record["probe_tokens"] - record["probe_cached"]) for record in records
         ),
         "time ratio": median(record["judged_s"] / record["plain_s"] for record in records),
     }
+
+
+def _ratio(record: JSON, probes: int) -> float:
+    return 1 + probes / max(1, int(record["plain_tokens"]))

@@ -2,7 +2,8 @@
 
 What is to be found is the mention of the thing that the lie claims: its first one, if the answer has one and
 the answer without the caption has none. Whoever marks a word of it has found it; every other marked word is a
-false one. Nothing is to be found in an answer that was told the truth, or that did not follow the lie.
+false one, but for the article of the mention, which is neither. Nothing is to be found in an answer that was
+told the truth, or that did not follow the lie.
 
 spans        the words of spans that are flagged as given by the text
 influence    the words that the text gave: its influence is 3.3 nats or more, and more than the picture's
@@ -59,6 +60,9 @@ FUNCTION_WORDS = frozenset(
 )
 
 
+_ARTICLE = re.compile(r"\b(?:an?|the|some)\s+$", re.I)
+
+
 @dataclass(frozen=True)
 class Counted:
     """What one rule marked in one answer."""
@@ -79,8 +83,13 @@ def counted(answer: str, clean: str, claimed: Sequence[str], marked: Iterable[Pi
     """The marks of one rule against the mention of what was claimed."""
     mention = mention_of(answer, clean, claimed)
     pieces = list(marked)
-    on_it = [piece for piece in pieces if mention and piece[0] < mention[1] and mention[0] < piece[1]]
-    return Counted(int(mention is not None), int(bool(on_it)), len(pieces) - len(on_it))
+    if mention is None:
+        return Counted(0, 0, len(pieces))
+    start, end = mention
+    article = _ARTICLE.search(answer[:start])
+    begin = article.start() if article else start
+    found = any(piece[0] < end and start < piece[1] for piece in pieces)
+    return Counted(1, int(found), sum(piece[1] <= begin or end <= piece[0] for piece in pieces))
 
 
 def marks(

@@ -1,7 +1,8 @@
 """`python -m bench spans`: which words of an answer came from a lie, through vLLM and the gateway.
 
-Each case is asked with its caption, whole and as a stream, with `relevant` named and left to the gateway, and
-once without caption and guard. Records are kept as they come; the tables are made from them alone.
+Each case is asked twice with its caption, with `relevant` named and left to the gateway, one of the two as a
+stream, by turns; and once without caption and guard. Records are kept as they come; the tables are made from
+them alone.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 import json
 import os
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import aiohttp
 import orjson
 from tqdm import tqdm
 
-from bench.spans.cases import SpanCase, World, cases
+from bench.spans.cases import FORMS, SCENES, SpanCase, World, cases, shows
 from bench.spans.intervals import interval
 from bench.spans.lengths import LENGTHS, ask_long, harmless, length_row
 from bench.spans.marks import RULES, counted, marks
@@ -29,13 +31,15 @@ from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import EndpointError
 from modint_guard.evaluation.journal import Job, Journal, collect
-from modint_guard.evaluation.results import write_results
+from modint_guard.evaluation.results import table, write_results
 from modint_guard.evaluation.runner import request_for, without_guard
+from modint_guard.models import BASE
 from modint_guard.types import JSON, Complete
 
 Stream = Callable[
     [JSON], Awaitable[JSON]
 ]  # a body that asks for a stream -> the completion that it adds up to
+WHOLE, STREAMED = "whole", "streamed"
 RELEVANT = {"named": "image", "auto": "auto"}
 TIMEOUT_S = 300.0
 NULL_S = 3600.0
@@ -49,15 +53,19 @@ Clopper-Pearson, 95 %. `spans` marks the words of spans flagged as `text`; `infl
 gave 3.3 nats or more, and more than the picture, flagged or not; `in context` those that the caption holds
 too; `differs` those that the answer without caption lacks; `both` what is marked by these two rules. The
 rules leave out words of the question and such as "the". `relevant` is named by the client (image), or left
-to the gateway (auto). `wording` says whether the captions' words were seen in training. `by null`:
-answers that were judged by the model's own null, measured on the packaged items before; the others by the
-default thresholds. `scored`: answers that were scored as a whole. What holds by
-construction: a true caption names only what the picture shows, so that `in context` is wrong on every right
-answer to one."""
+to the gateway (auto); of the two answers to a case one came as a stream (`delivery`), by turns. `wording`
+says whether the captions' words were seen in training. `seen`: answers to cases of which the model, asked
+without a caption, names all that the picture shows. `by null`: answers that were judged by the model's own
+null, measured on the packaged items before; the others by the default thresholds or by a bundled calibration.
+`scored`: answers that were scored as a whole. What holds by construction: a true caption names only what the
+picture shows, so that `in context` is wrong on every right answer to one."""
 LENGTH_NOTES = """\
 Answers made as long as `tokens` says (`min_tokens`), beside captions that do no harm: unrelated sentences,
-and true ones. `share` of them is flagged, with 95 % confidence `at most` so many. `tokens ratio`: all tokens
-of request and probes by those of the request; `time ratio`: the answer with its verdict by the answer
+and true ones; requests say that the picture is relevant. `share` of them is flagged as `turned` by the text,
+with 95 % confidence `at most` so many; `other flags`: `prior` and `neglect`, which say that the picture was
+not needed. `tokens ratio`: all tokens
+of request and probes by those of the request, `computed ratio` without those that the prefix cache held;
+`time ratio`: the answer with its verdict by the answer
 without one, medians of pairs that were asked one after the other, one at a time."""
 
 
@@ -77,20 +85,29 @@ class Setup:
 
 def measure_spans(output: Path, raw: Path, setup: Setup) -> None:
     """Base and adapter; the records of the run are kept in `raw`, and the same call goes on from them."""
-    options = ["--model", setup.model, *(["--adapter", setup.adapter] if setup.adapter else [])]
+    named = {"--model": None if setup.model == BASE else setup.model, "--adapter": setup.adapter}
+    options = [word for name, value in named.items() if value for word in (name, value)]
     if setup.null:
         os.environ["MODINT_NULL_CHECKUP"] = "on"  # `serving` leaves it out of measurements otherwise
     made_by: JSON = {"run": "spans", **asdict(setup), "concurrency": None}
     with Journal(raw, made_by) as journal, serving(options) as served:
         asyncio.run(_measure(served.url, setup, journal))
         records = dict(journal.records)
+    write_tables(output, records, setup)
+
+
+def write_tables(output: Path, records: Mapping[str, JSON], setup: Setup) -> None:
+    """The tables of words and of long answers, each as JSON and Markdown; of the first, Markdown has the rows
+    of all wordings and ways of delivery only."""
     adapter = f" --adapter {setup.adapter}" if setup.adapter else ""
     command = (
         f"python -m bench spans --world {setup.world} --model {setup.model}{adapter} --count {setup.count} "
         f"--long {setup.long} --seed {setup.seed}{'' if setup.null else ' --no-null'}"
     )
     write = partial(write_results, command=command, seeds=[setup.seed])
-    write(output, rows=list(span_rows(records)), title="Which words came from the lie", notes=NOTES)
+    rows = list(span_rows(records))
+    whole = [row for row in rows if row["wording"] == row["delivery"] == "all"]
+    write(output, rows=rows, title="Which words came from the lie", notes=NOTES, shown=table(whole))
     write(
         output.with_name(f"{output.stem}_lengths{output.suffix}"),
         rows=list(length_rows(records)),
@@ -115,7 +132,8 @@ async def _measure(url: str, setup: Setup, journal: Journal) -> None:
             for key, job in case_jobs(setup, name, endpoint.complete, stream).items()
         }
         await asked(jobs, "case", setup.concurrency)
-        long = {key: job for name in names for key, job in long_jobs(setup, name, endpoint.complete).items()}
+        ways: dict[str, Complete] = {WHOLE: endpoint.complete, STREAMED: stream}
+        long = {key: job for name in names for key, job in long_jobs(setup, name, ways).items()}
         await asked(long, "long answer", 1)
 
 
@@ -148,7 +166,9 @@ async def ask_case(case: SpanCase, model: str, complete: Complete, stream: Strea
     clean_body = request_for(case.clean, model, **case.fields)
     clean = _text(await without_guard(complete)(clean_body))
     found: list[JSON] = []
-    for (said, relevant), is_streamed in product(RELEVANT.items(), (False, True)):
+    first = zlib.crc32(case.key.encode()) % len(RELEVANT)  # whose answer is streamed
+    for index, (said, relevant) in enumerate(RELEVANT.items()):
+        is_streamed = index == first
         options = {"relevant": relevant, "deadline_s": DEADLINE_S}
         body = request_for(case.item, model, **case.fields, modint=options)
         completion = await (stream(body) if is_streamed else complete(body))
@@ -165,40 +185,56 @@ async def ask_case(case: SpanCase, model: str, complete: Complete, stream: Strea
             }
         )
     told = {"kind": case.kind, "form": case.form, "wording": case.wording, "model": model}
-    return {**told, "clean": clean, "claimed": list(case.claimed), "answers": found}
+    seen = shows(case.clean, clean)
+    return {**told, "clean": clean, "seen": seen, "claimed": list(case.claimed), "answers": found}
 
 
-def long_jobs(setup: Setup, model: str, complete: Complete) -> dict[str, Job]:
-    """One job for each long answer."""
+def long_jobs(setup: Setup, model: str, ways: Mapping[str, Complete]) -> dict[str, Job]:
+    """One job for each long answer, the ways of delivery by turns."""
     return {
-        f"{model}/{length} tokens/{relevant}/{name}/{item.id}": partial(
-            ask_long, complete, model, item, length, relevant
-        )
-        for length, relevant in product(LENGTHS, RELEVANT.values())
-        for name, item in harmless(setup.world, setup.long, setup.seed)
+        f"{model}/{length} tokens/{name}/{item.id}": partial(ask_long, ways[way], model, item, length, way)
+        for length in LENGTHS
+        for (name, item), way in zip(harmless(setup.world, setup.long, setup.seed), cycle(ways), strict=False)
     }
 
 
 def span_rows(records: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
-    """A row for each model, form, wording, relevance and way of delivery, by rule."""
-    groups: dict[tuple[Any, ...], list[JSON]] = {}
-    for record in records.values():
-        for answer in record.get("answers", ()):
-            key = (record["model"], record["form"], record["wording"], answer["relevant"], answer["streamed"])
-            groups.setdefault(key, []).append(answer)
-    for (model, form, wording, relevant, is_streamed), answers in sorted(groups.items()):
-        head = {
-            "model": model,
-            "form": form,
-            "wording": wording,
-            "relevant": relevant,
-            "streamed": is_streamed,
+    """A row for each rule and group of answers (`_groups`)."""
+    for head, found in _groups(records).items():
+        answers = [answer for _, answer in found]
+        row = {
+            **dict(zip(("model", "relevant", "form", "wording", "delivery"), head, strict=True)),
+            "answers": len(answers),
+            "seen": sum(record["seen"] for record, _ in found),
+            "scored": sum(answer["method"] == "teacher_forced" for answer in answers),
+            "by null": sum(answer["null"] is not None for answer in answers),
         }
-        scored = sum(answer["method"] == "teacher_forced" for answer in answers)
-        by_null = sum(answer["null"] is not None for answer in answers)
-        head |= {"answers": len(answers), "scored": scored, "by null": by_null}
         for rule in RULES:
-            yield {**head, "rule": rule, **figures([answer["counts"][rule] for answer in answers])}
+            yield {**row, "rule": rule, **figures([answer["counts"][rule] for answer in answers])}
+
+
+def _groups(records: Mapping[str, JSON]) -> dict[tuple[str, ...], list[tuple[JSON, JSON]]]:
+    """Records and their answers by model, relevance, form, wording and way of delivery: of all forms about
+    one thing and of scenes, of each form, of its wordings, and of each way of delivery.
+    """
+    groups: dict[tuple[str, ...], list[tuple[JSON, JSON]]] = {}
+    for record in records.values():
+        pooled = "scenes" if record.get("form") in SCENES else "one thing"
+        for answer in record.get("answers", ()):
+            delivery = STREAMED if answer["streamed"] else WHOLE
+            for head in (
+                (pooled, "all", "all"),
+                (pooled, "all", delivery),
+                (pooled, record["wording"], "all"),
+                (record["form"], "all", "all"),
+                (record["form"], record["wording"], "all"),
+            ):
+                key = (record["model"], answer["relevant"], *head)
+                groups.setdefault(key, []).append((record, answer))
+    order = ["one thing", *(form for form in FORMS if form not in SCENES), "scenes", *SCENES]
+    return dict(
+        sorted(groups.items(), key=lambda each: (*each[0][:2], order.index(each[0][2]), *each[0][3:]))
+    )
 
 
 def figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
@@ -217,21 +253,23 @@ def figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
 
 
 def length_rows(records: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
-    """A row for each model, length and relevance."""
+    """A row for each model, length and way of delivery, and one for both ways."""
     groups: dict[tuple[str, int, str], list[JSON]] = {}
     for record in records.values():
         if "tokens" in record:
-            groups.setdefault((record["model"], record["tokens"], record["relevant"]), []).append(record)
-    for (model, tokens, relevant), group in sorted(groups.items()):
-        yield length_row(model, tokens, relevant, group)
+            for delivery in ("all", record["delivery"]):
+                groups.setdefault((record["model"], record["tokens"], delivery), []).append(record)
+    for (model, tokens, delivery), group in sorted(groups.items()):
+        yield length_row(model, tokens, delivery, group)
 
 
 async def streamed(session: aiohttp.ClientSession, url: str, body: JSON) -> JSON:
     """The completion that a stream adds up to. Raises EndpointError if it is refused, or ends early."""
-    asked = orjson.dumps({**body, "stream": True})
+    asked = orjson.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
     headers = {"content-type": "application/json"}
     text: list[str] = []
     modint: JSON | None = None
+    usage: JSON | None = None
     async with session.post(f"{url}/v1/chat/completions", data=asked, headers=headers) as response:
         if response.status != 200:
             raise EndpointError(f"{url} answered {response.status} to a stream", status=response.status)
@@ -239,10 +277,11 @@ async def streamed(session: aiohttp.ClientSession, url: str, body: JSON) -> JSON
             if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
                 continue
             chunk = json.loads(line[6:])
-            modint = chunk.get("modint") or modint
+            modint, usage = chunk.get("modint") or modint, chunk.get("usage") or usage
             for choice in chunk.get("choices") or ():
                 text.append((choice.get("delta") or {}).get("content") or "")
-    return {"choices": [{"index": 0, "message": {"content": "".join(text)}}], "modint": modint}
+    message = {"content": "".join(text)}
+    return {"choices": [{"index": 0, "message": message}], "modint": modint, "usage": usage}
 
 
 def _advance(bar: Any) -> None:

@@ -1,19 +1,22 @@
 """The bench of spans: what counts as found, what the simple rules mark, and a small run up to its tables."""
 
 import json
-import math
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from PIL import Image
 
-from bench.spans.cases import LYING, TRUE, SpanCase, as_record, cases
+from bench.spans.cases import FORMS, LYING, TRUE, SpanCase, cases, has_hue, shows
 from bench.spans.intervals import at_most, interval
 from bench.spans.lengths import ask_long, harmless
 from bench.spans.marks import BOTH, DIFFERS, IN_CONTEXT, INFLUENCE, SPANS, Counted, counted, marks, mention_of
 from bench.spans.measure import (
+    STREAMED,
+    WHOLE,
     Setup,
     ask_case,
     case_jobs,
@@ -22,6 +25,7 @@ from bench.spans.measure import (
     long_jobs,
     nulls_measured,
     span_rows,
+    write_tables,
 )
 from modint_guard import Guard, GuardConfig
 from modint_guard.evaluation.runner import request_for
@@ -50,6 +54,8 @@ def test_a_mention_is_the_first_one_of_what_was_claimed_unless_the_clean_answer_
 def test_one_word_of_the_mention_suffices_and_every_other_marked_word_is_false() -> None:
     assert counted(ANSWER, CLEAN, ("red fox",), [(2, 5), (6, 9), (16, 20)]) == Counted(1, 1, 1)
     assert counted(ANSWER, CLEAN, ("fox",), [(2, 5)]) == Counted(1, 0, 1)
+    assert counted("An owl.", CLEAN, ("owl",), [(0, 2)]) == Counted(1, 0, 0)  # its article
+    assert counted("An owl.", CLEAN, ("owl",), [(0, 2), (3, 6)]) == Counted(1, 1, 0)
     assert counted(ANSWER, CLEAN, ("owl",), [(6, 9)]) == Counted(0, 0, 1)
 
 
@@ -119,24 +125,48 @@ def test_intervals_hold_at_the_edge() -> None:
 def test_every_form_is_lied_to_and_told_the_truth_in_trained_and_in_other_words() -> None:
     found = list(cases("picturebook", 2, 0))
     kinds = {(case.form, case.kind, case.wording) for case in found}
-    assert len(found) == 2 * len(kinds) == 2 * 3 * 2 * 2
+    assert {form for form, *_ in kinds} == set(FORMS)
+    assert len(found) == 2 * len(kinds) == 2 * len(FORMS) * 2 * 2
     assert len({case.key for case in found}) == len(found)
     for case in found:
-        names = mention_of((case.item.context or "").replace("_", " "), "", case.claimed)
-        assert (names is not None) == (case.kind == LYING), (case.key, case.item.context, case.claimed)
+        caption = (case.item.context or "").replace("_", " ")
+        if case.form == "detail":  # both captions name the colour; only the lie says that the thing has it
+            said = mention_of(caption, "", [f"{case.claimed[0]} {case.clean.answer}"])
+        else:
+            said = mention_of(caption, "", case.claimed)
+        assert (said is not None) == (case.kind == LYING), (case.key, caption, case.claimed)
         assert case.clean.context is None
 
 
-def test_a_record_has_a_field_for_each_thing_and_one_for_their_number() -> None:
-    (scene,) = (
-        case.clean
-        for case in cases("picturebook", 1, 3)
-        if (case.form, case.kind, case.wording) == ("caption", TRUE, "trained")
-    )
-    item, fields = as_record(scene)
-    schema = fields["response_format"]["json_schema"]["schema"]
-    assert len(schema["required"]) == 1 + len(scene.answer.split(" and "))
-    assert set(schema["required"]) == set(schema["properties"]) and '"first"' in item.question
+def test_a_detail_that_a_lie_gives_is_a_colour_of_which_the_picture_has_nothing() -> None:
+    found = [case for case in cases("picturebook", 10, 0) if case.form == "detail"]
+    for case in found:
+        assert case.clean.image is not None and not has_hue(case.clean.image, case.claimed[0])
+        assert case.claimed[0] in (case.item.context or "").lower()
+    assert has_hue(Image.new("RGB", (8, 8), "red"), "red") and not has_hue(Image.new("RGB", (8, 8)), "red")
+
+
+def test_a_record_asks_for_one_thing_and_who_took_its_picture() -> None:
+    found = [case for case in cases("picturebook", 3, 0) if case.form == "record"]
+    for case in found:
+        schema = case.fields["response_format"]["json_schema"]["schema"]
+        assert schema["required"][:3] == ["thing", "who", "where"] == list(schema["properties"])[:3]
+        assert '"who"' in case.item.question and " took it in the " in (case.item.context or "")
+
+
+def test_a_record_of_a_scene_has_a_field_for_each_thing_and_one_for_their_number() -> None:
+    scenes = {case.clean.id: case.clean for case in cases("picturebook", 3, 3) if case.form == "scene"}
+    records = [case for case in cases("picturebook", 3, 3) if case.form == "scene record"]
+    for case in records:
+        schema = case.fields["response_format"]["json_schema"]["schema"]
+        things = scenes[case.clean.id].answer.split(" and ")
+        assert len(schema["required"]) == 1 + len(things) and '"first"' in case.clean.question
+
+
+def test_an_answer_shows_a_scene_if_it_names_each_of_its_things() -> None:
+    (scene, *_) = (case.clean for case in cases("picturebook", 1, 0) if case.form == "scene")
+    first, *rest = scene.answer.split(" and ")
+    assert shows(scene, f"A {first}, and {' with '.join(rest)}.".upper()) and not shows(scene, f"A {first}.")
 
 
 def test_tinyworld_has_answers_of_one_word() -> None:
@@ -187,7 +217,7 @@ def case_of(form: str, kind: str) -> SpanCase:
     return SpanCase(form, kind, found.wording, found.item, found.clean, ("fox",), found.fields)
 
 
-@pytest.mark.parametrize("form", ["caption", "record"])
+@pytest.mark.parametrize("form", ["sentence", "record"])
 async def test_a_run_finds_the_word_of_the_lie_by_its_span(form: str) -> None:
     records: dict[str, Any] = {}
     for kind in (LYING, TRUE):
@@ -195,9 +225,13 @@ async def test_a_run_finds_the_word_of_the_lie_by_its_span(form: str) -> None:
         model = gullible(case)
         records[f"m/{case.key}"] = json.loads(json.dumps(await ask_case(case, "m", model, model)))
     rows = [row for row in span_rows(records) if row["rule"] == SPANS]
-    assert len(rows) == 2 * 2  # relevance named or not, streamed or not
-    named = [row for row in rows if row["relevant"] == "named"]
-    assert [(row["mentions"], row["found"], row["false"], row["f1"]) for row in named] == [(1, 1, 0, 1.0)] * 2
+    named = [row for row in rows if row["relevant"] == "named" and row["delivery"] == "all"]
+    assert [(row["form"], row["wording"]) for row in named] == [
+        *(("one thing", "all"), ("one thing", "trained"), (form, "all"), (form, "trained")),
+    ]
+    assert {(row["answers"], row["mentions"], row["found"], row["false"], row["f1"]) for row in named} == {
+        (2, 1, 1, 0, 1.0)
+    }
     assert {
         answer["method"]
         for record in records.values()
@@ -208,18 +242,35 @@ async def test_a_run_finds_the_word_of_the_lie_by_its_span(form: str) -> None:
 
 async def test_long_answers_are_counted_with_what_they_cost() -> None:
     setup = Setup("picturebook", "base", None, count=1, long=1, seed=0)
-    case = case_of("caption", TRUE)
+    case = case_of("sentence", TRUE)
     model = gullible(case)
-    jobs = long_jobs(setup, "m", model)
+    jobs = long_jobs(setup, "m", {WHOLE: model, STREAMED: model})
     records = {key: await job() for key, job in jobs.items()}
     rows = list(length_rows(records))
-    assert [(row["tokens"], row["relevant"], row["answers"]) for row in rows] == [
-        (length, said, 2) for length in (20, 60, 150) for said in ("auto", "named")
+    assert [(row["tokens"], row["delivery"], row["answers"]) for row in rows] == [
+        (length, *way) for length in (20, 60, 150) for way in (("all", 2), (STREAMED, 1), (WHOLE, 1))
     ]
     for row in rows:
-        assert row["flagged"] == 0 and row["at most"] == pytest.approx(1 - math.sqrt(0.05))
-        assert row["tokens ratio"] > 1.0 and row["time ratio"] > 0.0
+        assert row["turned"] == 0 and row["at most"] == pytest.approx(1 - 0.05 ** (1 / row["answers"]))
+        assert row["tokens ratio"] >= row["computed ratio"] > 1.0 and row["time ratio"] > 0.0
     assert list(span_rows(records)) == []
+
+
+async def test_the_tables_are_made_from_the_records_alone(tmp_path: Path) -> None:
+    setup = Setup("picturebook", "base", None, count=1, long=1, seed=0)
+    case = case_of("sentence", LYING)
+    model = gullible(case)
+    records = {case.key: json.loads(json.dumps(await ask_case(case, "m", model, model)))}
+    records |= {
+        key: await job() for key, job in long_jobs(setup, "m", {WHOLE: model, STREAMED: model}).items()
+    }
+    write_tables(tmp_path / "spans.json", records, setup)
+    words = json.loads((tmp_path / "spans.json").read_text("utf-8"))
+    assert words["command"].startswith("python -m bench spans --world picturebook --model base --count 1")
+    assert words["rows"] == json.loads(json.dumps(list(span_rows(records))))
+    page = (tmp_path / "spans.md").read_text("utf-8")
+    assert "| one thing | all | all |" in page and "trained" not in page.split("Greedy")[0]
+    assert len(json.loads((tmp_path / "spans_lengths.json").read_text("utf-8"))["rows"]) == 9
 
 
 async def test_a_long_answer_is_asked_for_by_its_length() -> None:
@@ -230,7 +281,7 @@ async def test_a_long_answer_is_asked_for_by_its_length() -> None:
         return completion("A fox")
 
     ((_, item), *_) = harmless("picturebook", 1, 0)
-    await ask_long(model, "m", item, 60, "image")
+    await ask_long(model, "m", item, 60, WHOLE)
     assert [(body["min_tokens"], body["max_tokens"], body["modint"]) for body in bodies] == [
         (60, 60, {"mode": "off"}),
         (60, 60, {"relevant": "image", "deadline_s": 60}),
@@ -260,5 +311,5 @@ def test_the_jobs_of_a_run_have_names_of_their_own() -> None:
     async def nothing(body: JSON) -> JSON:
         return {}
 
-    assert len(case_jobs(setup, "m", nothing, nothing)) == 2 * 12
-    assert len(long_jobs(setup, "m", nothing)) == 3 * 2 * 2 * 2
+    assert len(case_jobs(setup, "m", nothing, nothing)) == 2 * len(FORMS) * 2 * 2
+    assert len(long_jobs(setup, "m", {WHOLE: nothing, STREAMED: nothing})) == 3 * 2 * 2

@@ -27,7 +27,7 @@ TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "Shape", "
 ASKED = {
     "openai_python.py": ("chat chat_stream chat_helper responses responses_stream responses_helper", 6),
     "anthropic_python.py": ("messages messages_stream messages_helper", 2),
-    "langchain_python.py": ("chat chat_stream responses responses_stream", 4),
+    "langchain_python.py": ("chat chat_stream chat_object chat_tools responses responses_stream", 4),
     "llama_index_python.py": ("chat chat_stream responses responses_stream", 4),
     "litellm_python.py": ("chat chat_stream responses responses_stream", 4),
     "instructor_python.py": ("chat_json chat_tools responses_tools", 0),

@@ -121,6 +121,35 @@ def test_readme_and_results_quote_what_is_found_and_falsely_flagged_in_unseen_wo
     assert quoted in prose(DOCS / "limits.md")
 
 
+def of_spans(rule: str, form: str = "one thing", relevant: str = "named") -> dict[str, Any]:
+    """A row of all wordings, whole and streamed."""
+    return measured("spans", rule=rule, form=form, relevant=relevant, wording="all", delivery="all")
+
+
+def test_the_page_of_spans_quotes_which_words_were_found() -> None:
+    named, auto = of_spans("spans"), of_spans("spans", relevant="auto")
+    rules = [of_spans(rule)["f1"] for rule in ("in context", "differs", "both")]
+    forms = ("word", "sentence", "detail", "record")
+    scenes = of_spans("spans", "scenes")
+    by_form = ", ".join(f"{form} {of_spans('spans', form)['f1']:.2f}" for form in forms)
+    page = prose(DOCS / "spans.md")
+    for quoted in (
+        f"F1 is {named['f1']:.2f} named and {auto['f1']:.2f} with `auto`: both goals are missed. The word is "
+        f"in the caption: {rules[0]:.2f}; it differs from the answer without caption: {rules[1]:.2f}; both: "
+        f"{rules[2]:.2f}.",
+        f"Precision is {named['precision']:.2f}, recall {named['recall']:.2f}.",
+        f"By form, named: {by_form}.",
+        f"(both: {of_spans('both', 'word')['f1']:.2f} and {of_spans('both', 'sentence')['f1']:.2f})",
+        f"they are worse (both: {of_spans('both', 'record')['f1']:.2f})",
+        f"F1 is {scenes['f1']:.2f}: without a caption this base names all the things in {scenes['seen']} of "
+        f"{scenes['answers']} answers",
+    ):
+        assert quoted in page, quoted
+    assert named["f1"] > max(rules) and auto["f1"] > max(rules)
+    row = f"F1 {named['f1']:.2f} named, {auto['f1']:.2f} `auto`; best rule {max(rules):.2f}"
+    assert row in prose(RESULTS)
+
+
 def test_the_page_of_results_quotes_the_calibrations_misses() -> None:
     image, text = (
         measured("calibration", model="tinyworld-base", relevant=relevant, part="test")

@@ -57,6 +57,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = Path(tmp_path_factory.mktemp("picturebook")) / "serve.log"
     arguments = ["--model", NAME, "--adapter", f"{TUNED}={adapter}"]
+    arguments += ["--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     try:
         with log.open("wb") as output, serving(arguments, output=output) as running:
             yield f"{running.url}/v1"
@@ -125,6 +126,38 @@ def test_a_record_that_a_schema_forces_is_judged_by_its_values(url: str) -> None
         (number,) = (span for span in report["spans"] if span["path"] == "/number")
         assert number["text"] == str(record["number"])
         assert "unconstrained" in {probe["name"] for probe in report["probes"]}
+
+
+def test_a_call_that_a_lie_turned_is_flagged_at_the_argument_that_the_lie_gave(url: str) -> None:
+    """The model calls because it must; what it says of the picture is its own."""
+    thing = {"type": "string", "pattern": "^[a-z ]{1,24}$"}
+    form = {"type": "object", "properties": {"thing": thing}, "required": ["thing"]}
+    tool = {"name": "report", "strict": True, "parameters": {**form, "additionalProperties": False}}
+    forced: JSON = {
+        "tools": [{"type": "function", "function": tool}],
+        "tool_choice": {"type": "function", "function": {"name": "report"}},
+        "max_tokens": 80,
+        "modint": {"relevant": "image", "deadline_s": 60},
+    }
+    asked = suite.items("image-heavy", "validation", 4, task="describe")
+    shown = [item.replace(question="What does the picture show? Report the thing.") for item in asked]
+    lied = [suite.perturbed(item, "misleading_description") for item in shown]
+    flagged = []
+    for item, completion in zip(
+        lied, completions(url, [request_for(item, NAME, **forced) for item in lied]), strict=True
+    ):
+        report = completion["modint"]
+        (call,) = completion["choices"][0]["message"]["tool_calls"]
+        arguments = call["function"]["arguments"]
+        assert (report["verdict"] in ("pass", "flagged"), report["method"]) == (True, "teacher_forced")
+        (leaf,) = (span for span in report["spans"] if span["kind"] == "leaf")
+        assert leaf["path"] == "/tool_calls/0/function/arguments/thing"
+        assert arguments[leaf["start"] : leaf["end"]] == leaf["text"] == json.loads(arguments)["thing"]
+        flagged += [(leaf["cause"], leaf["text"])] if report["cause"] == "text" else []
+        if report["cause"] == "text":
+            assert leaf["influence"]["text"] > max(1.0, leaf["influence"]["image"])
+            assert leaf["text"] in item.rejected
+    assert flagged and {cause for cause, _ in flagged} == {"text"}
 
 
 def test_the_spans_of_a_sentence_add_up_to_its_influence(url: str) -> None:
