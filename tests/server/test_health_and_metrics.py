@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.dashboards.catalogue import LABELS
 from modint_server.adapters.folders import read, record_modules, revision
 from modint_server.engine.attachment import REFRESH_S
-from modint_server.logs import JsonLines
+from modint_server.logs import CORE, LOGGER, JsonLines, configure_logs
 from modint_server.metrics import Card, Metrics, Served
 from tests.server.adapter_folders import LANGUAGE, adapter, pair
 from tests.server.conftest import Running, chat, serving
@@ -245,6 +245,20 @@ async def test_one_log_line_a_request_and_nothing_of_its_content(
         200,
     )
     assert not any(word in lines[0] for word in ("hush", "caption", "base64", "blue"))
+
+
+def test_what_the_guard_could_not_do_is_a_line_like_the_gateways_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {logger: (logger.handlers, logger.level, logger.propagate) for logger in (LOGGER, CORE)}
+    try:
+        configure_logs("info")
+        CORE.getChild("probing").warning("probe %s failed", "prior")
+    finally:
+        for logger, (handlers, level, propagate) in before.items():
+            logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["event"]) == ("warning", "probe prior failed")
 
 
 async def test_the_engines_own_metrics_are_passed_on_whole(
