@@ -161,8 +161,8 @@ def test_the_page_of_spans_quotes_what_long_answers_cost() -> None:
         f"Of {answers} answers that were made 20, 60 and 150 tokens long beside captions that do no harm, "
         f"{turned} was flagged",
         f"Only {whole} of them could be scored as a whole",
-        f"Answers of {longest['tokens']} tokens cost {longest['tokens ratio']:.2f} times the tokens with their "
-        f"verdicts ({longest['computed ratio']:.2f} without what the prefix cache held) and took "
+        f"Answers of {longest['tokens']} tokens cost {longest['tokens ratio']:.2f} times the tokens with "
+        f"their verdicts ({longest['computed ratio']:.2f} without what the prefix cache held) and took "
         f"{longest['time ratio']:.2f} times as long",
     ):
         assert quoted in page, quoted
