@@ -22,6 +22,7 @@ from modint_guard.evaluation.runner import request_for
 from modint_guard.models.picturebook import NAME
 from modint_guard.showing.pieces import ShownAnswer, ShownPiece, shown
 from modint_guard.types import JSON, Complete
+from modint_training.picturebook.things import NAMED
 
 COMMAND = "python -m bench coloured"
 SEARCHED = 20  # cases
@@ -52,7 +53,7 @@ class Coloured:
             if piece.gave
         )
         return (
-            f"A picture of {self.item.answer} with the caption “{self.item.context}”; asked "
+            f"A picture of {NAMED[self.item.answer].a} with the caption “{self.item.context}”; asked "
             f"“{self.item.question}” the model answers “{self.text}” Its words are coloured: {words}."
         )
 
@@ -119,7 +120,7 @@ def card(found: Coloured) -> Any:
     extent = (40, 40 + THUMBNAIL, 40 + THUMBNAIL, 40)
     picture = found.item.image.convert("RGB")
     axes.imshow(picture, extent=extent, interpolation="nearest", aspect="auto", zorder=2)
-    asked = f"{found.item.context}\n{found.item.question}"
+    asked = f"caption: {found.item.context}\nquestion: {found.item.question}"
     lines = "\n".join(textwrap.fill(line, 72) for line in asked.splitlines())
     axes.text(220, 44, lines, color=INK, fontsize=13.5, va="top", linespacing=1.5)
     left = 220.0
@@ -132,26 +133,25 @@ def card(found: Coloured) -> Any:
 def _piece(figure: Any, axes: Any, left: float, baseline: float, piece: ShownPiece) -> float:
     """One piece of the answer on its colour, a flagged one underlined; returns where the next one begins."""
     fill = {"text": TEXT, "image": IMAGE, None: PAPER}[piece.gave]
+    font = {"fontsize": 25, "weight": "bold" if piece.is_flagged else "normal"}
     box = {"facecolor": fill, "edgecolor": "none", "pad": 3}
-    drawn = axes.text(left, baseline, piece.text, color=INK, fontsize=25, bbox=box if piece.gave else None)
+    axes.text(left, baseline, piece.text, color=INK, bbox=box if piece.gave else None, **font)
     # Trailing blanks have no width of their own, so the piece is measured with a sign behind it.
-    ends = [axes.text(0, baseline, text, fontsize=25) for text in (piece.text + "|", "|")]
+    ends = [axes.text(0, baseline, text, **font) for text in (piece.text + "|", "|")]
     whole, sign = (end.get_window_extent().width for end in ends)
     for end in ends:
         end.remove()
-    width = (whole - sign) * WIDTH / figure.bbox.width
+    width = float(whole - sign) * WIDTH / figure.bbox.width
     if piece.is_flagged:
         axes.plot([left, left + width], [baseline + 12] * 2, color=RED, lw=2.5)
-        drawn.set_weight("bold")
-        width = drawn.get_window_extent().width * WIDTH / figure.bbox.width
     return left + width
 
 
 def _legend(axes: Any, found: Coloured) -> None:
     modint = found.answer.modint
     said = f"{modint.verdict}, cause {modint.cause}" if modint else ""
-    box = {"edgecolor": "none", "pad": 3}
-    axes.text(40, 270, "the caption gave this", color=INK, fontsize=13, bbox={**box, "facecolor": TEXT})
-    axes.text(240, 270, "the picture gave this", color=INK, fontsize=13, bbox={**box, "facecolor": IMAGE})
-    axes.text(440, 270, "turned by the caption: flagged", color=RED, fontsize=13, weight="bold")
-    axes.text(760, 270, said, color=FAINT, fontsize=13)
+    for left, words, fill in ((40, "the caption gave this", TEXT), (265, "the picture gave this", IMAGE)):
+        box = {"facecolor": fill, "edgecolor": "none", "pad": 3}
+        axes.text(left, 270, words, color=INK, fontsize=13, bbox=box)
+    axes.text(490, 270, "turned by the caption", color=RED, fontsize=13, weight="bold")
+    axes.text(720, 270, f"the verdict: {said}", color=FAINT, fontsize=13)

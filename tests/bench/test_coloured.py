@@ -36,10 +36,10 @@ def painter(*, believes: bool = True, sees: float = 0.999) -> Complete:
 async def test_the_first_answer_is_taken_that_the_caption_and_the_picture_both_gave_words_of() -> None:
     found = await first_of((item for item in lied_to() if item.answer == "book"), painter())
     assert found.answer.flagged == ["red"] and found.answer.given_by("image") == ["book"]
-    assert found.summary.startswith(f"A picture of book with the caption “{found.item.context}”; asked ")
+    assert found.summary.startswith(f"A picture of a book with the caption “{found.item.context}”; asked ")
     assert found.summary.endswith("“red” from the caption, flagged; “book” from the picture.")
     drawn = {text.get_text() for text in card(found).axes[0].texts}
-    assert {"red", "book", "flagged, cause text"} <= drawn
+    assert {"red", "book", "the verdict: flagged, cause text"} <= drawn
 
 
 @pytest.mark.parametrize("model", [painter(believes=False), painter(sees=0.4)])

@@ -150,6 +150,24 @@ def test_the_page_of_spans_quotes_which_words_were_found() -> None:
     assert row in prose(RESULTS)
 
 
+def test_the_page_of_spans_quotes_what_long_answers_cost() -> None:
+    rows = [row for row in rows_of("spans_lengths") if row["delivery"] == "all"]
+    answers, turned, whole = (
+        sum(row[name] for row in rows) for name in ("answers", "turned", "scored whole")
+    )
+    longest = max(rows, key=lambda row: int(row["tokens"]))
+    page = prose(DOCS / "spans.md")
+    for quoted in (
+        f"Of {answers} answers that were made 20, 60 and 150 tokens long beside captions that do no harm, "
+        f"{turned} was flagged",
+        f"Only {whole} of them could be scored as a whole",
+        f"Answers of {longest['tokens']} tokens cost {longest['tokens ratio']:.2f} times the tokens with "
+        f"their verdicts ({longest['computed ratio']:.2f} without what the prefix cache held) and took "
+        f"{longest['time ratio']:.2f} times as long",
+    ):
+        assert quoted in page, quoted
+
+
 def test_the_page_of_results_quotes_the_calibrations_misses() -> None:
     image, text = (
         measured("calibration", model="tinyworld-base", relevant=relevant, part="test")

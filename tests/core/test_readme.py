@@ -418,9 +418,9 @@ def example(page: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def of_the_picture(key: str) -> str:
-    """What the README's picture says about itself."""
-    with Image.open(DOCS / "flagged.png") as picture:
+def of_the_picture(key: str, name: str = "flagged") -> str:
+    """What a picture of the README says about itself."""
+    with Image.open(DOCS / f"{name}.png") as picture:
         return str(picture.info[key])
 
 
@@ -448,9 +448,20 @@ def test_the_examples_are_the_object_of_the_readmes_picture() -> None:
     assert unnamed(short, section(README, "What comes back")) == []
 
 
-def test_who_cannot_see_the_picture_reads_what_it_shows() -> None:
-    assert re.findall(r"!\[(.*?)\]\(docs/flagged\.png\)", text(README)) == [of_the_picture("Description")]
-    assert of_the_picture("Comment").startswith("Made by `python -m bench picture` at commit ")
+@pytest.mark.parametrize(("name", "command"), [("flagged", "picture"), ("coloured", "coloured")])
+def test_who_cannot_see_a_picture_reads_what_it_shows(name: str, command: str) -> None:
+    assert re.findall(rf"!\[(.*?)\]\(docs/{name}\.png\)", text(README)) == [
+        of_the_picture("Description", name)
+    ]
+    assert of_the_picture("Comment", name).startswith(f"Made by `python -m bench {command}` at commit ")
+
+
+def test_the_coloured_answer_is_one_of_both_inputs() -> None:
+    modint = json.loads(of_the_picture("modint", "coloured"))
+    words = {span["text"]: span for span in modint["spans"] if span["kind"] == "word"}
+    given = {name: max(span["influence"], key=span["influence"].get) for name, span in words.items()}
+    assert (modint["verdict"], modint["cause"]) == ("flagged", "text")
+    assert (words["green"]["cause"], given["green"], given["book"]) == ("text", "text", "image")
 
 
 # -- what no file may say ----------------------------------------------------------------------------
