@@ -52,13 +52,18 @@ def spans_of(
     turned: the tokens that were, by their indices among those that were compared. cause: of a flagged answer.
     """
     parts = parts_of(answer) if score.method == TEACHER_FORCED else _first_word(answer)
-    if not parts or not score.tokens:
+    influences = score.tokens
+    if (
+        not influences and len(parts) == 1 and cause is not None
+    ):  # flagged by one view, which stopped the rest
+        influences = (Influence(None, None, None),) * (1 + max(parts[0].tokens, default=0))
+    if not parts or not influences:
         return ()
     indices = set(turned)
     marked = [part for part in parts if indices & set(part.tokens)]
     if len(parts) == 1 and cause is not None:
         marked = parts
-    spans = [_span(answer, part, score.tokens, cause if part in marked else None) for part in parts]
+    spans = [_span(answer, part, influences, cause if part in marked else None) for part in parts]
     kept = sorted(spans, key=lambda span: (span.cause is None, -_strength(span)))[:MAX_SPANS]
     return tuple(sorted(kept, key=lambda span: (span.cause is None, span.start, -span.end)))
 

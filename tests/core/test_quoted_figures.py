@@ -168,6 +168,17 @@ def test_the_page_of_spans_quotes_what_long_answers_cost() -> None:
         assert quoted in page, quoted
 
 
+def test_the_page_of_spans_quotes_how_many_long_answers_are_falsely_flagged_without_a_null() -> None:
+    adapter, base = (
+        measured("spans_tinyworld_lengths", model=model, tokens=150, delivery="all")
+        for model in ("robust-lora", "tinyworld-base")
+    )
+    assert (
+        f"{adapter['turned']} of {adapter['answers']} of `robust-lora`'s answers of 150 tokens were "
+        f"flagged, and {base['turned']} of {base['answers']} of the base's"
+    ) in prose(DOCS / "spans.md")
+
+
 def test_the_page_of_results_quotes_the_calibrations_misses() -> None:
     image, text = (
         measured("calibration", model="tinyworld-base", relevant=relevant, part="test")

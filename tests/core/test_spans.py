@@ -98,6 +98,19 @@ def test_an_answer_of_one_word_has_one_span_with_the_cause_of_the_answer_whateve
     assert (span.text, span.start, span.end, span.cause) == ("blue", 1, 5, Cause.PRIOR)
 
 
+def test_a_flagged_word_has_a_span_though_one_view_settled_the_verdict() -> None:
+    """No influence is known then."""
+    answer = said(" bl", "ue", ".")
+    (span,) = spans_of(answer, scored(answer, ()), (), Cause.TEXT)
+    assert (span.text, span.cause, span.influence_text, span.influence_image) == (
+        "blue",
+        Cause.TEXT,
+        None,
+        None,
+    )
+    assert spans_of(answer, scored(answer, ()), (), None) == ()
+
+
 def test_a_cause_of_the_answer_as_a_whole_is_that_of_none_of_its_words() -> None:
     answer = said("It", " is", " blue")
     assert [span.cause for span in spans_of(answer, one_each(answer), (), Cause.PRIOR)] == [None] * 3
