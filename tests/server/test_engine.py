@@ -153,6 +153,12 @@ async def test_a_model_that_takes_no_images_is_noted() -> None:
     assert "base takes no images" in note
 
 
+async def test_a_model_that_refuses_to_chat_is_noted_with_the_engines_reason() -> None:
+    async with Engine(CONFIG, command=stub("untemplated")) as engine:
+        (note,) = (await engine.wait_ready()).notes
+    assert note.startswith("base refuses to chat: ") and "you must provide a chat template" in note
+
+
 async def test_an_engine_that_never_listens_is_given_up() -> None:
     config = replace(CONFIG, ready_timeout_s=1.5)
     async with Engine(config, command=stub("silent"), grace_s=1) as engine:
