@@ -29,7 +29,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.checkup_verdict import checkup_finding
 from modint_guard.evaluation.runner import Row
 from modint_guard.evaluation.tables import Answer
-from modint_guard.models import picturebook
+from modint_guard.models import BASE, picturebook
 from modint_guard.models.fetch import say
 
 MAX_WIDTH = 160  # characters of a line, in however wide a terminal
@@ -74,8 +74,8 @@ def demo(
     if show.model == picturebook.NAME:
         picturebook.fetch(say=say)  # before a start is waited for
     run(show, sheet, Console(width=min(shutil.get_terminal_size((120, 24)).columns, MAX_WIDTH)))
-    if not (world or model or url):
-        say_what_else(console=Console(highlight=False, soft_wrap=True))
+    if show.model == BASE:
+        say_what_else(Console(highlight=False, soft_wrap=True))
 
 
 def run(show: Show, sheet: Path, console: Console) -> None:

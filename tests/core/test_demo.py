@@ -35,6 +35,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.runner import Row, request_for
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.types import JSON
+from tests.core.fakes import called
 from tests.core.items import DIGIT, SUM
 
 LIED = perturb(DIGIT, "misleading_description")
@@ -322,3 +323,38 @@ def test_a_correction_is_told_with_the_first_answer_and_what_was_tried() -> None
     assert "What digit is shown?" in line
     untouched = correction(row(LIED, BASE, "7", {"mitigation": None}))
     assert untouched.endswith("said '7', served is '7' (truth: '3'); rungs: nothing; 0 tokens more")
+
+
+def demo(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """What the command does, in order, with nothing served and nothing fetched."""
+    done: list[str] = []
+    where = "modint_guard.demo.run."
+    monkeypatch.setattr(f"{where}run", lambda show, sheet, console: done.append(" ".join(show.serve)))
+    monkeypatch.setattr(f"{where}picturebook.fetch", lambda say: done.append("fetch"))
+    monkeypatch.setattr("sys.argv", [".venv/bin/modint-guard"])
+    assert called("demo", *arguments, module="modint_guard.demo.run:demo") == 0
+    return done
+
+
+def test_the_toy_worlds_demo_ends_by_saying_how_to_run_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo(monkeypatch) == [f"--adapter {ADAPTER}"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        "   .venv/bin/modint-guard demo --world picturebook",
+        "   .venv/bin/modint-guard demo --model FOLDER_OR_HUB_ID",
+    ]
+
+
+def test_the_picture_books_base_is_fetched_before_a_start_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo(monkeypatch, "--world", "picturebook") == ["fetch", "--model picturebook-base"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_of_the_users_is_served_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--model", "A/B", "--limit", "1", "--", "--max-model-len", "4096")
+    assert demo(monkeypatch, *asked) == ["--model A/B -- --max-model-len 4096"]
+    assert demo(monkeypatch, "--url", "http://127.0.0.1:8000") == ["--upstream http://127.0.0.1:8000"]
