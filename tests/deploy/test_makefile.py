@@ -260,6 +260,8 @@ def test_checks_of_deployment_need_promtool_and_a_kubectl_with_kustomize(machine
 
 def test_tests_of_a_model_that_cannot_be_fetched_are_left_out_but_not_in_ci(machine: Machine) -> None:
     machine.installed()
+    for program in ("prometheus", "promtool", "kubectl"):
+        machine.has(program)
     fetched = machine.make("test-picturebook")
     fake_program(machine.venv / "bin" / "modint-guard", "echo no network >&2; exit 2")
     left_out, in_ci = machine.make("test-picturebook"), machine.make("test-picturebook", ci="true")
