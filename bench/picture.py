@@ -15,7 +15,7 @@ from modint_guard.chat.images import NEUTRAL_GREY
 from modint_guard.data import read_items
 from modint_guard.data.item import Item, is_right
 from modint_guard.demo.launch import serving
-from modint_guard.demo.run import ITEMS
+from modint_guard.demo.shows import TINYWORLD_ITEMS
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError, EndpointError
 from modint_guard.evaluation.results import commit
@@ -82,7 +82,7 @@ def draw_picture(output: Path) -> Flagged:
 
 
 async def _ask(url: str) -> Flagged:
-    item = next(item for item in read_items(ITEMS) if item.id == ITEM)
+    item = next(item for item in read_items(TINYWORLD_ITEMS) if item.id == ITEM)
     body = request_for(item, BASE)
     body["modint"]["probes"] = list(CELLS)
     async with Endpoint(url) as endpoint:

@@ -1,6 +1,6 @@
 """A contact sheet: every answer of a run with its picture, the truth and the verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,12 +33,14 @@ class Text:
     colour: Colour
 
 
-def draw(rows: Sequence[Row]) -> Image.Image:
+def draw(answers: Mapping[str, Sequence[Row]]) -> Image.Image:
     """One cell an answer, in the rows' order, `COLUMNS` side by side. The frame's colour is the verdict's.
 
-    Captions wrap, and a line of cells is as high as its longest caption needs.
+    answers: by who or how was asked, which the captions name. These wrap, and a line of cells is as high as
+    its longest caption needs.
     """
-    captions = [caption(row) for row in rows]
+    rows = [row for of_label in answers.values() for row in of_label]
+    captions = [caption(row, label) for label, of_label in answers.items() for row in of_label]
     lines = [range(first, min(first + COLUMNS, len(rows))) for first in range(0, len(rows), COLUMNS)]
     heights = [height(max(len(captions[number]) for number in line)) for line in lines]
     sheet = Image.new("RGB", (COLUMNS * WIDTH, sum(heights)), "white")
@@ -54,11 +56,11 @@ def height(lines: int) -> int:
     return PICTURE + LINE * lines + 3 * MARGIN
 
 
-def caption(row: Row) -> list[Text]:
+def caption(row: Row, label: str) -> list[Text]:
     """The lines below a picture: kind of item, text, question, truth, answer and verdict."""
     item, cause = row.item, (row.modint or {}).get("cause")
     truth = f"truth: {reply_for(item, item.answer)}{_named(item, item.answer)}"
-    answer = f"{row.model}: {row.answer} ({'right' if row.right else 'wrong'})"
+    answer = f"{label}: {row.answer} ({'right' if row.right else 'wrong'})"
     verdict = f"{row.verdict or 'no verdict'}{f' ({cause})' if cause else ''}"
     parts = (
         (item.perturbation.replace("_", " "), GREY),
@@ -97,13 +99,20 @@ def _cell(row: Row, texts: Sequence[Text], pixels: int) -> Image.Image:
     cell = Image.new("RGB", (WIDTH, pixels), "white")
     canvas = ImageDraw.Draw(cell)
     if row.item.image is not None:
-        picture = row.item.image.resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
-        cell.paste(picture, ((WIDTH - PICTURE) // 2, MARGIN))
+        picture = _fitted(row.item.image)
+        cell.paste(picture, ((WIDTH - picture.width) // 2, MARGIN))
     canvas.rectangle((1, 1, WIDTH - 2, pixels - 2), outline=_colour(row), width=2)
     for number, line in enumerate(texts):
         place = (MARGIN, PICTURE + 2 * MARGIN + LINE * number)
         canvas.text(place, line.text, fill=line.colour, font=font())
     return cell
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """As large as fits: a small picture with its pixels to be seen, a large one smoothly."""
+    scale = PICTURE / max(picture.size)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), how)
 
 
 def _colour(row: Row) -> Colour:

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from prometheus_client.parser import text_string_to_metric_families
 
 from modint_guard.evaluation.runner import Row
-from modint_guard.models import BASE
 
 Counts = dict[tuple[str, ...], int]  # ("label=value", ...), sorted by label -> count
 
 
-def scrape(url: str) -> dict[str, Counts]:
-    """Every counter of the gateway at `url` and of the engine behind it: metric name -> counts."""
+def scrape(url: str, *, engine: bool = True) -> dict[str, Counts]:
+    """Every counter of the gateway at `url`, and of the engine behind it: metric name -> counts."""
     counters: dict[str, Counts] = {}
-    for path in ("/metrics", "/engine/metrics"):
+    for path in ("/metrics", "/engine/metrics") if engine else ("/metrics",):
         with urllib.request.urlopen(f"{url}{path}", timeout=30) as response:
             for family in text_string_to_metric_families(response.read().decode()):
                 for sample in family.samples:
@@ -29,16 +28,20 @@ def _key(labels: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
-def compare(rows: Sequence[Row], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Iterator[str]:
-    """A sentence for each counter whose rise differs from the answers seen; none if all are equal."""
+def compare(
+    rows: Sequence[Row], base: str, before: Mapping[str, Counts], after: Mapping[str, Counts]
+) -> Iterator[str]:
+    """A sentence for each counter whose rise differs from the answers seen; none if all are equal.
+
+    base: the model whose adapters all others are.
+    """
+    said = ("relevant", "verdict", "cause")
     verdicts = Counter(
-        _key(
-            {**_names(row), "relevant": m["relevant"], "verdict": m["verdict"], "cause": m["cause"] or "none"}
-        )
+        _key({**_names(row, base), **{name: row.modint[name] or "none" for name in said}})
         for row in rows
-        if (m := row.modint)
+        if row.modint
     )
-    requests = Counter(_key({**_names(row), "route": "chat", "outcome": "ok"}) for row in rows)
+    requests = Counter(_key({**_names(row, base), "route": "chat", "outcome": "ok"}) for row in rows)
     for name, seen in (("modint_verdicts_total", verdicts), ("modint_requests_total", requests)):
         counted = _rise(name, before, after)
         for labels in sorted(set(seen) | set(counted)):
@@ -60,8 +63,8 @@ def calls_seen(
         yield f"vllm:request_success_total rose by {served}, but {sent} calls were sent"
 
 
-def _names(row: Row) -> dict[str, str]:
-    return {"model": BASE, "adapter": "none" if row.model == BASE else row.model}
+def _names(row: Row, base: str) -> dict[str, str]:
+    return {"model": base, "adapter": "none" if row.model == base else row.model}
 
 
 def _rise(name: str, before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Counts:

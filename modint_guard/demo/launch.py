@@ -36,15 +36,21 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) -> Iterator[RunningGateway]:
+def serving(
+    arguments: Sequence[str],
+    *,
+    output: int | IO[bytes] | None = None,
+    ready_s: float = READY_S,
+    dtype: str = "float32",
+) -> Iterator[RunningGateway]:
     """Runs `modint-guard serve ARGUMENTS` on a free port until the block ends.
 
-    Its messages go to `output`, by default to this process's own; it logs warnings only.
-    Raises EngineError if it ends, or is not ready within five minutes.
+    Its messages go to `output`, by default to this process's own; it logs warnings only. dtype: the engine's;
+    the published figures are of float32, on every processor.
+    Raises EngineError if it ends, or is not ready within `ready_s` seconds.
     """
     port = free_port()
-    # In float32 on every processor: the published figures are of that precision.
-    serve = [sys.executable, "-m", "modint_guard.cli", "serve", "--dtype", "float32"]
+    serve = [sys.executable, "-m", "modint_guard.cli", "serve", "--dtype", dtype]
     command = [*serve, "--host", "127.0.0.1", "--port", str(port), *arguments]
     began = time.monotonic()
     # Nothing is asked beside what is shown, and verdicts do not depend on how much of a null is measured.
@@ -53,21 +59,21 @@ def serving(arguments: Sequence[str], *, output: int | IO[bytes] | None = None) 
     process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(process, url, began)
+        _wait_until_ready(process, url, began, ready_s)
         yield RunningGateway(url, time.monotonic() - began, process)
     finally:
         _stop(process)
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, began: float) -> None:
-    while time.monotonic() - began < READY_S:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, began: float, ready_s: float) -> None:
+    while time.monotonic() - began < ready_s:
         if process.poll() is not None:
             code = process.returncode
             raise EngineError(f"the gateway ended with exit code {code}; its last lines say why")
         if _answers(f"{url}/readyz"):
             return
         time.sleep(0.25)
-    raise EngineError(f"the gateway was not ready within {READY_S:.0f} s; its last lines say how far it came")
+    raise EngineError(f"the gateway was not ready within {ready_s:.0f} s; its last lines say how far it came")
 
 
 def _answers(url: str) -> bool:

@@ -1,69 +1,110 @@
-"""`modint-guard demo`: the main job on the bundled model, through the real engine and the `openai` client.
+"""`modint-guard demo`: the main job through the real engine and the `openai` client.
 
-Packaged test items go to base and robust-lora. The answers, verdicts and counters are shown, and the run
-succeeds only if what Prometheus would scrape equals what was seen.
+The items of a world go to its bundled models, or those of the check-up to a model of one's own. Answers,
+verdicts and counters are shown, and the run succeeds only if what Prometheus would scrape equals what was
+seen.
 """
 
 import asyncio
 import shlex
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
-from modint_guard.data import read_items
-from modint_guard.data.item import Item, prompt, reply_for
+from modint_guard.data.item import prompt, reply_for
 from modint_guard.demo import contact_sheet
+from modint_guard.demo.asking import ask_again, ask_all, check_answers, served_model
 from modint_guard.demo.counters import Counts, calls_seen, compare, metric_lines, scrape
 from modint_guard.demo.curl_script import write_script
 from modint_guard.demo.launch import serving
-from modint_guard.demo.tables import examples, summary
-from modint_guard.errors import ConfigError, EndpointError
-from modint_guard.evaluation.runner import Row, request_for, row_of
-from modint_guard.models import ADAPTER, BASE
-from modint_guard.types import LADDER
+from modint_guard.demo.shows import Show, World, show_of
+from modint_guard.demo.tables import Answers, examples, summary
+from modint_guard.errors import ConfigError
+from modint_guard.evaluation.checkup_verdict import checkup_finding
+from modint_guard.evaluation.runner import Row
+from modint_guard.evaluation.tables import Answer
+from modint_guard.models import BASE, picturebook
+from modint_guard.models.fetch import say
 
-ITEMS = Path(__file__).parent / "items"
-CONCURRENCY = 6
-STREAMED_EVERY = 4  # one request in so many is a stream
 MAX_WIDTH = 160  # characters of a line, in however wide a terminal
-LINES = 8  # of progress, if the output is no terminal
 
 
 def demo(
+    vllm_options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- VLLM_OPTION",
+            help="Options of `vllm serve` for --model, passed on as they are: `-- --max-model-len 4096`.",
+            show_default=False,
+        ),
+    ] = None,
+    world: Annotated[
+        World | None,
+        typer.Option(
+            help="Whose items and models. picturebook is fetched (93 MB). Default: tinyworld.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask the check-up's items of this model: a folder or a hub id; with --url its name there.",
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask an engine that runs already, in place of starting one.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --model or --url: the first items of each family.")
+    ] = None,
     sheet: Annotated[
         Path, typer.Option(help="The contact sheet, a PNG; a script for curl is written beside it.")
     ] = Path("demo.png"),
 ) -> None:
-    """Serve the bundled model and adapter with vLLM, ask packaged items, show the guard's verdicts."""
+    """Serve a model with vLLM behind the guard, ask it packaged items, show answers and verdicts."""
     check_sheet(sheet)
-    console = Console(width=min(shutil.get_terminal_size((120, 24)).columns, MAX_WIDTH))
-    items = read_items(ITEMS)
-    console.print(f"[bold]1.[/] starting vLLM and the gateway: modint-guard serve --adapter {ADAPTER}")
-    with serving(["--adapter", ADAPTER]) as served:
-        console.print(
-            f"   the engine and the gateway were ready after {served.ready_s:.0f} s at {served.url}"
-        )
-        before = scrape(served.url)
-        console.print(
-            f"[bold]2.[/] asking {len(items)} items of {BASE} and of {ADAPTER} with the openai client"
-        )
+    show = show_of(world, model, url, vllm_options=vllm_options or [], limit=limit)
+    if show.model == picturebook.NAME:
+        picturebook.fetch(say=say)  # before a start is waited for
+    run(show, sheet, Console(width=min(shutil.get_terminal_size((120, 24)).columns, MAX_WIDTH)))
+    if show.model == BASE:
+        say_what_else(Console(highlight=False, soft_wrap=True))
+
+
+def run(show: Show, sheet: Path, console: Console) -> None:
+    """Serve, ask, and show. Raises typer.Exit if the counters differ from what was seen, ConfigError for a
+    model that cannot be asked, EngineError and EndpointError.
+    """
+    console.print(f"[bold]1.[/] starting the gateway: modint-guard serve {shlex.join(show.serve)}")
+    with serving(show.serve, ready_s=show.ready_s, dtype=show.dtype) as served:
+        console.print(f"   it was ready after {served.ready_s:.0f} s at {served.url}")
+        base = asyncio.run(served_model(served.url, show.model))
+        if show.variants:
+            asyncio.run(check_answers(served.url, base, here=show.own_engine))
+        ways = show.asked(base)
+        before = scrape(served.url, engine=show.own_engine)
+        asked = " and of ".join(dict.fromkeys(way.model for way in ways))
+        console.print(f"[bold]2.[/] asking {len(show.items)} items of {asked} with the openai client")
         began = time.monotonic()
-        rows = asyncio.run(ask_all(served.url, items, console))
+        answers = asyncio.run(ask_all(served.url, ways, show.items, console))
+        rows = [row for of_way in answers.values() for row in of_way]
         console.print(f"   {len(rows)} answers in {time.monotonic() - began:.0f} s")
-        after = scrape(served.url)
-        again = asyncio.run(ask_again(served.url, flagged)) if (flagged := flagged_answer(rows)) else None
-        console.print("   stopping the gateway and the engine")
-    show_answers(console, rows, again)
+        after = scrape(served.url, engine=show.own_engine)
+        flagged = flagged_answer(answers[ways[0].label])
+        again = asyncio.run(ask_again(served.url, flagged)) if flagged else None
+        console.print("   stopping the gateway")
+    show_answers(console, answers, again, show, base)
     show_metrics(console, after)
-    write_files(console, rows, sheet)
-    problems = [*compare(rows, before, after), *calls_seen(rows, before, after)]
+    write_files(console, answers, sheet, base, show.command)
+    problems = [*compare(rows, base, before, after)]
+    problems += calls_seen(rows, before, after) if show.own_engine else ()
     for problem in problems:
         console.print(f"[red]counters differ:[/] {problem}")
     if problems:
@@ -81,13 +122,25 @@ def check_sheet(sheet: Path) -> None:
         raise ConfigError(f"--sheet {sheet}: there is no folder {sheet.parent}: create it first")
 
 
-def show_answers(console: Console, rows: Sequence[Row], again: Row | None) -> None:
-    """The tables of the answers, and the flagged one that was asked again."""
-    console.print(examples(rows))
-    console.print(summary(rows))
+def show_answers(console: Console, answers: Answers, again: Row | None, show: Show, base: str) -> None:
+    """The tables of the answers, what the check-up says, and the flagged answer that was asked again."""
+    console.print(examples(answers, by=show.by))
+    console.print(summary(answers, by=show.by))
+    if show.note:
+        console.print(show.note, highlight=False, markup=False)
+    if show.variants:
+        for sentence in checkup_finding(base, checkup_answers(show, next(iter(answers.values())))):
+            console.print(f"   {sentence}", highlight=False, markup=False)
     if again is not None:
         console.print('one of the flagged answers once more, with `"modint": {"action": "ladder"}`:')
         console.print(f"   {correction(again)}", highlight=False, markup=False)
+
+
+def checkup_answers(show: Show, rows: Sequence[Row]) -> list[Answer]:
+    """The rows as the check-up counts them."""
+    return [
+        Answer(variant, row.answer, method="none") for variant, row in zip(show.variants, rows, strict=True)
+    ]
 
 
 def show_metrics(console: Console, counters: Mapping[str, Counts]) -> None:
@@ -97,77 +150,39 @@ def show_metrics(console: Console, counters: Mapping[str, Counts]) -> None:
         console.print(f"   {line}", highlight=False, soft_wrap=True)
 
 
-def write_files(console: Console, rows: Sequence[Row], sheet: Path) -> None:
-    """Write the contact sheet, and beside it a script that asks with curl; say where they are."""
-    contact_sheet.draw(rows).save(sheet)
+def write_files(console: Console, answers: Answers, sheet: Path, base: str, server: str) -> None:
+    """Write the contact sheet, and beside it a script that asks with curl; say where they are.
+
+    server: the command that serves the base.
+    """
+    contact_sheet.draw(answers).save(sheet)
     console.print(f"[bold]4.[/] every answer with its picture: {sheet}", soft_wrap=True)
     script = sheet.with_suffix(".sh")
-    write_script(script, next(row.item for row in rows if row.item.perturbation == "misleading_description"))
-    console.print(
-        "[bold]5.[/] the same with curl: start the server with `make serve`, and in another terminal"
-    )
+    items = [row.item for row in next(iter(answers.values()))]
+    lying = next(item for item in items if item.perturbation == "misleading_description")
+    write_script(script, lying, base, server)
+    console.print("[bold]5.[/] the same with curl: start the server, and in another terminal send the script")
+    console.print(f"   {server}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"   sh {shlex.quote(str(script))}", highlight=False, soft_wrap=True, markup=False)
 
 
-@contextmanager
-def counting(console: Console, total: int) -> Iterator[Callable[[], None]]:
-    """What to call after each of `total` answers: it moves a bar, or prints a line now and then if the output
-    is no terminal."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("asking", total=total)
-        answers = 0
-
-        def count() -> None:
-            nonlocal answers
-            answers += 1
-            progress.advance(bar)
-            if not console.is_terminal and answers % max(1, total // LINES) == 0:
-                console.print(f"   {answers} of {total} answers")
-
-        yield count
+def say_what_else(console: Console) -> None:
+    """How to show the same on a language model, and on a model of one's own."""
+    console.print("the same on a small language model, which is fetched (93 MB), and on a model of your own:")
+    console.print(f"   {program()} demo --world picturebook", markup=False)
+    console.print(f"   {program()} demo --model FOLDER_OR_HUB_ID", markup=False)
 
 
-async def ask_all(url: str, items: Sequence[Item], console: Console) -> list[Row]:
-    """Every item to both models; one request in `STREAMED_EVERY` as a stream. Raises EndpointError."""
-    try:
-        import openai
-    except ModuleNotFoundError:
-        raise ConfigError("the demo speaks through the openai client: pip install openai") from None
-    slots = asyncio.Semaphore(CONCURRENCY)
-    with counting(console, 2 * len(items)) as count:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
-
-            async def one(number: int, item: Item, model: str) -> Row:
-                async with slots:
-                    ask = _stream if number % STREAMED_EVERY == 0 else _whole
-                    try:
-                        completion = await ask(client, request_for(item, model))
-                    except openai.OpenAIError as exc:
-                        raise EndpointError(f"{model} gave no answer to item {item.id}: {exc}") from exc
-                count()
-                return row_of(item, model, completion)
-
-            return await asyncio.gather(
-                *(one(n, item, model) for model in (BASE, ADAPTER) for n, item in enumerate(items))
-            )
+def program() -> str:
+    """How this program was called."""
+    name = Path(sys.argv[0])
+    on_path = shutil.which(name.name)
+    return name.name if on_path and Path(on_path) == name else str(name)
 
 
 def flagged_answer(rows: Sequence[Row]) -> Row | None:
-    """A wrong answer of the base that was flagged; None if there is none."""
-    return next((row for row in rows if row.model == BASE and row.flagged and not row.right), None)
-
-
-async def ask_again(url: str, row: Row) -> Row:
-    """The same question once more, with the request for a correction. Raises EndpointError."""
-    import openai
-
-    body = request_for(row.item, row.model)
-    body["modint"]["action"] = LADDER
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
-        try:
-            return row_of(row.item, row.model, await _whole(client, body))
-        except openai.OpenAIError as exc:
-            raise EndpointError(f"{row.model} gave no answer to item {row.item.id}: {exc}") from exc
+    """A wrong answer that was flagged; None if there is none."""
+    return next((row for row in rows if row.flagged and not row.right), None)
 
 
 def correction(row: Row) -> str:
@@ -179,24 +194,3 @@ def correction(row: Row) -> str:
         f"{question} -> the model said {report.get('original', row.answer)!r}, served is {row.answer!r} "
         f"(truth: {truth!r}); rungs: {tried}; {report.get('tokens', 0)} tokens more"
     )
-
-
-def _openai_arguments(body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{key: value for key, value in body.items() if key != "modint"},
-        "extra_body": {"modint": body["modint"]},
-    }
-
-
-async def _whole(client: Any, body: dict[str, Any]) -> dict[str, Any]:
-    completion = await client.chat.completions.create(**_openai_arguments(body))
-    return dict(completion.model_dump())
-
-
-async def _stream(client: Any, body: dict[str, Any]) -> dict[str, Any]:
-    text, modint = "", None
-    async for chunk in await client.chat.completions.create(**_openai_arguments(body), stream=True):
-        for choice in chunk.choices:
-            text += choice.delta.content or ""
-        modint = (chunk.model_extra or {}).get("modint", modint)
-    return {"choices": [{"message": {"content": text}}], "modint": modint}

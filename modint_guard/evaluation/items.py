@@ -18,7 +18,9 @@ from modint_guard.evaluation.extensions import SPLITS, WORLDS, World, WorldSplit
 
 OF_A_WORLD = 100  # items of each family, unless --limit says how many
 
-KINDS_OF_DATA = "A JSON, JSONL, Parquet or Arrow file, a folder, or a generated world such as tinyworld."
+KINDS_OF_DATA = (
+    "A JSON, JSONL, Parquet or Arrow file, a folder, or a generated world: tinyworld, picturebook."
+)
 Data = Annotated[str, typer.Argument(metavar="DATA", help=KINDS_OF_DATA)]
 Limit = Annotated[
     int | None,

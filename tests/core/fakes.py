@@ -156,10 +156,11 @@ async def serving(complete: Complete) -> AsyncIterator[tuple[str, set[str | None
         await runner.cleanup()
 
 
-def called(name: str, *arguments: str) -> int:
-    """The exit code of one of the core's commands."""
+def called(name: str, *arguments: str, module: str | None = None) -> int:
+    """The exit code of one of the core's commands; module: where it is, if not in an evaluation's module."""
+    where = module or f"modint_guard.evaluation.{name}:command"
     try:
-        main([name, *arguments], [EntryPoint(name, f"modint_guard.evaluation.{name}:command", GROUP)])
+        main([name, *arguments], [EntryPoint(name, where, GROUP)])
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -28,13 +28,13 @@ def rows(*verdicts: str | None) -> list[Row]:
 
 
 def lines(row: Row) -> list[str]:
-    return [line.text for line in caption(row)]
+    return [line.text for line in caption(row, row.model)]
 
 
 def test_a_caption_names_kind_question_truth_answer_and_verdict() -> None:
     (row,) = rows("pass")
     assert lines(row) == ["clean", "What digit is shown?", "truth: 3", "base: 3 (right)", "pass"]
-    assert caption(row)[-1].colour == COLOUR["pass"]
+    assert caption(row, row.model)[-1].colour == COLOUR["pass"]
 
 
 def test_a_letter_is_named_and_a_cause_stands_beside_the_verdict() -> None:
@@ -64,17 +64,17 @@ def test_a_word_wider_than_the_cell_is_broken() -> None:
 
 def test_nine_answers_take_two_lines_of_eight() -> None:
     assert height(5) == PICTURE + 5 * LINE + 3 * MARGIN
-    assert draw(rows(*["pass"] * 8)).size == (COLUMNS * WIDTH, height(5))
-    assert draw(rows(*["pass"] * 9)).size == (COLUMNS * WIDTH, 2 * height(5))
+    assert draw({"base": rows(*["pass"] * 8)}).size == (COLUMNS * WIDTH, height(5))
+    assert draw({"base": rows(*["pass"] * 9)}).size == (COLUMNS * WIDTH, 2 * height(5))
 
 
 def test_a_line_of_cells_is_as_high_as_its_longest_caption() -> None:
     long = Row(DIGIT.replace(context=LONG), "base", "3", right=True, modint=None)
-    assert draw([*rows("pass"), long]).height == height(5 + len(wrapped(LONG)))
+    assert draw({"base": rows("pass"), "other": [long]}).height == height(5 + len(wrapped(LONG)))
 
 
 def test_a_cell_is_framed_in_the_colour_of_its_verdict() -> None:
-    sheet = draw(rows("flagged", "pass", None))
+    sheet = draw({"base": rows("flagged", "pass", None)})
     assert [sheet.getpixel((WIDTH * column + 1, 1)) for column in range(4)] == [
         COLOUR["flagged"],
         COLOUR["pass"],
@@ -85,7 +85,7 @@ def test_a_cell_is_framed_in_the_colour_of_its_verdict() -> None:
 
 def test_a_cell_shows_the_picture_or_leaves_its_place_white() -> None:
     without = Row(SUM, "base", "3", right=True, modint=None)
-    sheet = draw([*rows("pass"), without])
+    sheet = draw({"base": [*rows("pass"), without]})
     centre = (WIDTH // 2, MARGIN + PICTURE // 2)
     assert sheet.getpixel(centre) == (255, 0, 0)
     assert sheet.getpixel((centre[0] + WIDTH, centre[1])) == WHITE

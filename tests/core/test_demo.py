@@ -15,27 +15,27 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from modint_guard.data import read_items
 from modint_guard.data.item import Item
 from modint_guard.data.perturb import perturb
+from modint_guard.demo.asking import counting
 from modint_guard.demo.counters import Counts, calls_seen, compare, metric_lines, scrape
 from modint_guard.demo.curl_script import write_script
 from modint_guard.demo.run import (
-    ITEMS,
     MAX_WIDTH,
     check_sheet,
     correction,
-    counting,
     flagged_answer,
     show_answers,
     show_metrics,
     write_files,
 )
+from modint_guard.demo.shows import of_world
 from modint_guard.demo.tables import examples, summary
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.runner import Row, request_for
 from modint_guard.models import ADAPTER, BASE
 from modint_guard.types import JSON
+from tests.core.fakes import called
 from tests.core.items import DIGIT, SUM
 
 LIED = perturb(DIGIT, "misleading_description")
@@ -57,6 +57,8 @@ ROWS = [
     row(LIED, ADAPTER, "3", report("pass", None, 3)),
     row(SHOWN, ADAPTER, "3", report("pass", None, 2, "text")),
 ]
+ANSWERS = {BASE: ROWS[:2], ADAPTER: ROWS[2:]}
+TINYWORLD = of_world("tinyworld")
 REQUESTS: Counts = {
     ("adapter=none", f"model={BASE}", "outcome=ok", "route=chat"): 2,
     (f"adapter={ADAPTER}", f"model={BASE}", "outcome=ok", "route=chat"): 2,
@@ -89,13 +91,13 @@ AFTER = counters(
 
 
 def test_counters_that_equal_the_answers_say_nothing() -> None:
-    assert list(compare(ROWS, BEFORE, AFTER)) == []
+    assert list(compare(ROWS, BASE, BEFORE, AFTER)) == []
     assert list(calls_seen(ROWS, BEFORE, AFTER)) == []
 
 
 def test_an_answer_that_was_not_counted_is_a_sentence() -> None:
     missing: Counts = {key: count for key, count in VERDICTS.items() if "verdict=flagged" not in key}
-    (problem,) = compare(ROWS, BEFORE, {**AFTER, "modint_verdicts_total": missing})
+    (problem,) = compare(ROWS, BASE, BEFORE, {**AFTER, "modint_verdicts_total": missing})
     assert problem == (
         f"modint_verdicts_total{{adapter=none, cause=text, model={BASE}, relevant=image, verdict=flagged}}"
         " rose by 0, the table has 1"
@@ -105,19 +107,19 @@ def test_an_answer_that_was_not_counted_is_a_sentence() -> None:
 def test_a_count_without_an_answer_is_a_sentence() -> None:
     failed = ("adapter=none", f"model={BASE}", "outcome=upstream_error", "route=chat")
     after = {**AFTER, "modint_requests_total": {**AFTER["modint_requests_total"], failed: 1}}
-    (problem,) = compare(ROWS, BEFORE, after)
+    (problem,) = compare(ROWS, BASE, BEFORE, after)
     assert problem.endswith("outcome=upstream_error, route=chat} rose by 1, the table has 0")
 
 
 def test_an_answer_counted_twice_is_a_sentence() -> None:
     twice = {key: count + (key[0] == "adapter=none") for key, count in AFTER["modint_requests_total"].items()}
-    (problem,) = compare(ROWS, BEFORE, {**AFTER, "modint_requests_total": twice})
+    (problem,) = compare(ROWS, BASE, BEFORE, {**AFTER, "modint_requests_total": twice})
     assert problem.endswith("rose by 3, the table has 2")
 
 
 def test_an_answer_without_a_verdict_is_a_sentence() -> None:
     rows = [*ROWS[1:], row(LIED, BASE, "7", None)]
-    assert list(compare(rows, BEFORE, AFTER))[-1] == "1 answers came without a `modint` object"
+    assert list(compare(rows, BASE, BEFORE, AFTER))[-1] == "1 answers came without a `modint` object"
 
 
 def test_fewer_calls_than_were_sent_are_a_sentence() -> None:
@@ -179,10 +181,12 @@ def gateway() -> Iterator[str]:
 
 
 def test_counters_of_gateway_and_engine_are_read_and_nothing_else(gateway: str) -> None:
+    of_gateway = {"modint_requests_total": {("model=m", "route=chat"): 3}}
     assert scrape(gateway) == {
-        "modint_requests_total": {("model=m", "route=chat"): 3},
+        **of_gateway,
         "vllm:request_success_total": {("finished_reason=stop",): 12},
     }
+    assert scrape(gateway, engine=False) == of_gateway  # an engine of others need not have any
 
 
 def printed(table: Table) -> str:
@@ -193,7 +197,9 @@ def printed(table: Table) -> str:
 
 
 def test_the_summary_counts_right_answers_and_flags_by_kind_and_model() -> None:
-    cells = [[part.strip() for part in line.split("│")[1:-1]] for line in printed(summary(ROWS)).splitlines()]
+    cells = [
+        [part.strip() for part in line.split("│")[1:-1]] for line in printed(summary(ANSWERS)).splitlines()
+    ]
     assert [line for line in cells if len(line) == 6] == [
         ["image-heavy, misleading description", BASE, "1", "0%", "1/1", "0/0"],
         ["", ADAPTER, "1", "100%", "0/0", "0/1"],
@@ -203,10 +209,25 @@ def test_the_summary_counts_right_answers_and_flags_by_kind_and_model() -> None:
 
 
 def test_the_examples_show_the_telling_answer_of_each_kind_beside_its_twin() -> None:
-    text = printed(examples(ROWS))
+    text = printed(examples(ANSWERS))
     assert "7 ✗" in text and "flagged" in text and "0.93" in text
     assert text.count("3 ✓") == 3
     assert text.index("7 ✗") < text.index("3 ✓")
+
+
+def test_a_base_that_is_shown_alone_is_compared_by_what_its_requests_name() -> None:
+    auto = [row(LIED, BASE, "7", report("pass", None, 3)), row(SHOWN, BASE, "3", report("pass", None, 3))]
+    answers = {"named": ROWS[:2], "auto": auto}
+    assert "relevance" in printed(summary(answers, by="relevance"))
+    lines = [
+        [part.strip() for part in line.split("│")[1:-1]] for line in printed(summary(answers)).splitlines()
+    ]
+    assert [line[1::4] for line in lines if len(line) == 6] == [
+        ["named", "0/0"],
+        ["auto", "0/0"],
+        ["named", "0/1"],
+        ["auto", "0/1"],
+    ]
 
 
 def written(width: int = MAX_WIDTH) -> Console:
@@ -223,9 +244,9 @@ def text_of(console: Console) -> str:
 def test_the_script_sends_the_item_whose_caption_lies_to_a_server_that_runs(
     tmp_path: Path, gateway: str
 ) -> None:
-    item = next(item for item in read_items(ITEMS) if item.perturbation == "misleading_description")
+    item = next(item for item in TINYWORLD.items if item.perturbation == "misleading_description")
     script = tmp_path / "demo.sh"
-    write_script(script, item)
+    write_script(script, item, BASE, "make serve")
     assert os.access(script, os.X_OK)
     done = subprocess.run([script, gateway], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout) == {
@@ -238,7 +259,7 @@ def test_the_script_sends_the_item_whose_caption_lies_to_a_server_that_runs(
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the script calls curl, which is not installed here")
 def test_the_script_says_that_no_server_runs(tmp_path: Path) -> None:
     script = tmp_path / "demo.sh"
-    write_script(script, LIED)
+    write_script(script, LIED, BASE, "make serve")
     done = subprocess.run(
         [script, "http://127.0.0.1:1"], capture_output=True, text=True, timeout=60, check=False
     )
@@ -248,19 +269,21 @@ def test_the_script_says_that_no_server_runs(tmp_path: Path) -> None:
 
 def test_the_script_stands_beside_the_contact_sheet_and_how_to_run_it_is_printed(tmp_path: Path) -> None:
     console = written()
-    write_files(console, ROWS, tmp_path / "my demo.png")
+    write_files(console, ANSWERS, tmp_path / "my demo.png", BASE, "make serve")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my demo.png", "my demo.sh"]
-    assert text_of(console).endswith(f"\n   sh '{tmp_path}/my demo.sh'\n")
+    assert text_of(console).endswith(f"\n   make serve\n   sh '{tmp_path}/my demo.sh'\n")
+    assert "while `make serve` runs" in (tmp_path / "my demo.sh").read_text("utf-8")
 
 
 def test_no_printed_line_is_longer_than_200_characters(tmp_path: Path) -> None:
-    picture_item = read_items(ITEMS)[0]
-    long = LIED.replace(question="What digit is shown? " * 40, image=picture_item.image)
-    rows = [row(long, model, "7 " * 300, report("flagged", "text", 3)) for model in (BASE, ADAPTER)]
+    long = LIED.replace(question="What digit is shown? " * 40, image=TINYWORLD.items[0].image)
+    answers = {
+        model: [row(long, model, "7 " * 300, report("flagged", "text", 3))] for model in (BASE, ADAPTER)
+    }
     console = written()
-    show_answers(console, rows, rows[0])
+    show_answers(console, answers, answers[BASE][0], TINYWORLD, BASE)
     show_metrics(console, AFTER)
-    write_files(console, rows, tmp_path / "demo.png")
+    write_files(console, answers, tmp_path / "demo.png", BASE, TINYWORLD.command)
     assert max(len(line) for line in text_of(console).splitlines()) <= 200
 
 
@@ -285,7 +308,7 @@ def test_a_contact_sheet_that_cannot_be_written_is_refused_at_once(sheet: str, s
     assert str(refused.value) == sentence
 
 
-def test_only_a_wrong_flagged_answer_of_the_base_is_asked_again() -> None:
+def test_only_a_wrong_flagged_answer_is_asked_again() -> None:
     assert flagged_answer(ROWS) == ROWS[0]
     assert flagged_answer(ROWS[1:]) is None
 
@@ -300,3 +323,38 @@ def test_a_correction_is_told_with_the_first_answer_and_what_was_tried() -> None
     assert "What digit is shown?" in line
     untouched = correction(row(LIED, BASE, "7", {"mitigation": None}))
     assert untouched.endswith("said '7', served is '7' (truth: '3'); rungs: nothing; 0 tokens more")
+
+
+def demo(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """What the command does, in order, with nothing served and nothing fetched."""
+    done: list[str] = []
+    where = "modint_guard.demo.run."
+    monkeypatch.setattr(f"{where}run", lambda show, sheet, console: done.append(" ".join(show.serve)))
+    monkeypatch.setattr(f"{where}picturebook.fetch", lambda say: done.append("fetch"))
+    monkeypatch.setattr("sys.argv", [".venv/bin/modint-guard"])
+    assert called("demo", *arguments, module="modint_guard.demo.run:demo") == 0
+    return done
+
+
+def test_the_toy_worlds_demo_ends_by_saying_how_to_run_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo(monkeypatch) == [f"--adapter {ADAPTER}"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        "   .venv/bin/modint-guard demo --world picturebook",
+        "   .venv/bin/modint-guard demo --model FOLDER_OR_HUB_ID",
+    ]
+
+
+def test_the_picture_books_base_is_fetched_before_a_start_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo(monkeypatch, "--world", "picturebook") == ["fetch", "--model picturebook-base"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_of_the_users_is_served_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("--model", "A/B", "--limit", "1", "--", "--max-model-len", "4096")
+    assert demo(monkeypatch, *asked) == ["--model A/B -- --max-model-len 4096"]
+    assert demo(monkeypatch, "--url", "http://127.0.0.1:8000") == ["--upstream http://127.0.0.1:8000"]

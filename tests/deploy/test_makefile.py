@@ -258,6 +258,18 @@ def test_checks_of_deployment_need_promtool_and_a_kubectl_with_kustomize(machine
     assert old == (2, "", f"{KUBECTL}\n{refused} {APT_GET} kubernetes-client")
 
 
+def test_tests_of_a_model_that_cannot_be_fetched_are_left_out_but_not_in_ci(machine: Machine) -> None:
+    machine.installed()
+    for program in ("prometheus", "promtool", "kubectl"):
+        machine.has(program)
+    fetched = machine.make("test-picturebook")
+    fake_program(machine.venv / "bin" / "modint-guard", "echo no network >&2; exit 2")
+    left_out, in_ci = machine.make("test-picturebook"), machine.make("test-picturebook", ci="true")
+    assert fetched[0] == 0 and "python -m pytest -m fetched" in fetched[1]
+    assert left_out[:2] == (0, "picturebook-base cannot be had here: its tests are left out\n")
+    assert in_ci[0] == 2 and "left out" not in in_ci[1]
+
+
 def test_help_lists_every_target() -> None:
     _, out, _ = make("help")
     for target in ("install", "demo", "serve", "test", "check", "bench-mitigation", "bench-NAME", "clean"):

@@ -101,6 +101,7 @@ def test_the_wheel_holds_all_three_packages_and_the_models(wheel: Path) -> None:
         "modint_training/recipes/robust-lora.yaml",
         "modint_guard/evaluation/checkup_items/items.jsonl",
         "modint_guard/evaluation/checkup_items/NOTICE",
+        "modint_guard/demo/items/picturebook/NOTICE",
         "modint_guard/models/tinyworld-base/config.json",
         "modint_guard/models/robust-lora/adapter_config.json",
     ):

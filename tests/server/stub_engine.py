@@ -3,8 +3,9 @@
     python stub_engine.py FAULT … --uds SOCKET --model … --served-model-name NAME --lora-modules NAME=PATH …
 
 FAULT: none | SENTENCE (printed, then exit code 1) | silent (never listens) | deaf (ignores SIGTERM, has a
-       child) | text-only (refuses images) | same (the adapters answer as the base) |
-       frail (dies when asked `DIE!`) | options (ends with an error that says how it was started)
+       child) | text-only (refuses images) | untemplated (refuses to chat) | same (the adapters answer as
+       the base) | frail (dies when asked `DIE!`) | options (ends with an error that says how it was
+       started)
 """
 
 import argparse
@@ -64,6 +65,9 @@ def make(asked: argparse.Namespace) -> web.Application:
             os._exit(1)
         if asked.fault == "text-only" and not isinstance(content, str):
             error = {"message": f"{base} is not a multimodal model", "type": "BadRequestError", "code": 400}
+            return web.json_response({"error": error}, status=400)
+        if asked.fault == "untemplated":
+            error = {"message": "you must provide a chat template", "type": "BadRequestError", "code": 400}
             return web.json_response({"error": error}, status=400)
         entry = first_token(body["model"] == base or asked.fault == "same")
         choice = {

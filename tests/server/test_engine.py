@@ -54,6 +54,14 @@ def test_the_images_of_one_request_are_limited_as_in_the_gateway() -> None:
     assert json.loads(flags(CONFIG)["--limit-mm-per-prompt"][0]) == {"image": 3}
 
 
+def test_processed_pictures_are_not_kept_unless_the_user_wants_that() -> None:
+    """vLLM's two caches of them disagree if one picture is asked about several times at once, as by probes,
+    and it answers 500."""
+    flag = "--mm-processor-cache-gb"
+    assert flags(CONFIG)[flag] == ["0"]
+    assert flags(replace(CONFIG, options=(flag, "4")))[flag] == ["4"]
+
+
 def test_there_is_one_adapter_slot_more_than_adapters() -> None:
     """With as many slots as adapters, vLLM's CPU runner gives base answers an adapter's probabilities."""
     given = flags(replace(CONFIG, adapters=ADAPTERS))
@@ -151,6 +159,12 @@ async def test_a_model_that_takes_no_images_is_noted() -> None:
     async with Engine(CONFIG, command=stub("text-only")) as engine:
         (note,) = (await engine.wait_ready()).notes
     assert "base takes no images" in note
+
+
+async def test_a_model_that_refuses_to_chat_is_noted_with_the_engines_reason() -> None:
+    async with Engine(CONFIG, command=stub("untemplated")) as engine:
+        (note,) = (await engine.wait_ready()).notes
+    assert note.startswith("base refuses to chat: ") and "you must provide a chat template" in note
 
 
 async def test_an_engine_that_never_listens_is_given_up() -> None:

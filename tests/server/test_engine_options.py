@@ -69,7 +69,7 @@ def test_an_option_with_a_longer_name_leaves_a_default_alone() -> None:
 
 def test_every_option_that_serve_passes_is_a_default_or_refused() -> None:
     words = [word for word in command(adapters=ADAPTERS) if word.startswith("--")]
-    assert len(words) == 16
+    assert len(words) == 17
     for word in words:
         overridden = word not in command(f"{word}=1", adapters=ADAPTERS)
         if not overridden:

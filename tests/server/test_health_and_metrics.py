@@ -99,6 +99,15 @@ async def test_an_engine_that_cannot_see_or_tell_probabilities_is_ready_with_not
     assert len(response.json["notes"]) == 2
 
 
+async def test_an_engine_that_refuses_to_chat_is_not_said_to_lack_what_was_not_tried(
+    upstream: FakeUpstream,
+) -> None:
+    upstream.script = lambda body: Answer("", fault="400")
+    async with serving(upstream.url) as gateway:
+        (note,) = (await gateway.get("/readyz")).json["notes"]
+    assert note.startswith("the engine refuses to chat: name it a chat template")
+
+
 async def test_an_engine_that_asks_for_patience_is_not_taken_for_one_without_probabilities(
     upstream: FakeUpstream,
 ) -> None:

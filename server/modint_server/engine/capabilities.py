@@ -1,6 +1,7 @@
 """What the engine can do: the models that it lists, and what small requests show of them."""
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from modint_server.engine.questions import YES, about_a_picture
 from modint_server.engine.upstream import Upstream
 
 PROBE_PRIORITY = 1  # of clients' requests it is 0: those of a lower number are served first
+SILENT = "the engine refuses to chat: name it a chat template (`--chat-template FILE`) if its model has none"
 _UNINFORMATIVE = (401, 403, 408, 429)  # refusals that say nothing about what the engine can do
 
 
@@ -96,15 +98,14 @@ async def check_capabilities(
         raise EndpointError("the engine lists no base model: start it with one")
     top = await _most_logprobs(upstream, base, timeout_s)
     images = await _tried(upstream, base, about_a_picture(YES), top, timeout_s) is not None
-    problems = [sentence] if (sentence := _shortage(top)) else []
-    if not images:
-        problems.append("the engine refuses images: there is nothing to guard in text alone")
+    chats = bool(top) or images or await _tried(upstream, base, YES, 0, timeout_s) is not None
+    problems = tuple(_problems(top, images)) if chats else (SILENT,)
     # vLLM's CPU engine ends at prompt log-probabilities beside adapters (a shape error in its LoRA
     # arithmetic), unless our plugin runs in it: without that, longer answers are judged at their first word.
     may_force = forcing_beside_adapters or all(model.parent is None for model in models)
     forcing = bool(top) and may_force and await _scores_answers(upstream, base, timeout_s)
     priority = await _takes_priorities(upstream, base, timeout_s)
-    return Capabilities(models, top, images, forcing, priority, tuple(problems))
+    return Capabilities(models, top, images, forcing, priority, problems)
 
 
 async def _takes_priorities(upstream: Upstream, model: str, timeout_s: float) -> bool:
@@ -133,6 +134,14 @@ async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> in
         if (completion := await _tried(upstream, model, YES, top, timeout_s)) is not None:
             return top if _has_logprobs(completion) else 0
     return 0
+
+
+def _problems(top: int, images: bool) -> Iterator[str]:
+    """A sentence for each thing that an engine which chats cannot do."""
+    if sentence := _shortage(top):
+        yield sentence
+    if not images:
+        yield "the engine refuses images: there is nothing to guard in text alone"
 
 
 def _shortage(top: int) -> str | None:

@@ -299,13 +299,16 @@ class Engine:
     async def _warm_up(self) -> tuple[str, ...]:
         """Asks base and adapters in words and about a picture: the first such requests compile kernels.
 
-        Returns a note if the base takes no images.
+        Returns a note if the base refuses to chat, or takes no images.
         """
         names = [self.config.served_name, *(adapter.name for adapter in self.config.adapters)]
         contents = (IN_WORDS, about_a_picture(WHAT))
         async with self._session() as session:
-            accepted = [[await _ask(session, name, content) for content in contents] for name in names]
-        if not accepted[0][1]:
+            refused = [[await _refusal(session, name, content) for content in contents] for name in names]
+        in_words, pictured = refused[0]
+        if in_words:
+            return (f"{names[0]} refuses to chat: {in_words}",)
+        if pictured:
             return (f"{names[0]} takes no images: there is nothing here for the guard to compare",)
         return ()
 
@@ -341,14 +344,16 @@ def _private_folder() -> Path:
     return folder
 
 
-async def _ask(session: aiohttp.ClientSession, model: str, content: Any) -> bool:
-    """Whether the engine accepts a request with this content. Raises EngineError if it fails at it."""
+async def _refusal(session: aiohttp.ClientSession, model: str, content: Any) -> str | None:
+    """Why the engine refuses a request with this content; None if it answers. Raises EngineError if it fails
+    at it.
+    """
     messages = [{"role": "user", "content": content}]
     body = {"model": model, "messages": messages, "max_tokens": 2, "temperature": 0}
     async with session.post(
         "/v1/chat/completions", json={**body, "logprobs": True, "top_logprobs": 20}
     ) as answer:
+        text = (await answer.text())[:300]
         if answer.status not in (200, 400):
-            text = (await answer.text())[:300]
             raise EngineError(f"the engine answers {answer.status} to a first request to {model!r}: {text}")
-        return answer.status == 200
+        return text if answer.status == 400 else None

@@ -105,6 +105,9 @@ def _lora(adapters: Sequence[Adapter]) -> Options:
 def _defaults(config: EngineConfig) -> Options:
     """The options that a user may set otherwise."""
     options: Options = {"--max-logprobs": (str(MIN_LOGPROBS),), "--disable-uvicorn-access-log": ()}
+    # Two processes keep processed pictures, and one leaves out what it thinks the other has: of requests
+    # about one picture at the same time, as probes are, a later one may arrive first: vLLM answers 500.
+    options["--mm-processor-cache-gb"] = ("0",)
     if config.dtype != "auto":
         options["--dtype"] = (config.dtype,)
     if config.device is Device.CPU:
