@@ -38,12 +38,14 @@ class Thresholds:
     min_option_mass: float = 0.5  # the options are compared alone if they hold this much probability
     min_probability: float = 1e-6  # p(y) is clipped here before its logarithm is taken
 
-    @property
-    def least_score(self) -> float:
-        """The least score of a flag, nats: the log-odds of `sure`, or 0 if these are below 0."""
-        if self.sure in (0.0, 1.0):
-            return math.inf if self.sure else 0.0
-        return max(0.0, math.log(self.sure / (1.0 - self.sure)))
+    def least_score(self, tokens: int = 1) -> float:
+        """The least score of a flag, nats: the log-odds of `sure`, or 0 if these are negative. Of several
+        tokens each is to be the surer, so that all of them are mistaken no more often (Bonferroni).
+        """
+        mistaken = (1.0 - self.sure) / tokens
+        if mistaken in (0.0, 1.0):
+            return 0.0 if mistaken else math.inf
+        return max(0.0, math.log((1.0 - mistaken) / mistaken))
 
     def __post_init__(self) -> None:
         for name in ("sure", "certain", "flip_margin", "min_option_mass"):

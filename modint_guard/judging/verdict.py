@@ -23,8 +23,9 @@ a calibration   made with labels for this model: its risk reaches its threshold,
                 promise holds for that rule
 a null          p <= alpha, and the score reaches the log-odds of `sure`: what ought to decide is sure that y
                 is wrong; risk is 1 - p. It must know enough scores of about the answer's length
-nothing         the score reaches the log-odds of `sure`; there is no risk, and the report says that nothing
-                was measured (`calibrated` is false)
+nothing         the score reaches these log-odds for an answer of its length: of n tokens each must be n times
+                as seldom mistaken, for a longer answer has more of them; there is no risk, and the report
+                says that nothing was measured (`calibrated` is false)
 
 What ought to decide, alone, must be sure that y is wrong: a model that sees badly and was helped by its
 caption was not led astray by it.
@@ -141,14 +142,18 @@ def by_null(statistic: Statistic | None, null: Null, thresholds: Thresholds, alp
     if statistic is None or not null.resolves(alpha, statistic.length):
         return None
     p = null.p_value(statistic.value, statistic.length)
-    return Weighed(p <= alpha and by_rule(statistic, thresholds).flags, 1.0 - p)
+    return Weighed(p <= alpha and _is_flag(statistic, thresholds.least_score()), 1.0 - p)
 
 
 def by_rule(statistic: Statistic | None, thresholds: Thresholds) -> Weighed:
     """What can be said of a model of which nothing was measured: the answer changed, and what ought to
-    decide, alone, is sure that it is wrong.
+    decide, alone, is sure that it is wrong, the surer the longer it is.
     """
-    return Weighed(statistic is not None and 0.0 < statistic.value >= thresholds.least_score)
+    return Weighed(statistic is not None and _is_flag(statistic, thresholds.least_score(statistic.length)))
+
+
+def _is_flag(statistic: Statistic, least: float) -> bool:
+    return 0.0 < statistic.value >= least
 
 
 def neglect_of(score: Score, relevant: Relevant, *, has_context: bool) -> float | None:

@@ -224,6 +224,24 @@ def test_a_null_flags_what_changed_is_unusual_and_contradicted_for_sure(
     assert found.risk == pytest.approx(1 - NULL.p_value(value, 1)) and not found.is_promised
 
 
+def test_without_a_null_a_longer_answer_must_be_contradicted_the_more() -> None:
+    # Of 0.9, one in ten is mistaken: of 20 tokens each may be one in 200, with odds of 199 to 1.
+    assert Thresholds().least_score() == pytest.approx(math.log(9))
+    assert Thresholds().least_score(20) == pytest.approx(math.log(199))
+    assert by_rule(Statistic(math.log(198), 20), Thresholds()).flags is False
+    assert by_rule(Statistic(math.log(200), 20), Thresholds()).flags is True
+    assert by_rule(Statistic(math.log(10), 1), Thresholds()).flags is True
+    # A null knows how high longer answers get.
+    found = by_null(
+        Statistic(math.log(10), 20), Null(tuple(NullScore(-1.0, 20) for _ in range(120))), Thresholds(), 0.01
+    )
+    assert found is not None and found.flags
+    assert [Thresholds(sure=each).least_score(4) for each in (0.0, 1.0)] == [
+        pytest.approx(math.log(3)),
+        math.inf,
+    ]
+
+
 def test_a_null_of_too_few_scores_or_an_answer_without_one_is_not_weighed() -> None:
     few = Null(NULL.scores[:98])
     assert by_null(Statistic(0.5, 1), few, Thresholds(), 0.01) is None
