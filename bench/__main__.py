@@ -67,7 +67,7 @@ def fuzz(
     bodies: Annotated[int, typer.Option(min=1, help="Damaged requests of clients.")] = 1_000_000,
     replies: Annotated[
         int, typer.Option(min=1, help="Requests whose replies are damaged, six in seven of them.")
-    ] = 240_000,
+    ] = 250_000,
     seed: Seed = 0,
     processes: Annotated[int, typer.Option(min=1, help="That share the work.")] = 1,
     resume: Annotated[bool, typer.Option(help="Go on where a run was stopped.")] = False,
