@@ -100,6 +100,23 @@ async def test_odd_log_probabilities_cost_no_answer(
     assert await answered(running_gateway, stream=stream) == "blue"
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("action", ["annotate", "neutralise"])  # the second holds the stream
+@pytest.mark.parametrize("index", [{}, [0], "0", None])
+async def test_an_odd_number_of_an_answer_costs_none(
+    running_gateway: Running, upstream: FakeUpstream, index: Any, action: str, count: int
+) -> None:
+    def damage(body: JSON, answer: JSON) -> JSON:
+        return {**answer, "choices": [{**each, "index": index} for each in answer["choices"]]}
+
+    upstream.damage = damage
+    modint = {"relevant": "image", "action": action}
+    reply = await running_gateway.post(chat(stream=True, n=count, modint=modint))
+    frames = chunks(reply.body)
+    assert (reply.status, [frame for frame in frames if "error" in frame]) == (200, [])
+    assert text_of(frames) == "blue" * count
+
+
 async def test_what_failed_beside_an_answer_is_counted(
     running_gateway: Running, upstream: FakeUpstream
 ) -> None:

@@ -95,7 +95,7 @@ def _reason_of(report: Report) -> JSON:
 def without_answers(chunk: JSON, indices: Collection[int]) -> JSON | None:
     """A chunk without what it says of these answers; None if it says nothing else."""
     choices = choices_of(chunk)
-    others = [choice for choice in choices if choice.get("index", 0) not in indices]
+    others = [choice for choice in choices if index_of(choice) not in indices]
     if len(others) == len(choices):
         return chunk
     return {**chunk, "choices": others} if others else None
@@ -122,6 +122,12 @@ def choices_of(document: JSON) -> list[JSON]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
+def index_of(choice: JSON) -> int:
+    """Which of several answers a choice is of: the first if an engine numbers it by none."""
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
 def each_annotated(finish: JSON, reports: Sequence[Report]) -> JSON:
     """A copy of a chunk that ends one or more of several answers, with the report of each in its choice and
     the finish reason of what is served, and that of the first concern among these at its top level.
@@ -129,7 +135,7 @@ def each_annotated(finish: JSON, reports: Sequence[Report]) -> JSON:
     by_index = {report.choice: report for report in reports}
     choices, told = [], []
     for choice in choices_of(finish):
-        report = by_index.get(choice.get("index", 0))
+        report = by_index.get(index_of(choice))
         told += [report] if report else []
         choices.append({**choice, **_reason_of(report), "modint": report.to_json()} if report else choice)
     return {**finish, "choices": choices, "modint": first_concern(told or reports).to_json()}

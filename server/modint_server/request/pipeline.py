@@ -389,7 +389,7 @@ class Pipeline:
     ) -> None:
         """Sends a held stream, with other answers in place of some of its own; raises Withheld."""
         report = first_concern(reports)
-        ended = {choice.get("index", 0) for finish in finishes for choice in annotate.choices_of(finish)}
+        ended = {annotate.index_of(choice) for finish in finishes for choice in annotate.choices_of(finish)}
         came = [each for each in reports if each.choice in ended] or reports
         if _all_withheld(came, policy):
             raise Withheld(report)
