@@ -277,6 +277,16 @@ def relevance_fit(
     typer.echo(f"wrote {write_fitted(output)}")
 
 
+@app.command("splitting-fit")
+def splitting_fit(
+    output: Annotated[Path | None, typer.Option(help="The file to write; default: the package's.")] = None,
+) -> None:
+    """Fit the shipped splitter of context and question on the labelled requests; takes some minutes."""
+    from bench.relevance.fit_splitting import write_fitted_splitter
+
+    typer.echo(f"wrote {write_fitted_splitter(output)}")
+
+
 @app.command()
 def latency(
     output: Output = Path("bench/results/latency.json"),

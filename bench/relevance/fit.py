@@ -1,11 +1,10 @@
 """`python -m bench relevance-fit`: fits the classifier of relevance on the committed requests and on the
 bundled worlds' own, chooses from which probability on it is believed, and writes its file and card.
 
-A multinomial logistic regression over hashed features. Each request is shown twice: as the rules divide it
-into question and context, and as its labels do. Deterministic: no step draws a random number.
+A multinomial logistic regression over hashed features. Each request is shown twice: as a splitter divides it
+that saw none of its author's requests, and as its labels do. Deterministic: no step draws a random number.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.sparse import csr_matrix
 
-from bench.relevance.requests import LABELS, LEARNING, SETS, LabelledRequest, as_labelled, read_requests
+from bench.relevance.fit_splitting import cross_fitted_chats
+from bench.relevance.requests import (
+    LABELS,
+    LEARNING,
+    SETS,
+    LabelledRequest,
+    as_labelled,
+    digest,
+    read_requests,
+)
 from bench.relevance.worlds import AUTHOR, world_requests
 from modint_guard.chat.linear import (
     WEIGHTS,
@@ -30,6 +38,7 @@ from modint_guard.chat.linear import (
 from modint_guard.chat.ngrams import BUCKETS
 from modint_guard.chat.relevance import features_of, where_possible
 from modint_guard.chat.request import parse
+from modint_guard.types import Chat
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -45,11 +54,11 @@ def write_fitted(output: Path | None = None) -> Path:
     """Fit on the committed requests and on the bundled worlds' own; write the file and its card beside it."""
     path = output or WEIGHTS
     requests = [*read_requests(), *world_requests()]
-    classifier = fit_classifier(requests)
+    classifier = fit_classifier(requests, cross_fitted_chats(requests))
     write_classifier(classifier, path)
     card = {
         "command": "python -m bench relevance-fit",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest(path),
         "sets": {name: digest(SETS / f"{name}.jsonl") for name in LEARNING},
         "requests": len(requests),
         "labels": list(LABELS),
@@ -60,14 +69,12 @@ def write_fitted(output: Path | None = None) -> Path:
     return path
 
 
-def digest(file: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def fit_classifier(requests: Sequence[LabelledRequest], chats: Sequence[Chat] | None = None) -> Classifier:
+    """The classifier that these requests teach; its probabilities and limits are set on held-out authors.
 
-
-def fit_classifier(requests: Sequence[LabelledRequest]) -> Classifier:
-    """The classifier that these requests teach; its probabilities and limits are set on held-out authors."""
-    shown = Shown.of(requests)
+    chats: the requests, divided; by default as the package does.
+    """
+    shown = Shown.of(requests, chats)
     by_hand = shown.authors != AUTHOR
     scores = cross_fitted(shown)[by_hand]
     labels, authors = shown.labels[by_hand], shown.authors[by_hand]
@@ -79,7 +86,7 @@ def fit_classifier(requests: Sequence[LabelledRequest]) -> Classifier:
 
 
 class Shown:
-    """Requests as the classifier sees them (requests, BUCKETS): as divided by rules, as told by labels."""
+    """Requests as the classifier sees them (requests, BUCKETS): as the splitter divides, as labels do."""
 
     def __init__(
         self, as_divided: csr_matrix, as_told: csr_matrix, possible: Floats, labels: Numbers, authors: Numbers
@@ -88,9 +95,9 @@ class Shown:
         self.labels, self.authors = labels, authors
 
     @classmethod
-    def of(cls, requests: Sequence[LabelledRequest]) -> "Shown":
-        """These requests, with their labels and authors."""
-        chats = [parse(request.body, decode=False) for request in requests]
+    def of(cls, requests: Sequence[LabelledRequest], chats: Sequence[Chat] | None = None) -> "Shown":
+        """These requests, with their labels and authors. chats: divided, by default as the package does."""
+        chats = chats or [parse(request.body, decode=False) for request in requests]
         told = [as_labelled(request, chat) for request, chat in zip(requests, chats, strict=True)]
         return cls(
             _matrix([features_of(chat) for chat in chats]),

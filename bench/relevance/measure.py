@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import beta
 
 from bench.relevance.fit import Floats, Shown, calibrated, cross_fitted
+from bench.relevance.fit_splitting import cross_fitted_chats
 from bench.relevance.requests import (
     JUDGING,
     LABELS,
@@ -26,8 +27,9 @@ from bench.relevance.requests import (
 from bench.relevance.worlds import AUTHOR, world_requests
 from modint_guard.chat.linear import shipped_classifier
 from modint_guard.chat.relevance import believed, guess, label_probabilities
-from modint_guard.chat.request import parse
+from modint_guard.chat.request import by_rules, parse
 from modint_guard.evaluation.results import write_results
+from modint_guard.types import Chat
 
 RULES = Path(__file__).with_name("rules.json")  # what the lexical rules said, at the last commit with them
 OVERLAP = 0.8
@@ -44,8 +46,8 @@ NOTES = f"""\
 bench/relevance/rules.json. `classifier`: its likeliest label. `limited`: the same, but unknown below the
 limits that come with the weights. `default`: what the package says, that is, `limited` behind the few rules
 of `modint_guard.chat.named_modality`, and without `image` where the context may be what is asked about.
-`learning`: authors b to e, each held out in turn. `judging`: author a. `splitting`: the rules that tell
-context from question, which were fitted on no set.
+`learning`: each author held out in turn. `judging`: author a. `splitting`: how context is told from question,
+by the splitter and, in the rows that begin with `rules:`, by the rules whose word is one of its features.
 
 `macro_f1` is over image, text and both; what is left unknown is missed. `covered`: the share of requests of
 which anything is said. By language: the share of right labels; "neither" is right where nothing is said.
@@ -63,15 +65,17 @@ def measure_relevance(output: Path, *, judging: bool) -> None:
 
 def _learning_rows() -> Iterator[dict[str, Any]]:
     requests = read_requests(LEARNING)
-    shown = Shown.of([*requests, *world_requests()])
+    every = [*requests, *world_requests()]
+    chats = cross_fitted_chats(every)
+    shown = Shown.of(every, chats)
     by_hand = shown.authors != AUTHOR
     scores, labels = cross_fitted(shown)[by_hand], shown.labels[by_hand]
     probabilities = calibrated(scores, labels, shown.authors[by_hand]) * shown.possible[by_hand]
     said = json.loads(RULES.read_text("utf-8"))
     rules = [said[request.id] for request in requests]
     yield from relevance_rows("rules", "learning", requests, rules)
-    yield from _classifier_rows("learning", requests, probabilities)
-    yield from splitting_rows("learning", requests)
+    yield from _classifier_rows("learning", requests, chats[: len(requests)], probabilities)
+    yield from splitting_rows("learning", requests, chats)
 
 
 def _judging_rows() -> Iterator[dict[str, Any]]:
@@ -79,18 +83,17 @@ def _judging_rows() -> Iterator[dict[str, Any]]:
     requests = read_requests([*LEARNING, *JUDGING])[-judged:]  # together: none may stand in both
     chats = [parse(request.body, decode=False) for request in requests]
     probabilities = [[*label_probabilities(chat, model).values()] for chat in chats]
-    yield from _classifier_rows("judging", requests, np.array(probabilities))
-    yield from splitting_rows("judging", requests)
+    yield from _classifier_rows("judging", requests, chats, np.array(probabilities))
+    yield from splitting_rows("judging", requests, chats)
 
 
 def _classifier_rows(
-    part: str, requests: Sequence[LabelledRequest], probabilities: Floats
+    part: str, requests: Sequence[LabelledRequest], chats: Sequence[Chat], probabilities: Floats
 ) -> Iterator[dict[str, Any]]:
     """The rows of the classifier, without and with its limits, and behind the rules."""
     limits = shipped_classifier().limits
     shares = probabilities / probabilities.sum(1, keepdims=True)
     by_label = [dict(zip(LABELS, row, strict=True)) for row in shares.tolist()]
-    chats = [parse(request.body, decode=False) for request in requests]
     told = {
         "classifier": [LABELS[number] for number in shares.argmax(1)],
         "limited": [believed(row, limits) or "unknown" for row in by_label],
@@ -124,15 +127,25 @@ def relevance_rows(
         yield _share(candidate, part, f"language: {language}", right)
 
 
-def splitting_rows(part: str, requests: Sequence[LabelledRequest]) -> Iterator[dict[str, Any]]:
-    """The rows of what tells context from question."""
-    chats = [parse(request.body, decode=False) for request in requests]
-    found = [frozenset(letters_in(chat.body, chat.context_spans)) for chat in chats]
-    pairs = [*zip(requests, found, strict=True)]
-    for placement in PLACEMENTS:
-        recovered = [overlap(r, letters) >= OVERLAP for r, letters in pairs if r.placement == placement]
-        yield _share("splitting", part, f"context: {placement}", recovered)
-    yield _share("splitting", part, "false_context", [bool(f) for r, f in pairs if not r.contexts])
+def splitting_rows(
+    part: str, requests: Sequence[LabelledRequest], chats: Sequence[Chat]
+) -> Iterator[dict[str, Any]]:
+    """How much of the context is found, by its place, and how often some where there is none; the same by the
+    rules alone. chats: the requests, divided.
+    """
+    pairs = [*zip(requests, chats, strict=False)]
+    by_splitter = [frozenset(letters_in(r.body, chat.context_spans)) for r, chat in pairs]
+    ruled = [frozenset(letters_in(r.body, by_rules(r.body).context)) for r in requests]
+    for before, found in (("", by_splitter), ("rules: ", ruled)):
+        for placement in PLACEMENTS:
+            recovered = [
+                overlap(request, letters) >= OVERLAP
+                for request, letters in zip(requests, found, strict=True)
+                if request.placement == placement
+            ]
+            yield _share("splitting", part, f"{before}context: {placement}", recovered)
+        false = [bool(f) for request, f in zip(requests, found, strict=True) if not request.contexts]
+        yield _share("splitting", part, f"{before}false_context", false)
 
 
 def overlap(request: LabelledRequest, context: frozenset[tuple[int, int | None, int]]) -> float:

@@ -2,6 +2,7 @@
 composed.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,6 +61,11 @@ def read_requests(names: Sequence[str] = LEARNING, folder: Path = SETS) -> list[
             seen[(request.id,)] = seen[("", *said)] = request.id
             requests.append(request)
     return requests
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _fault(request: LabelledRequest) -> str | None:

@@ -3,7 +3,12 @@
 body.py             the check of a body's shape and of the media in it
 parts.py            content parts in one form, whatever name clients give them
 request.py          splits a body into images, context and question
-question.py         splits one text into question and context
+question.py         splits one text into question and context, by rules
+learnt_split.py     divides a request by the learnt splitter, starting from the rules
+splitter.py         the chain of labels, context or not, and the file of its weights
+split_features.py   what it sees of a request
+tokens.py           cuts texts into tokens, clauses and sentences
+question_words.py   what kind of word a word is
 asides.py           finds what a question states within its own sentence
 option_block.py     finds the options of a question
 system_prompt.py    finds the facts that a system prompt states

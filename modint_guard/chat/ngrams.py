@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CHARACTERS = 4_000  # in a hashed text
+MAX_CHARACTERS = 8_000  # in a hashed text
 BITS = 16
 BUCKETS = 1 << BITS
 NGRAMS = (3, 4, 5)
@@ -48,13 +48,15 @@ def text_hashes(text: str) -> TextHashes:
     """The hashes of a text; ValueError if it is longer than MAX_CHARACTERS."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"a hashed text has at most {MAX_CHARACTERS} characters, this one has {len(text)}")
-    sums = _prefix_sums(text)
+    sums = prefix_sums(text)
     places = np.array([match.span() for match in _WORD.finditer(text)], np.int64).reshape(-1, 2)
     starts, ends = places[:, 0], places[:, 1]
     return TextHashes(
-        tuple(_hashes(sums, at, at + n) for n in NGRAMS for at in [np.arange(max(len(text) - n + 1, 0))]),
-        _hashes(sums, starts, ends),
-        _hashes(sums, starts[:-1], ends[1:]),
+        tuple(
+            piece_hashes(sums, at, at + n) for n in NGRAMS for at in [np.arange(max(len(text) - n + 1, 0))]
+        ),
+        piece_hashes(sums, starts, ends),
+        piece_hashes(sums, starts[:-1], ends[1:]),
         ends - starts,
     )
 
@@ -67,7 +69,8 @@ def buckets(hashes: Hashes, salt: int) -> Indices:
     return (mixed >> np.uint64(64 - BITS)).astype(np.int64)
 
 
-def _prefix_sums(text: str) -> Hashes:
+def prefix_sums(text: str) -> Hashes:
+    """What `piece_hashes` needs of a text of at most MAX_CHARACTERS."""
     lower = text.replace("\u0130", "i").lower()  # the one letter that becomes two in lower case
     codes = np.frombuffer(lower.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     codes[(codes >= ord("0")) & (codes <= ord("9"))] = ord("0")
@@ -76,6 +79,6 @@ def _prefix_sums(text: str) -> Hashes:
     return np.concatenate((np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)))
 
 
-def _hashes(sums: Hashes, starts: Indices, ends: Indices) -> Hashes:
+def piece_hashes(sums: Hashes, starts: Indices, ends: Indices) -> Hashes:
     """The hash of each piece [start, end)."""
     return (sums[ends] - sums[starts]) * _INVERSE_POWERS[starts]

@@ -2,10 +2,11 @@
 
     A. red        (A) red (B) blue      Option A: red       - red          Answer with one of: red, blue.
     B. blue       [A] red [B] blue      A、红 B、蓝          - blue         Is it red? (yes/no)
+    а) красный    A: red B: blue        ① 赤 ② 青
 
-The labels of a block count up from A, a, 1 or a full-width A, all in one style. Bullets are options only
-below a question or a heading that announces options. Texts may be long and hostile: every step takes time
-linear in the text, or looks at a bounded part of it.
+The labels of a block count up from A, a, 1, ①, a full-width A or a Cyrillic а, all in one style. Bullets are
+options only below a question or a heading that announces options. Texts may be long and hostile: every step
+takes time linear in the text, or looks at a bounded part of it.
 """
 
 from __future__ import annotations
@@ -37,30 +38,34 @@ _MAX_OPTIONS = 60
 _MAX_OPTION_CHARACTERS = 2000
 _MAX_INLINE_WORDS = 5  # in one option within a sentence
 _LOOK_BACK = 80  # characters before a label that can matter
-_FIRST_LABELS = ("A", "a", "1", "Ａ")
+_FIRST_LABELS = ("A", "a", "1", "Ａ", "①", "а", "А")
 _LABEL = re.compile(
     r"(?:(?<![^\s？。，、；：])|(?=[（【]))(?:(?i:option|choice)[ \t]+)?(?P<open>[(\[（【]?)(?P<bold>\*{0,2})"
-    r"(?P<label>[A-Za-zＡ-Ｚ]|\d{1,2})"
-    r"(?P<close>\*{0,2}[.):\]）】．、：]\*{0,2}|[ \t]+[-–—](?=[ \t]))"
-    r"(?=[ \t\u3000]+\S|(?<=[)）】．、：])\S|(?<=[A-Z]\.)\S)"
+    r"(?P<label>[A-Za-zＡ-Ｚа-еА-Е]|\d{1,2}|(?P<circled>[①-⑳]))"
+    r"(?P<close>(?(circled)|(?:\*{0,2}[.):\]）】．、：]\*{0,2}|[ \t]+[-–—](?=[ \t]))))"
+    r"(?=[ \t\u3000]+\S|(?<=[)）】．、：①-⑳])\S|(?<=[A-Z]\.)\S)"
+)
+HEADINGS = (  # of options, in other languages than English
+    r"(?:opciones|optionen|opções|opzioni|opties|alternativas|seçenekler|варианты|варіанти|विकल्प|الخيارات|선택지|보기|"
+    r"选项|選項|选择|選択肢)"
 )
 _HEADER_BEFORE = re.compile(
-    r"(?:(?:answer\s+)?(?:options|choices|candidates)(?:\s+are)?|opciones|optionen|选项|選項|选择|選択肢)\s*[:：]\s*\Z",
+    rf"(?:(?:answer\s+)?(?:options|choices|candidates)(?:\s+are)?|{HEADINGS})\s*[:：]\s*\Z",
     re.IGNORECASE,
 )
 _BULLET_LINE = re.compile(r"[ \t]*[-*•‣·][ \t]+(?P<text>\S[^\n]{0,200})(?:\n|\Z)")
 _INLINE = re.compile(
-    r"(?:\b(?:options|choices|candidates)(?:\s+are)?|"
+    rf"(?:\b(?:options|choices|candidates)(?:\s+are)?|{HEADINGS}|"
     r"\b(?:answer|reply|respond|choose|select|pick)\b[^:\n]{0,40}"
     r"\b(?:words?|one(?:\s+of)?|from|among|between|options?|choices?)\b[^:\n]{0,40})"
-    r":[ \t]*(?P<list>[^:.?!\n]{3,300})",
+    r"[:：][ \t]*(?P<list>[^:：.?!。\n]{3,300})",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"[(\[](?P<list>[^()\[\]\n/|]{1,60}(?:[/|][^()\[\]\n/|]{1,60}){1,11})[)\]]")
 _YES_OR_NO = re.compile(
     r"\b(?:answer|reply|respond)\b[^.\n]{0,40}\b(?P<list>yes\s+or\s+no|true\s+or\s+false)\b", re.I
 )
-_SEPARATOR = re.compile(r"\s*(?:[,;/|]\s*(?:or\s+|and\s+)?|\s(?:or|and)\s)\s*", re.IGNORECASE)
+_SEPARATOR = re.compile(r"\s*(?:[,;/|、，،]\s*(?:or\s+|and\s+)?|\s(?:or|and)\s)\s*", re.IGNORECASE)
 
 
 def option_block(text: str, asks: Callable[[str], bool]) -> OptionBlock | None:
@@ -138,7 +143,7 @@ def _run(text: str, labels: list[re.Match[str]]) -> list[re.Match[str]]:
 
 
 def _next_label(label: str) -> str:
-    return str(int(label) + 1) if label.isdigit() else chr(ord(label) + 1)
+    return str(int(label) + 1) if label.isdecimal() else chr(ord(label) + 1)
 
 
 def _may_follow(text: str, last: re.Match[str], match: re.Match[str]) -> bool:
@@ -150,7 +155,7 @@ def _may_follow(text: str, last: re.Match[str], match: re.Match[str]) -> bool:
     if starts_line(text, match.start()):
         return True
     close = match["close"].strip("*")
-    is_label = close in ")]）】、．" or (match["label"].isupper() and close in ".：")
+    is_label = close in ")]）】、．" or (match["label"].isupper() and close in ".:：")
     return is_label and "\n" not in between
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modint_guard.chat.asides import asides_in, is_tagged
-from modint_guard.chat.option_block import OptionBlock, inline_options, is_choice_list, option_block
+from modint_guard.chat.option_block import HEADINGS, OptionBlock, inline_options, is_choice_list, option_block
 from modint_guard.types import Option, Piece
 
 
@@ -34,13 +34,15 @@ from modint_guard.types import Option, Piece
 class TextSplit:
     """Which characters of a text are question and which are context, both in order, and the options found.
 
-    option_texts: the characters of each option's text if the options form a block, otherwise empty.
+    option_texts: the characters of each option's text if the options form a block, otherwise empty. block:
+    the characters of that block.
     """
 
     question: tuple[Piece, ...]
     context: tuple[Piece, ...]
     options: tuple[Option, ...]
     option_texts: tuple[Piece, ...] = ()
+    block: Piece | None = None
 
 
 MAX_CHARACTERS = 100_000  # of a text that are split, from its end; what stands before them is context
@@ -84,7 +86,7 @@ _ANSWER_HOW = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_AMONG = re.compile(
-    r"(?:(?:answer\s+)?(?:options|choices|candidates)(?:\s+are)?\s*:|"
+    rf"(?:(?:answer\s+)?(?:options|choices|candidates)(?:\s+are)?\s*:|{HEADINGS}\s*[:：]|"
     r"(?:please[\s,]+)?(?:answer|reply|respond|choose|select|pick)\b[^:]*\b(?:words?|letters?|numbers?|one(?:\s+of)?|from|"
     r"among|between|options?|choices?)\b[^:]*:)",
     re.IGNORECASE,
@@ -203,7 +205,8 @@ def _split_end(text: str, cut: int) -> TextSplit:
         for pieces in (split.question, split.context, split.option_texts)
     )
     before = _trimmed(text, 0, cut)
-    return TextSplit(question, ((before,) if before else ()) + context, split.options, option_texts)
+    block = (split.block[0] + cut, split.block[1] + cut) if split.block else None
+    return TextSplit(question, ((before,) if before else ()) + context, split.options, option_texts, block)
 
 
 def _end(text: str) -> str:
@@ -298,7 +301,7 @@ def _text_split(
     text: str, question: tuple[Piece, ...], context: tuple[Piece, ...], block: OptionBlock | None
 ) -> TextSplit:
     if block is not None:
-        return TextSplit(question, context, block.options, block.texts)
+        return TextSplit(question, context, block.options, block.texts, (block.start, block.end))
     return TextSplit(question, context, inline_options("\n".join(text[a:b] for a, b in question)))
 
 

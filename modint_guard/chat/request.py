@@ -2,10 +2,11 @@
 
 Images may be in any user message. The question is in the last user message that has text or, if several
 follow each other, in the one of them that asks: a picture and its question may come in two messages. What
-separates it from its context is, in this order: `modint.context` or `modint.question` if the request names
-them; the text parts of the message, of which the last one that asks is the question; in a single string, the
-last sentence that asks or the option block (`question`). What the other user messages state is context too,
-and so is what a system prompt says about the picture or below a heading such as "Context:" (`system_prompt`).
+separates it from its context is `modint.context` or `modint.question` if the request names them, else the
+learnt splitter (`learnt_split`). Among its features is what rules say: of the text parts of the message, the
+last one that asks is the question; in a single string, the last sentence that asks or the option block
+(`question`). What the other user messages state is context too, and so is what a system prompt says about the
+picture or below a heading such as "Context:" (`system_prompt`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,21 @@ from dataclasses import dataclass, replace
 from modint_guard.chat import images
 from modint_guard.chat.body import check_image_count, check_types, messages_of, url_of
 from modint_guard.chat.images import ImageLimits
+from modint_guard.chat.learnt_split import PlacedText, RuledRequest, divided
 from modint_guard.chat.parts import in_one_form
-from modint_guard.chat.question import asks, is_latin, is_left_open, orders, says_how, split_text, states
+from modint_guard.chat.question import (
+    TextSplit,
+    asks,
+    is_latin,
+    is_left_open,
+    orders,
+    says_how,
+    split_text,
+    states,
+)
 from modint_guard.chat.rebuild import by_place
+from modint_guard.chat.split_features import EARLIER, LAST, NOT_LAST, ONLY, SYSTEM
+from modint_guard.chat.splitter import Splitter, shipped_splitter
 from modint_guard.chat.system_prompt import facts_in
 from modint_guard.errors import ImageError, RequestError
 from modint_guard.types import (
@@ -66,10 +79,12 @@ def parse(
     limits: ImageLimits | None = None,
     *,
     decode: bool = True,
+    splitter: Splitter | None = None,
 ) -> Chat:
     """Split one chat body into images, context and question.
 
-    decode: decode every image to its end; otherwise only their headers are checked. Raises RequestError for a
+    decode: decode every image to its end; otherwise only their headers are checked. splitter: what tells
+    context from question, by default the one in the package. Raises RequestError for a
     body of another shape and for a context or question in `options` that the messages do not hold; ImageError
     for an image that cannot be used.
     """
@@ -82,8 +97,9 @@ def parse(
     if options.context is not None or options.question is not None:
         context, question, choices = _explicit(texts, others, options)
     else:
-        context, question, choices = _split(texts)
-        context = _in_order((*_stated_elsewhere(messages, others), *context))
+        ruled = _ruled(messages, texts, others, len(image_parts))
+        choices = ruled.options
+        context, question = divided(ruled, splitter or shipped_splitter())
     everything = (*others, *texts)
     return Chat(
         body={key: value for key, value in body.items() if key != "modint"} | {"messages": messages},
@@ -95,6 +111,14 @@ def parse(
         context_spans=context,
         question_spans=question,
     )
+
+
+def by_rules(body: JSON) -> RuledRequest:
+    """A chat body as the rules alone divide it; nothing is checked but its shape."""
+    messages = in_one_form(messages_of(body))
+    turn = _turn(messages, None)
+    texts, others = _bounded(_texts(messages, turn), _others(messages, turn))
+    return _ruled(messages, texts, others, len(_images(messages, ImageLimits(), decode=False)))
 
 
 # -- reading the body ------------------------------------------------------------------------------
@@ -189,23 +213,51 @@ def _in_order(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     return tuple(sorted(spans, key=lambda span: (span.message, span.part or 0, span.start)))
 
 
-def _split(texts: tuple[TextPart, ...]) -> tuple[tuple[Span, ...], tuple[Span, ...], tuple[Option, ...]]:
-    """The context spans, the question spans and the options of the last user message."""
+def _ruled(
+    messages: Sequence[JSON], texts: tuple[TextPart, ...], others: tuple[TextPart, ...], pictures: int
+) -> RuledRequest:
+    """The request as the rules divide it. texts: those of the question's message."""
+    context, question, options, block = _split(texts)
+    roles = [SYSTEM if messages[text.message]["role"] in _PROMPTS else EARLIER for text in others]
+    roles += [NOT_LAST if len(texts) > 1 else ONLY for _ in texts]
+    if len(texts) > 1:
+        roles[-1] = LAST
+    placed = [
+        PlacedText(text.message, text.part, text.text, role, text.is_read)
+        for text, role in zip((*others, *texts), roles, strict=True)
+    ]
+    return RuledRequest(
+        tuple(sorted(placed, key=lambda text: (text.message, text.part or 0))),
+        _in_order((*_stated_elsewhere(messages, others), *context)),
+        question,
+        options,
+        block,
+        pictures,
+        sum(message["role"] == "assistant" for message in messages),
+    )
+
+
+def _split(
+    texts: tuple[TextPart, ...],
+) -> tuple[tuple[Span, ...], tuple[Span, ...], tuple[Option, ...], Span | None]:
+    """What the rules say of the question's message: context, question, options, and their block's place."""
     if not texts:
-        return (), (), ()
+        return (), (), (), None
     asking = _asking_parts(texts)
     context: list[Span] = []
     question: list[Span] = []
+    asked = texts[asking[0]]
+    split = split_text(asked.text)
     for place, text in enumerate(texts):
         if place == asking[0] and (len(texts) == 1 or place < len(texts) - 1):
-            split = split_text(text.text)
             context.extend(text.spans(split.context))
             question.extend(text.spans(split.question))
         elif place in asking or (text.is_read and (_is_image_label(text.text) or orders(text.text))):
             question.extend(text.whole)
         else:
             context.extend(text.whole)
-    return tuple(context), tuple(question), _options(texts[asking[0]])
+    block = asked.spans([split.block])[0] if split.block else None
+    return tuple(context), tuple(question), _options(asked, split), block
 
 
 def _asking_parts(texts: tuple[TextPart, ...]) -> tuple[int, ...]:
@@ -311,9 +363,8 @@ def _rest(texts: tuple[TextPart, ...], taken: tuple[Span, ...]) -> tuple[Span, .
     return tuple(rest)
 
 
-def _options(text: TextPart) -> tuple[Option, ...]:
+def _options(text: TextPart, split: TextSplit) -> tuple[Option, ...]:
     """The options of one text, with their places if they form a block."""
-    split = split_text(text.text)
     spans = text.spans(split.option_texts) or (None,) * len(split.options)
     return tuple(
         Option(option.label, option.text, span) for option, span in zip(split.options, spans, strict=True)
@@ -325,7 +376,7 @@ def _options_of(texts: tuple[TextPart, ...], question: tuple[Span, ...]) -> tupl
     by_part = by_place(question)
     for text in texts:
         spans = by_part.get((text.message, text.part), [])
-        options = _options(text) if spans else ()
+        options = _options(text, split_text(text.text)) if spans else ()
         if options and all(o.span is None or any(_within(o.span, span) for span in spans) for o in options):
             return options
     return split_text(_read(texts, question)).options

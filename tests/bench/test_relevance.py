@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.relevance.fit import digest, fit_classifier, limits_of
+from bench.relevance.fit import fit_classifier, limits_of
 from bench.relevance.measure import OVERLAP, overlap, relevance_rows
 from bench.relevance.requests import (
     JUDGING,
@@ -16,6 +16,7 @@ from bench.relevance.requests import (
     SETS,
     LabelledRequest,
     as_labelled,
+    digest,
     labelled_letters,
     letters_in,
     read_requests,

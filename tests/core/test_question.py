@@ -166,6 +166,7 @@ def test_where_nothing_can_be_told_apart_all_is_question(text: str) -> None:
         "A、red B、blue",
         "（A）red（B）blue",
         "A：red\nB：blue",
+        "A: red B: blue",
         "选项：\nA. red\nB. blue",
     ],
 )
@@ -198,6 +199,8 @@ def test_bullets_that_state_facts_are_context() -> None:
         ("Options: red, blue. What is it?", ["red", "blue"]),
         ("Is it red? (yes/no)", ["yes", "no"]),
         ("Is it red? Answer yes or no.", ["yes", "no"]),
+        ("चित्र में क्या है? विकल्प: लाल, नीला", ["लाल", "नीला"]),
+        ("何色ですか。選択肢：赤、青", ["赤", "青"]),
         ("What is it? Answer: a cat, a dog", []),
         ("Is it red or blue?", []),
     ],
@@ -240,6 +243,19 @@ def test_the_sentence_before_the_options_asks_even_without_a_question_mark() -> 
         parts("He asked: why? It is red.\nThe colour is\nA. red\nB. blue")[0]
         == "The colour is\nA. red\nB. blue"
     )
+
+
+@pytest.mark.parametrize(
+    ("block", "options"),
+    [
+        ("① alpha\n② beta", {"①": "alpha", "②": "beta"}),
+        ("①赤 ②青", {"①": "赤", "②": "青"}),
+        ("а) красный б) синий", {"а": "красный", "б": "синий"}),
+    ],
+)
+def test_circled_and_cyrillic_labels_count_up_too(block: str, options: dict[str, str]) -> None:
+    question, context, found = parts(f"The ball is blue.\nWhat colour is it?\n{block}")
+    assert (question, context, found) == (f"What colour is it?\n{block}", "The ball is blue.", options)
 
 
 def test_a_lone_label_is_no_option_block() -> None:
