@@ -66,6 +66,8 @@ _STATED = (
     "Somebody wrote “a cat” on it.",
     "Caption: a koala",
     "The ball is blue.",
+    "Some text stands above the question.",
+    "There is some text here that says nothing.",
     "The picture shows a blue ball.",
     'The sign says "Is it blue?"',
     "Caption: was it blue? It was.",

@@ -42,7 +42,7 @@ GOALS = {
 }
 TITLE = "Which modality ought to decide, and what is context"
 NOTES = f"""\
-`rules`: the lexical rules that the package had before; what they said of the learning requests is kept in
+`rules`: the lexical rules that the package had before; what they said of authors b to e is kept in
 bench/relevance/rules.json. `classifier`: its likeliest label. `limited`: the same, but unknown below the
 limits that come with the weights. `default`: what the package says, that is, `limited` behind the few rules
 of `modint_guard.chat.named_modality`, and without `image` where the context may be what is asked about.
@@ -54,7 +54,7 @@ which anything is said. By language: the share of right labels; "neither" is rig
 `context` by placement: the share of requests whose context is recovered, that is, 2·|both| / (|found| +
 |labelled|) in letters is at least {OVERLAP}. `false_context`: of the requests without context, the share in
 which some is found. Intervals: 95 %, Clopper-Pearson, from {MIN_N} requests on. No feature, limit or wording
-was chosen on the judging requests; they have been measured three times, last for this table."""
+was chosen on the judging requests; they have been measured four times, last for this table."""
 
 
 def measure_relevance(output: Path, *, judging: bool) -> None:
@@ -72,8 +72,8 @@ def _learning_rows() -> Iterator[dict[str, Any]]:
     scores, labels = cross_fitted(shown)[by_hand], shown.labels[by_hand]
     probabilities = calibrated(scores, labels, shown.authors[by_hand]) * shown.possible[by_hand]
     said = json.loads(RULES.read_text("utf-8"))
-    rules = [said[request.id] for request in requests]
-    yield from relevance_rows("rules", "learning", requests, rules)
+    known = [request for request in requests if request.id in said]  # those of b to e
+    yield from relevance_rows("rules", "learning", known, [said[request.id] for request in known])
     yield from _classifier_rows("learning", requests, chats[: len(requests)], probabilities)
     yield from splitting_rows("learning", requests, chats)
 

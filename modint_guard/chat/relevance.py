@@ -30,7 +30,7 @@ from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
 
 SELF_ASK = "Does answering need the picture?"
 LABELS = ("image", "text", "both", "neither")
-_AGREES = 0.5  # the least probability of `image` at which a named picture counts: captions can need both
+_AGREES = 0.7  # the least probability of `image` at which a named picture counts: captions can need both
 _MAX_QUESTION, _MAX_CONTEXT, _MAX_PROMPT = 1500, 3000, 600  # characters that are read
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LONG_WORD = 4
