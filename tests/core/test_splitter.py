@@ -52,9 +52,11 @@ def test_the_best_labels_are_those_of_the_best_sum(scores: list[tuple[float, flo
 
     def value(labels: tuple[bool, ...]) -> float:
         before = (False, *labels[:-1])
-        return sum(
-            being[i] * now + entering[i] * (now and not was) + leaving[i] * (was and not now)
-            for i, (was, now) in enumerate(zip(before, labels, strict=True))
+        return float(
+            sum(
+                being[i] * now + entering[i] * (now and not was) + leaving[i] * (was and not now)
+                for i, (was, now) in enumerate(zip(before, labels, strict=True))
+            )
         )
 
     best = max(value(labels) for labels in product([False, True], repeat=len(scores)))
