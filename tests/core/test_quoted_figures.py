@@ -206,6 +206,20 @@ def test_the_page_of_results_quotes_how_often_relevance_is_told_rightly() -> Non
     ) in prose(RESULTS)
 
 
+def test_the_page_of_results_quotes_how_often_context_is_found() -> None:
+    part, before, after, inside, turn, system, false = (
+        measured("relevance", candidate="splitting", set="judging", measure=measure)["value"]
+        for measure in (
+            *(f"context: {place}" for place in ("part", "before", "after", "inside", "turn", "system")),
+            "false_context",
+        )
+    )
+    assert (
+        f"found in {part:.3f} of own parts, {before:.3f} before, {after:.3f} behind and {inside:.3f} within the "
+        f"question, {turn:.3f} in earlier turns, {system:.3f} in system prompts; falsely in {false:.3f}"
+    ) in prose(RESULTS)
+
+
 @pytest.mark.parametrize("views", ["early stop", "all at once", "one"])
 def test_the_page_of_results_quotes_the_ratios_of_the_latency_table(views: str) -> None:
     shown = []
