@@ -215,8 +215,8 @@ def test_the_page_of_results_quotes_how_often_context_is_found() -> None:
         )
     )
     assert (
-        f"found in {part:.3f} of own parts, {before:.3f} before, {after:.3f} behind and {inside:.3f} within the "
-        f"question, {turn:.3f} in earlier turns, {system:.3f} in system prompts; falsely in {false:.3f}"
+        f"found in {part:.3f} of own parts, {before:.3f} before, {after:.3f} behind and {inside:.3f} within "
+        f"the question, {turn:.3f} in earlier turns, {system:.3f} in system prompts; falsely in {false:.3f}"
     ) in prose(RESULTS)
 
 
