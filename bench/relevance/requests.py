@@ -15,16 +15,7 @@ from modint_guard.chat.images import png_data_url
 from modint_guard.types import JSON, Chat, Span
 
 SETS = Path(__file__).with_name("sets")
-LEARNING = (
-    "b",
-    "c",
-    "d",
-    "e",
-    "f",
-    "g",
-    "h",
-    "i",
-)  # one author each: a whole one is held out in cross-validation
+LEARNING = tuple("bcdefghi")  # one author each: a whole one is held out in cross-validation
 JUDGING = ("a",)  # chose nothing
 LABELS = ("image", "text", "both", "neither")
 PLACEMENTS = ("part", "before", "after", "inside", "turn", "system")

@@ -47,7 +47,9 @@ class Container:
         return bool(self.level[self.first] >= DEEPEST)
 
     def read(self) -> Any:
-        """It with a `Container` for each object and list directly within. Raises ValueError for no JSON."""
+        """It with a `Container` for each object and list directly within; not for a deepest one. Raises
+        ValueError for no JSON.
+        """
         inner = self.level[self.first + 1 : self.last] == self.level[self.first] + 1
         pairs = (np.flatnonzero(inner) + self.first + 1).reshape(-1, 2).tolist()
         within = [Container(self.document, self.at, self.level, *pair) for pair in pairs]

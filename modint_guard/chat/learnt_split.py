@@ -66,12 +66,12 @@ def divided(request: RuledRequest, splitter: Splitter) -> tuple[Spans, Spans]:
         return request.context, request.question
     features = split_features(joined(request, read))
     context, question = _spans(read, features, context_tokens(features, splitter))
-    asked = "\n".join(_said(read, span) for span in question)
+    said = {(text.message, text.part): text.text for text in read}
+    asked = "\n".join(said[span.message, span.part][span.start : span.end] for span in question)
     if not _WORD.search(asked) or any(option.text not in asked for option in request.options):
         return request.context, request.question
-    seen = {(text.message, text.part) for text in read}
-    unread = [span for span in request.context if (span.message, span.part) not in seen]
-    left = [span for span in request.question if (span.message, span.part) not in seen]
+    unread = [span for span in request.context if (span.message, span.part) not in said]
+    left = [span for span in request.question if (span.message, span.part) not in said]
     return _in_order([*unread, *context]), _in_order([*left, *question])
 
 
@@ -139,11 +139,6 @@ def _spans(
         elif text.role > EARLIER:
             question.append(span)
     return context, question
-
-
-def _said(read: Sequence[PlacedText], span: Span) -> str:
-    text = next(text for text in read if (text.message, text.part) == (span.message, span.part))
-    return text.text[span.start : span.end]
 
 
 def _in_order(spans: Sequence[Span]) -> Spans:

@@ -114,7 +114,9 @@ def parse(
 
 
 def by_rules(body: JSON) -> RuledRequest:
-    """A chat body as the rules alone divide it; nothing is checked but its shape."""
+    """A chat body as the rules alone divide it, without `modint` options. Raises RequestError for a body of
+    another shape, and ImageError for a picture whose header cannot be used.
+    """
     messages = in_one_form(messages_of(body))
     turn = _turn(messages, None)
     texts, others = _bounded(_texts(messages, turn), _others(messages, turn))

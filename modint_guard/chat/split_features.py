@@ -18,9 +18,8 @@ from modint_guard.chat.tokens import QUESTION_MARKS, Indices, Tokens, tokens_of
 
 Flags = NDArray[np.bool_]
 CONTEXT, QUESTION = 1, 2  # what the rules say of a character; 0: nothing
-SYSTEM, EARLIER, ONLY, NOT_LAST, LAST = range(
-    5
-)  # where a text stands: the last three in the question's message
+# Where a text stands: the last three in the question's message.
+SYSTEM, EARLIER, ONLY, NOT_LAST, LAST = range(5)
 _GRAM = 3
 _BEGINNING, _ENDING = 4, 3  # letters of a word
 _NONE = np.uint64(0x5851F42D4C957F2D)  # stands for a neighbour that is not there

@@ -50,8 +50,8 @@ class Task:
 
 class Measuring:
     """Keeps the nulls up to date. every: one judged request in so many, for each key and model; 0: none.
-    checkup: whether packaged items are asked. is_busy: whether clients need the engine. idle_s: for how long
-    no client has asked anything.
+    checkup: whether packaged items are asked. is_busy: whether clients need the engine. idle_s: for how many
+    seconds no client has asked anything.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Measuring:
         )
 
     def _is_quiet(self) -> bool:
-        """Whether clients leave a pause, or had time to: those who come first are not to find the engine at
-        work on packaged items.
+        """Whether no client has asked anything for QUIET_S, or the engine has been known for PATIENCE_S:
+        those who come first are not to find it at work on packaged items.
         """
         able, now = self._attachment.capabilities, asyncio.get_running_loop().time()
         if self._engine is None or self._engine[0] is not able:

@@ -27,7 +27,7 @@ class Places:
 
     @property
     def idle_s(self) -> float:
-        """For how long no place was taken."""
+        """Seconds since a place was last taken, still held or not; infinite before the first."""
         return time.monotonic() - self._taken_at
 
     def is_full(self) -> bool:
