@@ -46,7 +46,7 @@ async def check_answers(url: str, model: str, *, here: bool) -> None:
             if "chat template" not in why:
                 raise ConfigError(f"{model} refuses to chat: {why}")
             how = "behind the options, `-- --chat-template FILE`" if here else "`--chat-template FILE`"
-            raise ConfigError(f"{model} has no chat template: name its engine one, {how}")
+            raise ConfigError(f"{model} has no chat template: give its engine one, {how}")
         if why := await _refusal(endpoint, model, [picture, question]):
             raise ConfigError(
                 f"{model} takes no pictures, and the check-up asks about them: name a vision-language model"

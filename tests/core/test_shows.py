@@ -123,7 +123,7 @@ async def test_a_model_without_a_chat_template_is_one_sentence_with_its_remedy(
     async with refusing(TEMPLATE, words_too=True) as url:
         with pytest.raises(ConfigError) as refused:
             await check_answers(url, "base", here=here)
-    assert str(refused.value) == f"base has no chat template: name its engine one, {where}"
+    assert str(refused.value) == f"base has no chat template: give its engine one, {where}"
 
 
 async def test_a_model_that_reads_text_alone_is_one_sentence_with_its_remedy() -> None:

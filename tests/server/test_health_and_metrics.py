@@ -105,7 +105,7 @@ async def test_an_engine_that_refuses_to_chat_is_not_said_to_lack_what_was_not_t
     upstream.script = lambda body: Answer("", fault="400")
     async with serving(upstream.url) as gateway:
         (note,) = (await gateway.get("/readyz")).json["notes"]
-    assert note.startswith("the engine refuses to chat: name it a chat template")
+    assert note.startswith("the engine refuses to chat: give it a chat template")
 
 
 async def test_an_engine_that_asks_for_patience_is_not_taken_for_one_without_probabilities(

@@ -14,7 +14,7 @@ from modint_server.engine.questions import YES, about_a_picture
 from modint_server.engine.upstream import Upstream
 
 PROBE_PRIORITY = 1  # of clients' requests it is 0: those of a lower number are served first
-SILENT = "the engine refuses to chat: name it a chat template (`--chat-template FILE`) if its model has none"
+SILENT = "the engine refuses to chat: give it a chat template (`--chat-template FILE`) if its model has none"
 _UNINFORMATIVE = (401, 403, 408, 429)  # refusals that say nothing about what the engine can do
 
 

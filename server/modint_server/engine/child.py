@@ -306,9 +306,9 @@ class Engine:
         async with self._session() as session:
             refused = [[await _refusal(session, name, content) for content in contents] for name in names]
         in_words, pictured = refused[0]
-        if in_words:
+        if in_words is not None:
             return (f"{names[0]} refuses to chat: {in_words}",)
-        if pictured:
+        if pictured is not None:
             return (f"{names[0]} takes no images: there is nothing here for the guard to compare",)
         return ()
 
