@@ -244,7 +244,8 @@ def request_pool(seed: int, *, padded: bool = False) -> Iterator[JSON]:
         for number, case in enumerate(shuffled):
             text = padding(f"latency {pool_seed} {number}")
             item = case.item.replace(system=text) if padded else case.item
-            yield request_for(item, BASE, modint={"relevant": case.relevant})
+            named = {"context": case.item.context or ""} if padded else {}
+            yield request_for(item, BASE, modint={"relevant": case.relevant, **named})
 
 
 def _next_bodies(pool: Iterator[JSON], count: int, answers: str, arm: str) -> list[JSON]:

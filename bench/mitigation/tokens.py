@@ -92,10 +92,12 @@ async def token_rows(
 
 
 def body_of(item: Item, setting: Setting, model: str, policy: str, prompt: str) -> JSON:
-    """The request that asks one item."""
+    """The request that asks one item; a padded one names its context, so that the padding is none."""
+    modint = {"relevant": setting.relevant, "action": policy}
     if prompt == "padded":
         item = item.replace(system=padding(f"{policy} {model} {setting.name} {item.id}"))
-    return request_for(item, model, modint={"relevant": setting.relevant, "action": policy})
+        modint["context"] = item.context or ""
+    return request_for(item, model, modint=modint)
 
 
 def padding(name: str) -> str:

@@ -30,7 +30,7 @@ from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.scoring import moved, token_influences_on_odds
 from modint_guard.types import CELLS, NEUTRAL_IMAGE, CellScore, Influence, Relevant, Statistic, TokenScore
 
-DEFINITE = 0.5  # of an answer that speaks against another: more than all that it might be instead
+DEFINITE = 0.5  # of a token that speaks against another: at least as much as all that it might be instead
 
 
 def flag_statistic(

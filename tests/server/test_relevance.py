@@ -46,7 +46,7 @@ async def test_the_model_is_asked_where_nobody_knows_and_its_call_is_counted(ups
 
     upstream.script = script
     body = chat(modint={})
-    body["messages"][0]["content"][2]["text"] = "Could it be true?"  # names nothing
+    body["messages"][0]["content"][2]["text"] = "Say more."  # names nothing
     async with serving(upstream.url, self_ask="auto") as gateway:
         report = (await gateway.post(body)).json["modint"]
         labels = {"model": "tinyworld-base", "adapter": "none", "relevant": "image", "probe": "self_ask"}

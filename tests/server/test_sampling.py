@@ -57,7 +57,7 @@ async def test_the_share_of_traces_is_judged(upstream: FakeUpstream) -> None:
         upstream.forget()
         drawn = await gateway.post(chat(), **trace(HALF))
         left = await gateway.post(chat(), **trace("0" * 14))
-    assert (drawn.headers["x-modint-verdict"], left.headers["x-modint-verdict"]) == ("pass", "skipped")
+    assert (drawn.headers["x-modint-verdict"], left.headers["x-modint-verdict"]) == ("flagged", "skipped")
     assert len(upstream.calls) == 4 + 1
 
 
@@ -65,7 +65,7 @@ async def test_the_share_of_traces_is_judged(upstream: FakeUpstream) -> None:
 async def test_what_asks_to_be_judged_is_judged(upstream: FakeUpstream, body: dict[str, Any]) -> None:
     headers = {} if "modint" in body else {"x_modint_mode": "on"}
     async with serving(upstream.url, sample=0) as gateway:
-        assert (await gateway.post(body, **headers)).headers["x-modint-verdict"] == "pass"
+        assert (await gateway.post(body, **headers)).headers["x-modint-verdict"] == "flagged"
         check = await gateway.post({**chat(), "answer": "blue"}, "/v1/guard/check")
         assert check.json["modint"]["verdict"] != "skipped"
 
