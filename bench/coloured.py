@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.picture import FAINT, INK, LINE, PAPER, RED
+from bench.picture import FAINT, INK, PAPER, RED, white_card
 from bench.spans.cases import LYING, cases
 from modint_guard.data.item import Item
 from modint_guard.demo.launch import serving
@@ -107,15 +107,7 @@ async def _answers(items: Iterable[Item], complete: Complete) -> AsyncIterator[C
 
 def card(found: Coloured) -> Any:
     """The drawing: a white card that reads on light and dark pages, as a matplotlib figure."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import FancyBboxPatch
-
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0))
-    axes.set_axis_off()
-    shape = "round,pad=0,rounding_size=18"
-    axes.add_patch(FancyBboxPatch((2, 2), WIDTH - 4, HEIGHT - 4, shape, fc=PAPER, ec=LINE, lw=1))
+    figure, axes = white_card(WIDTH, HEIGHT)
     assert found.item.image is not None
     extent = (40, 40 + THUMBNAIL, 40 + THUMBNAIL, 40)
     picture = found.item.image.convert("RGB")

@@ -98,17 +98,25 @@ def flagged_of(item: Item, completion: dict[str, Any]) -> Flagged:
     return Flagged(item, completion["choices"][0]["message"]["content"].strip(), modint)
 
 
-def card(flagged: Flagged) -> Any:
-    """The drawing: a white card that reads on light and dark pages, as a matplotlib figure."""
+def white_card(width: int, height: int) -> tuple[Any, Any]:
+    """An empty card with rounded corners: a matplotlib figure and its axes, of so many points, y down."""
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100))
+    figure = Figure(figsize=(width / 100, height / 100))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0))
+    axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     shape = "round,pad=0,rounding_size=18"
-    axes.add_patch(FancyBboxPatch((2, 2), WIDTH - 4, HEIGHT - 4, shape, fc=PAPER, ec=LINE, lw=1))
+    axes.add_patch(FancyBboxPatch((2, 2), width - 4, height - 4, shape, fc=PAPER, ec=LINE, lw=1))
+    return figure, axes
+
+
+def card(flagged: Flagged) -> Any:
+    """The drawing: a white card that reads on light and dark pages, as a matplotlib figure."""
+    from matplotlib.patches import FancyBboxPatch
+
+    figure, axes = white_card(WIDTH, HEIGHT)
     item, answers = flagged.item, flagged.modint.answers
     assert item.image is not None
     grey = Image.new("L", item.image.size, NEUTRAL_GREY)

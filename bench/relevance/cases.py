@@ -1,7 +1,8 @@
 """Plain cases in which it is settled what is context, as further material to fit the splitter on.
 
 They are what the rules of `modint_guard.chat` were written for, mostly in English: captions, claims and
-titles at every place, beside wishes, thanks and options that are none.
+titles at every place, beside wishes, thanks and options that are none. Many are also asserted by
+`tests/core/test_asides.py` and `test_views_keep_the_question.py`: there they hold by construction.
 """
 
 from collections.abc import Iterator
