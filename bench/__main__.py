@@ -309,6 +309,7 @@ def picturebook(
     model: Annotated[str, typer.Option(help="A name or a folder.")] = "picturebook-base",
     adapter: Annotated[str | None, typer.Option(help="Of that model: a name or a folder.")] = None,
     count: Count = 400,
+    judged: Annotated[int, typer.Option(min=1, help="Of them, that the guard judges.")] = 40,
     seed: Seed = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 12,
     raw: Annotated[
@@ -318,7 +319,7 @@ def picturebook(
     """The picture-book's base, and an adapter, on the test split, through vLLM and the gateway."""
     from bench.picturebook import Run, measure_picturebook
 
-    measure_picturebook(output, raw, Run(model, adapter, count, seed, concurrency))
+    measure_picturebook(output, raw, Run(model, adapter, count, judged, seed, concurrency))
     typer.echo(f"wrote {output}")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,34 @@ from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.evaluation.journal import Journal
 from modint_guard.evaluation.results import write_results
-from modint_guard.evaluation.runner import Row, run
+from modint_guard.evaluation.runner import Row, run, without_guard
 from modint_guard.types import JSON
-from modint_training.picturebook.conditions import Condition, breakdown, every_condition
+from modint_training.picturebook.conditions import BARS, Condition, breakdown, every_condition
 from modint_training.picturebook.documents import documents
 
 NOTES = """\
 Greedy answers through vLLM and the gateway; the client names `relevant`. Intervals: 95 %, bootstrap clustered
-by thing. `flagged_rate` is the share of all answers flagged, right or wrong; text-heavy items without a
-picture and image-heavy ones without a caption have little or nothing to probe. `held_out` says what no
+by thing. The guard judges the first `judged` answers of a row: of them `flagged_rate` is the share flagged,
+right or wrong; text-heavy items without a picture and image-heavy ones without a caption have little or
+nothing to probe. The others pass the gateway with the guard off. `held_out` says what no
 training has seen: `wording` of questions, `captions` in other words, `style` of drawing, `things`,
 `placement` of the caption, `perturbation`, or `no`. `placement` is where the caption stands: `before` the
 question as a text of its own, `above` it in the same text, `after` it, `within` its sentence, in an `earlier`
-turn or in the `system` text. Rows of the task
-`self_ask` ask whether the picture is needed. Rows with the placement `document` show a receipt, a letter, a
-chart or a screen, whose text is in the picture: this base cannot read it, and nothing misleads there, so that
-`flagged_rate` alone counts, and every flag is wrongful."""
+turn or in the `system` text. `task`: one sub-task, or `all` in their mixture; `self_ask` asks whether the
+picture is needed. Rows with the placement `document` show a receipt, a letter, a chart or a screen, whose
+text is in the picture: this base cannot read it, and nothing misleads there, so that `flagged_rate` alone
+counts, and every flag is wrongful."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured: a model, perhaps with an adapter, on `count` items under each condition."""
+    """What is measured: a model, perhaps with an adapter, on `count` items under each condition, of which the
+    first `judged` pass the guard."""
 
     model: str
     adapter: str | None
     count: int
+    judged: int
     seed: int
     concurrency: int
 
@@ -53,7 +57,7 @@ def measure_picturebook(output: Path, raw: Path, setup: Run) -> None:
     write_results(
         output,
         command=f"python -m bench picturebook --model {setup.model}{adapter} --count {setup.count} "
-        f"--seed {setup.seed}",
+        f"--judged {setup.judged} --seed {setup.seed}",
         seeds=[setup.seed],
         rows=rows,
         title="Picture-book: accuracy and flags by condition",
@@ -62,7 +66,8 @@ def measure_picturebook(output: Path, raw: Path, setup: Run) -> None:
 
 
 async def _ask(url: str, setup: Run, journal: Journal) -> list[dict[str, Any]]:
-    conditions = [*every_condition(), None]  # None: documents
+    # By name, for some bars are conditions of their own; None: documents.
+    conditions = [*{each.name: each for each in (*every_condition(), *BARS.values())}.values(), None]
     async with Endpoint(f"{url}/v1", timeout_s=120) as endpoint:
         names = [str(listed["id"]) for listed in await endpoint.models()]
         jobs = [(name, condition) for name in names for condition in conditions]
@@ -76,29 +81,35 @@ async def _ask(url: str, setup: Run, journal: Journal) -> list[dict[str, Any]]:
 async def _rows(
     endpoint: Endpoint, name: str, condition: Condition | None, setup: Run
 ) -> list[dict[str, Any]]:
+    ask = partial(run, model=name, concurrency=setup.concurrency)
     if condition is None:
-        items = documents("test", setup.count, seed=setup.seed)
-    else:
-        items = condition.items("test", setup.count, setup.seed)
-    answered = await run(items, endpoint.complete, name, concurrency=setup.concurrency)
-    return list(table_rows(name, condition, answered) if condition else document_rows(name, answered))
+        documented = documents("test", setup.count, seed=setup.seed)
+        return list(document_rows(name, await ask(documented, endpoint.complete)))
+    items = condition.items("test", setup.count, setup.seed)
+    judged = await ask(items[: setup.judged], endpoint.complete)
+    others = await ask(items[setup.judged :], without_guard(endpoint.complete))
+    return [table_row(name, condition, [*judged, *others])]
 
 
-def table_rows(model: str, condition: Condition, answered: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Rows for all items and each sub-task."""
-    flagged = [row.flagged for row in answered]
-    right = [row.right for row in answered]
-    for row in breakdown(condition, [row.item for row in answered], right, flagged=flagged):
-        yield {"model": model, **row}
+def table_row(model: str, condition: Condition, answered: Sequence[Row]) -> dict[str, Any]:
+    """The row of a condition: accuracy over all answers, flags over those that the guard has judged."""
+    judged = [row.flagged for row in answered if row.modint is not None]
+    row = next(breakdown(condition, [row.item for row in answered], [row.right for row in answered]))
+    return {
+        "model": model,
+        **row,
+        "task": condition.task or row["task"],
+        "judged": len(judged),
+        "flagged_rate": sum(judged) / len(judged),
+    }
 
 
 def document_rows(model: str, answered: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Rows of documents, by the words beside them: flags alone, no accuracy."""
     by_words = sorted(answered, key=lambda row: row.item.perturbation)
     for beside, group in itertools.groupby(by_words, key=lambda row: row.item.perturbation):
-        condition = Condition("image-heavy", beside)
         unread = {"placement": "document", "accuracy": None, "ci_low": None, "ci_high": None}
-        yield from ({**row, **unread} for row in table_rows(model, condition, list(group)))
+        yield {**table_row(model, Condition("image-heavy", beside), list(group)), **unread}
 
 
 def print_bars(model: str, adapter: str | None, count: int) -> None:

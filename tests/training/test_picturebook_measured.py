@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.picturebook import document_rows, table_rows
+from bench.picturebook import document_rows, table_row
 from modint_guard.data.item import reply_for
 from modint_guard.evaluation.runner import Row
 from modint_training.data.sampler import Quotas
@@ -22,7 +22,7 @@ from tests.training.small import lora_recipe
 
 KEYS = (
     *("model", "family", "perturbation", "held_out", "placement", "task"),
-    *("n", "accuracy", "ci_low", "ci_high", "flagged_rate"),
+    *("n", "accuracy", "ci_low", "ci_high", "judged", "flagged_rate"),
 )
 
 
@@ -62,26 +62,29 @@ def test_whole_replies_are_those_of_a_model_read_token_by_token() -> None:
 
 
 def answered(cell: Condition) -> list[Row]:
-    """Rows of which the first five are right and the last two flagged."""
+    """Rows of which the first five are right, and of the first four, which were judged, one is flagged."""
     items = cell.items("test", 8)
     texts = [reply_for(item, item.answer if index < 5 else item.wrong) for index, item in enumerate(items)]
-    states = ["pass"] * 6 + ["flagged"] * 2
+    said = [{"verdict": state} for state in ("pass", "flagged", "pass", "pass")]
     return [
-        Row(item, "base", text, right=index < 5, modint={"verdict": state})
-        for index, (item, text, state) in enumerate(zip(items, texts, states, strict=True))
+        Row(item, "base", text, right=index < 5, modint=modint)
+        for index, (item, text, modint) in enumerate(zip(items, texts, [*said, *4 * [None]], strict=True))
     ]
 
 
-def test_rows_count_all_items_and_each_sub_task() -> None:
+def test_accuracy_is_of_all_answers_and_flags_of_those_that_were_judged() -> None:
     cell = Condition("image-heavy", "misleading_description")
-    rows = list(table_rows("base", cell, answered(cell)))
-    assert {tuple(row) for row in rows} == {KEYS}
-    counted = {row["task"]: (row["n"], row["accuracy"], row["flagged_rate"]) for row in rows}
-    assert counted["all"] == (8, 0.625, 0.25)
-    assert counted["open"] == (3, 1.0, 0.0)
-    assert counted["yes_no"] == (2, 1.0, 0.0)
-    assert counted["lettered"] == (2, 0.0, 0.5)
-    assert all(row["ci_low"] <= row["accuracy"] <= row["ci_high"] for row in rows)
+    row = table_row("base", cell, answered(cell))
+    assert tuple(row) == KEYS
+    assert (row["task"], row["n"], row["accuracy"]) == ("all", 8, 0.625)
+    assert (row["judged"], row["flagged_rate"]) == (4, 0.25)
+    assert row["ci_low"] <= row["accuracy"] <= row["ci_high"]
+
+
+def test_a_row_of_one_sub_task_is_named_after_it() -> None:
+    cell = Condition("image-heavy", "misleading_description", task="open")
+    row = table_row("base", cell, answered(cell))
+    assert row["task"] == "open"
 
 
 def test_documents_are_counted_by_flags_alone() -> None:
@@ -90,6 +93,5 @@ def test_documents_are_counted_by_flags_alone() -> None:
     rows = list(document_rows("base", found))
     assert {tuple(row) for row in rows} == {KEYS}
     assert {(row["placement"], row["accuracy"]) for row in rows} == {("document", None)}
-    whole = [row for row in rows if row["task"] == "all"]
-    assert Counter(row["n"] for row in whole) == {8: 3}
+    assert Counter(row["judged"] for row in rows) == {8: 3}
     assert {row["flagged_rate"] for row in rows} == {1.0}
