@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modint_guard.chat.edges import with_whole_clauses
 from modint_guard.chat.ngrams import MAX_CHARACTERS
 from modint_guard.chat.split_features import (
     CONTEXT,
@@ -64,8 +65,10 @@ def divided(request: RuledRequest, splitter: Splitter) -> tuple[Spans, Spans]:
     read = read_texts(request)
     if not any(text.role > EARLIER for text in read):
         return request.context, request.question
-    features = split_features(joined(request, read))
-    context, question = _spans(read, features, context_tokens(features, splitter))
+    texts = joined(request, read)
+    features = split_features(texts)
+    flags = with_whole_clauses(context_tokens(features, splitter), features.tokens, texts.whole)
+    context, question = _spans(read, features, flags)
     said = {(text.message, text.part): text.text for text in read}
     asked = "\n".join(said[span.message, span.part][span.start : span.end] for span in question)
     if not _WORD.search(asked) or any(option.text not in asked for option in request.options):
