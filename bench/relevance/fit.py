@@ -22,6 +22,7 @@ from bench.relevance.requests import (
     LabelledRequest,
     as_labelled,
     digest,
+    folds,
     read_requests,
 )
 from bench.relevance.worlds import AUTHOR, world_requests
@@ -117,11 +118,10 @@ class Shown:
 def cross_fitted(shown: Shown) -> Floats:
     """Scores of LABELS (requests, 4), not calibrated, by classifiers that saw no request of that author."""
     scores = np.zeros((len(shown.labels), len(LABELS)))
-    for author in sorted(set(shown.authors)):
-        held = shown.authors == author
-        if author != AUTHOR:
-            model = shown.fitted(~held)
-            scores[held] = shown.as_divided[held] @ model.weights + model.bias
+    for authors in folds(set(shown.authors) - {AUTHOR}):
+        held = np.isin(shown.authors, list(authors))
+        model = shown.fitted(~held)
+        scores[held] = shown.as_divided[held] @ model.weights + model.bias
     return scores
 
 

@@ -16,6 +16,7 @@ from bench.relevance.requests import (
     SETS,
     LabelledRequest,
     digest,
+    folds,
     read_requests,
 )
 from bench.relevance.variants import Marked, marked, variants
@@ -63,9 +64,9 @@ def cross_fitted_splitters(requests: Sequence[LabelledRequest]) -> dict[str, Spl
     for request in requests:
         by_author.setdefault(request.author, []).extend(examples_of([request]))
     splitters: dict[str, Splitter] = {}
-    for author in by_author:
-        others = [example for other in by_author if other != author for example in by_author[other]]
-        splitters[author] = replace(fit_chain([*others, *further]), limits=LIMITS)
+    for held in folds(by_author):
+        others = [example for other in by_author if other not in held for example in by_author[other]]
+        splitters |= dict.fromkeys(held, replace(fit_chain([*others, *further]), limits=LIMITS))
     return splitters
 
 

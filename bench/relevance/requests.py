@@ -4,7 +4,7 @@ composed.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from modint_guard.chat.images import png_data_url
 from modint_guard.types import JSON, Chat, Span
 
 SETS = Path(__file__).with_name("sets")
-LEARNING = tuple("bcdefghi")  # one author each: a whole one is held out in cross-validation
+LEARNING = tuple("bcdefghijklm")  # one author each; cross-validation holds whole ones out
+_FOLDS = 4
 JUDGING = ("a",)  # chose nothing
 LABELS = ("image", "text", "both", "neither")
 PLACEMENTS = ("part", "before", "after", "inside", "turn", "system")
@@ -40,6 +41,12 @@ class LabelledRequest:
     contexts: tuple[str, ...]
     question: str
     placement: str
+
+
+def folds(authors: Iterable[str]) -> list[frozenset[str]]:
+    """The authors, dealt into as many groups as cross-validation holds out in turn."""
+    dealt = sorted(set(authors))
+    return [frozenset(dealt[first::_FOLDS]) for first in range(min(_FOLDS, len(dealt)))]
 
 
 def read_requests(names: Sequence[str] = LEARNING, folder: Path = SETS) -> list[LabelledRequest]:
