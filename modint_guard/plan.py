@@ -16,7 +16,7 @@ from modint_guard.judging import verdict
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.text_match import MAX_TOKENS
 from modint_guard.mitigation.policy import Policy, policy_for
-from modint_guard.probing.views import TEXT_DECIDES, ViewMaker, short_body, unconstrained
+from modint_guard.probing.views import BARE, ViewMaker, short_body, unconstrained
 from modint_guard.types import (
     ANNOTATE,
     CELLS,
@@ -71,7 +71,7 @@ def make_plan(
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
     decided = relevance.decide(chat, options, config.relevance_rules)
     relevant, source = decided.relevant, decided.source
-    makers = {**makers, **TEXT_DECIDES} if relevant is Relevant.TEXT else makers
+    makers = {**makers, **BARE} if relevant in (Relevant.TEXT, Relevant.UNKNOWN) else makers
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
     policy = policy_of(chat, options, config)
     early_stop = _stops_early(policy)

@@ -15,7 +15,7 @@ from modint_guard.chat.request import parse
 from modint_guard.data.perturb import REGISTRY
 from modint_guard.judging.scoring import probe_result, relabelled, score, shifted_labels
 from modint_guard.probing.views import FROM_REGISTRY, VIEWS, without_pictures
-from modint_guard.types import JSON, LEFT_OUT, ProbeOutcome
+from modint_guard.types import JSON, LEFT_OUT, ProbeOutcome, Relevant
 from tests.core.fakes import RED, ask, image_part, reply, text_part
 
 LIE = "The ball is blue. It rolls. It is round."
@@ -164,7 +164,7 @@ def test_every_picture_of_a_request_is_changed() -> None:
         assert len(urls) == 2 and RED not in urls
 
 
-# -- if the text ought to decide ----------------------------------------------------------------------------
+# -- where no picture may be needed ----------------------------------------------------------------------------
 
 
 def pictures_in(body: JSON) -> int:
@@ -173,7 +173,7 @@ def pictures_in(body: JSON) -> int:
 
 
 @pytest.mark.parametrize(("relevant", "shown"), [("text", 0), ("image", 1), ("both", 1)])
-def test_the_picture_is_left_out_only_if_the_text_ought_to_decide(relevant: str, shown: int) -> None:
+def test_the_picture_is_left_out_unless_it_ought_to_decide(relevant: str, shown: int) -> None:
     plan = Guard().plan({**BODY, "modint": {"relevant": relevant, "context": LIE}})
     bodies = {view.name: view.body for view in plan.views}
     assert {name: pictures_in(body) for name, body in bodies.items()} == {
@@ -183,6 +183,15 @@ def test_the_picture_is_left_out_only_if_the_text_ought_to_decide(relevant: str,
     }
     assert text(bodies["neutral_image"]) == f"{LIE}\n{QUESTION}\n{OPTIONS}"
     assert text(bodies["prior"]) == f"{QUESTION}\n{OPTIONS}"
+
+
+def test_the_picture_is_left_out_if_nobody_knows_what_ought_to_decide() -> None:
+    plan = Guard().plan(ask(f"{LIE}\nWrite a short poem about autumn."))
+    assert plan.relevant is Relevant.UNKNOWN
+    assert {view.name: pictures_in(view.body) for view in plan.views if view.name != "no_context"} == {
+        "neutral_image": 0,
+        "prior": 0,
+    }
 
 
 def test_every_picture_of_every_turn_is_left_out_and_its_texts_stay() -> None:
