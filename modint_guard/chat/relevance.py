@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from modint_guard.chat.concepts import concepts_in
 from modint_guard.chat.linear import Features, Linear, collect, flag_buckets, pair_buckets, shipped_classifier
-from modint_guard.chat.named_modality import by_wording
+from modint_guard.chat.named_modality import by_wording, says_picture_is_poor
 from modint_guard.chat.ngrams import Hashes, TextHashes, buckets, text_hashes
 from modint_guard.chat.relevance_rules import RelevanceRule, by_configured_rules
 from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
@@ -67,11 +67,15 @@ def decide(
 
 
 def guess(chat: Chat, probabilities: Mapping[str, float], limits: Sequence[float]) -> Relevance:
-    """What the question names, if the classifier does not speak against it; else what the classifier says."""
-    named = by_wording(chat.question, chat.context)
+    """What the question names, if the classifier does not speak against it; else what the classifier says.
+    Where that is the picture, but the context says that it is hard to read, both are needed.
+    """
+    named, is_poor = by_wording(chat.question, chat.context), says_picture_is_poor(chat.context)
     if named is not None and (named is not Relevant.IMAGE or probabilities["image"] >= _AGREES):
-        return Relevance(named, "rules")
+        return Relevance(Relevant.BOTH if is_poor and named is Relevant.IMAGE else named, "rules")
     label = believed(probabilities, limits)
+    if label == "image" and is_poor:
+        return Relevance(Relevant.BOTH, "rules")
     if label is None or (label == "image" and _is_of_the_context(chat)):
         likely = {each: probabilities[each.value] for each in (Relevant.IMAGE, Relevant.TEXT)}
         return Relevance(Relevant.UNKNOWN, "none", likely=likely)

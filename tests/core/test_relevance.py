@@ -165,3 +165,40 @@ def test_concepts_are_the_same_in_many_languages() -> None:
     for words in ("the picture", "das Foto", "la imagen", "на фото", "这张照片", "写真", "الصورة", "사진"):
         assert "picture" in concepts_in(words)
     assert concepts_in("xyzzy") == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does the thing in the picture cost?",
+        "Who owns what is shown in the photo?",
+        "Where does the item in the image belong?",
+        "Is the object you see on our list?",
+        "Do text and picture agree?",
+        "Look at the picture and the list: what does it cost?",
+        "Is the thing in the picture what the label says?",
+    ],
+)
+def test_a_text_is_needed_too_for_what_no_picture_shows_of_the_thing_in_it(question: str) -> None:
+    assert by_wording(question, "Price list: kettle 12 euros, lamp 9 euros") is Relevant.BOTH
+
+
+@pytest.mark.parametrize(
+    "question", ["What is the thing in the picture?", "What colour is what you see in the image?"]
+)
+def test_what_a_picture_shows_of_the_thing_in_it_needs_no_text(question: str) -> None:
+    assert by_wording(question, "Price list: kettle 12 euros, lamp 9 euros") is Relevant.IMAGE
+
+
+@pytest.mark.parametrize(
+    ("context", "relevant"),
+    [
+        ("The scan is badly faded. The label reads: fox", "both"),
+        ("Hardly legible print. The label reads: fox", "both"),
+        ("The label reads: fox", "image"),
+    ],
+)
+def test_a_context_may_be_needed_beside_a_picture_that_it_says_is_poor(context: str, relevant: str) -> None:
+    sure = {"image": 0.97, "text": 0.01, "both": 0.01, "neither": 0.01}
+    for question in ("Which animal is in the picture?", "Which animal is this?"):
+        assert guess(parse(ask(context, question)), sure, LIMITS).relevant == relevant

@@ -164,7 +164,7 @@ def test_every_picture_of_a_request_is_changed() -> None:
         assert len(urls) == 2 and RED not in urls
 
 
-# -- where no picture may be needed ----------------------------------------------------------------------------
+# -- where no picture may be needed ------------------------------------------------------------------------
 
 
 def pictures_in(body: JSON) -> int:
