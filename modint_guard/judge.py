@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.config import GuardConfig
@@ -98,15 +99,19 @@ class Judge:
         thresholds = self._thresholds(null)
         statistic = self.statistic(plan, score)
         by_null = verdict.by_null(statistic, null, thresholds, self.config.alpha) if null else None
-        by_calibration = verdict.by_calibration(score, plan.relevant, fitted) if fitted else None
-        decided = verdict.decide(
+        by_calibration = verdict.by_calibration(score, plan.judged_as, fitted) if fitted else None
+        decide = partial(
+            verdict.decide,
             score,
-            plan.relevant,
-            thresholds,
+            thresholds=thresholds,
             weighed=by_calibration or by_null or verdict.by_rule(statistic, thresholds),
             has_context=_has_context(plan.chat),
             is_named=plan.relevant_source in NAMED_SOURCES,
         )
+        decided = decide(plan.judged_as)
+        if plan.relevant is Relevant.UNKNOWN and decided.state is State.PASS:
+            undecided = decide(Relevant.UNKNOWN)
+            decided = undecided if undecided.state is State.FLAGGED else decided
         if by_null and not by_calibration and null and statistic:
             summary = NullSummary(null.source, int(null.near(statistic.length)), null.power)
             decided = replace(decided, null=summary)
@@ -149,7 +154,7 @@ class Judge:
 
     def statistic(self, plan: Plan, score: Score) -> Statistic | None:
         """The number that a flag of this answer rests on; None if it cannot be taken (`flag_statistic`)."""
-        return flag_statistic(score.cells, plan.relevant, has_context=_has_context(plan.chat))
+        return flag_statistic(score.cells, plan.judged_as, has_context=_has_context(plan.chat))
 
     def _shown_statistic(self, plan: Plan, score: Score) -> Statistic | None:
         """The number by which answers can be ordered; of known relevance, the one that a flag rests on."""
@@ -168,7 +173,7 @@ class Judge:
         if score is None:
             return False
         thresholds, fitted = self._thresholds(self._null(plan)), self._fitted(plan, score)
-        if not verdict.settles(score, plan.relevant, thresholds, fitted, corrects=corrects):
+        if not verdict.settles(score, plan.judged_as, thresholds, fitted, corrects=corrects):
             return False
         # What is corrected part by part (`mitigation.parts`) needs the spans, and these need every
         # cell. Where something is corrected, one view settles only what passes.
@@ -182,14 +187,20 @@ class Judge:
             return plan
         relevant = by_self_ask(reply, self.config.self_ask_confident)
         source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
-        return replace(plan, relevant=relevant, relevant_source=source, relevant_probability=None)
+        return replace(
+            plan,
+            relevant=relevant,
+            relevant_source=source,
+            relevant_probability=None,
+            supposed=Relevant.UNKNOWN,
+        )
 
     def _fitted(self, plan: Plan, score: Score) -> Fitted | None:
         """The calibration of this request's model, for what ought to decide and the way of comparing."""
         calibration = self.calibrations.get(str(plan.body.get("model")))
         if calibration is None or calibration.method != score.method:
             return None
-        return calibration.fitted_for(plan.relevant)
+        return calibration.fitted_for(plan.judged_as)
 
     def _null(self, plan: Plan) -> Null | None:
         return self.nulls.get(str(plan.body.get("model")))
@@ -224,8 +235,8 @@ class Judge:
         score = score_words(answer, compared, plan.chat)
         decided = verdict.decide(
             score,
-            plan.relevant,
-            weighed=verdict.Weighed(turned(score.cells, plan.relevant)),
+            plan.judged_as,
+            weighed=verdict.Weighed(turned(score.cells, plan.judged_as)),
             has_context=_has_context(plan.chat),
         )
         if decided.state is State.FLAGGED and NOOP in score.missing:
@@ -256,7 +267,7 @@ class Judge:
         longer = score.method == FIRST_TOKEN and len(answer.text.split()) > 1
         return Report(
             verdict=decided,
-            explanation=explained(decided, plan.relevant, plan.relevant_source, score, flagged_words(spans)),
+            explanation=explained(decided, plan.judged_as, plan.relevant_source, score, flagged_words(spans)),
             relevant=plan.relevant,
             relevant_source=plan.relevant_source,
             relevant_probability=plan.relevant_probability,
@@ -291,7 +302,7 @@ def _spans(
     """The parts of an answer. flags: whether an answer with this statistic is flagged."""
     turned: tuple[int, ...] = ()
     if cause in (Cause.TEXT, Cause.IMAGE):
-        by_token = token_statistics(score.cells, plan.relevant, has_context=_has_context(plan.chat))
+        by_token = token_statistics(score.cells, plan.judged_as, has_context=_has_context(plan.chat))
         turned = turned_tokens(answer, by_token, flags)
     return spans_of(answer, score, turned, cause)
 

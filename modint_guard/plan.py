@@ -71,7 +71,8 @@ def make_plan(
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
     decided = relevance.decide(chat, options, config.relevance_rules)
     relevant, source = decided.relevant, decided.source
-    makers = {**makers, **BARE} if relevant in (Relevant.TEXT, Relevant.UNKNOWN) else makers
+    judged_as = decided.supposed if relevant is Relevant.UNKNOWN else relevant
+    makers = {**makers, **BARE} if judged_as in (Relevant.TEXT, Relevant.UNKNOWN) else makers
     top = config.top_logprobs if max_top_logprobs is None else min(config.top_logprobs, max_top_logprobs)
     policy = policy_of(chat, options, config)
     early_stop = _stops_early(policy)
@@ -79,7 +80,7 @@ def make_plan(
     skip = why_skipped(chat, options, can_score=can_force)
     constrained = skip is None and is_constrained(chat.body)
     if skip is None and not set(options.probes or ()) - {NOOP}:
-        skip = "no_context" if _is_settled(chat, relevant, source, early_stop=early_stop) else None
+        skip = "no_context" if _is_settled(chat, judged_as, source, early_stop=early_stop) else None
     regenerate = not top and config.regenerate
     names = () if skip or not (top or regenerate) else _probe_names(chat, options, config, makers)
     if regenerate and names and NOOP not in names:
@@ -105,6 +106,7 @@ def make_plan(
         relevant_source=source,
         relevant_probability=decided.probability,
         likely=decided.likely,
+        supposed=decided.supposed,
         schedule=Schedule(
             views=views,
             stages=_stages(views, later, early_stop=early_stop, constrained=constrained),

@@ -414,6 +414,7 @@ class Plan:
     beforehand, the change of a probability, in [0, 1]; a flip needs a lead above twice the noise. skip: the
     reason from SKIPPED_REASONS if nothing will be probed. choices: how many answers the request asks for.
     likely: if it is unknown what ought to decide, the probability that each modality alone ought to.
+    supposed: what the answer is judged by then, UNKNOWN if nothing is likely enough.
     """
 
     body: JSON = field(repr=False)
@@ -425,10 +426,16 @@ class Plan:
     schedule: Schedule
     relevant_probability: float | None = None  # by the classifier
     likely: Mapping[Relevant, float] = field(default_factory=dict)
+    supposed: Relevant = Relevant.UNKNOWN
     noise: float = 0.0
     skip: str | None = None
     notes: tuple[str, ...] = ()
     choices: int = 1
+
+    @property
+    def judged_as(self) -> Relevant:
+        """The modality by which the answer is judged: what ought to decide, or what is supposed to."""
+        return self.supposed if self.relevant is Relevant.UNKNOWN else self.relevant
 
     @property
     def views(self) -> tuple[View, ...]:

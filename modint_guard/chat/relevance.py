@@ -30,6 +30,9 @@ from modint_guard.types import Chat, ModintOptions, Relevant, RelevantSource
 
 SELF_ASK = "Does answering need the picture?"
 LABELS = ("image", "text", "both", "neither")
+# From this probability on that the other modality does not matter, an answer may be flagged for following it,
+# though it is unknown what ought to decide. Of the requests to learn from that reach it, nine in ten are so.
+_OTHER_DOES_NOT_MATTER = 0.8
 _AGREES = 0.7  # the least probability of `image` at which a named picture counts: captions can need both
 _MAX_QUESTION, _MAX_CONTEXT, _MAX_PROMPT = 1500, 3000, 600  # characters that are read
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -41,14 +44,17 @@ _TELLING = frozenset({"claim", "picture", "limit", "doc", "textnoun"})  # of a c
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """What ought to decide, who says so, and, if it is the classifier, with which probability. likely: if it
-    is unknown, the probability that each modality alone ought to decide.
+    """What ought to decide, who says so, and, if it is the classifier, with which probability.
+
+    likely: if it is unknown, the probability that each modality alone ought to decide. supposed: what answers
+    are judged by then: the modality beside which the other very likely does not matter, or UNKNOWN.
     """
 
     relevant: Relevant
     source: RelevantSource
     probability: float | None = None
     likely: Mapping[Relevant, float] = field(default_factory=dict)
+    supposed: Relevant = Relevant.UNKNOWN
 
 
 def decide(
@@ -76,10 +82,24 @@ def guess(chat: Chat, probabilities: Mapping[str, float], limits: Sequence[float
     label = believed(probabilities, limits)
     if label == "image" and is_poor:
         return Relevance(Relevant.BOTH, "rules")
-    if label is None or (label == "image" and _is_of_the_context(chat)):
+    in_context = _is_of_the_context(chat)
+    if label is None or (label == "image" and in_context):
         likely = {each: probabilities[each.value] for each in (Relevant.IMAGE, Relevant.TEXT)}
-        return Relevance(Relevant.UNKNOWN, "none", likely=likely)
+        supposed = beside_what_does_not_matter(probabilities)
+        if supposed is Relevant.IMAGE and (is_poor or in_context):
+            supposed = Relevant.UNKNOWN
+        return Relevance(Relevant.UNKNOWN, "none", likely=likely, supposed=supposed)
     return Relevance(Relevant(label), "classifier", round(probabilities[label], 4))
+
+
+def beside_what_does_not_matter(probabilities: Mapping[str, float]) -> Relevant:
+    """The likelier modality, if the other very likely does not matter: it alone ought to decide, or neither
+    does. UNKNOWN if that is not so, or if neither is likelier still.
+    """
+    likelier = max((Relevant.IMAGE, Relevant.TEXT), key=lambda each: probabilities[each.value])
+    alone, neither = probabilities[likelier.value], probabilities["neither"]
+    does_not_matter = alone > neither and alone + neither >= _OTHER_DOES_NOT_MATTER
+    return likelier if does_not_matter else Relevant.UNKNOWN
 
 
 def _is_of_the_context(chat: Chat) -> bool:

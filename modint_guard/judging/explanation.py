@@ -11,13 +11,13 @@ from modint_guard.types import Cause, CellScore, Relevant, RelevantSource, Score
 _MAX_CHARACTERS = 60  # of an answer that is quoted
 _MAX_WORDS = 3  # of a longer answer that are named
 _SAID_BY: dict[RelevantSource, str] = {
-    "request": "as the request says",
-    "header": "as the request says",
-    "route": "as a rule of the server says",
-    "rules": "by the words of the question",
-    "classifier": "by the words of the request",
-    "self_ask": "as the model itself says",
-    "none": "as nobody said",
+    "request": "ought to decide, as the request says",
+    "header": "ought to decide, as the request says",
+    "route": "ought to decide, as a rule of the server says",
+    "rules": "ought to decide, by the words of the question",
+    "classifier": "ought to decide, by the words of the request",
+    "self_ask": "ought to decide, as the model itself says",
+    "none": "very likely suffices, by the words of the request",
 }
 _NOT_JUDGED = {
     "timeout": "a probe was late",
@@ -52,15 +52,15 @@ def explained(
 ) -> str:
     """One sentence on a verdict, without a line break.
 
-    relevant, source: what ought to decide, and who said so. score: None if nothing was compared. words: what
-    was turned of a longer answer; empty for all of it.
+    relevant, source: by what the answer was judged, and who said so. score: None if nothing was compared.
+    words: what was turned of a longer answer; empty for all of it.
     """
     if verdict.state in (State.UNSCORED, State.SKIPPED):
         kind = "judged" if verdict.state is State.UNSCORED else "examined"
         return f"The answer was not {kind}: {_NOT_JUDGED.get(verdict.reason or '', 'something failed')}."
     if verdict.cause is Cause.CONFLICT or relevant is Relevant.UNKNOWN:
         return _where_nobody_knows(verdict, score)
-    ought = f"{_NAME[relevant][0].upper()}{_NAME[relevant][1:]} ought to decide, {_SAID_BY[source]}"
+    ought = f"{_NAME[relevant][0].upper()}{_NAME[relevant][1:]} {_SAID_BY[source]}"
     where = f" at {', '.join(map(_quoted, words[:_MAX_WORDS]))}" if words else ""
     return f"{ought}, {_finding(verdict, relevant, score)}{where}."
 

@@ -28,7 +28,7 @@ def should_regenerate(plan: Plan, answer: Reply, scored: Callable[[], Score | No
         return False
     if (score := scored()) is None or not score.partial:
         return False
-    first = score.cells.get(WITHOUT_IRRELEVANT[plan.relevant])
+    first = score.cells.get(WITHOUT_IRRELEVANT[plan.judged_as])
     return first is not None and first.flip is not True
 
 
@@ -37,7 +37,7 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
 
     Each of the two steps has the plan's deadline to itself.
     """
-    first = WITHOUT_IRRELEVANT[plan.relevant]
+    first = WITHOUT_IRRELEVANT[plan.judged_as]
     bodies = _bodies(plan)
     replies = await _generated(plan, complete, replies, {first: bodies.pop(first)})
     if says_the_same(plan, answer, replies):
@@ -47,7 +47,7 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
 
 def says_the_same(plan: Plan, answer: Reply, replies: Replies) -> bool:
     """Whether the view without the irrelevant modality, generated as a whole, gives the same answer."""
-    view = whole_replies(replies).get(WITHOUT_IRRELEVANT.get(plan.relevant, ""))
+    view = whole_replies(replies).get(WITHOUT_IRRELEVANT.get(plan.judged_as, ""))
     return isinstance(view, Reply) and same_answer(answer.text, view.text, _labels(plan))
 
 
@@ -65,7 +65,7 @@ def whole_replies(replies: Replies) -> dict[str, Reply | Failure]:
 def _bodies(plan: Plan) -> dict[str, JSON]:
     """The cells' bodies by name; none if no modality is known to be irrelevant or its cell is missing."""
     bodies = {view.name: view.body for view in plan.views if view.name in CELLS}
-    return bodies if WITHOUT_IRRELEVANT.get(plan.relevant) in bodies else {}
+    return bodies if WITHOUT_IRRELEVANT.get(plan.judged_as) in bodies else {}
 
 
 async def _generated(

@@ -10,6 +10,7 @@ import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
 from modint_guard.chat.rebuild import rebuild
+from modint_guard.chat.relevance import Relevance
 from modint_guard.chat.relevance_rules import RelevanceRule
 from modint_guard.chat.reply import given_reply, reply_of
 from modint_guard.errors import EndpointError, RequestError
@@ -128,16 +129,50 @@ async def test_views_that_cannot_change_the_verdict_are_not_sent(question: str, 
 
 @pytest.mark.parametrize("field", [{"relevant": "text"}, {"relevant": "image"}, {"relevant": "both"}])
 def test_where_the_client_names_what_ought_to_decide_the_picture_is_taken_out(field: JSON) -> None:
-    plan = Guard().plan(ask("And?", modint=field))
+    plan = Guard().plan(ask("And what is it to you?", modint=field))
     assert [view.name for view in plan.views] == ["neutral_image"]
     route = GuardConfig(relevance_rules=(RelevanceRule(Relevant(field["relevant"])),))
-    assert [view.name for view in Guard(route).plan(ask("And?")).views] == ["neutral_image"]
+    assert [view.name for view in Guard(route).plan(ask("And what is it to you?")).views] == ["neutral_image"]
 
 
 async def test_two_sure_and_different_sources_are_a_conflict_where_nobody_knows() -> None:
     model = world(both="blue", image="red", text="blue", neither="round")
-    found = await Guard().inspect(ask(f"{LIE}\nAnd?"), model)
+    found = await Guard().inspect(ask(f"{LIE}\nAnd what is it to you?"), model)
     assert (found.report.verdict.cause, found.report.relevant) == ("conflict", Relevant.UNKNOWN)
+
+
+@pytest.fixture
+def _supposed_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    likely = {Relevant.IMAGE: 0.1, Relevant.TEXT: 0.75}
+    found = Relevance(Relevant.UNKNOWN, "none", likely=likely, supposed=Relevant.TEXT)
+    monkeypatch.setattr("modint_guard.plan.relevance.decide", lambda *_: found)
+
+
+@pytest.mark.usefixtures("_supposed_text")
+async def test_an_answer_that_follows_what_very_likely_does_not_matter_is_flagged() -> None:
+    model = world(both="red", image="red", text="blue", neither="round", sure=0.98)
+    report = (await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)).report
+    assert (report.verdict.cause, report.relevant, report.relevant_source) == ("image", "unknown", "none")
+    assert report.explanation == (
+        "The text very likely suffices, by the words of the request, which alone says “blue”, "
+        "but the answer follows the picture."
+    )
+
+
+@pytest.mark.usefixtures("_supposed_text")
+async def test_no_answer_is_replaced_by_what_is_only_supposed_to_decide() -> None:
+    model = world(both="red", image="red", text="blue", neither="round", sure=0.98)
+    guard = Guard(GuardConfig(policies=(Policy(action="neutralise"),)))
+    report = (await guard.inspect(ask(f"{LIE}\n{QUESTION}"), model)).report
+    assert report.mitigation is not None
+    assert (report.mitigation.answer, report.mitigation.rungs[0].outcome) == (None, "unfit")
+
+
+@pytest.mark.usefixtures("_supposed_text")
+async def test_an_answer_that_follows_what_is_supposed_to_decide_may_still_be_a_conflict() -> None:
+    model = world(both="blue", image="red", text="blue", neither="round")
+    report = (await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)).report
+    assert (report.verdict.cause, report.relevant) == ("conflict", "unknown")
 
 
 async def test_lettered_answers_are_exact() -> None:
@@ -459,7 +494,7 @@ async def test_from_when_on_a_model_is_sure_is_what_its_null_measured() -> None:
 
 
 async def test_picture_and_text_are_in_conflict_only_if_both_are_certain() -> None:
-    body = ask(f"{LIE}\nAnd?", modint={"relevant": "auto"})
+    body = ask(f"{LIE}\nAnd what is it to you?", modint={"relevant": "auto"})
     for sure, cause in ((0.98, None), (0.991, "conflict")):
         model = world(both="red", image="red", text="blue", neither="green", sure=sure)
         found = await Guard(nulls={"m": Null(sure=0.5)}).inspect(body, model)
@@ -560,7 +595,9 @@ async def test_a_needed_caption_without_influence_is_flagged_as_neglect(source: 
     rules = (RelevanceRule(Relevant.BOTH),) if source == "route" else ()
     field = {"relevant": "both"} if source == "request" else {}
     guard = Guard(GuardConfig(relevance_rules=rules))
-    said = (await guard.inspect(ask(f"{LIE}\nAnd?", modint=field), IGNORED)).report.to_json()
+    said = (
+        await guard.inspect(ask(f"{LIE}\nAnd what is it to you?", modint=field), IGNORED)
+    ).report.to_json()
     assert (said["verdict"], said["cause"], said["relevant_source"]) == ("flagged", "neglect", source)
     assert said["neglect"] == pytest.approx(0.0, abs=1e-9) and said["risk"] is None
 
@@ -574,7 +611,7 @@ async def test_neglect_is_only_reported_where_nobody_named_what_is_needed() -> N
 
 
 async def test_a_needed_caption_that_decides_and_a_lie_that_is_ignored_are_no_neglect() -> None:
-    both = ask(f"{LIE}\nAnd?", modint={"relevant": "both"})
+    both = ask(f"{LIE}\nAnd what is it to you?", modint={"relevant": "both"})
     needed = world(both="blue", image="red", text="green", neither="green")
     told = (await Guard().inspect(both, needed)).report
     # Only caption and picture together say blue: both lead by log(0.99996 / 0.00001), half of it twice.
@@ -597,7 +634,9 @@ async def test_a_named_picture_that_changes_nothing_is_neglected_without_a_conte
 
 async def test_a_policy_only_notes_an_answer_that_neglects_what_is_needed() -> None:
     guard = Guard(GuardConfig(policies=(Policy("abstain", early_stop=False),)))
-    found = (await guard.inspect(ask(f"{LIE}\nAnd?", modint={"relevant": "both"}), IGNORED)).report
+    found = (
+        await guard.inspect(ask(f"{LIE}\nAnd what is it to you?", modint={"relevant": "both"}), IGNORED)
+    ).report
     assert (found.verdict.cause, found.action, found.mitigation) == ("neglect", "annotate", None)
 
 
@@ -623,10 +662,13 @@ async def test_the_model_itself_is_asked_which_modality_matters_where_nobody_say
         return await fast(body)
 
     guard = Guard(GuardConfig(self_ask="auto"))
-    found = (await guard.inspect(ask(f"{LIE}\nAnd?"), model)).report
+    found = (await guard.inspect(ask(f"{LIE}\nAnd what is it to you?"), model)).report
     assert (found.relevant, found.verdict.state) == (relevant, verdict)
     assert found.relevant_source == ("self_ask" if relevant is not Relevant.UNKNOWN else "none")
-    assert asked[0]["messages"][0]["content"][-1]["text"] == f"{LIE}\nAnd?\nDoes answering need the picture?"
+    assert (
+        asked[0]["messages"][0]["content"][-1]["text"]
+        == f"{LIE}\nAnd what is it to you?\nDoes answering need the picture?"
+    )
     (row,) = (row for row in found.probes if row.name == "self_ask")
     assert (row.outcome, row.answer, row.tokens) == (ProbeOutcome.UNDECIDED, word, 31)
     assert len(asked) == 1

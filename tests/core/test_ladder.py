@@ -115,7 +115,9 @@ async def test_an_answer_that_passes_is_left_alone_whatever_the_policy() -> None
 
 async def test_no_rung_at_all_leaves_a_note_of_nothing_tried() -> None:
     model = world(both="blue", image="red", text="blue", neither="round")
-    found = await guard(action="ladder").inspect(asked(f"{LIE}\nAnd?", relevant="auto"), model)
+    found = await guard(action="ladder").inspect(
+        asked(f"{LIE}\nAnd what is it to you?", relevant="auto"), model
+    )
     assert (found.report.verdict.cause, found.report.relevant) == ("conflict", "unknown")
     assert (said(found), outcomes(found), found.report.action) == ("blue", [], "annotate")
 
@@ -150,7 +152,9 @@ async def test_a_rung_that_takes_a_modality_away_is_unfit_unless_one_is_known_to
 ) -> None:
     same = "red" if relevant == "both" else "blue"
     model = world(both=same, image="red", text=same, neither="red")
-    found = await guard(action=rung).inspect(asked(f"{LIE}\nAnd?", relevant=relevant), model)
+    found = await guard(action=rung).inspect(
+        asked(f"{LIE}\nAnd what is it to you?", relevant=relevant), model
+    )
     assert found.report.verdict.state == "flagged"
     assert (outcomes(found), said(found)) == ([(rung, "unfit")], same)
 

@@ -202,3 +202,28 @@ def test_a_context_may_be_needed_beside_a_picture_that_it_says_is_poor(context: 
     sure = {"image": 0.97, "text": 0.01, "both": 0.01, "neither": 0.01}
     for question in ("Which animal is in the picture?", "Which animal is this?"):
         assert guess(parse(ask(context, question)), sure, LIMITS).relevant == relevant
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "both", "neither", "supposed"),
+    [
+        (0.1, 0.71, 0.1, 0.1, "text"),  # 0.81 that the picture does not matter
+        (0.11, 0.7, 0.1, 0.09, "unknown"),
+        (0.75, 0.1, 0.1, 0.05, "image"),
+        (0.1, 0.3, 0.0, 0.6, "unknown"),  # neither matters
+        (0.4, 0.4, 0.1, 0.1, "unknown"),
+    ],
+)
+def test_one_modality_is_supposed_to_decide_if_the_other_very_likely_does_not_matter(
+    image: float, text: float, both: float, neither: float, supposed: str
+) -> None:
+    probabilities = {"image": image, "text": text, "both": both, "neither": neither}
+    found = guess(parse(ask("It is blue.", "Hm?")), probabilities, (1.0, 1.0, 1.0, 1.0))
+    assert (found.relevant, found.supposed) == (Relevant.UNKNOWN, supposed)
+
+
+def test_the_picture_is_not_supposed_to_decide_what_the_context_may_answer_or_may_have_to() -> None:
+    probabilities = {"image": 0.85, "text": 0.05, "both": 0.05, "neither": 0.05}
+    for context in ("The dice belongs to Omar.", "Hardly legible print. It reads: fox"):
+        found = guess(parse(ask(context, "Who has the dice?")), probabilities, (0.9, 1.0, 1.0, 1.0))
+        assert found.supposed is Relevant.UNKNOWN

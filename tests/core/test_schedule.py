@@ -107,7 +107,7 @@ async def test_where_both_decide_an_answer_of_the_prior_is_asked_every_cell() ->
 
 async def test_where_nobody_knows_what_is_irrelevant_every_cell_is_asked_at_once() -> None:
     calls, model = counted(world(both="red", image="red", text="blue", neither="green"))
-    await early().inspect(ask(f"{LIE}\nAnd?", modint={"relevant": "auto"}), model)
+    await early().inspect(ask(f"{LIE}\nAnd what is it to you?", modint={"relevant": "auto"}), model)
     assert len(calls) == 4
 
 

@@ -121,7 +121,7 @@ def test_of_unknown_relevance_each_hypothesis_counts_by_its_probability() -> Non
 
 
 async def test_an_answer_whose_relevance_is_unknown_has_a_score_and_is_not_flagged_by_it() -> None:
-    body = ask("It is blue.\nAnd?", modint={"relevant": "auto"})
+    body = ask("It is blue.\nAnd what is it to you?", modint={"relevant": "auto"})
     model = world(both="blue", image="red", text="blue", neither="red", sure=0.9)  # too little for a conflict
     report = (await Guard().inspect(body, model)).report
     assert (report.relevant, report.verdict.state, report.verdict.risk) == (Relevant.UNKNOWN, "pass", None)
