@@ -54,7 +54,7 @@ which anything is said. By language: the share of right labels; "neither" is rig
 `context` by placement: the share of requests whose context is recovered, that is, 2·|both| / (|found| +
 |labelled|) in letters is at least {OVERLAP}. `false_context`: of the requests without context, the share in
 which some is found. Intervals: 95 %, Clopper-Pearson, from {MIN_N} requests on. No feature, limit or wording
-was chosen on the judging requests; they have been measured four times, last for this table."""
+was chosen on the judging requests; they have been measured five times, last for this table."""
 
 
 def measure_relevance(output: Path, *, judging: bool) -> None:
