@@ -5,7 +5,7 @@
 #   make bench-train-ablation   make bench-ablation   make bench-calibration   make bench-relevance
 #   make bench-detection   make bench-latency   make bench-mitigation   make bench-training
 #   make bench-training-gpu   make bench-gateway   make bench-faults   make bench-locate   make bench-spans
-#   make deploy-check
+#   make bench-nulls   make deploy-check
 # Variables: PYTHON=python3.12   EXTRAS=gpu,train,report (a machine with a GPU)   ARGS="--port 9000"
 
 PYTHON ?= python3

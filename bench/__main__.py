@@ -185,6 +185,31 @@ def spans(
 
 
 @app.command()
+def nulls(
+    output: Output = Path("bench/results/nulls.json"),
+    model: Annotated[str, typer.Option(help="A name or a folder.")] = "picturebook-base",
+    count: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Long answers that are tested for each length and temperature, and twice as many of all "
+            "others. With much less than 60 the null knows too little.",
+        ),
+    ] = 60,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 8,
+    raw: Annotated[
+        Path, typer.Option(help="The records, kept as they come; the same call goes on from them.")
+    ] = Path("runs/nulls.jsonl"),
+) -> None:
+    """A null from half of all kinds of harmless inputs: its flags on the other half, and on lies."""
+    from bench.nulls.measure import Run, measure_nulls
+
+    measure_nulls(output, raw, Run(model, count, seed, concurrency))
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def mitigation(
     output: Output = Path("bench/results/mitigation.json"),
     split: Annotated[

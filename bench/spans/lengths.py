@@ -24,7 +24,9 @@ LENGTHS = (20, 60, 150)  # tokens
 HARMLESS = ("unrelated_facts", "true_description")
 # A model that may not end its answer goes on with these marks: they are in no text, so it cannot be scored.
 MARKS = (
-    *("<|im_start|>", "<|endoftext|>"),
+    *("<|im_start|>", "<|endoftext|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>", "<gh_stars>"),
+    *("<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_text>", "<jupyter_code>"),
+    *("<jupyter_output>", "<jupyter_script>", "<empty_output>"),
     *("<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"),
 )
 OFF: JSON = {"mode": "off"}
@@ -41,19 +43,19 @@ def harmless(world: World, count: int, seed: int) -> Iterator[tuple[str, Item]]:
             yield name, perturb(item, name, seed=seed)
 
 
+def of_length(tokens: int) -> JSON:
+    """The fields of a request whose answer has exactly so many tokens."""
+    return {"min_tokens": tokens, "max_tokens": tokens, "bad_words": list(MARKS)}
+
+
 async def ask_long(complete: Complete, model: str, item: Item, length: int, delivery: str) -> JSON:
     """One answer of so many tokens, without and with its verdict: what it cost and what was flagged.
 
     complete: asks in the way that `delivery` names. The unguarded request comes first, so that what the
     prefix cache saves is saved for the guarded one, as it is when the same question comes again.
     """
-    fields: JSON = {
-        "min_tokens": length,
-        "max_tokens": length,
-        "bad_words": list(MARKS),
-        "modint": {"relevant": "image", "deadline_s": 60},
-    }
-    body = request_for(item, model, **fields)
+    asked = {"relevant": "image", "deadline_s": 60}
+    body = request_for(item, model, **of_length(length), modint=asked)
     began = time.perf_counter()
     plain = await complete({**body, "modint": OFF})
     between = time.perf_counter()
