@@ -316,15 +316,19 @@ def splitting_fit(
 def latency(
     output: Output = Path("bench/results/latency.json"),
     seconds: Annotated[
-        float, typer.Option(min=1, help="The length of a block of requests in open loop.")
-    ] = 6,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks with the guard, and as many without it.")] = 4,
+        float, typer.Option(min=1, help="The length of a block in open loop, if 12 to 32 requests come then.")
+    ] = 12,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of each arm.")] = 4,
     seed: Seed = 0,
+    world: Annotated[
+        Literal["tinyworld", "picturebook", "both"], typer.Option(help="Whose base to ask.")
+    ] = "both",
 ) -> None:
     """The time that the guard adds to a request: in open loop below capacity, and under full load."""
-    from bench.latency import measure_latency
+    from bench.detection.inputs import WORLDS
+    from bench.latency.measure import Lengths, measure_latency
 
-    measure_latency(output, seconds=seconds, blocks=blocks, seed=seed)
+    measure_latency(output, Lengths(seconds, blocks, seed), WORLDS if world == "both" else (world,))
     typer.echo(f"wrote {output}")
 
 
