@@ -112,6 +112,7 @@ def make_plan(
             stages=_stages(views, later, early_stop=early_stop, constrained=constrained),
             method=REGENERATED if regenerate else TEACHER_FORCED if can_force and names else FIRST_TOKEN,
             early_stop=early_stop,
+            corrects=policy.action != ANNOTATE,
             top_logprobs=top,
             max_forced_tokens=config.max_forced_tokens,
             forced_logprobs=min(config.forced_logprobs, top),

@@ -22,13 +22,14 @@ from dataclasses import replace
 from functools import partial
 
 from modint_guard.chat.eligibility import continues
-from modint_guard.chat.reply import answer_positions, token_text
+from modint_guard.chat.reply import answer_positions
 from modint_guard.chat.tool_calls import is_rendered
 from modint_guard.probing import probe
 from modint_guard.probing.teacher_forcing import (
     answer_text,
     called_body,
     called_reply,
+    first_word,
     forced_body,
     forced_reply,
 )
@@ -146,7 +147,7 @@ def as_asked(answer: Reply, request: Reply) -> Reply:
     """
     if not request.forced:
         return replace(answer, top=request.top, positions=())
-    first = next((each for each in request.forced if token_text(each.token)), request.forced[0])
+    first = first_word(request.forced)
     asked = replace(answer, token=first.token, top=first.top, positions=request.forced)
     if request.leaves is None:
         return asked

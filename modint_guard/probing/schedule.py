@@ -2,7 +2,8 @@
 
 with the request    the first view or, without an early stop, all of them
 with the answer     a longer answer is scored as a whole under these views (`teacher_forcing`)
-then                the other views, unless the first one settles the verdict
+then                the other views, unless the first one settles the verdict; a longer answer is scored, and
+                    they are not asked for a word of their own
 last                if a policy corrects answers, the view without either modality, unless the others settle
                     the verdict
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +20,7 @@ from functools import partial
 from modint_guard.chat.reply import answer_positions
 from modint_guard.probing import probe
 from modint_guard.probing.probe import FutureAnswer
-from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
+from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply, with_first_word
 from modint_guard.types import (
     CELLS,
     LEFT_OUT,
@@ -52,7 +54,8 @@ async def ask(
         answer = await asyncio.shield(future_answer)
         if answer is None or await false_on_error(settles(answer, replies), "the first probes"):
             break
-        replies = {**replies, **await _stage(schedule, schedule.stage(names), complete, future_answer)}
+        stage = _stage if schedule.corrects else _later_stage
+        replies = {**replies, **await stage(schedule, schedule.stage(names), complete, future_answer)}
     return replies
 
 
@@ -72,16 +75,34 @@ async def _stage(
 ) -> Replies:
     """The replies to some views, with a longer answer scored under each cell among them."""
     replying = probe.run(views, complete, deadline_s=schedule.deadline_s, future_answer=future_answer)
-    if schedule.method != TEACHER_FORCED:
-        return await replying
     replies, forced = await asyncio.gather(replying, _forced(schedule, views, complete, future_answer))
+    return {name: _with_forced(reply, forced.get(name)) for name, reply in replies.items()}
+
+
+async def _later_stage(
+    schedule: Schedule, views: Sequence[View], complete: Complete, future_answer: FutureAnswer
+) -> Replies:
+    """The replies to cells that are asked when the answer is complete: a longer one is scored under them. If
+    that fails, they are asked for words of their own within what is left of the deadline.
+    """
+    began = time.monotonic()
+    forced = await _forced(schedule, views, complete, future_answer)
+    scored = {name: reply for name, reply in forced.items() if isinstance(reply, Reply)}
+    if len(scored) == len(views):
+        return {name: with_first_word(reply) for name, reply in scored.items()}
+    left_s = max(0.0, schedule.deadline_s - (time.monotonic() - began))
+    replies = await probe.run(views, complete, deadline_s=left_s)
     return {name: _with_forced(reply, forced.get(name)) for name, reply in replies.items()}
 
 
 async def _forced(
     schedule: Schedule, views: Sequence[View], complete: Complete, future_answer: FutureAnswer
 ) -> Replies:
-    """The answer as each cell scores it; empty for an answer of one token or of too many."""
+    """The answer as each cell scores it; empty for an answer of one token or of too many, and where the
+    engine scores none.
+    """
+    if schedule.method != TEACHER_FORCED:
+        return {}
     answer = await asyncio.shield(
         future_answer
     )  # others wait for it too: cancelling this task must not cancel it

@@ -96,6 +96,17 @@ def called_reply(completion: JSON, ms: float, answer: Reply) -> Reply:
     return replace(_given(reply, found, found.positions), leaves=found.leaves)
 
 
+def with_first_word(reply: Reply) -> Reply:
+    """A reply that scored an answer, with what it says of the answer's first word as if it had begun one."""
+    first = first_word(reply.forced)
+    return replace(reply, token=first.token, top=first.top)
+
+
+def first_word(positions: Sequence[Position]) -> Position:
+    """The first of one or more positions that is more than white space; the very first if none is."""
+    return next((each for each in positions if token_text(each.token)), positions[0])
+
+
 def _given(reply: Reply, answer: Reply, scored: tuple[Position, ...]) -> Reply:
     """The reply of a view that was given an answer."""
     return replace(

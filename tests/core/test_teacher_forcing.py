@@ -1,7 +1,9 @@
 """A longer answer scored as a whole: the call, its reading, the comparison, and the way through the guard."""
 
+import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from modint_guard.chat.reply import answer_positions
 from modint_guard.errors import EndpointError
 from modint_guard.judging.divergence import js_lower_bound
 from modint_guard.judging.scoring import comparable, compare_forced, pointwise_mutual_information
+from modint_guard.mitigation.policy import Policy
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.types import (
     FIRST_TOKEN,
@@ -24,6 +27,7 @@ from modint_guard.types import (
     State,
 )
 from tests.core.fakes import ask, completion, reads, sees_picture
+from tests.core.test_calibration import made
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
@@ -248,6 +252,56 @@ async def test_an_upstream_that_cannot_score_answers_is_judged_at_the_first_word
     found = await Guard(FORCING).inspect(BODY, model)  # type: ignore[arg-type]
     assert found.report.method == "first_token"
     assert len(found.report.notes) == 1 and "first word" in found.report.notes[0]
+
+
+# Nothing is settled by the first view of this answer, so that the others follow.
+OPEN = made(
+    fitted={
+        relevant: each.model_copy(update={"flag_at": 0.9999, "clear_below": 0.0001})
+        for relevant, each in made().fitted.items()
+    }
+)
+TOLD = {**BODY, "modint": {"relevant": "image"}}
+
+
+async def test_views_that_follow_a_longer_answer_are_asked_for_its_scores_alone() -> None:
+    calls, model = speaker()
+    found = (await Guard(FORCING, calibrations=[OPEN]).inspect(TOLD, model)).report  # type: ignore[arg-type]
+    at_once = (await Guard(FORCING).inspect(TOLD, speaker()[1])).report  # type: ignore[arg-type]
+    assert [row.tokens for row in found.probes] == [62, 31, 31]  # the first view was sent with the request
+    assert len(calls) == 5
+    assert found.verdict == at_once.verdict and found.statistic == at_once.statistic
+    assert (found.image_only, found.text_only) == (at_once.image_only, at_once.text_only)
+
+
+async def test_a_policy_that_corrects_hears_what_each_view_says_by_itself() -> None:
+    calls, model = speaker()
+    mends = replace(FORCING, policies=(Policy(action="neutralise"),))
+    await Guard(mends).inspect(TOLD, model)  # type: ignore[arg-type]
+    views = [body for body in calls[1:] if body.get("max_tokens") == 2]
+    assert len(views) == 3
+
+
+async def test_views_that_cannot_score_a_longer_answer_are_asked_for_a_word_after_all() -> None:
+    calls, model = speaker(scores=False)
+    found = (await Guard(FORCING, calibrations=[OPEN]).inspect(TOLD, model)).report  # type: ignore[arg-type]
+    assert (found.method, found.verdict.state) == ("first_token", "pass")
+    assert len(calls) == 7
+
+
+async def test_views_that_wait_for_scores_in_vain_have_no_second_deadline() -> None:
+    _, quick = speaker()
+    slow = []
+
+    async def model(body: JSON) -> JSON:
+        if not sees_picture({**body, "messages": body["messages"][:1]}):  # a view that follows
+            slow.append(body)
+            await asyncio.sleep(0.2 if len(slow) > 2 else 60)
+        return await quick(body)  # type: ignore[operator, no-any-return]
+
+    hasty = replace(FORCING, deadline_s=0.5)
+    found = (await Guard(hasty, calibrations=[OPEN]).inspect(TOLD, model)).report
+    assert (found.verdict.state, found.verdict.reason) == ("unscored", "timeout")
 
 
 async def test_token_ids_that_the_client_asked_for_stay() -> None:
