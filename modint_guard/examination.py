@@ -1,6 +1,6 @@
 """One request under examination: one object holds its plan, its probes, its answer and its policy.
 
-    async with Examination(plan, complete, judge) as examination:    the first views are sent
+    async with Examination(plan, complete, judge) as examination:    the first views are sent or wait
         completion = await complete(examination.body)                the request, as it goes to the engine
         report = await examination.report_on(lambda: reply_of(completion))    judged, and corrected
 

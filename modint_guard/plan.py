@@ -59,13 +59,15 @@ def make_plan(
     max_top_logprobs: int | None = None,
     forcing: bool = True,
     noise: float = 0.0,
+    expects_longer: bool = False,
 ) -> Plan:
     """Split the request, decide which modality ought to decide its answer, and prepare the views.
 
     options: None to read the body's `modint` field. makers: how each probe changes a chat, by name.
     calibrations: by served name. max_top_logprobs: the largest number of alternatives that the engine lists;
     with 0 nothing is compared by probabilities. forcing: whether the engine can score a given answer. noise:
-    as `Plan.noise`. Raises RequestError. Decodes every image, which may take tens of milliseconds.
+    as `Plan.noise`. expects_longer: whether the answer will probably be scored as a whole, so that views wait
+    for it. Raises RequestError. Decodes every image, which may take tens of milliseconds.
     """
     options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
@@ -113,6 +115,7 @@ def make_plan(
             method=REGENERATED if regenerate else TEACHER_FORCED if can_force and names else FIRST_TOKEN,
             early_stop=early_stop,
             corrects=policy.action != ANNOTATE,
+            waits=expects_longer and can_force and not constrained and policy.action == ANNOTATE,
             top_logprobs=top,
             max_forced_tokens=config.max_forced_tokens,
             forced_logprobs=min(config.forced_logprobs, top),

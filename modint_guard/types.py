@@ -380,11 +380,12 @@ class Schedule:
     tokens is scored as a whole under every cell) or REGENERATED (the engine gives no log-probabilities, so
     every view generates a whole answer). early_stop: whether cells that cannot change the served answer are
     left out, because a policy corrects flagged answers. corrects: whether a policy does, which takes what a
-    view says by itself. top_logprobs: the number of alternatives that request and views ask for; 0 if the
-    engine gives none. max_forced_tokens: the longest answer that is scored as a whole. forced_logprobs: the
-    number of alternatives asked for at each of its positions. deadline_s: seconds from the complete answer.
-    constrained: whether the request forces the form of its answer; the cells are then in no stage, but asked
-    for its scores (`probing.like_views`).
+    view says by itself. waits: whether the cells of the first stage wait for the answer, because a longer one
+    is expected, which they are asked to score and nothing else. top_logprobs: the number of alternatives that
+    request and views ask for; 0 if the engine gives none. max_forced_tokens: the longest answer that is
+    scored as a whole. forced_logprobs: the number of alternatives asked for at each of its positions.
+    deadline_s: seconds from the complete answer. constrained: whether the request forces the form of its
+    answer; the cells are then in no stage, but asked for its scores (`probing.like_views`).
     """
 
     views: tuple[View, ...] = ()
@@ -392,6 +393,7 @@ class Schedule:
     method: str = FIRST_TOKEN
     early_stop: bool = False
     corrects: bool = False
+    waits: bool = False
     top_logprobs: int = 0
     max_forced_tokens: int = 512
     forced_logprobs: int = 5

@@ -1,6 +1,7 @@
 """When the views of a request are sent: with it, once its answer is complete, or not at all.
 
-with the request    the first view or, without an early stop, all of them
+with the request    the first view or, without an early stop, all of them; where a longer answer is expected
+                    (`Schedule.waits`), none of the cells
 with the answer     a longer answer is scored as a whole under these views (`teacher_forcing`)
 then                the other views, unless the first one settles the verdict; a longer answer is scored, and
                     they are not asked for a word of their own
@@ -34,6 +35,7 @@ from modint_guard.types import (
 )
 
 logger = logging.getLogger(__name__)
+_SCORED = (*CELLS, *LEFT_OUT)  # views under which a longer answer is scored
 Settles = Callable[[Reply, Replies], Awaitable[bool]]  # whether these suffice for a verdict on this answer
 
 
@@ -49,12 +51,13 @@ async def ask(
     if future_answer is None:
         return await probe.run(schedule.views, complete, deadline_s=schedule.deadline_s)
     first, *others = schedule.stages
-    replies = await _stage(schedule, schedule.stage(first), complete, future_answer)
+    stage = _waiting_stage if schedule.waits else _stage
+    replies = await stage(schedule, schedule.stage(first), complete, future_answer)
     for names in others:
         answer = await asyncio.shield(future_answer)
         if answer is None or await false_on_error(settles(answer, replies), "the first probes"):
             break
-        stage = _stage if schedule.corrects else _later_stage
+        stage = _stage if schedule.corrects else _waiting_stage
         replies = {**replies, **await stage(schedule, schedule.stage(names), complete, future_answer)}
     return replies
 
@@ -79,19 +82,36 @@ async def _stage(
     return {name: _with_forced(reply, forced.get(name)) for name, reply in replies.items()}
 
 
-async def _later_stage(
+async def _waiting_stage(
     schedule: Schedule, views: Sequence[View], complete: Complete, future_answer: FutureAnswer
 ) -> Replies:
+    """The replies to some views, of which the cells wait for the answer."""
+    cells = [view for view in views if view.name in _SCORED]
+    others = [view for view in views if view.name not in _SCORED]
+    replying = probe.run(others, complete, deadline_s=schedule.deadline_s, future_answer=future_answer)
+    waiting = _of_known_answer(schedule, cells, complete, future_answer)
+    at_once, later = await asyncio.gather(replying, waiting)
+    replies = {**at_once, **later}
+    return {view.name: replies[view.name] for view in views if view.name in replies}
+
+
+async def _of_known_answer(
+    schedule: Schedule, cells: Sequence[View], complete: Complete, future_answer: FutureAnswer
+) -> Replies:
     """The replies to cells that are asked when the answer is complete: a longer one is scored under them. If
-    that fails, they are asked for words of their own within what is left of the deadline.
+    that fails, they are asked for words of their own within what is left of the deadline. None where they
+    could not be compared with the answer.
     """
+    answer = await asyncio.shield(future_answer)
+    if answer is None or answer.skip or answer.reasoning:
+        return {}
     began = time.monotonic()
-    forced = await _forced(schedule, views, complete, future_answer)
+    forced = await _forced(schedule, cells, complete, future_answer)
     scored = {name: reply for name, reply in forced.items() if isinstance(reply, Reply)}
-    if len(scored) == len(views):
+    if len(scored) == len(cells):
         return {name: with_first_word(reply) for name, reply in scored.items()}
     left_s = max(0.0, schedule.deadline_s - (time.monotonic() - began))
-    replies = await probe.run(views, complete, deadline_s=left_s)
+    replies = await probe.run(cells, complete, deadline_s=left_s)
     return {name: _with_forced(reply, forced.get(name)) for name, reply in replies.items()}
 
 
@@ -111,7 +131,7 @@ async def _forced(
     if answer is None or not 1 < size <= schedule.max_forced_tokens:
         return {}
     text, top = answer_text(answer), schedule.forced_logprobs
-    scoring = [view for view in views if view.name in (*CELLS, *LEFT_OUT)]
+    scoring = [view for view in views if view.name in _SCORED]
     cells = [View(view.name, forced_body(view.body, text, top)) for view in scoring]
     read = partial(forced_reply, answer=answer)
     return await probe.run(cells, complete, deadline_s=schedule.deadline_s, read=read)

@@ -25,6 +25,7 @@ from modint_server.engine.noise import NoiseFloor
 from modint_server.engine.nulls import Nulls
 from modint_server.engine.upstream import Upstream
 from modint_server.metrics import Metrics
+from modint_server.request.answer_lengths import AnswerLengths
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.gateway import Gateway
 from modint_server.request.image_hosts import ImageHosts
@@ -171,6 +172,7 @@ def build(settings: Settings, upstream: Upstream, metrics: Metrics) -> Gateway:
         metrics=metrics,
         settings=settings,
         noise=NoiseFloor(settings.noop_every),
+        lengths=AnswerLengths(),
         budget=TokenBudget(settings.mitigation_tokens_per_minute),
         second_tries=SecondTries(),
         keys=keys,

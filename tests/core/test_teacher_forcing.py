@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,24 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modint_guard import Guard, GuardConfig, Thresholds
-from modint_guard.chat.reply import answer_positions
+from modint_guard.chat.reply import answer_positions, reply_of
 from modint_guard.errors import EndpointError
+from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.divergence import js_lower_bound
 from modint_guard.judging.scoring import comparable, compare_forced, pointwise_mutual_information
 from modint_guard.mitigation.policy import Policy
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
+from modint_guard.report import Report
 from modint_guard.types import (
     FIRST_TOKEN,
     JSON,
     TEACHER_FORCED,
+    Complete,
     Failure,
     Position,
     ProbeOutcome,
     Reply,
     State,
 )
-from tests.core.fakes import ask, completion, reads, sees_picture
+from tests.core.fakes import ask, completion, reads, sees_picture, world
 from tests.core.test_calibration import made
+from tests.core.test_schedule import counted
 
 LIE = "The ball is blue."
 QUESTION = "What colour is the ball in the picture?"
@@ -302,6 +306,76 @@ async def test_views_that_wait_for_scores_in_vain_have_no_second_deadline() -> N
     hasty = replace(FORCING, deadline_s=0.5)
     found = (await Guard(hasty, calibrations=[OPEN]).inspect(TOLD, model)).report
     assert (found.verdict.state, found.verdict.reason) == ("unscored", "timeout")
+
+
+async def expecting(model: Complete, body: JSON = BODY, calibrations: Sequence[Calibration] = ()) -> Report:
+    """The report on an answer that is expected to be a longer one."""
+    guard = Guard(FORCING, calibrations=calibrations)
+    examination = guard.examine(guard.plan(body, expects_longer=True), model)
+    async with examination:
+        completion = await model(examination.body)
+        return await examination.report_on(lambda: reply_of(completion))
+
+
+async def test_where_a_longer_answer_is_expected_views_wait_for_it_and_find_the_same() -> None:
+    calls, model = speaker()
+    found = await expecting(model)  # type: ignore[arg-type]
+    at_once = (await Guard(FORCING).inspect(BODY, speaker()[1])).report  # type: ignore[arg-type]
+    assert ["prompt_logprobs" in body for body in calls] == [False, True, True, True]
+    assert [row.tokens for row in found.probes] == [31] * 3
+    assert replace(found, probes=()) == replace(at_once, probes=())
+    assert [replace(row, tokens=0, cached_tokens=0, ms=0) for row in found.probes] == [
+        replace(row, tokens=0, cached_tokens=0, ms=0) for row in at_once.probes
+    ]
+
+
+async def test_where_a_longer_answer_is_expected_and_one_word_comes_views_are_asked_for_theirs() -> None:
+    calls, model = counted(world(both="blue", image="red", text="blue", neither="green"))
+    found = await expecting(model)
+    at_once = (await Guard(FORCING).inspect(BODY, model)).report
+    assert [body.get("max_tokens") for body in calls[:4]] == [None, 2, 2, 2]
+    assert (found.verdict, found.method) == (at_once.verdict, "first_token")
+
+
+async def test_a_control_does_not_wait_for_the_answer() -> None:
+    begun = asyncio.Event()
+    _, quick = speaker()
+
+    async def model(body: JSON) -> JSON:
+        if body.get("max_tokens") == 2:
+            begun.set()
+        elif "prompt_logprobs" not in body:
+            await asyncio.wait_for(begun.wait(), 10)
+        return await quick(body)  # type: ignore[operator, no-any-return]
+
+    found = await expecting(model, {**BODY, "modint": {"probes": ["noop"]}})
+    assert [row.name for row in found.probes] == ["no_context", "neutral_image", "prior", "noop"]
+
+
+async def test_a_view_that_scored_an_answer_tells_of_its_first_word_if_another_cannot_score_it() -> None:
+    _, quick = speaker()
+
+    async def model(body: JSON) -> JSON:
+        shown = {**body, "messages": body["messages"][:1]}
+        if "prompt_logprobs" in body and not sees_picture(shown):
+            raise EndpointError("no", status=400)
+        return await quick(body)  # type: ignore[operator, no-any-return]
+
+    found = await expecting(model, TOLD, [OPEN])
+    assert (found.method, found.verdict.state) == ("first_token", "pass")
+    assert [row.outcome for row in found.probes] == [ProbeOutcome.CONSISTENT] * 3
+
+
+async def test_views_ask_nothing_of_an_answer_that_cannot_be_compared() -> None:
+    calls, model = counted(world(both="", image="red", text="blue", neither="green"))
+    found = await expecting(model)
+    assert (found.verdict.state, found.verdict.reason, len(calls)) == ("skipped", "empty_answer", 1)
+
+
+@pytest.mark.parametrize("config", [GuardConfig(), replace(FORCING, policies=(Policy(action="neutralise"),))])
+async def test_views_wait_only_where_scores_are_all_that_is_needed(config: GuardConfig) -> None:
+    assert Guard(FORCING).plan(BODY, expects_longer=True).schedule.waits
+    assert not Guard(config).plan(BODY, expects_longer=True).schedule.waits
 
 
 async def test_token_ids_that_the_client_asked_for_stay() -> None:

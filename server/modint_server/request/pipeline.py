@@ -32,6 +32,7 @@ from modint_server.engine.noise import NoiseFloor
 from modint_server.engine.upstream import CHAT, COMPLETIONS, Upstream, json_object
 from modint_server.metrics import Metrics
 from modint_server.request import annotate
+from modint_server.request.answer_lengths import AnswerLengths
 from modint_server.request.budgets import TokenBudget
 from modint_server.request.exchange import HeldWire, Record, Wire
 from modint_server.request.intake import DefaultModel, Incoming, read_chat, read_completion, read_document
@@ -81,6 +82,7 @@ class Pipeline:
     metrics: Metrics
     settings: Settings
     noise: NoiseFloor
+    lengths: AnswerLengths
     budget: TokenBudget
     second_tries: SecondTries
     keys: Keys
@@ -173,6 +175,7 @@ class Pipeline:
             max_top_logprobs=top,
             forcing=self.attachment.teacher_forcing,
             noise=self.noise.of(record.key_digest, model),
+            expects_longer=self.lengths.are_mostly_longer(record.key_digest, model),
         )
         is_quick = not incoming.images and incoming.size <= QUICK_TEXT
         return work() if is_quick else await self.workers.run(record.key_digest, work)
@@ -374,6 +377,7 @@ class Pipeline:
                 record.coverage = 1.0 - tail(probabilities(answer.top))
             if answer is not None and examination.given is None:
                 self.measuring.offer(record.key_digest, examination.plan, answer, report)
+                self.lengths.judged(record.key_digest, examination.plan.body["model"], report)
             if report.noise is not None and record.measures_noise:
                 self.noise.measured(record.key_digest, examination.plan.body["model"], report.noise)
         return [report, *others]
