@@ -59,8 +59,8 @@ def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
     return itertools.accumulate(rng.expovariate(rate) for _ in itertools.count())
 
 
-async def full_load(requests: Sequence[Request], ask: Ask) -> list[Timed]:
-    """Send all requests, FULL_LOAD at the same time, in their order."""
+async def full_load(requests: Sequence[Request], ask: Ask, *, under_way: int = FULL_LOAD) -> list[Timed]:
+    """Send all requests in their order, so many at the same time."""
     waiting, timed = iter(enumerate(requests)), dict[int, Timed]()
 
     async def client() -> None:
@@ -69,7 +69,7 @@ async def full_load(requests: Sequence[Request], ask: Ask) -> list[Timed]:
             timed[number] = _timed(request, began, await ask(request))
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(FULL_LOAD):
+        for _ in range(under_way):
             group.create_task(client())
     return [timed[number] for number in range(len(requests))]
 

@@ -1,15 +1,16 @@
 """`python -m bench latency`: the time that the guard adds to a request, in open loop and under full load.
 
-Of each world one gateway and engine serve all arms. First the capacity is measured: the requests that the
-engine answers each second without the guard, with a fixed number of them under way. Then requests arrive by
-themselves (Poisson) at a share of that rate, in blocks that take turns (off, on, tenth, tenth, on, off).
-Blocks that belong together have the same arrival times. A request's time counts from the moment it was due.
+Of each world one gateway and engine serve all arms. For answers of each length, first the capacity is
+measured: the requests that the engine answers each second without the guard, with a fixed number of them
+under way. Then requests arrive by themselves (Poisson) at a share of that rate, in blocks that take turns
+(off, on, tenth, tenth, on, off). Blocks that belong together have the same arrival times. A request's time
+counts from the moment it was due. Full load with the guard comes last.
 """
 
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,8 @@ of the arms take turns, those that belong together have the same arrival times, 
 resampled together. Every other answer is streamed. Every request has an item of its own (lying, true, needed
 and neutral inputs of both settings) and names what is relevant; a word that ends an answer or marks a turn is
 forbidden in all of them, for it could not be scored. `probes` and the tokens they computed,
-`probe_new_tokens`, are means a request of the guarded arm; a probe may be two calls."""
+`probe_new_tokens`, are means a request of the guarded arm; a probe may be two calls. The gateway has seen
+{WARM_UP} long answers before it is measured, so that views wait for those that follow."""
 
 
 @dataclass(frozen=True)
@@ -114,29 +116,35 @@ async def _measured(url: str, world: World, lengths: Lengths) -> list[dict[str, 
         read_bufsize=MOST_BYTES,
     ) as session:
         ask, pool = asking(session), request_pool(world, lengths.seed)
-        await full_load(drawn(pool, WARM_UP, min(TOKENS), ON), ask)
-        return [
-            {"world": MODELS[world], "tokens": tokens, **row}
-            for tokens in TOKENS
-            for row in await measure(tokens, pool, ask, lengths)
-        ]
+        await full_load(drawn(pool, WARM_UP, min(TOKENS), ON), ask, under_way=2)
+        rows = [row async for row in measure(pool, ask, lengths)]
+    return [{"world": MODELS[world], **row} for row in rows]
 
 
-async def measure(tokens: int, pool: Iterator[JSON], ask: Ask, lengths: Lengths) -> list[dict[str, Any]]:
-    """The rows of answers of one length: in open loop and under full load."""
-    size = FULL_REQUESTS[tokens]
-    began = time.perf_counter()
-    full = {OFF: await full_load(drawn(pool, size, tokens, OFF), ask)}
-    capacity = size / (time.perf_counter() - began)
-    full[ON] = await full_load(drawn(pool, size, tokens, ON), ask)
-    rate = SHARE * capacity
+async def measure(pool: Iterator[JSON], ask: Ask, lengths: Lengths) -> AsyncIterator[dict[str, Any]]:
+    """The rows of every length of answers: in open loop, then under full load, which leaves the gateway
+    otherwise than it finds it: views that were late do not wait for answers.
+    """
+    capacities, full = dict[int, float](), dict[int, list[Timed]]()
+    for tokens in TOKENS:
+        began = time.perf_counter()
+        full[tokens] = await full_load(drawn(pool, FULL_REQUESTS[tokens], tokens, OFF), ask)
+        capacity = capacities[tokens] = len(full[tokens]) / (time.perf_counter() - began)
+        rate = SHARE * capacity
+        block = partial(open_block, pool, ask, lengths, tokens, rate)
+        for row in rows_of(await in_turns(block, lengths.blocks), load=OPEN, tokens=tokens):
+            yield {**row, "capacity_per_s": capacity, "rate_per_s": rate}
+    for tokens in TOKENS:
+        on = await full_load(drawn(pool, FULL_REQUESTS[tokens], tokens, ON), ask)
+        for row in rows_of({OFF: full[tokens], ON: on}, load=FULL, tokens=tokens):
+            yield {**row, "capacity_per_s": capacities[tokens], "rate_per_s": None}
+
+
+async def open_block(
+    pool: Iterator[JSON], ask: Ask, lengths: Lengths, tokens: int, rate: float, arm: str, number: int
+) -> list[Timed]:
+    """A block of one arm, with arrivals that are the same in all arms."""
     count = min(MOST, max(FEWEST, 2 * round(rate * lengths.seconds / 2)))
-
-    async def block(arm: str, number: int) -> list[Timed]:
-        requests = drawn(pool, count, tokens, arm, first=number * count)
-        rng = seeded("arrivals", lengths.seed, tokens, number)  # the same in all arms
-        return await open_loop(requests, ask, rate=rate, rng=rng)
-
-    of_open = partial(rows_of, load=OPEN, capacity_per_s=capacity, rate_per_s=rate)
-    of_full = partial(rows_of, load=FULL, capacity_per_s=capacity, rate_per_s=None)
-    return [*of_open(await in_turns(block, lengths.blocks)), *of_full(full)]
+    requests = drawn(pool, count, tokens, arm, first=number * count)
+    rng = seeded("arrivals", lengths.seed, tokens, number)
+    return await open_loop(requests, ask, rate=rate, rng=rng)

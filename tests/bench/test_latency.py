@@ -175,6 +175,8 @@ async def test_a_full_engine_has_so_many_under_way_and_no_more() -> None:
         now -= 1
         return Told(0.0, None, {"number": request.body["messages"][0]})
 
+    await full_load(drawn(bodies(), 20, 32, OFF), ask, under_way=2)
+    assert most == 2
     found = await full_load(drawn(bodies(), 100, 32, OFF), ask)
     assert [each.modint["number"] for each in found] == list(range(100))
     assert most == FULL_LOAD
@@ -196,28 +198,33 @@ async def test_in_open_loop_a_slow_answer_keeps_no_other_waiting() -> None:
     assert [each.ms for each in found] == sorted((each.ms for each in found), reverse=True)
 
 
-async def test_a_length_is_measured_below_its_capacity_and_at_it() -> None:
+async def test_every_length_is_measured_below_its_capacity_and_at_it() -> None:
     asked: list[Request] = []
 
     async def ask(request: Request) -> Told:
         asked.append(request)
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.001)
-        return Told(
-            began + 0.002, began + 0.001, JUDGED if request.body["modint"].get("mode") == "on" else {}
-        )
+        judged = request.body["modint"].get("mode") == "on"
+        return Told(began + 0.002, began + 0.001, JUDGED if judged else {})
 
-    rows = await measure(128, bodies(), ask, Lengths(0.001, 2, 0))
-    assert [(row["load"], row["delivery"], row["sample"]) for row in rows] == [
-        *(("open", delivery, sample) for sample in (1.0, 0.1) for delivery in ("whole", "streamed")),
-        *(("full", delivery, 1.0) for delivery in ("whole", "streamed")),
+    rows = [row async for row in measure(bodies(), ask, Lengths(0.001, 2, 0))]
+    assert [(row["load"], row["tokens"], row["delivery"], row["sample"]) for row in rows] == [
+        *(
+            ("open", tokens, delivery, sample)
+            for tokens in TOKENS
+            for sample in (1.0, 0.1)
+            for delivery in ("whole", "streamed")
+        ),
+        *(("full", tokens, delivery, 1.0) for tokens in TOKENS for delivery in ("whole", "streamed")),
     ]
-    assert rows[0]["rate_per_s"] == pytest.approx(0.3 * rows[0]["capacity_per_s"])
-    assert 2 * rows[0]["n"] == 2 * FEWEST  # two deliveries, two blocks
-    assert rows[-1]["rate_per_s"] is None and rows[-1]["n"] == FULL_REQUESTS[128] / 2
+    first, last = rows[0], rows[-1]
+    assert first["rate_per_s"] == pytest.approx(0.3 * first["capacity_per_s"])
+    assert 2 * first["n"] == 2 * FEWEST  # two deliveries, two blocks
+    assert last["rate_per_s"] is None and last["n"] == FULL_REQUESTS[128] / 2
+    assert last["capacity_per_s"] == rows[4]["capacity_per_s"]
     assert len({str(request.body["messages"]) for request in asked}) == len(asked)
-    assert all(request.body["max_tokens"] == 128 for request in asked)
-    assert set(TOKENS) == set(FULL_REQUESTS)
+    assert {request.body["max_tokens"] for request in asked} == set(TOKENS) == set(FULL_REQUESTS)
 
 
 # -- figures ---------------------------------------------------------------------------------------
