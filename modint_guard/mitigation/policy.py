@@ -40,18 +40,17 @@ from modint_guard.types import (
     DEBIAS,
     ESCALATE,
     LADDER,
+    NAMED_SOURCES,
     NEUTRALISE,
     RERANK,
     RUNGS,
     Cause,
     Relevant,
-    RelevantSource,
 )
 
 Form = Literal["options", "word", "free"]
 FORMS: tuple[Form, ...] = ("options", "word", "free")
 
-GUESSED_SOURCES: tuple[RelevantSource, ...] = ("rules", "classifier", "self_ask")
 _WITHOUT_THE_OTHER = (NEUTRALISE, ESCALATE)
 Table = Mapping[tuple[Cause, Relevant], Mapping[Form, tuple[str, ...]]]
 # The rungs by cause, relevant modality and form of the answer, in the order in which they are tried. Chosen
@@ -176,10 +175,10 @@ def rungs_of(policy: Policy, cause: Cause | None, relevant: Relevant, form: Form
 
 
 def may_replace(policy: Policy, report: Report) -> bool:
-    """Whether the policy may serve another answer at all. If the relevant modality was only guessed, by
-    lexical rules or by the model itself, leaving out the other one could remove what the question needs.
+    """Whether the policy may serve another answer at all. If neither the client nor a route named the
+    relevant modality, leaving out the other one could remove what the question needs.
     """
-    return policy.trust_guess or report.relevant_source not in GUESSED_SOURCES
+    return policy.trust_guess or report.relevant_source in NAMED_SOURCES
 
 
 def abstention(report: Report) -> str:

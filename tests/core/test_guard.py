@@ -10,7 +10,6 @@ import pytest
 
 from modint_guard import Guard, GuardConfig, ModintOptions, Thresholds, verdict
 from modint_guard.chat.rebuild import rebuild
-from modint_guard.chat.relevance import Relevance
 from modint_guard.chat.relevance_rules import RelevanceRule
 from modint_guard.chat.reply import given_reply, reply_of
 from modint_guard.errors import EndpointError, RequestError
@@ -141,17 +140,18 @@ async def test_two_sure_and_different_sources_are_a_conflict_where_nobody_knows(
     assert (found.report.verdict.cause, found.report.relevant) == ("conflict", Relevant.UNKNOWN)
 
 
-@pytest.fixture
-def _supposed_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    likely = {Relevant.IMAGE: 0.1, Relevant.TEXT: 0.75}
-    found = Relevance(Relevant.UNKNOWN, "none", likely=likely, supposed=Relevant.TEXT)
-    monkeypatch.setattr("modint_guard.plan.relevance.decide", lambda *_: found)
+async def where_the_text_is_supposed_to_decide(model: Complete, *policies: Policy) -> Report:
+    guard = Guard(GuardConfig(policies=policies))
+    plan = replace(guard.plan(ask(f"{LIE}\nAnd what is it to you?")), supposed=Relevant.TEXT)
+    assert plan.relevant is Relevant.UNKNOWN
+    async with guard.examine(plan, model) as examination:
+        completion = await model(examination.body)
+        return await examination.report_on(lambda: reply_of(completion))
 
 
-@pytest.mark.usefixtures("_supposed_text")
 async def test_an_answer_that_follows_what_very_likely_does_not_matter_is_flagged() -> None:
     model = world(both="red", image="red", text="blue", neither="round", sure=0.98)
-    report = (await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)).report
+    report = await where_the_text_is_supposed_to_decide(model)
     assert (report.verdict.cause, report.relevant, report.relevant_source) == ("image", "unknown", "none")
     assert report.explanation == (
         "The text very likely suffices, by the words of the request, which alone says “blue”, "
@@ -159,19 +159,22 @@ async def test_an_answer_that_follows_what_very_likely_does_not_matter_is_flagge
     )
 
 
-@pytest.mark.usefixtures("_supposed_text")
-async def test_no_answer_is_replaced_by_what_is_only_supposed_to_decide() -> None:
-    model = world(both="red", image="red", text="blue", neither="round", sure=0.98)
-    guard = Guard(GuardConfig(policies=(Policy(action="neutralise"),)))
-    report = (await guard.inspect(ask(f"{LIE}\n{QUESTION}"), model)).report
+@pytest.mark.parametrize("rung", ["neutralise", "escalate"])
+async def test_no_answer_is_replaced_by_what_is_only_supposed_to_decide(rung: str) -> None:
+    misled = world(both="red", image="red", text="blue", neither="round", sure=0.98)
+    robust = world(both="blue", image="blue", text="blue", neither="round", sure=0.98)
+
+    async def model(body: JSON) -> JSON:
+        return await (robust if body["model"] == "robust-lora" else misled)(body)
+
+    report = await where_the_text_is_supposed_to_decide(model, Policy(action=rung))
     assert report.mitigation is not None
     assert (report.mitigation.answer, report.mitigation.rungs[0].outcome) == (None, "unfit")
 
 
-@pytest.mark.usefixtures("_supposed_text")
 async def test_an_answer_that_follows_what_is_supposed_to_decide_may_still_be_a_conflict() -> None:
     model = world(both="blue", image="red", text="blue", neither="round")
-    report = (await Guard().inspect(ask(f"{LIE}\n{QUESTION}"), model)).report
+    report = await where_the_text_is_supposed_to_decide(model)
     assert (report.verdict.cause, report.relevant) == ("conflict", "unknown")
 
 
