@@ -3,8 +3,8 @@
 with the request    the first view or, without an early stop, all of them; where a longer answer is expected
                     (`Schedule.waits`), none of the cells
 with the answer     a longer answer is scored as a whole under these views (`teacher_forcing`)
-then                the other views, unless the first one settles the verdict; a longer answer is scored, and
-                    they are not asked for a word of their own
+then                the other views, unless the first one settles the verdict; unless a policy corrects
+                    answers, they only score a longer one, and are not asked for a word of their own
 last                if a policy corrects answers, the view without either modality, unless the others settle
                     the verdict
 """
@@ -98,21 +98,21 @@ async def _waiting_stage(
 async def _of_known_answer(
     schedule: Schedule, cells: Sequence[View], complete: Complete, future_answer: FutureAnswer
 ) -> Replies:
-    """The replies to cells that are asked when the answer is complete: a longer one is scored under them. If
-    that fails, they are asked for words of their own within what is left of the deadline. None where they
-    could not be compared with the answer.
+    """The replies to cells that are asked when the answer is complete: a longer one is scored under them.
+    Those that fail at that are asked for words of their own within what is left of the deadline. None where
+    they could not be compared with the answer.
     """
     answer = await asyncio.shield(future_answer)
     if answer is None or answer.skip or answer.reasoning:
         return {}
     began = time.monotonic()
     forced = await _forced(schedule, cells, complete, future_answer)
-    scored = {name: reply for name, reply in forced.items() if isinstance(reply, Reply)}
-    if len(scored) == len(cells):
-        return {name: with_first_word(reply) for name, reply in scored.items()}
-    left_s = max(0.0, schedule.deadline_s - (time.monotonic() - began))
-    replies = await probe.run(cells, complete, deadline_s=left_s)
-    return {name: _with_forced(reply, forced.get(name)) for name, reply in replies.items()}
+    scored = {name: with_first_word(reply) for name, reply in forced.items() if isinstance(reply, Reply)}
+    left = [view for view in cells if view.name not in scored]
+    left_s = schedule.deadline_s - (time.monotonic() - began)
+    if not left or left_s <= 0.0:
+        return {**forced, **scored}
+    return {**scored, **await probe.run(left, complete, deadline_s=left_s)}
 
 
 async def _forced(

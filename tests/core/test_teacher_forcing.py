@@ -305,7 +305,7 @@ async def test_views_that_wait_for_scores_in_vain_have_no_second_deadline() -> N
 
     hasty = replace(FORCING, deadline_s=0.5)
     found = (await Guard(hasty, calibrations=[OPEN]).inspect(TOLD, model)).report
-    assert (found.verdict.state, found.verdict.reason) == ("unscored", "timeout")
+    assert (found.verdict.state, found.verdict.reason, len(slow)) == ("unscored", "timeout", 2)
 
 
 async def expecting(model: Complete, body: JSON = BODY, calibrations: Sequence[Calibration] = ()) -> Report:
@@ -364,6 +364,20 @@ async def test_a_view_that_scored_an_answer_tells_of_its_first_word_if_another_c
     found = await expecting(model, TOLD, [OPEN])
     assert (found.method, found.verdict.state) == ("first_token", "pass")
     assert [row.outcome for row in found.probes] == [ProbeOutcome.CONSISTENT] * 3
+
+
+async def test_only_views_that_cannot_score_a_longer_answer_are_asked_for_a_word() -> None:
+    calls, quick = speaker()
+
+    async def model(body: JSON) -> JSON:
+        if "prompt_logprobs" in body and LIE not in str(body["messages"]):
+            calls.append(body)
+            raise EndpointError("no", status=400)
+        return await quick(body)  # type: ignore[operator, no-any-return]
+
+    found = await expecting(model)
+    assert (found.method, [row.tokens for row in found.probes]) == ("first_token", [31] * 3)
+    assert len(calls) == 6  # the request, three scores, and a word of each of the two that failed
 
 
 async def test_views_ask_nothing_of_an_answer_that_cannot_be_compared() -> None:
