@@ -74,7 +74,7 @@ def decide(
 
 def guess(chat: Chat, probabilities: Mapping[str, float], limits: Sequence[float]) -> Relevance:
     """What the question names, if the classifier does not speak against it; else what the classifier says.
-    Where that is the picture, but the context says that it is hard to read, both are needed.
+    Where that is the picture, but the context says that it is hard to read, both are needed, by the rules.
     """
     named, is_poor = by_wording(chat.question, chat.context), says_picture_is_poor(chat.context)
     if named is not None and (named is not Relevant.IMAGE or probabilities["image"] >= _AGREES):

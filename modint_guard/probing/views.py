@@ -4,8 +4,8 @@ noop               P0  the unchanged request, which shows the engine's own noise
 no_context         P1  the image alone
 neutral_image      P2  the text alone: every image is mean grey, in its own size
 prior              P3  neither: no context and neutral images
-                       (both are without any image if the text ought to decide, or nobody knows what
-                       ought to: `BARE`)
+                       (both are without any image unless the picture ought to decide, or is supposed
+                       to: `BARE`)
 without_image_N        the N-th of several images is mean grey, and all else as it was
 benign             P4  the image slightly blurred and the context's sentences in another order, which must not
                        change the answer
@@ -232,7 +232,7 @@ VIEWS: dict[str, ViewMaker] = {
     QUESTION_FIRST: question_first,
     **{name: from_registry(name) for name in FROM_REGISTRY},
 }
-# In place of those above, if the text ought to decide or nobody knows what ought to.
+# In place of those above, unless the picture ought to decide or is supposed to.
 BARE: dict[str, ViewMaker] = {
     NEUTRAL_IMAGE: without_pictures,
     PRIOR: lambda chat: without_pictures(chat, context=""),
