@@ -197,13 +197,15 @@ def _neutral(chat: Chat) -> list[str]:
 
 def without_pictures(chat: Chat, *, context: str | None = None) -> JSON:
     """The request without its images, as the paper asks a text that ought to decide (arXiv 2505.19616,
-    section 3): a grey one misleads, too. Grey where a message would hold nothing else.
+    section 3): a grey one misleads, too. Grey if without them a message would hold nothing.
 
     context: as in `rebuild`.
     """
+    whole = rebuild(chat, context=context)
     bare = rebuild(chat, context=context, images=[None] * len(chat.images))
-    is_empty = any(not message.get("content") for message in bare["messages"] if message["role"] == "user")
-    return rebuild(chat, context=context, images=_neutral(chat)) if is_empty else bare
+    pairs = zip(whole["messages"], bare["messages"], strict=True)
+    is_emptied = any(before.get("content") and not after.get("content") for before, after in pairs)
+    return rebuild(chat, context=context, images=_neutral(chat)) if is_emptied else bare
 
 
 def without_image(number: int) -> ViewMaker:

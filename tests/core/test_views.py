@@ -209,3 +209,12 @@ def test_a_picture_that_is_a_message_by_itself_is_grey_instead_for_no_message_ma
     body = {**body, "messages": [{"role": "user", "content": [image_part(RED)]}, *body["messages"]]}
     grey = without_pictures(parse(body))
     assert pictures_in(grey) == 2 and RED not in str(grey)
+
+
+def test_a_turn_that_was_context_alone_brings_no_grey_picture_into_another() -> None:
+    earlier = [{"role": "user", "content": LIE}, {"role": "assistant", "content": "Yes."}]
+    body = ask(QUESTION)
+    body = {**body, "messages": [*earlier, *body["messages"]]}
+    plan = Guard().plan({**body, "modint": {"relevant": "text", "context": LIE}})
+    (prior,) = (view.body for view in plan.views if view.name == "prior")
+    assert (prior["messages"][0]["content"], pictures_in(prior)) == ("", 0)
