@@ -43,14 +43,14 @@ def test_calls_of_tools_in_the_history_are_chats() -> None:
         CALL,
         {"type": "function_call_output", "call_id": "c", "output": "red"},
         CALL,
-        {"role": "user", "content": [{"type": "input_text", "text": "And what is it to you?"}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "And?"}]},
     ]
     assert chat_of({"input": history})["messages"] == [
         {"role": "user", "content": "What?"},
         {"role": "assistant", "content": "Let me look.", "tool_calls": [MADE]},
         {"role": "tool", "tool_call_id": "c", "content": "red"},
         {"role": "assistant", "content": None, "tool_calls": [MADE]},
-        {"role": "user", "content": [{"type": "input_text", "text": "And what is it to you?"}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "And?"}]},
     ]
 
 

@@ -39,7 +39,7 @@ GOOD = (
     row(1, "<image>\nWhat?\nA. red\nB. blue", "A", image="red.png", modint={"family": "image-heavy"}),
     row(2, "1 + 2?", "3", modint={"family": "text-heavy", "choices": ["3", "7"]}),
     row(3, "<image>\nDescribe it.", image="red.png"),
-    row(4, "Hi?", "Hi.", "And what is it to you?", "No."),
+    row(4, "Hi?", "Hi.", "And?", "No."),
 )
 BAD = (
     GOOD[0],
