@@ -80,10 +80,11 @@ def measure_latency(output: Path, lengths: Lengths, worlds: Sequence[World] = WO
     for world in worlds:
         with served_apart(SERVED[world], engine, others) as served:
             rows += asyncio.run(_measured(served.url, world, lengths))
+    only = "" if set(worlds) == set(WORLDS) else "".join(f" --world {world}" for world in worlds)
     write_results(
         output,
         command=f"python -m bench latency --seconds {lengths.seconds:g} --blocks {lengths.blocks} "
-        f"--seed {lengths.seed}",
+        f"--seed {lengths.seed}{only}",
         seeds=[lengths.seed],
         rows=rows,
         title="What the guard adds to a request's time",

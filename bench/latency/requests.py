@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.detection.inputs import LYING, NEEDED, NEUTRAL, NOTHING, TRUE, World, cases
-from bench.spans.lengths import MARKS
+from bench.spans.lengths import of_length
 from modint_guard.data.perturb import seeded
 from modint_guard.evaluation.runner import request_for
 from modint_guard.models import BASE
@@ -62,10 +62,10 @@ def drawn(pool: Iterator[JSON], count: int, tokens: int, arm: str, first: int = 
 
 def _request(body: JSON, number: int, tokens: int, arm: str) -> Request:
     stream: JSON = {"stream": True} if number % 2 else {}
-    lengths: JSON = {"min_tokens": tokens, "max_tokens": tokens, "bad_words": list(MARKS)}
     # A share of the traffic is drawn by the last 56 bits of a trace's id; here exactly a tenth is.
     bits = ("f" if number % 20 in _DRAWN else "0") * 14
     trace = f"00-{1:018x}{bits}-{number + 1:016x}-00"
     return Request(
-        {**body, **lengths, **stream, "modint": {**body["modint"], **_MODE[arm]}}, {"traceparent": trace}
+        {**body, **of_length(tokens), **stream, "modint": {**body["modint"], **_MODE[arm]}},
+        {"traceparent": trace},
     )
