@@ -35,9 +35,8 @@ HALVES = (NULL, TESTED)
 SHORT = (1, 5)  # tokens, at most: answers to questions that ask for a word, which can be right
 TOKENS = (*SHORT, *LENGTHS)
 TEMPERATURES = (0, 1)
-MORE = (
-    2  # times as many short answers, and such as make the null: those that turn out wrong count for nothing
-)
+# Times as many short answers, and such as make the null: those that turn out wrong count for nothing.
+MORE = 2
 PLANTED, CAPTION = "planted lie", "lying caption"
 LIES = (PLANTED, CAPTION)
 LIED_ABOUT = ("open", "yes_no", "lettered", "which_of", "category")

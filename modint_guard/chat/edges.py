@@ -29,6 +29,7 @@ _CONJUNCTIONS = frozenset(
     )
 )
 _MOST = 4  # conjunctions before a clause
+_MOST_MARKS = 16  # behind the last clause of a sentence
 
 
 def with_whole_clauses(flags: Flags, tokens: Tokens, whole: str) -> Flags:
@@ -64,12 +65,11 @@ def _label_joints(flags: Flags, tokens: Tokens, whole: str, start: int) -> None:
     """
     first, last = np.searchsorted(tokens.sentence, [tokens.sentence[start], tokens.sentence[start] + 1])
     end = start + int(np.append(flags[start:last], False).argmin())
-    marks = tokens.signs[end:last]
     before = start
     while first < before and start - before < _MOST and _word(tokens, whole, before - 1) in _CONJUNCTIONS:
         before -= 1
-    is_last = not any(mark.isalnum() for mark in marks)
-    is_set_apart = bool(marks) and marks[0] in _JOINTS
+    is_last = last - end <= _MOST_MARKS and not any(mark.isalnum() for mark in tokens.signs[end:last])
+    is_set_apart = end < last and tokens.signs[end] in _JOINTS
     if not (is_last or is_set_apart):
         return
     flags[before:start] = True
