@@ -70,7 +70,8 @@ def _label_joints(flags: Flags, tokens: Tokens, whole: str, start: int) -> None:
         before -= 1
     is_last = last - end <= _MOST_MARKS and not any(mark.isalnum() for mark in tokens.signs[end:last])
     is_set_apart = end < last and tokens.signs[end] in _JOINTS
-    if not (is_last or is_set_apart):
+    ends_clause = is_last or is_set_apart or tokens.signs[end - 1] in _JOINTS
+    if not ends_clause:
         return
     flags[before:start] = True
     is_joined = before > first and tokens.signs[before - 1] in _JOINTS

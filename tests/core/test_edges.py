@@ -23,6 +23,7 @@ def cut(text: str, *contexts: str) -> str:
     [
         ("If Tom has 3 apples, how many has he?", "Tom has 3 apples", "how many has he ?"),
         ("Given that it is a cat, what is it?", "it is a cat", "what is it ?"),
+        ("Given that it is a cat, what is it?", "it is a cat,", "what is it ?"),
         ("Wenn Tom 3 Äpfel hat, wie viele hat er?", "Tom 3 Äpfel hat", "wie viele hat er ?"),
         ("What did she bring if the note says a torch?", "the note says a torch", "What did she bring ?"),
         ("Which team, as the caption says Arsenal, is it?", "the caption says Arsenal", "Which team is it ?"),
