@@ -1,4 +1,5 @@
-"""Models by name: `tinyworld-base` and `robust-lora` are bundled, `picturebook-base` is fetched."""
+"""Models by name: `tinyworld-base`, `robust-lora` and `picturebook-lora` are bundled, `picturebook-base` is
+fetched."""
 
 import json
 from pathlib import Path

@@ -24,6 +24,7 @@ from modint_guard.models.weights import Floats, read_weights, write_weights
 from modint_guard.models.wheel import Say, Wheel, obtain, sha256_of
 
 NAME = "picturebook-base"
+ADAPTER = "picturebook-lora"  # bundled whole
 CACHE_VARIABLE = "MODINT_CACHE"
 SHIPPED = Path(__file__).parent / NAME
 PARTS = "parts.safetensors"  # tower and projector under their names in the model, LoRA factors by layer

@@ -50,11 +50,12 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
     assert load_recipe(name).name == name
 
 
-def test_the_bundled_recipes_train_a_base_an_adapter_its_ablations_and_real_models() -> None:
+def test_the_bundled_recipes_train_bases_adapters_ablations_and_real_models() -> None:
     ablations = ("sft", "aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper")
     templates = ("llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "instructblip-7b")
     bases = ("tinyworld-base", "picturebook-base")
-    expected = {"robust-lora", *bases, *templates, *(f"tinyworld-{name}" for name in ablations)}
+    adapters = ("robust-lora", "picturebook-lora")
+    expected = {*adapters, *bases, *templates, *(f"tinyworld-{name}" for name in ablations)}
     assert set(recipe_names()) == expected
     assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
     assert isinstance(load_recipe("robust-lora"), TuneRecipe)
@@ -102,8 +103,9 @@ def test_the_bundled_mixture_is_the_suites_own() -> None:
     assert Mixture(**recipe.mixture.model_dump()) == Mixture()
 
 
-def test_the_bundled_adapter_trains_on_nothing_that_is_held_out() -> None:
-    recipe = load_recipe("robust-lora")
+@pytest.mark.parametrize("name", ["robust-lora", "picturebook-lora"])
+def test_a_bundled_adapter_trains_on_nothing_that_is_held_out(name: str) -> None:
+    recipe = load_recipe(name)
     assert isinstance(recipe, TuneRecipe)
     check_kinds(recipe.perturbations, controls=False)
     check_kinds(recipe.controls, controls=True)
@@ -362,6 +364,12 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             ["kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null"],
             "weights: in bf16 most steps of kind: full are rounded away and nothing is learned; use weights:",
         ),
+        (
+            "tinyworld-full",
+            ["first_layer=2", "scope=[vision]"],
+            "first_layer: is that of the language model with an adapter",
+        ),
+        ("tinyworld-full", ["attack.share=0"], "attack.share: Input should be greater than 0"),
         ("tinyworld-full", ["rank=1024"], "rank: vLLM serves ranks up to 512, not 1024; choose a lower one"),
         ("tinyworld-full", ["temperature=2", "consistency=mse"], "temperature: softens distributions, and"),
         (

@@ -37,7 +37,7 @@ from modint_training.world import data_digest
 from tests.training.small import lora_recipe, pretrain_recipe, save_small_base, small_model
 
 
-def figure(family: str, perturbation: str, accuracy: float, **more: str) -> dict[str, Any]:
+def figure(family: str, perturbation: str, accuracy: float, **more: Any) -> dict[str, Any]:
     cell = {"family": family, "perturbation": perturbation, "held_out": "no", "task": "all", "form": "all"}
     return {**cell, **more, "accuracy": accuracy}
 
@@ -378,6 +378,20 @@ def test_the_card_of_an_adapter_states_what_it_was_trained_on() -> None:
     twins = "misleading_description, unrelated_facts, contradicting_image, noise, black"
     harmless = "true_description, agreeing_image, neutral_text"
     assert f"- twins: {twins}; harmless ones: {harmless}" in card
+
+
+def test_the_card_of_the_picture_books_adapter_gives_intervals_of_whole_replies_and_its_command() -> None:
+    row = figure("image-heavy", "misleading_description", 0.75, n=80, ci_low=0.625, ci_high=0.875)
+    del row["form"]  # whole replies are of any form
+    record = run_record(load_recipe("picturebook-lora"), HISTORY, [row], 1, rows_sha256="0")
+    card = adapter_card(record).splitlines()
+    assert "## Test split, greedy whole replies, transformers" in card
+    assert "| image-heavy | misleading_description | no | all | 80 | 0.75 | [0.62, 0.88] |" in card
+    assert [line for line in card if line.startswith("Serve it with")] == [
+        "Serve it with `modint-guard serve --model picturebook-base --adapter picturebook-lora`; vLLM itself"
+    ]
+    twins = "- twins: misleading_description, contradicting_image; harmless ones: true_description, "
+    assert f"{twins}agreeing_image, neutral_text" in card
 
 
 def test_the_flip_baseline_stands_in_record_and_card() -> None:

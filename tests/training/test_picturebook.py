@@ -6,20 +6,27 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from modint_guard.data.item import FAMILIES, Family, Item, is_right, prompt, reply_for
-from modint_guard.data.perturb import fitting, perturb, seeded
+from modint_guard.data.perturb import clean_view, fitting, perturb, seeded
+from modint_training.data.batches import twin_rng
+from modint_training.data.sampler import Quotas
+from modint_training.data.twins import twin
 from modint_training.picturebook import draw, suite
 from modint_training.picturebook import wordings as words
 from modint_training.picturebook.conditions import BARS, Condition, every_condition
 from modint_training.picturebook.desk import Desk, Split, Unseen
 from modint_training.picturebook.placing import PLACEMENTS, named_in, placed
+from modint_training.picturebook.source import WORLD, dress
 from modint_training.picturebook.tasks import TASKS
 from modint_training.picturebook.things import HELD_OUT, NAMED, THINGS, Thing, alike
 from modint_training.picturebook.wordings import Wordings, say
+from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 WORDINGS = {name: value for name, value in vars(words).items() if isinstance(value, Wordings)}
@@ -33,9 +40,22 @@ def stream() -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def training(stream: list[Item]) -> list[Item]:
-    """The stream, and what an adapter learns from."""
-    return [*stream, *(item for family in FAMILIES for item in suite.items(family, "train", 40))]
+def training(stream: list[Item], learnt: list[Item]) -> list[Item]:
+    """The stream, the training split, and what an adapter learns from."""
+    return [*stream, *learnt, *(item for family in FAMILIES for item in suite.items(family, "train", 40))]
+
+
+@pytest.fixture(scope="module")
+def learnt() -> list[Item]:
+    """What the world's adapter learns from: clean views, and twins with their captions in place."""
+    recipe = load_recipe("picturebook-lora")
+    assert isinstance(recipe, TuneRecipe)
+    rows = []
+    for slot in Quotas(recipe.quotas, 400).slots(0):
+        item = WORLD.source(recipe)(slot)
+        perturbed = twin(recipe, item, twin_rng(recipe, slot))
+        rows += [clean_view(item)] if perturbed is None else [dress(perturbed, seeded("dress", slot.index))]
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +189,25 @@ def test_training_uses_no_wording_that_is_kept_out(training: list[Item]) -> None
     assert [line for line in lines if said.search(line)] == []
 
 
-def test_training_has_no_caption_in_the_system_text(stream: list[Item]) -> None:
-    assert {item.system for item in stream} == {""}
-    assert sum(bool(item.turns) for item in stream) > 10
+def test_training_has_no_caption_in_the_system_text(stream: list[Item], learnt: list[Item]) -> None:
+    for items in (stream, learnt):
+        assert {item.system for item in items} == {""}
+        assert sum(bool(item.turns) for item in items) > 10
+
+
+def test_an_adapter_learns_of_lies_at_every_place_that_a_caption_may_take(learnt: list[Item]) -> None:
+    lied = [item for item in learnt if item.perturbation == "misleading_description"]
+    assert all((named_in(item.lie) or "") in everything_read(item).casefold() for item in lied)
+    places = ["before" if item.context else "earlier" if item.turns else "in the question" for item in lied]
+    assert min(Counter(places).values()) >= len(lied) / 20 and len(set(places)) == 3
+
+
+def test_an_adapter_also_learns_of_true_captions_that_are_needed(learnt: list[Item]) -> None:
+    both = [item for item in learnt if item.family == "vqa"]
+    poor = [item for item in both if item.task in {task.name for task in suite.tasks_of("image-heavy")}]
+    assert 0.25 <= len(poor) / len(both) <= 0.55
+    for item in poor:
+        assert names(everything_read(item), NAMED[item.source.removeprefix("thing:")])
 
 
 def test_things_kept_out_are_asked_about_where_that_is_wanted() -> None:

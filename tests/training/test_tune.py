@@ -131,6 +131,13 @@ def test_the_targets_are_the_linear_layers_of_the_language_model(processor: Any)
     assert all("language_model" in name for name in model.targeted_module_names)
 
 
+def test_the_layers_below_the_first_have_no_adapter(processor: Any) -> None:
+    recipe = lora_recipe("tinyworld-base", "first_layer=2")
+    model = get_peft_model(small_model(processor, layers=12), lora_config(recipe, "llava"))
+    layers = {int(name.partition("layers.")[2].partition(".")[0]) for name in model.targeted_module_names}
+    assert layers == set(range(2, 12))
+
+
 # Batches
 
 
@@ -208,6 +215,16 @@ def test_training_sees_no_held_out_claim_wording_or_picture(processor: Any) -> N
     asked = {line.rpartition(">")[2] for line in asked}
     assert "What digit is shown?" in asked
     assert not asked & set(unseen)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_as_many_twins_are_attacked_as_the_recipe_says(processor: Any, share: float) -> None:
+    noise = "kind: pgd, step: normalised, epsilon: 0.2, relative: true, alpha: 0.2, steps: 1"
+    attack = f"attack={{{noise}, mask: modality, weight: 1, share: {share}}}"
+    batch = whole_batches(lora_recipe("tinyworld-base", attack, "batch=160"), processor)(0)
+    attacked = batch.attackable.any(-1)
+    assert not attacked[batch.clean_row < 0].any()
+    assert attacked.sum() / (batch.clean_row >= 0).sum() == pytest.approx(share, abs=0.12)
 
 
 def test_a_family_without_a_quota_is_left_out(processor: Any) -> None:

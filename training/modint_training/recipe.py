@@ -113,7 +113,8 @@ class ReadingConfig(StrictModel):
 class AttackConfig(StrictModel):
     """Noise on input embeddings; see `attack.Attack` and `masks.modality_mask`.
 
-    `rows`: the perturbed twins; these and vqa rows, which have none; or every row that has a label.
+    `rows`: the perturbed twins; these and vqa rows, which have none; or every row that has a label. `share`
+    of the examples are attacked, drawn by the seed: two further passes for each row are what an attack costs.
     """
 
     kind: AttackKind
@@ -124,6 +125,7 @@ class AttackConfig(StrictModel):
     steps: int = Field(ge=0, le=32)
     mask: AttackMask
     rows: AttackRows = "twins"
+    share: float = Field(default=1.0, gt=0, le=1)
     weight: float = Field(ge=0)
 
     @model_validator(mode="after")
@@ -164,6 +166,7 @@ class TuneRecipe(StrictModel):
     seed: int
     scope: Annotated[tuple[Scope, ...], AfterValidator(_each_once)] = ("language",)
     targets: Targets | None = "linear"
+    first_layer: int = Field(default=0, ge=0)
     rank: int | None = Field(default=None, gt=0)
     alpha: int | None = Field(default=None, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -231,6 +234,10 @@ class TuneRecipe(StrictModel):
         yield (
             not is_adapter and lora != (None, None, None),
             "kind: full trains the weights themselves: leave out rank, alpha and dropout",
+        )
+        yield (
+            self.first_layer > 0 and (not is_adapter or "language" not in self.scope),
+            "first_layer: is that of the language model with an adapter: leave it out",
         )
         yield (
             is_adapter != (self.targets is not None),

@@ -148,6 +148,7 @@ def _baseline_items(recipe: Recipe, test_items: int) -> list[Item]:
         return []
     count = min(test_items, BASELINE_ITEMS)
     if world := world_named(recipe.data):
+        count = min(count, world.test_items)
         return [item for family in FAMILIES[:2] for item in world.items(family, "test", count)]
     if recipe.validation is None:
         return []
@@ -160,7 +161,7 @@ def _test_rows(recipe: Recipe, trained: Trained, test_items: int) -> list[dict[s
     validation examples."""
     world = world_named(recipe.data)
     if world is not None:
-        count = min(test_items, picturebook.CARD_ITEMS) if recipe.kind == "picturebook" else test_items
+        count = min(test_items, world.test_items)
         return list(world.test_rows(trained.model, trained.processor, count))
     whole = {"held_out": "no", "task": "all", "form": "all"}
     figures = (trained.history[-1] if trained.history else {}).items()

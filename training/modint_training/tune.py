@@ -11,7 +11,7 @@ import torch
 from modint_guard.data import DataSet
 from modint_guard.errors import ConfigError
 from modint_guard.models import check_servable, check_tower_servable, located
-from modint_training.data.batches import Pools, check_divides, data_source, pools_of, twin_batches
+from modint_training.data.batches import Dress, Pools, check_divides, data_source, pools_of, twin_batches
 from modint_training.data.lengths import check_lengths, check_validation
 from modint_training.data.reading import read_examples
 from modint_training.data.sampler import ItemSource
@@ -70,7 +70,9 @@ def _fit_twins(
     fit(
         model,
         twin_loss(recipe, meter),
-        twin_batches(recipe, processor, source, rank=rank(), ranks=started_processes()),
+        twin_batches(
+            recipe, processor, source, rank=rank(), ranks=started_processes(), dress=dress_of(recipe)
+        ),
         folder=folder / recipe.kind,
         steps=steps,
         lr=recipe.lr,
@@ -143,6 +145,12 @@ def training_source(recipe: TuneRecipe, config: Any, processor: Any) -> tuple[It
     steps = recipe.steps or max(1, round((recipe.epochs or 1) * drawn / recipe.batch))
     check_lengths(recipe, config, processor, data, pools, steps, quiet=not is_first_process())
     return data_source(recipe, data, pools), steps
+
+
+def dress_of(recipe: TuneRecipe) -> Dress | None:
+    """How the recipe's world places the context of twins; None for a data set, whose contexts stay."""
+    world = world_named(recipe.data)
+    return world.dress if world else None
 
 
 def data_summary(recipe: TuneRecipe, data: DataSet, pools: Pools) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from modint_guard.data.item import FAMILIES, Family, Item, prompt
+from modint_training.data.batches import Dress
 from modint_training.data.reading import PLAIN, read_examples
 from modint_training.data.sampler import ItemSource
 from modint_training.loop.validation import ValidationSet
@@ -35,13 +36,16 @@ class World:
 
     `source` gives the training items of a recipe, one for each slot of a batch. `validation(count)` gives the
     items that are measured during training, `count` for each condition. `test_rows(model, processor, count)`
-    measures a model on `count` test items for each condition, and gives rows of accuracy.
+    measures a model on `count` test items for each condition, and gives rows of accuracy; `test_items` is the
+    count for a card, for whole replies take long. `dress` puts a twin's context where it stands in a chat.
     """
 
     items: Items
     source: Callable[[TuneRecipe], ItemSource]
     validation: Callable[[int], list[ValidationSet]]
     test_rows: Callable[[nn.Module, Any, int], Iterator[dict[str, Any]]]
+    test_items: int = 800
+    dress: Dress | None = None
 
 
 @cache

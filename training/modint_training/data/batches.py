@@ -24,21 +24,32 @@ from modint_training.recipe import AttackRows, TuneRecipe
 @dataclass(frozen=True)
 class Example:
     """The rows of one example: its clean view and, if it has one, its twin; `seed` starts the attack on the
-    twin."""
+    twin, if that is `attacked`."""
 
     family: Family
     rows: tuple[Item, ...]
     seed: int
+    attacked: bool = True
+
+
+Dress = Callable[[Item, random.Random], Item]  # puts a twin's context where it stands in a chat
 
 
 def twin_batches(
-    recipe: TuneRecipe, processor: Any, source: ItemSource, *, rank: int = 0, ranks: int = 1
+    recipe: TuneRecipe,
+    processor: Any,
+    source: ItemSource,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    dress: Dress | None = None,
 ) -> Callable[[int], list[Batch]]:
     """A function that gives the micro-batches of step k: examples in the recipe's quotas, each followed by
     its twin if it has one.
 
-    `source` gives the example for a slot. All micro-batches of a step carry the token counts of the whole
-    batch. Raises ConfigError if a batch cannot be shared out to ranks and micro-batches.
+    `source` gives the example for a slot; `dress` changes where a twin's context stands. All micro-batches of
+    a step carry the token counts of the whole batch. Raises ConfigError if a batch cannot be shared out to
+    ranks and micro-batches.
     """
     check_divides(recipe, ranks)
     quotas = Quotas(recipe.quotas, recipe.batch, rank, ranks)
@@ -46,8 +57,12 @@ def twin_batches(
     def example(slot: Slot) -> Example:
         item = source(slot)
         perturbed = twin(recipe, item, twin_rng(recipe, slot))
+        if perturbed is not None and dress is not None:
+            perturbed = dress(perturbed, seeded("dress", recipe.seed, slot.index))
         rows = (clean_view(item),) if perturbed is None else (clean_view(item), perturbed)
-        return Example(item.family, rows, seeded("attack", recipe.seed, slot.index).getrandbits(63))
+        rng = seeded("attack", recipe.seed, slot.index)
+        seed, share = rng.getrandbits(63), recipe.attack.share if recipe.attack else 0.0
+        return Example(item.family, rows, seed, attacked=rng.random() < share)
 
     def micro_batches(step: int) -> list[Batch]:
         examples = [example(slot) for slot in quotas.slots(step)]
@@ -92,8 +107,10 @@ def batch_of(examples: Sequence[Example], processor: Any, recipe: TuneRecipe) ->
     else:
         mask = modality_mask(parts_of(rows), families, recipe.attack.mask)
         # The attack raises the loss of the answer: without a label there is no such loss.
-        labelled = torch.tensor([item.labelled for example in examples for item in example.rows])
-        attackable = mask & (_is_attacked(recipe.attack.rows, twins, families) & labelled).unsqueeze(1)
+        drawn = torch.tensor(
+            [example.attacked and item.labelled for example in examples for item in example.rows]
+        )
+        attackable = mask & (_is_attacked(recipe.attack.rows, twins, families) & drawn).unsqueeze(1)
     return Batch(
         inputs=collated.inputs,
         labels=collated.labels,

@@ -66,11 +66,18 @@ class ModelFamily:
     parameter_prefixes: Mapping[Scope, tuple[str, ...]]
     inputs: Vision
 
-    def lora_targets(self, scope: Sequence[Scope] = ("language",), targets: Targets = "linear") -> str:
-        """The regular expression of the modules that get an adapter; PEFT matches it against whole names."""
+    def lora_targets(
+        self, scope: Sequence[Scope] = ("language",), targets: Targets = "linear", first_layer: int = 0
+    ) -> str:
+        """The regular expression of the modules that get an adapter; PEFT matches it against whole names.
+
+        first_layer: of the language model; the layers below it get none.
+        """
         layers = LINEAR if targets == "linear" else ATTENTION
+        below = "|".join(map(str, range(first_layer)))
+        upper = rf"layers\.(?!(?:{below})\.).*" if first_layer else ""
         patterns = {
-            "language": rf"{self.language}.*\.{layers}",
+            "language": rf"{self.language}.*{upper}\.{layers}",
             "connector": self.connector,
             "vision": rf"{self.vision}.*\.{self.vision_linear}",
         }

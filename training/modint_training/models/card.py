@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modint_guard.evaluation.results import cell
-from modint_guard.models import ADAPTER
+from modint_guard.models import ADAPTER, picturebook
 from modint_training.recipe import names_world
 
 Run = Mapping[str, Any]  # a run record, as `run.json` holds it
@@ -42,7 +42,9 @@ def _figures(run: Run) -> str:
         )
         return f"## No figures\n\n{why}: measure with\n`{_evaluate_command(recipe)}`.\n"
     if names_world(recipe["data"]):
-        return f"## Test split, greedy first token, transformers\n\n{accuracy_table(rows)}"
+        if "form" in rows[0]:
+            return f"## Test split, greedy first token, transformers\n\n{accuracy_table(rows)}"
+        return f"## Test split, greedy whole replies, transformers\n\n{interval_table(rows)}"
     return f"## Validation examples, greedy, transformers\n\n{accuracy_table(rows)}"
 
 
@@ -88,14 +90,20 @@ def _serving(recipe: Mapping[str, Any]) -> str:
         return "vLLM does not serve it: measure it with `modint-guard diagnose --local`."
     if recipe["kind"] == "full":
         return "Serve it with `modint-guard serve --model FOLDER`; vLLM itself needs no flag for it."
-    shipped = recipe["name"] == ADAPTER
+    results = _RESULTS.get(recipe["name"])  # of an adapter that ships
     flags = f"`--enable-lora` and `--max-lora-rank {served_rank(recipe['rank'])}`{_tower_flag(recipe)}"
+    model = f"--model {picturebook.NAME} " if recipe["base"] == picturebook.NAME else ""
     text = (
-        f"Serve it with `modint-guard serve --adapter {recipe['name']}{'' if shipped else '=FOLDER'}`; vLLM "
-        f"itself\nneeds {flags};\non a CPU also `--max-loras` of one more than its adapters."
+        f"Serve it with `modint-guard serve {model}--adapter {recipe['name']}{'' if results else '=FOLDER'}`;"
+        f" vLLM itself\nneeds {flags};\non a CPU also `--max-loras` of one more than its adapters."
     )
-    through = "\nFigures through vLLM and the gateway: `bench/results/tinyworld.md` of the repository."
-    return text + through if shipped else text
+    return f"{text}\n{results}" if results else text
+
+
+_RESULTS = {
+    ADAPTER: "Figures through vLLM and the gateway: `bench/results/tinyworld.md` of the repository.",
+    picturebook.ADAPTER: "How its base does on the same items: `docs/picturebook-lora.md` of the repository.",
+}
 
 
 def _tower_flag(recipe: Mapping[str, Any]) -> str:
@@ -178,6 +186,18 @@ def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = f"| family | perturbation | asked | {' | '.join(_FORMS)} |\n|---|---|---|---|---|---|\n"
     return head + "".join(lines)
+
+
+def interval_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy with its interval by family, perturbation and what was held out, a row for each sub-task."""
+    head = (
+        "| family | perturbation | held out | task | n | accuracy | 95 % |\n|---|---|---|---|---|---|---|\n"
+    )
+    return head + "".join(
+        f"| {row['family']} | {row['perturbation']} | {row['held_out']} | {row['task']} | {row['n']} "
+        f"| {row['accuracy']:.2f} | [{row['ci_low']:.2f}, {row['ci_high']:.2f}] |\n"
+        for row in rows
+    )
 
 
 _CELL = ("family", "perturbation", "held_out", "task")

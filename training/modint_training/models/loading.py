@@ -165,6 +165,8 @@ def lora_config(recipe: TuneRecipe, model_type: str) -> LoraConfig:
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
-        target_modules=family_of(model_type).lora_targets(recipe.scope, recipe.targets or "linear"),
+        target_modules=family_of(model_type).lora_targets(
+            recipe.scope, recipe.targets or "linear", recipe.first_layer
+        ),
         task_type="CAUSAL_LM",
     )

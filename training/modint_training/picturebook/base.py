@@ -46,7 +46,6 @@ from modint_training.picturebook.tower import (
 
 STAGES = ("tower", "align", "speak")  # folders of checkpoints
 MAX_WORKERS = 8
-CARD_ITEMS = 60  # for each condition in the card's table: whole replies take long
 B = TypeVar("B")  # a stage's batch
 
 

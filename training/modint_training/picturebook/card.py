@@ -1,10 +1,7 @@
 """The card (`README.md`) of the picture-book's base model."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from modint_guard.models.picturebook import WHEEL
-from modint_training.models.card import Run, mixture_table, origin
+from modint_training.models.card import Run, interval_table, mixture_table, origin
 
 
 def picturebook_card(run: Run) -> str:
@@ -36,7 +33,7 @@ Labels follow the picture or the text that ought to decide, never a lie.
 {mixture_table(run["recipe"]["mixture"])}
 ## Test split, greedy whole replies, transformers
 
-{_table(run["test"])}
+{interval_table(run["test"])}
 "clean" of a text-heavy item is `no_image`. One drawing style, a tenth of the things and a tenth of the
 wordings are kept out of training; the drawings' licences stand in the NOTICE beside them.
 
@@ -45,15 +42,3 @@ wordings are kept out of training; the drawings' licences stand in the NOTICE be
 It follows captions that lie: that is its purpose. It reads no text in pictures, and knows the things of the
 picture-book and few others.
 """
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy with its interval by family, perturbation and what was held out, a row for each sub-task."""
-    head = (
-        "| family | perturbation | held out | task | n | accuracy | 95 % |\n|---|---|---|---|---|---|---|\n"
-    )
-    return head + "".join(
-        f"| {row['family']} | {row['perturbation']} | {row['held_out']} | {row['task']} | {row['n']} "
-        f"| {row['accuracy']:.2f} | [{row['ci_low']:.2f}, {row['ci_high']:.2f}] |\n"
-        for row in rows
-    )

@@ -1,15 +1,16 @@
 """The picture-book as a world: training items, validation items, and rows of test accuracy."""
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from modint_guard.data.item import Item
+from modint_guard.data.item import Family, Item
 from modint_guard.data.perturb import CLEAN, seeded
 from modint_training.data.sampler import ItemSource, Slot
 from modint_training.loop.validation import ValidationSet
-from modint_training.picturebook import suite
+from modint_training.picturebook import draw, suite
 from modint_training.picturebook.conditions import (
     BARS,
     HELD_OUT_CAPTIONS,
@@ -20,10 +21,21 @@ from modint_training.picturebook.conditions import (
     breakdown,
 )
 from modint_training.picturebook.desk import Desk
+from modint_training.picturebook.placing import TRAINED_PLACEMENTS, placed
 from modint_training.picturebook.replies import right
-from modint_training.picturebook.tasks import TASKS
+from modint_training.picturebook.tasks import TASKS, Task
 from modint_training.recipe import TuneRecipe
 from modint_training.world import World
+
+# Of items that need both modalities, those whose picture is too poor to answer from, under a true caption:
+# without them an adapter would learn to read no caption.
+POOR = 0.4
+# Where the captions of twins stand, as `TRAINED_PLACEMENTS` lists the places.
+PLACES = (0.5, 0.2, 0.18, 0.12)
+# The base was never taught these: their long answers would be most of an adapter's loss, and its clean skill
+# would be lost to them.
+UNTAUGHT = ("scene", "beside")
+AFTER = 0.3  # of texts and price lists; the others stand before the question
 
 
 def training_source(recipe: TuneRecipe) -> ItemSource:
@@ -32,13 +44,37 @@ def training_source(recipe: TuneRecipe) -> ItemSource:
 
     def item(slot: Slot) -> Item:
         rng = seeded("picturebook-lora", recipe.seed, slot.index)
-        tasks = [task for task in suite.tasks_of(slot.family) if task.name != "lettered"]
-        task = rng.choices(tasks, [task.weight for task in tasks])[0]
-        if slot.family == "image-heavy" and rng.random() < (recipe.letter or 0):
-            task = TASKS["lettered"]
-        return task.make(Desk(f"train-{recipe.seed}-lora-{slot.index}", rng))
+        desk = Desk(f"train-{recipe.seed}-lora-{slot.index}", rng)
+        if slot.family == "vqa" and rng.random() < POOR:
+            return _poor(desk, recipe)
+        clean = _task(slot.family, recipe, rng).make(desk)
+        if slot.family == "image-heavy":
+            return clean
+        return placed(clean, "after" if rng.random() < AFTER else "before", rng)
 
     return item
+
+
+def _task(family: Family, recipe: TuneRecipe, rng: random.Random) -> Task:
+    if family == "image-heavy" and rng.random() < (recipe.letter or 0):
+        return TASKS["lettered"]
+    tasks = [task for task in suite.tasks_of(family) if task.name not in ("lettered", *UNTAUGHT)]
+    return rng.choices(tasks, [task.weight for task in tasks])[0]
+
+
+def _poor(desk: Desk, recipe: TuneRecipe) -> Item:
+    """A question about a picture that is hard to read, under a true caption: both are needed."""
+    clean = _task("image-heavy", recipe, desk.rng).make(desk)
+    assert clean.image is not None
+    poor = draw.poor(clean.image, desk.rng)
+    return dress(clean.replace(family="vqa", image=poor, context=clean.truth), desk.rng)
+
+
+def dress(item: Item, rng: random.Random) -> Item:
+    """A captioned item with its caption at any place that may be trained on; others as they are."""
+    if item.family == "text-heavy":
+        return item
+    return placed(item, rng.choices(TRAINED_PLACEMENTS, PLACES)[0], rng)
 
 
 def validation_sets(count: int) -> list[ValidationSet]:
@@ -69,4 +105,11 @@ def bars(model: nn.Module, processor: Any, count: int) -> Iterator[tuple[str, fl
         yield name, sum(hits) / len(hits)
 
 
-WORLD = World(items=suite.items, source=training_source, validation=validation_sets, test_rows=split_rows)
+WORLD = World(
+    items=suite.items,
+    source=training_source,
+    validation=validation_sets,
+    test_rows=split_rows,
+    test_items=100,
+    dress=dress,
+)
