@@ -92,8 +92,8 @@ def of_world(world: World) -> Show:
         ("--model", picturebook.NAME),
         read_items(PICTUREBOOK_ITEMS),
         picturebook.NAME,
-        note="This world has no adapter yet: its base is shown alone. It cannot read documents, and nothing"
-        " in them misleads it: every flag on one is wrongful, whatever the answer.",
+        note=f"This world's base is shown without its adapter, {picturebook.ADAPTER}. It cannot read"
+        " documents, and nothing in them misleads it: every flag on one is wrongful, whatever the answer.",
     )
 
 

@@ -42,7 +42,7 @@ def test_the_picture_books_base_is_asked_with_and_without_a_word_of_what_is_rele
     named, auto = modes(show, "m")
     assert named == ("named", "m", Counter(RELEVANT[item.family] for item in show.items))
     assert auto == ("auto", "m", Counter({"auto": len(show.items)}))
-    assert "no adapter yet" in show.note
+    assert f"without its adapter, {picturebook.ADAPTER}" in show.note
 
 
 def test_a_model_of_ones_own_is_asked_the_check_up_in_the_precision_it_is_served_in() -> None:

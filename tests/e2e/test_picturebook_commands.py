@@ -41,7 +41,7 @@ def test_the_demo_serves_the_base_flags_what_a_lie_gave_and_counts_what_it_shows
     run(show, tmp_path / "book.png", console)  # raises if the counters differ from the answers
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
-    assert f"asking {len(show.items)} items of {NAME}" in said and "no adapter yet" in said
+    assert f"asking {len(show.items)} items of {NAME}" in said and "without its adapter" in said
     (lies,) = (line for line in said.splitlines() if "misleading description" in line and "/" in line)
     flagged, wrong = lies.split("│")[5].split("/")
     assert int(wrong) >= 8, "the base must fall for lies, else this shows nothing"
