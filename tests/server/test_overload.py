@@ -30,7 +30,7 @@ async def test_a_busy_gateway_leaves_probes_out_and_says_so(upstream: FakeUpstre
 
 
 async def test_a_busy_key_loses_its_own_probes_and_no_other_key_does(upstream: FakeUpstream) -> None:
-    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, delay_s=0.5)
+    upstream.script = lambda body: Answer("blue", {"blue": 0.9}, delay_s=2.0)
     settings: Any = {"api_keys": "key-one,key-two", "max_in_flight": 32, "shed_probes_at": 0.5}
     async with serving(upstream.url, **settings) as gateway:
         upstream.forget()
