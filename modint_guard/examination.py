@@ -350,10 +350,9 @@ async def probe(
     longer answers in between.
     """
     config = judge.config
-    corrects = policy_of(plan.chat, plan.options, config).action != ANNOTATE
 
     async def settles(answer: Reply, replies: Replies) -> bool:
-        work = partial(judge.settles, plan, answer, replies, corrects=corrects)
+        work = partial(judge.settles, plan, answer, replies)
         return await _run_for(answer, replies, run)(work)
 
     replies = await schedule.ask(plan.schedule, complete, settles=settles, future_answer=future_answer)

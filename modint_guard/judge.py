@@ -34,7 +34,6 @@ from modint_guard.types import (
     Failure,
     Plan,
     Relevant,
-    RelevantSource,
     Replies,
     Reply,
     Score,
@@ -100,18 +99,9 @@ class Judge:
         statistic = self.statistic(plan, score)
         by_null = verdict.by_null(statistic, null, thresholds, self.config.alpha) if null else None
         by_calibration = verdict.by_calibration(score, plan.judged_as, fitted) if fitted else None
-        decide = partial(
-            verdict.decide,
-            score,
-            thresholds=thresholds,
-            weighed=by_calibration or by_null or verdict.by_rule(statistic, thresholds),
-            has_context=_has_context(plan.chat),
-            is_named=plan.relevant_source in NAMED_SOURCES,
-        )
-        decided = decide(plan.judged_as)
-        if plan.relevant is Relevant.UNKNOWN and decided.state is State.PASS:
-            undecided = decide(Relevant.UNKNOWN)
-            decided = undecided if undecided.state is State.FLAGGED else decided
+        weighed = by_calibration or by_null or verdict.by_rule(statistic, thresholds)
+        is_named = plan.relevant_source in NAMED_SOURCES
+        decided = _decided(plan, score, weighed, thresholds, is_named=is_named)
         if by_null and not by_calibration and null and statistic:
             summary = NullSummary(null.source, int(null.near(statistic.length)), null.power)
             decided = replace(decided, null=summary)
@@ -162,8 +152,9 @@ class Judge:
             return self.statistic(plan, score)
         return likeliest_statistic(score.cells, plan.likely, has_context=_has_context(plan.chat))
 
-    def settles(self, plan: Plan, answer: Reply, replies: Replies, *, corrects: bool) -> bool:
-        """Whether the views asked so far suffice for a verdict and, with `corrects`, for a correction too."""
+    def settles(self, plan: Plan, answer: Reply, replies: Replies) -> bool:
+        """Whether the views asked so far suffice for a verdict and, if a policy corrects, for that too."""
+        corrects = plan.schedule.corrects
         if (
             answer.reasoning
         ):  # these views reasoned too: others are asked in their place (`probing.like_views`)
@@ -186,14 +177,9 @@ class Judge:
         if not isinstance(reply, Reply):
             return plan
         relevant = by_self_ask(reply, self.config.self_ask_confident)
-        source: RelevantSource = "none" if relevant is Relevant.UNKNOWN else "self_ask"
-        return replace(
-            plan,
-            relevant=relevant,
-            relevant_source=source,
-            relevant_probability=None,
-            supposed=Relevant.UNKNOWN,
-        )
+        if relevant is Relevant.UNKNOWN:
+            return plan
+        return replace(plan, relevant=relevant, relevant_source="self_ask", relevant_probability=None)
 
     def _fitted(self, plan: Plan, score: Score) -> Fitted | None:
         """The calibration of this request's model, for what ought to decide and the way of comparing."""
@@ -233,12 +219,7 @@ class Judge:
             return replace(report, method=REGENERATED, notes=(*plan.notes, NOTE_TOO_LONG))
         compared = replies if plan.schedule.method == REGENERATED else regenerate.whole_replies(replies)
         score = score_words(answer, compared, plan.chat)
-        decided = verdict.decide(
-            score,
-            plan.judged_as,
-            weighed=verdict.Weighed(turned(score.cells, plan.judged_as)),
-            has_context=_has_context(plan.chat),
-        )
+        decided = _decided(plan, score, verdict.Weighed(turned(score.cells, plan.judged_as)))
         if decided.state is State.FLAGGED and NOOP in score.missing:
             decided = Verdict(State.UNSCORED, reason=score.missing[NOOP])
         return self._report(plan, answer, replies, score, replace(decided, risk=None))
@@ -294,6 +275,32 @@ class Judge:
                 *((NOTE_UNSTABLE.format(names=", ".join(score.unstable)),) if score.unstable else ()),
             ),
         )
+
+
+def _decided(
+    plan: Plan,
+    score: Score,
+    weighed: verdict.Weighed,
+    thresholds: Thresholds | None = None,
+    *,
+    is_named: bool = False,
+) -> Verdict:
+    """The verdict by what is judged as relevant. If that is only supposed, and nothing is flagged by it,
+    picture and text may still be in conflict.
+    """
+    decide = partial(
+        verdict.decide,
+        score,
+        thresholds=thresholds,
+        weighed=weighed,
+        has_context=_has_context(plan.chat),
+        is_named=is_named,
+    )
+    decided = decide(plan.judged_as)
+    if plan.relevant is not Relevant.UNKNOWN or decided.state is not State.PASS:
+        return decided
+    undecided = decide(Relevant.UNKNOWN)
+    return undecided if undecided.state is State.FLAGGED else decided
 
 
 def _spans(

@@ -55,7 +55,8 @@ def _label_tags(flags: Flags, tokens: Tokens, whole: str) -> None:
         elif name in opened:
             start, inside = opened.pop(name)
             first, begin, end, last = np.searchsorted(tokens.starts, [start, inside, tag.start(), tag.end()])
-            if begin < end and flags[begin:end].all() | ~flags[begin:end].any():
+            is_one_text = begin < end and tokens.text[first] == tokens.text[last - 1]
+            if is_one_text and flags[begin:end].all() | ~flags[begin:end].any():
                 flags[first:begin] = flags[end:last] = flags[begin]
 
 

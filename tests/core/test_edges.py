@@ -67,3 +67,11 @@ def test_tags_that_hold_both_stay_as_they_are() -> None:
 
 def test_tags_that_nothing_closes_stay_as_they_are() -> None:
     assert cut("<a> " * 5000, "<a>").count("a") == 4999
+
+
+def test_tags_of_two_messages_are_no_pair() -> None:
+    text = "<note>\nIt is blue.\n</note> What is it?"
+    tokens = tokens_of(text, [0, text.index("</note>")])
+    flags = np.zeros(len(tokens.starts), bool)
+    flags[(tokens.starts >= text.index("It")) & (tokens.ends <= text.index("</note>"))] = True
+    assert (with_whole_clauses(flags, tokens, text) == flags).all()

@@ -178,6 +178,14 @@ async def test_an_answer_that_follows_what_is_supposed_to_decide_may_still_be_a_
     assert (report.verdict.cause, report.relevant) == ("conflict", "unknown")
 
 
+def test_a_model_that_is_unsure_of_what_matters_leaves_what_is_supposed_to_decide() -> None:
+    guard = Guard(GuardConfig(self_ask="auto"))
+    plan = replace(guard.plan(ask(f"{LIE}\nAnd what is it to you?")), supposed=Relevant.TEXT)
+    unsure, sure = (reply_of(completion(word, [{word: 0.97}])) for word in ("hm", "yes"))
+    assert guard.judge.informed(plan, {"self_ask": unsure}).judged_as is Relevant.TEXT
+    assert guard.judge.informed(plan, {"self_ask": sure}).judged_as is Relevant.IMAGE
+
+
 async def test_lettered_answers_are_exact() -> None:
     async def model(body: JSON) -> JSON:
         said = "A" if sees_picture(body) and "blue ball" not in str(body) else "B"
