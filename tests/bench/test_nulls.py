@@ -31,7 +31,7 @@ from modint_guard import Guard, GuardConfig
 from modint_guard.evaluation.journal import Journal
 from modint_guard.models import BASE, bundled
 from modint_guard.types import JSON, Complete
-from tests.core.fakes import completion, scored_prompt
+from tests.core.fakes import completion, guarded, scored_prompt
 
 COUNT = 16
 WORDS = [5, 7]  # the tokens in which a long answer goes on
@@ -129,14 +129,7 @@ def speaking(words: list[str], alone: list[str], told: str) -> Complete:
             return completion("".join(said), tops)
         return scored_prompt(words, tops)
 
-    guard = Guard(GuardConfig(teacher_forcing=True))
-
-    async def guarded(body: JSON) -> JSON:
-        if body["modint"].get("mode") == "off":
-            return await complete({key: value for key, value in body.items() if key != "modint"})
-        return (await guard.inspect(body, complete)).completion
-
-    return guarded
+    return guarded(complete)
 
 
 def case_of(half: str, tokens: int, cases: Sequence[HarmlessCase]) -> HarmlessCase:

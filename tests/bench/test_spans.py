@@ -27,10 +27,9 @@ from bench.spans.measure import (
     span_rows,
     write_tables,
 )
-from modint_guard import Guard, GuardConfig
 from modint_guard.evaluation.runner import request_for
 from modint_guard.types import JSON, Complete
-from tests.core.fakes import completion, scored_prompt
+from tests.core.fakes import completion, guarded, scored_prompt
 from tests.server.fake_upstream import is_grey
 
 ANSWER, CLEAN, CAPTION = "A red fox and a drum.", "A red cat and a drum.", "Seen here: a red fox and a drum."
@@ -202,14 +201,7 @@ def gullible(case: SpanCase) -> Complete:
         tops = [colour if word in (" fox", " cat") else {word: 0.99, "?": 0.01} for word in words]
         return scored_prompt(words, tops) if is_given else completion("".join(words), tops)
 
-    guard = Guard(GuardConfig(teacher_forcing=True))
-
-    async def guarded(body: JSON) -> JSON:
-        if body["modint"].get("mode") == "off":
-            return await complete({key: value for key, value in body.items() if key != "modint"})
-        return (await guard.inspect(body, complete)).completion
-
-    return guarded
+    return guarded(complete)
 
 
 def case_of(form: str, kind: str) -> SpanCase:

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 from PIL import Image
 
+from modint_guard import Guard, GuardConfig
 from modint_guard.chat.images import neutral_image, png_data_url
 from modint_guard.cli import GROUP, main
 from modint_guard.judging.calibration import Fitted, Promise
@@ -119,6 +120,18 @@ def sees_picture(body: JSON) -> bool:
 
 def reads(body: JSON, words: str) -> bool:
     return any(words in part.get("text", "") for part in body["messages"][-1]["content"])
+
+
+def guarded(complete: Complete) -> Complete:
+    """The model behind a guard that scores longer answers as a whole; `modint.mode: off` passes it by."""
+    guard = Guard(GuardConfig(teacher_forcing=True))
+
+    async def asked(body: JSON) -> JSON:
+        if body["modint"].get("mode") == "off":
+            return await complete({key: value for key, value in body.items() if key != "modint"})
+        return (await guard.inspect(body, complete)).completion
+
+    return asked
 
 
 def world(
