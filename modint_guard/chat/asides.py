@@ -95,7 +95,8 @@ def asides_in(sentence: str) -> list[Piece]:
     """
     if len(sentence) > _MAX_CHARACTERS:
         return []
-    found = [*_at_the_start(sentence), *_elsewhere(sentence)]
+    if not (found := [*_at_the_start(sentence), *_elsewhere(sentence)]):
+        return []
     asides: list[Piece] = []
     for start, end in sorted(found):
         if not asides or start >= asides[-1][1]:

@@ -255,6 +255,8 @@ def says_how(text: str) -> bool:
 
 def orders(text: str) -> bool:
     """Whether a text does nothing but tell the model what to do: "Translate it. Be brief."."""
+    if len(text) > MAX_CHARACTERS:
+        return False
     units = [text[a:b] for a, b in _units(text, None)]
     return bool(units) and all(
         _commands(unit) or _is_instruction(unit) or _ANSWER_HEADER.match(unit) for unit in units

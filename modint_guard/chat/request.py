@@ -161,6 +161,8 @@ def _turn(messages: Sequence[JSON], question: str | None) -> int:
     first = last
     while first > 0 and messages[first - 1]["role"] == "user":
         first -= 1
+    if first == last:
+        return last
     texts, _ = _bounded(
         tuple(text for index in range(first, last + 1) for text in _texts(messages, index)), ()
     )

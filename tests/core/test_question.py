@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modint_guard.chat.question import says_how, split_text, states
+from modint_guard.chat.question import MAX_CHARACTERS, orders, says_how, split_text, states
 from modint_guard.chat.system_prompt import facts_in
 
 
@@ -316,3 +316,9 @@ def test_of_a_long_text_the_end_is_searched_and_the_rest_is_context() -> None:
     split = split_text(passage + question)
     assert split.question == ((len(passage), len(passage) + len(question)),)
     assert (split.context[0][0], split.context[-1][1]) == (0, len(passage) - 1)
+
+
+def test_a_text_too_long_to_be_an_order_is_not_read_as_one() -> None:
+    order = "Translate it. Be brief. "
+    assert orders(order)
+    assert not orders(order * (MAX_CHARACTERS // len(order) + 1))
