@@ -43,7 +43,7 @@ from modint_server.settings import Settings, load_settings
 
 NOTICE_S = 1.0  # from "not ready" to the closing of the port, so that a load balancer sees it
 DRAIN_S = 30  # for answers that are still running
-SWITCH_S = 0.001  # a thread that reads a body gives way to the event loop after so long; Python's own: 0.005
+SWITCH_S = 0.0002  # a thread that reads a body gives way to the event loop after so long; Python's own: 0.005
 QUIET_S = 10.0  # between two lines of progress if the output is no terminal
 
 
