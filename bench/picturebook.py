@@ -21,16 +21,18 @@ from modint_training.picturebook.documents import documents
 
 NOTES = """\
 Greedy answers through vLLM and the gateway; the client names `relevant`. Intervals: 95 %, bootstrap clustered
-by thing. The guard judges the first `judged` answers of a row: of them `flagged_rate` is the share flagged,
-right or wrong; text-heavy items without a picture and image-heavy ones without a caption have little or
-nothing to probe. The others pass the gateway with the guard off. `held_out` says what no
-training has seen: `wording` of questions, `captions` in other words, `style` of drawing, `things`,
-`placement` of the caption, `perturbation`, or `no`. `placement` is where the caption stands: `before` the
-question as a text of its own, `above` it in the same text, `after` it, `within` its sentence, in an `earlier`
-turn or in the `system` text. `task`: one sub-task, or `all` in their mixture; `self_ask` asks whether the
-picture is needed. Rows with the placement `document` show a receipt, a letter, a chart or a screen, whose
-text is in the picture: this base cannot read it, and nothing misleads there, so that `flagged_rate` alone
-counts, and every flag is wrongful."""
+by thing. The guard judges the first `judged` answers of a row: of them `flagged_rate` is the share flagged as
+interference, right or wrong, `flagged_right` that of the right ones, of which there are `judged_right`, and
+`neglect_rate` the share flagged because the picture or the text that was named had no influence, which is no
+interference. Text-heavy items without a picture and image-heavy ones without a caption have little or nothing
+to probe. The others pass the gateway with the guard off. `held_out` says what no training has seen: `wording`
+of questions, `captions` in other words, `style` of drawing, `things`, `placement` of the caption,
+`perturbation`, or `no`. `placement` is where the caption stands: `before` the question as a text of its own,
+`above` it in the same text, `after` it, `within` its sentence, in an `earlier` turn or in the `system` text.
+`task`: one sub-task, or `all` in their mixture; `self_ask` asks whether the picture is needed. Rows with the
+placement `document` show a receipt, a letter, a chart or a screen, whose text is in the picture. This base
+cannot read it: its answers are guesses, and right ones come from the true description beside it, so that
+their accuracy says nothing. Nothing lies there, and `flagged_right` ought to be 0."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,19 @@ async def _rows(
 
 def table_row(model: str, condition: Condition, answered: Sequence[Row]) -> dict[str, Any]:
     """The row of a condition: accuracy over all answers, flags over those that the guard has judged."""
-    judged = [row.flagged for row in answered if row.modint is not None]
+    judged = [row for row in answered if row.modint is not None]
+    flagged = [row.flagged and not row.neglected for row in judged]
+    of_right = [flag for row, flag in zip(judged, flagged, strict=True) if row.right]
     row = next(breakdown(condition, [row.item for row in answered], [row.right for row in answered]))
     return {
         "model": model,
         **row,
         "task": condition.task or row["task"],
         "judged": len(judged),
-        "flagged_rate": sum(judged) / len(judged),
+        "flagged_rate": sum(flagged) / len(judged),
+        "judged_right": len(of_right),
+        "flagged_right": sum(of_right) / len(of_right) if of_right else None,
+        "neglect_rate": sum(row.neglected for row in judged) / len(judged),
     }
 
 

@@ -316,7 +316,7 @@ class TokenScore:
     lost: float  # log p(y_t), request minus view, nats
     shift: float  # log-odds of y_t, request minus view
     odds: float  # log-odds of y_t under the view
-    other: float  # the probability of the best other token under the view
+    other: float  # p(the best other token) under the view, times that of what y's word begins with
     preferred: bool  # whether the request itself prefers y_t by more than the noise floor
 
 

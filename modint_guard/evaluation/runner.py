@@ -42,6 +42,11 @@ class Row:
         """Whether the guard flagged the answer."""
         return self.verdict == "flagged"
 
+    @property
+    def neglected(self) -> bool:
+        """Whether the guard flagged it because what ought to decide had no influence: no interference."""
+        return self.flagged and self.modint is not None and self.modint.get("cause") == "neglect"
+
 
 def request_for(item: Item, model: str, *, one_string: bool = False, **fields: Any) -> JSON:
     """The OpenAI chat body that asks an item, greedily; further `fields` (`stream`, ...) go in as they are.

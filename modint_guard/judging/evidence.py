@@ -6,11 +6,13 @@ only the values of their arguments count (`chat.tool_calls`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.reply import answer_positions
 from modint_guard.chat.token_places import holding, places_of
+from modint_guard.chat.words import words_in
 from modint_guard.types import Leaf, Piece, Reply
 
 
@@ -45,3 +47,52 @@ def evidence_of(answer: Reply) -> Evidence:
     return (
         Evidence(*(tuple(column) for column in zip(*inside, strict=True))) if inside else Evidence((), (), ())
     )
+
+
+def tokens_by_word(
+    text: str, within: Piece, tokens: Sequence[int], places: Sequence[Piece]
+) -> list[tuple[Piece, list[int]]]:
+    """The words of one piece of a text, in order, each with the tokens that belong to it: those that have a
+    part in it, and those that follow it and have a part in none, as a comma.
+
+    tokens: indices of `places`, in order.
+    """
+    start, end = within
+    pieces = [
+        (start + a, start + b) for a, b in words_in(text[start:end], [places[t][0] - start for t in tokens])
+    ]
+    if not pieces:
+        return []
+    members: list[list[int]] = [[] for _ in pieces]
+    before = 0
+    for t in tokens:
+        index = holding(pieces, places[t])
+        before = before if index is None else index
+        members[before].append(t)
+    return [(piece, inside) for piece, inside in zip(pieces, members, strict=True) if inside]
+
+
+def going_on(text: str, evidence: Evidence) -> frozenset[int]:
+    """Of the tokens that count those that go on with a word which one before began, punctuation behind it
+    included, by their indices among them; none if it is not known where they stand.
+    """
+    everything = tuple(range(len(evidence.places)))
+    groups = [((0, len(text)), everything)] if evidence.leaves is None else _by_leaf(evidence.leaves)
+    found: set[int] = set()
+    for within, tokens in groups:
+        for piece, inside in tokens_by_word(text, within, tokens, evidence.places):
+            first = next((t for t in inside if _has_part(evidence.places[t], piece)), None)
+            found.update(t for t in inside if first is not None and t > first)
+    return frozenset(found)
+
+
+def _has_part(place: Piece, piece: Piece) -> bool:
+    return max(place[0], piece[0]) < min(place[1], piece[1])
+
+
+def _by_leaf(leaves: Sequence[Leaf]) -> list[tuple[Piece, tuple[int, ...]]]:
+    """Each leaf with its tokens."""
+    return [
+        ((leaf.start, leaf.end), tuple(t for t, each in enumerate(leaves) if each == leaf))
+        for leaf in dict.fromkeys(leaves)
+    ]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist, fmean, median
 
@@ -34,7 +34,7 @@ from modint_guard.judging.divergence import (
     relative_entropy,
     word_distribution,
 )
-from modint_guard.judging.evidence import evidence_of
+from modint_guard.judging.evidence import evidence_of, going_on
 from modint_guard.judging.risk import Thresholds
 from modint_guard.report import ProbeResult
 from modint_guard.types import (
@@ -98,9 +98,11 @@ def compare(answer: Reply, view: Reply, labels: tuple[str, ...], thresholds: Thr
     `delta_logprob` is always that of the words, so that it can be compared between views.
     """
     if view.forced:
-        counted = evidence_of(answer).tokens
-        positions = answer_positions(answer)
-        return compare_forced(answer, positions, view.forced, thresholds, counted) if counted else None
+        evidence, positions = evidence_of(answer), answer_positions(answer)
+        if not evidence.tokens:
+            return None
+        inside = going_on(answer.text, evidence)
+        return compare_forced(answer, positions, view.forced, thresholds, evidence.tokens, inside)
     if answer.token is None or not answer.top or not view.top:
         return None
     p, q = word_distribution(answer.top), word_distribution(view.top)
@@ -139,18 +141,20 @@ def compare_forced(
     view: Sequence[Position],
     thresholds: Thresholds,
     counted: Sequence[int] | None = None,
+    inside: Collection[int] = (),
 ) -> CellScore:
     """One view compared over the whole answer.
 
     whole, view: the same tokens y_t, one or more, as the request itself and the view score them, with
     alternatives. counted: the indices of those that are compared (`evidence`), in order, one or more; None
-    for all. Of these only positions at which the request prefers y_t by more than the noise floor can decide,
-    and of these only such as moved further than chance moves one of so many (`moved`). The deciding one is
-    that at which another token leads y_t by most under the view. The divergence is the largest of the
-    positions that moved; if none did, margin and divergence are means, which do not grow with the length of
-    an answer; the shift likewise, over all words, those that were drawn by chance included: what made them
-    likelier had influence. `p_answer` is the smallest p(y_t) of the positions that can decide, and
-    `delta_logprob` the mean over all that are compared (pointwise mutual information), in nats per token.
+    for all. inside: of these such as go on with a word, by their indices among them. Only positions at which
+    the request prefers y_t by more than the noise floor can decide, and of these only such as moved further
+    than chance moves one of so many (`moved`). The deciding one is that at which another token leads y_t by
+    most under the view. The divergence is the largest of the positions that moved; if none did, margin and
+    divergence are means, which do not grow with the length of an answer; the shift likewise, over all words,
+    those that were drawn by chance included: what made them likelier had influence. `p_answer` is the
+    smallest p(y_t) of the positions that can decide, and `delta_logprob` the mean over all that are compared
+    (pointwise mutual information), in nats per token.
     """
     counted = range(len(whole)) if counted is None else counted
     full, view = [whole[t] for t in counted], [view[t] for t in counted]
@@ -160,8 +164,9 @@ def compare_forced(
     preferred = [t for t, position in enumerate(full) if _lead(position) < -thresholds.flip_margin]
     certain = [t for t in preferred if token_text(full[t].token)]
     able = certain or list(range(len(full)))
+    begun = _begun_words(view, inside)
     tokens = tuple(
-        _token(p, q, thresholds, preferred=t in certain)
+        _token(p, q, thresholds, begun=begun[t], preferred=t in certain)
         for t, (p, q) in enumerate(zip(full, view, strict=True))
     )
     shifts = {t: tokens[t].shift for t, position in enumerate(full) if token_text(position.token)}
@@ -197,15 +202,30 @@ def compare_forced(
     )
 
 
-def _token(full: Position, view: Position, thresholds: Thresholds, *, preferred: bool) -> TokenScore:
-    """One token of the answer, as the request itself and a view score it."""
+def _begun_words(view: Sequence[Position], inside: Collection[int]) -> list[float]:
+    """The probability that a view gives to what stands before each token of the word that it goes on with; 1
+    for one that begins a word.
+    """
+    begun: list[float] = []
+    for t, before in enumerate([None, *view[:-1]]):
+        is_inside = before is not None and t in inside
+        begun.append(begun[-1] * math.exp(min(0.0, before.logprob)) if before and is_inside else 1.0)
+    return begun
+
+
+def _token(
+    full: Position, view: Position, thresholds: Thresholds, *, begun: float, preferred: bool
+) -> TokenScore:
+    """One token of the answer, as the request itself and a view score it. begun: the probability that the
+    view gives to what stands before it of its word.
+    """
     least = math.log(thresholds.min_probability)
     odds = _log_odds_at(view, thresholds)
     return TokenScore(
         lost=max(full.logprob, least) - max(view.logprob, least),
         shift=_log_odds_at(full, thresholds) - odds,
         odds=odds,
-        other=_best_other(word_distribution(view.top), token_text(view.token).casefold()),
+        other=begun * _best_other(word_distribution(view.top), token_text(view.token).casefold()),
         preferred=preferred,
     )
 

@@ -20,7 +20,7 @@ from math import fsum
 from modint_guard.chat.json_leaves import leaves_in
 from modint_guard.chat.token_places import holding
 from modint_guard.chat.words import claims_in, words_in
-from modint_guard.judging.evidence import Evidence, evidence_of
+from modint_guard.judging.evidence import Evidence, evidence_of, tokens_by_word
 from modint_guard.report import AnswerSpan, SpanKind
 from modint_guard.types import TEACHER_FORCED, Cause, Influence, Piece, Reply, Score, Statistic
 
@@ -135,20 +135,10 @@ def _words(
     text: str, within: Piece, tokens: Sequence[int], places: Sequence[Piece], path: str | None
 ) -> list[Part]:
     """The words of one piece of a text, with every one of these tokens in one of them."""
-    start, end = within
-    pieces = [
-        (start + a, start + b) for a, b in words_in(text[start:end], [places[t][0] - start for t in tokens])
+    return [
+        Part("word", piece, tuple(inside), path)
+        for piece, inside in tokens_by_word(text, within, tokens, places)
     ]
-    if not pieces:
-        return []
-    members: list[list[int]] = [[] for _ in pieces]
-    before = 0
-    for t in tokens:
-        index = holding(pieces, places[t])
-        before = before if index is None else index
-        members[before].append(t)
-    parts = zip(pieces, members, strict=True)
-    return [Part("word", piece, tuple(inside), path) for piece, inside in parts if inside]
 
 
 def _tokens_of_words(answer: Reply) -> set[int]:

@@ -10,8 +10,10 @@ contradiction  the log-odds of another token over y_t if what ought to decide is
 
 Both are nats. s_t is at most 0
 
-    if what ought to decide, alone, gives that other token less than DEFINITE: odds alone speak against
-    nothing, for a model that cannot read a document gives each of many dates a little, and less to y_t;
+    if what ought to decide, alone, gives that other word less than DEFINITE: odds alone speak against
+    nothing, for a model that cannot read a document gives each of many dates a little, and less to y_t. Of a
+    token within a word this is the probability of the other token times that of the word's beginning: behind
+    a 3 that it would not have written, such a model may be certain that "38" ends here;
     if the view without what ought not to matter moved y_t no further than chance moves the furthest of so
     many tokens (`scoring.moved`).
 
@@ -30,7 +32,7 @@ from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.judging.scoring import moved, token_influences_on_odds
 from modint_guard.types import CELLS, NEUTRAL_IMAGE, CellScore, Influence, Relevant, Statistic, TokenScore
 
-DEFINITE = 0.5  # of a token that speaks against another: at least as much as all that it might be instead
+DEFINITE = 0.5  # of a word that speaks against another: at least as much as all that it might be instead
 
 
 def flag_statistic(

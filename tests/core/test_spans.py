@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modint_guard import Guard, GuardConfig
 from modint_guard.chat.reply import answer_positions
-from modint_guard.judging.evidence import evidence_of
+from modint_guard.judging.evidence import evidence_of, going_on
 from modint_guard.judging.null import Null, NullScore
 from modint_guard.judging.spans import MAX_SPANS, flagged_words, parts_of, spans_of, turned_tokens
 from modint_guard.report import AnswerSpan, Report
@@ -51,6 +51,29 @@ def one_each(answer: Reply) -> Score:
 
 def found(spans: Sequence[AnswerSpan]) -> list[tuple[str, str, float | None]]:
     return [(span.kind, span.text, span.influence_text) for span in spans]
+
+
+# -- words in several tokens --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "within"),
+    [
+        (("A", " tur", "qu", "oise", " ball", ",", " red"), {"qu", "oise", ","}),
+        (("3", "8"), {"8"}),
+        ((" ", "3", "8"), {"8"}),  # a blank by itself begins no word
+        (("'", "cow", "'"), {"'"}),
+        (("\u732b", "\u3067\u3059"), set()),  # where no blanks divide words, each token is one
+        (('{"', "ani", "mal", '": "', "cam", "el", '"}'), {"el"}),
+    ],
+)
+def test_tokens_that_go_on_with_a_word_are_told_from_those_that_begin_one(
+    tokens: tuple[str, ...], within: set[str]
+) -> None:
+    answer = said(*tokens)
+    evidence = evidence_of(answer)
+    found = [tokens[evidence.tokens[t]] for t in sorted(going_on(answer.text, evidence))]
+    assert set(found) == within and len(found) == len(within)
 
 
 # -- gathering ----------------------------------------------------------------------------------------------

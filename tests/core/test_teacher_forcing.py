@@ -14,11 +14,13 @@ from modint_guard.chat.reply import answer_positions, reply_of
 from modint_guard.errors import EndpointError
 from modint_guard.judging.calibration import Calibration
 from modint_guard.judging.divergence import js_lower_bound
-from modint_guard.judging.scoring import comparable, compare_forced, pointwise_mutual_information
+from modint_guard.judging.scoring import comparable, compare, compare_forced, pointwise_mutual_information
+from modint_guard.judging.statistic import flag_statistic
 from modint_guard.mitigation.policy import Policy
 from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
 from modint_guard.report import Report
 from modint_guard.types import (
+    CELLS,
     FIRST_TOKEN,
     JSON,
     TEACHER_FORCED,
@@ -26,6 +28,7 @@ from modint_guard.types import (
     Failure,
     Position,
     ProbeOutcome,
+    Relevant,
     Reply,
     State,
 )
@@ -141,6 +144,24 @@ def test_a_piece_of_a_word_is_shown_with_what_stands_before_it(second: dict[str,
     own = (position("c", c=0.9), position("ow", ow=0.9))
     view = (position("c", c=0.9), Position("ow", math.log(0.1), {t: math.log(p) for t, p in second.items()}))
     assert compare_forced(answer(*own), own, view, THRESHOLDS).answer == shown
+
+
+@pytest.mark.parametrize(("believed", "counts"), [(0.05, False), (0.9, True)])
+def test_what_speaks_against_the_end_of_a_word_counts_as_far_as_its_beginning_is_believed(
+    believed: float, counts: bool
+) -> None:
+    # "38" beside a chart: the picture alone takes the 3 for one of many, but behind it would end for certain.
+    own = (position("3", **{"3": 0.99, "1": 0.01}), position("8", **{"8": 0.99, "5": 0.01}))
+    rest = (1 - believed) / 10
+    first = {"3": math.log(believed)} | {str(100 + n): math.log(rest) for n in range(10)}
+    second = {"8": math.log(0.001), "</s>": math.log(0.999)}
+    forced = (Position("3", first["3"], first), Position("8", second["8"], second))
+    view = Reply("", "stop", None, None, forced=forced)
+    found = compare(answer(*own), view, (), THRESHOLDS)
+    assert found is not None
+    assert found.tokens[1].other == pytest.approx(believed * 0.999)
+    scored = flag_statistic(dict.fromkeys(CELLS, found), Relevant.IMAGE, has_context=True)
+    assert scored is not None and (scored.value > THRESHOLDS.least_score(2)) is counts
 
 
 def test_a_view_that_gives_the_same_words_reproduces_the_answer() -> None:

@@ -22,7 +22,8 @@ from tests.training.small import lora_recipe
 
 KEYS = (
     *("model", "family", "perturbation", "held_out", "placement", "task"),
-    *("n", "accuracy", "ci_low", "ci_high", "judged", "flagged_rate"),
+    *("n", "accuracy", "ci_low", "ci_high"),
+    *("judged", "flagged_rate", "judged_right", "flagged_right", "neglect_rate"),
 )
 
 
@@ -62,12 +63,16 @@ def test_whole_replies_are_those_of_a_model_read_token_by_token() -> None:
 
 
 def answered(cell: Condition) -> list[Row]:
-    """Rows of which the first five are right, and of the first four, which were judged, one is flagged."""
+    """Rows of which all but the first three are right; of the first four, which were judged, a wrong and a
+    right one are flagged as interference, and a wrong one because it neglects the picture."""
     items = cell.items("test", 8)
-    texts = [reply_for(item, item.answer if index < 5 else item.wrong) for index, item in enumerate(items)]
-    said = [{"verdict": state} for state in ("pass", "flagged", "pass", "pass")]
+    texts = [reply_for(item, item.answer if index >= 3 else item.wrong) for index, item in enumerate(items)]
+    said = [
+        {"verdict": "flagged" if cause else "pass", "cause": cause}
+        for cause in (None, "text", "neglect", "text")
+    ]
     return [
-        Row(item, "base", text, right=index < 5, modint=modint)
+        Row(item, "base", text, right=index >= 3, modint=modint)
         for index, (item, text, modint) in enumerate(zip(items, texts, [*said, *4 * [None]], strict=True))
     ]
 
@@ -77,7 +82,8 @@ def test_accuracy_is_of_all_answers_and_flags_of_those_that_were_judged() -> Non
     row = table_row("base", cell, answered(cell))
     assert tuple(row) == KEYS
     assert (row["task"], row["n"], row["accuracy"]) == ("all", 8, 0.625)
-    assert (row["judged"], row["flagged_rate"]) == (4, 0.25)
+    assert (row["judged"], row["flagged_rate"], row["neglect_rate"]) == (4, 0.5, 0.25)
+    assert (row["judged_right"], row["flagged_right"]) == (1, 1.0)
     assert row["ci_low"] <= row["accuracy"] <= row["ci_high"]
 
 
@@ -89,9 +95,11 @@ def test_a_row_of_one_sub_task_is_named_after_it() -> None:
 
 def test_documents_are_counted_by_flags_alone() -> None:
     items = documents("test", 24)
-    found = [Row(item, "base", "?", right=False, modint={"verdict": "flagged"}) for item in items]
+    found = [
+        Row(item, "base", "?", right=False, modint={"verdict": "flagged", "cause": "text"}) for item in items
+    ]
     rows = list(document_rows("base", found))
     assert {tuple(row) for row in rows} == {KEYS}
     assert {(row["placement"], row["accuracy"]) for row in rows} == {("document", None)}
     assert Counter(row["judged"] for row in rows) == {8: 3}
-    assert {row["flagged_rate"] for row in rows} == {1.0}
+    assert {(row["flagged_rate"], row["flagged_right"]) for row in rows} == {(1.0, None)}

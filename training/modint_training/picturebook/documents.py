@@ -1,8 +1,8 @@
 """Documents whose text is in the picture: a receipt, a letter, a chart, a screen.
 
-The base of this world cannot read them. Nothing in their prompts misleads, so that every flag on them is
-wrongful, whatever the answer; their accuracy says nothing of the guard. They are set in DejaVu, which
-matplotlib ships.
+The base of this world cannot read them, and nothing in their prompts lies: a right answer comes from the
+words beside the picture, and a flag on it as interference is wrongful. Their accuracy says nothing of the
+guard. They are set in DejaVu, which matplotlib ships.
 """
 
 import random
