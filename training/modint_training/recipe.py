@@ -151,6 +151,13 @@ class AttackConfig(StrictModel):
         return self
 
 
+class ConflictConfig(StrictModel):
+    """Gradient conflict (`method.conflict`), measured every so many `steps` on the next `batches`."""
+
+    steps: int = Field(default=50, gt=0)
+    batches: int = Field(default=4, gt=0)
+
+
 class TuneRecipe(StrictModel):
     """An adapter or a whole model, trained against modality interference on clean examples and their
     perturbed twins, with the method's three losses."""
@@ -201,6 +208,7 @@ class TuneRecipe(StrictModel):
     checkpoint_minutes: float = Field(gt=0)
     evaluate_steps: int = Field(gt=0)
     evaluate_items: int = Field(gt=0)
+    conflict: ConflictConfig | None = None
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
@@ -226,6 +234,20 @@ class TuneRecipe(StrictModel):
         yield (
             self.temperature != 1 and self.consistency in ("none", "mse"),
             f"temperature: softens distributions, and consistency: {self.consistency} compares none",
+        )
+
+        yield (
+            self.conflict is not None and self.kind == "full",
+            "conflict: compares gradients module by module of an adapter: leave it out",
+        )
+        yield (
+            self.conflict is not None and not (self.perturbations or all(self.quotas[:2])),
+            "conflict: compares image-heavy with text-heavy examples, or examples with their twins, and "
+            "there is only one kind",
+        )
+        yield (
+            self.conflict is not None and self.steps is not None and self.conflict.steps > self.steps,
+            "conflict.steps: is more than the run has, so that nothing would be measured: choose fewer",
         )
 
     def _of_kind(self) -> Iterator[tuple[bool, str]]:

@@ -10,6 +10,7 @@ import torch
 from modint_guard.models import located
 from modint_training.data.reading import PLAIN
 from modint_training.loop.predict import FlipBaseline
+from modint_training.method.conflict import Summary
 from modint_training.models.loading import revision
 from modint_training.recipe_files import Recipe
 from modint_training.world import data_digest
@@ -26,11 +27,13 @@ def run_record(
     rows_sha256: str | None = None,
     *,
     command: str | None = None,
+    conflict: Mapping[str, Summary] | None = None,
 ) -> dict[str, Any]:
     """The record as JSON; `history` are the validation figures by step, `rows` those of the test items.
 
     `baseline` is that of `predict.flip_baseline`, which the gateway's alerts compare traffic with;
-    `rows_sha256` is the hash of the data when the run started, if they may have changed since.
+    `rows_sha256` is the hash of the data when the run started, if they may have changed since; `conflict` is
+    that of `loop.conflict.conflict_summary`.
     """
     settings = recipe.model_dump()
     reading = getattr(recipe, "reading", PLAIN)
@@ -56,4 +59,5 @@ def run_record(
         "validation": history,
         "test": rows,
         **({"baseline": dict(baseline)} if baseline else {}),
+        **({"conflict": dict(conflict)} if conflict else {}),
     }

@@ -14,6 +14,7 @@ from modint_guard.data.perturb import applicable
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.results import command_line
 from modint_training.data.reading import read_examples
+from modint_training.loop.conflict import conflict_summary
 from modint_training.loop.predict import BASELINE_ITEMS, flip_baseline
 from modint_training.loop.trainer import Trained, figures_until, seconds_trained, whole_steps
 from modint_training.method.passes import is_sharded
@@ -104,7 +105,8 @@ def export_run(
         model = PeftModel.from_pretrained(base, checkpoint)
     trained = Trained(model, processor, figures_until(checkpoint))
     started = read_record(run)
-    record = _record(recipe, trained, run, test_items, started.command if started else None)
+    command = started.command if started else None
+    record = _record(recipe, trained, run, test_items, command, until=step)
     _export(recipe, trained, target, record)
     return target
 
@@ -129,7 +131,15 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
     return folder / f"checkpoint-{steps[-1] if step is None else step}"
 
 
-def _record(recipe: Recipe, trained: Trained, folder: Path, test_items: int, command: str | None) -> Run:
+def _record(
+    recipe: Recipe,
+    trained: Trained,
+    folder: Path,
+    test_items: int,
+    command: str | None,
+    *,
+    until: int | None = None,
+) -> Run:
     print("evaluating on test items", file=sys.stderr, flush=True)
     rows = _test_rows(recipe, trained, test_items)
     items = _baseline_items(recipe, test_items)
@@ -138,7 +148,11 @@ def _record(recipe: Recipe, trained: Trained, folder: Path, test_items: int, com
     seconds = seconds_trained(*(folder / phase for phase in phases))
     started = read_record(folder)
     rows_sha256 = started.data_sha256 if started else None
-    return run_record(recipe, trained.history, rows, seconds, baseline, rows_sha256, command=command)
+    measures_conflict = isinstance(recipe, TuneRecipe) and recipe.conflict
+    conflict = conflict_summary(folder, until) if measures_conflict else None
+    return run_record(
+        recipe, trained.history, rows, seconds, baseline, rows_sha256, command=command, conflict=conflict
+    )
 
 
 def _baseline_items(recipe: Recipe, test_items: int) -> list[Item]:

@@ -16,7 +16,8 @@ from modint_training.data.lengths import check_lengths, check_validation
 from modint_training.data.reading import read_examples
 from modint_training.data.sampler import ItemSource
 from modint_training.data.twins import check_kinds
-from modint_training.loop.plots import draw_curves
+from modint_training.loop.conflict import LOG, ConflictLog, conflict_measure, conflict_records
+from modint_training.loop.plots import draw_conflict, draw_curves
 from modint_training.loop.predict import BASELINE_ITEMS
 from modint_training.loop.trainer import Evaluation, StepLog, Trained, fit, seed_everything
 from modint_training.loop.validation import ValidationSet, validation_figures, validation_sets
@@ -29,8 +30,9 @@ from modint_training.world import world_named
 
 
 def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no", command: str | None = None) -> Trained:
-    """Train by the recipe, with checkpoints, `log.jsonl` and `curves.png` under `folder`; returns PEFT's
-    model or, for `kind: full`, the base itself.
+    """Train by the recipe, with checkpoints, `log.jsonl` and `curves.png` under `folder`, and with
+    `conflict.jsonl` and `conflict.png` if it measures that; returns PEFT's model or, for `kind: full`, the
+    base itself.
 
     `resume="auto"` continues from the last checkpoint there. `command` is what was typed, for the record.
     Raises ConfigError or DataError, before the first step, for a run that could not be completed.
@@ -53,6 +55,8 @@ def tune(recipe: TuneRecipe, folder: Path, *, resume: str = "no", command: str |
     finally:
         if is_first_process():  # also if the run was stopped
             draw_curves(folder / "log.jsonl", folder / "curves.png")
+            if recipe.conflict:
+                draw_conflict(conflict_records(folder), folder / "conflict.png")
     return Trained(model, processor, evaluation.history)
 
 
@@ -66,7 +70,10 @@ def _fit_twins(
     resume: str,
     evaluation: Evaluation,
 ) -> None:
-    meter = StepMeter()
+    meter, watching = StepMeter(), []
+    if recipe.conflict:
+        measure = conflict_measure(recipe, processor, source, dress_of(recipe))
+        watching.append(ConflictLog(folder / LOG, measure, recipe.conflict.steps))
     fit(
         model,
         twin_loss(recipe, meter),
@@ -84,6 +91,7 @@ def _fit_twins(
         checkpoint_minutes=recipe.checkpoint_minutes,
         resume=resume,
         evaluation=evaluation,
+        callbacks=watching,
         log=StepLog(folder / "log.jsonl", lambda: log_line(meter.take())),
         micro_batches=recipe.micro_batches,
         adam_beta2=recipe.adam_beta2,

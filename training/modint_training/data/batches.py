@@ -52,6 +52,25 @@ def twin_batches(
     ranks and micro-batches.
     """
     check_divides(recipe, ranks)
+    examples_of_step = step_examples(recipe, source, rank=rank, ranks=ranks, dress=dress)
+
+    def micro_batches(step: int) -> list[Batch]:
+        examples = examples_of_step(step)
+        size = len(examples) // recipe.micro_batches
+        parts = [
+            batch_of(examples[start : start + size], processor, recipe)
+            for start in range(0, len(examples), size)
+        ]
+        whole = torch.stack([part.counts for part in parts]).sum(0)
+        return [replace(part, counts=whole) for part in parts]
+
+    return micro_batches
+
+
+def step_examples(
+    recipe: TuneRecipe, source: ItemSource, *, rank: int = 0, ranks: int = 1, dress: Dress | None = None
+) -> Callable[[int], list[Example]]:
+    """A function that gives the examples of step k: this rank's, in the recipe's quotas, with their twins."""
     quotas = Quotas(recipe.quotas, recipe.batch, rank, ranks)
 
     def example(slot: Slot) -> Example:
@@ -64,17 +83,7 @@ def twin_batches(
         seed, share = rng.getrandbits(63), recipe.attack.share if recipe.attack else 0.0
         return Example(item.family, rows, seed, attacked=rng.random() < share)
 
-    def micro_batches(step: int) -> list[Batch]:
-        examples = [example(slot) for slot in quotas.slots(step)]
-        size = len(examples) // recipe.micro_batches
-        parts = [
-            batch_of(examples[start : start + size], processor, recipe)
-            for start in range(0, len(examples), size)
-        ]
-        whole = torch.stack([part.counts for part in parts]).sum(0)
-        return [replace(part, counts=whole) for part in parts]
-
-    return micro_batches
+    return lambda step: [example(slot) for slot in quotas.slots(step)]
 
 
 def check_divides(recipe: TuneRecipe, ranks: int) -> None:

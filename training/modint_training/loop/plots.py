@@ -1,16 +1,18 @@
-"""A run's curves as one picture: the terms of the loss, the size of the noise and the figures of the
-validation split, by step."""
+"""A run's pictures: the terms of the loss, the size of the noise and the figures of the validation split by
+step; and the gradient conflict of each module by step."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from modint_training.loop.trainer import VALIDATION, read_log
+from modint_training.method.conflict import QUANTILE, Conflict, Summary, summary_of
 
 TERMS = ("loss", "sft", "adv", "cons")
 NOISE = ("delta_rms", "delta_relative")
 FLIPS = "/flips"
+NAMED = 80  # so many modules have room for their names beside a map
 OUTSIDE = {"fontsize": "x-small", "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
@@ -18,10 +20,19 @@ def draw_curves(log: Path, picture: Path, *, window: int = 20) -> bool:
     """Draw `log.jsonl` as a PNG, each curve of the training as a moving mean over `window` steps. Returns
     whether it was drawn: not without steps, nor, with a line on stderr, without matplotlib or disk space."""
     lines = read_log(log)
-    if not lines:
-        return False
+    return bool(lines) and _draw(picture, lambda: _figure(lines, window))
+
+
+def draw_conflict(records: Sequence[Conflict], picture: Path) -> bool:
+    """Draw gradient conflict as a PNG: for each contrast a map of modules by step, of their cosines. Returns
+    whether it was drawn, as `draw_curves` does."""
+    summaries = summary_of(records)
+    return bool(summaries) and _draw(picture, lambda: _maps(records, summaries))
+
+
+def _draw(picture: Path, figure: Callable[[], Any]) -> bool:
     try:
-        _figure(lines, window).savefig(picture, dpi=120)
+        figure().savefig(picture, dpi=120)
     except ModuleNotFoundError:
         _report(picture, "it needs: pip install 'modint-guard[report]'")
         return False
@@ -78,3 +89,33 @@ def curve(lines: Sequence[dict[str, float]], name: str) -> tuple[list[float], li
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """A moving mean: of each value and those before it, at most `window` in all."""
     return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
+
+
+def _maps(records: Sequence[Conflict], summaries: dict[str, Summary]) -> Any:
+    from matplotlib.figure import Figure
+
+    blocks = list(dict.fromkeys(record["block"] for record in records))
+    steps = sorted({record["step"] for record in records})
+    height = max(3.0, min(40.0, 0.16 * len(blocks)))
+    figure = Figure(figsize=(3 + 4 * len(summaries), height), layout="constrained")
+    every = figure.subplots(1, len(summaries), squeeze=False, sharey=True)[0]
+    for axes, (contrast, summary) in zip(every, summaries.items(), strict=True):
+        found = {(each["block"], each["step"]): each for each in records if each["contrast"] == contrast}
+        values = [[_cosine(found.get((block, step))) for step in steps] for block in blocks]
+        image = axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set_xticks(range(len(steps)), steps, rotation=90, fontsize="x-small")
+        axes.set_xlabel("step")
+        axes.set_title(
+            f"{contrast}: {summary['rate']:.0%} below {summary['null_quantile']:.2f}\n"
+            f"(of halves of one kind: {QUANTILE:.0%})",
+            fontsize="small",
+        )
+    names = blocks if len(blocks) <= NAMED else []
+    every[0].set_yticks(range(len(names)), names, fontsize="xx-small")
+    figure.colorbar(image, ax=list(every), label="cosine of the gradients")
+    return figure
+
+
+def _cosine(record: Conflict | None) -> float:
+    value = record["cosine"] if record else None
+    return float("nan") if value is None else value

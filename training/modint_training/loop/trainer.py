@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -241,11 +241,7 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            kept = [line for line in read_log(self.file) if line["step"] <= state.global_step]
-            with self._disk_errors_as_sentences():
-                fresh = self.file.with_suffix(".new")
-                fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-                fresh.replace(self.file)
+            cut_log(self.file, state.global_step)
         self.last = time.monotonic()
 
     def on_step_end(
@@ -258,7 +254,7 @@ class StepLog(TrainerCallback):
         rate = kw["optimizer"].param_groups[0]["lr"] if kw.get("optimizer") else float("nan")
         line = {"step": state.global_step, **measured, "lr": rate, "seconds": now - self.last}
         self.last = now
-        self._append(line)
+        append_lines(self.file, [line])
         for reporter in self.reporters:
             reporter.on_log(args, state, control, logs=dict(line), model=kw.get("model"))
         if self.bar and self.bar.training_bar is not None:
@@ -274,20 +270,32 @@ class StepLog(TrainerCallback):
     ) -> None:
         figures = {name: value for name, value in (logs or {}).items() if name.startswith(VALIDATION)}
         if figures and state.is_world_process_zero:
-            self._append({"step": state.global_step, **figures})
+            append_lines(self.file, [{"step": state.global_step, **figures}])
             self.last = time.monotonic()  # an evaluation is not part of the next step
 
-    def _append(self, line: Figures) -> None:
-        with self._disk_errors_as_sentences(), self.file.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
 
-    def _disk_errors_as_sentences(self) -> AbstractContextManager[None]:
-        return disk_errors_as_sentences(str(self.file), "go on with --resume auto")
+def append_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Append lines to a log, as JSON. ConfigError if they cannot be written."""
+    with _log_errors(file), file.open("a", encoding="utf-8") as log:
+        log.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read_log(file: Path) -> list[Figures]:
-    """The lines of a step log, of steps and of evaluations (`eval_` names). Without a file there are none; a
-    last line that was cut off is left out."""
+def cut_log(file: Path, step: int) -> None:
+    """Remove the lines of later steps from a log; without a file an empty one is written."""
+    kept = [line for line in read_log(file) if line["step"] <= step]
+    with _log_errors(file):
+        fresh = file.with_suffix(".new")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        fresh.replace(file)
+
+
+def _log_errors(file: Path) -> AbstractContextManager[None]:
+    return disk_errors_as_sentences(str(file), "go on with --resume auto")
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log, such as those of steps and of evaluations (`eval_` names) in a step log. Without a
+    file there are none; a last line that was cut off is left out."""
     if not file.is_file():
         return []
     lines = file.read_text("utf-8").split("\n")[:-1]  # a line without a newline was not written whole
