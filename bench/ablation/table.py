@@ -22,6 +22,7 @@ COMPONENTS = (
     ("the attack in place of Gaussian noise", "tinyworld-gaussian", "tinyworld-adv"),
     ("the adversarial loss beside consistency", "tinyworld-cons-js", "tinyworld-full"),
     ("the attack's mask", "tinyworld-full-nomask", "tinyworld-full"),
+    ("PCGrad between the losses", "tinyworld-full", "tinyworld-pcgrad"),
     ("our settings for the paper's", "tinyworld-paper", "tinyworld-full"),
 )
 # What every seed must gain or lose, at least, for a component to be said to help or harm; set before any two

@@ -52,10 +52,11 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
 
 def test_the_bundled_recipes_train_bases_adapters_ablations_and_real_models() -> None:
     ablations = ("sft", "aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper")
+    remedies = ("pcgrad",)
     templates = ("llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "instructblip-7b")
     bases = ("tinyworld-base", "picturebook-base")
     adapters = ("robust-lora", "picturebook-lora")
-    expected = {*adapters, *bases, *templates, *(f"tinyworld-{name}" for name in ablations)}
+    expected = {*adapters, *bases, *templates, *(f"tinyworld-{name}" for name in (*ablations, *remedies))}
     assert set(recipe_names()) == expected
     assert isinstance(load_recipe("tinyworld-base"), PretrainRecipe)
     assert isinstance(load_recipe("robust-lora"), TuneRecipe)

@@ -12,6 +12,7 @@ from modint_guard.errors import ConfigError
 from modint_training.data.batches import batch_of, step_examples
 from modint_training.loop.conflict import LOG, conflict_records, conflict_summary
 from modint_training.loop.plots import draw_conflict
+from modint_training.loop.trainer import append_lines
 from modint_training.method.conflict import (
     Conflict,
     GradientSums,
@@ -172,6 +173,8 @@ def test_a_resumed_run_measures_no_step_twice_and_its_record_sums_up_all(
     base: Path, measured: tuple[Any, Path]
 ) -> None:
     run = measured[1]
+    # As if it had been killed after it measured step 3, of which there is no checkpoint.
+    append_lines(run / LOG, [{**conflict_records(run)[0], "step": 3}])
     longer = [f"base={base}", "attack=null", "rank=2", "batch=8", "warmup_steps=1", "precision=fp32"]
     longer += ["evaluate_items=4", "steps=3", MEASURED, *SETTINGS]
     export = run_recipe("robust-lora", longer, output=None, runs=run.parent, resume="auto", test_items=1)

@@ -26,6 +26,7 @@ AttackMask = Literal["span", "modality", "none"]
 AttackRows = Literal["twins", "twins_and_vqa", "all"]
 Consistency = Literal["none", "kl", "reverse_kl", "js", "symmetric_kl", "mse"]
 StopGradient = Literal["clean", "none"]
+Balance = Literal["sum", "pcgrad"]
 Scope = Literal["language", "connector", "vision"]
 Targets = Literal["linear", "attention"]
 
@@ -194,6 +195,7 @@ class TuneRecipe(StrictModel):
     consistency_weight: float = Field(ge=0)
     temperature: float = Field(default=1.0, gt=0)
     stop_gradient: StopGradient = "clean"
+    balance: Balance = "sum"
     attack: AttackConfig | None = None
     lr: float = Field(gt=0)
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -248,6 +250,15 @@ class TuneRecipe(StrictModel):
         yield (
             self.conflict is not None and self.steps is not None and self.conflict.steps > self.steps,
             "conflict.steps: is more than the run has, so that nothing would be measured: choose fewer",
+        )
+
+        yield (
+            self.balance == "pcgrad" and self.micro_batches > 1,
+            "balance: pcgrad compares the gradients of whole batches: use micro_batches: 1",
+        )
+        yield (
+            self.balance == "pcgrad" and self.consistency == "none" and self.attack is None,
+            "balance: pcgrad is between L_sft, L_adv and L_cons, and there is L_sft alone: use balance: sum",
         )
 
     def _of_kind(self) -> Iterator[tuple[bool, str]]:

@@ -20,9 +20,18 @@ RECORD = "recipe.json"
 FIXED = (
     *("kind", "base", "scope", "targets", "rank", "alpha", "dropout", "weights"),
     *("data", "reading", "letter", "seed", "batch", "quotas", "perturbations", "controls", "control_share"),
-    *("task_weight", "consistency", "consistency_weight", "temperature", "stop_gradient", "attack"),
+    *(
+        "task_weight",
+        "consistency",
+        "consistency_weight",
+        "temperature",
+        "stop_gradient",
+        "attack",
+        "balance",
+    ),
 )
-LATER = {"reading": PLAIN.model_dump(mode="json")}  # keys that older records lack, with what runs did then
+# Keys that older records lack, with what runs did then.
+LATER = {"reading": PLAIN.model_dump(mode="json"), "balance": "sum"}
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,17 @@ def check_runnable(recipe: TuneRecipe) -> None:
     check_device(recipe, cuda=torch.cuda.is_available())
     check_reports(recipe)
     check_divides(recipe, started_processes())
+    check_balance(recipe, started_processes())
     check_served(recipe)
+
+
+def check_balance(recipe: TuneRecipe, processes: int) -> None:
+    """ConfigError for PCGrad in several processes, each of which has a part of every batch alone."""
+    if recipe.balance == "pcgrad" and processes > 1:
+        raise ConfigError(
+            f"balance: pcgrad compares the gradients of whole batches, and {processes} processes share them "
+            "out: train in one process"
+        )
 
 
 def check_served(recipe: TuneRecipe) -> None:

@@ -5,6 +5,7 @@ micro-batch therefore contributes a sum over its own tokens, divided by the coun
 it carries with it.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +18,9 @@ from modint_training.method.families import ModelFamily, family_of
 from modint_training.method.losses import cross_entropies, inconsistencies, symmetric_kl
 from modint_training.method.masks import answer_tokens, flat_indices, predicting_mask
 from modint_training.method.passes import DecoderInputs, Outputs, decoder_pass, unwrap, whole_pass
+from modint_training.method.pcgrad import cosines, gradients_of, projected, with_gradient
 from modint_training.method.ranks import joined_processes, sum_over_ranks
-from modint_training.recipe import StopGradient, TuneRecipe
+from modint_training.recipe import Balance, StopGradient, TuneRecipe
 
 NO_NOISE = dict.fromkeys(
     ("delta_squares", "delta_relative_squares", "delta_elements", "skipped_gradients"), 0.0
@@ -27,7 +29,7 @@ NO_NOISE = dict.fromkeys(
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The weights of the loss's terms, and the kind of consistency."""
+    """The weights of the loss's terms, the kind of consistency, and how the terms' gradients are added up."""
 
     task: float
     adversarial: float
@@ -35,6 +37,7 @@ class LossWeights:
     kind: str  # recipe.Consistency
     temperature: float = 1.0
     stop_gradient: StopGradient = "clean"
+    balance: Balance = "sum"
 
 
 @dataclass
@@ -76,12 +79,29 @@ def step_loss(
                 adv = adv + attacked.objective
                 cons = cons + attacked.inconsistency(weights)
         adv, cons = adv / per_count[1], cons / per_count[2]
-        total = weights.task * sft + weights.adversarial * adv + weights.consistency * cons
+        terms = {
+            "sft": weights.task * sft,
+            "adv": weights.adversarial * adv,
+            "cons": weights.consistency * cons,
+        }
+        total = terms["sft"] + terms["adv"] + terms["cons"]
+        if weights.balance == "pcgrad":
+            total = without_conflict(model, terms, total, int(batch.row_seeds[0]), meter)
         ranks = joined_processes()
         meter.add(loss=total / ranks, sft=sft / ranks, adv=adv / ranks, cons=cons / ranks)
         return total
 
     return loss
+
+
+def without_conflict(
+    model: nn.Module, terms: Mapping[str, Tensor], total: Tensor, seed: int, meter: StepMeter
+) -> Tensor:
+    """The loss `total` with the gradient of PCGrad between its terms; the meter gets the terms' cosines."""
+    gradients = gradients_of(model, terms)
+    meter.add(**{f"cos_{pair}": value for pair, value in cosines(gradients).items()})
+    kept = projected(list(gradients.values()), random.Random(seed))
+    return with_gradient(total, model, torch.stack(kept).sum(0))
 
 
 @dataclass(frozen=True)
@@ -190,8 +210,10 @@ def denominators(counts: Tensor) -> Tensor:
 
 
 def log_line(sums: Mapping[str, float]) -> dict[str, float]:
-    """A step's figures for log and progress bar: the terms of the loss, and the size of the noise."""
+    """A step's figures for log and progress bar: the terms of the loss, the cosines of their gradients if
+    these are balanced, and the size of the noise."""
     line = {name: sums[name] for name in ("loss", "sft", "adv", "cons") if name in sums}
+    line |= {name: value for name, value in sums.items() if name.startswith("cos_")}
     if elements := sums.get("delta_elements"):
         line["delta_rms"] = (sums["delta_squares"] / elements) ** 0.5
         line["delta_relative"] = (sums["delta_relative_squares"] / elements) ** 0.5
@@ -220,6 +242,7 @@ def weights_of(recipe: TuneRecipe) -> LossWeights:
         kind=recipe.consistency,
         temperature=recipe.temperature,
         stop_gradient=recipe.stop_gradient,
+        balance=recipe.balance,
     )
 
 

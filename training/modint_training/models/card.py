@@ -160,6 +160,8 @@ def _method(recipe: Mapping[str, Any]) -> str:
             f"- the adversarial loss: {attack['kind']}, {attack['steps']} steps, epsilon {attack['epsilon']} "
             f"({unit}), mask `{attack['mask']}`"
         )
+    if recipe.get("balance") == "pcgrad":
+        lines.append("- PCGrad between these losses: their gradients lose what in them undoes each other")
     if twins:
         lines.append(f"- twins: {', '.join(twins)}; harmless ones: {', '.join(recipe['controls']) or 'none'}")
     return "\n".join(lines)
