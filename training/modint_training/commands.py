@@ -33,14 +33,32 @@ def train(
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/NAME.")],
     output: Annotated[
-        Path | None, typer.Option(help="Where the model or adapter is written; default RUN/export.")
+        Path | None,
+        typer.Option(
+            help="Where the model or adapter is written; default RUN/export, of some modules RUN/smaller."
+        ),
     ] = None,
     step: Annotated[int | None, typer.Option(help="Which checkpoint; default: the last.")] = None,
+    keep_modules: Annotated[
+        Path | None,
+        typer.Option(
+            help="A smaller adapter: a report.json of `locate`, or a text with a module's name on each line."
+        ),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of what the adapter gained, by that report; default 0.9."),
+    ] = None,
 ) -> None:
-    """Export a checkpoint as vLLM loads it: of a run that was stopped, or of an earlier step."""
+    """Export a checkpoint as vLLM loads it: of a stopped run, of an earlier step, or some modules."""
+    from modint_guard.errors import ConfigError
+    from modint_training.locate.smaller import Keep
     from modint_training.runs import export_run
 
-    typer.echo(f"wrote {export_run(run, output=output, step=step)}")
+    if share is not None and keep_modules is None:
+        raise ConfigError("--share says how much the modules of --keep-modules must restore: name a report")
+    keep = Keep(keep_modules, share) if keep_modules else None
+    typer.echo(f"wrote {export_run(run, output=output, step=step, keep=keep)}")
 
 
 def recipes(

@@ -14,6 +14,8 @@ from modint_guard.data.perturb import applicable
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.results import command_line
 from modint_training.data.reading import read_examples
+from modint_training.locate.adapter import lora_modules
+from modint_training.locate.smaller import Keep, keep_modules
 from modint_training.loop.conflict import conflict_summary
 from modint_training.loop.predict import BASELINE_ITEMS, flip_baseline
 from modint_training.loop.trainer import Trained, figures_until, seconds_trained, whole_steps
@@ -88,13 +90,20 @@ def _report_sharded(recipe: TuneRecipe, folder: Path) -> None:
 
 
 def export_run(
-    run: Path, *, output: Path | None = None, step: int | None = None, test_items: int = TEST_ITEMS
+    run: Path,
+    *,
+    output: Path | None = None,
+    step: int | None = None,
+    keep: Keep | None = None,
+    test_items: int = TEST_ITEMS,
 ) -> Path:
     """Export the last checkpoint of the run in folder `run`, or that of `step`, as the end of its training
-    would have; returns the folder written (default RUN/export). ConfigError without such a run or
-    checkpoint."""
+    would have, or only the modules to `keep`, measured anew; returns the folder written (default RUN/export,
+    or RUN/smaller). ConfigError without such a run, checkpoint or module."""
     recipe = recipe_in(run)
-    target = output or run / "export"
+    target = output or run / ("smaller" if keep else "export")
+    if keep and recipe.kind == "full":
+        raise ConfigError(f"{run} trained whole weights: --keep-modules is of an adapter")
     check_target(target)
     check_resumable(run, recipe)  # the base may have changed since
     checkpoint = _checkpoint(run / recipe.kind, step)
@@ -103,12 +112,21 @@ def export_run(
     else:
         base, processor = load_base(recipe.base, **loading_of(recipe))
         model = PeftModel.from_pretrained(base, checkpoint)
+    kept = _kept(model, keep) if keep else {}
     trained = Trained(model, processor, figures_until(checkpoint))
     started = read_record(run)
     command = started.command if started else None
-    record = _record(recipe, trained, run, test_items, command, until=step)
+    record = {**_record(recipe, trained, run, test_items, command, until=step), **kept}
     _export(recipe, trained, target, record)
     return target
+
+
+def _kept(model: Any, keep: Keep) -> dict[str, Any]:
+    """Leave a PEFT model the modules to keep alone; what its record says of that."""
+    present = list(lora_modules(model))
+    names = keep.names(present)
+    keep_modules(model, names)
+    return {"kept_modules": names, "trained_modules": len(present)}
 
 
 def _export(recipe: PretrainRecipe | TuneRecipe, trained: Trained, target: Path, record: Run) -> None:

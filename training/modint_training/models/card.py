@@ -23,11 +23,19 @@ base_model: {recipe["base"]}
 A LoRA of rank {recipe["rank"]} on the {_scope(recipe)} of `{recipe["base"]}` against modality interference:
 {_method(recipe)}
 
-{origin(run)}
+{origin(run)}{_kept(run)}
 {_serving(recipe)}
 
 {_figures(run)}{_baseline(run)}
 """
+
+
+def _kept(run: Run) -> str:
+    """A sentence on the modules that are left of an adapter, if some were taken away."""
+    if "kept_modules" not in run:
+        return ""
+    kept = len(run["kept_modules"])
+    return f"\nOf its {run['trained_modules']} modules {kept} are kept (`run.json` names them)."
 
 
 def _figures(run: Run) -> str:
