@@ -13,6 +13,7 @@ tables.py    rows of Parquet files and of folders that `datasets` saved
 write.py     writes items so that they can be read back
 options.py   the options of commands that read a data set
 validate.py  the command `modint-guard data validate`
+class_folders.py  folders of pictures by class as questions: the command `modint-guard data questions`
 """
 
 from modint_guard.data.dataset import (

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from modint_guard.data.class_folders import questions
 from modint_guard.data.dataset import DataSet, problems
 from modint_guard.data.item import RELEVANT, Item
 from modint_guard.data.options import (
@@ -37,6 +38,7 @@ SHOWN = 20
 COUNTED = ("samples", "word", "letter", "free", "unlabelled", "with picture", "with lie", "several turns")
 
 app = typer.Typer(help="Look at data sets before they are trained on or asked.", no_args_is_help=True)
+app.command("questions")(questions)
 
 
 @dataclass(frozen=True)
