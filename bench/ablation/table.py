@@ -23,6 +23,8 @@ COMPONENTS = (
     ("the adversarial loss beside consistency", "tinyworld-cons-js", "tinyworld-full"),
     ("the attack's mask", "tinyworld-full-nomask", "tinyworld-full"),
     ("PCGrad between the losses", "tinyworld-full", "tinyworld-pcgrad"),
+    ("rows that need both modalities last", "tinyworld-full", "tinyworld-progressive"),
+    ("these last in place of first", "tinyworld-reverse", "tinyworld-progressive"),
     ("our settings for the paper's", "tinyworld-paper", "tinyworld-full"),
 )
 # What every seed must gain or lose, at least, for a component to be said to help or harm; set before any two

@@ -52,7 +52,7 @@ def test_every_bundled_recipe_loads_under_its_own_name(name: str) -> None:
 
 def test_the_bundled_recipes_train_bases_adapters_ablations_and_real_models() -> None:
     ablations = ("sft", "aug", "cons-kl", "cons-js", "gaussian", "adv", "full", "full-nomask", "paper")
-    remedies = ("pcgrad",)
+    remedies = ("pcgrad", "progressive", "reverse")
     templates = ("llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "instructblip-7b")
     bases = ("tinyworld-base", "picturebook-base")
     adapters = ("robust-lora", "picturebook-lora")

@@ -27,6 +27,7 @@ AttackRows = Literal["twins", "twins_and_vqa", "all"]
 Consistency = Literal["none", "kl", "reverse_kl", "js", "symmetric_kl", "mse"]
 StopGradient = Literal["clean", "none"]
 Balance = Literal["sum", "pcgrad"]
+Order = Literal["joint", "progressive", "reverse"]
 Scope = Literal["language", "connector", "vision"]
 Targets = Literal["linear", "attention"]
 
@@ -153,7 +154,7 @@ class AttackConfig(StrictModel):
 
 
 class ConflictConfig(StrictModel):
-    """Gradient conflict (`method.conflict`), measured every so many `steps` on the next `batches`."""
+    """Gradient conflict (`method.conflict`), measured every so many `steps` on so many `batches`."""
 
     steps: int = Field(default=50, gt=0)
     batches: int = Field(default=4, gt=0)
@@ -185,6 +186,7 @@ class TuneRecipe(StrictModel):
     batch: int = Field(gt=0)
     micro_batches: int = Field(default=1, gt=0)
     quotas: Annotated[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], AfterValidator(_not_all_zero)]
+    order: Order = "joint"
     letter: float | None = Field(default=None, ge=0, le=1)
     max_length: int = Field(default=1024, gt=0)
     perturbations: tuple[str, ...]
@@ -252,6 +254,11 @@ class TuneRecipe(StrictModel):
             "conflict.steps: is more than the run has, so that nothing would be measured: choose fewer",
         )
 
+        yield (
+            self.order != "joint" and not (any(self.quotas[:2]) and self.quotas[2]),
+            f"order: {self.order} sorts examples that need both modalities from others, and quotas draws one "
+            "kind alone: use joint",
+        )
         yield (
             self.balance == "pcgrad" and self.micro_batches > 1,
             "balance: pcgrad compares the gradients of whole batches: use micro_batches: 1",

@@ -20,18 +20,11 @@ RECORD = "recipe.json"
 FIXED = (
     *("kind", "base", "scope", "targets", "rank", "alpha", "dropout", "weights"),
     *("data", "reading", "letter", "seed", "batch", "quotas", "perturbations", "controls", "control_share"),
-    *(
-        "task_weight",
-        "consistency",
-        "consistency_weight",
-        "temperature",
-        "stop_gradient",
-        "attack",
-        "balance",
-    ),
+    *("task_weight", "consistency", "consistency_weight", "temperature", "stop_gradient", "attack"),
+    *("balance", "order"),
 )
 # Keys that older records lack, with what runs did then.
-LATER = {"reading": PLAIN.model_dump(mode="json"), "balance": "sum"}
+LATER = {"reading": PLAIN.model_dump(mode="json"), "balance": "sum", "order": "joint"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,8 @@ def check_resumable(folder: Path, recipe: TuneRecipe, rows_sha256: str | None = 
     if record is None:
         return
     before, now = _completed(record.recipe), recipe.model_dump(mode="json")
-    for key in FIXED:
+    # In another order than the joint one the rows of a step depend on the run's length.
+    for key in FIXED if recipe.order == "joint" else (*FIXED, "steps", "epochs"):
         if before.get(key) != now[key]:
             raise ConfigError(
                 f"{folder} holds checkpoints of a run with {key}: {before.get(key)!r}, and not {now[key]!r}: "

@@ -72,13 +72,19 @@ def _fit_twins(
 ) -> None:
     meter, watching = StepMeter(), []
     if recipe.conflict:
-        measure = conflict_measure(recipe, processor, source, dress_of(recipe))
+        measure = conflict_measure(recipe, processor, source, steps, dress_of(recipe))
         watching.append(ConflictLog(folder / LOG, measure, recipe.conflict.steps))
     fit(
         model,
         twin_loss(recipe, meter),
         twin_batches(
-            recipe, processor, source, rank=rank(), ranks=started_processes(), dress=dress_of(recipe)
+            recipe,
+            processor,
+            source,
+            rank=rank(),
+            ranks=started_processes(),
+            dress=dress_of(recipe),
+            steps=steps,
         ),
         folder=folder / recipe.kind,
         steps=steps,

@@ -15,6 +15,7 @@ from modint_guard.data.samples import Sample
 from modint_guard.errors import ConfigError, DataError
 from modint_training.data.collate import Encoded, collate, encode, parts_of
 from modint_training.data.sampler import ItemSource, Quotas, Slot, pick
+from modint_training.data.stages import Stages
 from modint_training.data.twins import fits, twin
 from modint_training.method.batch import Batch, token_counts
 from modint_training.method.masks import VQA, modality_mask
@@ -43,16 +44,18 @@ def twin_batches(
     rank: int = 0,
     ranks: int = 1,
     dress: Dress | None = None,
+    steps: int | None = None,
 ) -> Callable[[int], list[Batch]]:
     """A function that gives the micro-batches of step k: examples in the recipe's quotas, each followed by
     its twin if it has one.
 
-    `source` gives the example for a slot; `dress` changes where a twin's context stands. All micro-batches of
-    a step carry the token counts of the whole batch. Raises ConfigError if a batch cannot be shared out to
+    `source` gives the example for a slot; `dress` changes where a twin's context stands; `steps` is the run's
+    length, which an order other than `joint` needs. All micro-batches of a step carry the token counts of the
+    whole batch. Raises ConfigError if a batch cannot be shared out to
     ranks and micro-batches.
     """
     check_divides(recipe, ranks)
-    examples_of_step = step_examples(recipe, source, rank=rank, ranks=ranks, dress=dress)
+    examples_of_step = step_examples(recipe, source, rank=rank, ranks=ranks, dress=dress, steps=steps)
 
     def micro_batches(step: int) -> list[Batch]:
         examples = examples_of_step(step)
@@ -68,10 +71,17 @@ def twin_batches(
 
 
 def step_examples(
-    recipe: TuneRecipe, source: ItemSource, *, rank: int = 0, ranks: int = 1, dress: Dress | None = None
+    recipe: TuneRecipe,
+    source: ItemSource,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    dress: Dress | None = None,
+    steps: int | None = None,
 ) -> Callable[[int], list[Example]]:
-    """A function that gives the examples of step k: this rank's, in the recipe's quotas, with their twins."""
-    quotas = Quotas(recipe.quotas, recipe.batch, rank, ranks)
+    """A function that gives the examples of step k: this rank's, in the recipe's quotas and order, with their
+    twins; the arguments are those of `twin_batches`."""
+    slots = _slots(recipe, Quotas(recipe.quotas, recipe.batch, rank, ranks), steps)
 
     def example(slot: Slot) -> Example:
         item = source(slot)
@@ -83,7 +93,15 @@ def step_examples(
         seed, share = rng.getrandbits(63), recipe.attack.share if recipe.attack else 0.0
         return Example(item.family, rows, seed, attacked=rng.random() < share)
 
-    return lambda step: [example(slot) for slot in quotas.slots(step)]
+    return lambda step: [example(slot) for slot in slots(step)]
+
+
+def _slots(recipe: TuneRecipe, quotas: Quotas, steps: int | None) -> Callable[[int], list[Slot]]:
+    """The slots of a step in the recipe's order."""
+    if recipe.order == "joint":
+        return quotas.slots
+    assert steps is not None  # the rows of a step depend on it
+    return Stages(quotas, steps, reverse=recipe.order == "reverse").slots
 
 
 def check_divides(recipe: TuneRecipe, ranks: int) -> None:

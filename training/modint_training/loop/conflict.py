@@ -54,12 +54,15 @@ class ConflictLog(TrainerCallback):
             append_lines(self.file, records)
 
 
-def conflict_measure(recipe: TuneRecipe, processor: Any, source: ItemSource, dress: Dress | None) -> Measure:
-    """Measures on the batches of the steps to come, which the weights have not seen yet, without dropout and
-    with twins of the harmful kinds alone. Neither weights nor random numbers of the training change."""
+def conflict_measure(
+    recipe: TuneRecipe, processor: Any, source: ItemSource, steps: int, dress: Dress | None
+) -> Measure:
+    """Measures on batches that would come after the `steps` of the run, new ones for every window, without
+    dropout and with twins of the harmful kinds alone. Neither weights nor random numbers of the training
+    change."""
     assert recipe.conflict is not None
-    count = recipe.conflict.batches
-    harmful = recipe.model_copy(update={"control_share": 0.0, "attack": None})
+    every, count = recipe.conflict.steps, recipe.conflict.batches
+    harmful = recipe.model_copy(update={"control_share": 0.0, "attack": None, "order": "joint"})
     examples = step_examples(harmful, source, rank=rank(), ranks=started_processes(), dress=dress)
 
     def measure(model: nn.Module, step: int) -> list[Conflict]:
@@ -67,8 +70,9 @@ def conflict_measure(recipe: TuneRecipe, processor: Any, source: ItemSource, dre
         device = next(model.parameters()).device
         model.eval()
         shown: Counter[Family] = Counter()
-        for coming in range(step, step + count):
-            for family, half, chosen in _halves(examples(coming), shown):
+        first = steps + step // every * count
+        for number in range(first, first + count):
+            for family, half, chosen in _halves(examples(number), shown):
                 sums.add(family, half, _placed(batch_of(chosen, processor, harmful), device))
         model.train(training)
         return sums.conflicts(step)

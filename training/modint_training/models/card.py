@@ -170,6 +170,9 @@ def _method(recipe: Mapping[str, Any]) -> str:
         )
     if recipe.get("balance") == "pcgrad":
         lines.append("- PCGrad between these losses: their gradients lose what in them undoes each other")
+    if recipe.get("order", "joint") != "joint":
+        last = "last" if recipe["order"] == "progressive" else "first"
+        lines.append(f"- rows that need both modalities came {last} (`order: {recipe['order']}`)")
     if twins:
         lines.append(f"- twins: {', '.join(twins)}; harmless ones: {', '.join(recipe['controls']) or 'none'}")
     return "\n".join(lines)
