@@ -87,16 +87,18 @@ class Guard:
         *,
         max_top_logprobs: int | None = None,
         forcing: bool = True,
+        last_rows: bool = False,
         noise: float = 0.0,
         expects_longer: bool = False,
     ) -> Plan:
         """Split the request, decide which modality ought to decide its answer, and prepare the views.
 
         max_top_logprobs: the largest number of alternatives that the engine lists; with 0 nothing is compared
-        by probabilities. forcing: whether the engine can score a given answer. noise: the largest change of a
-        probability that was seen when the engine was asked the same again, in [0, 1]. expects_longer: whether
-        the answer will probably be scored as a whole, so that views had better wait for it. A verdict does
-        not depend on it, but that on an answer of one word comes later. Raises RequestError.
+        by probabilities. forcing: whether the engine can score a given answer. last_rows: whether it can be
+        asked to score the end of a prompt alone, as with this package's plugin. noise: the largest change of
+        a probability that was seen when the engine was asked the same again, in [0, 1]. expects_longer:
+        whether the answer will probably be scored as a whole, so that views had better wait for it. A verdict
+        does not depend on it, but that on an answer of one word comes later. Raises RequestError.
         Decodes every image, which may take tens of milliseconds: run it in a thread beside an event loop.
         """
         return make_plan(
@@ -107,6 +109,7 @@ class Guard:
             self.judge.calibrations,
             max_top_logprobs=max_top_logprobs,
             forcing=forcing,
+            last_rows=last_rows,
             noise=noise,
             expects_longer=expects_longer,
         )

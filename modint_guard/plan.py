@@ -58,6 +58,7 @@ def make_plan(
     *,
     max_top_logprobs: int | None = None,
     forcing: bool = True,
+    last_rows: bool = False,
     noise: float = 0.0,
     expects_longer: bool = False,
 ) -> Plan:
@@ -65,9 +66,10 @@ def make_plan(
 
     options: None to read the body's `modint` field. makers: how each probe changes a chat, by name.
     calibrations: by served name. max_top_logprobs: the largest number of alternatives that the engine lists;
-    with 0 nothing is compared by probabilities. forcing: whether the engine can score a given answer. noise:
-    as `Plan.noise`. expects_longer: whether the answer will probably be scored as a whole, so that views wait
-    for it. Raises RequestError. Decodes every image, which may take tens of milliseconds.
+    with 0 nothing is compared by probabilities. forcing: whether the engine can score a given answer.
+    last_rows: whether it can be asked to score the end of a prompt alone. noise: as `Plan.noise`.
+    expects_longer: whether the answer will probably be scored as a whole, so that views wait for it. Raises
+    RequestError. Decodes every image, which may take tens of milliseconds.
     """
     options = options or parse_options(body.get("modint") if isinstance(body, dict) else None)
     chat = parse(body, options, config.image_limits, decode=options.mode == "on")
@@ -119,6 +121,7 @@ def make_plan(
             top_logprobs=top,
             max_forced_tokens=config.max_forced_tokens,
             forced_logprobs=min(config.forced_logprobs, top),
+            last_rows=last_rows,
             deadline_s=min(options.deadline_s or config.deadline_s, config.max_deadline_s),
             constrained=constrained,
         ),

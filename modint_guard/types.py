@@ -384,8 +384,9 @@ class Schedule:
     is expected, which they are asked to score and nothing else. top_logprobs: the number of alternatives that
     request and views ask for; 0 if the engine gives none. max_forced_tokens: the longest answer that is
     scored as a whole. forced_logprobs: the number of alternatives asked for at each of its positions.
-    deadline_s: seconds from the complete answer. constrained: whether the request forces the form of its
-    answer; the cells are then in no stage, but asked for its scores (`probing.like_views`).
+    last_rows: whether the engine can be asked to score the end of a prompt alone. deadline_s: seconds from
+    the complete answer. constrained: whether the request forces the form of its answer; the cells are then in
+    no stage, but asked for its scores (`probing.like_views`).
     """
 
     views: tuple[View, ...] = ()
@@ -397,6 +398,7 @@ class Schedule:
     top_logprobs: int = 0
     max_forced_tokens: int = 512
     forced_logprobs: int = 5
+    last_rows: bool = False
     deadline_s: float = 5.0
     constrained: bool = False
 

@@ -76,6 +76,7 @@ async def examined(
     *,
     max_top_logprobs: int | None = None,
     forcing: bool = True,
+    last_rows: bool = False,
 ) -> tuple[Reply, Report] | None:
     """The answer to a request and the report on it; None if it is not probed. Raises EndpointError.
 
@@ -91,7 +92,12 @@ async def examined(
         deadline_s=MAX_DEADLINE_S,
     )
     plan = await asyncio.to_thread(
-        guard.plan, body, options, max_top_logprobs=max_top_logprobs, forcing=forcing
+        guard.plan,
+        body,
+        options,
+        max_top_logprobs=max_top_logprobs,
+        forcing=forcing,
+        last_rows=last_rows,
     )
     if plan.skip or not plan.views:
         return None
@@ -108,12 +114,20 @@ async def checkup_null(
     *,
     max_top_logprobs: int | None = None,
     forcing: bool = True,
+    last_rows: bool = False,
     concurrency: int = 2,
 ) -> Null:
     """The null with scores of the packaged and of the drawn items, asked of this model, in place of any that
     it had; with what they say of `sure`, and with the lies that changed an answer. Raises EndpointError.
     """
-    examine = partial(examined, guard, complete, max_top_logprobs=max_top_logprobs, forcing=forcing)
+    examine = partial(
+        examined,
+        guard,
+        complete,
+        max_top_logprobs=max_top_logprobs,
+        forcing=forcing,
+        last_rows=last_rows,
+    )
     jobs = {
         number: partial(_measured, examine, complete, variants, model, number)
         for number, variants in enumerate(await asyncio.to_thread(packaged_variants))

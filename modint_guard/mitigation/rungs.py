@@ -347,14 +347,19 @@ async def _contrast(
         return None
     bodies = (short_body(flagged.plan.body, 1, 1), view.body)
     try:
-        full, alone = await _together(_scored(candidate, body, complete) for body in bodies)
+        full, alone = await _together(
+            _scored(candidate, body, complete, last_rows=flagged.plan.schedule.last_rows) for body in bodies
+        )
     except EndpointError:
         return None
     return _mean(full) - policy.debias_lambda * _mean(alone)
 
 
-async def _scored(candidate: Reply, body: JSON, complete: Complete) -> tuple[Position, ...]:
-    completion = await complete(forced_body(body, answer_text(candidate), 1))
+async def _scored(
+    candidate: Reply, body: JSON, complete: Complete, *, last_rows: bool
+) -> tuple[Position, ...]:
+    rows = len(answer_positions(candidate)) if last_rows else None
+    completion = await complete(forced_body(body, answer_text(candidate), 1, rows))
     return forced_reply(completion, 0.0, candidate).forced
 
 

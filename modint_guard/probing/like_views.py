@@ -32,6 +32,7 @@ from modint_guard.probing.teacher_forcing import (
     first_word,
     forced_body,
     forced_reply,
+    most_tokens,
 )
 from modint_guard.probing.views import short_body, unconstrained
 from modint_guard.types import (
@@ -96,13 +97,19 @@ async def ask(plan: Plan, complete: Complete, answer: Reply, replies: Replies) -
     thought, size = (answer.empty_thought or "") if answer.reasoning else "", _size(answer)
     least = 1 if schedule.constrained else 2
     if is_rendered(answer):
-        made = {name: called_body(body, answer, schedule.forced_logprobs) for name, body in bodies.items()}
+        made = {
+            name: called_body(body, answer, schedule.forced_logprobs, last_rows=schedule.last_rows)
+            for name, body in bodies.items()
+        }
         read = partial(called_reply, answer=answer)
         asked = await probe.run(_views(made), complete, deadline_s=schedule.deadline_s, read=read)
         asked = _alike(answer, asked)
     elif schedule.method == TEACHER_FORCED and least <= size <= schedule.max_forced_tokens:
         text = thought + answer_text(answer)
-        made = {name: forced_body(body, text, schedule.forced_logprobs) for name, body in bodies.items()}
+        rows = most_tokens(text) if schedule.last_rows else None
+        made = {
+            name: forced_body(body, text, schedule.forced_logprobs, rows) for name, body in bodies.items()
+        }
         read = partial(forced_reply, answer=answer, by_text=True)
         asked = await probe.run(_views(made), complete, deadline_s=schedule.deadline_s, read=read)
     else:

@@ -132,7 +132,8 @@ async def _forced(
         return {}
     text, top = answer_text(answer), schedule.forced_logprobs
     scoring = [view for view in views if view.name in _SCORED]
-    cells = [View(view.name, forced_body(view.body, text, top)) for view in scoring]
+    rows = size if schedule.last_rows else None
+    cells = [View(view.name, forced_body(view.body, text, top, rows)) for view in scoring]
     read = partial(forced_reply, answer=answer)
     return await probe.run(cells, complete, deadline_s=schedule.deadline_s, read=read)
 

@@ -2,7 +2,8 @@
 
 The answer is appended to the view as an assistant message, and the engine is asked for the log-probabilities
 of its prompt (vLLM's `prompt_logprobs`). The last of these belong to the answer, provided that its text was
-split into the same tokens again: token ids are compared, or the tokens' texts if there are no ids.
+split into the same tokens again: token ids are compared, or the tokens' texts if there are no ids. An engine
+that can be asked for the last rows alone (`LAST_ROWS`) need not compute those in front of the answer.
 """
 
 from __future__ import annotations
@@ -20,27 +21,38 @@ from modint_guard.types import JSON, Position, Reply
 
 _LONGEST_TOKEN = 256  # bytes
 _LONGEST_CALLS = 2048  # tokens at the end of a prompt that tool calls are looked for in
-_NOT_FORCED = ("logprobs", "top_logprobs", "stop", "stop_token_ids")
+# What changes no probability of a prompt, and costs time: `bad_words` are split into tokens for every call.
+_OF_SAMPLING = ("bad_words", "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_NOT_FORCED = frozenset({"logprobs", "top_logprobs", "stop", "stop_token_ids", *_OF_SAMPLING})
+LAST_ROWS = "modint_last_rows"  # in `vllm_xargs`: so many of a prompt's last log-probabilities are wanted
 
 
-def forced_body(view: JSON, answer: str, top_logprobs: int) -> JSON:
+def forced_body(view: JSON, answer: str, top_logprobs: int, last_rows: int | None = None) -> JSON:
     """A body that makes the engine score `answer` under a view: the view with the answer as its last message.
 
-    top_logprobs: the number of alternatives asked for at each position of the prompt.
+    top_logprobs: the number of alternatives asked for at each position of the prompt. last_rows: of how many
+    of its last tokens; None for all, and where the engine cannot be asked for some.
     """
     message = {"role": "assistant", "content": answer}
-    return {**_scoring(view, message, top_logprobs), "continue_final_message": True}
+    return {**_scoring(view, message, top_logprobs, last_rows), "continue_final_message": True}
 
 
-def called_body(view: JSON, answer: Reply, top_logprobs: int) -> JSON:
+def called_body(view: JSON, answer: Reply, top_logprobs: int, *, last_rows: bool = False) -> JSON:
     """A body that makes the engine score tool calls as the model's template writes them: the view with the
-    calls as its last message, which is not gone on with.
+    calls as its last message, which is not gone on with. last_rows: whether it can be asked for the end.
     """
-    return _scoring(view, as_message(answer), top_logprobs)
+    return _scoring(view, as_message(answer), top_logprobs, _LONGEST_CALLS if last_rows else None)
 
 
-def _scoring(view: JSON, message: JSON, top_logprobs: int) -> JSON:
+def most_tokens(text: str) -> int:
+    """The most tokens that a text can be split into: each has a byte of it, but for white space in front."""
+    return len(text.encode(errors="replace")) + 1
+
+
+def _scoring(view: JSON, message: JSON, top_logprobs: int, last_rows: int | None) -> JSON:
     kept = {key: value for key, value in view.items() if key not in _NOT_FORCED}
+    if last_rows is not None:
+        kept["vllm_xargs"] = {LAST_ROWS: last_rows}
     return {
         **kept,
         "messages": [*view["messages"], message],

@@ -8,8 +8,10 @@ import pytest
 
 from modint_guard import Guard, GuardConfig
 from modint_guard.chat.eligibility import CONSTRAINTS
+from modint_guard.chat.reply import reply_of
 from modint_guard.judge import NOTE_CONSTRAINED
 from modint_guard.mitigation.policy import Policy
+from modint_guard.probing.teacher_forcing import LAST_ROWS
 from modint_guard.report import Report
 from modint_guard.types import JSON, Cause, Complete, State
 from tests.core.fakes import ask, completion, reads, scored_prompt, sees_picture
@@ -106,6 +108,27 @@ async def test_an_answer_that_the_mask_split_otherwise_is_judged_as_the_model_it
         ("/colour", "blue", Cause.TEXT),
         ("/number", "3", None),
     ]
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+async def test_an_engine_that_can_is_asked_for_enough_rows_however_the_record_was_split(pieces: bool) -> None:
+    calls, model = recorder(pieces=pieces)
+
+    async def last_alone(body: JSON) -> JSON:
+        whole = await model(body)
+        if "prompt_logprobs" in body:
+            listed = whole["prompt_logprobs"]
+            whole["prompt_logprobs"] = [None, *listed[1:][-body["vllm_xargs"][LAST_ROWS] :]]
+        return whole
+
+    body = ask(f"{LIE}\nDescribe it.", response_format=SCHEMA, modint={"relevant": "image", "context": LIE})
+    guard = Guard(GuardConfig(teacher_forcing=True))
+    async with guard.examine(guard.plan(body, last_rows=True), last_alone) as examination:
+        reply = reply_of(await last_alone(examination.body))
+        report = await examination.report_on(lambda: reply)
+    assert (report.verdict.cause, report.method) == (Cause.TEXT, "teacher_forced")
+    asked = [call["vllm_xargs"] for call in calls if "prompt_logprobs" in call]
+    assert asked == [{LAST_ROWS: len('{"colour": "blue", "number": 3}') + 1}] * 4
 
 
 async def test_a_prompt_that_does_not_end_in_the_answer_scores_nothing() -> None:

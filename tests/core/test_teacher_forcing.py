@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,14 @@ from modint_guard.judging.divergence import js_lower_bound
 from modint_guard.judging.scoring import comparable, compare, compare_forced, pointwise_mutual_information
 from modint_guard.judging.statistic import flag_statistic
 from modint_guard.mitigation.policy import Policy
-from modint_guard.probing.teacher_forcing import answer_text, forced_body, forced_reply
+from modint_guard.probing.teacher_forcing import (
+    LAST_ROWS,
+    answer_text,
+    called_body,
+    forced_body,
+    forced_reply,
+    most_tokens,
+)
 from modint_guard.report import Report
 from modint_guard.types import (
     CELLS,
@@ -61,7 +69,23 @@ def test_the_call_puts_the_answer_behind_the_view_and_asks_for_the_prompts_log_p
     assert body["messages"] == [*view["messages"], {"role": "assistant", "content": "It is red"}]
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
     assert (body["prompt_logprobs"], body["max_tokens"], body["return_token_ids"]) == (5, 1, True)
-    assert body["seed"] == 3 and not {"logprobs", "top_logprobs", "stop"} & set(body)
+    assert body["seed"] == 3 and not {"logprobs", "top_logprobs", "stop", "vllm_xargs"} & set(body)
+
+
+def test_the_call_leaves_out_what_would_change_no_probability_of_a_prompt() -> None:
+    sampling = {"bad_words": ["no"], "logit_bias": {"3": 1}, "frequency_penalty": 2.0}
+    assert not set(sampling) & set(forced_body({**ask(QUESTION), **sampling}, "It is red", 5))
+
+
+def test_the_call_can_ask_for_the_last_rows_alone() -> None:
+    assert forced_body(ask(QUESTION), "It is red", 5, 3)["vllm_xargs"] == {LAST_ROWS: 3}
+    called = partial(called_body, ask(QUESTION), answer(*OWN), 5)
+    assert called(last_rows=True)["vllm_xargs"] == {LAST_ROWS: 2048} and "vllm_xargs" not in called()
+
+
+@given(st.text())
+def test_no_text_has_more_tokens_than_bytes_but_for_one_in_front(text: str) -> None:
+    assert most_tokens(text) == len([bytes([each]) for each in text.encode(errors="replace")]) + 1
 
 
 def test_the_end_of_an_answer_is_not_of_its_positions() -> None:
@@ -253,6 +277,31 @@ async def test_a_longer_answer_that_follows_a_lie_late_is_flagged_as_a_whole(ids
     choice = found.completion["choices"][0]
     assert choice["logprobs"] is None and choice.get("token_ids") is None
     assert found.completion.get("prompt_token_ids") is None
+
+
+async def test_an_engine_that_can_is_asked_for_the_rows_of_the_answer_alone_and_the_report_is_the_same() -> (
+    None
+):
+    calls, model = speaker()
+
+    async def last_alone(body: JSON) -> JSON:
+        whole = await model(body)  # type: ignore[operator]
+        if "prompt_logprobs" in body:
+            whole["prompt_logprobs"] = [None, *whole["prompt_logprobs"][-body["vllm_xargs"][LAST_ROWS] :]]
+        return dict(whole)
+
+    guard = Guard(FORCING)
+    reports = []
+    for able, complete in ((True, last_alone), (False, speaker()[1])):
+        plan = guard.plan(BODY, last_rows=able)
+        async with guard.examine(plan, complete) as examination:  # type: ignore[arg-type]
+            reply = reply_of(await complete(examination.body))  # type: ignore[operator]
+            reports.append((await examination.report_on(lambda: reply)).to_json())  # noqa: B023
+    asked = [body["vllm_xargs"] for body in calls if "prompt_logprobs" in body]
+    assert asked == [{LAST_ROWS: 3}] * 3
+    assert not any("vllm_xargs" in body for body in calls if "prompt_logprobs" not in body)
+    kept = [{key: value for key, value in each.items() if key != "probes"} for each in reports]
+    assert kept[0] == kept[1] and kept[0]["method"] == "teacher_forced"
 
 
 async def test_an_answer_that_ends_in_an_empty_line_is_scored_as_a_whole_too() -> None:

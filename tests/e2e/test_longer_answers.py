@@ -9,11 +9,12 @@ import pytest
 import torch
 from peft import PeftModel
 
+from modint_guard import Guard, GuardConfig
 from modint_guard.endpoint import Endpoint
 from modint_guard.evaluation.runner import request_for
 from modint_guard.models import ADAPTER, BASE, bundled
 from modint_guard.probing.teacher_forcing import forced_body
-from modint_guard.types import JSON
+from modint_guard.types import JSON, NEUTRAL_IMAGE, NO_CONTEXT, PRIOR
 from modint_training.data.collate import collate, encode
 from modint_training.models.loading import load_base
 from modint_training.tinyworld import suite
@@ -37,6 +38,46 @@ def answers(url: str, tokens: int, **fields: Any) -> list[JSON]:
             return list(await asyncio.gather(*(endpoint.complete(body) for body in bodies)))
 
     return asyncio.run(every())
+
+
+def test_answers_scored_alone_and_from_the_cache_have_the_values_of_whole_prompts(base_url: str) -> None:
+    """The library's guard sees what a client sees, so its views are computed whole. The gateway's are asked
+    for the answer's rows; the second time, what lies before these is in vLLM's cache. Base and adapter, whole
+    and not, meet in the engine's batches.
+    """
+    items = suite.items("image-heavy", "test", 4, seed=SEED)
+    told = [suite.perturbed(item, "misleading_description") for item in items]
+    modint = {"relevant": "image", "deadline_s": 60, "probes": [NO_CONTEXT, NEUTRAL_IMAGE, PRIOR]}
+    fields = {"min_tokens": 40, "max_tokens": 40, "frequency_penalty": 2.0}
+    pairs = itertools.product((BASE, ADAPTER), told)
+    bodies = [{**request_for(item, name, modint=modint), **fields} for name, item in pairs]
+    guard = Guard(GuardConfig(teacher_forcing=True))
+
+    async def every() -> list[tuple[list[JSON], JSON]]:
+        async with Endpoint(base_url, timeout_s=300) as endpoint:
+
+            async def plain(body: JSON) -> JSON:
+                return await endpoint.complete({**body, "modint": {"mode": "off"}})
+
+            async def both(body: JSON) -> tuple[list[JSON], JSON]:
+                whole = asyncio.create_task(guard.inspect(body, plain))
+                ours = [await endpoint.complete(body) for _ in range(2)]
+                return ours, (await whole).completion
+
+            return list(await asyncio.gather(*map(both, bodies)))
+
+    compared, cached = 0, 0
+    for ours, whole in asyncio.run(every()):
+        for each in ours:
+            report, expected = each["modint"], whole["modint"]
+            if "teacher_forced" not in (report["method"], expected["method"]) or text(each) != text(whole):
+                continue
+            assert [span["text"] for span in report["spans"]] == [span["text"] for span in expected["spans"]]
+            for one, other in zip(report["spans"], expected["spans"], strict=True):
+                assert one["influence"] == pytest.approx(other["influence"], abs=1e-3)
+            compared += 1
+            cached += sum(probe["cached_tokens"] for probe in report["probes"])
+    assert compared >= len(bodies) and cached >= 32 * len(bodies)
 
 
 def text(completion: JSON) -> str:

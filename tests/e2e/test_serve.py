@@ -42,6 +42,7 @@ def test_readiness_names_what_the_engine_can_do(served: RunningGateway) -> None:
         "top_logprobs": 20,
         "images": True,
         "teacher_forcing": True,  # beside adapters by our plugin
+        "last_rows": True,
         "priority": True,
     }
 

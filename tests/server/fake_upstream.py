@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from modint_guard.probing.teacher_forcing import LAST_ROWS
+
 JSON = dict[str, Any]
 BASE, ADAPTER = "tinyworld-base", "robust-lora"
 
@@ -148,6 +150,7 @@ class FakeUpstream:
     models_delay_s: float = 0.0
     logprobs: bool = True
     scores: bool = False  # whether it gives log-probabilities of a prompt that ends in an answer
+    last_rows: bool | None = False  # whether it scores the end of a prompt alone if asked; None: it refuses
     priorities: bool = False  # whether its scheduler has them; if not, they are refused
     max_logprobs: int = 20  # more are refused; with 0 `logprobs` is refused too
     finish_with_text: bool = False
@@ -263,6 +266,9 @@ class FakeUpstream:
                 return await _whole(writer, b"<html>hello</html>", kind="text/html")
             case "close":
                 return False
+        if "vllm_xargs" in body and self.last_rows is None:
+            error = b'{"error":{"message":"extra fields","type":"BadRequest","param":null,"code":400}}'
+            return await _whole(writer, error, status=400)
         if self.scores and "prompt_logprobs" in body:
             return await _whole(writer, json.dumps(self._scored(body)).encode())
         if body.get("stream"):
@@ -296,6 +302,10 @@ class FakeUpstream:
         tops = (*({},) * before, *tops) if view.tops and before >= 0 else (view.top,) * len(words)
         entries = [_prompt_entry(*pair) for pair in zip(words, tops, strict=True)]
         ids = [1, *map(_token_id, words)]
+        if self.last_rows:  # the template's own words stand in front of the answer
+            entries = [*(_prompt_entry("said:", {}) for _ in range(9)), *entries]
+            ids = [1, *(_token_id("said:") for _ in range(9)), *ids[1:]]
+            entries = entries[-(body.get("vllm_xargs") or {}).get(LAST_ROWS, len(entries)) :]
         return {
             **self._completion(body, Answer("!")),
             "usage": {"prompt_tokens": 40 + len(words), "completion_tokens": 1},

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from modint_guard.probing.teacher_forcing import LAST_ROWS
 from modint_server.request.sse import Splitter, data_of
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import ADAPTER, BASE, JSON, Answer, FakeUpstream, is_main, misled, steady
@@ -115,7 +116,7 @@ async def test_fields_that_the_engine_would_trust_are_taken_out(
         "cache_salt": "x",
         "priority": -5,
         "kv_transfer_params": {},
-        "vllm_xargs": {},
+        "vllm_xargs": {LAST_ROWS: 3},
         "chat_template": "{{ 1 }}",
         "chat_template_kwargs": {},
         "mm_processor_kwargs": {},

@@ -60,6 +60,7 @@ async def test_readiness_says_what_the_engine_can_do(running_gateway: Running) -
         **can,
         "top_logprobs": 20,
         "teacher_forcing": False,
+        "last_rows": False,
         "priority": False,
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from modint_guard.probing.teacher_forcing import LAST_ROWS
 from tests.server.conftest import Running, chat, serving
 from tests.server.fake_upstream import FakeUpstream, running, talkative
 from tests.server.test_chat import chunks
@@ -67,6 +68,24 @@ async def test_an_answer_that_follows_the_caption_in_its_last_word_is_flagged(
     forced = [body for body in scoring.calls if "prompt_logprobs" in body]
     assert [body["messages"][-1] for body in forced] == [{"role": "assistant", "content": "It is blue"}] * 3
     assert not any(body.get("stream") for body in forced)
+
+
+async def test_an_engine_that_can_scores_the_answer_alone_and_the_report_is_the_same() -> None:
+    reports, asked = {}, {}
+    for able in (True, False, None):
+        fake = FakeUpstream(script=talkative, scores=True, last_rows=able)
+        fake.model_list = fake.model_list[:1]
+        async with running(fake), serving(fake.url) as gateway:
+            capabilities = (await gateway.get("/readyz")).json["capabilities"]
+            assert (capabilities["teacher_forcing"], capabilities["last_rows"]) == (True, bool(able))
+            fake.forget()
+            reports[able] = await report_of(gateway, stream=False)
+            asked[able] = [body.get("vllm_xargs") for body in fake.calls if "prompt_logprobs" in body]
+            assert not any("vllm_xargs" in body for body in fake.calls if "prompt_logprobs" not in body)
+    assert asked == {True: [{LAST_ROWS: 3}] * 3, False: [None] * 3, None: [None] * 3}
+    told = {able: (each["cause"], each["score"], each["spans"]) for able, each in reports.items()}
+    assert told[True] == told[False] == told[None]
+    assert reports[True]["method"] == "teacher_forced"
 
 
 async def test_token_ids_that_the_gateway_asks_for_do_not_reach_the_client(scoring: FakeUpstream) -> None:

@@ -1,8 +1,10 @@
 """The plugin with which the CPU engine scores answers beside adapters; with a tiny fake of vLLM's class."""
 
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,8 @@ def wrapper() -> type[Any]:
     return Wrapper
 
 
-def test_logits_of_sampled_tokens_get_the_adapters_part_once() -> None:
+def test_logits_of_sampled_tokens_get_the_adapters_part() -> None:
     patched = wrapper()
-    install(patched)
     install(patched)
     y = np.zeros((2, 3))
     patched().add_lora_logits(y, None, None, None, 2.0)
@@ -54,9 +55,29 @@ def test_without_the_variable_vllm_is_not_even_imported(monkeypatch: pytest.Monk
     register()
 
 
-def test_only_an_engine_on_a_cpu_with_adapters_gets_the_variable() -> None:
+def test_vllm_is_patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "vllm.lora.punica_wrapper.punica_cpu": ("PunicaWrapperCPU", "add_lora_logits"),
+        "vllm.sampling_params": ("SamplingParams", "verify"),
+        "vllm.v1.core.kv_cache_manager": ("KVCacheManager", "get_computed_blocks"),
+        "vllm.v1.worker.gpu_model_runner": ("GPUModelRunner", "_get_prompt_logprobs_dict"),
+    }
+    kinds = {module: type(kind, (), {method: print}) for module, (kind, method) in names.items()}
+    for module, kind in kinds.items():
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+        setattr(sys.modules[module], kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", SimpleNamespace(VLLMValidationError=ValueError))
+    monkeypatch.setenv(VARIABLE, "1")
+    register()
+    methods = [getattr(kind, names[module][1]) for module, kind in kinds.items()]
+    assert print not in methods
+    register()
+    assert [getattr(kind, names[module][1]) for module, kind in kinds.items()] == methods
+
+
+def test_only_an_engine_on_a_cpu_gets_the_variable_with_adapters_or_without() -> None:
     assert environment(SERVED, "k", {})[VARIABLE] == "1"
-    assert VARIABLE not in environment(replace(SERVED, adapters=()), "k", {})
+    assert environment(replace(SERVED, adapters=()), "k", {})[VARIABLE] == "1"
     assert VARIABLE not in environment(replace(SERVED, device=Device.GPU), "k", {})
 
 
@@ -67,7 +88,9 @@ def test_an_adapter_with_a_part_of_the_output_layer_is_seen(
     adapter(tmp_path / "mine", pair(module))
     one = resolve("mine", tmp_path, tmp_path)
     assert one.head is has_head
-    assert replace(SERVED, adapters=(one,)).scores_beside_adapters is not has_head
+    served = replace(SERVED, adapters=(one,))
+    assert served.scores_beside_adapters is not has_head
+    assert (VARIABLE in environment(served, "k", {})) is not has_head
 
 
 def test_the_plugin_is_registered() -> None:

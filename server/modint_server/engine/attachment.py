@@ -121,6 +121,11 @@ class Attachment:
         """Whether the engine showed that it can score an answer given to it."""
         return self.capabilities is not None and self.capabilities.teacher_forcing
 
+    @property
+    def last_rows(self) -> bool:
+        """Whether the engine showed that it can be asked to score the end of a prompt alone."""
+        return self.capabilities is not None and self.capabilities.last_rows
+
     def hold(self, problem: str) -> None:
         """Not ready, because of `problem`; the engine is not called before `begin`."""
         self.problem = problem

@@ -15,6 +15,7 @@ from modint_server.engine.upstream import Upstream
 
 PROBE_PRIORITY = 1  # of clients' requests it is 0: those of a lower number are served first
 SILENT = "the engine refuses to chat: give it a chat template (`--chat-template FILE`) if its model has none"
+_ALL, _LAST_ALONE = "all", "last"  # tokens of a prompt that were scored
 _UNINFORMATIVE = (401, 403, 408, 429)  # refusals that say nothing about what the engine can do
 
 
@@ -43,6 +44,7 @@ class Capabilities:
     top_logprobs: int  # the most alternatives of a token that it lists; 0 if it gives no log-probabilities
     images: bool
     teacher_forcing: bool = False  # whether it scores an answer that is given to it
+    last_rows: bool = False  # whether it can be asked to score the end of a prompt alone: our plugin is in it
     priority: bool = False  # whether it takes priorities; vLLM's default scheduler takes and ignores them
     problems: tuple[str, ...] = ()
 
@@ -62,6 +64,7 @@ class Capabilities:
             "top_logprobs": self.top_logprobs,
             "images": self.images,
             "teacher_forcing": self.teacher_forcing,
+            "last_rows": self.last_rows,
             "priority": self.priority,
         }
 
@@ -103,9 +106,9 @@ async def check_capabilities(
     # vLLM's CPU engine ends at prompt log-probabilities beside adapters (a shape error in its LoRA
     # arithmetic), unless our plugin runs in it: without that, longer answers are judged at their first word.
     may_force = forcing_beside_adapters or all(model.parent is None for model in models)
-    forcing = bool(top) and may_force and await _scores_answers(upstream, base, timeout_s)
+    scored = await _scored(upstream, base, timeout_s) if top and may_force else None
     priority = await _takes_priorities(upstream, base, timeout_s)
-    return Capabilities(models, top, images, forcing, priority, problems)
+    return Capabilities(models, top, images, scored is not None, scored == _LAST_ALONE, priority, problems)
 
 
 async def _takes_priorities(upstream: Upstream, model: str, timeout_s: float) -> bool:
@@ -116,16 +119,28 @@ async def _takes_priorities(upstream: Upstream, model: str, timeout_s: float) ->
         return False
 
 
-async def _scores_answers(upstream: Upstream, model: str, timeout_s: float) -> bool:
-    """Whether the engine gives the log-probabilities of a prompt that ends in an answer."""
+async def _scored(upstream: Upstream, model: str, timeout_s: float) -> str | None:
+    """Of which tokens the engine gives log-probabilities if it is asked for those of a prompt's last one:
+    _LAST_ALONE with our plugin, else _ALL; None if it gives none. If it refuses such a field, it is asked
+    without.
+    """
     body: JSON = {"model": model, "messages": [{"role": "user", "content": YES}], "temperature": 0}
-    completion = await _answered(upstream, forced_body(body, "yes", 1), timeout_s)
+    for last in (1, None):
+        completion = await _answered(upstream, forced_body(body, "yes", 1, last), timeout_s)
+        if completion is not None:
+            return _which_were_scored(completion)
+    return None
+
+
+def _which_were_scored(completion: JSON) -> str | None:
     try:
-        return completion is not None and "logprob" in next(
-            iter(entry(completion["prompt_logprobs"][-1]).values())
-        )
+        listed = completion["prompt_logprobs"]
+        if "logprob" not in next(iter(entry(listed[-1]).values())):
+            return None
+        is_alone = len(listed) == 2 < len(completion.get("prompt_token_ids") or ())  # the first is null
     except (AttributeError, IndexError, KeyError, TypeError, StopIteration):
-        return False
+        return None
+    return _LAST_ALONE if is_alone else _ALL
 
 
 async def _most_logprobs(upstream: Upstream, model: str, timeout_s: float) -> int:

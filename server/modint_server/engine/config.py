@@ -41,10 +41,14 @@ class EngineConfig:
     ready_timeout_s: float = 1800.0  # a large model is read from disk, or downloaded
 
     @property
+    def has_plugin(self) -> bool:
+        """Whether our plugin helps this engine to score given answers (`prompt_logprobs`)."""
+        return self.device is Device.CPU and not any(adapter.head for adapter in self.adapters)
+
+    @property
     def scores_beside_adapters(self) -> bool:
         """Whether our plugin lets this engine score a given answer while adapters are loaded."""
-        fits = self.device is Device.CPU and not any(adapter.head for adapter in self.adapters)
-        return bool(self.adapters) and fits
+        return bool(self.adapters) and self.has_plugin
 
 
 def installed_device() -> Device:
@@ -131,6 +135,6 @@ def environment(
         cores = len(os.sched_getaffinity(0))
         if cores <= 4:  # threads that wait for each other at barriers starve the gateway beside them
             ours |= {"OMP_NUM_THREADS": str(max(1, cores - 1)), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    if config.scores_beside_adapters:
+    if config.has_plugin:
         ours[prompt_logprobs.VARIABLE] = "1"
     return {**ours, **inherited, "VLLM_API_KEY": api_key, "PYTHONUNBUFFERED": "1"}

@@ -160,6 +160,7 @@ class Measuring:
                 model,
                 max_top_logprobs=self._attachment.top_logprobs,
                 forcing=self._attachment.teacher_forcing,
+                last_rows=self._attachment.last_rows,
                 concurrency=1,
             )
         except EndpointError as exc:
@@ -205,6 +206,7 @@ class Measuring:
             planted.context,
             max_top_logprobs=self._attachment.top_logprobs,
             forcing=self._attachment.teacher_forcing,
+            last_rows=self._attachment.last_rows,
         )
 
     async def _put(self, model: str, null: Null) -> None:

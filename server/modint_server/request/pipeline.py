@@ -174,6 +174,7 @@ class Pipeline:
             options,
             max_top_logprobs=top,
             forcing=self.attachment.teacher_forcing,
+            last_rows=self.attachment.last_rows,
             noise=self.noise.of(record.key_digest, model),
             expects_longer=self.lengths.are_mostly_longer(record.key_digest, model),
         )
