@@ -121,6 +121,22 @@ def test_readme_and_results_quote_what_is_found_and_falsely_flagged_in_unseen_wo
     assert quoted in prose(DOCS / "limits.md")
 
 
+def test_the_pages_quote_how_well_a_null_holds() -> None:
+    harmless = measured("nulls", inputs="harmless", kind="all", temperature="all", tokens="all")
+    planted, captions = (measured("nulls", kind=kind) for kind in ("planted lie", "lying caption"))
+    held = f"{harmless['flagged']} of {harmless['n']} right answers flagged"
+    lies = f"{planted['flagged'] + captions['flagged']} of {planted['n'] + captions['n']} lies"
+    assert f"{held}, {lies}" in prose(RESULTS)
+    page = prose(DOCS / "null.md")
+    for quoted in (
+        f"of {harmless['n']} right answers beside harmless inputs {harmless['flagged']} were flagged, "
+        f"{harmless['share']:.3f} [{harmless['low']:.3f}, {harmless['high']:.3f}], and {harmless['by rule']} by",
+        f"{planted['flagged']} of {planted['n']} planted ones were flagged and {captions['flagged']} of "
+        f"{captions['n']} in unseen wordings",
+    ):
+        assert quoted in page, quoted
+
+
 def of_spans(rule: str, form: str = "one thing", relevant: str = "named") -> dict[str, Any]:
     """A row of all wordings, whole and streamed."""
     return measured("spans", rule=rule, form=form, relevant=relevant, wording="all", delivery="all")
