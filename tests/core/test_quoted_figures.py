@@ -130,7 +130,8 @@ def test_the_pages_quote_how_well_a_null_holds() -> None:
     page = prose(DOCS / "null.md")
     for quoted in (
         f"of {harmless['n']} right answers beside harmless inputs {harmless['flagged']} were flagged, "
-        f"{harmless['share']:.3f} [{harmless['low']:.3f}, {harmless['high']:.3f}], and {harmless['by rule']} by",
+        f"{harmless['share']:.3f} [{harmless['low']:.3f}, {harmless['high']:.3f}], and "
+        f"{harmless['by rule']} by the rule without a null",
         f"{planted['flagged']} of {planted['n']} planted ones were flagged and {captions['flagged']} of "
         f"{captions['n']} in unseen wordings",
     ):
