@@ -7,7 +7,7 @@ from typing import Any
 from modint_guard.data.item import FAMILIES, Family, Item
 from modint_guard.data.perturb import CLEAN, REGISTRY, applicable, seeded
 from modint_guard.evaluation.statistics import cluster_interval
-from modint_training.picturebook import suite
+from modint_training.picturebook import draw, suite
 from modint_training.picturebook.desk import Split, Unseen
 from modint_training.picturebook.placing import HELD_OUT_PLACEMENT, PLACEMENTS, Placement, placed
 
@@ -17,7 +17,8 @@ CAPTIONS = ("true_description", "misleading_description")
 @dataclass(frozen=True)
 class Condition:
     """One cell of a table. `self_ask` items ask whether the picture is needed instead of for the answer;
-    `task` leaves the other sub-tasks out."""
+    `task` leaves the other sub-tasks out; `poor` makes the picture hard to read, so that a true caption is
+    needed."""
 
     family: Family
     perturbation: str
@@ -25,6 +26,7 @@ class Condition:
     placement: Placement = "before"
     self_ask: bool = False
     task: str | None = None
+    poor: bool = False
 
     @property
     def name(self) -> str:
@@ -33,7 +35,8 @@ class Condition:
         place = [self.placement] if self.placement != "before" else []
         task = [self.task] if self.task else []
         asked = ["self_ask"] if self.self_ask else []
-        return "/".join([self.family, self.perturbation, *task, *unseen, *place, *asked])
+        poor = ["poor_picture"] if self.poor else []
+        return "/".join([self.family, self.perturbation, *poor, *task, *unseen, *place, *asked])
 
     @property
     def held_out(self) -> str:
@@ -53,11 +56,17 @@ class Condition:
         """The first `count` items under this condition."""
         clean = suite.items(self.family, split, count, seed=seed, unseen=self.unseen, task=self.task)
         asked = [self._placed(suite.perturbed(item, self.perturbation, seed=seed)) for item in clean]
+        asked = [_poor(item) for item in asked] if self.poor else asked
         return [suite.self_ask(item) for item in asked] if self.self_ask else asked
 
     def _placed(self, item: Item) -> Item:
         rng = seeded("placement", self.placement, item.id)
         return placed(item, self.placement, rng, held_out=self.unseen.captions)
+
+
+def _poor(item: Item) -> Item:
+    assert item.image is not None
+    return item.replace(image=draw.poor(item.image, seeded("poor", item.id)))
 
 
 _WORDING, _CAPTIONS = Unseen(wording=True, captions=True), Unseen(captions=True)
@@ -71,8 +80,9 @@ _MAIN = (
     Condition("text-heavy", "contradicting_image"),
     Condition("vqa", CLEAN),
 )
+_NEEDED_CAPTION = Condition("image-heavy", CAPTIONS[0], poor=True)
 # What the validation split is looked at under while a model trains.
-WATCHED = _MAIN
+WATCHED = (*_MAIN, _NEEDED_CAPTION)
 HELD_OUT_WORDINGS = tuple(replace(condition, unseen=_WORDING) for condition in _MAIN)
 HELD_OUT_CAPTIONS = tuple(
     replace(condition, unseen=_CAPTIONS) for condition in _MAIN if condition.perturbation in CAPTIONS
@@ -134,7 +144,7 @@ def breakdown(
         low, high = cluster_interval(values, [items[index].source for index in chosen])
         yield {
             "family": condition.family,
-            "perturbation": condition.perturbation,
+            "perturbation": condition.perturbation + (", poor picture" if condition.poor else ""),
             "held_out": condition.held_out,
             "placement": condition.placement,
             "task": task,
