@@ -7,7 +7,7 @@ from typing import Any
 from modint_guard.data.item import FAMILIES, Family, Item
 from modint_guard.data.perturb import CLEAN, REGISTRY, applicable, seeded
 from modint_guard.evaluation.statistics import cluster_interval
-from modint_training.picturebook import draw, suite
+from modint_training.picturebook import suite
 from modint_training.picturebook.desk import Split, Unseen
 from modint_training.picturebook.placing import HELD_OUT_PLACEMENT, PLACEMENTS, Placement, placed
 
@@ -55,18 +55,17 @@ class Condition:
     def items(self, split: Split, count: int, seed: int = 0) -> list[Item]:
         """The first `count` items under this condition."""
         clean = suite.items(self.family, split, count, seed=seed, unseen=self.unseen, task=self.task)
-        asked = [self._placed(suite.perturbed(item, self.perturbation, seed=seed)) for item in clean]
-        asked = [_poor(item) for item in asked] if self.poor else asked
+        asked = [self._placed(self._perturbed(item, seed)) for item in clean]
         return [suite.self_ask(item) for item in asked] if self.self_ask else asked
+
+    def _perturbed(self, item: Item, seed: int) -> Item:
+        if self.poor:
+            return suite.poor_print(item, seed=seed)
+        return suite.perturbed(item, self.perturbation, seed=seed)
 
     def _placed(self, item: Item) -> Item:
         rng = seeded("placement", self.placement, item.id)
         return placed(item, self.placement, rng, held_out=self.unseen.captions)
-
-
-def _poor(item: Item) -> Item:
-    assert item.image is not None
-    return item.replace(image=draw.poor(item.image, seeded("poor", item.id)))
 
 
 _WORDING, _CAPTIONS = Unseen(wording=True, captions=True), Unseen(captions=True)
