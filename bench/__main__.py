@@ -211,7 +211,9 @@ def nulls(
 
 @app.command()
 def mitigation(
-    output: Output = Path("bench/results/mitigation.json"),
+    output: Annotated[
+        Path | None, typer.Option(help="The JSON file to write; default: the world's committed one.")
+    ] = None,
     split: Annotated[
         Literal["validation", "test"],
         typer.Option(
@@ -225,13 +227,17 @@ def mitigation(
         Path | None, typer.Option(help="The journal of raw answers; default runs/mitigation-SPLIT-….jsonl.")
     ] = None,
     timed: Annotated[int, typer.Option(min=0, help="Requests timed for each row.")] = 5,
+    world: Annotated[
+        Literal["tinyworld", "picturebook"], typer.Option(help="Whose base, adapter and items.")
+    ] = "tinyworld",
 ) -> None:
     """Every rung and the ladder against controls, through vLLM; a stopped run continues where it stopped.
-    Code and page are rewritten too if the output is the committed file.
+    Code and page are rewritten too if the output is TinyWorld's committed file.
     """
-    from bench.mitigation.measure import Run, measure_mitigation
+    from bench.mitigation.measure import OUTPUTS, Run, measure_mitigation
 
-    path = measure_mitigation(output, Run(split, count, seed, concurrency, timed, raw))
+    run = Run(split, count, seed, concurrency, timed, raw, world)
+    path = measure_mitigation(output or OUTPUTS[world], run)
     typer.echo(f"wrote {path}")
 
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -29,7 +29,7 @@ from modint_guard.judging.risk import WITHOUT_IRRELEVANT
 from modint_guard.mitigation.ladder import Meter
 from modint_guard.mitigation.policy import Form, Policy
 from modint_guard.mitigation.rungs import form_of, has_ended
-from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.models import ADAPTER, bundled
 from modint_guard.probing.views import full_body
 from modint_guard.report import Report
 from modint_guard.types import ANNOTATE, JSON, RUNGS, Complete, Plan, Replies, Reply, RungOutcome, State
@@ -91,21 +91,22 @@ class ItemAnswers:
         return self.report.verdict.state is State.FLAGGED
 
 
-def served_guard() -> Guard:
-    """A guard as it is served: with the bundled calibrations, if there are any."""
-    files = (bundled(name) / CALIBRATION for name in (BASE, ADAPTER))
+def served_guard(models: Sequence[str]) -> Guard:
+    """A guard as it is served: with the bundled calibrations of these models, if there are any."""
+    files = (bundled(name) / CALIBRATION for name in models)
     calibrations = [read_calibration(file) for file in files if file.is_file()]
     return Guard(GuardConfig(deadline_s=60.0), calibrations=calibrations)
 
 
-def shipped_policies() -> dict[str, Policy]:
+def shipped_policies(robust: str = ADAPTER) -> dict[str, Policy]:
     """Every rung alone, the ladder, and two variants of the ladder, with the shipped settings but without
-    their limits on tokens and time."""
-    policies = {name: Policy(name, **PATIENT) for name in (*RUNGS, "ladder")}
+    their limits on tokens and time. `robust` is the adapter that they ask."""
+    shared: dict[str, Any] = {**PATIENT, "robust": robust}
+    policies = {name: Policy(name, **shared) for name in (*RUNGS, "ladder")}
     return {
         **policies,
-        "ladder_abstain": Policy("ladder", otherwise="abstain", **PATIENT),
-        "ladder_trusting": Policy("ladder", trust_guess=True, **PATIENT),  # if nobody says what is relevant
+        "ladder_abstain": Policy("ladder", otherwise="abstain", **shared),
+        "ladder_trusting": Policy("ladder", trust_guess=True, **shared),  # if nobody says what is relevant
     }
 
 
@@ -118,9 +119,10 @@ async def ask_item(
     guard: Guard,
     *,
     bias: Mapping[str, float] | None = None,
+    robust: str = ADAPTER,
     whole: bool = False,
 ) -> ItemAnswers:
-    """One item under `annotate`, every policy and every control.
+    """One item under `annotate`, every policy and every control; `robust` is the control's adapter.
 
     whole: the policies see every cell, also those that an early stop would save.
     """
@@ -139,7 +141,7 @@ async def ask_item(
         served[name] = _corrected(item, reply, corrected, main + spent + meter.tokens, main)
     for name in CONTROLS:
         meter = Meter(complete)
-        text = await control(name, item, noted, reply, cells, meter, bias or {})
+        text = await control(name, item, noted, reply, cells, meter, bias or {}, robust)
         served[name] = _answer(item, text, meter.tokens or main, main)
     return ItemAnswers(item, reply, report, form_of(reply, noted.chat), served)
 
@@ -189,6 +191,7 @@ async def control(
     cells: Replies,
     complete: Complete,
     bias: Mapping[str, float],
+    robust: str,
 ) -> str:
     """The text that a control answers."""
     if name == "constant_bias":
@@ -196,7 +199,7 @@ async def control(
     if name == "plausibility_only":
         return plausible(item, reply)
     if name == "always_escalate":
-        return (await greedy(plan, complete, ADAPTER)).text
+        return (await greedy(plan, complete, robust)).text
     body = None if name == "greedy" else neutral_body(plan)
     if body is None:
         return reply.text
@@ -224,7 +227,10 @@ def with_constant(item: Item, reply: Reply, bias: Mapping[str, float]) -> str:
 
 
 def plausible(item: Item, reply: Reply) -> str:
-    """A draw from the answers of at least a tenth of the best one's probability, seeded by the item."""
+    """A draw from the answers of at least a tenth of the best one's probability, seeded by the item. An
+    answer in words of its own stays: only its first word's alternatives are known."""
+    if item.form == "free":
+        return reply.text
     probabilities = over_answers(item, reply) or word_distribution(reply.top or {})
     if not probabilities:
         return reply.text

@@ -19,6 +19,7 @@ from modint_guard.errors import ConfigError
 from modint_guard.evaluation.statistics import mean
 from modint_guard.mitigation import fitted
 from modint_guard.mitigation.policy import Policy
+from modint_guard.models import ADAPTER
 from modint_guard.types import ANNOTATE, DEBIAS, ESCALATE, NEUTRALISE, Reply
 
 LAMBDAS = tuple(0.25 * step for step in range(1, 13))
@@ -56,11 +57,12 @@ class Tally:
         return self.right, -self.tokens
 
 
-def grid() -> dict[str, Policy]:
-    """A policy for every rung alone and every value on the grids of lambda and of the confidence."""
+def grid(robust: str = ADAPTER) -> dict[str, Policy]:
+    """A policy for every rung alone and every value on the grids of lambda and of the confidence; `robust` is
+    the adapter that is asked."""
     neutralise = {_with_confidence(v): Policy(NEUTRALISE, accept_at=v, **PATIENT) for v in CONFIDENCES}
     contrast = {_with_lambda(v): Policy(DEBIAS, debias_lambda=v, **PATIENT) for v in LAMBDAS}
-    return {**neutralise, ESCALATE: Policy(ESCALATE, **PATIENT), **contrast}
+    return {**neutralise, ESCALATE: Policy(ESCALATE, robust=robust, **PATIENT), **contrast}
 
 
 def _with_confidence(value: float) -> str:

@@ -6,9 +6,11 @@ Costs in tokens and time are measured through the gateway itself.
 """
 
 import asyncio
+import contextlib
 import statistics
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from bench.calibrations import weights_of
+from bench.detection.inputs import World
 from bench.mitigation import fit, tables, tokens
 from bench.mitigation.answers import (
     CONTROLS,
@@ -28,9 +31,9 @@ from bench.mitigation.answers import (
     served_guard,
     shipped_policies,
 )
-from bench.mitigation.settings import FITTED_ON, SETTINGS, Setting
+from bench.mitigation.settings import FITTED_ON, PAIR, SETTINGS, Setting, in_world
 from modint_guard.data.item import Item
-from modint_guard.demo.launch import serving
+from modint_guard.demo.launch import RunningGateway, serving
 from modint_guard.endpoint import Endpoint
 from modint_guard.errors import ConfigError
 from modint_guard.evaluation.journal import Journal
@@ -38,12 +41,17 @@ from modint_guard.evaluation.results import write_results
 from modint_guard.evaluation.runner import request_for, without_guard
 from modint_guard.guard import Guard
 from modint_guard.mitigation.policy import FORMS, TABLE, Policy, table_of
-from modint_guard.models import ADAPTER, BASE, bundled
+from modint_guard.models import bundled
 from modint_guard.types import ANNOTATE, JSON, Complete, Reply
 from modint_training.tinyworld import suite
 
 T = TypeVar("T")
-OUTPUT = Path("bench/results/mitigation.json")  # the committed file: writing it also rewrites code and page
+# The committed files: writing TinyWorld's also rewrites code and page.
+OUTPUT = Path("bench/results/mitigation.json")
+OUTPUTS: dict[World, Path] = {
+    "tinyworld": OUTPUT,
+    "picturebook": Path("bench/results/mitigation_picturebook.json"),
+}
 PAGE = Path("docs/mitigation.md")
 FITTED = Path("modint_guard/mitigation/fitted.py")
 TOKEN_ITEMS = 16  # in the table of tokens, for each setting, kind of prompt and policy
@@ -59,6 +67,17 @@ class Run:
     concurrency: int
     timed: int
     raw: Path | None = None  # the journal of raw answers
+    world: World = "tinyworld"
+
+    @property
+    def base(self) -> str:
+        """The name of the world's base."""
+        return PAIR[self.world][0]
+
+    @property
+    def robust(self) -> str:
+        """The name of the adapter that `escalate` asks."""
+        return PAIR[self.world][1]
 
     @property
     def journal(self) -> Path:
@@ -69,12 +88,14 @@ class Run:
     @property
     def made_by(self) -> JSON:
         """What the raw answers depend on, besides the bodies that they are kept under."""
-        return {"run": "mitigation", "weights": [weights_of(bundled(name)) for name in (BASE, ADAPTER)]}
+        return {"run": "mitigation", "weights": [weights_of(bundled(name)) for name in PAIR[self.world]]}
 
     @property
     def command(self) -> str:
         """The command that repeats the run."""
-        command = f"python -m bench mitigation --split {self.split} --count {self.count} --seed {self.seed}"
+        world = "" if self.world == "tinyworld" else f" --world {self.world}"
+        drawn = f"--split {self.split} --count {self.count} --seed {self.seed}"
+        command = f"python -m bench mitigation{world} {drawn}"
         return f"{command} --timed {self.timed}" if self.split == "test" else command
 
 
@@ -88,11 +109,11 @@ def measure_mitigation(output: Path, run: Run) -> Path:
 
 
 def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
-    with serving(["--adapter", ADAPTER]) as served:
+    with _served(run) as served:
         answers, adapter_replies = asyncio.run(_answers_to_fit(served.url, run))
-    replies = {BASE: [(one.item, one.reply) for one in answers], ADAPTER: adapter_replies}
+    replies = {run.base: [(one.item, one.reply) for one in answers], run.robust: adapter_replies}
     bias = (row for model, known in replies.items() for row in fit.bias_rows(model, known))
-    rows = [*fit.fit_rows(BASE, answers), *bias]
+    rows = [*fit.fit_rows(run.base, answers), *bias]
     write_results(
         fitted_at,
         command=run.command,
@@ -102,29 +123,40 @@ def _validate(fitted_at: Path, output: Path, run: Run) -> Path:
         notes=fit.NOTES,
     )
     if output == OUTPUT:
-        chosen = fit.read_fit(fitted_at, BASE)
+        chosen = fit.read_fit(fitted_at, run.base)
         FITTED.write_text(fit.fitted_source(chosen), "utf-8")
         _rewrite_page({"rungs": rungs_table(table_of(chosen.orders)), "chosen": chosen_line(chosen)})
     return fitted_at
 
 
 def _test(fitted_at: Path, output: Path, run: Run) -> Path:
-    chosen = fit.read_fit(fitted_at, BASE)
+    chosen = fit.read_fit(fitted_at, run.base)
     if output == OUTPUT and FITTED.read_text("utf-8") != fit.fitted_source(chosen):
         raise ConfigError(
             f"{FITTED} does not contain the choices in {fitted_at}: run `--split validation` again"
         )
-    with serving(["--adapter", ADAPTER]) as served:
+    with _served(run) as served:
         answers, rows, costs = asyncio.run(_measure(served.url, run, chosen))
-    goals = tables.goal_rows(answers[BASE], costs, run.seed)
+    goals = tables.goal_rows(answers[run.base], costs, run.seed)
     made_by: dict[str, Any] = {"command": run.command, "seeds": [run.seed]}
     title = "Mitigation on the test split"
-    write_results(output, rows=rows, title=title, notes=tables.notes(rows, goals), **made_by)
+    write_results(output, rows=rows, title=title, notes=tables.notes(rows, goals, run.world), **made_by)
     at = output.with_name(f"{output.stem}_goals.json")
     write_results(at, rows=goals, title="Goals of mitigation", notes=tables.GOAL_NOTES, **made_by)
     at = output.with_name(f"{output.stem}_tokens.json")
     write_results(at, rows=costs, title="What mitigation costs in tokens", notes=tokens.NOTES, **made_by)
     return output
+
+
+@contextlib.contextmanager
+def _served(run: Run) -> Iterator[RunningGateway]:
+    """The world's base and adapter behind a gateway whose `escalate` asks that adapter."""
+    with tempfile.TemporaryDirectory() as folder:
+        policies = Path(folder) / "policies.toml"
+        policies.write_text(f'[[policy]]\nrobust = "{run.robust}"\n', "utf-8")
+        arguments = ["--model", run.base, "--adapter", run.robust]
+        with serving(arguments, environment={"MODINT_POLICIES_FILE": str(policies)}) as served:
+            yield served
 
 
 def rungs_table(rungs: Mapping[Any, Mapping[Any, Sequence[str]]] = TABLE) -> str:
@@ -158,32 +190,35 @@ async def _answers_to_fit(url: str, run: Run) -> tuple[list[ItemAnswers], list[t
     with Journal(run.journal, run.made_by) as journal:
         async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
             complete = asked_once(without_guard(endpoint.complete), journal)
-            base = _Asker(complete, BASE, fit.grid(), {}, run, whole=True)
-            answers = [one for setting in FITTED_ON for one in await base.ask(setting)]
-            adapter = _Asker(complete, ADAPTER, {}, {}, run)
-            return answers, [one for setting in FITTED_ON for one in await adapter.greedy(setting)]
+            settings = in_world(run.world, FITTED_ON)
+            base = _Asker(complete, run.base, fit.grid(run.robust), {}, run, whole=True)
+            answers = [one for setting in settings for one in await base.ask(setting)]
+            adapter = _Asker(complete, run.robust, {}, {}, run)
+            return answers, [one for setting in settings for one in await adapter.greedy(setting)]
 
 
 async def _measure(
     url: str, run: Run, chosen: fit.Fit
 ) -> tuple[dict[str, dict[str, list[ItemAnswers]]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The answers by model and setting, the rows of the table, and the rows of the table of tokens."""
+    settings = in_world(run.world, SETTINGS)
     async with Endpoint(f"{url}/v1", timeout_s=300) as endpoint:
         answers: dict[str, dict[str, list[ItemAnswers]]] = {}
         with Journal(run.journal, run.made_by) as journal:
             complete = asked_once(without_guard(endpoint.complete), journal)
-            for model in (BASE, ADAPTER):
-                asker = _Asker(complete, model, shipped_policies(), chosen.bias.get(model, {}), run)
-                answers[model] = {setting.name: await asker.ask(setting) for setting in SETTINGS}
+            for model in PAIR[run.world]:
+                policies = shipped_policies(run.robust)
+                asker = _Asker(complete, model, policies, chosen.bias.get(model, {}), run)
+                answers[model] = {setting.name: await asker.ask(setting) for setting in settings}
         rows: list[dict[str, Any]] = []
-        for model, setting in product((BASE, ADAPTER), SETTINGS):
+        for model, setting in product(PAIR[run.world], settings):
             timed = [one.item for one in answers[model][setting.name][: run.timed]]
             ms = await timings(endpoint.complete, timed, setting, model)
             rows += tables.table_rows(model, setting, answers[model], ms)
         costs = await tokens.token_rows(
             endpoint.complete,
-            (BASE,),
-            FITTED_ON,
+            (run.base,),
+            in_world(run.world, FITTED_ON),
             split=run.split,
             count=min(TOKEN_ITEMS, run.count),
             seed=run.seed,
@@ -208,7 +243,7 @@ class _Asker:
         self._complete, self._slots, self._guard = (
             complete,
             asyncio.Semaphore(run.concurrency),
-            served_guard(),
+            served_guard(PAIR[run.world]),
         )
         self._model, self._policies, self._bias, self._run, self._whole = model, policies, bias, run, whole
 
@@ -224,6 +259,7 @@ class _Asker:
                 self._policies,
                 self._guard,
                 bias=self._bias,
+                robust=self._run.robust,
                 whole=self._whole,
             )
 
@@ -279,6 +315,6 @@ def timed_body(item: Item, setting: Setting, model: str, name: str) -> JSON:
         return {**body, "modint": {**body["modint"], "action": action}}
     plain = {**body, "modint": {"mode": "off"}}
     if name == "always_escalate":
-        return {**plain, "model": ADAPTER}
+        return {**plain, "model": PAIR[setting.world][1]}
     neutral = neutral_body(Guard().plan(body)) if name == "always_neutralise" else None
     return {**(neutral or body), "modint": {"mode": "off"}}

@@ -1,5 +1,7 @@
 """The settings of mitigation and their items, balanced over labels and in two orders of options.
 
+The picture-book's lettered questions hold their options, in any order, and are asked once, as they are drawn.
+
 Besides the families under their perturbations there are `needed` inputs: a caption to a poor print, and the
 picture that a text asks about. Both ought to decide there, and an answer from one of them alone is worse.
 """
@@ -8,15 +10,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.detection.inputs import poor_print
+from bench.detection.inputs import World, poor_print
 from modint_guard.data.item import RELEVANT, Family, Item
 from modint_guard.data.perturb import held_out
+from modint_guard.models import ADAPTER, BASE, picturebook
+from modint_training.picturebook import suite as picturebook_suite
 from modint_training.tinyworld import suite
 from modint_training.tinyworld.conditions import CLEAN_KIND
 
 POOR_PRINT = "poor_print"
 AUTO = "auto"
 _LYING = ("misleading_description", "contradicting_image")
+# The base of a world, and the adapter that `escalate` asks.
+PAIR: dict[World, tuple[str, str]] = {
+    "tinyworld": (BASE, ADAPTER),
+    "picturebook": (picturebook.NAME, picturebook.ADAPTER),
+}
 Kind = Literal["clean", "lying", "needed", "other"]
 
 
@@ -30,6 +39,7 @@ class Setting:
     perturbation: str
     held_out_wording: bool = False
     named: str = ""
+    world: World = "tinyworld"
 
     @property
     def name(self) -> str:
@@ -65,7 +75,9 @@ class Setting:
 
     def items(self, split: suite.Split, count: int, seed: int) -> list[Item]:
         """`count` items, balanced over labels; each lettered one is followed by a copy with its options
-        moved."""
+        moved. The picture-book's are as drawn."""
+        if self.world == "picturebook":
+            return self.drawn(split, count, seed)
         pool = suite.items(self.family, split, 4 * count, seed=seed, held_out=self.held_out_wording)
         return self.perturbed(
             [each for item in balanced(pool, count) for each in orders_of(item)], split, seed
@@ -73,11 +85,16 @@ class Setting:
 
     def drawn(self, split: suite.Split, count: int, seed: int) -> list[Item]:
         """`count` items as the suite draws them, not balanced."""
-        clean = suite.items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
+        items = picturebook_suite.items if self.world == "picturebook" else suite.items
+        clean = items(self.family, split, count, seed=seed, held_out=self.held_out_wording)
         return self.perturbed(clean, split, seed)
 
     def perturbed(self, clean: Sequence[Item], split: suite.Split, seed: int) -> list[Item]:
         """Clean items of the family under this setting's perturbation."""
+        if self.world == "picturebook":
+            if self.perturbation == POOR_PRINT:
+                return [picturebook_suite.poor_print(item, seed=seed) for item in clean]
+            return [picturebook_suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
         if self.perturbation == POOR_PRINT:
             return [poor_print(item, split, seed) for item in clean]
         return [suite.perturbed(item, self.perturbation, seed=seed) for item in clean]
@@ -104,6 +121,11 @@ SETTINGS = (
     Setting("vqa", "clean", named=AUTO),
 )
 FITTED_ON = tuple(each for each in SETTINGS if each.held_out == "no" and each.named != AUTO)
+
+
+def in_world(world: World, settings: Sequence[Setting]) -> list[Setting]:
+    """The same settings with the items of a world."""
+    return [replace(each, world=world) for each in settings]
 
 
 def balanced(pool: Iterable[Item], count: int) -> list[Item]:

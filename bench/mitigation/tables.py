@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.detection.inputs import World
 from bench.mitigation.answers import CONTROLS, ItemAnswers, ServedAnswer
-from bench.mitigation.settings import AUTO, SETTINGS, Setting
+from bench.mitigation.settings import AUTO, PAIR, SETTINGS, Setting
 from modint_guard.evaluation import results
 from modint_guard.evaluation.results import table
 from modint_guard.evaluation.statistics import mcnemar, paired_interval, percentile_interval
@@ -24,8 +25,13 @@ where that is below 0.02. `clean_accuracy` is the same policy's on the clean twi
 `changed_right_to_wrong`, a share of all items. `extra_tokens`: mean beyond the model's own answer, prompts
 included, cached or not; the ratios are of all tokens to those of that answer. `ms_p50`: single requests
 through the gateway. The policies are those that ship (`modint_guard.mitigation.fitted`), their limits on
-tokens and time lifted; only `constant_bias` has constants for each model. TinyWorld's answers are short
-and adapters are served: `rerank` never applies."""
+tokens and time lifted; only `constant_bias` has constants for each model."""
+WORLD_NOTES: dict[World, str] = {
+    "tinyworld": "TinyWorld's answers are short\nand adapters are served: `rerank` never applies.",
+    "picturebook": """\
+In the picture-book items are as its suite draws them, each once, and the rungs are those that TinyWorld's
+validation chose; `constant_bias` and `plausibility_only` leave answers in words of their own as they are.""",
+}
 GOAL_NOTES = """\
 Of the policy `ladder` on the base model. `gap_closed` is of all items of the settings; intervals: 95 %,
 bootstrap of whole sources. Clean and needed: accuracy less that of greedy decoding, on the same items.
@@ -217,19 +223,21 @@ def _goal(
 # -- the page --------------------------------------------------------------------------------------
 
 
-def notes(rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]]) -> str:
+def notes(
+    rows: Sequence[Mapping[str, Any]], goals: Sequence[Mapping[str, Any]], world: World = "tinyworld"
+) -> str:
     """The text above the rows of a test run: policies side by side, goals, how to read all rows."""
     parts = (
         "## What each policy does to the base's answers",
         OPERATORS_NOTES,
-        operators(rows),
+        operators(rows, PAIR[world][0]),
         "## Means over the settings in which interference costs accuracy",
         shown(rows),
         "## The goals, base model",
         table(goals),
         GOAL_NOTES,
         "## All settings",
-        NOTES,
+        f"{NOTES} {WORLD_NOTES[world]}",
     )
     return "\n\n".join(part.rstrip() for part in parts)
 
@@ -256,11 +264,11 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def operators(rows: Sequence[Mapping[str, Any]]) -> str:
+def operators(rows: Sequence[Mapping[str, Any]], base: str = BASE) -> str:
     """The operator's table: the effect of each policy on the base model's answers, by role of the other
     input."""
     kinds = {each.name: each.kind for each in SETTINGS if each.named != AUTO}
-    of_base = [row for row in rows if row["model"] == BASE and row["setting"] in kinds]
+    of_base = [row for row in rows if row["model"] == base and row["setting"] in kinds]
 
     def of(policy: str, *wanted: str) -> list[Mapping[str, Any]]:
         return [row for row in of_base if row["policy"] == policy and kinds[row["setting"]] in wanted]

@@ -9,8 +9,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO
 
 from modint_guard.errors import EngineError
@@ -42,11 +43,13 @@ def serving(
     output: int | IO[bytes] | None = None,
     ready_s: float = READY_S,
     dtype: str = "float32",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[RunningGateway]:
     """Runs `modint-guard serve ARGUMENTS` on a free port until the block ends.
 
     Its messages go to `output`, by default to this process's own; it logs warnings only. dtype: the engine's;
-    the published figures are of float32, on every processor.
+    the published figures are of float32, on every processor. environment: more
+    settings for it.
     Raises EngineError if it ends, or is not ready within `ready_s` seconds.
     """
     port = free_port()
@@ -55,8 +58,8 @@ def serving(
     began = time.monotonic()
     # Nothing is asked beside what is shown, and verdicts do not depend on how much of a null is measured.
     fixed = {"MODINT_LOG_LEVEL": "warning", "MODINT_NULL_CHECKUP": "off", "MODINT_NULL_EVERY": "0"}
-    environment = {**fixed, **os.environ}
-    process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    settings = {**fixed, **os.environ, **environment}
+    process = subprocess.Popen(command, stdout=output, stderr=output, env=settings)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, began, ready_s)

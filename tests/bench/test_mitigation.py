@@ -33,7 +33,7 @@ from bench.mitigation.measure import (
     timed_body,
     timings,
 )
-from bench.mitigation.settings import FITTED_ON, SETTINGS, Setting, moved, orders_of
+from bench.mitigation.settings import FITTED_ON, SETTINGS, Setting, in_world, moved, orders_of
 from modint_guard.chat.reply import reply_of
 from modint_guard.config import GuardConfig
 from modint_guard.data.item import RELEVANT, Item
@@ -106,6 +106,19 @@ def test_items_are_balanced_over_labels_and_letters_and_lettered_ones_asked_twic
     assert {item.perturbation for item in items} == {"misleading_description"}
 
 
+def test_the_picture_books_settings_draw_its_items_and_a_poor_print_has_a_true_caption() -> None:
+    settings = in_world("picturebook", SETTINGS)
+    assert [one.name for one in settings] == [one.name for one in SETTINGS]
+    for setting in settings:
+        items, clean = setting.items("validation", 9, 0), setting.clean.items("validation", 9, 0)
+        assert [item.id for item in items] == [item.id for item in clean]
+        assert all(item.source.startswith(("thing:", "sum:")) for item in items)
+        if setting.perturbation == "poor_print":
+            sharp = Setting("image-heavy", "clean", world="picturebook").items("validation", 9, 0)
+            assert all(item.context == other.truth for item, other in zip(items, sharp, strict=True))
+            assert all(item.image != other.image for item, other in zip(items, sharp, strict=True))
+
+
 def test_the_items_of_a_setting_are_those_of_its_clean_twin_one_by_one() -> None:
     lying, clean = LYING.items("test", 12, 0), LYING.clean.items("test", 12, 0)
     assert [(a.id, a.answer, a.choices) for a in lying] == [(b.id, b.answer, b.choices) for b in clean]
@@ -135,6 +148,10 @@ def test_a_plausible_draw_is_seeded_and_never_of_an_unlikely_answer() -> None:
     assert drawn == {"A", "B"}
     assert plausible(LETTERED, reply) == plausible(LETTERED, reply)
     assert plausible(LETTERED, reply_of(completion("B"))) == "B"
+    told = reply_of(completion("It shows a fox.", [{"It": 0.5, "A": 0.5}]))
+    (item,) = in_world("picturebook", [CLEAN])[0].items("test", 1, 0)
+    assert item.form == "free"
+    assert {plausible(item.replace(id=str(n)), told) for n in range(9)} == {"It shows a fox."}
 
 
 def test_always_neutralising_takes_the_irrelevant_modality_out_whatever_the_verdict() -> None:
@@ -153,6 +170,8 @@ def test_each_policys_time_is_taken_of_its_own_request() -> None:
     neutral = timed_body(LIE, LYING, "m", "always_neutralise")
     assert neutral["modint"] == {"mode": "off"} and "Caption" not in text_of(neutral)
     assert timed_body(LIE, LYING, "m", "always_escalate")["model"] == "robust-lora"
+    (pictured,) = in_world("picturebook", [LYING])
+    assert timed_body(LIE, pictured, "m", "always_escalate")["model"] == "picturebook-lora"
 
 
 # -- one item --------------------------------------------------------------------------------------
@@ -169,6 +188,18 @@ async def test_an_item_is_served_by_every_policy_and_control_from_the_same_repli
     # a flag rests on every cell, whoever acts on it; the adapter is cleared by one probe
     assert (spent["annotate"], spent["neutralise"], spent["escalate"]) == (4, 4, 4 + 2)
     assert {spent[name] for name in CONTROLS} == {1}
+
+
+async def test_another_worlds_policies_and_controls_ask_its_own_adapter() -> None:
+    asked = set()
+
+    async def noted(body: JSON) -> JSON:
+        asked.add(body["model"])
+        return await misled({**body, "model": "robust-lora" if body["model"] == "own" else body["model"]})
+
+    found = await ask_item(LIE, "image", "base", noted, shipped_policies("own"), GUARD, robust="own")
+    assert asked == {"base", "own"}
+    assert found.served["escalate"].right and found.served["always_escalate"].right
 
 
 async def test_where_the_client_names_nothing_only_a_trusting_ladder_gives_another_answer() -> None:
@@ -236,6 +267,8 @@ def test_answers_of_other_weights_are_never_taken_for_these() -> None:
     run = Run("test", 4, 0, 1, 1)
     assert run.journal.name.startswith("mitigation-test-") and len(run.journal.stem.split("-")) == 4
     assert Run("test", 4, 0, 1, 1, Path("here.jsonl")).journal == Path("here.jsonl")
+    pictured = Run("test", 4, 0, 1, 1, world="picturebook")
+    assert pictured.journal != run.journal and " --world picturebook " in pictured.command
 
 
 # -- rows ------------------------------------------------------------------------------------------

@@ -9,14 +9,17 @@ import pytest
 from bench.picturebook import document_rows, table_row
 from modint_guard.data.item import reply_for
 from modint_guard.evaluation.runner import Row
+from modint_training.data.batches import twin_rng
 from modint_training.data.sampler import Quotas
+from modint_training.data.twins import twin_kind
 from modint_training.loop.predict import first_words
 from modint_training.models.loading import load_base
-from modint_training.picturebook.conditions import Condition
+from modint_training.picturebook.conditions import WATCHED, Condition, breakdown
 from modint_training.picturebook.documents import documents
 from modint_training.picturebook.replies import replies, right
 from modint_training.picturebook.source import WORLD
 from modint_training.recipe import TuneRecipe
+from modint_training.recipe_files import load_recipe
 from modint_training.tinyworld import suite as tinyworld
 from tests.training.small import lora_recipe
 
@@ -48,9 +51,33 @@ def test_as_many_questions_about_pictures_are_lettered_as_the_recipe_says(letter
 
 def test_every_watched_item_is_compared_with_its_clean_self() -> None:
     watched = {each.name: each for each in WORLD.validation(11)}
-    assert len(watched) == 7
+    assert len(watched) == 8
     for each in watched.values():
         assert [item.id for item in each.items] == [item.id for item in watched[each.clean].items]
+
+
+def test_captions_that_are_needed_are_as_many_as_lies() -> None:
+    adapter = load_recipe("picturebook-lora")
+    assert isinstance(adapter, TuneRecipe)
+    found = Counter[str]()
+    for slot in Quotas(adapter.quotas, 900).slots(0):
+        item = WORLD.source(adapter)(slot)
+        drawn = twin_kind(adapter, item, twin_rng(adapter, slot))
+        found["lies"] += drawn is not None and drawn[0] == "misleading_description"
+        found["needed"] += item.family == "vqa" and (item.task == "faded" or bool(item.truth))
+        found["yes or no"] += item.family == "image-heavy" and item.task == "yes_no"
+    assert 0.9 < found["needed"] / found["lies"] < 1.2
+    assert 0.2 < found["yes or no"] / 300 < 0.3
+
+
+def test_a_poor_picture_is_watched_under_its_true_caption() -> None:
+    poor = Condition("image-heavy", "true_description", poor=True)
+    assert poor in WATCHED
+    sharp = Condition("image-heavy", "clean").items("test", 9)
+    for item, other in zip(poor.items("test", 9), sharp, strict=True):
+        assert (item.id, item.context) == (other.id, other.truth) and item.image != other.image
+    (row, *_) = breakdown(poor, poor.items("test", 4), [True] * 4)
+    assert row["perturbation"] == "true_description, poor picture"
 
 
 def test_whole_replies_are_those_of_a_model_read_token_by_token() -> None:

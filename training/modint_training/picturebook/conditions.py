@@ -17,7 +17,8 @@ CAPTIONS = ("true_description", "misleading_description")
 @dataclass(frozen=True)
 class Condition:
     """One cell of a table. `self_ask` items ask whether the picture is needed instead of for the answer;
-    `task` leaves the other sub-tasks out."""
+    `task` leaves the other sub-tasks out; `poor` makes the picture hard to read, so that a true caption is
+    needed."""
 
     family: Family
     perturbation: str
@@ -25,6 +26,7 @@ class Condition:
     placement: Placement = "before"
     self_ask: bool = False
     task: str | None = None
+    poor: bool = False
 
     @property
     def name(self) -> str:
@@ -33,7 +35,8 @@ class Condition:
         place = [self.placement] if self.placement != "before" else []
         task = [self.task] if self.task else []
         asked = ["self_ask"] if self.self_ask else []
-        return "/".join([self.family, self.perturbation, *task, *unseen, *place, *asked])
+        poor = ["poor_picture"] if self.poor else []
+        return "/".join([self.family, self.perturbation, *poor, *task, *unseen, *place, *asked])
 
     @property
     def held_out(self) -> str:
@@ -52,8 +55,13 @@ class Condition:
     def items(self, split: Split, count: int, seed: int = 0) -> list[Item]:
         """The first `count` items under this condition."""
         clean = suite.items(self.family, split, count, seed=seed, unseen=self.unseen, task=self.task)
-        asked = [self._placed(suite.perturbed(item, self.perturbation, seed=seed)) for item in clean]
+        asked = [self._placed(self._perturbed(item, seed)) for item in clean]
         return [suite.self_ask(item) for item in asked] if self.self_ask else asked
+
+    def _perturbed(self, item: Item, seed: int) -> Item:
+        if self.poor:
+            return suite.poor_print(item, seed=seed)
+        return suite.perturbed(item, self.perturbation, seed=seed)
 
     def _placed(self, item: Item) -> Item:
         rng = seeded("placement", self.placement, item.id)
@@ -71,8 +79,9 @@ _MAIN = (
     Condition("text-heavy", "contradicting_image"),
     Condition("vqa", CLEAN),
 )
+_NEEDED_CAPTION = Condition("image-heavy", CAPTIONS[0], poor=True)
 # What the validation split is looked at under while a model trains.
-WATCHED = _MAIN
+WATCHED = (*_MAIN, _NEEDED_CAPTION)
 HELD_OUT_WORDINGS = tuple(replace(condition, unseen=_WORDING) for condition in _MAIN)
 HELD_OUT_CAPTIONS = tuple(
     replace(condition, unseen=_CAPTIONS) for condition in _MAIN if condition.perturbation in CAPTIONS
@@ -134,7 +143,7 @@ def breakdown(
         low, high = cluster_interval(values, [items[index].source for index in chosen])
         yield {
             "family": condition.family,
-            "perturbation": condition.perturbation,
+            "perturbation": condition.perturbation + (", poor picture" if condition.poor else ""),
             "held_out": condition.held_out,
             "placement": condition.placement,
             "task": task,

@@ -1,7 +1,7 @@
 """The picture-book as a world: training items, validation items, and rows of test accuracy."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,9 +27,13 @@ from modint_training.picturebook.tasks import TASKS, Task
 from modint_training.recipe import TuneRecipe
 from modint_training.world import World
 
-# Of items that need both modalities, those whose picture is too poor to answer from, under a true caption:
-# without them an adapter would learn to read no caption.
-POOR = 0.4
+# Of items that need both modalities, those whose picture is too poor to answer from, under a true caption.
+# The recipe's quotas and controls make them as many as lying captions: with half as many an adapter learned
+# to read no caption.
+POOR = 0.5
+# Of questions about clear pictures. The loss is a mean over tokens, and an answer of one word has few, so it
+# is learned late under lies.
+YES_NO = 0.25
 # Where the captions of twins stand, as `TRAINED_PLACEMENTS` lists the places.
 PLACES = (0.5, 0.2, 0.18, 0.12)
 # The base was never taught these: their long answers would be most of an adapter's loss, and its clean skill
@@ -46,7 +50,7 @@ def training_source(recipe: TuneRecipe) -> ItemSource:
         rng = seeded("picturebook-lora", recipe.seed, slot.index)
         desk = Desk(f"train-{recipe.seed}-lora-{slot.index}", rng)
         if slot.family == "vqa" and rng.random() < POOR:
-            return _poor(desk, recipe)
+            return _poor(desk)
         clean = _task(slot.family, recipe, rng).make(desk)
         if slot.family == "image-heavy":
             return clean
@@ -56,15 +60,24 @@ def training_source(recipe: TuneRecipe) -> ItemSource:
 
 
 def _task(family: Family, recipe: TuneRecipe, rng: random.Random) -> Task:
-    if family == "image-heavy" and rng.random() < (recipe.letter or 0):
-        return TASKS["lettered"]
-    tasks = [task for task in suite.tasks_of(family) if task.name not in ("lettered", *UNTAUGHT)]
+    if family == "image-heavy":
+        drawn, letter = rng.random(), recipe.letter or 0
+        if drawn < letter:
+            return TASKS["lettered"]
+        if drawn < letter + YES_NO:
+            return TASKS["yes_no"]
+    return _by_weight(family, rng, but=("lettered", "yes_no"))
+
+
+def _by_weight(family: Family, rng: random.Random, *, but: Sequence[str] = ()) -> Task:
+    """A sub-task that the base was taught, drawn as often as its weight says."""
+    tasks = [task for task in suite.tasks_of(family) if task.name not in (*but, *UNTAUGHT)]
     return rng.choices(tasks, [task.weight for task in tasks])[0]
 
 
-def _poor(desk: Desk, recipe: TuneRecipe) -> Item:
+def _poor(desk: Desk) -> Item:
     """A question about a picture that is hard to read, under a true caption: both are needed."""
-    clean = _task("image-heavy", recipe, desk.rng).make(desk)
+    clean = _by_weight("image-heavy", desk.rng).make(desk)
     assert clean.image is not None
     poor = draw.poor(clean.image, desk.rng)
     return dress(clean.replace(family="vqa", image=poor, context=clean.truth), desk.rng)

@@ -72,6 +72,13 @@ def perturbed(clean: Item, name: str, *, seed: int = 0) -> Item:
     return clean if name == "clean" else perturb(clean, name, seed=seed)
 
 
+def poor_print(clean: Item, *, seed: int = 0) -> Item:
+    """An image-heavy item whose picture is hard to read, under its true caption: both are needed."""
+    assert clean.image is not None
+    image = draw.poor(clean.image, seeded("poor", clean.id))
+    return perturbed(clean, "true_description", seed=seed).replace(image=image)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """The ratios of the base model's training data. Captions are mostly true and pictures mostly agree with
