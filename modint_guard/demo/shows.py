@@ -89,11 +89,12 @@ def of_world(world: World) -> Show:
             ("--adapter", ADAPTER), read_items(TINYWORLD_ITEMS), BASE, ADAPTER, served_by="make serve"
         )
     return Show(
-        ("--model", picturebook.NAME),
+        ("--model", picturebook.NAME, "--adapter", picturebook.ADAPTER),
         read_items(PICTUREBOOK_ITEMS),
         picturebook.NAME,
-        note=f"This world's base is shown without its adapter, {picturebook.ADAPTER}. It cannot read"
-        " documents, and nothing in them misleads it: every flag on one is wrongful, whatever the answer.",
+        picturebook.ADAPTER,
+        note="Neither model can read documents, and nothing in them misleads it: every flag on one is"
+        " wrongful, whatever the answer.",
     )
 
 

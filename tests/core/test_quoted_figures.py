@@ -45,12 +45,42 @@ def test_the_readme_counts_lies_and_true_captions() -> None:
     adapter = captioned("robust-lora", "misleading_description")
     wrong = lie["n"] - counted(lie, "accuracy")
     page = prose(README)
+    flagged, kept = counted(lie, "flagged_rate"), counted(true, "accuracy")
     assert (
-        f"On {lie['n']} test items with a lying caption the toy model was wrong {wrong} times, and "
-        f"{counted(lie, 'flagged_rate')} of these answers were flagged; on {true['n']} with a true caption "
-        f"it was right {counted(true, 'accuracy')} times, and {counted(true, 'flagged_rate')} were flagged."
+        f"On {lie['n']} test items with a lying caption the toy model of the picture was wrong {wrong} "
+        f"times, and {flagged} of these answers were flagged; on {true['n']} with a true caption it was right "
+        f"{kept} times, and {counted(true, 'flagged_rate')} were flagged."
     ) in page
     assert f"is right on {counted(adapter, 'accuracy')} of the {adapter['n']} lies" in page
+
+
+def cured(perturbation: str, held_out: str) -> int:
+    """Right answers of picturebook-lora under a perturbation, of 100 test items of all kinds."""
+    rows = json.loads((ROOT / "modint_guard/models/picturebook-lora/run.json").read_text())["test"]
+    wanted = {"perturbation": perturbation, "held_out": held_out, "task": "all", "n": 100}
+    (share,) = {row["accuracy"] for row in rows if wanted.items() <= row.items()}
+    return round(100 * float(share))
+
+
+def test_the_readme_and_its_page_quote_what_the_picture_books_adapter_cures() -> None:
+    lies, beside = (
+        cured("misleading_description", "wording+captions"),
+        cured("contradicting_image", "wording"),
+    )
+    texts = cured("no_image", "wording")
+    page = prose(README)
+    assert f"is right under {lies} of 100 lying captions" in page
+    assert f"beside {beside} of 100 pictures that contradict a text" in page
+    assert f"and {texts}. " in page
+    table = (DOCS / "picturebook-lora.md").read_text()
+    for row, found in (
+        ("under lying captions, unseen wordings | 30", lies),
+        ("beside contradicting pictures, unseen wordings | 35", beside),
+        ("texts, unseen wordings | 83", texts),
+        ("under lying captions | 25", cured("misleading_description", "no")),
+        ("beside contradicting pictures | 31", cured("contradicting_image", "no")),
+    ):
+        assert f"| {row} | {found} |" in table
 
 
 def test_the_page_of_results_quotes_what_captions_do() -> None:

@@ -36,13 +36,20 @@ def test_without_options_tinyworlds_base_and_adapter_are_asked() -> None:
     assert modes(show, BASE) == [(BASE, BASE, named), (ADAPTER, ADAPTER, named)]
 
 
-def test_the_picture_books_base_is_asked_with_and_without_a_word_of_what_is_relevant() -> None:
+def test_the_picture_books_base_and_adapter_are_asked() -> None:
     show = show_of("picturebook", None, None)
-    assert show.serve == ("--model", picturebook.NAME)
+    assert show.serve == ("--model", picturebook.NAME, "--adapter", picturebook.ADAPTER)
+    named = Counter(RELEVANT[item.family] for item in show.items)
+    assert modes(show, picturebook.NAME) == [
+        (name, name, named) for name in (picturebook.NAME, picturebook.ADAPTER)
+    ]
+
+
+def test_a_model_without_an_adapter_is_asked_with_and_without_a_word_of_what_is_relevant() -> None:
+    show = show_of(None, "m", None, limit=1)
     named, auto = modes(show, "m")
     assert named == ("named", "m", Counter(RELEVANT[item.family] for item in show.items))
     assert auto == ("auto", "m", Counter({"auto": len(show.items)}))
-    assert f"without its adapter, {picturebook.ADAPTER}" in show.note
 
 
 def test_a_model_of_ones_own_is_asked_the_check_up_in_the_precision_it_is_served_in() -> None:

@@ -19,7 +19,7 @@ from modint_guard.demo.shows import of_own, of_world
 from modint_guard.errors import EngineError
 from modint_guard.judging.null import Null
 from modint_guard.judging.null_file import read_nulls
-from modint_guard.models.picturebook import NAME, fetched_folder
+from modint_guard.models.picturebook import ADAPTER, NAME, fetched_folder
 from tests.core.fakes import called
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fetched]
@@ -35,17 +35,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]
         pytest.fail(f"{error}\n{log.read_text('utf-8', 'replace')[-4000:]}")
 
 
-def test_the_demo_serves_the_base_flags_what_a_lie_gave_and_counts_what_it_shows(tmp_path: Path) -> None:
+def test_the_demo_flags_what_a_lie_gave_shows_the_cure_and_counts_what_it_shows(tmp_path: Path) -> None:
     console = Console(width=160, file=io.StringIO())
     show = of_world("picturebook")
     run(show, tmp_path / "book.png", console)  # raises if the counters differ from the answers
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
-    assert f"asking {len(show.items)} items of {NAME}" in said and "without its adapter" in said
-    (lies,) = (line for line in said.splitlines() if "misleading description" in line and "/" in line)
-    flagged, wrong = lies.split("│")[5].split("/")
-    assert int(wrong) >= 8, "the base must fall for lies, else this shows nothing"
-    assert int(flagged) >= int(wrong) / 3
+    assert f"asking {len(show.items)} items of {NAME} and of {ADAPTER}" in said
+    lines = said.splitlines()
+    (at,) = (at for at, line in enumerate(lines) if "misleading description" in line and "/" in line)
+    flagged, wrong = map(int, lines[at].split("│")[5].split("/"))
+    of_adapter = int(lines[at + 1].split("│")[5].split("/")[1])
+    assert wrong >= 8, "the base must fall for lies, else this shows nothing"
+    assert flagged >= wrong / 3
+    assert of_adapter <= wrong / 2
     for kind in ("caption needed", "document"):
         assert f", {kind} " in said
     with Image.open(tmp_path / "book.png") as sheet:
