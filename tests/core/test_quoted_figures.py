@@ -48,8 +48,8 @@ def test_the_readme_counts_lies_and_true_captions() -> None:
     flagged, kept = counted(lie, "flagged_rate"), counted(true, "accuracy")
     assert (
         f"On {lie['n']} test items with a lying caption the toy model of the picture was wrong {wrong} "
-        f"times, and {flagged} of these answers were flagged; on {true['n']} with a true caption it was right "
-        f"{kept} times, and {counted(true, 'flagged_rate')} were flagged."
+        f"times, and {flagged} of these answers were flagged; on {true['n']} with a true caption it was "
+        f"right {kept} times, and {counted(true, 'flagged_rate')} were flagged."
     ) in page
     assert f"is right on {counted(adapter, 'accuracy')} of the {adapter['n']} lies" in page
 
