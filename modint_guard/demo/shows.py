@@ -93,8 +93,8 @@ def of_world(world: World) -> Show:
         read_items(PICTUREBOOK_ITEMS),
         picturebook.NAME,
         picturebook.ADAPTER,
-        note="Neither model can read documents, and nothing in them misleads it: every flag on one is"
-        " wrongful, whatever the answer.",
+        note="Neither model can read documents, and each says about the same without them: that is neglect."
+        " Nothing in them misleads it: any other flag on one is wrongful, whatever the answer.",
     )
 
 
