@@ -205,9 +205,9 @@ def test_the_page_of_spans_quotes_what_long_answers_cost() -> None:
     longest = max(rows, key=lambda row: int(row["tokens"]))
     page = prose(DOCS / "spans.md")
     for quoted in (
-        f"Of {answers} answers that were made 20, 60 and 150 tokens long beside captions that do no harm, "
-        f"{turned} was flagged",
-        f"Only {whole} of them could be scored as a whole",
+        f"of {answers} answers that were made 20, 60 and 150 tokens long beside captions that do no harm, "
+        f"{turned} were flagged",
+        f"{whole} of them could be scored as a whole",
         f"Answers of {longest['tokens']} tokens cost {longest['tokens ratio']:.2f} times the tokens with "
         f"their verdicts ({longest['computed ratio']:.2f} without what the prefix cache held) and took "
         f"{longest['time ratio']:.2f} times as long",
