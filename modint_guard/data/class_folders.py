@@ -62,6 +62,9 @@ class Questions:
         """The pictures of each class, by its name."""
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder")
+        for name in self.left_out:
+            if not (folder / name).is_dir():
+                raise DataError(f"{folder} holds no folder {name} to leave out: correct --leave-out")
         classes: dict[str, list[Path]] = {}
         for of_class in sorted(path for path in folder.iterdir() if path.is_dir()):
             if of_class.name in self.left_out:
@@ -85,7 +88,9 @@ class Questions:
         return re.sub(r"[\s_-]+", " ", _NUMBER.sub("", folder)).strip().lower()
 
     def _pictures(self, of_class: Path) -> list[Path]:
-        found = sorted(path for path in of_class.iterdir() if path.suffix.lower() in PICTURES)
+        # macOS leaves a hidden ._NAME beside each file, which is no picture.
+        seen = [path for path in of_class.iterdir() if not path.name.startswith(".")]
+        found = sorted(path for path in seen if path.suffix.lower() in PICTURES)
         if not found:
             raise DataError(
                 f"{of_class} holds no picture: leave it out with --leave-out, or name the folder above the "
@@ -100,7 +105,7 @@ class Questions:
         others = rng.sample([name for name in classes if name != answer], self.options - 1)
         options = rng.sample([answer, *others], self.options)
         return {
-            "id": picture.replace("/", "-"),
+            "id": picture,
             "type": "image_heavy",
             "image": picture,
             "question": TEMPLATES[self.template],

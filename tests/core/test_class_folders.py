@@ -46,6 +46,16 @@ def test_every_picture_becomes_a_question_that_can_be_read(folder: Path) -> None
     assert len({item.choices.index(item.answer) for item in items}) == 4  # no letter is always right
 
 
+def test_pictures_whose_names_run_together_are_told_apart_and_hidden_files_are_none(tmp_path: Path) -> None:
+    for name in ("wild/cat-1.png", "wild-cat/1.png"):
+        (tmp_path / name).parent.mkdir()
+        RED.save(tmp_path / name)
+    (tmp_path / "wild" / "._cat-1.png").write_bytes(b"of macOS")
+    assert write_questions(tmp_path, tmp_path / "questions.json", Questions(options=2)) == 2
+    data = read_data(tmp_path / "questions.json")
+    assert [data[number].answer for number in range(len(data))] == ["wild", "wild cat"]
+
+
 def test_pictures_elsewhere_have_whole_paths(folder: Path, tmp_path: Path) -> None:
     write_questions(folder, tmp_path / "questions.json", Questions())
     assert len(read_data(tmp_path / "questions.json")) == 15
@@ -78,6 +88,7 @@ def test_classes_are_named_and_left_out(folder: Path) -> None:
         (["a/1.jpg", "b/1.txt"], {"options": 2}, "b holds no picture: leave it out with --leave-out"),
         (["a/1.jpg", "A/1.jpg"], {"options": 2}, "a is called 'a' as another class is: name it with --names"),
         (["n02119789/1.jpg"], {}, "n02119789 is a number of WordNet and no word"),
+        (["a/1.jpg"], {"left_out": ("b",)}, "holds no folder b to leave out: correct --leave-out"),
         ([], {"template": "x"}, "no template 'x': name one of shown, which, subject"),
         ([], {"options": 9}, "9 options cannot be asked: give 2 to 8"),
     ],
@@ -108,6 +119,9 @@ def test_the_command_writes_them_and_says_what_it_cannot_use(
     out, _ = run(*arguments, "--output", str(tmp_path / "mine.json"))
     assert out == f"wrote 12 questions to {tmp_path / 'mine.json'}\n"
     assert "Formica" in (tmp_path / "mine.json").read_text()
+    names.write_text("{")
+    _, err = run(*arguments, "--output", str(tmp_path / "mine.json"))
+    assert "names.json cannot be read as JSON: give an object of folders and names" in err
     names.write_text("[]")
     _, err = run(*arguments, "--output", str(tmp_path / "mine.json"))
     assert "names.json must be an object with a name for each folder" in err
