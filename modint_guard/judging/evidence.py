@@ -76,7 +76,7 @@ def going_on(text: str, evidence: Evidence) -> frozenset[int]:
     """Of the tokens that count those that go on with a word which one before began, punctuation behind it
     included, by their indices among them; none if it is not known where they stand.
     """
-    everything = tuple(range(len(evidence.places)))
+    everything = list(range(len(evidence.places)))
     groups = [((0, len(text)), everything)] if evidence.leaves is None else _by_leaf(evidence.leaves)
     found: set[int] = set()
     for within, tokens in groups:
@@ -90,9 +90,9 @@ def _has_part(place: Piece, piece: Piece) -> bool:
     return max(place[0], piece[0]) < min(place[1], piece[1])
 
 
-def _by_leaf(leaves: Sequence[Leaf]) -> list[tuple[Piece, tuple[int, ...]]]:
+def _by_leaf(leaves: Sequence[Leaf]) -> list[tuple[Piece, list[int]]]:
     """Each leaf with its tokens."""
-    return [
-        ((leaf.start, leaf.end), tuple(t for t, each in enumerate(leaves) if each == leaf))
-        for leaf in dict.fromkeys(leaves)
-    ]
+    tokens: dict[Leaf, list[int]] = {}
+    for t, leaf in enumerate(leaves):
+        tokens.setdefault(leaf, []).append(t)
+    return [((leaf.start, leaf.end), of_leaf) for leaf, of_leaf in tokens.items()]

@@ -65,6 +65,7 @@ def found(spans: Sequence[AnswerSpan]) -> list[tuple[str, str, float | None]]:
         (("'", "cow", "'"), {"'"}),
         (("\u732b", "\u3067\u3059"), set()),  # where no blanks divide words, each token is one
         (('{"', "ani", "mal", '": "', "cam", "el", '"}'), {"el"}),
+        (('{"a": "', "cam", "el", '", "b": "', "el", "k", '"}'), {"el", "k"}),  # each value by itself
     ],
 )
 def test_tokens_that_go_on_with_a_word_are_told_from_those_that_begin_one(
