@@ -15,6 +15,7 @@ from modint_training.locate.adapter import lora_modules, switched_off
 from modint_training.locate.smaller import Keep, keep_modules
 from modint_training.loop.predict import first_logits
 from modint_training.models.loading import load_base
+from modint_training.run_folder import write_record
 from modint_training.runs import export_run
 from modint_training.tinyworld import suite
 from modint_training.tune import tune
@@ -60,6 +61,11 @@ def test_a_list_keeps_what_it_names(tmp_path: Path) -> None:
             report([], []),
             None,
             "map maps a model without an adapter: run `modint-guard locate` with --adapter",
+        ),
+        (
+            report(["a"], []),
+            None,
+            "map does not say what few modules restore: run `modint-guard locate` again",
         ),
         (report(["a"], [None, None]), None, "map gained nothing beside lies: nothing says what to keep"),
         (
@@ -126,6 +132,13 @@ def test_modules_that_are_not_kept_are_gone_in_place(run: Path) -> None:
         f"base_model.model.{V}"
     }
     assert len(first_logits(model, processor, suite.items("vqa", "validation", 1))) == 1
+
+
+def test_whole_weights_have_no_modules_to_keep(run: Path, tmp_path: Path) -> None:
+    settings = ("kind=full", "rank=null", "alpha=null", "dropout=null", "targets=null")
+    write_record(tmp_path, lora_recipe(run.parent / "base", *settings))
+    with pytest.raises(ConfigError, match="trained whole weights: --keep-modules is of an adapter"):
+        export_run(tmp_path, keep=Keep(source(tmp_path, Q)))
 
 
 def test_a_wrong_call_is_one_sentence(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,10 @@ class Keep:
             raise ConfigError(
                 f"the adapter of {self.source} gained nothing beside lies: nothing says what to keep"
             )
+        if not known:
+            raise ConfigError(
+                f"{self.source} does not say what few modules restore: run `modint-guard locate` again"
+            )
         enough = least_kept(counts, known, SHARE if self.share is None else self.share)
         return max(1, counts[-1] if enough is None else enough)  # an adapter without modules is none
 
