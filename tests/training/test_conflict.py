@@ -25,7 +25,7 @@ from modint_training.method.conflict import (
 )
 from modint_training.models.loading import lora_config
 from modint_training.recipe_files import load_recipe
-from modint_training.runs import run_recipe
+from modint_training.runs import export_run, run_recipe
 from modint_training.tinyworld.source import training_source
 from modint_training.tune import tune
 from tests.training.small import lora_recipe, save_small_base, small_model
@@ -184,6 +184,9 @@ def test_a_resumed_run_measures_no_step_twice_and_its_record_sums_up_all(
     assert recorded == conflict_summary(run)
     assert recorded["modality"]["windows"] == 3 and ONE_BLOCK in recorded["modality"]["blocks"]
     assert conflict_summary(run, until=1)["twins"]["windows"] == 1
+    append_lines(run / LOG, [{**conflict_records(run)[0], "step": 4}])  # no checkpoint has seen it
+    again = export_run(run, output=run / "again", test_items=1)
+    assert json.loads((again / "run.json").read_text())["conflict"] == recorded
 
 
 def test_a_run_that_measured_nothing_has_no_picture(tmp_path: Path) -> None:
@@ -209,6 +212,7 @@ def test_a_run_that_measured_nothing_has_no_picture(tmp_path: Path) -> None:
             ),
             "only one kind",
         ),
+        (("quotas=[0, 0, 1]", MEASURED), "only one kind"),  # vqa rows have no twins
     ],
 )
 def test_a_recipe_with_nothing_to_compare_is_refused(overrides: tuple[str, ...], said: str) -> None:

@@ -245,7 +245,8 @@ class TuneRecipe(StrictModel):
             "conflict: compares gradients module by module of an adapter: leave it out",
         )
         yield (
-            self.conflict is not None and not (self.perturbations or all(self.quotas[:2])),
+            self.conflict is not None
+            and not (all(self.quotas[:2]) or (self.perturbations and any(self.quotas[:2]))),
             "conflict: compares image-heavy with text-heavy examples, or examples with their twins, and "
             "there is only one kind",
         )

@@ -116,7 +116,8 @@ def export_run(
     trained = Trained(model, processor, figures_until(checkpoint))
     started = read_record(run)
     command = started.command if started else None
-    record = {**_record(recipe, trained, run, test_items, command, until=step), **kept}
+    until = int(checkpoint.name.rpartition("-")[2])  # a run that was stopped measured later steps, too
+    record = {**_record(recipe, trained, run, test_items, command, until=until), **kept}
     _export(recipe, trained, target, record)
     return target
 
