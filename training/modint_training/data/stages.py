@@ -7,7 +7,7 @@ run that is over, the share of multimodal rows (vqa) in a batch is
 
 with (s + t) / 2 = 1 - m, where m is their share of the whole run, and t - s = min(m, 1 - m). With quotas of
 2 : 2 : 4 they begin after a quarter of the run and are alone in its last quarter. Within each of the two
-kinds the joint order stays.
+kinds the joint order stays; the reverse has the same batches from the last to the first.
 """
 
 import math
