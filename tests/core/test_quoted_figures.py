@@ -349,6 +349,42 @@ def test_the_page_of_results_quotes_how_much_of_the_gap_the_ladder_closes() -> N
     ) in prose(RESULTS)
 
 
+def test_the_page_of_the_picture_books_adapter_quotes_what_the_ladder_closes_there() -> None:
+    page = prose(DOCS / "picturebook-lora.md")
+
+    def closed(driven: str) -> dict[str, Any]:
+        return measured("mitigation_picturebook_goals", goal=f"gap closed, {driven}, nothing held out")
+
+    def right(policy: str) -> float:
+        names = [f"{family}/{kind}" for family, lie in _LIES for kind in (lie, f"{lie}/held-out wording")]
+        rows = [
+            row
+            for row in rows_of("mitigation_picturebook")
+            if (row["model"], row["policy"]) == ("picturebook-base", policy) and row["setting"] in names
+        ]
+        return float(sum(row["accuracy"] for row in rows) / len(rows))
+
+    text, image = closed("text-driven"), closed("image-driven")
+    assert (text["n"], text["verdict"], image["verdict"]) == (18, "missed", "met")
+    assert (
+        f"{text['value']:.3f} {interval(text)} text-driven (goal 0.8: missed) and {image['value']:.3f} "
+        f"{interval(image)} image-driven, with clean and needed inputs as without it"
+    ) in page
+    unharmed = [
+        row["value"]
+        for row in rows_of("mitigation_picturebook_goals")
+        if row["goal"].startswith(("clean accuracy", "needed input"))
+    ]
+    assert unharmed == [0.0, 0.0, 0.0]
+    always, ladder, base = map(right, ("always_escalate", "ladder", "greedy"))
+    assert (
+        f"right in {always:.3f} of answers beside lies, the ladder in {ladder:.3f}, the base in {base:.3f}"
+    ) in page
+
+
+_LIES = (("image-heavy", "misleading_description"), ("text-heavy", "contradicting_image"))
+
+
 def test_the_page_of_results_quotes_what_mitigation_costs_in_tokens_and_needed_captions() -> None:
     needed = {"model": "tinyworld-base", "setting": "image-heavy/poor_print/relevant auto", "held_out": "no"}
     trusting, greedy = (
