@@ -75,13 +75,14 @@ def train(folder: Path, *overrides: str) -> list[tuple[Path, bool]]:
 
 
 def test_every_recipe_of_the_ablation_has_one_budget_and_one_shape() -> None:
-    recipes = [load_recipe(name).model_dump() for name in RECIPES]
+    compared = {name for _, without, with_ in COMPONENTS for name in (without, with_)}
+    recipes = [load_recipe(name).model_dump() for name in sorted(compared)]
     for key in ("base", "steps", "batch", "rank", "alpha", "targets", "letter", "lr", "save_dtype", "scope"):
         assert len({str(recipe[key]) for recipe in recipes}) == 1, key
     for key in ("adam_beta2", "adam_epsilon", "weight_decay", "warmup_ratio", "max_grad_norm", "quotas"):
         assert len({str(recipe[key]) for recipe in recipes}) == 1, key
     assert (recipes[0]["rank"], recipes[0]["save_dtype"]) == (8, "bf16")
-    assert {name for _, without, with_ in COMPONENTS for name in (without, with_)} == set(RECIPES)
+    assert set(RECIPES) <= compared
 
 
 def test_an_ablation_is_saved_in_bf16_with_its_record(home: Path) -> None:

@@ -350,7 +350,8 @@ def test_the_toy_worlds_demo_ends_by_saying_how_to_run_the_others(
 def test_the_picture_books_base_is_fetched_before_a_start_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo(monkeypatch, "--world", "picturebook") == ["fetch", "--model picturebook-base"]
+    served = "--model picturebook-base --adapter picturebook-lora"
+    assert demo(monkeypatch, "--world", "picturebook") == ["fetch", served]
     assert capsys.readouterr().out == ""
 
 
