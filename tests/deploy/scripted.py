@@ -127,7 +127,8 @@ async def watched(folder: Path) -> AsyncIterator[Seen]:
             "vllm": [address(main)],
         }
         await asyncio.to_thread(prometheus.start, addresses)
-        await prometheus.scraped("modint_requests_total", 2)
+        for job in ("modint-guard", "stalled", "lost"):  # what a target never said is not waited for
+            await prometheus.scraped(f'modint_requests_total{{job="{job}"}}', 2)
         await prometheus.scraped("vllm:prefix_cache_queries_total", 2)
         before = _buckets(main)
         upstream.model_list += extra[1:]  # one adapter more than there are labels
