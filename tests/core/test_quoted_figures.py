@@ -177,14 +177,17 @@ def test_the_page_of_spans_quotes_which_words_were_found() -> None:
     named, auto = of_spans("spans"), of_spans("spans", relevant="auto")
     rules = [of_spans(rule)["f1"] for rule in ("in context", "differs", "both")]
     forms = ("word", "sentence", "detail", "record")
-    scenes = of_spans("spans", "scenes")
+    scenes, told = of_spans("spans", "scenes"), of_spans("spans", "sentence")
     by_form = ", ".join(f"{form} {of_spans('spans', form)['f1']:.2f}" for form in forms)
     page = prose(DOCS / "spans.md")
     for quoted in (
         f"F1 is {named['f1']:.2f} named and {auto['f1']:.2f} with `auto`: both goals are missed. The word is "
         f"in the caption: {rules[0]:.2f}; it differs from the answer without caption: {rules[1]:.2f}; both: "
         f"{rules[2]:.2f}.",
-        f"Precision is {named['precision']:.2f}, recall {named['recall']:.2f}.",
+        f"Precision is {named['precision']:.2f}, recall {named['recall']:.2f}. Of the {named['false']} words "
+        f"that are flagged falsely {of_spans('spans', 'record')['false']} are in records",
+        f"Of the {named['mentions'] - named['found']} that are missed "
+        f"{told['mentions'] - told['found']} are in sentences",
         f"By form, named: {by_form}.",
         f"(both: {of_spans('both', 'word')['f1']:.2f} and {of_spans('both', 'sentence')['f1']:.2f})",
         f"they are worse (both: {of_spans('both', 'record')['f1']:.2f})",
@@ -203,11 +206,14 @@ def test_the_page_of_spans_quotes_what_long_answers_cost() -> None:
         sum(row[name] for row in rows) for name in ("answers", "turned", "scored whole")
     )
     longest = max(rows, key=lambda row: int(row["tokens"]))
+    lengths = {row["tokens"] for row in rows}
+    held = [row for row in rows_of("nulls") if row["inputs"] == "harmless" and row["tokens"] in lengths]
     page = prose(DOCS / "spans.md")
     for quoted in (
         f"of {answers} answers that were made 20, 60 and 150 tokens long beside captions that do no harm, "
         f"{turned} were flagged",
         f"{whole} of them could be scored as a whole",
+        f"flagged {sum(row['flagged'] for row in held)} of {sum(row['n'] for row in held)}.",
         f"Answers of {longest['tokens']} tokens cost {longest['tokens ratio']:.2f} times the tokens with "
         f"their verdicts ({longest['computed ratio']:.2f} without what the prefix cache held) and took "
         f"{longest['time ratio']:.2f} times as long",
