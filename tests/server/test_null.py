@@ -36,12 +36,12 @@ CLAIM = re.compile("|".join(re.escape(each).replace(r"\{claim\}", "(?:a |an )?(.
 
 @dataclass(frozen=True)
 class Packaged:
-    """The packaged items by what they show, what a lying caption claims, and the captions that are true."""
+    """The packaged items by what they show, what a lying caption claims, and each picture's true captions."""
 
     by_picture: dict[str, Item]
     by_text: dict[str | None, Item]
     lies: dict[str | None, str]
-    truths: set[str | None]
+    truths: set[tuple[str, str | None]]
 
 
 @functools.cache
@@ -52,7 +52,11 @@ def packaged() -> Packaged:
         {png_data_url(item.image): item for item in shown if item.image},
         {v.item.context: v.item for v in variants if v.item.family == "text-heavy" and v.item.context},
         {v.item.context: v.item.wrong for v in variants if v.perturbation == "misleading_description"},
-        {v.item.context for v in variants if v.perturbation == "true_description"},
+        {
+            (png_data_url(v.item.image), v.item.context)
+            for v in variants
+            if v.perturbation == "true_description" and v.item.image
+        },
     )
 
 
@@ -61,13 +65,13 @@ def picture_of(body: JSON) -> str:
     return next((part["image_url"]["url"] for part in parts if part["type"] == "image_url"), "")
 
 
-def claimed(text: str) -> str | None:
+def claimed(body: JSON) -> str | None:
     """What a caption claims, be it of a packaged item or planted into a client's request."""
-    known = packaged()
-    for line in text.split("\n"):
+    known, picture = packaged(), picture_of(body)
+    for line in text_of(body).split("\n"):
         if line in known.lies:
             return known.lies[line]
-        if line not in known.truths and (found := CLAIM.fullmatch(line)):
+        if (picture, line) not in known.truths and (found := CLAIM.fullmatch(line)):
             return next(group for group in found.groups() if group)
     return None
 
@@ -77,7 +81,7 @@ def believing(body: JSON) -> Answer:
     known, text = packaged(), text_of(body)
     by_text = (known.by_text[line] for line in text.split("\n") if line in known.by_text)
     item = next(by_text, None) or known.by_picture.get(picture_of(body))
-    said = item.answer if item is not None and item.family == "text-heavy" else claimed(text)
+    said = item.answer if item is not None and item.family == "text-heavy" else claimed(body)
     said = said or (item.answer if item is not None else misled(body).text)
     return Answer(said, {said: 0.98, "nothing": 0.01})
 
